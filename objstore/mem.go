@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package objstore
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"iter"
+	"slices"
+	"strings"
+	"sync"
+)
+
+// NewMem returns an empty store in memory, for tests. It keeps every promise
+// of a store but durability.
+func NewMem() Store {
+	return &mem{objects: make(map[string][]byte)}
+}
+
+type mem struct {
+	mu      sync.RWMutex
+	objects map[string][]byte // values are never changed in place
+}
+
+func (m *mem) Put(ctx context.Context, key string, body Body, mode Mode) error {
+	if err := ValidKey(key); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	data := make([]byte, body.Size())
+	if _, err := io.ReadFull(io.NewSectionReader(body, 0, body.Size()), data); err != nil {
+		return fmt.Errorf("store %s: %w", key, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.objects[key]; ok && mode == Create {
+		return fmt.Errorf("store %s: %w", key, ErrExists)
+	}
+	m.objects[key] = data
+	return nil
+}
+
+func (m *mem) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	if err := ValidKey(key); err != nil {
+		return nil, err
+	}
+	if err := validRange(key, offset, length); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m.mu.RLock()
+	data, ok := m.objects[key]
+	m.mu.RUnlock()
+	if !ok {
+		return nil, fmt.Errorf("%s: %w", key, ErrNotFound)
+	}
+	return newRange(ctx, bytes.NewReader(data), int64(len(data)), offset, length, nil), nil
+}
+
+func (m *mem) Stat(ctx context.Context, key string) (Info, error) {
+	if err := ValidKey(key); err != nil {
+		return Info{}, err
+	}
+	if err := ctx.Err(); err != nil {
+		return Info{}, err
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	data, ok := m.objects[key]
+	if !ok {
+		return Info{}, fmt.Errorf("%s: %w", key, ErrNotFound)
+	}
+	return Info{Key: key, Size: int64(len(data))}, nil
+}
+
+func (m *mem) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
+	return func(yield func(Info, error) bool) {
+		if err := validPrefix(prefix); err != nil {
+			yield(Info{}, err)
+			return
+		}
+		var infos []Info
+		m.mu.RLock()
+		for key, data := range m.objects {
+			if strings.HasPrefix(key, prefix) {
+				infos = append(infos, Info{Key: key, Size: int64(len(data))})
+			}
+		}
+		m.mu.RUnlock()
+		slices.SortFunc(infos, func(a, b Info) int { return strings.Compare(a.Key, b.Key) })
+		for _, info := range infos {
+			if err := ctx.Err(); err != nil {
+				yield(Info{}, err)
+				return
+			}
+			if !yield(info, nil) {
+				return
+			}
+		}
+		if err := ctx.Err(); err != nil {
+			yield(Info{}, err)
+		}
+	}
+}
+
+func (m *mem) Delete(ctx context.Context, key string) error {
+	if err := ValidKey(key); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.objects, key)
+	return nil
+}
