@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+)
+
+// Digest is a SHA-256.
+type Digest [sha256.Size]byte
+
+// Sum returns the digest of data.
+func Sum(data []byte) Digest { return sha256.Sum256(data) }
+
+// String returns 64 lower-case hex digits.
+func (d Digest) String() string { return hex.EncodeToString(d[:]) }
+
+// IsZero tells whether d was never set.
+func (d Digest) IsZero() bool { return d == Digest{} }
+
+// ParseDigest reads exactly 64 lower-case hex digits.
+func ParseDigest(s string) (Digest, error) {
+	var d Digest
+	if len(s) != hexLen || !parseHex(&d, []byte(s)) {
+		return Digest{}, fmt.Errorf("not a SHA-256 (64 lower-case hex digits): %.80q", s)
+	}
+	return d, nil
+}
+
+// MarshalText returns what String returns.
+func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText is ParseDigest.
+func (d *Digest) UnmarshalText(text []byte) error {
+	v, err := ParseDigest(string(text))
+	if err != nil {
+		return err
+	}
+	*d = v
+	return nil
+}
+
+// Ref names an immutable object: the SHA-256 of its stored bytes, and their number.
+type Ref struct {
+	Name   Digest `json:"name"`
+	Length int64  `json:"length"`
+}
+
+// MapRef names a map and proves its frame directory, the last DirLength bytes of
+// the object, so that a reader may trust parts of the map without reading all of it.
+type MapRef struct {
+	Ref
+	DirLength int64  `json:"dir_length"`
+	DirDigest Digest `json:"dir_sha256"`
+}
+
+// Prefixes of the keys of the immutable objects.
+const (
+	PackPrefix   = "packs/"
+	MapPrefix    = "maps/"
+	BitmapPrefix = "bitmaps/"
+	IndexPrefix  = "index/"
+)
+
+// PackKey returns the key of a pack: packs/ab/abcd….zst.
+func PackKey(d Digest) string { return objectKey(PackPrefix, d) }
+
+// MapKey returns the key of a map.
+func MapKey(d Digest) string { return objectKey(MapPrefix, d) }
+
+// BitmapKey returns the key of a stored bitmap.
+func BitmapKey(d Digest) string { return objectKey(BitmapPrefix, d) }
+
+// IndexKey returns the key of an index.
+func IndexKey(d Digest) string { return objectKey(IndexPrefix, d) }
+
+func objectKey(prefix string, d Digest) string {
+	s := d.String()
+	return prefix + s[:2] + "/" + s + objectSuffix
+}
+
+const objectSuffix = ".zst"
+
+// ParseKey splits the key of an immutable object into its prefix (one of
+// [PackPrefix], [MapPrefix], [BitmapPrefix], [IndexPrefix]) and its name.
+// ok is false for any other key.
+func ParseKey(key string) (prefix string, name Digest, ok bool) {
+	for _, p := range [...]string{PackPrefix, MapPrefix, BitmapPrefix, IndexPrefix} {
+		if len(key) != len(p)+3+hexLen+len(objectSuffix) || key[:len(p)] != p {
+			continue
+		}
+		d, err := ParseDigest(key[len(p)+3 : len(p)+3+hexLen])
+		if err != nil || objectKey(p, d) != key {
+			return "", Digest{}, false
+		}
+		return p, d, true
+	}
+	return "", Digest{}, false
+}
