@@ -35,6 +35,9 @@ func (m *mem) Put(ctx context.Context, key string, body Body, mode Mode) error {
 	if _, err := io.ReadFull(io.NewSectionReader(body, 0, body.Size()), data); err != nil {
 		return fmt.Errorf("store %s: %w", key, err)
 	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if _, ok := m.objects[key]; ok && mode == Create {

@@ -45,6 +45,12 @@ const MaxKeyLength = 1024
 // maxPartLength bounds one part of a key, in bytes: what file systems allow.
 const maxPartLength = 255
 
+// Names that no key may begin with: a local store has them in its root.
+const (
+	tempDir   = "tmp"        // what is being written
+	lostFound = "lost+found" // what fsck of ext file systems makes
+)
+
 // Mode says what Put does when an object stands under the key.
 type Mode int
 
@@ -89,37 +95,36 @@ type Store interface {
 // ReadAll reads a whole object of at most limit bytes. A longer one is an
 // error that is not ErrNotFound.
 func ReadAll(ctx context.Context, s Store, key string, limit int64) ([]byte, error) {
-	info, err := s.Stat(ctx, key)
+	r, err := s.Get(ctx, key, 0, -1)
 	if err != nil {
 		return nil, err
 	}
-	if info.Size > limit {
-		return nil, fmt.Errorf("%s: %d bytes is more than the %d that such an object may have", key, info.Size, limit)
-	}
-	r, err := s.Get(ctx, key, 0, info.Size)
-	if err != nil {
-		return nil, err
-	}
-	data := make([]byte, info.Size)
-	_, err = io.ReadFull(r, data)
+	data, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if cerr := r.Close(); err == nil {
 		err = cerr
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", key, err)
 	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("read %s: it is larger than the %d bytes that such an object may have", key, limit)
+	}
 	return data, nil
 }
 
 // ValidKey says why a string can't be a key. A key is relative, at most
 // MaxKeyLength bytes of [A-Za-z0-9_.%~+/-], and has no part that is empty,
-// "." or "..", or longer than 255 bytes.
+// "." or "..", or longer than 255 bytes. The first part is not "tmp" or
+// "lost+found".
 func ValidKey(key string) error {
 	if len(key) > MaxKeyLength {
 		return fmt.Errorf("invalid key: %d bytes is more than %d", len(key), MaxKeyLength)
 	}
 	if err := validBytes(key); err != nil {
 		return err
+	}
+	if first, _, _ := strings.Cut(key, "/"); first == tempDir || first == lostFound {
+		return fmt.Errorf("invalid key %q: %s is reserved", key, first)
 	}
 	for part := range strings.SplitSeq(key, "/") {
 		switch {

@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package objstore
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// copyBuffer is how much is read from a body at a time, in bytes.
+	copyBuffer = 1 << 20
+	// dropCacheFrom is the size in bytes from which on an object that was
+	// written does not stay in the page cache.
+	dropCacheFrom = 4 << 20
+	// tempTries bounds how often a new temporary file may lose its name.
+	tempTries = 16
+)
+
+// Put implements Store.
+func (l *Local) Put(ctx context.Context, key string, body Body, mode Mode) error {
+	if err := ValidKey(key); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := l.put(ctx, key, body, mode); err != nil {
+		return fmt.Errorf("store %s: %w", key, explain(err))
+	}
+	return nil
+}
+
+func (l *Local) put(ctx context.Context, key string, body Body, mode Mode) error {
+	if mode == Create {
+		// Saves the writing; the link below is what decides.
+		switch _, err := l.stat(key); {
+		case err == nil:
+			return ErrExists
+		case !errors.Is(err, ErrNotFound):
+			return err
+		}
+	}
+	temp, err := l.newTemp()
+	if err != nil {
+		return err
+	}
+	defer temp.discard()
+	if err := l.fill(ctx, temp.file, body); err != nil {
+		return err
+	}
+	folder, name := splitKey(key)
+	dir, err := l.makeFolder(folder)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }() // only for reading
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	path := filepath.Join(l.dir, key)
+	if mode == Replace {
+		err = temp.renameTo(dir, name, path)
+	} else {
+		err = temp.linkTo(dir, name, path)
+	}
+	if err != nil {
+		return err
+	}
+	return dir.Sync()
+}
+
+// fill writes body to f and makes it durable.
+func (l *Local) fill(ctx context.Context, f *os.File, body Body) error {
+	buf := l.buffers.Get().(*[]byte)
+	defer l.buffers.Put(buf)
+	size := body.Size()
+	for off := int64(0); off < size; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		p := (*buf)[:min(int64(len(*buf)), size-off)]
+		n, err := body.ReadAt(p, off)
+		if n < len(p) {
+			if err == nil || err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return fmt.Errorf("read what is to be stored: %w", err)
+		}
+		if _, err := f.Write(p); err != nil {
+			return err
+		}
+		off += int64(n)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if size >= dropCacheFrom {
+		// Advice: a file system that does not take it is no failure.
+		_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	}
+	return nil
+}
+
+// makeFolder opens the folder dir of the repository and makes it if need be.
+// It is durable on return, whoever made it.
+func (l *Local) makeFolder(dir string) (*os.File, error) {
+	at, err := l.openFolder("")
+	if err != nil || dir == "" {
+		return at, err
+	}
+	rel := ""
+	for part := range strings.SplitSeq(dir, "/") {
+		rel = path.Join(rel, part)
+		next, err := l.makeIn(at, part, rel)
+		_ = at.Close() // only for reading
+		if err != nil {
+			return nil, err
+		}
+		at = next
+	}
+	return at, nil
+}
+
+// makeIn opens the folder part in the folder at, after making it if need be.
+// rel is its path in the repository.
+func (l *Local) makeIn(at *os.File, part, rel string) (*os.File, error) {
+	name := filepath.Join(l.dir, rel)
+	next, err := openAt(at, part, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if notThere(err) {
+		err = restart(func() error { return unix.Mkdirat(int(at.Fd()), part, dirMode) })
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return nil, &fs.PathError{Op: "mkdir", Path: name, Err: err}
+		}
+		next, err = openAt(at, part, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	}
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		err = notFolder(at, part, name, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := l.syncOnce(at, rel); err != nil {
+		_ = next.Close()
+		return nil, err
+	}
+	return next, nil
+}
+
+// syncOnce makes the folder rel durable by syncing the folder at that holds
+// it: also when it was there already, since who made it may not have got to it.
+func (l *Local) syncOnce(at *os.File, rel string) error {
+	l.mu.Lock()
+	_, known := l.synced[rel]
+	l.mu.Unlock()
+	if known {
+		return nil
+	}
+	if err := at.Sync(); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.synced[rel] = struct{}{}
+	l.mu.Unlock()
+	return nil
+}
+
+// temp is a file in tmp/, locked by us.
+type temp struct {
+	dir  *os.File
+	file *os.File
+	name string // in dir; "" when it has been renamed
+}
+
+// newTemp makes an empty temporary file.
+func (l *Local) newTemp() (*temp, error) {
+	dir, err := l.tempFolder()
+	if err != nil {
+		return nil, err
+	}
+	for range tempTries {
+		var random [16]byte
+		if _, err := rand.Read(random[:]); err != nil {
+			return nil, err
+		}
+		t := &temp{dir: dir, name: hex.EncodeToString(random[:])}
+		path := filepath.Join(l.dir, tempDir, t.name)
+		t.file, err = openAt(dir, t.name, path, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, fileMode)
+		if err != nil {
+			return nil, err
+		}
+		lost, err := t.lock()
+		if err != nil {
+			t.discard()
+			return nil, err
+		}
+		if !lost {
+			return t, nil
+		}
+		// One who sweeps has taken it for a stale one before we had it locked,
+		// and removes it.
+		_ = t.file.Close()
+	}
+	return nil, fmt.Errorf("%s: each of %d new files was removed by another process", filepath.Join(l.dir, tempDir), tempTries)
+}
+
+// lock locks the file, and says whether it has lost its name to a sweeper.
+func (t *temp) lock() (lost bool, err error) {
+	held, supported, err := tryFlock(t.file)
+	if err != nil {
+		return false, err
+	}
+	if !supported {
+		return false, nil // then nobody can sweep either
+	}
+	var st unix.Stat_t
+	if err := restart(func() error { return unix.Fstat(int(t.file.Fd()), &st) }); err != nil {
+		return false, err
+	}
+	return !held || st.Nlink == 0, nil
+}
+
+// discard closes the file and removes its name in tmp/, if it still has it.
+// What can't be removed does no harm, and is swept later.
+func (t *temp) discard() {
+	if t.name != "" {
+		_ = unlinkAt(t.dir, t.name, t.file.Name())
+	}
+	_ = t.file.Close() // it is synced, or not wanted
+}
+
+func (t *temp) renameTo(dir *os.File, name, path string) error {
+	if st, err := statAt(dir, name, path); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return &fs.PathError{Op: "replace", Path: path, Err: errors.New("is not a file")}
+	}
+	err := restart(func() error { return unix.Renameat(int(t.dir.Fd()), t.name, int(dir.Fd()), name) })
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: t.file.Name(), New: path, Err: err}
+	}
+	t.name = ""
+	return nil
+}
+
+// linkTo gives the file its final name, if nothing has that name.
+func (t *temp) linkTo(dir *os.File, name, path string) error {
+	err := restart(func() error { return unix.Linkat(int(t.dir.Fd()), t.name, int(dir.Fd()), name, 0) })
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		// A network file system may have done it and lost the answer, and then
+		// have asked again.
+		return t.isAt(dir, name, path)
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EMLINK):
+		// A file system without hard links.
+		rerr := unix.Renameat2(int(t.dir.Fd()), t.name, int(dir.Fd()), name, unix.RENAME_NOREPLACE)
+		if errors.Is(rerr, unix.EEXIST) {
+			return ErrExists
+		}
+		if rerr == nil {
+			t.name = ""
+			return nil
+		}
+	}
+	if err != nil {
+		return &os.LinkError{Op: "link", Old: t.file.Name(), New: path, Err: err}
+	}
+	return nil
+}
+
+// isAt returns nil when name is this very file, and else ErrExists.
+func (t *temp) isAt(dir *os.File, name, path string) error {
+	st, err := statAt(dir, name, path)
+	if err != nil {
+		return err
+	}
+	var own unix.Stat_t
+	if err := restart(func() error { return unix.Fstat(int(t.file.Fd()), &own) }); err != nil {
+		return err
+	}
+	if st.Dev == own.Dev && st.Ino == own.Ino {
+		return nil
+	}
+	return ErrExists
+}
+
+// tempFolder opens tmp/. The first time it makes and sweeps it.
+func (l *Local) tempFolder() (*os.File, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.temps != nil {
+		return l.temps, nil
+	}
+	path := filepath.Join(l.dir, tempDir)
+	err := restart(func() error { return unix.Mkdirat(int(l.root.Fd()), tempDir, dirMode) })
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, &fs.PathError{Op: "mkdir", Path: path, Err: err}
+	}
+	dir, err := openAt(l.root, tempDir, path, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := sweep(dir, path); err != nil {
+		_ = dir.Close()
+		return nil, err
+	}
+	l.temps = dir
+	return dir, nil
+}
+
+// sweep removes the temporary files of writers that are gone: those whose lock
+// can be had.
+func sweep(dir *os.File, path string) error {
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		file := filepath.Join(path, name)
+		f, err := openAt(dir, name, file, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			continue // gone meanwhile, another user's, or nothing of ours
+		}
+		if held, _, err := tryFlock(f); err == nil && held {
+			_ = unlinkAt(dir, name, file) // a leftover that stays does no harm
+		}
+		_ = f.Close() // only read
+	}
+	return nil
+}
