@@ -38,7 +38,7 @@ func TestLocalKilledWriter(t *testing.T) {
 		t.Fatal(s.Put(t.Context(), "d/object", hangingBody{}, objstore.Replace))
 	}
 	dir := t.TempDir()
-	write(t, newLocal(t, dir), "d/object", "old")
+	write(t, openLocal(t, dir), "d/object", "old")
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$")
 	cmd.Env = append(os.Environ(), "OBJSTORE_KILLED="+dir)
 	out, err := cmd.StdoutPipe()
@@ -52,7 +52,7 @@ func TestLocalKilledWriter(t *testing.T) {
 		t.Errorf("the writer said %q, %v", line, err)
 	}
 	// As long as it lives, nobody takes its file away.
-	s := newLocal(t, dir)
+	s := openLocal(t, dir)
 	write(t, s, "other", "x")
 	if names := temps(t, dir); len(names) != 1 {
 		t.Errorf("in tmp while the writer lives: %q", names)
@@ -70,7 +70,7 @@ func TestLocalKilledWriter(t *testing.T) {
 	if keys, err := listAll(t.Context(), s, ""); err != nil || strings.Join(keys, " ") != "d/object other" {
 		t.Errorf("%q, %v", keys, err)
 	}
-	write(t, newLocal(t, dir), "other", "y")
+	write(t, openLocal(t, dir), "other", "y")
 	if names := temps(t, dir); len(names) != 0 {
 		t.Errorf("in tmp after the next writer began: %q", names)
 	}

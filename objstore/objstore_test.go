@@ -21,7 +21,15 @@ func TestLocal(t *testing.T) {
 
 func newLocal(t *testing.T, dir string) *objstore.Local {
 	t.Helper()
-	s, err := objstore.CreateLocal(dir)
+	if _, err := objstore.CreateLocal(dir); err != nil {
+		t.Fatal(err)
+	}
+	return openLocal(t, dir)
+}
+
+func openLocal(t *testing.T, dir string) *objstore.Local {
+	t.Helper()
+	s, err := objstore.OpenLocal(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
