@@ -3,6 +3,10 @@
 package qcow2
 
 import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
 	"golang.org/x/time/rate"
 )
 
@@ -20,7 +24,8 @@ type OpenOptions struct {
 	// AllowDirs are folders, besides the image's own, whose files (at any
 	// depth) may be backing and data files.
 	AllowDirs []string
-	// ReadLimit bounds the bytes of guest data read per second; nil: no limit.
+	// ReadLimit bounds the bytes of guest data read from files per second; nil:
+	// no limit.
 	ReadLimit *rate.Limiter
 }
 
@@ -28,10 +33,14 @@ type OpenOptions struct {
 // safe for concurrent use; Close must come last.
 type Chain struct {
 	// Layers begin with the active layer; each one's backing file is the next.
+	// There is at least one.
 	Layers []*Layer
 
-	opts  OpenOptions
-	locks imageLocks
+	opts          OpenOptions
+	locks         imageLocks
+	cache         *tableCache
+	buffers       buffers
+	decompressors decompressors
 }
 
 // Layer is one image of a chain.
@@ -45,8 +54,160 @@ type Layer struct {
 	Snapshots     []Snapshot // internal snapshots
 	BackingPath   string     // absolute, symlinks resolved; empty: none
 	BackingFormat Format     // empty: no backing file
-	DataFile      string     // external data file, absolute; empty: none
+	DataFile      string     // external data file, absolute, symlinks resolved; empty: none
 
-	file *File
-	data *File // where guest data lies: file, or the external data file
+	index int
+	named string // absolute, symlinks as they are: what names in the image are relative to
+	file  *File
+	data  *File // where guest data lies: file, or the external data file
+	cache *tableCache
+}
+
+// OpenChain opens the image at path, which is of the given format, and all its
+// backing files, read-only.
+//
+// A block device among them is refused with an [*InUseError] when it is mounted
+// or otherwise claimed; that of the active layer stays claimed until Close, so
+// that opening it a second time fails, too. Other errors: [ErrNotQcow2],
+// [*DamageError], [*UnsupportedError], [*PolicyError], and those of the
+// operating system. Broken bitmaps are no error here, see Layer.BitmapsErr.
+func OpenChain(path string, format Format, o OpenOptions) (*Chain, error) {
+	named, err := absolute(path)
+	if err != nil {
+		return nil, err
+	}
+	switch format {
+	case Raw, Qcow2:
+	case "":
+		return nil, &PolicyError{Path: named, What: "its format must be given (raw or qcow2); formats are never guessed"}
+	default:
+		return nil, &UnsupportedError{Path: named, What: fmt.Sprintf("format %s cannot be read; raw and qcow2 can", quote(string(format)))}
+	}
+	resolved, err := filepath.EvalSymlinks(named)
+	if err != nil {
+		return nil, fmt.Errorf("open image: %w", err)
+	}
+	rules, err := newPolicy(named, o.AllowDirs)
+	if err != nil {
+		return nil, fmt.Errorf("open image: %w", err)
+	}
+	c := &Chain{opts: o, cache: newTableCache()}
+	if err := c.open(namedFile{path: named, resolved: resolved}, format, rules); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// open opens the active layer and then, layer by layer, what lies below.
+func (c *Chain) open(next namedFile, format Format, rules *policy) error {
+	seen := map[fileKey]string{}
+	for {
+		l := &Layer{Path: next.resolved, Format: format, index: len(c.Layers), named: next.path, cache: c.cache}
+		// The layer belongs to the chain from here on, so that Close finds
+		// what it has opened.
+		c.Layers = append(c.Layers, l)
+		if err := l.open(rules); err != nil {
+			if l.index > 0 {
+				return fmt.Errorf("backing file of %s: %w", c.Layers[l.index-1].Path, err)
+			}
+			return err
+		}
+		for _, f := range l.Files() {
+			key, err := f.key()
+			if err != nil {
+				return err
+			}
+			if before, ok := seen[key]; ok {
+				return &PolicyError{Path: l.Path, What: fmt.Sprintf("the backing chain comes back to the same file, which it also names %s", quote(before))}
+			}
+			seen[key] = f.path
+		}
+		if l.Header == nil || l.Header.BackingFile == "" {
+			return nil
+		}
+		if len(c.Layers) == maxLayers {
+			return &PolicyError{Path: c.Layers[0].Path, What: fmt.Sprintf("its backing chain has more than %d images", maxLayers)}
+		}
+		var err error
+		if format, err = backingFormat(l.Path, l.Header); err != nil {
+			return err
+		}
+		if next, err = rules.resolve(l.named, l.Header.BackingFile, "backing file"); err != nil {
+			return err
+		}
+		l.BackingPath, l.BackingFormat = next.resolved, format
+	}
+}
+
+// open opens one layer's files and reads its metadata.
+func (l *Layer) open(rules *policy) error {
+	var err error
+	if l.file, err = openFile(l.Path, l.index == 0); err != nil {
+		return err
+	}
+	l.data = l.file
+	if l.Format == Raw {
+		if l.file.size > maxVirtualSize {
+			return &UnsupportedError{Path: l.Path, What: fmt.Sprintf("a raw image of %d bytes is larger than a disk can be", l.file.size)}
+		}
+		// QEMU sees whole sectors; the rest of the last one reads as zeros.
+		l.Size = (l.file.size + sectorSize - 1) &^ (sectorSize - 1)
+		return nil
+	}
+	h, err := parseHeader(l.file, l.file.size, l.Path)
+	if err != nil {
+		return err
+	}
+	if h.CryptMethod != cryptNone {
+		name := map[uint32]string{cryptAES: "AES", cryptLUKS: "LUKS"}[h.CryptMethod]
+		return &UnsupportedError{Path: l.Path, What: "the image is encrypted (" + name + "); encrypted images cannot be read yet"}
+	}
+	l.Header = h
+	l.Size = h.RawSize &^ (sectorSize - 1)
+	if err := l.checkL1(); err != nil {
+		return err
+	}
+	if l.Snapshots, err = readSnapshots(l.file, l.file.size, l.Path, h); err != nil {
+		return err
+	}
+	if err := l.openData(rules); err != nil {
+		return err
+	}
+	l.loadBitmaps() // what is wrong with bitmaps does not keep the guest's data from being read
+	return nil
+}
+
+// openData opens the external data file, if there is one.
+func (l *Layer) openData(rules *policy) error {
+	if !l.Header.Has(IncompatDataFile) {
+		return nil
+	}
+	named, err := rules.resolve(l.named, l.Header.DataFile, "data file")
+	if err != nil {
+		return err
+	}
+	data, err := openFile(named.resolved, l.index == 0)
+	if err != nil {
+		return fmt.Errorf("data file of %s: %w", l.Path, err)
+	}
+	l.data, l.DataFile = data, named.resolved
+	return nil
+}
+
+// Size is the virtual size of the active layer in bytes, as QEMU takes it:
+// whole sectors, rounded down for qcow2 and up for raw files.
+func (c *Chain) Size() int64 { return c.Layers[0].Size }
+
+// Close releases all locks and closes all files.
+func (c *Chain) Close() error {
+	errs := []error{c.locks.unlock()}
+	for _, l := range c.Layers {
+		if l.file == nil {
+			continue
+		}
+		for _, f := range l.Files() {
+			errs = append(errs, f.close())
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -2,13 +2,20 @@
 
 package qcow2
 
+import (
+	"fmt"
+	"iter"
+
+	"github.com/imgbackup/imgbackup/bitmapstore"
+)
+
 // Kind says what a range of a disk is made of.
 type Kind uint8
 
 // The kinds.
 const (
 	Hole       Kind = iota // allocated nowhere: reads as zeros
-	Zero                   // allocated and known to read as zeros
+	Zero                   // allocated, and known to read as zeros
 	Data                   // guest data
 	Compressed             // guest data in compressed clusters
 )
@@ -24,12 +31,213 @@ func (k Kind) String() string {
 	case Compressed:
 		return "compressed"
 	}
-	return "unknown"
+	return fmt.Sprintf("unknown-%d", uint8(k))
 }
 
-// Extent is a range of a disk that is of one kind.
+// Extent is a range of a disk that is of one kind and from one layer.
 type Extent struct {
 	Offset, Length int64 // guest bytes
 	Kind           Kind
 	Layer          int // index in Chain.Layers; -1 for a hole
+}
+
+// minFileHole is the least hole in a file, in bytes, that is told apart from
+// the data around it: smaller ones cost more reads than they save bytes.
+const minFileHole = 64 << 10
+
+// Extents yields what the guest range [start, end) is made of, over the whole
+// chain: in ascending order, without gaps, neighbours always different. A range
+// of a file that the file system knows to be a hole is yielded as Zero where it
+// is long enough to matter. An error comes last: a [*DamageError], or one of
+// the operating system's.
+func (c *Chain) Extents(start, end int64) iter.Seq2[Extent, error] {
+	return c.extents(0, start, end, true)
+}
+
+// LayerExtents yields what the range [start, end) of one layer's own disk is
+// made of, without regard to other layers: what is not allocated in it is a
+// Hole. All of a raw layer is allocated. Otherwise it is like [Chain.Extents].
+func (c *Chain) LayerExtents(layer int, start, end int64) iter.Seq2[Extent, error] {
+	return c.extents(layer, start, end, false)
+}
+
+func (c *Chain) extents(layer int, start, end int64, descend bool) iter.Seq2[Extent, error] {
+	return func(yield func(Extent, error) bool) {
+		if layer < 0 || layer >= len(c.Layers) {
+			yield(Extent{}, fmt.Errorf("the backing chain of %s has no layer %d", c.Layers[0].Path, layer))
+			return
+		}
+		if size := c.Layers[layer].Size; start < 0 || end < start || end > size {
+			yield(Extent{}, fmt.Errorf("%s: the range %d to %d does not lie in the disk of %d bytes", c.Layers[layer].Path, start, end, size))
+			return
+		}
+		w := newWalker(c, descend, yield)
+		err := w.walk(layer, start, end)
+		if w.stopped || !w.flush() {
+			return
+		}
+		if err != nil {
+			yield(Extent{}, err)
+		}
+	}
+}
+
+// Allocated is the set of bytes that are allocated in a layer itself, as data
+// or as zeros; of a raw layer all of it.
+func (c *Chain) Allocated(layer int) bitmapstore.Runs {
+	if layer < 0 || layer >= len(c.Layers) {
+		return bitmapstore.Fail(fmt.Errorf("the backing chain of %s has no layer %d", c.Layers[0].Path, layer))
+	}
+	l := c.Layers[layer]
+	if l.Header == nil {
+		return bitmapstore.Of(bitmapstore.Run{Start: 0, End: l.Size})
+	}
+	return func(yield func(bitmapstore.Run, error) bool) {
+		var run bitmapstore.Run
+		for e, err := range c.LayerExtents(layer, 0, l.Size) {
+			if err != nil {
+				if run.Len() == 0 || yield(run, nil) {
+					yield(bitmapstore.Run{}, err)
+				}
+				return
+			}
+			if e.Kind == Hole {
+				continue
+			}
+			if run.Len() > 0 && run.End != e.Offset {
+				if !yield(run, nil) {
+					return
+				}
+				run = bitmapstore.Run{}
+			}
+			if run.Len() == 0 {
+				run.Start = e.Offset
+			}
+			run.End = e.Offset + e.Length
+		}
+		if run.Len() > 0 {
+			yield(run, nil)
+		}
+	}
+}
+
+// walker turns the mappings of layers into extents.
+type walker struct {
+	c       *Chain
+	descend bool
+	yield   func(Extent, error) bool
+	stopped bool // the consumer has enough
+	pending Extent
+	cursors []cursor     // by layer
+	regions []dataRegion // by layer
+}
+
+// dataRegion is a range of a file that the file system says holds data. What
+// lies between from and start is a hole.
+type dataRegion struct{ from, start, end int64 }
+
+func newWalker(c *Chain, descend bool, yield func(Extent, error) bool) *walker {
+	w := &walker{c: c, descend: descend, yield: yield}
+	w.cursors = make([]cursor, len(c.Layers))
+	w.regions = make([]dataRegion, len(c.Layers))
+	for i, l := range c.Layers {
+		w.cursors[i].l = l
+	}
+	return w
+}
+
+// walk emits [start, end) as layer and those below it make it up.
+func (w *walker) walk(layer int, start, end int64) error {
+	l := w.c.Layers[layer]
+	if l.Header == nil {
+		w.file(layer, start, start, end)
+		return nil
+	}
+	for start < end && !w.stopped {
+		s, err := w.cursors[layer].at(start, end)
+		if err != nil {
+			return err
+		}
+		next := start + s.length
+		switch {
+		case s.kind == Data:
+			w.file(layer, start, s.host, next)
+		case s.kind != Hole:
+			w.emit(Extent{Offset: start, Length: s.length, Kind: s.kind, Layer: layer})
+		default:
+			if err := w.below(layer+1, start, next); err != nil {
+				return err
+			}
+		}
+		start = next
+	}
+	return nil
+}
+
+// below emits a range that the layers above do not map.
+func (w *walker) below(layer int, start, end int64) error {
+	if w.descend && layer < len(w.c.Layers) {
+		if covered := min(end, w.c.Layers[layer].Size); start < covered {
+			if err := w.walk(layer, start, covered); err != nil {
+				return err
+			}
+			start = covered
+		}
+	}
+	w.emit(Extent{Offset: start, Length: end - start, Kind: Hole, Layer: -1})
+	return nil
+}
+
+// file emits guest data that lies at offset host of the layer's data file,
+// with the holes that are in the file.
+func (w *walker) file(layer int, start, host, end int64) {
+	f := w.c.Layers[layer].data
+	region := &w.regions[layer]
+	toGuest := start - host
+	for start < end && !w.stopped {
+		if host < region.from || host >= region.end {
+			*region = dataRegion{from: host}
+			region.start, region.end = f.nextData(host)
+			if region.start >= f.size { // only a hole is left, and what lies beyond the end
+				region.start, region.end = end-toGuest, end-toGuest
+			}
+		}
+		kind, next := Data, min(end, region.end+toGuest)
+		if host < region.start {
+			kind, next = Zero, min(end, region.start+toGuest)
+			if next-start < minFileHole {
+				kind = Data
+			}
+		}
+		w.emit(Extent{Offset: start, Length: next - start, Kind: kind, Layer: layer})
+		start, host = next, next-toGuest
+	}
+}
+
+// emit takes the next extent, which may join the pending one.
+func (w *walker) emit(e Extent) {
+	if w.stopped || e.Length == 0 {
+		return
+	}
+	p := &w.pending
+	if p.Length > 0 && p.Kind == e.Kind && p.Layer == e.Layer {
+		p.Length += e.Length
+		return
+	}
+	if w.flush() {
+		w.pending = e
+	}
+}
+
+// flush yields the pending extent; false: the consumer has enough.
+func (w *walker) flush() bool {
+	if w.pending.Length == 0 {
+		return true
+	}
+	e := w.pending
+	w.pending = Extent{}
+	if !w.yield(e, nil) {
+		w.stopped = true
+	}
+	return !w.stopped
 }

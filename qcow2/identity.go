@@ -2,19 +2,132 @@
 
 package qcow2
 
-import "os"
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"hash"
+	"os"
 
-// FileID is what tells one state of one file from another: it is compared with
-// ==. Times are nanoseconds since 1970.
+	"golang.org/x/sys/unix"
+)
+
+// FileID tells one state of one file from another; compare it with ==. Times
+// are nanoseconds since 1970.
+//
+// Of a block device, Dev is the device's own number, Inode is 0 and so are the
+// times: those of a device node say nothing about what is on the device.
 type FileID struct {
 	Dev, Inode       uint64
-	Size             int64 // bytes; of a block device, its capacity
+	Size             int64 // bytes; of a block device its capacity
 	MtimeNs, CtimeNs int64
 }
 
-// File is an open file of a chain.
-type File struct {
-	path string
-	f    *os.File
-	size int64 // bytes, when it was opened
+// Stat returns the present state of the open file.
+func (f *File) Stat() (FileID, error) {
+	conn, err := f.f.SyscallConn()
+	if err != nil {
+		return FileID{}, fmt.Errorf("%s: %w", f.path, err)
+	}
+	var st unix.Stat_t
+	var statErr error
+	if err := conn.Control(func(fd uintptr) { statErr = unix.Fstat(int(fd), &st) }); err != nil {
+		statErr = err
+	}
+	if statErr != nil {
+		return FileID{}, fmt.Errorf("%s: fstat: %w", f.path, statErr)
+	}
+	return f.fileID(&st, f.f)
+}
+
+// PathStat returns the present state of whatever stands at the file's path.
+func (f *File) PathStat() (FileID, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(f.path, &st); err != nil {
+		return FileID{}, &os.PathError{Op: "stat", Path: f.path, Err: err}
+	}
+	return f.fileID(&st, f.f)
+}
+
+func (f *File) fileID(st *unix.Stat_t, open *os.File) (FileID, error) {
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return FileID{
+			Dev: uint64(st.Dev), Inode: st.Ino, Size: st.Size,
+			MtimeNs: st.Mtim.Nano(), CtimeNs: st.Ctim.Nano(),
+		}, nil
+	}
+	id := FileID{Dev: uint64(st.Rdev)}
+	if f.device {
+		size, err := open.Seek(0, unix.SEEK_END)
+		if err != nil {
+			return FileID{}, fmt.Errorf("%s: find the size of the device: %w", f.path, err)
+		}
+		id.Size = size
+	}
+	return id, nil
+}
+
+// key identifies the file for as long as it is open, whatever its name.
+func (f *File) key() (fileKey, error) {
+	id, err := f.Stat()
+	return fileKey{dev: id.Dev, inode: id.Inode, device: f.device}, err
+}
+
+type fileKey struct {
+	dev, inode uint64
+	device     bool
+}
+
+// Stat returns the present state of the layer's own file, through the open
+// descriptor.
+func (l *Layer) Stat() (FileID, error) { return l.file.Stat() }
+
+// PathStat returns the present state of whatever stands at the layer's path.
+func (l *Layer) PathStat() (FileID, error) { return l.file.PathStat() }
+
+// Files are the files that the layer consists of: the image, and its external
+// data file if it has one.
+func (l *Layer) Files() []*File {
+	if l.data != l.file {
+		return []*File{l.file, l.data}
+	}
+	return []*File{l.file}
+}
+
+// HeaderDigest is the SHA-256 of what the header says about the disk's content:
+// version, cluster size, virtual size, encryption, compression type, the
+// incompatible features (but not the dirty and corrupt bits), and backing file,
+// backing format and data file as recorded. Where tables lie, bitmaps, internal
+// snapshots, refcounts and the other feature bits are not part of it, since
+// they change without the guest's data. It is all zeros for a raw layer.
+//
+// The digest is kept in archives: its composition must not change.
+func (l *Layer) HeaderDigest() [32]byte {
+	h := l.Header
+	if h == nil {
+		return [32]byte{}
+	}
+	d := sha256.New()
+	digestString(d, "qcow2 header digest 1")
+	for _, v := range []uint64{
+		uint64(h.Version), uint64(h.ClusterBits), uint64(h.RawSize), uint64(h.CryptMethod), uint64(h.Compression),
+		h.Incompatible &^ (IncompatDirty | IncompatCorrupt),
+	} {
+		digestUint(d, v)
+	}
+	for _, s := range []string{h.BackingFile, h.BackingFormat, h.DataFile} {
+		digestString(d, s)
+	}
+	return [32]byte(d.Sum(nil))
+}
+
+func digestUint(d hash.Hash, v uint64) {
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], v)
+	d.Write(b[:])
+}
+
+func digestString(d hash.Hash, s string) {
+	digestUint(d, uint64(len(s)))
+	d.Write([]byte(s))
 }
