@@ -4,9 +4,30 @@ package qcow2
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// QEMU's image locks are shared open file description locks on single bytes of an image file (block/file-posix.c): byte
+// 100+i says "I use permission i", byte 200+i "I do not let others use permission i".
+const (
+	lockRead          = 100 // reads
+	lockWrite         = 101 // writes
+	lockResize        = 103 // resizes
+	lockUnsharedRead  = 200 // nobody else may read
+	lockUnsharedWrite = 201 // nobody else may write
+	lockUnsharedSize  = 203 // nobody else may resize
+)
+
+// readerLocks are what a reader holds who lets others read only; writerLocks what excludes such a reader.
+var (
+	readerLocks = [...]int64{lockRead, lockUnsharedWrite, lockUnsharedSize}
+	writerLocks = [...]int64{lockWrite, lockResize, lockUnsharedRead}
 )
 
 // InUseError says that another program has an image open in a way that excludes us.
@@ -32,7 +53,7 @@ type NoLockError struct {
 }
 
 func (e *NoLockError) Error() string {
-	return e.Path + ": the file system has no open file description locks, so a running VM cannot be seen (--no-lock goes on without): " + e.Err.Error()
+	return fmt.Sprintf("%s: the file system has no locks, so that a running VM cannot be seen; --no-lock goes on without: %v", e.Path, e.Err)
 }
 
 func (e *NoLockError) Unwrap() error { return e.Err }
@@ -40,18 +61,273 @@ func (e *NoLockError) Unwrap() error { return e.Err }
 // imageLocks holds QEMU's image locks on the files of one chain, and the flock of its active layer. A Chain has one as
 // its field "locks"; Close releases it first. The zero value holds nothing.
 type imageLocks struct {
-	mu     sync.Mutex
-	locked []*os.File
-	flock  *os.File
+	mu      sync.Mutex
+	locked  []lockFile
+	flocked *os.File
 }
 
-// LockOptions tells [Chain.Lock] how long to wait.
-type LockOptions struct {
-	Wait time.Duration // how long conflicts are retried; 0: not at all
+// lockFile is an open file to lock.
+type lockFile struct {
+	path string
+	file *os.File
 }
 
-func (l *imageLocks) lock(ctx context.Context, active []*os.File, backing []*os.File, o LockOptions) error {
+// Lock takes the image locks that QEMU's readers take, on every file of the chain, so that no QEMU can open one of them
+// for writing, and proves that none has. A conflict is retried until wait has passed; then it is an [*InUseError]. A file
+// system without locks is a [*NoLockError]. The locks are kept until [Chain.Unlock] or Close; other readers of the files,
+// ours and QEMU's, are not disturbed. A chain that is locked stays so.
+//
+// Writers that do not take QEMU's locks are not seen: a loop mount, an image node with locking=off, an incoming migration.
+func (c *Chain) Lock(ctx context.Context, wait time.Duration) error {
+	return c.locks.lock(ctx, c.lockFiles(), wait)
+}
+
+// Unlock releases the locks of [Chain.Lock].
+func (c *Chain) Unlock() error { return c.locks.unlock() }
+
+// ProbeWriter tells whether a QEMU has any file of the chain open for writing: an [*InUseError]. It takes no lock, so that
+// the answer may be old at once.
+func (c *Chain) ProbeWriter() error {
+	for _, f := range c.lockFiles() {
+		if err := f.probe(); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
-func (l *imageLocks) unlock() error { return nil }
+// ProbeWriter tells whether a QEMU has the image open for writing: an [*InUseError]. Backing files are not looked at. It
+// takes no lock, so that the answer may be old at once.
+func ProbeWriter(path string) error {
+	f, err := openToLock(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return lockFile{path: path, file: f}.probe()
+}
+
+// openToLock opens a file for locking only. It does not wait for the writer of a pipe.
+func openToLock(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+}
+
+// lockFiles are the files of the chain, the active layer's first.
+func (c *Chain) lockFiles() []lockFile {
+	var files []lockFile
+	for _, l := range c.Layers {
+		for _, f := range []*File{l.file, l.data} {
+			if f != nil && (f == l.file || l.data != l.file) {
+				files = append(files, lockFile{path: f.path, file: f.f})
+			}
+		}
+	}
+	return files
+}
+
+func (l *imageLocks) lock(ctx context.Context, files []lockFile, wait time.Duration) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.locked != nil {
+		return nil
+	}
+	return retry(ctx, wait, func() error {
+		err := lockAll(files)
+		if err == nil {
+			l.locked = files
+		}
+		return err
+	})
+}
+
+// unlock releases the image locks. Closing the files would release them too, but not where a child process that is just
+// being started still has them.
+func (l *imageLocks) unlock() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	files := l.locked
+	l.locked = nil
+	return unlockAll(files)
+}
+
+// lockAll locks first and looks then, as QEMU does: of two that come at once at least one sees the other. It holds all
+// locks or none.
+func lockAll(files []lockFile) error {
+	for i, f := range files {
+		for _, b := range readerLocks {
+			if err := f.set(unix.F_RDLCK, b); err != nil {
+				return errors.Join(err, unlockAll(files[:i+1]))
+			}
+		}
+	}
+	for _, f := range files {
+		if err := f.probe(); err != nil {
+			return errors.Join(err, unlockAll(files))
+		}
+	}
+	return nil
+}
+
+func unlockAll(files []lockFile) error {
+	var errs []error
+	for _, f := range files {
+		for _, b := range readerLocks {
+			if err := f.set(unix.F_UNLCK, b); err != nil && !errors.Is(err, os.ErrClosed) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// probe tests whether somebody holds what excludes a reader.
+func (f lockFile) probe() error {
+	for _, b := range writerLocks {
+		lock := unix.Flock_t{Type: unix.F_WRLCK, Start: b, Len: 1}
+		if err := f.fcntl(unix.F_OFD_GETLK, &lock); err != nil {
+			return f.lockError(b, err)
+		}
+		if lock.Type != unix.F_UNLCK {
+			return f.inUse(b)
+		}
+	}
+	return nil
+}
+
+// set places or removes a lock on byte b.
+func (f lockFile) set(kind int16, b int64) error {
+	if err := f.fcntl(unix.F_OFD_SETLK, &unix.Flock_t{Type: kind, Start: b, Len: 1}); err != nil {
+		return f.lockError(b, err)
+	}
+	return nil
+}
+
+func (f lockFile) fcntl(cmd int, lock *unix.Flock_t) error {
+	return f.control(func(fd uintptr) error { return unix.FcntlFlock(fd, cmd, lock) })
+}
+
+// control calls do with the descriptor, which is not closed meanwhile, until it is not interrupted.
+func (f lockFile) control(do func(fd uintptr) error) error {
+	conn, err := f.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var result error
+	if err := conn.Control(func(fd uintptr) {
+		for {
+			if result = do(fd); result != unix.EINTR {
+				return
+			}
+		}
+	}); err != nil {
+		return err
+	}
+	return result
+}
+
+// lockError says what a failed lock on byte b means.
+func (f lockFile) lockError(b int64, err error) error {
+	switch {
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
+		return f.inUse(b)
+	case errors.Is(err, unix.ENOLCK), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+		return &NoLockError{Path: f.path, Err: err}
+	}
+	return fmt.Errorf("%s: lock byte %d: %w", f.path, b, err)
+}
+
+// inUse is the error for a conflict on byte b.
+func (f lockFile) inUse(b int64) error {
+	why := "another program has it open for writing"
+	switch b {
+	case lockUnsharedRead:
+		why = "another program has it open and lets nobody else read it"
+	case lockRead, lockUnsharedWrite, lockUnsharedSize:
+		why = "another program has locked it"
+	}
+	return &InUseError{Path: f.path, Why: why + lockHolders(f.file, b)}
+}
+
+// Flock takes an exclusive flock on the active layer's file, which excludes other runs of imgbackup and nobody else. A
+// conflict is retried until wait has passed (udev takes flocks on block devices for moments); then it is a [*BusyError].
+// It is kept until Close.
+func (c *Chain) Flock(ctx context.Context, wait time.Duration) error {
+	l := &c.locks
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.flocked != nil {
+		return nil
+	}
+	active := c.Layers[0].file
+	f := lockFile{path: active.path, file: active.f}
+	if err := retry(ctx, wait, f.flock); err != nil {
+		return err
+	}
+	l.flocked = active.f
+	return nil
+}
+
+// releaseFlock is for Close.
+func (l *imageLocks) releaseFlock() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := l.flocked
+	l.flocked = nil
+	if f == nil {
+		return nil
+	}
+	return lockFile{file: f}.unflock()
+}
+
+// ImageFlock is an exclusive flock on an image that outlives the chains that are opened and closed meanwhile.
+type ImageFlock struct{ lockFile }
+
+// FlockImage is [Chain.Flock] for an image that is not open in a chain.
+func FlockImage(ctx context.Context, path string, wait time.Duration) (*ImageFlock, error) {
+	file, err := openToLock(path)
+	if err != nil {
+		return nil, err
+	}
+	f := lockFile{path: path, file: file}
+	if err := retry(ctx, wait, f.flock); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return &ImageFlock{f}, nil
+}
+
+// Holds tells whether the flock is on the file that the layer has open, and not on one that had its name before.
+func (f *ImageFlock) Holds(l *Layer) (bool, error) {
+	mine, err := f.file.Stat()
+	if err != nil {
+		return false, err
+	}
+	open, err := l.file.f.Stat()
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(mine, open), nil
+}
+
+// Close releases the flock.
+func (f *ImageFlock) Close() error { return errors.Join(f.unflock(), f.file.Close()) }
+
+func (f lockFile) flock() error {
+	err := f.control(func(fd uintptr) error { return unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB) })
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return &BusyError{Path: f.path, Why: "another run of imgbackup works on it" + flockHolders(f.file)}
+	case errors.Is(err, unix.ENOLCK), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EBADF):
+		return &NoLockError{Path: f.path, Err: err}
+	}
+	return fmt.Errorf("%s: flock: %w", f.path, err)
+}
+
+func (f lockFile) unflock() error {
+	err := f.control(func(fd uintptr) error { return unix.Flock(int(fd), unix.LOCK_UN) })
+	if errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qcow2
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// lockHolders names the processes that hold a lock on byte b of the file: " (qemu-nbd, process 123)". Processes of other
+// users may not be visible; "" when none is found.
+func lockHolders(file *os.File, b int64) string {
+	return holders(file, func(kind string, start, end int64) bool {
+		return kind != "FLOCK" && start <= b && b <= end
+	})
+}
+
+// flockHolders names the processes that hold a flock on the file, likewise.
+func flockHolders(file *os.File) string {
+	return holders(file, func(kind string, _, _ int64) bool { return kind == "FLOCK" })
+}
+
+// holders looks into the open files of all processes. It compares the files themselves: the device numbers in lock lists
+// are not those of stat on every file system.
+func holders(file *os.File, match func(kind string, start, end int64) bool) string {
+	want, err := file.Stat()
+	if err != nil {
+		return ""
+	}
+	infos, err := filepath.Glob("/proc/[0-9]*/fdinfo/[0-9]*")
+	if err != nil {
+		return ""
+	}
+	var names []string
+	seen := make(map[string]bool)
+	for _, path := range infos {
+		parts := strings.Split(path, "/") // "", proc, pid, fdinfo, fd
+		pid, fd := parts[2], parts[4]
+		if seen[pid] {
+			continue
+		}
+		// The lock list first: most files have none, and to stat some of them may wait for a server.
+		info, err := os.ReadFile(path)
+		if err != nil || !hasLock(string(info), match) {
+			continue
+		}
+		if got, err := os.Stat("/proc/" + pid + "/fd/" + fd); err != nil || !os.SameFile(got, want) {
+			continue
+		}
+		seen[pid] = true
+		name := "process " + pid
+		if comm, err := os.ReadFile("/proc/" + pid + "/comm"); err == nil {
+			command := quote(strings.TrimSuffix(string(comm), "\n"))
+			name = strings.Trim(command, `"`) + ", " + name
+		}
+		names = append(names, name)
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%s)", strings.Join(names, "; "))
+}
+
+// hasLock looks for a lock in the text of a /proc/PID/fdinfo/FD, whose lines are like
+// "lock:	1: OFDLCK  ADVISORY  READ -1 08:01:1234 100 101".
+func hasLock(info string, match func(kind string, start, end int64) bool) bool {
+	for line := range strings.Lines(info) {
+		fields := strings.Fields(line)
+		if len(fields) != 9 || fields[0] != "lock:" {
+			continue
+		}
+		start, err := strconv.ParseInt(fields[7], 10, 64)
+		if err != nil {
+			continue
+		}
+		end := int64(1<<63 - 1)
+		if fields[8] != "EOF" {
+			if end, err = strconv.ParseInt(fields[8], 10, 64); err != nil {
+				continue
+			}
+		}
+		if match(fields[2], start, end) {
+			return true
+		}
+	}
+	return false
+}
