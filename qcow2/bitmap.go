@@ -27,6 +27,7 @@ type Bitmap struct {
 	StoredBytes int64  // bytes of the table and data clusters that it occupies in the file; 0 when the table was not read
 
 	src          bitmapSource
+	refused      string // what QEMU does not accept of an entry that can be read all the same; "" is nothing
 	tableOffset  int64
 	tableEntries int64
 }
@@ -55,7 +56,7 @@ func (l *Layer) loadBitmaps() {
 		return
 	}
 	s := bitmapSource{
-		file:        l.file.f,
+		file:        l.file,
 		path:        l.Path,
 		fileSize:    l.file.size,
 		clusterSize: l.Header.ClusterSize(),

@@ -15,23 +15,22 @@ import (
 
 // What QEMU's docs/interop/qcow2.rst and block/qcow2-bitmap.c say of bitmaps.
 const (
-	bitmapsExtension     = 0x23852875
-	bitmapsExtensionSize = 24
+	bitmapsExtension     uint32 = 0x23852875
+	bitmapsExtensionSize        = 24
 
-	maxBitmaps           = 65535
-	maxBitmapDirectory   = maxBitmaps * 1024
-	maxBitmapName        = 1023
-	maxBitmapTable       = 0x8000000  // entries
-	maxBitmapData        = 0x20000000 // bytes
-	minGranularityBits   = 9
-	maxGranularityBits   = 31
-	bitmapEntryHead      = 24
-	bitmapTypeDirty      = 1
-	bitmapInUse          = 1 << 0
-	bitmapAuto           = 1 << 1
-	bitmapExtraCompat    = 1 << 2
-	bitmapFlagsKnown     = bitmapInUse | bitmapAuto | bitmapExtraCompat
-	bitmapFlagsQEMUKnows = bitmapInUse | bitmapAuto
+	maxBitmaps         = 65535
+	maxBitmapDirectory = maxBitmaps * 1024
+	maxBitmapName      = 1023
+	maxBitmapTable     = 0x8000000  // entries
+	maxBitmapData      = 0x20000000 // bytes
+	minGranularityBits = 9
+	maxGranularityBits = 31
+	bitmapEntryHead    = 24
+	bitmapTypeDirty    = 1
+	bitmapInUse        = 1 << 0
+	bitmapAuto         = 1 << 1
+	bitmapExtraCompat  = 1 << 2
+	bitmapFlagsKnown   = bitmapInUse | bitmapAuto | bitmapExtraCompat
 
 	// maxTablesRead bounds what is read to open an image: the tables of all its bitmaps, in bytes. 128 bitmaps of the
 	// largest kind in an image with the smallest clusters reach it.
@@ -215,6 +214,9 @@ func (e *bitmapEntry) bitmap(s *bitmapSource, name string, at int64) *Bitmap {
 	}
 	if e.granularityBits >= minGranularityBits && e.granularityBits <= maxGranularityBits {
 		b.Granularity = 1 << e.granularityBits
+	}
+	if e.extraSize != 0 || e.flags&bitmapExtraCompat != 0 {
+		b.refused = "it has extra data"
 	}
 	if what := e.wrong(s, b); what != "" {
 		b.Problem = s.damage(at, fmt.Sprintf("bitmap %s: %s", quote(name), what))

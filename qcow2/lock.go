@@ -83,7 +83,7 @@ func (c *Chain) Lock(ctx context.Context, wait time.Duration) error {
 }
 
 // Unlock releases the locks of [Chain.Lock].
-func (c *Chain) Unlock() error { return c.locks.unlock() }
+func (c *Chain) Unlock() error { return c.locks.unlockImage() }
 
 // ProbeWriter tells whether a QEMU has any file of the chain open for writing: an [*InUseError]. It takes no lock, so that
 // the answer may be old at once.
@@ -116,10 +116,8 @@ func openToLock(path string) (*os.File, error) {
 func (c *Chain) lockFiles() []lockFile {
 	var files []lockFile
 	for _, l := range c.Layers {
-		for _, f := range []*File{l.file, l.data} {
-			if f != nil && (f == l.file || l.data != l.file) {
-				files = append(files, lockFile{path: f.path, file: f.f})
-			}
+		for _, f := range l.Files() {
+			files = append(files, lockFile{path: f.path, file: f.f})
 		}
 	}
 	return files
@@ -140,14 +138,27 @@ func (l *imageLocks) lock(ctx context.Context, files []lockFile, wait time.Durat
 	})
 }
 
-// unlock releases the image locks. Closing the files would release them too, but not where a child process that is just
-// being started still has them.
-func (l *imageLocks) unlock() error {
+// unlock releases everything. Closing the files would do so, too, but not where a child process that is just being started
+// still has them.
+func (l *imageLocks) unlock() error { return errors.Join(l.unlockImage(), l.unlockFlock()) }
+
+func (l *imageLocks) unlockImage() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	files := l.locked
 	l.locked = nil
 	return unlockAll(files)
+}
+
+func (l *imageLocks) unlockFlock() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := l.flocked
+	l.flocked = nil
+	if f == nil {
+		return nil
+	}
+	return lockFile{file: f}.unflock()
 }
 
 // lockAll locks first and looks then, as QEMU does: of two that come at once at least one sees the other. It holds all
@@ -265,18 +276,6 @@ func (c *Chain) Flock(ctx context.Context, wait time.Duration) error {
 	}
 	l.flocked = active.f
 	return nil
-}
-
-// releaseFlock is for Close.
-func (l *imageLocks) releaseFlock() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	f := l.flocked
-	l.flocked = nil
-	if f == nil {
-		return nil
-	}
-	return lockFile{file: f}.unflock()
 }
 
 // ImageFlock is an exclusive flock on an image that outlives the chains that are opened and closed meanwhile.

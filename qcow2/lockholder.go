@@ -88,3 +88,13 @@ func hasLock(info string, match func(kind string, start, end int64) bool) bool {
 	}
 	return false
 }
+
+// pathHolders names the processes that hold what makes QEMU refuse to open the image for writing.
+func pathHolders(path string) string {
+	file, err := openToLock(path)
+	if err != nil {
+		return ""
+	}
+	defer file.Close()
+	return lockHolders(file, lockUnsharedWrite)
+}

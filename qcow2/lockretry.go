@@ -35,7 +35,7 @@ func retry(ctx context.Context, wait time.Duration, try func() error) error {
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			return fmt.Errorf("%w while waiting: %w", ctx.Err(), err)
+			return fmt.Errorf("%w while waiting: %v", ctx.Err(), err)
 		case <-timer.C:
 		}
 	}
