@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -173,12 +174,34 @@ func createDirty(t *testing.T, path, bitmap string) [][2]int64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	defer os.RemoveAll(dir)
 	sock := filepath.Join(dir, "s")
-	// It returns once it listens, and ends with its first client.
-	createRun(t, "qemu-nbd", "--fork", "-r", "-f", "qcow2", "-k", sock, "-B", bitmap, path)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: sock, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	defer l.Close()
+	listening, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listening.Close()
+	// It gets a socket that listens already (as systemd gives it), and ends
+	// with its first client: there is nothing to wait for but its end.
+	nbd := exec.Command("sh", "-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec qemu-nbd -r -f qcow2 -B "$1" "$2"`, "sh", bitmap, path)
+	nbd.ExtraFiles = []*os.File{listening}
+	if err := nbd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	// From here on the socket is its alone: if it fails, its client does.
+	l.Close()
+	listening.Close()
 	out := createRun(t, "qemu-img", "map", "--output=json", "--image-opts",
 		"driver=nbd,server.type=unix,server.path="+sock+",x-dirty-bitmap=qemu:dirty-bitmap:"+bitmap)
+	if err := nbd.Wait(); err != nil {
+		t.Fatal(err)
+	}
 	var extents []struct {
 		Start, Length int64
 		Data          bool
