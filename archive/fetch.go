@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"runtime"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// FetcherOptions are the settings of a Fetcher; the zero value is good.
+type FetcherOptions struct {
+	Parallel   int   // requests and decoders at work at once; 0: one per CPU, at least 4, at most 16
+	MaxGap     int64 // bytes of a pack read for nothing to save a request; 0: 256 KiB
+	MaxRequest int64 // bytes of one request, at least a frame; 0: 4 MiB
+}
+
+// Fetcher reads and proves chunks. It keeps Parallel buffers of up to
+// MaxRequest + GridSize bytes, made as they are needed. It is safe for concurrent
+// use and needs no closing.
+type Fetcher struct {
+	store objstore.Store
+	o     FetcherOptions
+	slots chan *fetchSlot
+}
+
+// fetchSlot is what one request at work needs.
+type fetchSlot struct {
+	dec    *decoder
+	stored []byte
+	chunk  []byte
+}
+
+// NewFetcher returns a fetcher.
+func NewFetcher(store objstore.Store, o FetcherOptions) *Fetcher {
+	if o.Parallel <= 0 {
+		o.Parallel = min(max(4, runtime.GOMAXPROCS(0)), 16)
+	}
+	if o.MaxGap <= 0 {
+		o.MaxGap = 256 << 10
+	}
+	if o.MaxRequest <= 0 {
+		o.MaxRequest = 4 << 20
+	}
+	o.MaxRequest = max(o.MaxRequest, maxFrame)
+	f := &Fetcher{store: store, o: o, slots: make(chan *fetchSlot, o.Parallel)}
+	for range o.Parallel {
+		f.slots <- &fetchSlot{}
+	}
+	return f
+}
+
+func (f *Fetcher) slot(ctx context.Context) (*fetchSlot, error) {
+	select {
+	case s := <-f.slots:
+		if s.dec == nil {
+			dec, err := newDecoder()
+			if err != nil {
+				f.slots <- s
+				return nil, err
+			}
+			s.dec = dec
+		}
+		return s, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// checkFrame judges what a map says of a frame before it is asked for.
+func checkFrame(e *Entry) error {
+	if e.Zero {
+		return errors.New("archive: a run of zeros has no chunk")
+	}
+	if e.FrameOffset < 0 || e.FrameLength <= 0 || e.FrameLength > maxFrame || e.Pack.Length > maxPackLength ||
+		e.FrameOffset > e.Pack.Length-int64(e.FrameLength) {
+		return damagef(PackKey(e.Pack.Name), 0, 0, "a map names a frame of %d bytes at %d, in a pack of %d bytes",
+			e.FrameLength, e.FrameOffset, e.Pack.Length)
+	}
+	return nil
+}
+
+// decode proves the frame of e and that the chunk is long enough for it.
+func (s *fetchSlot) decode(e *Entry, frame, buf []byte) ([]byte, error) {
+	chunk, err := s.dec.chunk(frame, buf, e.Chunk)
+	if err != nil {
+		return nil, &DamageError{Object: PackKey(e.Pack.Name), Offset: e.FrameOffset, Length: int64(e.FrameLength), Err: err}
+	}
+	if err := checkSlice(e, chunk); err != nil {
+		return nil, err
+	}
+	return chunk, nil
+}
+
+func checkSlice(e *Entry, chunk []byte) error {
+	if e.ChunkOffset < 0 || e.Length < 0 || int64(e.ChunkOffset)+e.Length > int64(len(chunk)) {
+		return damagef(PackKey(e.Pack.Name), e.FrameOffset, int64(e.FrameLength),
+			"a map wants %d bytes at %d of chunk %s, which has %d", e.Length, e.ChunkOffset, e.Chunk, len(chunk))
+	}
+	return nil
+}
+
+// Chunk returns the whole chunk of e, proven by its digest, in buf if that is
+// large enough (GridSize bytes always are). What is missing or wrong is a
+// [DamageError]; a store that fails is not.
+func (f *Fetcher) Chunk(ctx context.Context, e Entry, buf []byte) ([]byte, error) {
+	if err := checkFrame(&e); err != nil {
+		return nil, err
+	}
+	s, err := f.slot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { f.slots <- s }()
+	s.stored = sized(s.stored, int(e.FrameLength))
+	if err := readRange(ctx, f.store, PackKey(e.Pack.Name), e.FrameOffset, s.stored, e.Pack.Length); err != nil {
+		return nil, err
+	}
+	return s.decode(&e, s.stored, buf)
+}
+
+// EntryError says which entries of a batch could not be had.
+type EntryError struct {
+	Indexes []int // in the batch
+	Entry   Entry // the first of them
+	Err     error
+}
+
+func (e *EntryError) Error() string { return e.Err.Error() }
+func (e *EntryError) Unwrap() error { return e.Err }
+
+// request is a part of a pack that is read at once: frames that lie together.
+type request struct {
+	offset, end int64
+	uses        []int // indexes of entries, sorted by frame
+}
+
+// Batch fetches the chunks of entries, each once, with as few requests as possible
+// and several at a time. fn gets a chunk, proven, together with the indexes of all
+// entries that use it; it is called from several goroutines at once and must not
+// keep the chunk or the indexes. Entries that are zeros are passed over. The first
+// error stops the batch: an [EntryError] for what could not be fetched (damage or
+// outage, by what it wraps), or what fn returned.
+func (f *Fetcher) Batch(ctx context.Context, entries []Entry, fn func(indexes []int, chunk []byte) error) error {
+	requests, err := f.plan(entries)
+	if err != nil {
+		return err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(f.o.Parallel)
+	for i := range requests {
+		if gctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			s, err := f.slot(gctx)
+			if err != nil {
+				return err
+			}
+			defer func() { f.slots <- s }()
+			return f.fetch(gctx, s, entries, &requests[i], fn)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+// plan sorts the entries by place and cuts them into requests.
+func (f *Fetcher) plan(entries []Entry) ([]request, error) {
+	order := make([]int, 0, len(entries))
+	for i := range entries {
+		if entries[i].Zero {
+			continue
+		}
+		if err := checkFrame(&entries[i]); err != nil {
+			return nil, &EntryError{Indexes: []int{i}, Entry: entries[i], Err: err}
+		}
+		order = append(order, i)
+	}
+	slices.SortFunc(order, func(a, b int) int { return cmp.Or(compareFrames(&entries[a], &entries[b]), cmp.Compare(a, b)) })
+	var requests []request
+	var pack *Ref
+	for n, i := range order {
+		e := &entries[i]
+		end := e.FrameOffset + int64(e.FrameLength)
+		if last := len(requests) - 1; last >= 0 && *pack == e.Pack {
+			r := &requests[last]
+			if e.FrameOffset-r.end <= f.o.MaxGap && max(end, r.end)-r.offset <= f.o.MaxRequest {
+				r.end = max(end, r.end)
+				r.uses = r.uses[:len(r.uses)+1]
+				continue
+			}
+		}
+		pack = &e.Pack
+		requests = append(requests, request{offset: e.FrameOffset, end: end, uses: order[n : n+1]})
+	}
+	return requests, nil
+}
+
+func compareFrames(a, b *Entry) int {
+	if c := bytes.Compare(a.Pack.Name[:], b.Pack.Name[:]); c != 0 {
+		return c
+	}
+	if c := cmp.Or(cmp.Compare(a.Pack.Length, b.Pack.Length), cmp.Compare(a.FrameOffset, b.FrameOffset),
+		cmp.Compare(a.FrameLength, b.FrameLength)); c != 0 {
+		return c
+	}
+	return bytes.Compare(a.Chunk[:], b.Chunk[:])
+}
+
+func (f *Fetcher) fetch(ctx context.Context, s *fetchSlot, entries []Entry, r *request, fn func([]int, []byte) error) error {
+	key, length := PackKey(entries[r.uses[0]].Pack.Name), entries[r.uses[0]].Pack.Length
+	s.stored = sized(s.stored, int(r.end-r.offset))
+	whole := readRange(ctx, f.store, key, r.offset, s.stored, length)
+	if whole != nil && !IsDamage(whole) {
+		return &EntryError{Indexes: slices.Clone(r.uses), Entry: entries[r.uses[0]], Err: whole}
+	}
+	if cap(s.chunk) == 0 {
+		s.chunk = make([]byte, 0, GridSize+bufSlack)
+	}
+	for uses := r.uses; len(uses) > 0; {
+		e := &entries[uses[0]]
+		n := 1
+		for n < len(uses) && compareFrames(e, &entries[uses[n]]) == 0 {
+			n++
+		}
+		if err := f.deliver(ctx, s, entries, uses[:n], r, whole != nil, fn); err != nil {
+			return err
+		}
+		uses = uses[n:]
+	}
+	return nil
+}
+
+// deliver decodes one frame and hands it out. alone: the request as a whole met
+// damage, so the frame is asked for by itself, to learn which ones are hit.
+func (f *Fetcher) deliver(ctx context.Context, s *fetchSlot, entries []Entry, uses []int, r *request, alone bool, fn func([]int, []byte) error) error {
+	e := &entries[uses[0]]
+	frame := s.stored[e.FrameOffset-r.offset:][:e.FrameLength]
+	var err error
+	if alone {
+		err = readRange(ctx, f.store, PackKey(e.Pack.Name), e.FrameOffset, frame, e.Pack.Length)
+	}
+	var chunk []byte
+	if err == nil {
+		chunk, err = s.decode(e, frame, s.chunk)
+	}
+	for i := 1; i < len(uses) && err == nil; i++ {
+		if err = checkSlice(&entries[uses[i]], chunk); err != nil {
+			uses = uses[i : i+1]
+		}
+	}
+	if err != nil {
+		return &EntryError{Indexes: slices.Clone(uses), Entry: entries[uses[0]], Err: err}
+	}
+	return fn(uses, chunk)
+}

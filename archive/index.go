@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// An index lists packs and their chunks, for deduplication only: a session that
+// can't read one stores more than it needs, and nothing else happens.
+
+const (
+	indexMagic     = "imgbackup-index 1"
+	indexHeadLen   = len(indexMagic) + 1 + 19 + 1
+	indexPackLen   = 1 + 1 + 10 + 1 + hexLen + 1
+	indexChunkLen  = 1 + 1 + packLineLen
+	indexFrame     = 256 << 10 // bytes of text after which a frame ends
+	maxIndexLength = 32 << 20  // stored, as it is read
+	indexChunks    = 1 << 16 // chunks after which an index object ends
+	maxIndexes     = 16      // objects per session; later packs stay unlisted
+	// indexLoadBytes is how much is read without asking which indexes are the newest.
+	indexLoadBytes = 16 << 20
+	maxIndexHeads  = 4096
+)
+
+// indexBuilder collects the packs of a session.
+type indexBuilder struct {
+	tempDir string
+	time    int64 // seconds since 1970
+	enc     *encoder
+	parts   []*spool
+	chunks  int // in the last part
+	text    []byte
+	stored  []byte
+}
+
+// add lists a pack.
+func (b *indexBuilder) add(pack Ref, chunks []PackChunk) error {
+	if len(b.parts) == 0 || b.chunks+len(chunks) > indexChunks {
+		if err := b.cut(); err != nil || len(b.parts) == maxIndexes {
+			return err
+		}
+		b.parts, b.chunks = append(b.parts, &spool{dir: b.tempDir}), 0
+		line := make([]byte, indexHeadLen)
+		l := lineWriter{line: line}
+		l.word(indexMagic)
+		l.dec(19, b.time)
+		if !l.end() {
+			return errors.New("index: the clock is wrong")
+		}
+		// The first line has its own frame, so that the newest of many
+		// indexes are found by their first bytes.
+		b.text = append(b.text, line...)
+		if err := b.cut(); err != nil {
+			return err
+		}
+	}
+	b.chunks += len(chunks)
+	n := len(b.text)
+	b.text = append(b.text, make([]byte, indexPackLen+len(chunks)*indexChunkLen)...)
+	l := lineWriter{line: b.text[n:][:indexPackLen]}
+	l.word("p")
+	l.dec(10, pack.Length)
+	l.hex(&pack.Name)
+	ok := l.end()
+	for i := range chunks {
+		line := b.text[n+indexPackLen+i*indexChunkLen:][:indexChunkLen]
+		line[0], line[1] = 'c', ' '
+		ok = chunks[i].put(line[2:]) && ok
+	}
+	if !ok {
+		return fmt.Errorf("index: pack %s does not fit its lines", pack.Name)
+	}
+	if len(b.text) >= indexFrame {
+		return b.cut()
+	}
+	return nil
+}
+
+// cut ends the frame; no line goes on in the next.
+func (b *indexBuilder) cut() (err error) {
+	if len(b.text) == 0 {
+		return nil
+	}
+	if b.stored, err = b.enc.frame(b.stored[:0], b.text); err != nil {
+		return err
+	}
+	b.text = b.text[:0]
+	_, err = b.parts[len(b.parts)-1].Write(b.stored)
+	return err
+}
+
+func (b *indexBuilder) close() {
+	for _, p := range b.parts {
+		p.close()
+	}
+}
+
+func parseIndexHead(line []byte) (int64, error) {
+	l := lineReader{line: line}
+	if len(line) != indexHeadLen {
+		return 0, errors.New("not an index")
+	}
+	l.word(indexMagic)
+	t := l.dec(19)
+	if !l.end() {
+		return 0, errors.New("not an index of version 1")
+	}
+	return t, nil
+}
+
+var errIndexLine = errors.New("a line of the index is not valid")
+
+// parseIndex reads a stored index and calls fn for each chunk until it returns
+// false.
+func parseIndex(stored []byte, dec *decoder, fn func(pack Ref, c *PackChunk) bool) error {
+	var text []byte
+	var pack Ref
+	for first := true; first || len(stored) > 0; first = false {
+		n, _, err := frameExtent(stored)
+		if err != nil {
+			return err
+		}
+		if text, err = dec.frame(stored[:n], text, maxText); err != nil {
+			return err
+		}
+		stored = stored[n:]
+		if first {
+			_, err = parseIndexHead(text)
+		} else {
+			err = parseIndexFrame(text, &pack, fn)
+		}
+		if errors.Is(err, errIndexEnough) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var errIndexEnough = errors.New("enough")
+
+// parseIndexFrame reads the lines of one frame; pack is the one that its first
+// chunks belong to, and then the last one.
+func parseIndexFrame(text []byte, pack *Ref, fn func(pack Ref, c *PackChunk) bool) error {
+	for len(text) > 0 {
+		width := indexChunkLen
+		if text[0] == 'p' {
+			width = indexPackLen
+		}
+		if len(text) < width {
+			return errIndexLine
+		}
+		line := text[:width]
+		text = text[width:]
+		if line[0] == 'p' {
+			l := lineReader{line: line}
+			l.word("p")
+			pack.Length = l.dec(10)
+			l.hex(&pack.Name)
+			if !l.end() || pack.Length <= 0 || pack.Length > maxPackLength {
+				return errIndexLine
+			}
+			continue
+		}
+		var c PackChunk
+		if line[0] != 'c' || line[1] != ' ' || !c.parse(line[2:]) || c.FrameOffset+int64(c.FrameLength) > pack.Length {
+			return errIndexLine
+		}
+		if !fn(*pack, &c) {
+			return errIndexEnough
+		}
+	}
+	return nil
+}
+
+// loadIndexes fills the table from the store, with the newest indexes when not all
+// fit. What can't be had becomes a note; only a cancelled context is an error.
+func loadIndexes(ctx context.Context, store objstore.Store, table *dedupTable, packs *packList, note func(string, ...any)) error {
+	var infos []objstore.Info
+	var total int64
+	for info, err := range store.List(ctx, IndexPrefix) {
+		if err != nil {
+			note("the list of indexes can't be had, so more may be stored than is new: %v", err)
+			return ctx.Err()
+		}
+		if _, _, ok := ParseKey(info.Key); ok && info.Size <= maxIndexLength {
+			infos = append(infos, info)
+			total += info.Size
+		}
+	}
+	dec, err := newDecoder()
+	if err != nil {
+		return err
+	}
+	defer dec.close()
+	if total > indexLoadBytes {
+		infos = newestFirst(ctx, store, infos, dec)
+	}
+	for _, info := range infos {
+		if table.full(dedupLoad) {
+			break
+		}
+		if err := loadIndex(ctx, store, info.Key, dec, table, packs); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			note("an index is ignored, so more may be stored than is new: %v", err)
+		}
+	}
+	return ctx.Err()
+}
+
+func loadIndex(ctx context.Context, store objstore.Store, key string, dec *decoder, table *dedupTable, packs *packList) error {
+	stored, err := objstore.ReadAll(ctx, store, key, maxIndexLength)
+	if err != nil {
+		return err
+	}
+	if _, name, _ := ParseKey(key); Sum(stored) != name {
+		return damagef(key, 0, 0, "its bytes do not have the SHA-256 that is its name")
+	}
+	var last Ref
+	var number uint32
+	err = parseIndex(stored, dec, func(pack Ref, c *PackChunk) bool {
+		if pack != last {
+			last = pack
+			number, _ = packs.number(pack)
+		}
+		if c.Length >= minDedup {
+			table.put(&c.Chunk, place{pack: number, frameOff: uint32(c.FrameOffset), frameLen: uint32(c.FrameLength)}, dedupLoad)
+		}
+		return !table.full(dedupLoad)
+	})
+	if err != nil {
+		return &DamageError{Object: key, Err: err}
+	}
+	return nil
+}
+
+// newestFirst sorts indexes by the time in their first line. What can't be read
+// goes last, beyond what fits.
+func newestFirst(ctx context.Context, store objstore.Store, infos []objstore.Info, dec *decoder) []objstore.Info {
+	type dated struct {
+		objstore.Info
+		time int64
+	}
+	all := make([]dated, 0, min(len(infos), maxIndexHeads))
+	for _, info := range infos[:min(len(infos), maxIndexHeads)] {
+		d := dated{Info: info, time: -1}
+		head := make([]byte, min(info.Size, 256))
+		if readRange(ctx, store, info.Key, 0, head, info.Size) == nil {
+			if n, _, err := frameExtent(head); err == nil {
+				if text, err := dec.frame(head[:n], nil, int64(indexHeadLen)); err == nil {
+					if t, err := parseIndexHead(text); err == nil {
+						d.time = t
+					}
+				}
+			}
+		}
+		all = append(all, d)
+	}
+	slices.SortStableFunc(all, func(a, b dated) int { return cmp.Compare(b.time, a.time) })
+	out := make([]objstore.Info, len(all))
+	for i := range all {
+		out[i] = all[i].Info
+	}
+	return out
+}

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"iter"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// textFrames turns lines into frames as they come.
+type textFrames struct {
+	kind   byte
+	width  int // of a line
+	enc    *encoder
+	out    spool
+	text   []byte
+	stored []byte
+	frames []dirFrame // offsets count from the first frame of out
+	first  int64      // guest offset of the first run in text
+	end    int64      // and the end of the last
+}
+
+// line returns the space for the next line.
+func (t *textFrames) line() ([]byte, error) {
+	if len(t.text) == frameLines*t.width {
+		if err := t.cut(); err != nil {
+			return nil, err
+		}
+	}
+	if cap(t.text) == 0 {
+		t.text = make([]byte, 0, frameLines*t.width)
+	}
+	n := len(t.text)
+	t.text = t.text[:n+t.width]
+	return t.text[n:], nil
+}
+
+// cut ends the frame.
+func (t *textFrames) cut() error {
+	if len(t.text) == 0 {
+		return nil
+	}
+	var err error
+	if t.stored, err = t.enc.frame(t.stored[:0], t.text); err != nil {
+		return fmt.Errorf("map: %w", err)
+	}
+	t.frames = append(t.frames, dirFrame{
+		kind: t.kind, offset: t.out.Size(), length: int32(len(t.stored)), raw: int32(len(t.text)),
+		first: t.first, end: t.end, lines: int32(len(t.text) / t.width), sum: Sum(t.stored),
+	})
+	t.text = t.text[:0]
+	_, err = t.out.Write(t.stored)
+	return err
+}
+
+// mapBuilder collects the runs of one map.
+type mapBuilder struct {
+	head   mapHead
+	enc    *encoder
+	names  textFrames // lines that number the packs
+	runs   textFrames
+	last   run // not written yet, since it may go on
+	open   bool
+	next   int64 // nothing may begin before it
+	counts mapCounts
+}
+
+func newMapBuilder(disk string, size int64, full bool, enc *encoder, tempDir string) (*mapBuilder, error) {
+	b := &mapBuilder{head: mapHead{disk: disk, size: size, full: full}, enc: enc}
+	b.runs = textFrames{kind: kindRuns, width: runLineLen, enc: enc, out: spool{dir: tempDir}}
+	b.names = textFrames{kind: kindPacks, width: namedLineLen, enc: enc, out: spool{dir: tempDir}}
+	if err := b.head.check(); err != nil {
+		return nil, fmt.Errorf("map of disk %.80q: %w", disk, err)
+	}
+	return b, nil
+}
+
+// add takes the next run. packs is the number of packs that it may refer to. In a
+// full map zeros are what is left out.
+func (b *mapBuilder) add(r *run, packs int) error {
+	if r.off < b.next || !r.valid(b.head.size, packs) {
+		return fmt.Errorf("map of disk %s: the run of %d bytes at %d is out of order or out of range", b.head.disk, r.len, r.off)
+	}
+	b.next = r.end()
+	if r.zero && b.head.full {
+		return nil
+	}
+	if b.open && b.last.continuedBy(r) {
+		b.last.len += r.len
+		return nil
+	}
+	if err := b.flush(); err != nil {
+		return err
+	}
+	b.last, b.open = *r, true
+	return nil
+}
+
+func (b *mapBuilder) flush() error {
+	if !b.open {
+		return nil
+	}
+	b.open = false
+	line, err := b.runs.line()
+	if err != nil {
+		return err
+	}
+	if len(b.runs.text) == runLineLen {
+		b.runs.first = b.last.off
+	}
+	b.runs.end = b.last.end()
+	b.counts.add(&b.last)
+	if !b.last.put(line) {
+		return fmt.Errorf("map of disk %s: the run at %d does not fit its line", b.head.disk, b.last.off)
+	}
+	return nil
+}
+
+// endRuns ends the last frame of runs and gives back its buffers. add must not be
+// called after it.
+func (b *mapBuilder) endRuns() error {
+	if err := b.flush(); err != nil {
+		return err
+	}
+	err := b.runs.cut()
+	b.runs.text, b.runs.stored = nil, nil
+	return err
+}
+
+// builtMap is a map ready to be stored.
+type builtMap struct {
+	ref  MapRef
+	body objstore.Body
+}
+
+// seal ends the map. packs yields the packs in the order of their numbers.
+func (b *mapBuilder) seal(count int, packs iter.Seq[Ref]) (builtMap, error) {
+	if err := b.endRuns(); err != nil {
+		return builtMap{}, err
+	}
+	if count > maxMapPacks {
+		return builtMap{}, fmt.Errorf("map of disk %s: %d packs are too many for one map", b.head.disk, count)
+	}
+	b.head.packs = int64(count)
+	text := []byte(b.head.text())
+	head := textFrames{kind: kindHead, width: len(text), enc: b.enc, text: text}
+	names := &b.names
+	end := textFrames{kind: kindEnd, width: endLineLen, enc: b.enc}
+	n := 0
+	for ref := range packs {
+		line, err := names.line()
+		if err != nil {
+			return builtMap{}, err
+		}
+		if !putNamed(line, n, ref) {
+			return builtMap{}, fmt.Errorf("map of disk %s: pack %s does not fit its line", b.head.disk, ref.Name)
+		}
+		n++
+	}
+	line, err := end.line()
+	if err != nil {
+		return builtMap{}, err
+	}
+	if n != count || !b.counts.put(line) {
+		return builtMap{}, fmt.Errorf("map of disk %s: the counts are wrong", b.head.disk)
+	}
+	for _, t := range []*textFrames{&head, names, &end} {
+		if err := t.cut(); err != nil {
+			return builtMap{}, err
+		}
+	}
+	head.frames[0].lines = int32(bytes.Count(text, []byte("\n")))
+	return b.compose(&head, names, &b.runs, &end)
+}
+
+// compose puts the frames of several kinds one after the other, and the directory
+// after them.
+func (b *mapBuilder) compose(kinds ...*textFrames) (builtMap, error) {
+	var frames []dirFrame
+	var parts []objstore.Body
+	var offset int64
+	for _, t := range kinds {
+		for _, f := range t.frames {
+			f.offset += offset
+			frames = append(frames, f)
+		}
+		offset += t.out.Size()
+		parts = append(parts, &t.out)
+	}
+	dir, err := appendDir(nil, frames, offset)
+	if err != nil {
+		return builtMap{}, fmt.Errorf("map of disk %s: %w", b.head.disk, err)
+	}
+	m := builtMap{body: objstore.Concat(append(parts, bytes.NewReader(dir))...)}
+	if m.ref.Name, err = hashBody(m.body); err != nil {
+		return builtMap{}, fmt.Errorf("map of disk %s: %w", b.head.disk, err)
+	}
+	m.ref.Length = m.body.Size()
+	m.ref.DirLength = int64(len(dir))
+	m.ref.DirDigest = Sum(dir)
+	return m, nil
+}
+
+// close gives back what the map's body reads from.
+func (b *mapBuilder) close() {
+	b.names.out.close()
+	b.runs.out.close()
+}
+
+// WriteMap stores a map made of entries, which come in order and do not overlap:
+// a synthetic full is WriteMap of a [Replay]. In a full map zero entries are left
+// out. The map counts only after each pack that it names has been seen in the
+// store with its length. Maps too large for memory are spooled to os.TempDir.
+func WriteMap(ctx context.Context, store objstore.Store, disk string, size int64, full bool, entries iter.Seq2[Entry, error]) (MapRef, error) {
+	return writeMap(ctx, store, "", mapHead{disk: disk, size: size, full: full}, entries)
+}
+
+func writeMap(ctx context.Context, store objstore.Store, tempDir string, head mapHead, entries iter.Seq2[Entry, error]) (MapRef, error) {
+	enc, err := newEncoder(LevelFastest, false)
+	if err != nil {
+		return MapRef{}, err
+	}
+	defer enc.close()
+	b, err := newMapBuilder(head.disk, head.size, head.full, enc, tempDir)
+	if err != nil {
+		return MapRef{}, err
+	}
+	defer b.close()
+	var packs packList
+	for e, err := range entries {
+		if err != nil {
+			return MapRef{}, err
+		}
+		r := run{off: e.Offset, len: e.Length, zero: true}
+		if !e.Zero {
+			r = run{off: e.Offset, len: e.Length, frameOff: e.FrameOffset, frameLen: e.FrameLength, chunkOff: e.ChunkOffset, chunk: e.Chunk}
+			r.pack, _ = packs.number(e.Pack)
+		}
+		if err := b.add(&r, len(packs.refs)); err != nil {
+			return MapRef{}, err
+		}
+	}
+	if err := statPacks(ctx, store, packs.refs); err != nil {
+		return MapRef{}, fmt.Errorf("map of disk %s: %w", head.disk, err)
+	}
+	m, err := b.seal(len(packs.refs), slices.Values(packs.refs))
+	if err != nil {
+		return MapRef{}, err
+	}
+	if _, err := putObject(ctx, store, MapKey(m.ref.Name), m.ref.Name, m.body); err != nil {
+		return MapRef{}, fmt.Errorf("store the map of disk %s: %w", head.disk, err)
+	}
+	return m.ref, nil
+}
+
+// statPacks checks that packs are there with their lengths, several at a time.
+func statPacks(ctx context.Context, store objstore.Store, packs []Ref) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(8)
+	for _, p := range packs {
+		if gctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			_, err := statObject(gctx, store, PackKey(p.Name), p.Length)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}

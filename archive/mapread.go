@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"sort"
+
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// Map is a stored map, opened for reading. It is safe for concurrent use and needs
+// no closing.
+type Map struct {
+	store  objstore.Store
+	ref    MapRef
+	key    string
+	head   mapHead
+	packs  []Ref
+	frames []dirFrame // those of kind kindRuns
+	end    dirFrame
+}
+
+// OpenMap fetches a map's directory and header, and proves both by ref. A map that
+// is missing or not what ref says is a [DamageError].
+func OpenMap(ctx context.Context, store objstore.Store, ref MapRef) (*Map, error) {
+	m := &Map{store: store, ref: ref, key: MapKey(ref.Name)}
+	if ref.DirLength < skippableHead || ref.DirLength > maxDirLength || ref.Length > maxMapLength || ref.DirLength > ref.Length {
+		return nil, damagef(m.key, 0, 0, "a map of %d bytes with a directory of %d bytes can't be", ref.Length, ref.DirLength)
+	}
+	at := ref.Length - ref.DirLength
+	// The object's length is known before the buffer is made, so that a wrong
+	// reference costs no memory.
+	if ref.DirLength > 1<<20 {
+		if _, err := statObject(ctx, store, m.key, ref.Length); err != nil {
+			return nil, err
+		}
+	}
+	dir := make([]byte, ref.DirLength)
+	if err := readRange(ctx, store, m.key, at, dir, ref.Length); err != nil {
+		return nil, err
+	}
+	if Sum(dir) != ref.DirDigest {
+		return nil, damagef(m.key, at, ref.DirLength, "the map's directory does not have the SHA-256 that the manifest states")
+	}
+	frames, err := parseDir(dir, at)
+	if err != nil {
+		return nil, &DamageError{Object: m.key, Offset: at, Length: ref.DirLength, Err: err}
+	}
+	last := len(frames) - 1
+	m.end = frames[last]
+	begin := sort.Search(last, func(i int) bool { return frames[i].kind == kindRuns || frames[i].kind == kindEnd })
+	m.frames = frames[begin:last]
+	if err := m.readHead(ctx, frames[:begin]); err != nil {
+		return nil, err
+	}
+	if n := len(m.frames); n > 0 && m.frames[n-1].end > m.head.size {
+		return nil, damagef(m.key, at, ref.DirLength, "the map has runs beyond the end of the disk")
+	}
+	return m, nil
+}
+
+// readHead reads the header and the numbers of the packs with one request.
+func (m *Map) readHead(ctx context.Context, frames []dirFrame) (err error) {
+	last := frames[len(frames)-1]
+	end := last.offset + int64(last.length)
+	r, err := m.store.Get(ctx, m.key, 0, end)
+	if err != nil {
+		return missing(m.key, err)
+	}
+	defer func() { _ = r.Close() }() // all that is wanted has been read and proven
+	dec, err := newDecoder()
+	if err != nil {
+		return err
+	}
+	defer dec.close()
+	var stored, text []byte
+	for i := range frames {
+		f := &frames[i]
+		stored = sized(stored, int(f.length))
+		if _, err := io.ReadFull(r, stored); err != nil {
+			return shortRead(ctx, m.store, m.key, f.offset+int64(f.length), m.ref.Length, err)
+		}
+		if text, err = m.proven(f, dec, stored, text); err != nil {
+			return err
+		}
+		if f.kind == kindHead {
+			if m.head, err = parseMapHead(string(text)); err != nil {
+				return &DamageError{Object: m.key, Offset: f.offset, Length: int64(f.length), Err: err}
+			}
+			continue
+		}
+		for line := text; len(line) > 0; line = line[namedLineLen:] {
+			ref, ok := parseNamed(line, len(m.packs))
+			if !ok {
+				return damagef(m.key, f.offset, int64(f.length), "the line of pack %d is not valid", len(m.packs))
+			}
+			m.packs = append(m.packs, ref)
+		}
+	}
+	if int64(len(m.packs)) != m.head.packs {
+		return damagef(m.key, 0, end, "the map names %d packs, its header says %d", len(m.packs), m.head.packs)
+	}
+	return nil
+}
+
+// sized returns buf with length n, replaced if it is too small.
+func sized(buf []byte, n int) []byte {
+	if cap(buf) < n {
+		return make([]byte, n, n+n/8)
+	}
+	return buf[:n]
+}
+
+// proven decodes the stored bytes of a frame and proves them by the directory.
+func (m *Map) proven(f *dirFrame, dec *decoder, stored, text []byte) ([]byte, error) {
+	if Sum(stored) != f.sum {
+		return nil, damagef(m.key, f.offset, int64(f.length), "a frame does not have the SHA-256 that the map's directory states")
+	}
+	text, err := dec.frame(stored, text, int64(f.raw))
+	if err == nil && len(text) != int(f.raw) {
+		err = fmt.Errorf("%w: decodes to %d bytes, the directory says %d", errFrame, len(text), f.raw)
+	}
+	if err != nil {
+		return nil, &DamageError{Object: m.key, Offset: f.offset, Length: int64(f.length), Err: err}
+	}
+	return text, nil
+}
+
+// Size is the disk's virtual size, bytes.
+func (m *Map) Size() int64 { return m.head.size }
+
+// Full tells whether what the map leaves out is zero; else it is as in the parent.
+func (m *Map) Full() bool { return m.head.full }
+
+// Disk is the name of the disk.
+func (m *Map) Disk() string { return m.head.disk }
+
+// Ref is what the map was opened by.
+func (m *Map) Ref() MapRef { return m.ref }
+
+// Packs lists the packs that the map names. The slice must not be changed.
+func (m *Map) Packs() []Ref { return m.packs }
+
+// Entries yields the runs that overlap [start, end), clipped to it, in order. Each
+// frame is proven before any of its runs comes out. An error comes last.
+func (m *Map) Entries(ctx context.Context, start, end int64) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		if err := m.checkRange(start, end); err != nil {
+			yield(Entry{}, err)
+			return
+		}
+		c, err := newCursor(ctx, m, true)
+		if err != nil {
+			yield(Entry{}, err)
+			return
+		}
+		defer c.close()
+		for {
+			ok, err := c.next(start)
+			if err != nil {
+				yield(Entry{}, err)
+				return
+			}
+			if !ok || c.run.off >= end {
+				return
+			}
+			e := m.entry(&c.run)
+			e.clip(start, end)
+			if !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (m *Map) checkRange(start, end int64) error {
+	if start < 0 || start > end || end > m.head.size {
+		return fmt.Errorf("range %d to %d is outside of disk %s, which has %d bytes", start, end, m.head.disk, m.head.size)
+	}
+	return nil
+}
+
+func (m *Map) entry(r *run) Entry {
+	if r.zero {
+		return Entry{Offset: r.off, Length: r.len, Zero: true}
+	}
+	return Entry{Offset: r.off, Length: r.len, Pack: m.packs[r.pack], FrameOffset: r.frameOff,
+		FrameLength: r.frameLen, ChunkOffset: r.chunkOff, Chunk: r.chunk}
+}
+
+var errOutOfOrder = errors.New("a run of the map is not valid, out of order or out of range")

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+)
+
+const (
+	packBuffers = 3 // one is filled while two are stored
+	uploads     = 2
+)
+
+// packer takes the cells in order, fills packs and writes the lines of the maps.
+type packer struct {
+	w    *Writer
+	enc  *encoder // for the maps
+	free chan *openPack
+	out  chan *openPack
+	pack *openPack     // nil: none is begun
+	prev chan struct{} // closed when the pack before is in the index
+}
+
+// openPack is a pack from its first frame until it is stored.
+type openPack struct {
+	packBuilder
+	number  uint32
+	prev    chan struct{}
+	indexed chan struct{}
+}
+
+func (p *packer) init(w *Writer, enc *encoder) {
+	p.w, p.enc = w, enc
+	p.free = make(chan *openPack, packBuffers)
+	p.out = make(chan *openPack)
+	for range packBuffers {
+		p.free <- &openPack{}
+	}
+	p.prev = make(chan struct{})
+	close(p.prev)
+}
+
+func (p *packer) run() {
+	for range uploads {
+		p.w.wg.Go(func() {
+			for pack := range p.out {
+				if err := p.store(pack); err != nil {
+					p.w.fail(err)
+				}
+				pack.buf, pack.chunks = pack.buf[:0], pack.chunks[:0]
+				p.free <- pack
+			}
+		})
+	}
+	for c := range p.w.order {
+		<-c.done
+		if p.w.err() == nil {
+			if err := p.cell(c); err != nil {
+				p.w.fail(err)
+			}
+		}
+		c.m, c.ctx, c.produce = nil, nil, nil
+		p.w.free <- c
+	}
+	if p.w.err() == nil {
+		p.flush()
+	}
+	close(p.out)
+}
+
+func (p *packer) cell(c *cell) error {
+	m := c.m
+	for i := range c.results {
+		r := &c.results[i]
+		if !r.zero && !r.known {
+			if err := p.place(c, r); err != nil {
+				return err
+			}
+		}
+		m.stats.count(r)
+		if err := m.add(r, p.w.packs.count()); err != nil {
+			return err
+		}
+	}
+	if c.last {
+		if m.full {
+			m.stats.Zero = m.size - m.stats.Data
+		}
+		if err := m.build.endRuns(); err != nil {
+			return err
+		}
+		m.local = nil
+		close(m.closed)
+	}
+	if p.w.o.Progress != nil {
+		p.w.o.Progress(Event{Disk: m.build.head.disk, Offset: c.off + c.length, Data: m.stats.Data, Stored: m.stats.Stored})
+	}
+	return nil
+}
+
+func (s *DiskStats) count(r *result) {
+	if r.zero {
+		s.Zero += r.length
+		return
+	}
+	s.Data += r.length
+	if r.reused {
+		s.Reused += r.length
+	}
+	if r.start < r.end {
+		s.Chunks++
+		s.Stored += int64(r.end - r.start)
+	}
+}
+
+// place puts a new frame into the pack, unless this session has an equal chunk.
+func (p *packer) place(c *cell, r *result) error {
+	dedup := r.length >= minDedup
+	if dedup {
+		if at, ok := p.w.table.lookup(&r.chunk); ok && at.proven() {
+			r.known, r.at, r.start, r.end = true, at, 0, 0
+			r.reused = p.w.packs.foreign(at.pack)
+			return nil
+		}
+	}
+	frame := c.out[r.start:r.end]
+	if p.pack != nil && !p.pack.hasRoom(len(frame), p.w.o.PackSize) {
+		p.flush()
+	}
+	if p.pack == nil {
+		if err := p.begin(); err != nil {
+			return err
+		}
+	}
+	off := p.pack.add(frame, int32(r.length), r.chunk)
+	r.at = place{pack: p.pack.number, frameOff: uint32(off), frameLen: uint32(len(frame)) | provenBit}
+	if dedup {
+		p.w.table.put(&r.chunk, r.at, dedupMax)
+	}
+	return nil
+}
+
+func (p *packer) begin() error {
+	select {
+	case p.pack = <-p.free:
+	case <-p.w.ctx.Done():
+		return p.w.err()
+	}
+	if cap(p.pack.buf) == 0 {
+		p.pack.buf = make([]byte, 0, p.w.o.PackSize)
+	}
+	p.pack.number = p.w.packs.begin()
+	p.pack.prev, p.pack.indexed = p.prev, make(chan struct{})
+	p.prev = p.pack.indexed
+	return nil
+}
+
+// flush hands the pack over to be stored.
+func (p *packer) flush() {
+	if p.pack == nil {
+		return
+	}
+	select {
+	case p.out <- p.pack:
+	case <-p.w.ctx.Done():
+		close(p.pack.indexed)
+	}
+	p.pack = nil
+}
+
+// store seals and stores a pack, and lists it in the index, in the order of packs.
+func (p *packer) store(pack *openPack) error {
+	ref, err := pack.name()
+	p.w.packs.name(pack.number, ref)
+	<-pack.prev
+	if err == nil {
+		err = p.w.index.add(ref, pack.chunks)
+	}
+	close(pack.indexed)
+	if err != nil {
+		return fmt.Errorf("pack: %w", err)
+	}
+	if err := p.w.put(p.w.ctx, PackKey(ref.Name), ref.Name, bytes.NewReader(pack.buf)); err != nil {
+		return fmt.Errorf("store pack: %w", err)
+	}
+	p.w.mu.Lock()
+	p.w.stats.Packs++
+	p.w.stats.PackBytes += ref.Length
+	p.w.mu.Unlock()
+	return nil
+}
+
+func (p *openPack) name() (Ref, error) {
+	err := p.seal()
+	return Ref{Name: sha256.Sum256(p.buf), Length: int64(len(p.buf))}, err
+}
+
+// add writes the map's line for a result. packs is the number of packs in the
+// session.
+func (m *MapWriter) add(r *result, packs int) error {
+	line := run{off: r.off, len: r.length, zero: r.zero}
+	if !r.zero {
+		n := r.at.pack
+		if int(n) >= len(m.local) {
+			m.local = append(m.local, make([]uint32, packs-len(m.local))...)
+		}
+		if m.local[n] == 0 {
+			m.packs = append(m.packs, n)
+			m.local[n] = uint32(len(m.packs))
+		}
+		line.pack = m.local[n] - 1
+		line.frameOff, line.frameLen = int64(r.at.frameOff), r.at.length()
+		line.chunkOff, line.chunk = r.chunkOff, r.chunk
+	}
+	return m.build.add(&line, len(m.packs))
+}

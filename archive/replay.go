@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"math"
+)
+
+// MaxReplay is the largest number of maps that Replay merges.
+const MaxReplay = 256
+
+// aheadMaps is the number of maps up to which frames are fetched ahead; beyond
+// it, memory counts more.
+const aheadMaps = 4
+
+// Replay merges maps, newest first, into entries that cover [start, end) without
+// gaps, in order; end may be at most the size of maps[0]. Each byte comes from the
+// newest map that has it. An older map counts only below the smallest size that
+// it and all newer ones have: what lies beyond was cut off in between and is
+// zero. The first full map ends the list; without one, Replay fails.
+//
+// It streams: at most one frame of each map (two with up to 4 maps) is in memory.
+// An error comes last.
+func Replay(ctx context.Context, maps []*Map, start, end int64) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		r, err := newReplay(ctx, maps, start, end)
+		if err != nil {
+			yield(Entry{}, err)
+			return
+		}
+		defer r.close()
+		r.run(yield)
+	}
+}
+
+type replay struct {
+	maps    []*Map
+	cursors []*cursor
+	from    []int64 // of each cursor's current run, math.MaxInt64 at the end
+	to      []int64
+	limit   []int64 // up to where each map counts
+	dec     *decoder
+	pos     int64
+	end     int64
+}
+
+func newReplay(ctx context.Context, maps []*Map, start, end int64) (*replay, error) {
+	if len(maps) == 0 || len(maps) > MaxReplay {
+		return nil, fmt.Errorf("can't merge %d maps: 1 to %d are possible", len(maps), MaxReplay)
+	}
+	if err := maps[0].checkRange(start, end); err != nil {
+		return nil, err
+	}
+	r := &replay{pos: start, end: end}
+	size := int64(math.MaxInt64)
+	for i, m := range maps {
+		size = min(size, m.head.size)
+		r.limit = append(r.limit, size)
+		r.maps = maps[:i+1]
+		if m.head.full {
+			break
+		}
+	}
+	if n := len(r.maps); !r.maps[n-1].head.full {
+		return nil, errors.New("the list of maps does not end with a full one")
+	}
+	r.from = make([]int64, len(r.maps))
+	r.to = make([]int64, len(r.maps))
+	var err error
+	if r.dec, err = newDecoder(); err != nil {
+		return nil, err
+	}
+	var stored []byte
+	for i, m := range r.maps {
+		var c *cursor
+		if len(r.maps) <= aheadMaps {
+			if c, err = newCursor(ctx, m, true); err != nil {
+				r.close()
+				return nil, err
+			}
+		} else {
+			c = newSharedCursor(ctx, m, r.dec, &stored)
+		}
+		r.cursors = append(r.cursors, c)
+		if err := r.advance(i); err != nil {
+			r.close()
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+func (r *replay) close() {
+	for _, c := range r.cursors {
+		c.close()
+	}
+	r.dec.close()
+}
+
+// advance moves map i to its first run that ends after pos and counts.
+func (r *replay) advance(i int) error {
+	c := r.cursors[i]
+	ok, err := c.next(r.pos)
+	if err != nil {
+		return err
+	}
+	if !ok || c.run.off >= r.limit[i] || c.run.off >= r.end {
+		r.from[i], r.to[i] = math.MaxInt64, math.MaxInt64
+		return nil
+	}
+	r.from[i], r.to[i] = c.run.off, min(c.run.end(), r.limit[i])
+	if r.to[i] <= r.pos { // what is left of the run is cut off
+		r.from[i], r.to[i] = math.MaxInt64, math.MaxInt64
+	}
+	return nil
+}
+
+// step finds who has the byte at pos, and up to where; -1 means nobody.
+func (r *replay) step() (who int, to int64, err error) {
+	to = r.end
+	for i := range r.from {
+		for r.to[i] <= r.pos {
+			if err := r.advance(i); err != nil {
+				return 0, 0, err
+			}
+		}
+		if r.from[i] <= r.pos {
+			return i, min(to, r.to[i]), nil
+		}
+		to = min(to, r.from[i])
+	}
+	return -1, to, nil
+}
+
+func (r *replay) run(yield func(Entry, error) bool) {
+	var out Entry
+	for r.pos < r.end {
+		who, to, err := r.step()
+		if err != nil {
+			yield(Entry{}, err)
+			return
+		}
+		e := Entry{Offset: r.pos, Length: to - r.pos, Zero: true}
+		if who >= 0 && !r.cursors[who].run.zero {
+			e = r.maps[who].entry(&r.cursors[who].run)
+			e.clip(r.pos, to)
+		}
+		r.pos = to
+		switch {
+		case out.Length == 0:
+			out = e
+		case out.continuedBy(&e):
+			out.Length += e.Length
+		default:
+			if !yield(out, nil) {
+				return
+			}
+			out = e
+		}
+	}
+	if out.Length > 0 {
+		yield(out, nil)
+	}
+}

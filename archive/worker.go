@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+)
+
+// cell is one unit of work in flight.
+type cell struct {
+	m           *MapWriter
+	off, length int64
+	ctx         context.Context
+	produce     Producer
+	last        bool // the end of the map
+
+	done    chan struct{} // gets one token when results or err are there
+	results []result
+	out     []byte // the frames of results
+	err     error
+}
+
+// result is what became of a piece.
+type result struct {
+	off, length int64
+	zero        bool
+	known       bool // at is a place in a pack
+	reused      bool // the pack was there before this session
+	at          place
+	chunkOff    int32
+	start, end  int // else: the frame in cell.out
+	chunk       Digest
+}
+
+// worker runs producers, and turns data into frames.
+type worker struct {
+	w    *Writer
+	enc  *encoder
+	buf  []byte // the producers'
+	back []byte // for frames that are read back
+}
+
+func newWorker(w *Writer) (*worker, error) {
+	enc, err := newEncoder(w.o.Level, !w.o.SkipVerify)
+	if err != nil {
+		return nil, err
+	}
+	return &worker{w: w, enc: enc}, nil
+}
+
+func (k *worker) run() {
+	defer k.enc.close()
+	for c := range k.w.jobs {
+		if c.err = k.w.err(); c.err == nil {
+			c.err = k.cell(c)
+		}
+		if c.err != nil {
+			k.w.fail(c.err)
+		}
+		c.done <- struct{}{}
+	}
+}
+
+func (k *worker) cell(c *cell) error {
+	ctx, cancel := context.WithCancelCause(c.ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(k.w.ctx, func() { cancel(k.w.err()) })
+	defer stop()
+	if k.buf == nil {
+		k.buf = make([]byte, GridSize)
+	}
+	pieces, err := c.produce(ctx, k.buf)
+	if err != nil {
+		return err
+	}
+	next := c.off
+	for i := range pieces {
+		p := &pieces[i]
+		if p.Offset < next || p.Length <= 0 || p.Length > c.off+c.length-p.Offset {
+			return fmt.Errorf("archive: disk %s: the piece of %d bytes at %d is out of order or outside of its cell",
+				c.m.build.head.disk, p.Length, p.Offset)
+		}
+		next = p.Offset + p.Length
+		if err := k.piece(ctx, c, p); err != nil {
+			return fmt.Errorf("disk %s at %d: %w", c.m.build.head.disk, p.Offset, err)
+		}
+	}
+	return nil
+}
+
+func (k *worker) piece(ctx context.Context, c *cell, p *Piece) error {
+	r := result{off: p.Offset, length: p.Length}
+	if p.Reuse != nil {
+		ok, err := k.reuse(ctx, &r, p)
+		if err != nil {
+			return err
+		}
+		if ok {
+			c.results = append(c.results, r)
+			return nil
+		}
+	}
+	if p.Zero != (p.Data == nil) || p.Data != nil && int64(len(p.Data)) != p.Length {
+		return fmt.Errorf("archive: a piece of %d bytes comes with %d bytes of data", p.Length, len(p.Data))
+	}
+	if p.Zero || isZero(p.Data) {
+		r.zero = true
+		c.results = append(c.results, r)
+		return nil
+	}
+	if p.Digest != nil {
+		r.chunk = *p.Digest
+	} else {
+		r.chunk = Sum(p.Data)
+	}
+	if err := k.find(ctx, &r, p.Data); err != nil {
+		return err
+	}
+	if !r.known {
+		var err error
+		r.start = len(c.out)
+		if c.out, err = k.enc.frame(c.out, p.Data); err != nil {
+			return err
+		}
+		r.end = len(c.out)
+	}
+	c.results = append(c.results, r)
+	return nil
+}
+
+// reuse refers to a chunk that the producer knows. Without data to store instead,
+// a pack that is not there is an error.
+func (k *worker) reuse(ctx context.Context, r *result, p *Piece) (bool, error) {
+	e := *p.Reuse
+	if e.Offset > p.Offset || e.End() < p.Offset+p.Length || e.Length < 0 {
+		return false, fmt.Errorf("archive: the entry to be reused does not cover the piece of %d bytes", p.Length)
+	}
+	e.clip(p.Offset, p.Offset+p.Length)
+	if e.Zero {
+		r.zero = true
+		return true, nil
+	}
+	if e.FrameOffset < 0 || e.FrameOffset > maxPackLength || e.FrameLength <= 0 || e.FrameLength > maxFrame {
+		return false, fmt.Errorf("archive: the entry to be reused has no valid frame")
+	}
+	n, err := k.w.packs.seen(ctx, e.Pack)
+	if err != nil {
+		if p.Data == nil || ctx.Err() != nil {
+			return false, err
+		}
+		return false, nil
+	}
+	r.known, r.reused = true, true
+	r.at = place{pack: n, frameOff: uint32(e.FrameOffset), frameLen: uint32(e.FrameLength)}
+	r.chunkOff, r.chunk = e.ChunkOffset, e.Chunk
+	return true, nil
+}
+
+// find looks for an equal chunk. One that this session did not write counts only
+// after its frame has been read back and compared.
+func (k *worker) find(ctx context.Context, r *result, data []byte) error {
+	if len(data) < minDedup {
+		return nil
+	}
+	at, ok := k.w.table.lookup(&r.chunk)
+	if !ok {
+		return nil
+	}
+	if !at.proven() {
+		ok, err := k.readBack(ctx, at, r.chunk, data)
+		if err != nil || !ok {
+			return err
+		}
+		k.w.table.prove(&r.chunk, at)
+	}
+	r.known, r.at, r.reused = true, at, k.w.packs.foreign(at.pack)
+	return nil
+}
+
+// readBack tells whether a frame in an older pack holds data. If not, or when it
+// can't be had, there is a note, and the chunk is stored again.
+func (k *worker) readBack(ctx context.Context, at place, chunk Digest, data []byte) (bool, error) {
+	ref := k.w.packs.ref(at.pack)
+	if k.w.packs.isBad(at.pack) {
+		return false, nil
+	}
+	_, err := k.w.packs.seen(ctx, ref)
+	if err != nil {
+		return false, ctx.Err()
+	}
+	if k.back == nil {
+		k.back = make([]byte, 0, GridSize+bufSlack)
+	}
+	e := Entry{Pack: ref, FrameOffset: int64(at.frameOff), FrameLength: at.length(), Chunk: chunk}
+	got, err := k.w.fetcher.Chunk(ctx, e, k.back)
+	if err != nil {
+		if ctx.Err() != nil {
+			return false, ctx.Err()
+		}
+		k.w.note("a chunk is stored again, since the one that is there can't be used: %v", err)
+		return false, nil
+	}
+	return bytes.Equal(got, data), nil
+}

@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// WriterOptions are the settings of a backup session; the zero value is good.
+type WriterOptions struct {
+	Level      Level
+	Workers    int         // goroutines that read, hash and compress; 0: one per CPU, at most 16
+	SkipVerify bool        // do not decode each frame again to compare it with the data
+	PackSize   int64       // target size of a pack, bytes, 64 KiB to 256 MiB; 0: 32 MiB
+	TempDir    string      // for maps and bitmaps too large for memory; "": os.TempDir
+	Progress   func(Event) // called often, from one goroutine at a time; must not block; may be nil
+}
+
+// Event is a step of progress on one disk.
+type Event struct {
+	Disk   string
+	Offset int64 // everything given before this guest offset is done
+	Data   int64 // guest bytes that were data so far
+	Stored int64 // bytes of new frames so far
+}
+
+// DiskStats counts what one map holds; guest bytes unless said.
+type DiskStats struct {
+	Data   int64 // data
+	Zero   int64 // zeros: recorded ones of a delta; all that is not data of a full map
+	Stored int64 // bytes of frames added to packs
+	Reused int64 // of Data: what chunks hold that were there before
+	Chunks int64 // frames added to packs
+}
+
+func (s *DiskStats) add(t DiskStats) {
+	s.Data += t.Data
+	s.Zero += t.Zero
+	s.Stored += t.Stored
+	s.Reused += t.Reused
+	s.Chunks += t.Chunks
+}
+
+// Stats sums up a session.
+type Stats struct {
+	DiskStats
+	Packs     int64    // packs stored
+	PackBytes int64    // their length
+	Notes     []string // what went wrong and was got round, for people
+}
+
+// Writer is one backup session: it takes the content of disks and stores packs as
+// they fill, and in Finish the maps and the index. Finish or Abort must end it.
+// Its methods may be called concurrently, except Finish and Abort with others.
+//
+// Data goes through a fixed number of cells in flight: workers run the producers,
+// hash, compress and verify; one goroutine takes the results in the order of Add,
+// so that the same input gives the same packs; two store packs. The first error
+// stops all of it and is what every later call returns.
+type Writer struct {
+	store  objstore.Store
+	o      WriterOptions
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	begun  time.Time
+
+	adding sync.RWMutex // held for writing while the session ends
+	ended  bool
+	free   chan *cell // what is not in flight
+	jobs   chan *cell // to the workers
+	order  chan *cell // to the packer
+	wg     sync.WaitGroup
+
+	table   dedupTable
+	packs   sessionPacks
+	fetcher *Fetcher
+	packer  packer
+	index   indexBuilder
+
+	mu    sync.Mutex // guards what is below
+	maps  []*MapWriter
+	stats Stats
+	notes int
+}
+
+var errAborted = errors.New("the backup was given up")
+
+// maxNotes bounds Stats.Notes.
+const maxNotes = 50
+
+// NewWriter begins a session. Indexes that can't be read cost deduplication and
+// leave a note; only a cancelled context or wrong options are errors.
+func NewWriter(ctx context.Context, store objstore.Store, o WriterOptions) (*Writer, error) {
+	if o.Workers == 0 {
+		o.Workers = min(runtime.GOMAXPROCS(0), 16)
+	}
+	if o.PackSize == 0 {
+		o.PackSize = defaultPackSize
+	}
+	if o.Workers < 0 || o.Workers > 256 || o.PackSize < minPackSize || o.PackSize > maxPackSize {
+		return nil, fmt.Errorf("archive: %d workers or packs of %d bytes are out of range", o.Workers, o.PackSize)
+	}
+	if o.TempDir == "" {
+		o.TempDir = os.TempDir()
+	}
+	w := &Writer{store: store, o: o, begun: time.Now()}
+	w.ctx, w.cancel = context.WithCancelCause(ctx)
+	w.packs.init(store, w.note)
+	if err := loadIndexes(w.ctx, store, &w.table, &w.packs.list, w.note); err != nil {
+		w.cancel(err)
+		return nil, err
+	}
+	w.fetcher = NewFetcher(store, FetcherOptions{})
+	if err := w.start(); err != nil {
+		w.cancel(err)
+		w.wg.Wait()
+		return nil, err
+	}
+	return w, nil
+}
+
+// start makes the pipeline.
+func (w *Writer) start() error {
+	inFlight := 2*w.o.Workers + 4
+	w.free = make(chan *cell, inFlight)
+	w.jobs = make(chan *cell, inFlight)
+	w.order = make(chan *cell, inFlight)
+	for range inFlight {
+		w.free <- &cell{done: make(chan struct{}, 1)}
+	}
+	var workers []*worker
+	for range w.o.Workers {
+		k, err := newWorker(w)
+		if err != nil {
+			return err
+		}
+		workers = append(workers, k)
+	}
+	enc, err := newEncoder(LevelFastest, false)
+	if err != nil {
+		return err
+	}
+	ienc, err := newEncoder(LevelFastest, false)
+	if err != nil {
+		return err
+	}
+	w.index = indexBuilder{tempDir: w.o.TempDir, time: w.begun.Unix(), enc: ienc}
+	w.packer.init(w, enc)
+	for _, k := range workers {
+		w.wg.Go(k.run)
+	}
+	w.wg.Go(w.packer.run)
+	return nil
+}
+
+// fail stops the session; the first error counts.
+func (w *Writer) fail(err error) { w.cancel(err) }
+
+// err returns what stopped the session.
+func (w *Writer) err() error {
+	if w.ctx.Err() == nil {
+		return nil
+	}
+	return context.Cause(w.ctx)
+}
+
+func (w *Writer) note(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.notes++; w.notes <= maxNotes {
+		w.stats.Notes = append(w.stats.Notes, fmt.Sprintf(format, args...))
+	}
+}
+
+// NewMap begins the map of one disk of size bytes. In a full map what is left out
+// is zero, in a delta it is the parent's. An invalid name or size is what the
+// map's methods return.
+func (w *Writer) NewMap(disk string, size int64, full bool) *MapWriter {
+	m := &MapWriter{w: w, closed: make(chan struct{}), full: full, size: size}
+	m.build, m.bad = newMapBuilder(disk, size, full, w.packer.enc, w.o.TempDir)
+	w.mu.Lock()
+	w.maps = append(w.maps, m)
+	w.mu.Unlock()
+	return m
+}
+
+// PutBitmap stores a bitmap and returns its object.
+func (w *Writer) PutBitmap(ctx context.Context, h bitmapstore.Header, r bitmapstore.Runs) (Ref, error) {
+	if err := w.err(); err != nil {
+		return Ref{}, err
+	}
+	s := &spool{dir: w.o.TempDir}
+	defer s.close()
+	if _, _, err := bitmapstore.Encode(s, h, r); err != nil {
+		return Ref{}, fmt.Errorf("bitmap %q: %w", h.Name, err)
+	}
+	name, err := hashBody(s)
+	if err != nil {
+		return Ref{}, fmt.Errorf("bitmap %q: %w", h.Name, err)
+	}
+	if err := w.put(ctx, BitmapKey(name), name, s); err != nil {
+		return Ref{}, fmt.Errorf("store bitmap %q: %w", h.Name, err)
+	}
+	return Ref{Name: name, Length: s.Size()}, nil
+}
+
+// WriteMap is the function WriteMap with this session's TempDir. It may be called
+// before and after Finish, and returns what is not part of Finish's maps.
+func (w *Writer) WriteMap(ctx context.Context, disk string, size int64, full bool, entries iter.Seq2[Entry, error]) (MapRef, error) {
+	return writeMap(ctx, w.store, w.o.TempDir, mapHead{disk: disk, size: size, full: full}, entries)
+}
+
+func (w *Writer) put(ctx context.Context, key string, name Digest, body objstore.Body) error {
+	replaced, err := putObject(ctx, w.store, key, name, body)
+	if replaced != nil && err == nil {
+		w.note("a damaged object was replaced: %v", replaced)
+	}
+	return err
+}
+
+// Finish waits for all that was added, stores the last pack, the maps and the
+// index, and ends the session, with or without an error. The maps come in the
+// order of NewMap.
+func (w *Writer) Finish(ctx context.Context) ([]MapRef, Stats, error) {
+	stop := context.AfterFunc(ctx, func() { w.fail(context.Cause(ctx)) })
+	defer stop()
+	defer w.Abort()
+	for _, m := range w.maps {
+		if err := m.sendClose(ctx); err != nil {
+			return nil, Stats{}, err
+		}
+	}
+	w.end()
+	if err := w.err(); err != nil {
+		return nil, Stats{}, err
+	}
+	refs, err := w.storeMaps()
+	if err == nil {
+		err = w.storeIndex()
+	}
+	if err == nil {
+		err = w.err()
+	}
+	if err != nil {
+		return nil, Stats{}, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.notes > maxNotes {
+		w.stats.Notes = append(w.stats.Notes, fmt.Sprintf("and %d more", w.notes-maxNotes))
+	}
+	return refs, w.stats, nil
+}
+
+// Abort ends the session and waits until nothing of it runs. Packs that are stored
+// stay. After Finish or Abort it does nothing.
+func (w *Writer) Abort() {
+	w.fail(errAborted)
+	w.end()
+	for _, m := range w.maps {
+		if m.build != nil {
+			m.build.close()
+		}
+	}
+	w.index.close()
+}
+
+// end stops the intake and waits for the pipeline.
+func (w *Writer) end() {
+	w.adding.Lock()
+	if !w.ended {
+		w.ended = true
+		close(w.jobs)
+		close(w.order)
+	}
+	w.adding.Unlock()
+	w.wg.Wait()
+}
+
+func (w *Writer) storeMaps() ([]MapRef, error) {
+	refs := make([]MapRef, 0, len(w.maps))
+	for _, m := range w.maps {
+		built, err := m.build.seal(len(m.packs), func(yield func(Ref) bool) {
+			for _, n := range m.packs {
+				if !yield(w.packs.ref(n)) {
+					return
+				}
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+		if err := w.put(w.ctx, MapKey(built.ref.Name), built.ref.Name, built.body); err != nil {
+			return nil, fmt.Errorf("store the map of disk %s: %w", m.build.head.disk, err)
+		}
+		refs = append(refs, built.ref)
+		w.stats.DiskStats.add(m.stats)
+	}
+	return refs, nil
+}
+
+func (w *Writer) storeIndex() error {
+	if err := w.index.cut(); err != nil {
+		return err
+	}
+	for _, part := range w.index.parts {
+		name, err := hashBody(part)
+		if err != nil {
+			return fmt.Errorf("index: %w", err)
+		}
+		if err := w.put(w.ctx, IndexKey(name), name, part); err != nil {
+			return fmt.Errorf("store the index: %w", err)
+		}
+	}
+	return nil
+}
+
