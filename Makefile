@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+GO ?= go
+TOOLS := $(CURDIR)/.cache/bin
+GOLANGCI := v2.15.0
+
+.PHONY: all build test race lint demo bench man fuzz clean deps
+
+all: build
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -o imgbackup ./cmd/imgbackup
+
+deps:
+	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo zstd jq
+
+test: deps
+	$(GO) vet ./...
+	scripts/gotest $(TESTFLAGS) ./...
+
+race: TESTFLAGS = -race
+race: test
+
+lint: $(TOOLS)/golangci-lint-$(GOLANGCI)
+	$< run ./...
+
+$(TOOLS)/golangci-lint-$(GOLANGCI):
+	GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
+	mv $(TOOLS)/golangci-lint $@
+
+demo: deps build
+	scripts/demo
+
+bench: build
+	scripts/bench
+
+man: build
+	mkdir -p docs/man
+	./imgbackup man docs/man
+
+# Each fuzz target for FUZZTIME (not part of the tests).
+FUZZTIME ?= 30s
+fuzz:
+	scripts/fuzz $(FUZZTIME)
+
+clean:
+	rm -rf imgbackup bench-work .cache

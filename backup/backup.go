@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package backup is the engine that takes a shut-down domain's disks into a
+// repository: it plans, adds the new checkpoint's bitmaps, locks, reads,
+// archives, commits and retires old bitmaps, in that order.
+//
+// Its invariants:
+//
+//   - Every guest write from the moment the new bitmap stands is recorded by
+//     it; data is read only after that, under QEMU's image locks. A crash can
+//     therefore lead to too much being backed up later, never to too little.
+//   - All disks of a domain commit in one manifest, or none does.
+//   - A bitmap is a witness, not proof. An incremental backup rests on one
+//     only after the checks of trust.go have failed to contradict it.
+//   - Only bitmaps that a manifest or an intent of the repository names are
+//     ever removed from an image.
+package backup
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// Mode says how a disk is to be backed up.
+type Mode string
+
+const (
+	// Auto takes an incremental where it can be trusted, and else reads
+	// everything.
+	Auto Mode = "auto"
+	// Full stores a disk without regard to earlier checkpoints.
+	Full Mode = "full"
+	// Incremental fails with [NotTrustedError] where an incremental cannot be
+	// trusted.
+	Incremental Mode = "incremental"
+)
+
+// ParseMode returns the mode that s names.
+func ParseMode(s string) (Mode, error) {
+	switch m := Mode(s); m {
+	case Auto, Full, Incremental:
+		return m, nil
+	}
+	return "", fmt.Errorf("mode %q: want auto, full or incremental", s)
+}
+
+// DiskRequest names one disk of the domain and how it is to be backed up.
+type DiskRequest struct {
+	Target string       // name in the domain, as "vda"
+	Path   string       // of the active image
+	Format qcow2.Format // never probed
+	Mode   Mode         // empty: the request's
+	Since  string       // checkpoint to be incremental from; empty: the request's
+}
+
+// Request is what one backup is to do.
+type Request struct {
+	Domain      string
+	DomainUUID  string // from the domain's definition; empty if unknown
+	Disks       []DiskRequest
+	Mode        Mode
+	Since       string // for disks that name none; empty: the newest that can be trusted
+	Checkpoint  string // empty: a new name from the time
+	Description string
+
+	NoCheckpoint bool // add no bitmap: the images are not written to
+	NoLock       bool // do not take QEMU's image locks; recorded in the manifest
+	Adopt        bool // go on with a domain that another host began
+	AllowDirs    []string
+
+	Level     archive.Level
+	NoVerify  bool          // do not decode each frame again before it counts
+	RateLimit int64         // bytes of guest data read per second; 0: no limit
+	MaxLock   time.Duration // the longest time the images may stay locked; 0: no limit
+	LockWait  time.Duration // how long to wait for another holder of an image's locks
+}
+
+// Hooks tell the caller how a backup goes on. Each may be nil. Progress may be
+// called from several goroutines at once.
+type Hooks struct {
+	Note     func(msg string)        // something a person should know
+	Planned  func(p *Plan)           // the plan that is carried out
+	Progress func(done, total int64) // guest bytes dealt with
+	Step     func(name string)       // a step of the writing order is about to begin
+}
+
+func (h Hooks) note(format string, args ...any) {
+	if h.Note != nil {
+		h.Note(fmt.Sprintf(format, args...))
+	}
+}
+
+func (h Hooks) step(name string) {
+	if h.Step != nil {
+		h.Step(name)
+	}
+}
+
+// NotTrustedError reports that an incremental was demanded of a disk for which
+// it cannot be trusted. Nothing has been written.
+type NotTrustedError struct {
+	Disk   string
+	Code   Reason
+	Reason string
+}
+
+func (e *NotTrustedError) Error() string {
+	return fmt.Sprintf("disk %s: an incremental backup cannot be trusted: %s (use --mode auto to back up what is needed)", e.Disk, e.Reason)
+}
+
+// UsageError reports a request that makes no sense whatever the images hold.
+type UsageError struct{ Err error }
+
+func (e *UsageError) Error() string { return e.Err.Error() }
+func (e *UsageError) Unwrap() error { return e.Err }
+
+// OwnedError reports that another host, or a domain of another UUID, began the
+// domain's chain.
+type OwnedError struct {
+	Domain string
+	What   string
+}
+
+func (e *OwnedError) Error() string {
+	return fmt.Sprintf("domain %s belongs to %s; give --adopt to go on with it from here", e.Domain, e.What)
+}
+
+// LockTimeError reports that a backup was given up because the images would
+// have stayed locked for longer than the caller allows.
+type LockTimeError struct{ Max time.Duration }
+
+func (e *LockTimeError) Error() string {
+	return fmt.Sprintf("the images were locked for %s, the most that --max-lock allows; nothing was committed", e.Max)
+}
+
+// Result is what a finished backup has stored.
+type Result struct {
+	Manifest *chain.Manifest
+	Plan     *Plan
+	Stats    archive.Stats
+	Elapsed  time.Duration
+	Notes    []string
+}
+
+// DryRun returns the plan that [Run] would carry out, and writes nothing.
+func DryRun(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks) (*Plan, error) {
+	s, err := newSession(repo, req, hooks)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	if err := s.loadHistory(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.open(ctx); err != nil {
+		return nil, err
+	}
+	return s.plan(ctx)
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// intent describes the bitmaps that are about to be added, so that the next
+// run can take them out again should this one not come to an end.
+func (s *session) intent(plan *Plan) (*chain.Intent, error) {
+	in := &chain.Intent{
+		UUID: uuid.NewString(), Domain: s.req.Domain, Checkpoint: s.checkpoint, CheckpointUUID: s.uuid,
+		Host: s.host, BootID: s.bootID, PID: processID(), Created: time.Now().UTC().Truncate(time.Second),
+	}
+	for i, p := range plan.Disks {
+		if !p.AddsBitmap {
+			continue
+		}
+		d := s.disks[i]
+		layer := d.chain.Layers[0]
+		id, err := layer.Stat()
+		if err != nil {
+			return nil, err
+		}
+		if d.before, err = qcow2.RememberBitmaps(layer); err != nil {
+			return nil, fmt.Errorf("disk %s: %w", p.Target, err)
+		}
+		d.image = layer.Path
+		d.granularity = granularityFor(layer)
+		in.Images = append(in.Images, chain.IntentImage{
+			Target: p.Target, Path: layer.Path, Device: id.Dev, Inode: id.Inode,
+			Before: d.before.Names(), Add: chain.BitmapName(s.checkpoint, s.uuid),
+		})
+	}
+	return in, nil
+}
+
+// addBitmaps adds the new checkpoint's bitmap to every image that can hold it.
+// From then on every guest write is recorded.
+func (s *session) addBitmaps(ctx context.Context, plan *Plan, intent *chain.Intent) error {
+	for i, p := range plan.Disks {
+		if !p.AddsBitmap {
+			continue
+		}
+		d := s.disks[i]
+		s.hooks.step(StepAdd)
+		name := chain.BitmapName(intent.Checkpoint, intent.CheckpointUUID)
+		if err := qcow2.BitmapAdd(ctx, d.image, name, d.granularity); err != nil {
+			return fmt.Errorf("disk %s: %w", p.Target, err)
+		}
+	}
+	return nil
+}
+
+// granularityFor is what QEMU would choose, coarser where the bitmap would
+// else be larger than QEMU allows. Bytes.
+func granularityFor(l *qcow2.Layer) int64 {
+	g := min(max(l.Header.ClusterSize(), 4<<10), 64<<10)
+	for (l.Size+g-1)/g > qcow2.MaxBitmapBits && g < qcow2.MaxGranularity {
+		g *= 2
+	}
+	return g
+}
+
+// verifyAdded looks natively, under the locks, whether the new bitmaps are
+// there and empty and all others as they were. qemu-img's exit status proves
+// neither. What differs may be a VM that ran in between.
+func (s *session) verifyAdded(_ context.Context, plan *Plan, intent *chain.Intent) error {
+	name := chain.BitmapName(intent.Checkpoint, intent.CheckpointUUID)
+	for i, p := range plan.Disks {
+		if !p.AddsBitmap {
+			continue
+		}
+		d := s.disks[i]
+		layer := d.chain.Layers[0]
+		if err := d.before.VerifyAdded(layer, name, d.granularity); err != nil {
+			return fmt.Errorf("disk %s: %w: %w", p.Target, errChanged, err)
+		}
+		same, err := d.guard.Holds(layer)
+		if err != nil {
+			return fmt.Errorf("disk %s: %w", p.Target, err)
+		}
+		if !same {
+			return fmt.Errorf("disk %s: %w: another file stands at %s", p.Target, errChanged, layer.Path)
+		}
+	}
+	return nil
+}
+
+// undo takes the bitmaps out again that a failed backup added, and then the
+// intent. What cannot be undone now stays in the intent for the next run.
+func (s *session) undo(ctx context.Context, intent *chain.Intent) error {
+	if err := s.unlock(); err != nil {
+		return err
+	}
+	if len(intent.Images) == 0 {
+		return nil
+	}
+	for _, image := range intent.Images {
+		if err := removeIfThere(ctx, image.Path, image.Add); err != nil {
+			return fmt.Errorf("the bitmap %s could not be taken out of %s again (the next backup of %s does it): %w",
+				image.Add, image.Path, intent.Domain, err)
+		}
+	}
+	return s.repo.DeleteIntent(ctx, intent)
+}
+
+// removeIfThere removes a bitmap of ours from an image, if the image holds it.
+func removeIfThere(ctx context.Context, path, name string) error {
+	layer, err := qcow2.OpenLayer(path, qcow2.Qcow2)
+	if err != nil {
+		return err
+	}
+	held := find1(layer.Bitmaps, name) != nil
+	space := qcow2.FreeSpaceFor(layer)
+	if err := errors.Join(space, layer.Close()); err != nil {
+		return err
+	}
+	if !held {
+		return nil
+	}
+	return qcow2.BitmapRemove(ctx, path, name)
+}
+
+// keepBitmaps is how many checkpoints' bitmaps stay in an image: the newest,
+// which the next incremental rests on, and one more as its witness.
+const keepBitmaps = 2
+
+// retire removes the bitmaps of ours that no later backup needs. What fails
+// here costs nothing but space, so it is noted and no more.
+func (s *session) retire(ctx context.Context, plan *Plan, manifest *chain.Manifest) {
+	for i, p := range plan.Disks {
+		if !p.AddsBitmap {
+			continue
+		}
+		path := s.disks[i].image
+		for _, name := range s.retirable(p, manifest, s.disks[i].before.Names()) {
+			s.hooks.step(StepRetire)
+			if err := removeIfThere(ctx, path, name); err != nil {
+				s.hooks.note("disk %s: the old bitmap %s stays in the image for now: %v", p.Target, name, err)
+			}
+		}
+	}
+}
+
+// retirable lists, of the bitmaps that were in an image before, those of ours
+// that are no longer needed. Bitmaps that no manifest names are not ours.
+func (s *session) retirable(p *DiskPlan, manifest *chain.Manifest, names []string) []string {
+	known := s.ours(p.Target)
+	var mine []string
+	for _, name := range names {
+		if m := known[name]; m != nil && m.UUID != manifest.UUID && m.Kind != chain.KindCheckpoint {
+			mine = append(mine, name)
+		}
+	}
+	slices.SortFunc(mine, func(a, b string) int {
+		return int(known[b].Sequence - known[a].Sequence)
+	})
+	keep := keepBitmaps - 1
+	if p.Detection != ByBitmap && p.distrust {
+		keep = 0
+	}
+	if len(mine) <= keep {
+		return nil
+	}
+	return mine[keep:]
+}
+
+func headerOf(b *qcow2.Bitmap, l *qcow2.Layer) bitmapstore.Header {
+	return bitmapstore.Header{Name: b.Name, Granularity: b.Granularity, Size: l.Size}
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"fmt"
+
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// manifest fills in all that is known before the data is read.
+func (s *session) manifest(plan *Plan) *chain.Manifest {
+	locking := chain.LockingQEMU
+	if s.req.NoLock {
+		locking = chain.LockingNone
+	}
+	m := chain.NewManifest(s.repo)
+	m.Kind = chain.KindArchive
+	m.Domain, m.DomainUUID, m.Host = s.req.Domain, s.domainUUID(), s.host
+	m.Checkpoint, m.UUID, m.Revision = s.checkpoint, s.uuid, 1
+	m.Sequence = chain.NextSequence(s.history)
+	m.Parent = plan.Parent
+	m.Created, m.Description = s.started, s.req.Description
+	m.Locking, m.Requested = locking, string(s.req.Mode)
+	for i, p := range plan.Disks {
+		m.Disks = append(m.Disks, s.manifestDisk(s.disks[i], p))
+	}
+	return m
+}
+
+// domainUUID is the domain's own, or the one that it had when last backed up.
+func (s *session) domainUUID() string {
+	if s.req.DomainUUID != "" {
+		return s.req.DomainUUID
+	}
+	if last := chain.Newest(s.history); last != nil {
+		return last.DomainUUID
+	}
+	return ""
+}
+
+func (s *session) manifestDisk(d *disk, p *DiskPlan) chain.Disk {
+	active := d.chain.Layers[0]
+	rec := chain.Disk{
+		Target: p.Target, Size: p.VirtualSize,
+		Source:    chain.Source{Path: absolute(p.Path), Format: string(p.Format), Device: d.id[0].Dev, Inode: d.id[0].Inode},
+		Requested: string(p.Requested), Mode: string(p.Mode), Detection: string(p.Detection),
+		ReasonCode: string(p.Code), Reason: p.Reason,
+		IncrementalFrom: p.Since,
+		NoBitmapReason:  p.NoBitmapReason,
+		DirtyBytes:      p.DirtyBytes,
+		Snapshots:       snapshotRecords(active.Snapshots),
+		Backing:         d.backing,
+	}
+	if active.Header != nil {
+		rec.ClusterSize = active.Header.ClusterSize()
+	}
+	if p.AddsBitmap {
+		rec.Bitmap = chain.BitmapName(s.checkpoint, s.uuid)
+		rec.Granularity = d.granularity
+	}
+	return rec
+}
+
+// rememberIdentity notes every file of every chain as it is when reading
+// begins.
+func (s *session) rememberIdentity() error {
+	for _, d := range s.disks {
+		d.id, d.backing = nil, nil
+		for i, layer := range d.chain.Layers {
+			for _, f := range layer.Files() {
+				id, err := f.Stat()
+				if err != nil {
+					return fmt.Errorf("disk %s: %w", d.req.Target, err)
+				}
+				d.id = append(d.id, id)
+			}
+			if i == 0 {
+				continue
+			}
+			rec, err := layerRecord(layer)
+			if err != nil {
+				return fmt.Errorf("disk %s: %w", d.req.Target, err)
+			}
+			d.backing = append(d.backing, rec)
+		}
+	}
+	return nil
+}
+
+// compareIdentity fails when any file of any chain is no longer what it was
+// when reading began. A loop mount, or a program without QEMU's locks, is seen
+// only so.
+func (s *session) compareIdentity() error {
+	for _, d := range s.disks {
+		at := 0
+		for _, layer := range d.chain.Layers {
+			for _, f := range layer.Files() {
+				open, err := f.Stat()
+				if err != nil {
+					return fmt.Errorf("disk %s: %w", d.req.Target, err)
+				}
+				path, err := f.PathStat()
+				if err != nil {
+					return fmt.Errorf("disk %s: %w", d.req.Target, err)
+				}
+				if open != d.id[at] || path != d.id[at] {
+					return fmt.Errorf("disk %s: %w", d.req.Target, &qcow2.InUseError{
+						Path: f.Path(), Why: "it was written to or exchanged while it was read; nothing was committed",
+					})
+				}
+				at++
+			}
+		}
+	}
+	return nil
+}

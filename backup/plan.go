@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// Detection says how a backup finds out what changed.
+type Detection string
+
+const (
+	ByBitmap  Detection = "bitmap"  // the image's dirty bitmap tells
+	ByContent Detection = "content" // everything is read and compared with the archive
+	ByNothing Detection = "none"    // everything is stored
+)
+
+// Plan says what a backup will do, disk by disk.
+type Plan struct {
+	Domain     string               `json:"domain"`
+	Checkpoint string               `json:"checkpoint"`
+	Parent     *chain.CheckpointRef `json:"parent,omitempty"`
+	Disks      []*DiskPlan          `json:"disks"`
+}
+
+// DiskPlan says how one disk will be backed up, and why. Sizes are in bytes.
+type DiskPlan struct {
+	Target      string               `json:"target"`
+	Path        string               `json:"path"`
+	Format      qcow2.Format         `json:"format"`
+	VirtualSize int64                `json:"virtual_size"`
+	Requested   Mode                 `json:"requested"`
+	Mode        Mode                 `json:"mode"` // full or incremental
+	Detection   Detection            `json:"detection"`
+	Code        Reason               `json:"reason_code"`
+	Reason      string               `json:"reason"`
+	Since       *chain.CheckpointRef `json:"incremental_from,omitempty"`
+	DirtyBytes  int64                `json:"dirty_bytes"` // what is known to have changed; by content and full: what is read
+	ReadBytes   int64                `json:"read_bytes"`  // of guest data
+
+	AddsBitmap     bool   `json:"adds_bitmap"`
+	NoBitmapReason string `json:"no_bitmap_reason,omitempty"`
+
+	base     *chain.Manifest // what the delta map builds on; nil for a full map
+	baseDisk *chain.Disk
+	dirty    bitmapstore.Runs // what to read, for ByBitmap
+	distrust bool             // every earlier bitmap of ours was shown to be worthless
+}
+
+// worseThan reports whether p promises less than an earlier plan q did: the
+// disk lost its trusted bitmap, or the place for a new one, in between.
+func (p *DiskPlan) worseThan(q *DiskPlan) bool {
+	return q.Detection == ByBitmap && p.Detection != ByBitmap || q.AddsBitmap && !p.AddsBitmap
+}
+
+// plan decides for every disk how it is backed up. It reads the images and the
+// repository and writes nothing.
+func (s *session) plan(ctx context.Context) (*Plan, error) {
+	plan := &Plan{Domain: s.req.Domain, Checkpoint: s.checkpoint}
+	for _, d := range s.disks {
+		p, err := s.planDisk(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		plan.Disks = append(plan.Disks, p)
+	}
+	plan.Parent = s.parent(plan)
+	return plan, nil
+}
+
+// parent returns the checkpoint that the new one follows: the newest that a
+// disk builds on, or else the newest of the domain.
+func (s *session) parent(plan *Plan) *chain.CheckpointRef {
+	var parent *chain.Manifest
+	for _, p := range plan.Disks {
+		if p.base != nil && (parent == nil || p.base.Sequence > parent.Sequence) {
+			parent = p.base
+		}
+	}
+	if parent == nil {
+		parent = chain.Newest(s.history)
+	}
+	if parent == nil {
+		return nil
+	}
+	return refOf(parent)
+}
+
+func refOf(m *chain.Manifest) *chain.CheckpointRef {
+	return &chain.CheckpointRef{Name: m.Checkpoint, UUID: m.UUID}
+}
+
+func (s *session) planDisk(ctx context.Context, d *disk) (*DiskPlan, error) {
+	p := &DiskPlan{
+		Target:      d.req.Target,
+		Path:        d.req.Path,
+		Format:      d.req.Format,
+		VirtualSize: d.chain.Size(),
+		Requested:   d.req.Mode,
+		Mode:        Full,
+		Detection:   ByNothing,
+	}
+	if err := s.chooseMode(ctx, d, p); err != nil {
+		return nil, fmt.Errorf("disk %s: %w", d.req.Target, err)
+	}
+	if err := s.chooseBitmap(ctx, d, p); err != nil {
+		return nil, fmt.Errorf("disk %s: %w", d.req.Target, err)
+	}
+	if err := measure(ctx, d, p); err != nil {
+		return nil, fmt.Errorf("disk %s: %w", d.req.Target, err)
+	}
+	return p, nil
+}
+
+// chooseMode fills in mode, detection, base and reason.
+func (s *session) chooseMode(ctx context.Context, d *disk, p *DiskPlan) error {
+	if d.req.Mode == Full {
+		p.Code, p.Reason = ReasonRequested, "a full backup was asked for"
+		return nil
+	}
+	refuse := func(code Reason, reason string) error {
+		return &NotTrustedError{Disk: d.req.Target, Code: code, Reason: reason}
+	}
+
+	states := s.statesOf(d.req.Target)
+	if d.req.Since != "" {
+		since, ok := find(states, d.req.Since)
+		if !ok {
+			if d.req.Mode == Incremental {
+				return refuse(ReasonNoCheckpoint, fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since))
+			}
+			p.Code = ReasonNoCheckpoint
+			p.Reason = fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since)
+			return nil
+		}
+		// Nothing that is newer may serve as the base, but all of it testifies.
+		_ = since
+	}
+	if len(states) == 0 {
+		const first = "the repository holds no earlier state of this disk"
+		if d.req.Mode == Incremental {
+			return refuse(ReasonFirst, first)
+		}
+		p.Code, p.Reason = ReasonFirst, first
+		return nil
+	}
+
+	v, err := s.judge(ctx, d, states)
+	if err != nil {
+		return err
+	}
+	if v.trusted {
+		p.Mode, p.Detection = Incremental, ByBitmap
+		p.Code, p.Reason = ReasonTrusted, v.reason
+		p.base, p.baseDisk, p.dirty = v.base, v.baseDisk, v.dirty
+		p.Since = refOf(v.base)
+		return nil
+	}
+	if d.req.Mode == Incremental && !v.neverBitmaps {
+		return refuse(v.code, v.reason)
+	}
+	p.Code, p.distrust = v.code, v.distrustAll
+	return s.chooseContent(ctx, d, p, states, v)
+}
+
+// chooseContent makes p an incremental by content against the newest archived
+// state that can be read, or a full when there is none.
+func (s *session) chooseContent(ctx context.Context, d *disk, p *DiskPlan, states []state, v verdict) error {
+	if d.req.Since != "" {
+		since, _ := find(states, d.req.Since)
+		states = []state{since}
+	}
+	var damage error
+	for _, st := range states {
+		maps, err := chain.ReplayMaps(ctx, s.repo, st.disk)
+		var bad *archive.DamageError
+		switch {
+		case err == nil:
+			_ = maps
+			p.Mode, p.Detection = Incremental, ByContent
+			p.base, p.baseDisk, p.Since = st.manifest, st.disk, refOf(st.manifest)
+			p.Reason = fmt.Sprintf("%s; the change since %s is found by reading everything", v.reason, st.manifest.Checkpoint)
+			return nil
+		case errors.As(err, &bad):
+			damage = err
+			s.hooks.note("checkpoint %s of disk %s cannot serve as a base: %v", st.manifest.Checkpoint, d.req.Target, err)
+		default:
+			return err
+		}
+	}
+	p.Reason = fmt.Sprintf("%s; no earlier state can be read (%v)", v.reason, damage)
+	return nil
+}
+
+// state is one archived state of a disk.
+type state struct {
+	manifest *chain.Manifest
+	disk     *chain.Disk
+}
+
+// statesOf returns the archived states of a disk, newest first.
+func (s *session) statesOf(target string) []state {
+	var states []state
+	for i := len(s.history) - 1; i >= 0; i-- {
+		m := s.history[i]
+		if d, ok := m.Disk(target); ok && len(d.Maps) > 0 {
+			states = append(states, state{m, d})
+		}
+	}
+	return states
+}
+
+func find(states []state, checkpoint string) (state, bool) {
+	for _, st := range states {
+		if st.manifest.Checkpoint == checkpoint {
+			return st, true
+		}
+	}
+	return state{}, false
+}
+
+// measure fills in how much will be read.
+func measure(ctx context.Context, d *disk, p *DiskPlan) error {
+	what := bitmapstore.Of(bitmapstore.Run{Start: 0, End: p.VirtualSize})
+	if p.Detection == ByBitmap {
+		what = p.dirty
+	}
+	var err error
+	data := dataRuns(ctx, d.chain)
+	if p.ReadBytes, err = bitmapstore.Intersect(what, data).Bytes(); err != nil {
+		return err
+	}
+	p.DirtyBytes = p.ReadBytes
+	if p.Detection == ByBitmap {
+		p.DirtyBytes, err = p.dirty.Bytes()
+	}
+	return err
+}
+
+// dataRuns is where the chain's extents hold data, read from the images' own
+// tables each time.
+func dataRuns(ctx context.Context, c *qcow2.Chain) bitmapstore.Runs {
+	return extentRuns(ctx, c, func(k qcow2.Kind) bool { return k == qcow2.Data || k == qcow2.Compressed })
+}
+
+// emptyRuns is where the chain reads as zeros without holding any data.
+func emptyRuns(ctx context.Context, c *qcow2.Chain) bitmapstore.Runs {
+	return extentRuns(ctx, c, func(k qcow2.Kind) bool { return k == qcow2.Hole || k == qcow2.Zero })
+}
+
+func extentRuns(ctx context.Context, c *qcow2.Chain, keep func(qcow2.Kind) bool) bitmapstore.Runs {
+	return func(yield func(bitmapstore.Run, error) bool) {
+		var run bitmapstore.Run
+		for e, err := range c.Extents(0, c.Size()) {
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err != nil {
+				yield(bitmapstore.Run{}, err)
+				return
+			}
+			if !keep(e.Kind) {
+				continue
+			}
+			if run.End == e.Offset && run.End > run.Start {
+				run.End += e.Length
+				continue
+			}
+			if run.End > run.Start && !yield(run, nil) {
+				return
+			}
+			run = bitmapstore.Run{Start: e.Offset, End: e.Offset + e.Length}
+		}
+		if run.End > run.Start {
+			yield(run, nil)
+		}
+	}
+}
+
+// ours returns the names of the bitmaps that manifests of the domain added to
+// the disk's image.
+func (s *session) ours(target string) map[string]*chain.Manifest {
+	names := make(map[string]*chain.Manifest)
+	for _, m := range s.history {
+		if d, ok := m.Disk(target); ok && d.Bitmap != "" {
+			names[d.Bitmap] = m
+		}
+	}
+	return names
+}
+
+// chooseBitmap decides whether the new checkpoint's bitmap can be added to the
+// disk's image.
+func (s *session) chooseBitmap(ctx context.Context, d *disk, p *DiskPlan) error {
+	if s.req.NoCheckpoint {
+		p.NoBitmapReason = "no bitmap was wanted (--no-checkpoint)"
+		return nil
+	}
+	active := d.chain.Layers[0]
+	if active.Format == qcow2.Raw {
+		p.NoBitmapReason = "raw images hold no bitmaps"
+		return nil
+	}
+	if why := qcow2.CannotAddBitmap(active); why != "" {
+		p.NoBitmapReason = why
+		return nil
+	}
+	if err := writable(active.Path); err != nil {
+		return err
+	}
+	known := s.ours(d.req.Target)
+	firstOfOurs := true
+	for _, b := range active.Bitmaps {
+		if _, ok := known[b.Name]; ok {
+			firstOfOurs = false
+		}
+	}
+	// With wrong reference counts QEMU would allocate the new bitmap's
+	// clusters over guest data.
+	if (firstOfOurs || p.Mode == Full) && !d.checked {
+		check, err := qcow2.CheckRefcounts(ctx, active.Path)
+		if err != nil {
+			return err
+		}
+		d.checked, d.checkFailed = true, check.Problem()
+	}
+	if d.checkFailed != "" {
+		p.NoBitmapReason = fmt.Sprintf("qemu-img check finds errors (%s), so nothing is written into the image; repair it with qemu-img check -r all", strings.TrimSpace(d.checkFailed))
+		return nil
+	}
+	if err := qcow2.FreeSpaceFor(active); err != nil {
+		return err
+	}
+	p.AddsBitmap = true
+	return nil
+}
+
+// Fit tells whether backups of an image can be incremental by bitmap, and why
+// (not), as far as the image alone tells.
+func Fit(c *qcow2.Chain) (bool, string) {
+	if o, _ := imageObjection(c); o != nil && o.code != ReasonUnusable {
+		return false, o.reason
+	}
+	active := c.Layers[0]
+	if why := qcow2.CannotAddBitmap(active); why != "" {
+		return false, why
+	}
+	usable := 0
+	for _, b := range active.Bitmaps {
+		if b.Problem == nil && !b.InUse && b.Enabled {
+			usable++
+		}
+	}
+	switch {
+	case active.BitmapsErr != nil:
+		return true, fmt.Sprintf("after the next backup; now no bitmap can be used: %v", active.BitmapsErr)
+	case usable == 0:
+		return true, "after the next backup; now no bitmap can be used"
+	}
+	return true, fmt.Sprintf("%d bitmap(s) can be used", usable)
+}

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+// Reason says as a code, for programs, why a disk is backed up as it is. The
+// manifest keeps it beside a sentence for people.
+type Reason string
+
+const (
+	ReasonTrusted      Reason = "trusted"       // the bitmap stood every check
+	ReasonRequested    Reason = "requested"     // a full was asked for
+	ReasonFirst        Reason = "first"         // the repository holds no state of the disk
+	ReasonRaw          Reason = "raw"           // raw images have no bitmaps
+	ReasonVersion2     Reason = "qcow2-v2"      // nor have qcow2 images of version 2
+	ReasonDirty        Reason = "image-dirty"   // the image was not closed cleanly
+	ReasonCorrupt      Reason = "image-corrupt" // QEMU marked the image corrupt
+	ReasonDataFileRaw  Reason = "data-file-raw" // the data file can be written past the bitmaps
+	ReasonUnusable     Reason = "bitmaps-unusable"
+	ReasonMissing      Reason = "bitmap-missing"
+	ReasonInUse        Reason = "bitmap-in-use"
+	ReasonDisabled     Reason = "bitmap-disabled"
+	ReasonBroken       Reason = "bitmap-broken"
+	ReasonGranularity  Reason = "granularity-changed"
+	ReasonBacking      Reason = "backing-changed"
+	ReasonSnapshots    Reason = "snapshots-changed"
+	ReasonOtherDisk    Reason = "other-disk"          // the image was another disk's at the checkpoint
+	ReasonWitness      Reason = "witnesses-differ"    // two bitmaps tell different stories
+	ReasonContradicted Reason = "record-contradicts"  // a later archive saw bits that are gone
+	ReasonMap          Reason = "map-contradicts"     // archived data vanished without a mark
+	ReasonContent      Reason = "content-contradicts" // a clean range does not read as archived
+	ReasonArchive      Reason = "archive-damaged"     // what the increment would build on is broken
+	ReasonNoCheckpoint Reason = "no-such-checkpoint"
+	ReasonBrokenLine   Reason = "line-broken" // recorded bitmaps do not link the checkpoints
+)

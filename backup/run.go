@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// The steps of the writing order, as [Hooks.Step] names them.
+const (
+	StepPlan      = "plan"      // look at images and repository, write nothing
+	StepIntent    = "intent"    // the intent is about to be written
+	StepAdd       = "add"       // a bitmap is about to be added to an image
+	StepAdded     = "added"     // every bitmap stands
+	StepRead      = "read"      // guest data is about to be read
+	StepStored    = "stored"    // every pack, map, bitmap and index is durable
+	StepCommit    = "commit"    // the manifest is about to be created
+	StepCommitted = "committed" // the manifest stands
+	StepRetire    = "retire"    // an old bitmap is about to be removed
+	StepRetired   = "retired"   // the old bitmaps are gone, the intent is not
+	StepDone      = "done"      // intent and lease are gone
+)
+
+// attempts bounds how often a backup begins again because an image changed
+// between its plan and its locks.
+const attempts = 3
+
+// errChanged says that something wrote to an image between plan and locks.
+var errChanged = errors.New("the image was written to while the backup began")
+
+// Run backs up the domain's disks. On any error but an [*chain.UnknownOutcomeError]
+// the repository's chain is as it was, and so are the images' bitmaps, unless
+// the error says that an intent was left to be settled by the next run.
+func Run(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks) (*Result, error) {
+	begin := time.Now()
+	var notes []string
+	outer := hooks.Note
+	hooks.Note = func(msg string) {
+		notes = append(notes, msg)
+		if outer != nil {
+			outer(msg)
+		}
+	}
+	s, err := newSession(repo, req, hooks)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	result, err := s.run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	result.Elapsed = time.Since(begin)
+	result.Notes = notes
+	return result, nil
+}
+
+func (s *session) run(ctx context.Context) (*Result, error) {
+	if err := s.settle(ctx); err != nil {
+		return nil, err
+	}
+	for try := 1; ; try++ {
+		result, err := s.attempt(ctx)
+		if errors.Is(err, errChanged) && try < attempts {
+			s.hooks.note("%v; beginning again", err)
+			continue
+		}
+		if errors.Is(err, errChanged) {
+			return nil, &qcow2.InUseError{Path: s.disks[0].req.Path, Why: err.Error()}
+		}
+		return result, err
+	}
+}
+
+// attempt goes once through the writing order.
+func (s *session) attempt(ctx context.Context) (*Result, error) {
+	s.hooks.step(StepPlan)
+	if err := s.loadHistory(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.open(ctx); err != nil {
+		return nil, err
+	}
+	plan, err := s.plan(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.guard(ctx); err != nil {
+		return nil, err
+	}
+	intent, err := s.intent(plan)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.unlock(); err != nil {
+		return nil, err
+	}
+
+	lease := s.lease()
+	if err := s.repo.PutLease(ctx, lease); err != nil {
+		return nil, err
+	}
+	result, err := s.writeUnderLease(ctx, plan, intent)
+	// The lease only tells others that somebody writes: it goes whatever came
+	// of it, even when we were cancelled.
+	if lerr := s.repo.DeleteLease(context.WithoutCancel(ctx), lease); lerr != nil && err == nil {
+		s.hooks.note("the backup is complete, but its lease could not be removed: %v", lerr)
+	}
+	return result, err
+}
+
+func (s *session) writeUnderLease(ctx context.Context, plan *Plan, intent *chain.Intent) (*Result, error) {
+	s.hooks.step(StepIntent)
+	if len(intent.Images) > 0 {
+		if err := s.repo.PutIntent(ctx, intent); err != nil {
+			return nil, err
+		}
+	}
+	result, committed, err := s.writeUnderIntent(ctx, plan, intent)
+	if err != nil {
+		var unknown *chain.UnknownOutcomeError
+		if committed || errors.As(err, &unknown) {
+			// Bitmaps and intent stay: the next run finds out and settles.
+			return nil, err
+		}
+		if uerr := s.undo(context.WithoutCancel(ctx), intent); uerr != nil {
+			return nil, errors.Join(err, uerr)
+		}
+		return nil, err
+	}
+	s.hooks.step(StepRetired)
+	if len(intent.Images) > 0 {
+		if err := s.repo.DeleteIntent(context.WithoutCancel(ctx), intent); err != nil {
+			s.hooks.note("the backup is complete, but its intent could not be removed: %v", err)
+		}
+	}
+	s.hooks.step(StepDone)
+	return result, nil
+}
+
+// writeUnderIntent adds the bitmaps, reads, stores and commits, and reports
+// whether the manifest stands.
+func (s *session) writeUnderIntent(ctx context.Context, plan *Plan, intent *chain.Intent) (result *Result, committed bool, err error) {
+	if err := s.addBitmaps(ctx, plan, intent); err != nil {
+		return nil, false, err
+	}
+	s.hooks.step(StepAdded)
+	if err := s.open(ctx); err != nil {
+		return nil, false, err
+	}
+	ctx, release := s.boundLockTime(ctx)
+	defer release()
+	if err := s.verifyAdded(ctx, plan, intent); err != nil {
+		return nil, false, err
+	}
+	if err := s.rememberIdentity(); err != nil {
+		return nil, false, err
+	}
+	if plan, err = s.planAgain(ctx, plan); err != nil {
+		return nil, false, err
+	}
+	if s.hooks.Planned != nil {
+		s.hooks.Planned(plan)
+	}
+	s.hooks.step(StepRead)
+	manifest, stats, err := s.archive(ctx, plan)
+	if err != nil {
+		return nil, false, lockTime(ctx, err, s.req.MaxLock)
+	}
+	if err := s.compareIdentity(); err != nil {
+		return nil, false, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, false, lockTime(ctx, err, s.req.MaxLock)
+	}
+	s.hooks.step(StepCommit)
+	if err := s.repo.Commit(ctx, manifest); err != nil {
+		return nil, false, err
+	}
+	s.hooks.step(StepCommitted)
+	if err := s.unlock(); err != nil {
+		s.hooks.note("closing the images: %v", err)
+	}
+	s.retire(context.WithoutCancel(ctx), plan, manifest)
+	return &Result{Manifest: manifest, Plan: plan, Stats: stats}, true, nil
+}
+
+// boundLockTime cancels the returned context when the images have been locked
+// for as long as the caller allows.
+func (s *session) boundLockTime(ctx context.Context) (context.Context, context.CancelFunc) {
+	if s.req.MaxLock <= 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, s.req.MaxLock, &LockTimeError{s.req.MaxLock})
+}
+
+// lockTime puts the cause in place of the bare cancellation it led to.
+func lockTime(ctx context.Context, err error, limit time.Duration) error {
+	var cause *LockTimeError
+	if errors.As(context.Cause(ctx), &cause) {
+		return cause
+	}
+	return err
+}
+
+// planAgain plans under the locks that stay until the commit: what was planned
+// before the bitmaps were added counts no more.
+func (s *session) planAgain(ctx context.Context, before *Plan) (*Plan, error) {
+	plan, err := s.plan(ctx)
+	if err != nil {
+		return nil, err
+	}
+	plan.Checkpoint = before.Checkpoint
+	for i, p := range plan.Disks {
+		// The new bitmap stands already.
+		p.AddsBitmap, p.NoBitmapReason = before.Disks[i].AddsBitmap, before.Disks[i].NoBitmapReason
+		if p.worseThan(before.Disks[i]) {
+			return nil, fmt.Errorf("disk %s: %w: %s", p.Target, errChanged, p.Reason)
+		}
+	}
+	return plan, nil
+}
+
+// archive reads every disk and stores all that the manifest will name.
+func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, archive.Stats, error) {
+	var none archive.Stats
+	w, err := archive.NewWriter(ctx, s.repo.Store, archive.WriterOptions{Level: s.req.Level, SkipVerify: s.req.NoVerify})
+	if err != nil {
+		return nil, none, err
+	}
+	defer w.Abort() // does nothing after Finish
+	var total int64
+	for i, d := range s.disks {
+		total += plan.Disks[i].ReadBytes
+		if err := d.chain.CrossCheck(ctx, crossCheckSamples); err != nil {
+			return nil, none, fmt.Errorf("disk %s: %w", d.req.Target, err)
+		}
+	}
+	s.total.Store(total)
+	manifest := s.manifest(plan)
+	for i, d := range s.disks {
+		p := plan.Disks[i]
+		m, err := s.readDisk(ctx, d, p, w)
+		if err == nil {
+			var stats archive.DiskStats
+			stats, err = m.Close(ctx)
+			manifest.Disks[i].DataBytes = stats.Data
+			manifest.Disks[i].StoredBytes = stats.Stored
+			manifest.Disks[i].ReusedBytes = stats.Reused
+		}
+		if err != nil {
+			return nil, none, fmt.Errorf("disk %s: %w", p.Target, err)
+		}
+	}
+	for i, d := range s.disks {
+		if err := s.recordBitmaps(ctx, d, w, &manifest.Disks[i]); err != nil {
+			return nil, none, fmt.Errorf("disk %s: %w", d.req.Target, err)
+		}
+	}
+	maps, stats, err := w.Finish(ctx)
+	if err != nil {
+		return nil, none, err
+	}
+	for _, note := range stats.Notes {
+		s.hooks.note("%s", note)
+	}
+	for i := range manifest.Disks {
+		p := plan.Disks[i]
+		list := []archive.MapRef{maps[i]}
+		if p.Mode == Incremental {
+			list = append(list, p.baseDisk.Maps...)
+			if list, err = s.flatten(ctx, p, list); err != nil {
+				return nil, none, fmt.Errorf("disk %s: %w", p.Target, err)
+			}
+		}
+		manifest.Disks[i].Maps = list
+	}
+	s.hooks.step(StepStored)
+	return manifest, stats, nil
+}
+
+// crossCheckSamples is how many clusters of a disk are read through a second
+// reader, too.
+const crossCheckSamples = 8
+
+// maxReplay bounds the maps that one disk's replay reads.
+const maxReplay = 64
+
+// flatten replaces a long or heavy list of maps by one resolved full map,
+// which names the chunks that the list names. No data is copied.
+func (s *session) flatten(ctx context.Context, p *DiskPlan, list []archive.MapRef) ([]archive.MapRef, error) {
+	var deltas int64
+	for _, ref := range list[:len(list)-1] {
+		deltas += ref.Length
+	}
+	full := list[len(list)-1].Length
+	if len(list) <= maxReplay && deltas <= max(full, smallMaps) {
+		return list, nil
+	}
+	maps, err := chain.OpenMaps(ctx, s.repo, list)
+	if err != nil {
+		return nil, err
+	}
+	ref, err := archive.WriteMap(ctx, s.repo.Store, p.Target, p.VirtualSize, true, archive.Replay(ctx, maps, 0, p.VirtualSize))
+	if err != nil {
+		return nil, err
+	}
+	return []archive.MapRef{ref}, nil
+}
+
+// smallMaps is the size of deltas, bytes, below which a replay is not worth
+// shortening.
+const smallMaps = 1 << 20
+
+// recordBitmaps stores every bitmap of ours as it is in the image now, for
+// later backups to compare with.
+func (s *session) recordBitmaps(ctx context.Context, d *disk, w *archive.Writer, rec *chain.Disk) error {
+	known := s.ours(d.req.Target)
+	for i, layer := range d.chain.Layers {
+		for _, b := range layer.Bitmaps {
+			if known[b.Name] == nil || b.InUse || b.Problem != nil {
+				continue
+			}
+			r, err := s.recordBitmap(ctx, w, layer, i, b)
+			if err != nil {
+				return err
+			}
+			if r != nil {
+				rec.Witnesses = append(rec.Witnesses, *r)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *session) recordBitmap(ctx context.Context, w *archive.Writer, layer *qcow2.Layer, index int, b *qcow2.Bitmap) (*chain.BitmapRecord, error) {
+	dirty, err := b.DirtyBytes()
+	if err != nil {
+		// Damage in a bitmap must not keep its disk from being saved.
+		s.hooks.note("bitmap %s of %s cannot be read and is not recorded: %v", b.Name, layer.Path, err)
+		return nil, nil
+	}
+	ref, err := w.PutBitmap(ctx, headerOf(b, layer), b.Runs())
+	if err != nil {
+		return nil, fmt.Errorf("recording bitmap %s: %w", b.Name, err)
+	}
+	return &chain.BitmapRecord{
+		Name: b.Name, Layer: index, LayerPath: layer.Path, Granularity: b.Granularity,
+		Size: layer.Size, DirtyBytes: dirty, Enabled: b.Enabled, Object: ref,
+	}, nil
+}

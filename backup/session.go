@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// disk is one disk of a running backup.
+type disk struct {
+	req   DiskRequest
+	chain *qcow2.Chain      // opened anew for each look at the image
+	guard *qcow2.ImageFlock // from the plan to the end
+
+	checked     bool   // the reference counts were looked at
+	checkFailed string // and this is what was found
+
+	before qcow2.BitmapsBefore // the image's bitmaps before ours was added
+
+	image       string // where the new bitmap goes
+	granularity int64  // of the new bitmap, bytes
+
+	id      []qcow2.FileID // of every file of the chain, when reading began
+	backing []chain.Layer  // as the manifest records it
+}
+
+// session is the state of one backup.
+type session struct {
+	repo       *chain.Repository
+	req        Request
+	hooks      Hooks
+	host       chain.Host
+	bootID     string
+	checkpoint string
+	uuid       string
+	started    time.Time
+
+	history []*chain.Manifest // of the domain, oldest first
+	disks   []*disk
+	fetch   *archive.Fetcher
+	opened  map[*chain.Disk]*archived
+	limiter *rate.Limiter
+
+	total atomic.Int64 // guest bytes to be read
+	done  atomic.Int64
+}
+
+func newSession(repo *chain.Repository, req Request, hooks Hooks) (*session, error) {
+	host, bootID, err := chain.CurrentHost()
+	if err != nil {
+		return nil, err
+	}
+	s := &session{
+		repo: repo, req: req, hooks: hooks, host: host, bootID: bootID,
+		uuid:    uuid.NewString(),
+		started: time.Now().UTC().Truncate(time.Second),
+		fetch:   archive.NewFetcher(repo.Store, archive.FetcherOptions{}),
+		opened:  make(map[*chain.Disk]*archived),
+	}
+	if req.RateLimit > 0 {
+		// A burst of one cell, which is the largest read.
+		s.limiter = rate.NewLimiter(rate.Limit(req.RateLimit), archive.GridSize)
+	}
+	if s.req.Mode == "" {
+		s.req.Mode = Auto
+	}
+	return s, s.checkRequest()
+}
+
+// checkRequest refuses what makes no sense before anything is opened.
+func (s *session) checkRequest() error {
+	usage := func(format string, args ...any) error {
+		return &UsageError{fmt.Errorf(format, args...)}
+	}
+	if err := chain.ValidDomain(s.req.Domain); err != nil {
+		return &UsageError{err}
+	}
+	if s.req.Checkpoint != "" {
+		if err := chain.ValidName(s.req.Checkpoint); err != nil {
+			return &UsageError{fmt.Errorf("checkpoint: %w", err)}
+		}
+	}
+	if len(s.req.Disks) == 0 {
+		return usage("no disk is named: give --disk TARGET=PATH,format=qcow2|raw")
+	}
+	if s.req.Mode == Full && s.req.Since != "" {
+		return usage("a full backup is not incremental since %s: --mode full and --incremental exclude each other", s.req.Since)
+	}
+	seen := make(map[string]bool)
+	for _, r := range s.req.Disks {
+		if err := chain.ValidName(r.Target); err != nil {
+			return &UsageError{fmt.Errorf("disk: %w", err)}
+		}
+		if seen[r.Target] {
+			return usage("disk %s is named twice", r.Target)
+		}
+		seen[r.Target] = true
+		if r.Path == "" {
+			return usage("disk %s: no path", r.Target)
+		}
+		if r.Format != qcow2.Raw && r.Format != qcow2.Qcow2 {
+			return usage("disk %s: the format must be given as format=raw or format=qcow2; it is never guessed, since a guest can write any header into its disk", r.Target)
+		}
+		if r.Mode == Full && r.Since != "" {
+			return usage("disk %s: a full backup is not incremental since %s", r.Target, r.Since)
+		}
+		if r.Mode == "" {
+			r.Mode = s.req.Mode
+		}
+		if r.Mode != Full && r.Since == "" {
+			r.Since = s.req.Since
+		}
+		if r.Since != "" {
+			if err := chain.ValidName(r.Since); err != nil {
+				return &UsageError{fmt.Errorf("disk %s: incremental: %w", r.Target, err)}
+			}
+			r.Mode = Incremental // to name a checkpoint is to ask for one
+		}
+		s.disks = append(s.disks, &disk{req: r})
+	}
+	return nil
+}
+
+// loadHistory reads the domain's manifests and checks who the domain belongs
+// to and whether the checkpoint's name is free.
+func (s *session) loadHistory(ctx context.Context) error {
+	history, damaged, err := s.repo.Manifests(ctx, s.req.Domain)
+	if err != nil {
+		return err
+	}
+	for _, err := range damaged {
+		s.hooks.note("a checkpoint cannot serve as a base: %v", err)
+	}
+	s.history = history
+	if err := s.checkOwner(); err != nil {
+		return err
+	}
+	names, err := s.repo.Checkpoints(ctx, s.req.Domain)
+	if err != nil {
+		return err
+	}
+	taken := make(map[string]bool, len(names))
+	for _, n := range names {
+		taken[n] = true
+	}
+	if s.req.Checkpoint != "" {
+		if taken[s.req.Checkpoint] {
+			return &chain.TakenError{Domain: s.req.Domain, Checkpoint: s.req.Checkpoint}
+		}
+		s.checkpoint = s.req.Checkpoint
+		return nil
+	}
+	stamp := s.started.Format("20060102T150405Z")
+	s.checkpoint = stamp
+	for i := 2; taken[s.checkpoint]; i++ {
+		s.checkpoint = fmt.Sprintf("%s-%d", stamp, i)
+	}
+	return nil
+}
+
+// checkOwner refuses to go on with a chain that another VM or host began: two
+// hosts with a VM of one name must not weave one chain.
+func (s *session) checkOwner() error {
+	last := chain.Newest(s.history)
+	if last == nil || s.req.Adopt {
+		return nil
+	}
+	switch {
+	case s.req.DomainUUID != "" && last.DomainUUID != "":
+		if s.req.DomainUUID != last.DomainUUID {
+			return &OwnedError{s.req.Domain, "the VM with UUID " + last.DomainUUID}
+		}
+	case s.host.ID != last.Host.ID:
+		return &OwnedError{s.req.Domain, "host " + last.Host.Name}
+	}
+	return nil
+}
+
+// open opens every image, under QEMU's locks.
+func (s *session) open(ctx context.Context) error {
+	type fileKey struct{ dev, inode uint64 }
+	seen := make(map[fileKey]string)
+	for _, d := range s.disks {
+		if d.chain != nil {
+			if err := d.chain.Close(); err != nil {
+				return err
+			}
+			d.chain = nil
+		}
+		c, err := s.openOne(ctx, d)
+		if err != nil {
+			return fmt.Errorf("disk %s: %w", d.req.Target, err)
+		}
+		d.chain = c
+		id, err := c.Layers[0].Stat()
+		if err != nil {
+			return fmt.Errorf("disk %s: %w", d.req.Target, err)
+		}
+		key := fileKey{id.Dev, id.Inode}
+		if other, ok := seen[key]; ok {
+			return &UsageError{fmt.Errorf("disks %s and %s are the same image %s", other, d.req.Target, d.req.Path)}
+		}
+		seen[key] = d.req.Target
+	}
+	return nil
+}
+
+func (s *session) openOne(ctx context.Context, d *disk) (*qcow2.Chain, error) {
+	options := qcow2.OpenOptions{AllowDirs: s.req.AllowDirs, ReadLimit: s.limiter}
+	if s.req.NoLock {
+		return qcow2.OpenChain(d.req.Path, d.req.Format, options)
+	}
+	// The image is locked before anything is read out of it: a VM that ends
+	// in between would leave us with its old tables.
+	hold, err := qcow2.HoldImage(ctx, d.req.Path, s.req.LockWait)
+	if err != nil {
+		return nil, err
+	}
+	c, err := qcow2.OpenChain(d.req.Path, d.req.Format, options)
+	if err == nil {
+		if err = c.Lock(ctx, s.req.LockWait); err != nil {
+			err = errors.Join(err, c.Close())
+		}
+	}
+	if cerr := hold.Close(); cerr != nil && err == nil {
+		err = errors.Join(cerr, c.Close())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// unlock gives up QEMU's locks and closes the images; the flocks stay.
+func (s *session) unlock() error {
+	var errs []error
+	for _, d := range s.disks {
+		if d.chain != nil {
+			errs = append(errs, d.chain.Close())
+			d.chain = nil
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// close gives up everything.
+func (s *session) close() {
+	// Descriptors that only read: closing them can lose nothing.
+	_ = s.unlock()
+	for _, d := range s.disks {
+		if d.guard != nil {
+			_ = d.guard.Close()
+			d.guard = nil
+		}
+	}
+}
+
+// flockWait is how long another holder of an image's flock is waited for. udev
+// takes them on block devices for moments.
+const flockWait = time.Second
+
+// guard excludes other runs of this program from the images, which are open,
+// until the end.
+func (s *session) guard(ctx context.Context) error {
+	for _, d := range s.disks {
+		if d.guard == nil {
+			g, err := qcow2.FlockImage(ctx, d.req.Path, flockWait)
+			if err != nil {
+				return fmt.Errorf("disk %s: %w", d.req.Target, err)
+			}
+			d.guard = g
+		}
+		same, err := d.guard.Holds(d.chain.Layers[0])
+		if err != nil {
+			return fmt.Errorf("disk %s: %w", d.req.Target, err)
+		}
+		if !same {
+			return fmt.Errorf("disk %s: %w: another file stands at %s", d.req.Target, errChanged, d.req.Path)
+		}
+	}
+	return nil
+}
+
+func (s *session) count(n int64) {
+	done := s.done.Add(n)
+	if s.hooks.Progress != nil {
+		s.hooks.Progress(done, s.total.Load())
+	}
+}
+
+// writable reports as an error that an image cannot be written to, so that no
+// bitmap can be added.
+func writable(path string) error {
+	err := unix.Access(path, unix.W_OK)
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s cannot be written to (%w), so the checkpoint's bitmap cannot be added; --no-checkpoint backs it up without one", path, err)
+}
+
+// layerRecord describes a layer as a manifest records it.
+func layerRecord(l *qcow2.Layer) (chain.Layer, error) {
+	id, err := l.Stat()
+	if err != nil {
+		return chain.Layer{}, err
+	}
+	rec := chain.Layer{
+		Path: l.Path, Format: string(l.Format), Device: id.Dev, Inode: id.Inode,
+		FileSize: id.Size, Mtime: id.MtimeNs, Ctime: id.CtimeNs,
+		HeaderDigest: archive.Digest(l.HeaderDigest()),
+	}
+	return rec, nil
+}
+
+func snapshotRecords(now []qcow2.Snapshot) []chain.Snapshot {
+	var rec []chain.Snapshot
+	for _, sn := range now {
+		rec = append(rec, chain.Snapshot{ID: sn.ID, Name: sn.Name, CreatedNS: sn.Created.UnixNano()})
+	}
+	return rec
+}
+
+// absolute returns the path as the manifest and intents record it.
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}

@@ -1,0 +1,440 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// witness examines one bitmap: the one that the archived state st added.
+type witness struct {
+	s      *session
+	d      *disk
+	states []state // all archived states of the disk, newest first
+	st     state
+
+	layer  int           // where in the chain the bitmap is
+	flat   bool          // the chain was restored flat and has lost its backing files
+	bitmap *qcow2.Bitmap // as it is now
+	dirty  bitmapstore.Runs
+	proof  string // what confirmed the bitmap, for people
+}
+
+func (w *witness) verdict(base state) verdict {
+	return verdict{
+		trusted:  true,
+		base:     base.manifest,
+		baseDisk: base.disk,
+		dirty:    w.dirty,
+		code:     ReasonTrusted,
+		reason:   w.proof,
+	}
+}
+
+// examine returns nil when the bitmap tells every change since its state was
+// archived, as far as anything can contradict it, and fills in w.dirty.
+func (w *witness) examine(ctx context.Context) (*objection, error) {
+	for _, step := range []func(context.Context) (*objection, error){
+		w.locate,
+		w.askBitmap,
+		w.askOlderBitmaps,
+		w.collectDirty,
+		w.askLaterRecords,
+		w.askArchivedData,
+	} {
+		if o, err := step(ctx); o != nil || err != nil {
+			return o, err
+		}
+	}
+	return nil, nil
+}
+
+// locate finds the layer that was active at the checkpoint and compares what
+// lies below it with what was recorded.
+func (w *witness) locate(context.Context) (*objection, error) {
+	layers := w.d.chain.Layers
+	backing := w.st.disk.Backing
+	name := w.st.disk.Bitmap
+	w.layer = len(layers) - 1 - len(backing)
+	// A disk that was restored with its bitmap is flat, whatever it was when
+	// it was archived. So is one whose backing file was cut off without a
+	// copy; the archived data tells them apart (askArchivedData).
+	if len(layers) == 1 && len(backing) > 0 {
+		w.layer, w.flat = 0, true
+	}
+	if w.layer < 0 || find1(layers[w.layer].Bitmaps, name) == nil {
+		for _, l := range layers {
+			if find1(l.Bitmaps, name) != nil {
+				return object(ReasonBacking, "the backing chain has another depth than at checkpoint %s", w.st.manifest.Checkpoint), nil
+			}
+		}
+		return object(ReasonMissing, "the image holds no bitmap %s", name), nil
+	}
+	w.bitmap = find1(layers[w.layer].Bitmaps, name)
+	if o := w.compareIdentity(); o != nil {
+		return o, nil
+	}
+	if w.flat {
+		return nil, nil
+	}
+	for i, rec := range backing {
+		if o, err := compareBacking(layers[w.layer+1+i], rec); o != nil || err != nil {
+			return o, err
+		}
+	}
+	return nil, nil
+}
+
+func find1(bitmaps []*qcow2.Bitmap, name string) *qcow2.Bitmap {
+	for _, b := range bitmaps {
+		if b.Name == name {
+			return b
+		}
+	}
+	return nil
+}
+
+// compareIdentity objects when the image was another disk's at the checkpoint.
+// All disks of a checkpoint carry bitmaps of one name.
+func (w *witness) compareIdentity() *objection {
+	l := w.d.chain.Layers[w.layer]
+	id, err := l.Stat()
+	if err != nil {
+		return object(ReasonOtherDisk, "the image cannot be identified: %v", err)
+	}
+	own := w.st.disk.Source
+	if own.Device == id.Dev && own.Inode == id.Inode || own.Path == l.Path {
+		return nil
+	}
+	for i := range w.st.manifest.Disks {
+		other := &w.st.manifest.Disks[i]
+		if other.Target == w.st.disk.Target {
+			continue
+		}
+		if other.Source.Path == l.Path || other.Source.Device == id.Dev && other.Source.Inode == id.Inode {
+			return &objection{
+				code:   ReasonOtherDisk,
+				reason: fmt.Sprintf("at checkpoint %s this image was disk %s", w.st.manifest.Checkpoint, other.Target),
+				all:    true,
+			}
+		}
+	}
+	return nil
+}
+
+// compareBacking objects unless a backing file is the one that was recorded.
+func compareBacking(l *qcow2.Layer, rec chain.Layer) (*objection, error) {
+	now, err := layerRecord(l)
+	if err != nil {
+		return nil, err
+	}
+	// Devices are renumbered and files are moved with their folder; the rest
+	// tells whether the content can have changed.
+	switch {
+	case now.Path != rec.Path || now.Format != rec.Format:
+		return object(ReasonBacking, "the backing file was %s (%s) and is %s (%s)", rec.Path, rec.Format, now.Path, now.Format), nil
+	case now.FileSize != rec.FileSize, now.Mtime != rec.Mtime, now.Ctime != rec.Ctime, now.HeaderDigest != rec.HeaderDigest,
+		l.DataFile != "":
+		return object(ReasonBacking, "the backing file %s was written to or exchanged since", rec.Path), nil
+	case l.BlockDevice():
+		return object(ReasonBacking, "the backing file %s is a block device, which cannot be shown to be unchanged", rec.Path), nil
+	}
+	return nil, nil
+}
+
+// askBitmap looks at the bitmap itself and what it was made with.
+func (w *witness) askBitmap(context.Context) (*objection, error) {
+	b, name := w.bitmap, w.st.disk.Bitmap
+	layer := w.d.chain.Layers[w.layer]
+	switch {
+	case layer.BitmapsErr != nil:
+		return object(ReasonUnusable, "no bitmap of %s can be used: %v", layer.Path, layer.BitmapsErr), nil
+	case layer.Header.Incompatible&(qcow2.IncompatDirty|qcow2.IncompatCorrupt) != 0:
+		return object(ReasonDirty, "%s was not closed cleanly", layer.Path), nil
+	case b.InUse:
+		return object(ReasonInUse, "bitmap %s was left in use: the VM or a tool did not close the image cleanly", name), nil
+	case b.Problem != nil:
+		return object(ReasonBroken, "bitmap %s is broken: %v", name, b.Problem), nil
+	case !b.Enabled:
+		return object(ReasonDisabled, "bitmap %s is disabled, so it does not record", name), nil
+	case b.Granularity != w.st.disk.Granularity:
+		return object(ReasonGranularity, "bitmap %s has a granularity of %d bytes and was made with %d", name, b.Granularity, w.st.disk.Granularity), nil
+	case !w.flat && !sameSnapshots(layer.Snapshots, w.st.disk.Snapshots):
+		return object(ReasonSnapshots, "the image's internal snapshots are not those of checkpoint %s", w.st.manifest.Checkpoint), nil
+	}
+	if _, err := b.DirtyBytes(); err != nil {
+		return object(ReasonBroken, "bitmap %s cannot be read: %v", name, err), nil
+	}
+	return nil, nil
+}
+
+func sameSnapshots(now []qcow2.Snapshot, rec []chain.Snapshot) bool {
+	return slices.Equal(snapshotRecords(now), rec)
+}
+
+// askOlderBitmaps compares with the older bitmaps that the state recorded: since
+// then both recorded the same writes.
+func (w *witness) askOlderBitmaps(ctx context.Context) (*objection, error) {
+	layer := w.d.chain.Layers[w.layer]
+	confirmed := 0
+	for i := range w.st.disk.Witnesses {
+		rec := &w.st.disk.Witnesses[i]
+		if rec.Layer != 0 || rec.Name == w.st.disk.Bitmap || !rec.Enabled {
+			continue
+		}
+		older := find1(layer.Bitmaps, rec.Name)
+		if older == nil || older.InUse || older.Problem != nil {
+			continue // it cannot testify
+		}
+		then, err := w.recorded(rec)
+		if err != nil {
+			return nil, err
+		}
+		grain := max(rec.Granularity, older.Granularity, w.bitmap.Granularity)
+		size := min(rec.Size, layer.Size)
+		expect := bitmapstore.Union(then, w.bitmap.Runs()).Clip(size).Round(grain, size)
+		now := older.Runs().Clip(size).Round(grain, size)
+		agree, err := bitmapstore.Equal(expect, now)
+		if !older.Enabled {
+			// It stopped recording at some time, but cannot know of writes
+			// that this one missed.
+			agree, err = bitmapstore.Contains(expect, now)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !agree {
+			return &objection{
+				code: ReasonWitness,
+				reason: fmt.Sprintf("bitmaps %s and %s disagree about the writes since %s: one of them was cleared, disabled for a while or made anew",
+					w.st.disk.Bitmap, rec.Name, w.st.manifest.Checkpoint),
+				all: true,
+			}, nil
+		}
+		if older.Enabled {
+			confirmed++
+		}
+	}
+	w.proof = fmt.Sprintf("bitmap %s is sound", w.st.disk.Bitmap)
+	if confirmed > 0 {
+		w.proof = fmt.Sprintf("bitmap %s is sound and agrees with %d older", w.st.disk.Bitmap, confirmed)
+	}
+	return nil, nil
+}
+
+// recorded returns a bitmap as an archive recorded it.
+func (w *witness) recorded(rec *chain.BitmapRecord) (bitmapstore.Runs, error) {
+	_, runs, err := w.s.recordedBitmap(rec)
+	return runs, err
+}
+
+// collectDirty unites all that may have changed since the state.
+func (w *witness) collectDirty(ctx context.Context) (*objection, error) {
+	c := w.d.chain
+	size := c.Size()
+	sets := []bitmapstore.Runs{
+		w.bitmap.Runs(),
+		beyond(w.s.smallestSince(w.states, w.st, size), size),
+	}
+	// A bitmap in a newer layer may have been made after the layer's first
+	// write: only what the layer holds counts.
+	for i := 0; i < w.layer; i++ {
+		sets = append(sets, c.Allocated(i))
+	}
+	if len(c.Layers) > 1 {
+		sets = append(sets, cutEdges(ctx, c))
+	}
+	w.dirty = bitmapstore.Union(sets...).Clip(size)
+	return nil, nil
+}
+
+// cutEdges is the last cluster before each run of zero clusters. When a disk
+// with a backing file shrinks and grows again, QEMU writes zeros over the rest
+// of the cluster in which the smaller disk ended, and zero clusters behind it,
+// and marks neither. The zero clusters are found by askArchivedData; the rest
+// of that one cluster looks like data.
+func cutEdges(ctx context.Context, c *qcow2.Chain) bitmapstore.Runs {
+	cluster := c.Layers[0].Header.ClusterSize()
+	return func(yield func(bitmapstore.Run, error) bool) {
+		var last qcow2.Extent
+		var done int64
+		for e, err := range c.Extents(0, c.Size()) {
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err != nil {
+				yield(bitmapstore.Run{}, err)
+				return
+			}
+			if e.Kind == qcow2.Zero && (last.Kind == qcow2.Data || last.Kind == qcow2.Compressed) && last.Layer == 0 {
+				run := bitmapstore.Run{Start: max(done, (e.Offset-1)/cluster*cluster), End: e.Offset}
+				if run.End > run.Start && !yield(run, nil) {
+					return
+				}
+				done = run.End
+			}
+			last = e
+		}
+	}
+}
+
+// askLaterRecords compares with what later archives saw of this bitmap. A
+// bitmap only grows; if bits are gone, either an older copy of the image was
+// put back, which is fine, or the bitmap was cleared or made anew, which is
+// not. The bytes tell: in an older copy the ranges in question read as they
+// did when the state was archived.
+func (w *witness) askLaterRecords(ctx context.Context) (*objection, error) {
+	size := w.d.chain.Layers[w.layer].Size
+	for _, later := range w.states {
+		if later.manifest.Sequence <= w.st.manifest.Sequence {
+			break
+		}
+		for i := range later.disk.Witnesses {
+			rec := &later.disk.Witnesses[i]
+			if rec.Name != w.st.disk.Bitmap || !rec.Enabled {
+				continue
+			}
+			if !w.flat && len(later.disk.Backing)-rec.Layer != len(w.st.disk.Backing) {
+				continue // a bitmap of this name in another layer
+			}
+			then, err := w.recorded(rec)
+			if err != nil {
+				return nil, err
+			}
+			both := min(size, rec.Size)
+			grain := max(rec.Granularity, w.bitmap.Granularity)
+			gone := bitmapstore.Subtract(then.Clip(both).Round(grain, both), w.bitmap.Runs().Clip(both).Round(grain, both))
+			gone = bitmapstore.Subtract(gone, w.dirty)
+			bytes, err := gone.Bytes()
+			if err != nil {
+				return nil, err
+			}
+			if bytes == 0 {
+				continue
+			}
+			same, err := w.readsAsArchived(ctx, gone)
+			if err != nil {
+				return nil, err
+			}
+			if !same {
+				return object(ReasonContradicted, "the archive of %s saw writes in bitmap %s that it no longer shows: it was cleared or made anew",
+					later.manifest.Checkpoint, w.st.disk.Bitmap), nil
+			}
+			w.proof += fmt.Sprintf("; the image is an older copy than %s, its bytes prove it", later.manifest.Checkpoint)
+			return nil, nil
+		}
+	}
+	return nil, nil
+}
+
+// sampleRuns and sampleBytes bound how much clean data is read again as a spot
+// check.
+const (
+	sampleRuns  = 16
+	sampleBytes = 256 << 10
+)
+
+// askArchivedData compares what the bitmap calls clean with the archive.
+//
+// A range that held data and is now unallocated, or zero, through the whole
+// chain cannot have lost it without a write; nor can one that read as zeros
+// hold other bytes now. The first is asked of the whole disk, since it takes
+// only tables; of the second, and of data that stayed data, samples are read.
+func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
+	size := w.d.chain.Size()
+	clean := bitmapstore.Subtract(beyond(0, size), w.dirty)
+	archived, err := w.s.openState(ctx, w.st.disk)
+	if err != nil {
+		return nil, err
+	}
+	wasData := archived.runs(ctx, size, func(e archive.Entry) bool { return !e.Zero })
+	vanished := bitmapstore.Intersect(bitmapstore.Intersect(clean, wasData), emptyRuns(ctx, w.d.chain))
+	for run, err := range vanished {
+		if err != nil {
+			return nil, err
+		}
+		same, err := archived.equals(ctx, w.d.chain, run)
+		if err != nil {
+			return nil, err
+		}
+		if !same {
+			return &objection{
+				code: ReasonMap,
+				reason: fmt.Sprintf("the archive of %s has data at %d that is gone from the image without a mark in bitmap %s (a shrunk and regrown disk or an exchanged backing file does this)",
+					w.st.manifest.Checkpoint, run.Start, w.st.disk.Bitmap),
+				all: true,
+			}, nil
+		}
+	}
+
+	isData := bitmapstore.Intersect(clean, dataRuns(ctx, w.d.chain))
+	for _, set := range []bitmapstore.Runs{
+		bitmapstore.Subtract(isData, wasData),
+		bitmapstore.Intersect(isData, wasData),
+	} {
+		sample, err := sampleOf(set, sampleRuns, sampleBytes)
+		if err != nil {
+			return nil, err
+		}
+		for _, run := range sample {
+			same, err := archived.equals(ctx, w.d.chain, run)
+			if err != nil {
+				return nil, err
+			}
+			if !same {
+				return &objection{
+					code: ReasonContent,
+					reason: fmt.Sprintf("the image differs from the archive of %s in bytes %d to %d, which bitmap %s calls unchanged",
+						w.st.manifest.Checkpoint, run.Start, run.End, w.st.disk.Bitmap),
+					all: true,
+				}, nil
+			}
+		}
+	}
+	return nil, nil
+}
+
+// readsAsArchived reports whether the given ranges read as they were archived.
+func (w *witness) readsAsArchived(ctx context.Context, runs bitmapstore.Runs) (bool, error) {
+	archived, err := w.s.openState(ctx, w.st.disk)
+	if err != nil {
+		return false, err
+	}
+	for run, err := range runs.Clip(w.d.chain.Size()) {
+		if err != nil {
+			return false, err
+		}
+		same, err := archived.equals(ctx, w.d.chain, run)
+		if err != nil || !same {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// recordedBitmap opens a bitmap that a manifest recorded.
+func (s *session) recordedBitmap(rec *chain.BitmapRecord) (bitmapstore.Header, bitmapstore.Runs, error) {
+	return chain.OpenBitmap(context.Background(), s.repo, rec)
+}
+
+var errShort = errors.New("the image ended early")
+
+func readFull(c *qcow2.Chain, p []byte, off int64) error {
+	n, err := c.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		err = errShort
+	}
+	return err
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/backup"
+)
+
+func (a *app) backupCommand() *cobra.Command {
+	var (
+		req         backup.Request
+		disks       []string
+		mode        string
+		compression string
+		rate        string
+		dryRun      bool
+	)
+	cmd := &cobra.Command{
+		Use:   "backup DOMAIN --disk TARGET=PATH,format=qcow2|raw …",
+		Short: "Back up a shut-down domain's disks",
+		Long: `backup archives the disks of a domain, all of them in one transaction, and
+makes a checkpoint: in every qcow2 image a dirty bitmap is added that records
+what is written from now on, so that the next backup need only take that.
+
+The images are locked as QEMU locks them: while a VM runs, the backup ends with
+exit status 5, and while they are read, no VM can be started on them.
+
+--mode auto (the default) takes an incremental backup where the image's bitmap
+stands every check, and else reads the whole disk and stores what differs from
+the newest archived state; it says why. --mode incremental ends with exit
+status 4 instead. --mode full stores everything.
+
+A comma in a path is doubled.`,
+		Example: `  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2
+  imgbackup backup web --disk vda=/vm/a.qcow2,format=qcow2 --disk vdb=/dev/vg/web,format=raw
+  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --mode incremental --checkpoint monday
+  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --dry-run`,
+		Args: exactArgs(1, "one DOMAIN"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req.Domain = args[0]
+			var err error
+			if req.Mode, err = backup.ParseMode(mode); err != nil {
+				return usageError{fmt.Errorf("--mode: %w", err)}
+			}
+			if req.Level, err = archive.ParseLevel(compression); err != nil {
+				return usageError{fmt.Errorf("--compression: %w", err)}
+			}
+			if rate != "" {
+				n, err := humanize.ParseBytes(rate)
+				if err != nil || n == 0 || n > 1<<50 {
+					return usageError{fmt.Errorf("--limit-rate %q: want bytes per second, as 50M or 200MiB", rate)}
+				}
+				req.RateLimit = int64(n)
+			}
+			if req.MaxLock < 0 {
+				return usageError{fmt.Errorf("--max-lock %s: want a time, as 90s or 30m", req.MaxLock)}
+			}
+			if cmd.Flags().Changed("incremental") && !cmd.Flags().Changed("mode") {
+				req.Mode = backup.Incremental
+			}
+			if cmd.Flags().Changed("checkpoint") && req.Checkpoint == "" {
+				return usageError{fmt.Errorf("--checkpoint: the name is empty")}
+			}
+			for _, d := range disks {
+				r, err := parseDisk(d)
+				if err != nil {
+					return err
+				}
+				req.Disks = append(req.Disks, r)
+			}
+			return a.backup(cmd, req, dryRun)
+		},
+	}
+	f := cmd.Flags()
+	f.StringArrayVar(&disks, "disk", nil, "a disk: TARGET=PATH,format=qcow2|raw[,backupmode=full|incremental][,incremental=CHECKPOINT]")
+	f.StringVar(&mode, "mode", "auto", "auto, full or incremental")
+	f.StringVar(&req.Since, "incremental", "", "be incremental since this `CHECKPOINT` (default: the newest that can be trusted)")
+	f.StringVar(&req.Checkpoint, "checkpoint", "", "`NAME` of the new checkpoint (default: made from the time)")
+	f.StringVar(&req.Description, "description", "", "`TEXT` to keep with the checkpoint")
+	f.BoolVar(&dryRun, "dry-run", false, "print the plan and write nothing")
+	f.StringVar(&compression, "compression", "fastest", "`LEVEL`: "+archive.LevelNames)
+	f.StringVar(&rate, "limit-rate", "", "read at most so many `BYTES` per second, as 50M")
+	f.DurationVar(&req.MaxLock, "max-lock", 0, "give up rather than keep the images locked for longer than this `TIME`, as 30m")
+	f.BoolVar(&req.NoCheckpoint, "no-checkpoint", false, "write nothing into the images; nothing can be incremental since this backup by bitmap")
+	f.BoolVar(&req.NoLock, "no-lock", false, "do not take QEMU's image locks, where the file system has none; recorded in the manifest")
+	f.BoolVar(&req.NoVerify, "no-verify", false, "do not decode each compressed chunk again before it is stored")
+	f.BoolVar(&req.Adopt, "adopt", false, "go on with a domain that another host began")
+	f.StringArrayVar(&req.AllowDirs, "allow-dir", nil, "allow backing and data files in this `DIR`, besides each image's own folder")
+	return cmd
+}
+
+func (a *app) backup(cmd *cobra.Command, req backup.Request, dryRun bool) error {
+	repo, err := a.openRepo(cmd.Context())
+	if err != nil {
+		return err
+	}
+	bar := a.newBar("backing up " + req.Domain)
+	hooks := backup.Hooks{Progress: bar.set, Step: a.step, Note: func(msg string) {
+		bar.clear()
+		a.note(msg)
+	}}
+	if dryRun {
+		plan, err := backup.DryRun(cmd.Context(), repo, req, hooks)
+		if err != nil {
+			return err
+		}
+		return a.printPlan(plan)
+	}
+	result, err := backup.Run(cmd.Context(), repo, req, hooks)
+	bar.clear()
+	if err != nil {
+		return err
+	}
+	return a.printBackup(result)
+}
+
+func (a *app) printPlan(plan *backup.Plan) error {
+	if a.json {
+		return a.printJSON(plan)
+	}
+	w := &checkedWriter{w: a.out}
+	w.printf("Plan for %s (nothing has been written)\n", plan.Domain)
+	if err := printDiskPlans(w, plan); err != nil {
+		return err
+	}
+	return w.err
+}
+
+func printDiskPlans(w *checkedWriter, plan *backup.Plan) error {
+	for _, p := range plan.Disks {
+		w.printf("  %s  %s  %s, %s to read\n", p.Target, describeMode(p), size(p.VirtualSize), size(p.ReadBytes))
+		w.printf("      dirty: %s; why: %s\n", size(p.DirtyBytes), p.Reason)
+		if p.NoBitmapReason != "" {
+			w.printf("      no bitmap is added: %s\n", p.NoBitmapReason)
+		}
+	}
+	return w.err
+}
+
+func describeMode(p *backup.DiskPlan) string {
+	switch {
+	case p.Mode == backup.Full:
+		return "full"
+	case p.Detection == backup.ByContent:
+		return "incremental by content since " + p.Since.Name
+	}
+	return "incremental since " + p.Since.Name
+}
+
+// backupJSON is what backup --json prints.
+type backupJSON struct {
+	Domain     string     `json:"domain"`
+	Checkpoint string     `json:"checkpoint"`
+	UUID       string     `json:"uuid"`
+	Parent     string     `json:"parent,omitempty"`
+	Disks      []diskJSON `json:"disks"`
+	Packs      int64      `json:"packs"`
+	PackBytes  int64      `json:"pack_bytes"`
+	Seconds    float64    `json:"seconds"`
+	Notes      []string   `json:"notes,omitempty"`
+}
+
+func (a *app) printBackup(r *backup.Result) error {
+	m := r.Manifest
+	if a.json {
+		out := backupJSON{
+			Domain: m.Domain, Checkpoint: m.Checkpoint, UUID: m.UUID, Packs: r.Stats.Packs,
+			PackBytes: r.Stats.PackBytes, Seconds: r.Elapsed.Seconds(), Notes: r.Notes,
+		}
+		if m.Parent != nil {
+			out.Parent = m.Parent.Name
+		}
+		for i := range m.Disks {
+			out.Disks = append(out.Disks, describeDisk(&m.Disks[i]))
+		}
+		return a.printJSON(out)
+	}
+	w := &checkedWriter{w: a.out}
+	w.printf("checkpoint %s of %s", m.Checkpoint, m.Domain)
+	if m.Parent != nil {
+		w.printf(" (after %s)", m.Parent.Name)
+	}
+	w.printf("\n")
+	tab := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	t := &checkedWriter{w: tab}
+	var data, stored int64
+	for i := range m.Disks {
+		d, p := &m.Disks[i], r.Plan.Disks[i]
+		t.printf("  %s\t%s\t%s data\t%s stored\n", d.Target, describeMode(p), size(d.DataBytes), size(d.StoredBytes))
+		data, stored = data+d.DataBytes, stored+d.StoredBytes
+	}
+	if t.err == nil {
+		t.err = tab.Flush()
+	}
+	if t.err != nil {
+		return t.err
+	}
+	for i := range m.Disks {
+		p := r.Plan.Disks[i]
+		w.printf("  %s: %s\n", p.Target, p.Reason)
+		if p.NoBitmapReason != "" {
+			w.printf("  %s: no bitmap was added: %s\n", p.Target, p.NoBitmapReason)
+		}
+	}
+	w.printf("done in %s: %s of data, %s stored\n", r.Elapsed.Round(10*time.Millisecond), size(data), size(stored))
+	return w.err
+}

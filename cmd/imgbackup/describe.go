@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"time"
+
+	"github.com/imgbackup/imgbackup/chain"
+)
+
+// diskJSON is one disk of a checkpoint as --json shows it. Sizes are in bytes.
+type diskJSON struct {
+	Target          string `json:"target"`
+	Source          string `json:"source"`
+	Format          string `json:"format"`
+	VirtualSize     int64  `json:"virtual_size"`
+	BackupMode      string `json:"backupmode"` // what was asked for
+	Mode            string `json:"mode"`       // what was done: full or incremental
+	Detection       string `json:"detection"`  // bitmap, content or none
+	ReasonCode      string `json:"reason_code"`
+	Reason          string `json:"reason"`
+	IncrementalFrom string `json:"incremental_from,omitempty"`
+	Bitmap          string `json:"bitmap,omitempty"`
+	NoBitmapReason  string `json:"no_bitmap_reason,omitempty"`
+	DirtyBytes      int64  `json:"dirty_bytes"`
+	DataBytes       int64  `json:"data_bytes"`
+	StoredBytes     int64  `json:"stored_bytes"`
+	ReusedBytes     int64  `json:"reused_bytes"`
+	Maps            int    `json:"maps"` // that a restore reads
+}
+
+func describeDisk(d *chain.Disk) diskJSON {
+	out := diskJSON{
+		Target: d.Target, Source: d.Source.Path, Format: d.Source.Format, VirtualSize: d.Size,
+		BackupMode: d.Requested, Mode: d.Mode, Detection: d.Detection, ReasonCode: d.ReasonCode, Reason: d.Reason,
+		Bitmap: d.Bitmap, NoBitmapReason: d.NoBitmapReason,
+		DirtyBytes: d.DirtyBytes, DataBytes: d.DataBytes, StoredBytes: d.StoredBytes, ReusedBytes: d.ReusedBytes,
+		Maps: len(d.Maps),
+	}
+	if d.IncrementalFrom != nil {
+		out.IncrementalFrom = d.IncrementalFrom.Name
+	}
+	return out
+}
+
+// checkpointJSON is one checkpoint as list --json shows it.
+type checkpointJSON struct {
+	Domain      string     `json:"domain"`
+	Checkpoint  string     `json:"checkpoint"`
+	UUID        string     `json:"uuid"`
+	Parent      string     `json:"parent,omitempty"`
+	Sequence    int64      `json:"sequence"`
+	Created     time.Time  `json:"created"`
+	Kind        string     `json:"kind"`
+	Description string     `json:"description,omitempty"`
+	Disks       []diskJSON `json:"disks"`
+}
+
+func describeCheckpoint(m *chain.Manifest) checkpointJSON {
+	out := checkpointJSON{
+		Domain: m.Domain, Checkpoint: m.Checkpoint, UUID: m.UUID, Sequence: m.Sequence,
+		Created: m.Created, Kind: m.Kind, Description: m.Description,
+	}
+	if m.Parent != nil {
+		out.Parent = m.Parent.Name
+	}
+	for i := range m.Disks {
+		out.Disks = append(out.Disks, describeDisk(&m.Disks[i]))
+	}
+	return out
+}

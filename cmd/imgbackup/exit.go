@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// The exit statuses; programs rely on them.
+const (
+	exitDone        = 0
+	exitFailed      = 1   // nothing half-written is left under a final name
+	exitUsage       = 2   // wrong usage
+	exitDamage      = 3   // damage found
+	exitNotTrusted  = 4   // an incremental was demanded and cannot be trusted
+	exitInUse       = 5   // an image is in use
+	exitTaken       = 6   // the name is taken, or somebody else was first
+	exitInterrupted = 130 // by a signal
+)
+
+// exitHelp explains them in the help.
+const exitHelp = `Exit status:
+  0    done
+  1    failed; nothing half-written is left under a final name
+  2    wrong usage
+  3    damage found (check, restore)
+  4    an incremental backup was demanded and cannot be trusted
+  5    an image is in use
+  6    the checkpoint's name is taken, someone else committed first, or the
+       domain belongs to another host
+  130  interrupted`
+
+var errInterrupted = errors.New("interrupted")
+
+// usageError marks an error of the command line itself.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// damageFound is returned by check, which has told the findings already.
+type damageFound struct{ error }
+
+func exitCode(ctx context.Context, err error) int {
+	var (
+		usage   usageError
+		request *backup.UsageError
+		found   damageFound
+		damage  *archive.DamageError
+		trust   *backup.NotTrustedError
+		inUse   *qcow2.InUseError
+		busy    *qcow2.BusyError
+		taken   *chain.TakenError
+		owned   *backup.OwnedError
+	)
+	switch {
+	case errors.As(err, &usage), errors.As(err, &request):
+		return exitUsage
+	case errors.As(err, &inUse), errors.As(err, &busy):
+		return exitInUse
+	case errors.As(err, &trust):
+		return exitNotTrusted
+	case errors.As(err, &taken), errors.As(err, &owned):
+		return exitTaken
+	case errors.As(err, &found), errors.As(err, &damage):
+		return exitDamage
+	case errors.Is(err, context.Canceled) && errors.Is(context.Cause(ctx), errInterrupted):
+		return exitInterrupted
+	}
+	return exitFailed
+}
+
+// explain is what a person is told.
+func explain(ctx context.Context, err error) string {
+	if exitCode(ctx, err) == exitInterrupted {
+		return "interrupted; nothing was committed"
+	}
+	return err.Error()
+}

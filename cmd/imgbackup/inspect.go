@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+func (a *app) inspectCommand() *cobra.Command {
+	var (
+		format string
+		dirs   []string
+	)
+	cmd := &cobra.Command{
+		Use:   "inspect IMAGE",
+		Short: "Show an image's header, backing chain and bitmaps",
+		Long: `inspect reads an image natively and shows its header, its backing chain, its
+internal snapshots and its persistent dirty bitmaps with their dirty bytes, and
+whether the image is fit for incremental backups, or why not.
+
+It changes nothing, takes no locks, and needs no repository.`,
+		Example: `  imgbackup inspect /vm/web.qcow2
+  imgbackup inspect --json /vm/web.qcow2`,
+		Args: exactArgs(1, "one IMAGE"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			f := qcow2.Format(format)
+			if f != qcow2.Raw && f != qcow2.Qcow2 {
+				return usageError{fmt.Errorf("--format %q: want qcow2 or raw", format)}
+			}
+			return a.inspect(args[0], f, dirs)
+		},
+	}
+	cmd.Flags().StringVar(&format, "format", "qcow2", "format of the image: qcow2 or raw; it is never guessed")
+	cmd.Flags().StringArrayVar(&dirs, "allow-dir", nil, "allow backing and data files in this `DIR`, besides the image's own folder")
+	return cmd
+}
+
+// inspectJSON is what inspect --json prints. Sizes are in bytes.
+type inspectJSON struct {
+	Path        string       `json:"path"`
+	Format      qcow2.Format `json:"format"`
+	VirtualSize int64        `json:"virtual_size"`
+	InUse       string       `json:"in_use,omitempty"` // by whom, when a writer holds the image
+	Incremental bool         `json:"fit_for_incremental"`
+	Why         string       `json:"why"`
+	Chain       []layerJSON  `json:"chain"` // active layer first
+}
+
+type layerJSON struct {
+	Path         string         `json:"path"`
+	Format       qcow2.Format   `json:"format"`
+	VirtualSize  int64          `json:"virtual_size"`
+	FileSize     int64          `json:"file_size"`
+	Version      int            `json:"version,omitempty"`
+	ClusterSize  int64          `json:"cluster_size,omitempty"`
+	Compression  string         `json:"compression,omitempty"`
+	ExtendedL2   bool           `json:"extended_l2,omitempty"`
+	Dirty        bool           `json:"dirty,omitempty"`
+	Corrupt      bool           `json:"corrupt,omitempty"`
+	DataFile     string         `json:"data_file,omitempty"`
+	Snapshots    []snapshotJSON `json:"snapshots,omitempty"`
+	Bitmaps      []bitmapJSON   `json:"bitmaps,omitempty"`
+	BitmapsError string         `json:"bitmaps_error,omitempty"`
+}
+
+type snapshotJSON struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+}
+
+type bitmapJSON struct {
+	Name        string `json:"name"`
+	Granularity int64  `json:"granularity"`
+	Enabled     bool   `json:"enabled"`
+	InUse       bool   `json:"in_use"`
+	DirtyBytes  *int64 `json:"dirty_bytes,omitempty"` // absent when it cannot be read
+	Problem     string `json:"problem,omitempty"`
+}
+
+func (a *app) inspect(path string, format qcow2.Format, dirs []string) error {
+	c, err := qcow2.OpenChain(path, format, qcow2.OpenOptions{AllowDirs: dirs})
+	if err != nil {
+		return err
+	}
+	defer c.Close() // opened for reading only
+	out := inspectJSON{Path: path, Format: format, VirtualSize: c.Size()}
+	var inUse *qcow2.InUseError
+	if err := qcow2.ProbeWriter(path); errors.As(err, &inUse) {
+		out.InUse = inUse.Why
+	}
+	out.Incremental, out.Why = backup.Fit(c)
+	for _, l := range c.Layers {
+		out.Chain = append(out.Chain, describeLayer(l))
+	}
+	if a.json {
+		return a.printJSON(out)
+	}
+	return a.printInspect(out)
+}
+
+func describeLayer(l *qcow2.Layer) layerJSON {
+	out := layerJSON{Path: l.Path, Format: l.Format, VirtualSize: l.Size, DataFile: l.DataFile}
+	if id, err := l.Stat(); err == nil {
+		out.FileSize = id.Size
+	}
+	if h := l.Header; h != nil {
+		out.Version, out.ClusterSize = h.Version, h.ClusterSize()
+		out.ExtendedL2 = h.Has(qcow2.IncompatExtendedL2)
+		out.Dirty, out.Corrupt = h.Has(qcow2.IncompatDirty), h.Has(qcow2.IncompatCorrupt)
+		out.Compression = "zlib"
+		if h.Compression == qcow2.Zstd {
+			out.Compression = "zstd"
+		}
+	}
+	for _, s := range l.Snapshots {
+		out.Snapshots = append(out.Snapshots, snapshotJSON{s.ID, s.Name})
+	}
+	if l.BitmapsErr != nil {
+		out.BitmapsError = l.BitmapsErr.Error()
+	}
+	for _, b := range l.Bitmaps {
+		j := bitmapJSON{Name: b.Name, Granularity: b.Granularity, Enabled: b.Enabled, InUse: b.InUse}
+		dirty, err := b.DirtyBytes()
+		switch {
+		case b.Problem != nil:
+			j.Problem = b.Problem.Error()
+		case err != nil:
+			j.Problem = err.Error()
+		default:
+			j.DirtyBytes = &dirty
+		}
+		out.Bitmaps = append(out.Bitmaps, j)
+	}
+	return out
+}
+
+func (a *app) printInspect(i inspectJSON) error {
+	w := &checkedWriter{w: a.out}
+	w.printf("image         %s\n", i.Path)
+	w.printf("virtual size  %s (%d bytes)\n", size(i.VirtualSize), i.VirtualSize)
+	if i.InUse != "" {
+		w.printf("in use        %s\n", oneLine(i.InUse))
+	}
+	fit := "yes"
+	if !i.Incremental {
+		fit = "no"
+	}
+	w.printf("incremental   %s: %s\n", fit, oneLine(i.Why))
+	for n, l := range i.Chain {
+		role := "active layer"
+		if n > 0 {
+			role = fmt.Sprintf("backing file %d", n)
+		}
+		w.printf("\n%s: %s\n", role, oneLine(l.Path))
+		w.printf("  format        %s\n", describeFormat(l))
+		w.printf("  virtual size  %s, file %s\n", size(l.VirtualSize), size(l.FileSize))
+		if l.DataFile != "" {
+			w.printf("  data file     %s\n", oneLine(l.DataFile))
+		}
+		for _, s := range l.Snapshots {
+			w.printf("  snapshot      %s %s\n", oneLine(s.ID), oneLine(s.Name))
+		}
+		if l.BitmapsError != "" {
+			w.printf("  bitmaps       none usable: %s\n", oneLine(l.BitmapsError))
+		}
+		for _, b := range l.Bitmaps {
+			w.printf("  bitmap        %s\n", describeBitmap(b))
+		}
+	}
+	return w.err
+}
+
+func describeFormat(l layerJSON) string {
+	if l.Format != qcow2.Qcow2 {
+		return string(l.Format)
+	}
+	s := fmt.Sprintf("qcow2 version %d, clusters of %s, %s", l.Version, size(l.ClusterSize), l.Compression)
+	for _, f := range []struct {
+		on   bool
+		name string
+	}{{l.ExtendedL2, "extended L2"}, {l.Dirty, "DIRTY"}, {l.Corrupt, "CORRUPT"}} {
+		if f.on {
+			s += ", " + f.name
+		}
+	}
+	return s
+}
+
+func describeBitmap(b bitmapJSON) string {
+	s := fmt.Sprintf("%s, granularity %s", oneLine(b.Name), size(b.Granularity))
+	switch {
+	case b.InUse:
+		s += ", IN USE (not closed cleanly, or open now)"
+	case b.Problem != "":
+		s += ", BROKEN: " + oneLine(b.Problem)
+	case b.DirtyBytes != nil:
+		s += ", dirty " + size(*b.DirtyBytes)
+	}
+	if !b.Enabled {
+		s += ", disabled"
+	}
+	return s
+}

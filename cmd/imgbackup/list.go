@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imgbackup/imgbackup/chain"
+)
+
+func (a *app) listCommand() *cobra.Command {
+	var tree bool
+	cmd := &cobra.Command{
+		Use:   "list [DOMAIN]",
+		Short: "List domains and checkpoints",
+		Example: `  imgbackup list
+  imgbackup list web
+  imgbackup list web --tree`,
+		Args: maxArgs(1, "at most one DOMAIN"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			repo, err := a.openRepo(cmd.Context())
+			if err != nil {
+				return err
+			}
+			domains := args
+			if len(args) == 0 {
+				if domains, err = repo.Domains(cmd.Context()); err != nil {
+					return err
+				}
+			} else if err := chain.ValidDomain(args[0]); err != nil {
+				return usageError{err}
+			}
+			return a.list(cmd.Context(), repo, domains, len(args) == 1, tree)
+		},
+	}
+	cmd.Flags().BoolVar(&tree, "tree", false, "show how checkpoints follow one another")
+	return cmd
+}
+
+func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string, named, tree bool) error {
+	all := []checkpointJSON{}
+	var damage []error
+	w := &checkedWriter{w: a.out}
+	tab := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	t := &checkedWriter{w: tab}
+	if !a.json && !tree {
+		t.printf("DOMAIN\tCHECKPOINT\tPARENT\tCREATED\tDISKS\tSTORED\tDESCRIPTION\n")
+	}
+	for _, domain := range domains {
+		ms, broken, err := repo.Manifests(ctx, domain)
+		if err != nil {
+			return err
+		}
+		damage = append(damage, broken...)
+		if named && len(ms) == 0 && len(broken) == 0 {
+			return fmt.Errorf("the repository holds no domain %s", domain)
+		}
+		if tree && !a.json {
+			w.printf("%s\n", domain)
+			printTree(w, chain.BuildTree(ms), 1)
+			continue
+		}
+		for _, m := range ms {
+			all = append(all, describeCheckpoint(m))
+			if !a.json {
+				printRow(t, m)
+			}
+		}
+	}
+	switch {
+	case a.json:
+		w.err = a.printJSON(map[string]any{"checkpoints": all})
+	case t.err == nil:
+		t.err = tab.Flush()
+	}
+	return errors.Join(append([]error{w.err, t.err}, damage...)...)
+}
+
+func printRow(t *checkedWriter, m *chain.Manifest) {
+	parent := "-"
+	if m.Parent != nil {
+		parent = m.Parent.Name
+	}
+	var disks []string
+	var stored int64
+	for i := range m.Disks {
+		d := &m.Disks[i]
+		disks = append(disks, d.Target+":"+d.Mode)
+		stored += d.StoredBytes
+	}
+	t.printf("%s\t%s\t%s\t%s\t%s\t%s\t%s\n", m.Domain, m.Checkpoint, parent, m.Created.Local().Format("2006-01-02 15:04:05"),
+		strings.Join(disks, " "), size(stored), oneLine(m.Description))
+}
+
+// oneLine keeps a description from breaking a table or steering a terminal.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+func printTree(w *checkedWriter, nodes []*chain.Node, depth int) {
+	for _, n := range nodes {
+		w.printf("%s%s\n", strings.Repeat("  ", depth), n.Manifest.Checkpoint)
+		printTree(w, n.Children, depth+1)
+	}
+}

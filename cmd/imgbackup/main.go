@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command imgbackup backs up the disks of shut-down QEMU/KVM virtual machines,
+// fully and incrementally, and restores them at any checkpoint.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+
+	"golang.org/x/sys/unix"
+)
+
+// memoryLimit makes the garbage collector work harder instead of letting the
+// heap grow, bytes.
+const memoryLimit = 200 << 20
+
+func main() {
+	debug.SetMemoryLimit(memoryLimit)
+	os.Exit(run(os.Args[1:], program{in: os.Stdin, out: os.Stdout, err: os.Stderr}))
+}
+
+// program is what a command needs of the world around it.
+type program struct {
+	in       io.Reader
+	out, err io.Writer
+	// step is told the steps of a backup's writing order; nil outside tests.
+	step func(name string)
+}
+
+// run executes one command line and returns the exit status.
+func run(args []string, p program) int {
+	// A reader of our output that goes away must not end a backup half way.
+	signal.Ignore(unix.SIGPIPE)
+	ctx, stop := interruptible(p.err)
+	defer stop()
+
+	root := newRoot(p)
+	root.SetArgs(args)
+	root.SetIn(p.in)
+	root.SetOut(p.out)
+	root.SetErr(p.err)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exitDone
+	}
+	code := exitCode(ctx, err)
+	fmt.Fprintf(p.err, "imgbackup: %s\n", explain(ctx, err))
+	if code == exitUsage {
+		fmt.Fprintf(p.err, "Run '%s --help' for usage.\n", cmd.CommandPath())
+	}
+	return code
+}
+
+// interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP
+// cancels. A second one ends the program at once; what it leaves behind is
+// settled by the next run.
+func interruptible(stderr io.Writer) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	quit := make(chan struct{})
+	go func() {
+		select {
+		case sig := <-signals:
+			fmt.Fprintf(stderr, "imgbackup: %v: tidying up; once more to stop at once\n", sig)
+			cancel(errInterrupted)
+		case <-quit:
+			return
+		}
+		select {
+		case <-signals:
+			os.Exit(exitInterrupted)
+		case <-quit:
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(quit)
+		cancel(nil)
+	}
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/restore"
+)
+
+// restoreRequest is the command line of restore.
+type restoreRequest struct {
+	domain     string
+	checkpoint string
+	disks      []string
+	output     string
+	to         []string
+	format     string
+	options    restore.Options
+}
+
+func (a *app) restoreCommand() *cobra.Command {
+	var r restoreRequest
+	cmd := &cobra.Command{
+		Use:   "restore DOMAIN [--checkpoint NAME] (--output DIR | --to TARGET=PATH …)",
+		Short: "Restore disks at any checkpoint",
+		Long: `restore writes the disks of a checkpoint (the newest by default), every byte
+proven by its digest. Files appear under their final names only when all of
+them are complete and durable.
+
+--output DIR writes DIR/<target>.<format>; --to names a file, or with --force a
+block device. --continue gives a restored qcow2 image the checkpoint's bitmap,
+so that its next backup is incremental from there.`,
+		Example: `  imgbackup restore web --output /restored
+  imgbackup restore web --checkpoint monday --disk vda --output /restored --format qcow2
+  imgbackup restore web --to vda=/vm/web.qcow2 --format qcow2 --continue --verify
+  imgbackup restore web --to vda=/dev/vg/web --force`,
+		Args: exactArgs(1, "one DOMAIN"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r.domain = args[0]
+			return a.restore(cmd, r)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&r.checkpoint, "checkpoint", "", "`NAME` of the checkpoint (default: the newest)")
+	f.StringArrayVar(&r.disks, "disk", nil, "restore only this disk `TARGET`; may be repeated")
+	f.StringVarP(&r.output, "output", "o", "", "write DIR/<target>.<format>; the folder is made if it is not there")
+	f.StringArrayVar(&r.to, "to", nil, "write one disk to a file or block device: TARGET=`PATH`; may be repeated")
+	f.StringVar(&r.format, "format", "", "raw or qcow2 (default: raw; with --continue: qcow2)")
+	f.BoolVar(&r.options.Force, "force", false, "replace a target that exists; write to a block device")
+	f.BoolVar(&r.options.Continue, "continue", false, "give the restored qcow2 images the checkpoint's bitmap, so that the next backup is incremental")
+	f.BoolVar(&r.options.Verify, "verify", false, "read what was written again and compare")
+	return cmd
+}
+
+func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
+	usage := func(msg string) error { return usageError{errors.New(msg)} }
+	switch {
+	case r.output == "" && len(r.to) == 0:
+		return usage("where to? give --output DIR or --to TARGET=PATH")
+	case r.output != "" && len(r.to) > 0:
+		return usage("--output and --to exclude each other")
+	case len(r.to) > 0 && len(r.disks) > 0:
+		return usage("--to names the disks already: leave out --disk")
+	}
+	format, err := restoreFormat(r)
+	if err != nil {
+		return err
+	}
+	if err := chain.ValidDomain(r.domain); err != nil {
+		return usageError{err}
+	}
+	repo, err := a.openRepo(cmd.Context())
+	if err != nil {
+		return err
+	}
+	m, err := a.chosen(cmd, repo, r.domain, r.checkpoint)
+	if err != nil {
+		return err
+	}
+	targets, err := restoreTargets(m, r, format)
+	if err != nil {
+		return err
+	}
+	bar := a.newBar("restoring " + m.Checkpoint)
+	r.options.Progress = func(e restore.Event) { bar.set(e.Done, e.Total) }
+	r.options.MakeDir = r.output
+	result, err := restore.Run(cmd.Context(), repo, m, targets, r.options)
+	bar.clear()
+	if errors.Is(err, restore.ErrUsage) || errors.Is(err, restore.ErrUnknownDisk) {
+		return usageError{err}
+	}
+	if err != nil {
+		return err
+	}
+	return a.printRestore(m, result)
+}
+
+func restoreFormat(r restoreRequest) (qcow2.Format, error) {
+	switch {
+	case r.format == "" && r.options.Continue:
+		return qcow2.Qcow2, nil
+	case r.format == "":
+		return qcow2.Raw, nil
+	case r.format == string(qcow2.Raw), r.format == string(qcow2.Qcow2):
+		return qcow2.Format(r.format), nil
+	}
+	return "", usageError{fmt.Errorf("--format %q: want raw or qcow2", r.format)}
+}
+
+// chosen is the checkpoint that was named, or the newest.
+func (a *app) chosen(cmd *cobra.Command, repo *chain.Repository, domain, checkpoint string) (*chain.Manifest, error) {
+	if checkpoint != "" {
+		return a.manifest(cmd, repo, domain, checkpoint)
+	}
+	ms, damaged, err := repo.Manifests(cmd.Context(), domain)
+	if err != nil {
+		return nil, err
+	}
+	// The newest cannot be told while one that may be it is unreadable.
+	if len(damaged) > 0 {
+		return nil, fmt.Errorf("the newest checkpoint cannot be told, name one with --checkpoint: %w", errors.Join(damaged...))
+	}
+	archives := ms[:0:0]
+	for _, m := range ms {
+		if m.Kind == chain.KindArchive {
+			archives = append(archives, m)
+		}
+	}
+	m := chain.Newest(archives)
+	if m == nil {
+		return nil, fmt.Errorf("the repository holds no checkpoint of domain %s", domain)
+	}
+	return m, nil
+}
+
+func restoreTargets(m *chain.Manifest, r restoreRequest, format qcow2.Format) ([]restore.Target, error) {
+	if r.output != "" {
+		targets, err := restore.TargetsIn(m, r.disks, r.output, format)
+		if errors.Is(err, restore.ErrUsage) || errors.Is(err, restore.ErrUnknownDisk) {
+			err = usageError{err}
+		}
+		return targets, err
+	}
+	var targets []restore.Target
+	for _, to := range r.to {
+		disk, path, ok := strings.Cut(to, "=")
+		if !ok || disk == "" || path == "" {
+			return nil, usageError{fmt.Errorf("--to %q: want TARGET=PATH", to)}
+		}
+		targets = append(targets, restore.Target{Disk: disk, Path: path, Format: format})
+	}
+	return targets, nil
+}
+
+func (a *app) printRestore(m *chain.Manifest, r *restore.Result) error {
+	if a.json {
+		return a.printJSON(struct {
+			Domain     string `json:"domain"`
+			Checkpoint string `json:"checkpoint"`
+			*restore.Result
+		}{m.Domain, m.Checkpoint, r})
+	}
+	w := &checkedWriter{w: a.out}
+	w.printf("restored %s at checkpoint %s\n", m.Domain, m.Checkpoint)
+	for _, d := range r.Disks {
+		how := "written"
+		if d.Verified {
+			how = "written and read back"
+		}
+		w.printf("  %s  %s  %s, %s of data %s\n", d.Disk, d.Path, size(d.Size), size(d.DataBytes), how)
+	}
+	return w.err
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// app is what every command shares.
+type app struct {
+	program
+	repoFlag string
+	json     bool
+	quiet    bool
+}
+
+func newRoot(p program) *cobra.Command {
+	a := &app{program: p}
+	root := &cobra.Command{
+		Use:   "imgbackup",
+		Short: "Back up the disks of shut-down QEMU/KVM virtual machines",
+		Long: `imgbackup takes the disks of a shut-down virtual machine into a repository:
+all of them once, then only what changed, as QEMU's own dirty bitmaps in the
+qcow2 images tell. Any checkpoint can be restored, bit for bit.
+
+It needs no libvirtd and no running QEMU. ` + exitHelp,
+		Example: `  imgbackup init -r /backup
+  imgbackup backup -r /backup web --disk vda=/vm/web.qcow2,format=qcow2
+  imgbackup list -r /backup web
+  imgbackup restore -r /backup web --output /restored`,
+		Version:       version(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return cmd.Help()
+		},
+	}
+	flags := root.PersistentFlags()
+	flags.StringVarP(&a.repoFlag, "repo", "r", os.Getenv("IMGBACKUP_REPO"), "repository: a directory (or set IMGBACKUP_REPO)")
+	flags.BoolVar(&a.json, "json", false, "write results as JSON, for programs")
+	flags.BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no notes on stderr")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(
+		a.initCommand(),
+		a.inspectCommand(),
+		a.backupCommand(),
+		a.listCommand(),
+		a.showCommand(),
+		a.restoreCommand(),
+		a.checkCommand(),
+		manCommand(root),
+	)
+	return root
+}
+
+// exactArgs is cobra's, with an error that counts as wrong usage.
+func exactArgs(n int, names string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != n {
+			return usageError{fmt.Errorf("%s takes %s, and got %d arguments", cmd.CommandPath(), names, len(args))}
+		}
+		return nil
+	}
+}
+
+func maxArgs(n int, names string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > n {
+			return usageError{fmt.Errorf("%s takes %s, and got %d arguments", cmd.CommandPath(), names, len(args))}
+		}
+		return nil
+	}
+}
+
+// store opens the place that --repo names.
+func (a *app) store(create bool) (objstore.Store, error) {
+	switch {
+	case a.repoFlag == "":
+		return nil, usageError{errors.New("no repository: give --repo PATH or set IMGBACKUP_REPO")}
+	case strings.Contains(a.repoFlag, "://"):
+		return nil, usageError{fmt.Errorf("repository %q: only directories can be repositories so far", a.repoFlag)}
+	case create:
+		return objstore.CreateLocal(a.repoFlag)
+	}
+	return objstore.OpenLocal(a.repoFlag)
+}
+
+func (a *app) openRepo(ctx context.Context) (*chain.Repository, error) {
+	store, err := a.store(false)
+	if err != nil {
+		return nil, err
+	}
+	return chain.Open(ctx, store)
+}
+
+// printJSON writes one JSON document to stdout.
+func (a *app) printJSON(v any) error {
+	enc := json.NewEncoder(a.out)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// note tells a person something beside the result.
+func (a *app) note(msg string) {
+	if !a.quiet {
+		fmt.Fprintf(a.err, "imgbackup: note: %s\n", msg)
+	}
+}
+
+// checkedWriter keeps the first error of the many small writes of a table.
+type checkedWriter struct {
+	w   io.Writer
+	err error
+}
+
+func (c *checkedWriter) printf(format string, args ...any) {
+	if c.err == nil {
+		_, c.err = fmt.Fprintf(c.w, format, args...)
+	}
+}
+
+// version is what the module's build information says.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
+		return "0.1.0-dev"
+	}
+	return info.Main.Version
+}

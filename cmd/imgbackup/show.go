@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/imgbackup/imgbackup/chain"
+)
+
+func (a *app) showCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "show DOMAIN CHECKPOINT",
+		Short:   "Show one checkpoint",
+		Long:    "show prints what a checkpoint holds and why each disk was backed up as it was.\nWith --json it prints the manifest.",
+		Example: "  imgbackup show web monday",
+		Args:    exactArgs(2, "a DOMAIN and a CHECKPOINT"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			repo, err := a.openRepo(cmd.Context())
+			if err != nil {
+				return err
+			}
+			m, err := a.manifest(cmd, repo, args[0], args[1])
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(m)
+			}
+			return a.showManifest(m)
+		},
+	}
+}
+
+// manifest loads a checkpoint by the names that a person gave.
+func (a *app) manifest(cmd *cobra.Command, repo *chain.Repository, domain, checkpoint string) (*chain.Manifest, error) {
+	if err := chain.ValidDomain(domain); err != nil {
+		return nil, usageError{err}
+	}
+	if err := chain.ValidName(checkpoint); err != nil {
+		return nil, usageError{err}
+	}
+	return repo.Manifest(cmd.Context(), domain, checkpoint)
+}
+
+func (a *app) showManifest(m *chain.Manifest) error {
+	w := &checkedWriter{w: a.out}
+	w.printf("checkpoint   %s\n", m.Checkpoint)
+	w.printf("domain       %s\n", m.Domain)
+	if m.DomainUUID != "" {
+		w.printf("domain uuid  %s\n", m.DomainUUID)
+	}
+	w.printf("uuid         %s\n", m.UUID)
+	if m.Parent != nil {
+		w.printf("parent       %s\n", m.Parent.Name)
+	}
+	w.printf("created      %s on %s by %s\n", m.Created.Local().Format("2006-01-02 15:04:05 -0700"), oneLine(m.Host.Name), oneLine(m.Tool))
+	if m.Description != "" {
+		w.printf("description  %s\n", oneLine(m.Description))
+	}
+	if m.Locking != chain.LockingQEMU {
+		w.printf("locking      %s: nothing kept a VM from writing meanwhile\n", m.Locking)
+	}
+	for i := range m.Disks {
+		showDisk(w, &m.Disks[i])
+	}
+	return w.err
+}
+
+func showDisk(w *checkedWriter, d *chain.Disk) {
+	w.printf("\ndisk %s\n", d.Target)
+	w.printf("  source        %s (%s)\n", oneLine(d.Source.Path), d.Source.Format)
+	for _, b := range d.Backing {
+		w.printf("  backed by     %s (%s)\n", oneLine(b.Path), b.Format)
+	}
+	w.printf("  virtual size  %s (%d bytes)\n", size(d.Size), d.Size)
+	mode := d.Mode
+	if d.IncrementalFrom != nil {
+		mode += " since " + d.IncrementalFrom.Name
+	}
+	w.printf("  mode          %s (asked for: %s; detection: %s)\n", mode, d.Requested, d.Detection)
+	w.printf("  reason        %s [%s]\n", oneLine(d.Reason), d.ReasonCode)
+	w.printf("  dirty         %s, data %s, stored %s, reused %s\n", size(d.DirtyBytes), size(d.DataBytes), size(d.StoredBytes), size(d.ReusedBytes))
+	switch {
+	case d.Bitmap != "":
+		w.printf("  bitmap        %s (granularity %s)\n", d.Bitmap, size(d.Granularity))
+	case d.NoBitmapReason != "":
+		w.printf("  bitmap        none: %s\n", oneLine(d.NoBitmapReason))
+	}
+	w.printf("  restore       reads %d map(s)\n", len(d.Maps))
+}
