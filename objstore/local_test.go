@@ -113,8 +113,8 @@ func TestReadAllIsBounded(t *testing.T) {
 	if got, err := objstore.ReadAll(t.Context(), s, "a", 10); err != nil || string(got) != "0123456789" {
 		t.Errorf("%q, %v", got, err)
 	}
-	if got, err := objstore.ReadAll(t.Context(), s, "a", 9); err == nil || errors.Is(err, objstore.ErrNotFound) {
-		t.Errorf("%q, %v: want an error of its own", got, err)
+	if got, err := objstore.ReadAll(t.Context(), s, "a", 9); !errors.Is(err, objstore.ErrTooLarge) || errors.Is(err, objstore.ErrNotFound) {
+		t.Errorf("%q, %v: want ErrTooLarge", got, err)
 	}
 }
 

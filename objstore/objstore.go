@@ -31,12 +31,14 @@ import (
 	"strings"
 )
 
-// The two answers that callers decide by. They are matched with errors.Is.
+// The answers that callers decide by. They are matched with errors.Is.
 var (
 	// ErrNotFound says that the store answered, and that there is no such object.
 	ErrNotFound = errors.New("no such object")
 	// ErrExists says that an object stands under the key already.
 	ErrExists = errors.New("object exists already")
+	// ErrTooLarge is ReadAll's: the object is larger than the caller takes.
+	ErrTooLarge = errors.New("object is too large")
 )
 
 // MaxKeyLength bounds a key, in bytes: what S3 allows.
@@ -92,8 +94,8 @@ type Store interface {
 	Delete(ctx context.Context, key string) error
 }
 
-// ReadAll reads a whole object of at most limit bytes. A longer one is an
-// error that is not ErrNotFound.
+// ReadAll reads a whole object of at most limit bytes. A longer one is
+// ErrTooLarge.
 func ReadAll(ctx context.Context, s Store, key string, limit int64) ([]byte, error) {
 	r, err := s.Get(ctx, key, 0, -1)
 	if err != nil {
@@ -107,7 +109,7 @@ func ReadAll(ctx context.Context, s Store, key string, limit int64) ([]byte, err
 		return nil, fmt.Errorf("read %s: %w", key, err)
 	}
 	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("read %s: it is larger than the %d bytes that such an object may have", key, limit)
+		return nil, fmt.Errorf("read %s: it may have at most %d bytes: %w", key, limit, ErrTooLarge)
 	}
 	return data, nil
 }

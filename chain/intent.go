@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// IntentFormat is the value of an intent's field "format".
+const IntentFormat = "imgbackup-intent"
+
+// Intent says what a backup is about to add to which images, so that a later
+// run can settle what became of it. Its key is domains/DOMAIN/intents/UUID.json.
+type Intent struct {
+	Format         string        `json:"format"`  // IntentFormat; PutIntent fills it in
+	Version        int           `json:"version"` // 1; PutIntent fills it in
+	Requires       []string      `json:"requires,omitempty"`
+	UUID           string        `json:"uuid"`
+	Domain         string        `json:"domain"`
+	Checkpoint     string        `json:"checkpoint"`
+	CheckpointUUID string        `json:"checkpoint_uuid"`
+	Host           Host          `json:"host"`
+	BootID         string        `json:"boot_id,omitempty"`
+	PID            int           `json:"pid"`
+	Created        time.Time     `json:"created"` // UTC
+	Images         []IntentImage `json:"images"`
+}
+
+// IntentImage is one image that a bitmap is added to.
+type IntentImage struct {
+	Target string   `json:"target"`
+	Path   string   `json:"path"`
+	Device uint64   `json:"device"`
+	Inode  uint64   `json:"inode"`
+	Before []string `json:"before"` // names of all bitmaps that were there
+	Add    string   `json:"add"`    // name of the bitmap that is added
+}
+
+// Validate says what is wrong with an intent, or nil.
+func (in *Intent) Validate() error {
+	var c checker
+	c.that(in.Format == IntentFormat && in.Version == 1, "format %.80q, version %d", in.Format, in.Version)
+	c.that(len(in.Requires) == 0, "it requires %.200q, which is not known", in.Requires)
+	c.nilErr("uuid", validUUID(in.UUID))
+	c.nilErr("domain", ValidDomain(in.Domain))
+	c.nilErr("checkpoint", ValidName(in.Checkpoint))
+	c.nilErr("checkpoint_uuid", validUUID(in.CheckpointUUID))
+	in.Host.validate(&c)
+	c.text("boot_id", in.BootID, maxShort)
+	c.atLeast("pid", int64(in.PID), 0)
+	c.time("created", in.Created)
+	c.that(len(in.Images) <= maxDisks, "%d images", len(in.Images))
+	for i := range in.Images {
+		im := &in.Images[i]
+		c.nilErr("target", ValidName(im.Target))
+		c.path("path", im.Path)
+		c.that(im.Add == BitmapName(in.Checkpoint, in.CheckpointUUID), "bitmap %.80q is not named after the checkpoint", im.Add)
+		c.that(len(im.Before) <= maxWitnesses, "%d bitmaps", len(im.Before))
+		for _, b := range im.Before {
+			c.that(b != "" && len(b) <= 1023, "a bitmap's name has %d bytes", len(b))
+		}
+	}
+	if c.err != nil {
+		return fmt.Errorf("invalid intent: %w", c.err)
+	}
+	return nil
+}
+
+func (in *Intent) mapTexts(f func(string) (string, error)) (*Intent, error) {
+	out := *in
+	out.Images = slices.Clone(in.Images)
+	var texts []*string
+	for i := range out.Images {
+		im := &out.Images[i]
+		im.Before = slices.Clone(im.Before)
+		texts = append(texts, &im.Path)
+		for j := range im.Before {
+			texts = append(texts, &im.Before[j])
+		}
+	}
+	return &out, mapAll(texts, f)
+}
+
+// PutIntent stores an intent, durably; it replaces an earlier state of the same
+// intent. It fills in Format and Version.
+func (r *Repository) PutIntent(ctx context.Context, in *Intent) error {
+	in.Format, in.Version = IntentFormat, 1
+	in.Created = in.Created.UTC().Round(0)
+	if err := in.Validate(); err != nil {
+		return err
+	}
+	stored, err := in.mapTexts(escapeText)
+	if err != nil {
+		return err
+	}
+	return r.replace(ctx, intentKey(in.Domain, in.UUID), stored)
+}
+
+// replace stores a small sealed object, whatever stood there.
+func (r *Repository) replace(ctx context.Context, key string, v any) error {
+	if err := r.Writable(); err != nil {
+		return err
+	}
+	data, err := Seal(v)
+	if err != nil {
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	return r.Store.Put(ctx, key, bytes.NewReader(data), objstore.Replace)
+}
+
+// Intents returns a domain's intents, oldest first. For each one that is
+// damaged or too new there is an error among the second result; the last one is
+// the store's failure.
+func (r *Repository) Intents(ctx context.Context, domain string) ([]*Intent, []error, error) {
+	ids, err := r.list(ctx, intentsPrefix(domain), keyIntent)
+	if err != nil {
+		return nil, nil, err
+	}
+	intents, unusable, err := readEach(ctx, ids, func(ctx context.Context, id string) (*Intent, error) {
+		return r.readIntent(ctx, domain, id)
+	})
+	slices.SortStableFunc(intents, func(a, b *Intent) int { return a.Created.Compare(b.Created) })
+	return intents, unusable, err
+}
+
+func (r *Repository) readIntent(ctx context.Context, domain, id string) (*Intent, error) {
+	key := intentKey(domain, id)
+	data, err := readSealed(ctx, r.Store, key)
+	if err != nil {
+		return nil, err
+	}
+	var stored Intent
+	if err := unsealAs(data, key, IntentFormat, &stored); err != nil {
+		return nil, err
+	}
+	in, err := stored.mapTexts(unescapeText)
+	if err == nil {
+		err = in.Validate()
+	}
+	if err == nil && (in.Domain != domain || in.UUID != id) {
+		err = errors.New("it is another intent's")
+	}
+	if err != nil {
+		return nil, damaged(key, err)
+	}
+	return in, nil
+}
+
+// DeleteIntent removes an intent; one that is gone already is no error.
+func (r *Repository) DeleteIntent(ctx context.Context, domain, id string) error {
+	if err := errors.Join(ValidDomain(domain), validUUID(id)); err != nil {
+		return err
+	}
+	return r.Store.Delete(ctx, intentKey(domain, id))
+}

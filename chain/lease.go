@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+)
+
+// LeaseFormat is the value of a lease's field "format".
+const LeaseFormat = "imgbackup-lease"
+
+// Lease says that somebody is writing to the repository: it is put before the
+// first object of a session and removed after the last. What deletes objects
+// waits for the leases that are older than its own marks. Its key is
+// leases/UUID.json.
+type Lease struct {
+	Format       string    `json:"format"`  // LeaseFormat
+	Version      int       `json:"version"` // 1
+	Requires     []string  `json:"requires,omitempty"`
+	UUID         string    `json:"uuid"`
+	Host         Host      `json:"host"`
+	BootID       string    `json:"boot_id,omitempty"`
+	PID          int       `json:"pid"`
+	PIDNamespace string    `json:"pid_namespace,omitempty"`
+	ProcessStart int64     `json:"process_start"` // ticks since boot; tells apart processes with one id
+	Started      time.Time `json:"started"`       // UTC
+	Purpose      string    `json:"purpose"`
+	MinWriter    int       `json:"min_writer"` // the version of the writer
+}
+
+// NewLease returns a lease of this process, not stored yet.
+func NewLease(purpose string) (*Lease, error) {
+	p, err := currentProcess(os.DirFS("/"))
+	if err != nil {
+		return nil, fmt.Errorf("find out when this process began: %w", err)
+	}
+	host, boot := CurrentHost()
+	return &Lease{
+		Format: LeaseFormat, Version: 1, UUID: NewUUID(), Host: host, BootID: boot,
+		PID: p.pid, PIDNamespace: p.namespace, ProcessStart: p.start,
+		Started: now(), Purpose: readable(purpose, maxText), MinWriter: writerVersion,
+	}, nil
+}
+
+// TakeLease removes the leases of writers of this host that have certainly
+// ended, and stores one of this process. The caller deletes it when it has
+// written its last object.
+func (r *Repository) TakeLease(ctx context.Context, purpose string) (*Lease, error) {
+	if err := r.CleanLeases(ctx); err != nil {
+		return nil, err
+	}
+	l, err := NewLease(purpose)
+	if err != nil {
+		return nil, err
+	}
+	return l, r.PutLease(ctx, l)
+}
+
+// Validate says what is wrong with a lease, or nil.
+func (l *Lease) Validate() error {
+	var c checker
+	c.that(l.Format == LeaseFormat && l.Version == 1, "format %.80q, version %d", l.Format, l.Version)
+	c.that(len(l.Requires) == 0, "it requires %.200q, which is not known", l.Requires)
+	c.nilErr("uuid", validUUID(l.UUID))
+	l.Host.validate(&c)
+	c.text("boot_id", l.BootID, maxShort)
+	c.text("pid_namespace", l.PIDNamespace, maxShort)
+	c.atLeast("pid", int64(l.PID), 0)
+	c.atLeast("process_start", l.ProcessStart, 0)
+	c.time("started", l.Started)
+	c.text("purpose", l.Purpose, maxText)
+	c.atLeast("min_writer", int64(l.MinWriter), 1)
+	if c.err != nil {
+		return fmt.Errorf("invalid lease: %w", c.err)
+	}
+	return nil
+}
+
+// PutLease stores a lease, durably.
+func (r *Repository) PutLease(ctx context.Context, l *Lease) error {
+	if err := l.Validate(); err != nil {
+		return err
+	}
+	return r.replace(ctx, leaseKey(l.UUID), l)
+}
+
+// DeleteLease removes a lease; one that is gone already is no error.
+func (r *Repository) DeleteLease(ctx context.Context, id string) error {
+	if err := validUUID(id); err != nil {
+		return err
+	}
+	return r.Store.Delete(ctx, leaseKey(id))
+}
+
+// Leases returns the leases, oldest first. For each one that is damaged or too
+// new there is an error among the second result; the last one is the store's
+// failure.
+func (r *Repository) Leases(ctx context.Context) ([]*Lease, []error, error) {
+	ids, err := r.list(ctx, leasesPrefix, keyLease)
+	if err != nil {
+		return nil, nil, err
+	}
+	leases, unusable, err := readEach(ctx, ids, r.readLease)
+	slices.SortStableFunc(leases, func(a, b *Lease) int { return a.Started.Compare(b.Started) })
+	return leases, unusable, err
+}
+
+func (r *Repository) readLease(ctx context.Context, id string) (*Lease, error) {
+	key := leaseKey(id)
+	data, err := readSealed(ctx, r.Store, key)
+	if err != nil {
+		return nil, err
+	}
+	var l Lease
+	if err := unsealAs(data, key, LeaseFormat, &l); err != nil {
+		return nil, err
+	}
+	if err = l.Validate(); err == nil && l.UUID != id {
+		err = errors.New("it is another lease's")
+	}
+	if err != nil {
+		return nil, damaged(key, err)
+	}
+	return &l, nil
+}
+
+// CleanLeases removes the leases of this host whose writers have certainly
+// ended: by a restart of the host, or because their process is gone. A lease
+// that can't be judged stays.
+func (r *Repository) CleanLeases(ctx context.Context) error {
+	leases, _, err := r.Leases(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range leases {
+		if !l.stale(os.DirFS("/")) {
+			continue
+		}
+		if err := r.DeleteLease(ctx, l.UUID); err != nil {
+			return fmt.Errorf("remove the lease of a writer that has ended: %w", err)
+		}
+	}
+	return nil
+}
+
+// stale tells whether the writer has certainly ended, as seen from this host.
+func (l *Lease) stale(root fs.FS) bool {
+	host, boot := currentHost(root)
+	// Machines that were cloned may share an id, hence both.
+	if host.ID == "" || l.Host != host || boot == "" || l.BootID == "" {
+		return false
+	}
+	if l.BootID != boot {
+		return true
+	}
+	return process{pid: l.PID, start: l.ProcessStart, namespace: l.PIDNamespace}.gone(root)
+}

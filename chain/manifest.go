@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"encoding/json"
+	"slices"
+	"time"
+
+	"github.com/imgbackup/imgbackup/archive"
+)
+
+// ManifestFormat is the value of a manifest's field "format".
+const ManifestFormat = "imgbackup-manifest"
+
+// ManifestVersion is the version of manifests that this package writes.
+const ManifestVersion = 1
+
+// The kinds of manifests.
+const (
+	KindArchive    = "archive"    // disks with data
+	KindCheckpoint = "checkpoint" // bitmaps only
+)
+
+// What a backup may be asked to do, and what it did.
+const (
+	ModeAuto        = "auto"
+	ModeFull        = "full"
+	ModeIncremental = "incremental"
+)
+
+// How the changes of a disk were found.
+const (
+	DetectionBitmap  = "bitmap"  // by a persistent dirty bitmap
+	DetectionContent = "content" // by reading and comparing everything
+	DetectionNone    = "none"    // everything is stored
+)
+
+// How images were kept from being written to while they were read.
+const (
+	LockingQEMU = "qemu" // by QEMU's image locks
+	LockingNone = "none" // not at all
+)
+
+// MaxMaps is the largest number of maps that one disk's replay may have: a full
+// one and 64 deltas.
+const MaxMaps = 65
+
+// Manifest describes one checkpoint of a domain. Its key is
+// domains/DOMAIN/checkpoints/CHECKPOINT.json.
+type Manifest struct {
+	Format       string          `json:"format"`             // ManifestFormat; Commit fills it in
+	Version      int             `json:"version"`            // ManifestVersion; Commit fills it in
+	Requires     []string        `json:"requires,omitempty"` // what a reader must know; none is defined yet
+	Info         json.RawMessage `json:"info,omitempty"`     // free, an object; ignored
+	Kind         string          `json:"kind"`
+	RepositoryID string          `json:"repository_id"` // Commit fills it in
+	Domain       string          `json:"domain"`
+	DomainUUID   string          `json:"domain_uuid,omitempty"`
+	Host         Host            `json:"host"`
+	Checkpoint   string          `json:"checkpoint"`
+	UUID         string          `json:"uuid"`
+	Revision     int             `json:"revision"` // from 1 on; Commit fills it in
+	Sequence     int64           `json:"sequence"` // from 1 on; see NextSequence
+	Parent       *CheckpointRef  `json:"parent,omitempty"`
+	Created      time.Time       `json:"created"` // UTC
+	Description  string          `json:"description,omitempty"`
+	Tool         string          `json:"tool,omitempty"`
+	Locking      string          `json:"locking"`
+	Requested    string          `json:"requested"` // the mode that the user asked for
+	Disks        []Disk          `json:"disks"`
+}
+
+// CheckpointRef names another checkpoint of the same domain.
+type CheckpointRef struct {
+	Name string `json:"name"`
+	UUID string `json:"uuid"`
+}
+
+// Host is a machine.
+type Host struct {
+	Name string `json:"name"`
+	ID   string `json:"id,omitempty"` // derived from the machine id; empty where there is none
+}
+
+// Disk is one disk of a checkpoint. Sizes and counts are in bytes.
+type Disk struct {
+	Target      string     `json:"target"`
+	Source      Source     `json:"source"`
+	Size        int64      `json:"virtual_size"`
+	ClusterSize int64      `json:"cluster_size,omitempty"` // 0: the format has none
+	Granularity int64      `json:"granularity,omitempty"`  // of the bitmap that was added; 0: none was
+	Backing     []Layer    `json:"backing,omitempty"`      // below the active layer, topmost first
+	Snapshots   []Snapshot `json:"snapshots,omitempty"`    // internal ones of the active layer
+
+	Requested       string         `json:"requested,omitempty"`
+	Mode            string         `json:"mode"`
+	Detection       string         `json:"detection"`
+	ReasonCode      string         `json:"reason_code,omitempty"`
+	Reason          string         `json:"reason,omitempty"`
+	IncrementalFrom *CheckpointRef `json:"incremental_from,omitempty"`
+	Bitmap          string         `json:"bitmap,omitempty"` // the one that was added; empty: none was
+	NoBitmapReason  string         `json:"no_bitmap_reason,omitempty"`
+
+	Maps        []archive.MapRef `json:"maps,omitempty"` // of the replay, newest first; the last is full
+	DirtyBytes  int64            `json:"dirty_bytes"`
+	DataBytes   int64            `json:"data_bytes"`
+	StoredBytes int64            `json:"stored_bytes"`
+	ReusedBytes int64            `json:"reused_bytes"`
+
+	Witnesses []BitmapRecord `json:"witnesses,omitempty"` // bitmaps of ours as they were read
+}
+
+// Source is the image that a disk was read from.
+type Source struct {
+	Path   string `json:"path"`
+	Format string `json:"format"`
+	Device uint64 `json:"device"`
+	Inode  uint64 `json:"inode"`
+}
+
+// Layer is an image below the active one.
+type Layer struct {
+	Path         string         `json:"path"`
+	Format       string         `json:"format"`
+	Device       uint64         `json:"device"`
+	Inode        uint64         `json:"inode"`
+	FileSize     int64          `json:"file_size"`
+	Mtime        int64          `json:"mtime_ns"` // ns since 1970
+	Ctime        int64          `json:"ctime_ns"`
+	HeaderDigest archive.Digest `json:"header_sha256"`
+}
+
+// Snapshot is an internal snapshot of an image.
+type Snapshot struct {
+	ID        string `json:"id"`
+	Name      string `json:"name"`
+	CreatedNS int64  `json:"created_ns"` // ns since 1970
+}
+
+// BitmapRecord is a bitmap of ours that was found in an image, as it was read.
+type BitmapRecord struct {
+	Name        string      `json:"name"`
+	Layer       int         `json:"layer"` // 0: the active one
+	LayerPath   string      `json:"layer_path,omitempty"`
+	Granularity int64       `json:"granularity"`
+	Size        int64       `json:"virtual_size"` // of its layer
+	DirtyBytes  int64       `json:"dirty_bytes"`
+	Enabled     bool        `json:"enabled"`
+	Object      archive.Ref `json:"object"`
+}
+
+// Ref returns the reference by which another checkpoint names this one.
+func (m *Manifest) Ref() *CheckpointRef { return &CheckpointRef{Name: m.Checkpoint, UUID: m.UUID} }
+
+// Disk returns the disk with exactly this target.
+func (m *Manifest) Disk(target string) (*Disk, bool) {
+	for i := range m.Disks {
+		if m.Disks[i].Target == target {
+			return &m.Disks[i], true
+		}
+	}
+	return nil, false
+}
+
+// mapTexts returns a copy of m in which every text that comes out of an image or
+// a file system, and so may be any bytes, went through f.
+func (m *Manifest) mapTexts(f func(string) (string, error)) (*Manifest, error) {
+	c := *m
+	c.Disks = slices.Clone(m.Disks)
+	var texts []*string
+	for i := range c.Disks {
+		d := &c.Disks[i]
+		d.Backing = slices.Clone(d.Backing)
+		d.Snapshots = slices.Clone(d.Snapshots)
+		d.Witnesses = slices.Clone(d.Witnesses)
+		texts = append(texts, &d.Source.Path)
+		for j := range d.Backing {
+			texts = append(texts, &d.Backing[j].Path)
+		}
+		for j := range d.Snapshots {
+			texts = append(texts, &d.Snapshots[j].ID, &d.Snapshots[j].Name)
+		}
+		for j := range d.Witnesses {
+			texts = append(texts, &d.Witnesses[j].LayerPath)
+		}
+	}
+	return &c, mapAll(texts, f)
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"github.com/imgbackup/imgbackup/archive"
+)
+
+// MaxName is the longest name of a checkpoint, a disk or a domain, bytes.
+const MaxName = 200
+
+// ConfigKey is the key of a repository's configuration.
+const ConfigKey = "imgbackup.json"
+
+const (
+	domainsPrefix     = "domains/"
+	checkpointsFolder = "checkpoints"
+	intentsFolder     = "intents"
+	leasesPrefix      = "leases/"
+	jsonSuffix        = ".json"
+)
+
+// ValidName says why a string can't name a checkpoint or a disk: libvirt's
+// pattern for checkpoints, [A-Za-z0-9_-][A-Za-z0-9_.-]*, of at most MaxName bytes.
+func ValidName(s string) error {
+	switch {
+	case s == "":
+		return errors.New("a name must not be empty")
+	case len(s) > MaxName:
+		return fmt.Errorf("a name must not be longer than %d bytes: %.40q… has %d", MaxName, s, len(s))
+	case s[0] == '.':
+		return fmt.Errorf("a name must not begin with a dot: %q", s)
+	}
+	for i := range len(s) {
+		if !nameByte(s[i]) {
+			return fmt.Errorf("a name may only have letters, digits, and the characters _ . -: %q", s)
+		}
+	}
+	return nil
+}
+
+func nameByte(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '.' || c == '-'
+}
+
+// ValidDomain says why a string can't name a domain; the rule is that of ValidName.
+func ValidDomain(s string) error { return ValidName(s) }
+
+const hexDigits = "0123456789ABCDEF"
+
+// EncodeDomain returns the part of a key that stands for a domain: bytes other
+// than [A-Za-z0-9_.-], and a dot at the beginning, become %XX with upper-case
+// hex digits.
+func EncodeDomain(s string) string {
+	var b strings.Builder
+	for i := range len(s) {
+		if c := s[i]; nameByte(c) && (c != '.' || i > 0) {
+			b.WriteByte(c)
+		} else {
+			b.WriteByte('%')
+			b.WriteByte(hexDigits[c>>4])
+			b.WriteByte(hexDigits[c&15])
+		}
+	}
+	return b.String()
+}
+
+// DecodeDomain is the reverse of EncodeDomain, and refuses what that does not write.
+func DecodeDomain(part string) (string, error) {
+	var b strings.Builder
+	for i := 0; i < len(part); i++ {
+		c := part[i]
+		if c == '%' {
+			if i+2 >= len(part) {
+				return "", fmt.Errorf("not an encoded domain name: %.300q", part)
+			}
+			hi, lo := strings.IndexByte(hexDigits, part[i+1]), strings.IndexByte(hexDigits, part[i+2])
+			if hi < 0 || lo < 0 {
+				return "", fmt.Errorf("not an encoded domain name: %.300q", part)
+			}
+			c = byte(hi<<4 | lo)
+			i += 2
+		}
+		b.WriteByte(c)
+	}
+	s := b.String()
+	if s == "" || EncodeDomain(s) != part {
+		return "", fmt.Errorf("not an encoded domain name: %.300q", part)
+	}
+	return s, nil
+}
+
+// BitmapName is the name of the bitmap that a checkpoint adds to its images: the
+// checkpoint's name alone is no identity, since it may be used again.
+func BitmapName(checkpoint, id string) string {
+	digits := strings.ReplaceAll(id, "-", "")
+	return checkpoint + "." + digits[:min(16, len(digits))]
+}
+
+// ManifestKey is the key of a checkpoint's manifest.
+func ManifestKey(domain, checkpoint string) string {
+	return checkpointsPrefix(domain) + checkpoint + jsonSuffix
+}
+
+func checkpointsPrefix(domain string) string {
+	return domainsPrefix + EncodeDomain(domain) + "/" + checkpointsFolder + "/"
+}
+
+func intentsPrefix(domain string) string {
+	return domainsPrefix + EncodeDomain(domain) + "/" + intentsFolder + "/"
+}
+
+func intentKey(domain, id string) string { return intentsPrefix(domain) + id + jsonSuffix }
+
+func leaseKey(id string) string { return leasesPrefix + id + jsonSuffix }
+
+// keyKind is what a key is the key of.
+type keyKind int
+
+const (
+	keyUnknown keyKind = iota
+	keyConfig
+	keyManifest
+	keyIntent
+	keyLease
+	keyData // a pack, map, bitmap or index
+)
+
+// parsedKey is a key that has been taken apart.
+type parsedKey struct {
+	kind   keyKind
+	domain string // of a manifest or an intent
+	name   string // of a checkpoint; the uuid of an intent or a lease
+}
+
+// parseKey takes the key of any object of a repository apart. What it does not
+// recognise is keyUnknown; what it does recognise has exactly one key.
+func parseKey(key string) parsedKey {
+	if key == ConfigKey {
+		return parsedKey{kind: keyConfig}
+	}
+	if _, _, ok := archive.ParseKey(key); ok {
+		return parsedKey{kind: keyData}
+	}
+	base, ok := strings.CutSuffix(key, jsonSuffix)
+	if !ok {
+		return parsedKey{}
+	}
+	if id, ok := strings.CutPrefix(base, leasesPrefix); ok && validUUID(id) == nil {
+		return parsedKey{kind: keyLease, name: id}
+	}
+	parts := strings.Split(base, "/")
+	if len(parts) != 4 || parts[0]+"/" != domainsPrefix {
+		return parsedKey{}
+	}
+	domain, err := DecodeDomain(parts[1])
+	if err != nil {
+		return parsedKey{}
+	}
+	p := parsedKey{domain: domain, name: parts[3]}
+	switch {
+	case parts[2] == checkpointsFolder && ValidName(p.name) == nil:
+		p.kind = keyManifest
+	case parts[2] == intentsFolder && validUUID(p.name) == nil:
+		p.kind = keyIntent
+	default:
+		return parsedKey{}
+	}
+	return p
+}
+
+// NewUUID returns a new random UUID in its canonical form.
+func NewUUID() string { return uuid.NewString() }
+
+// validUUID accepts the canonical form only: 36 lower-case characters.
+func validUUID(s string) error {
+	id, err := uuid.Parse(s)
+	if err != nil || id.String() != s {
+		return fmt.Errorf("not a UUID in lower case: %.80q", s)
+	}
+	return nil
+}

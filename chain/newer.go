@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/imgbackup/imgbackup/archive"
+)
+
+// The versions of the repository that this program reads and writes.
+const (
+	readerVersion = 1
+	writerVersion = 1
+)
+
+// NewerError says that an object is sound but was written by, or for, a newer
+// version of this program.
+type NewerError struct {
+	Object string // key
+	What   string
+}
+
+func (e *NewerError) Error() string {
+	return fmt.Sprintf("%s needs a newer imgbackup: %s", e.Object, e.What)
+}
+
+// unsealAs proves data and decodes it into v, after it has been seen to be of
+// the format, and of a version and with requirements that are known here.
+func unsealAs(data []byte, key, format string, v any) error {
+	plain, err := unsealed(data)
+	if err != nil {
+		return &archive.DamageError{Object: key, Err: err}
+	}
+	// Only what every version has is looked at, since more of a newer one
+	// can't be understood.
+	var head struct {
+		Format   string   `json:"format"`
+		Version  int64    `json:"version"`
+		Requires []string `json:"requires"`
+	}
+	if err := json.Unmarshal(plain, &head); err != nil {
+		return &archive.DamageError{Object: key, Err: fmt.Errorf("its JSON is not valid: %w", err)}
+	}
+	switch {
+	case head.Format != format:
+		return &archive.DamageError{Object: key, Err: fmt.Errorf("its format is %.80q, not %q", head.Format, format)}
+	case head.Version > readerVersion:
+		return &NewerError{Object: key, What: fmt.Sprintf("it has version %d, this program knows version %d", head.Version, readerVersion)}
+	case head.Version < 1:
+		return &archive.DamageError{Object: key, Err: fmt.Errorf("version %d", head.Version)}
+	case len(head.Requires) > 0: // nothing is known yet that could be required
+		return &NewerError{Object: key, What: fmt.Sprintf("it requires %.200q, which this program does not know", head.Requires)}
+	}
+	if err := decodeStrict(plain, v); err != nil {
+		return &archive.DamageError{Object: key, Err: err}
+	}
+	return nil
+}

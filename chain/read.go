@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// readers is how many small objects are read at once.
+const readers = 8
+
+// ErrNoCheckpoint says that a domain has no checkpoint of a name. It comes
+// together with objstore.ErrNotFound.
+var ErrNoCheckpoint = errors.New("no such checkpoint")
+
+// Domains returns the names of the domains that have a checkpoint, sorted.
+func (r *Repository) Domains(ctx context.Context) ([]string, error) {
+	var domains []string
+	for info, err := range r.Store.List(ctx, domainsPrefix) {
+		if err != nil {
+			return nil, fmt.Errorf("list the domains: %w", err)
+		}
+		k := parseKey(info.Key)
+		if k.kind == keyManifest && (len(domains) == 0 || domains[len(domains)-1] != k.domain) {
+			domains = append(domains, k.domain)
+		}
+	}
+	slices.Sort(domains)
+	return slices.Compact(domains), nil
+}
+
+// Checkpoints returns the names of a domain's checkpoints, sorted bytewise. An
+// unknown domain has none.
+func (r *Repository) Checkpoints(ctx context.Context, domain string) ([]string, error) {
+	return r.list(ctx, checkpointsPrefix(domain), keyManifest)
+}
+
+// list returns the names of the objects of a kind under a prefix.
+func (r *Repository) list(ctx context.Context, prefix string, kind keyKind) ([]string, error) {
+	var names []string
+	for info, err := range r.Store.List(ctx, prefix) {
+		if err != nil {
+			return nil, fmt.Errorf("list %s: %w", prefix, err)
+		}
+		if k := parseKey(info.Key); k.kind == kind && strings.HasPrefix(info.Key, prefix) {
+			names = append(names, k.name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// Manifest reads and proves the manifest of a checkpoint. The error is
+// ErrNoCheckpoint, an archive.DamageError, a NewerError, or the store's.
+func (r *Repository) Manifest(ctx context.Context, domain, name string) (*Manifest, error) {
+	if err := errors.Join(ValidDomain(domain), ValidName(name)); err != nil {
+		return nil, err
+	}
+	data, err := readSealed(ctx, r.Store, ManifestKey(domain, name))
+	if errors.Is(err, objstore.ErrNotFound) {
+		return nil, fmt.Errorf("%w: domain %s has no checkpoint %s (imgbackup list %s shows those it has): %w", ErrNoCheckpoint, domain, name, domain, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("manifest of checkpoint %s of domain %s: %w", name, domain, err)
+	}
+	return r.parseManifest(data, domain, name)
+}
+
+// Manifests reads all manifests of a domain, sorted by sequence and then uuid.
+// For each one that is damaged or too new there is an error among the second
+// result. The last result is the store's failure, after which the others are nil.
+func (r *Repository) Manifests(ctx context.Context, domain string) ([]*Manifest, []error, error) {
+	names, err := r.Checkpoints(ctx, domain)
+	if err != nil {
+		return nil, nil, err
+	}
+	ms, unusable, err := readEach(ctx, names, func(ctx context.Context, name string) (*Manifest, error) {
+		return r.Manifest(ctx, domain, name)
+	})
+	slices.SortStableFunc(ms, bySequence)
+	return ms, unusable, err
+}
+
+func bySequence(a, b *Manifest) int {
+	return cmp.Or(cmp.Compare(a.Sequence, b.Sequence), cmp.Compare(a.UUID, b.UUID))
+}
+
+// readEach reads the objects with these names, several at once. What has been
+// removed since it was listed is left out; what is damaged or too new is an
+// error among the second result.
+func readEach[T any](ctx context.Context, names []string, read func(context.Context, string) (*T, error)) ([]*T, []error, error) {
+	found := make([]*T, len(names))
+	errs := make([]error, len(names))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(readers)
+	for i, name := range names {
+		g.Go(func() error {
+			v, err := read(ctx, name)
+			switch {
+			case err == nil:
+				found[i] = v
+			case unusable(err):
+				errs[i] = err
+			case !errors.Is(err, objstore.ErrNotFound):
+				return err
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, nil, err
+	}
+	return slices.DeleteFunc(found, func(v *T) bool { return v == nil }),
+		slices.DeleteFunc(errs, func(err error) bool { return err == nil }), nil
+}
+
+// unusable tells errors that are about one object's content.
+func unusable(err error) bool {
+	var newer *NewerError
+	return archive.IsDamage(err) || errors.As(err, &newer)
+}
+
+// Newest returns the manifest with the highest sequence, ties broken by the
+// higher uuid; nil if there is none.
+func Newest(ms []*Manifest) *Manifest {
+	if len(ms) == 0 {
+		return nil
+	}
+	return slices.MaxFunc(ms, bySequence)
+}
+
+// NextSequence returns the sequence of a backup that begins now: 1 + the highest.
+func NextSequence(ms []*Manifest) int64 {
+	if m := Newest(ms); m != nil {
+		return m.Sequence + 1
+	}
+	return 1
+}
+
+// ReplayMaps opens the maps of a disk, newest first, several at once.
+func ReplayMaps(ctx context.Context, r *Repository, d *Disk) ([]*archive.Map, error) {
+	maps := make([]*archive.Map, len(d.Maps))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(readers)
+	for i, ref := range d.Maps {
+		g.Go(func() (err error) {
+			if maps[i], err = archive.OpenMap(ctx, r.Store, ref); err != nil {
+				return err
+			}
+			if full := i == len(d.Maps)-1; maps[i].Full() != full {
+				return damaged(archive.MapKey(ref.Name), fmt.Errorf("as map %d of %d of disk %s it should be full: %v", i+1, len(d.Maps), d.Target, full))
+			}
+			if i == 0 && maps[i].Size() != d.Size {
+				return damaged(archive.MapKey(ref.Name), fmt.Errorf("it is of a disk of %d bytes, disk %s has %d", maps[i].Size(), d.Target, d.Size))
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return maps, nil
+}

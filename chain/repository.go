@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// ConfigFormat is the value of a configuration's field "format".
+const ConfigFormat = "imgbackup-repository"
+
+// ErrNotRepository says that the store answers, and holds no repository.
+var ErrNotRepository = errors.New("not a repository")
+
+// Config is the content of imgbackup.json, written once.
+type Config struct {
+	Format    string    `json:"format"`  // ConfigFormat
+	Version   int       `json:"version"` // 1
+	Requires  []string  `json:"requires,omitempty"`
+	ID        string    `json:"id"`         // a UUID
+	ChunkSize int64     `json:"chunk_size"` // archive.GridSize, bytes
+	MinReader int       `json:"min_reader"` // the oldest version that may read
+	MinWriter int       `json:"min_writer"` // the oldest version that may write
+	Created   time.Time `json:"created"`
+	// Encryption is reserved; this version refuses a repository that has it.
+	Encryption *json.RawMessage `json:"encryption,omitempty"`
+	Info       json.RawMessage  `json:"info,omitempty"` // free, an object; ignored
+}
+
+// Repository is an open repository. It is safe for concurrent use.
+type Repository struct {
+	Store  objstore.Store
+	Config Config
+}
+
+// Init makes a new repository in an empty store. Where there is one already,
+// or anything else, the error wraps objstore.ErrExists.
+func Init(ctx context.Context, store objstore.Store) (*Repository, error) {
+	for info, err := range store.List(ctx, "") {
+		if err != nil {
+			return nil, fmt.Errorf("look whether there is a repository already: %w", err)
+		}
+		if _, err := store.Stat(ctx, ConfigKey); err == nil {
+			return nil, fmt.Errorf("there is a repository already: %w", objstore.ErrExists)
+		} else if !errors.Is(err, objstore.ErrNotFound) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("this place is not empty and not a repository (it holds %s): choose an empty one: %w", info.Key, objstore.ErrExists)
+	}
+	c := Config{
+		Format:    ConfigFormat,
+		Version:   readerVersion,
+		ID:        NewUUID(),
+		ChunkSize: archive.GridSize,
+		MinReader: readerVersion,
+		MinWriter: writerVersion,
+		Created:   now(),
+	}
+	data, err := Seal(c)
+	if err != nil {
+		return nil, err
+	}
+	r := &Repository{Store: store, Config: c}
+	err = r.create(ctx, ConfigKey, data)
+	var taken *standsError
+	if errors.As(err, &taken) {
+		return nil, fmt.Errorf("somebody else made a repository here just now: %w", objstore.ErrExists)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make the repository: %w", err)
+	}
+	return r, nil
+}
+
+// now is the time as it is stored.
+func now() time.Time { return time.Now().UTC().Round(0) }
+
+// Open opens a repository. The error is ErrNotRepository when there is none, an
+// archive.DamageError when its configuration is damaged, and a NewerError when
+// this program is too old to read it.
+func Open(ctx context.Context, store objstore.Store) (*Repository, error) {
+	c, err := readConfig(ctx, store)
+	if err != nil {
+		return nil, err
+	}
+	return &Repository{Store: store, Config: *c}, nil
+}
+
+func readConfig(ctx context.Context, store objstore.Store) (*Config, error) {
+	data, err := readSealed(ctx, store, ConfigKey)
+	if errors.Is(err, objstore.ErrNotFound) {
+		return nil, fmt.Errorf("%w: it has no %s (imgbackup init makes a repository): %w", ErrNotRepository, ConfigKey, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the repository: %w", err)
+	}
+	plain, err := unsealed(data)
+	if err != nil {
+		return nil, damaged(ConfigKey, err)
+	}
+	// What a newer version put there need not be understood to be refused.
+	var head struct {
+		MinReader  int64           `json:"min_reader"`
+		Encryption json.RawMessage `json:"encryption"`
+	}
+	if err := json.Unmarshal(plain, &head); err != nil {
+		return nil, damaged(ConfigKey, err)
+	}
+	if head.MinReader > readerVersion {
+		return nil, &NewerError{Object: ConfigKey, What: fmt.Sprintf("its readers need version %d, this program has %d", head.MinReader, readerVersion)}
+	}
+	if len(head.Encryption) > 0 && !bytes.Equal(head.Encryption, []byte("null")) {
+		return nil, &NewerError{Object: ConfigKey, What: "it is encrypted"}
+	}
+	var c Config
+	if err := unsealAs(data, ConfigKey, ConfigFormat, &c); err != nil {
+		return nil, err
+	}
+	if err := c.validate(); err != nil {
+		return nil, damaged(ConfigKey, err)
+	}
+	return &c, nil
+}
+
+func (c *Config) validate() error {
+	var k checker
+	k.nilErr("id", validUUID(c.ID))
+	k.that(c.MinReader >= 1 && c.MinWriter >= 1, "min_reader %d, min_writer %d", c.MinReader, c.MinWriter)
+	k.that(c.ChunkSize == archive.GridSize, "chunk_size is %d, not %d", c.ChunkSize, archive.GridSize)
+	k.time("created", c.Created)
+	k.nilErr("info", validInfo(c.Info))
+	return k.err
+}
+
+// Writable says why this program may not write to the repository, or nil.
+func (r *Repository) Writable() error {
+	if r.Config.MinWriter > writerVersion {
+		return &NewerError{Object: ConfigKey, What: fmt.Sprintf("its writers need version %d, this program has %d", r.Config.MinWriter, writerVersion)}
+	}
+	return nil
+}
+
+func damaged(key string, err error) error { return &archive.DamageError{Object: key, Err: err} }
+
+// readSealed reads a sealed object, which it does not prove yet. One that is
+// too large to be sealed is damage.
+func readSealed(ctx context.Context, store objstore.Store, key string) ([]byte, error) {
+	data, err := objstore.ReadAll(ctx, store, key, maxSealed)
+	if errors.Is(err, objstore.ErrTooLarge) {
+		return nil, damaged(key, err)
+	}
+	return data, err
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import "slices"
+
+// Tree is the history of a domain's checkpoints. A restored disk can be
+// continued and an older copy of an image put back, so it may branch.
+type Tree struct {
+	Roots []*Node // by sequence
+}
+
+// Node is a checkpoint in a tree.
+type Node struct {
+	Manifest *Manifest
+	Parent   *Node   // nil: a root
+	Children []*Node // by sequence
+	// Note says why a checkpoint with a parent is a root: its parent has been
+	// forgotten, or can't be its parent. Else it is empty.
+	Note string
+}
+
+// BuildTree links manifests by the uuids of their parents. A parent always has
+// a lower sequence than its children, so that there are no cycles; a link that
+// is otherwise is not followed.
+func BuildTree(ms []*Manifest) *Tree {
+	ms = slices.Clone(ms)
+	slices.SortStableFunc(ms, bySequence)
+	t := &Tree{}
+	nodes := make(map[string]*Node, len(ms))
+	for _, m := range ms {
+		n := &Node{Manifest: m}
+		if m.Parent != nil {
+			p := nodes[m.Parent.UUID] // the older ones are there already
+			switch {
+			case p == nil:
+				n.Note = "parent " + m.Parent.Name + " is gone"
+			case p.Manifest.Sequence >= m.Sequence:
+				n.Note = "parent " + m.Parent.Name + " is not older"
+			default:
+				n.Parent = p
+				p.Children = append(p.Children, n)
+			}
+		}
+		if n.Parent == nil {
+			t.Roots = append(t.Roots, n)
+		}
+		nodes[m.UUID] = n
+	}
+	return t
+}
+
+// Walk calls f for each node, parents before their children and branches in the
+// order of their sequence. depth is 0 for roots.
+func (t *Tree) Walk(f func(n *Node, depth int)) {
+	// Not recursive: a chain may be as long as its domain is old.
+	type item struct {
+		n     *Node
+		depth int
+	}
+	var stack []item
+	push := func(nodes []*Node, depth int) {
+		for _, n := range slices.Backward(nodes) {
+			stack = append(stack, item{n, depth})
+		}
+	}
+	push(t.Roots, 0)
+	for len(stack) > 0 {
+		top := stack[len(stack)-1]
+		stack = stack[:len(stack)-1]
+		f(top.n, top.depth)
+		push(top.n.Children, top.depth+1)
+	}
+}
+
+// Find returns the node of the checkpoint with this uuid, or nil.
+func (t *Tree) Find(uuid string) *Node {
+	var found *Node
+	t.Walk(func(n *Node, _ int) {
+		if n.Manifest.UUID == uuid {
+			found = n
+		}
+	})
+	return found
+}
+
+// Line returns n and its ancestors, newest first.
+func (n *Node) Line() []*Manifest {
+	var line []*Manifest
+	for ; n != nil; n = n.Parent {
+		line = append(line, n.Manifest)
+	}
+	return line
+}

@@ -1,0 +1,234 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/imgbackup/imgbackup/archive"
+)
+
+// Bounds of what a manifest may hold. Lengths are in bytes.
+const (
+	maxText        = 4096  // a path or a reason
+	maxDescription = 65536 //
+	maxShort       = 255   // a host's or tool's name
+	maxDisks       = 4096
+	maxLayers      = 1024
+	maxSnapshots   = 65536
+	maxWitnesses   = 65535 // QEMU's limit of bitmaps in an image
+	maxClusterSize = 2 << 20
+	minGranularity = 512 // QEMU's limits
+	maxGranularity = 2 << 30
+	maxSequence    = 1 << 53 // what every JSON reader takes exactly
+)
+
+// checker collects the first thing that is wrong.
+type checker struct{ err error }
+
+func (c *checker) that(ok bool, format string, args ...any) {
+	if !ok && c.err == nil {
+		c.err = fmt.Errorf(format, args...)
+	}
+}
+
+// in names the part that a later error is about.
+func (c *checker) in(name string, f func(c *checker)) {
+	if c.err != nil {
+		return
+	}
+	f(c)
+	if c.err != nil {
+		c.err = fmt.Errorf("%s: %w", name, c.err)
+	}
+}
+
+func (c *checker) nilErr(field string, err error) {
+	if err != nil && c.err == nil {
+		c.err = fmt.Errorf("%s: %w", field, err)
+	}
+}
+
+func (c *checker) oneOf(field, value string, allowed ...string) {
+	for _, a := range allowed {
+		if value == a {
+			return
+		}
+	}
+	c.that(false, "%s is %.80q, not one of %q", field, value, allowed)
+}
+
+func (c *checker) text(field, value string, limit int) {
+	c.that(len(value) <= limit, "%s is %d bytes long, more than %d", field, len(value), limit)
+	c.that(utf8.ValidString(value), "%s is not UTF-8", field)
+}
+
+// path: any bytes but NUL.
+func (c *checker) path(field, value string) {
+	c.that(value != "" && len(value) <= maxText && !strings.Contains(value, "\x00"), "%s is no path: %.80q", field, value)
+}
+
+// word: a short name of something that later versions may add to.
+func (c *checker) word(field, value string, required bool) {
+	ok := len(value) <= 64 && (value != "" || !required)
+	for i := range len(value) {
+		b := value[i]
+		ok = ok && ('a' <= b && b <= 'z' || '0' <= b && b <= '9' || b == '-' || b == '_')
+	}
+	c.that(ok, "%s is %.80q", field, value)
+}
+
+func (c *checker) atLeast(field string, value, low int64) {
+	c.that(value >= low, "%s is %d, below %d", field, value, low)
+}
+
+func (c *checker) time(field string, t time.Time) {
+	c.that(t.Year() >= 1970 && t.Year() <= 9999 && t.Location() == time.UTC, "%s is %v, which is not a time in UTC", field, t)
+}
+
+func (c *checker) powerOfTwo(field string, value, low, high int64) {
+	c.that(value >= low && value <= high && value&(value-1) == 0, "%s is %d, not a power of two from %d to %d", field, value, low, high)
+}
+
+func (c *checker) ref(field string, r archive.Ref) {
+	c.that(!r.Name.IsZero(), "%s has no name", field)
+	c.atLeast(field+".length", r.Length, 1)
+}
+
+// Validate says what is wrong with a manifest, or nil. Nothing in a manifest
+// that passes needs to be bounded again.
+func (m *Manifest) Validate() error {
+	var c checker
+	c.that(m.Format == ManifestFormat && m.Version == ManifestVersion, "format %.80q, version %d", m.Format, m.Version)
+	c.that(len(m.Requires) == 0, "it requires %.200q, which is not known", m.Requires)
+	c.nilErr("info", validInfo(m.Info))
+	c.oneOf("kind", m.Kind, KindArchive, KindCheckpoint)
+	c.nilErr("repository_id", validUUID(m.RepositoryID))
+	c.nilErr("domain", ValidDomain(m.Domain))
+	if m.DomainUUID != "" {
+		c.nilErr("domain_uuid", validUUID(m.DomainUUID))
+	}
+	m.Host.validate(&c)
+	c.nilErr("checkpoint", ValidName(m.Checkpoint))
+	c.nilErr("uuid", validUUID(m.UUID))
+	c.that(m.Revision >= 1 && m.Revision < maxSequence, "revision is %d", m.Revision)
+	c.that(m.Sequence >= 1 && m.Sequence < maxSequence, "sequence is %d", m.Sequence)
+	m.Parent.validate(&c, "parent", m.UUID)
+	c.time("created", m.Created)
+	c.text("description", m.Description, maxDescription)
+	c.text("tool", m.Tool, maxShort)
+	c.oneOf("locking", m.Locking, LockingQEMU, LockingNone)
+	c.oneOf("requested", m.Requested, ModeAuto, ModeFull, ModeIncremental)
+	c.that(len(m.Disks) >= 1 && len(m.Disks) <= maxDisks, "%d disks", len(m.Disks))
+	seen := make(map[string]struct{}, len(m.Disks))
+	for i := range m.Disks {
+		d := &m.Disks[i]
+		c.nilErr(fmt.Sprintf("disk %d", i), ValidName(d.Target))
+		_, twice := seen[d.Target]
+		c.that(!twice, "disk %.80q occurs twice", d.Target)
+		seen[d.Target] = struct{}{}
+		c.in("disk "+d.Target, func(c *checker) { d.validate(c, m) })
+	}
+	if c.err != nil {
+		return fmt.Errorf("invalid manifest: %w", c.err)
+	}
+	return nil
+}
+
+func (h *Host) validate(c *checker) {
+	c.that(h.Name != "", "host has no name")
+	c.text("host.name", h.Name, maxShort)
+	c.text("host.id", h.ID, maxShort)
+}
+
+func (r *CheckpointRef) validate(c *checker, field, self string) {
+	if r == nil {
+		return
+	}
+	c.nilErr(field+".name", ValidName(r.Name))
+	c.nilErr(field+".uuid", validUUID(r.UUID))
+	c.that(r.UUID != self, "%s is the checkpoint itself", field)
+}
+
+func (d *Disk) validate(c *checker, m *Manifest) {
+	c.path("source.path", d.Source.Path)
+	c.word("source.format", d.Source.Format, true)
+	c.atLeast("virtual_size", d.Size, 0)
+	if d.ClusterSize != 0 {
+		c.powerOfTwo("cluster_size", d.ClusterSize, 512, maxClusterSize)
+	}
+	c.that(len(d.Backing) <= maxLayers, "%d backing files", len(d.Backing))
+	for i := range d.Backing {
+		l := &d.Backing[i]
+		c.path("backing.path", l.Path)
+		c.word("backing.format", l.Format, true)
+		c.atLeast("backing.file_size", l.FileSize, 0)
+	}
+	c.that(len(d.Snapshots) <= maxSnapshots, "%d snapshots", len(d.Snapshots))
+	for _, s := range d.Snapshots {
+		c.that(len(s.ID) <= 65535 && len(s.Name) <= 65535, "a snapshot's name is too long")
+	}
+	if d.Requested != "" {
+		c.oneOf("requested", d.Requested, ModeAuto, ModeFull, ModeIncremental)
+	}
+	c.oneOf("mode", d.Mode, ModeFull, ModeIncremental)
+	c.oneOf("detection", d.Detection, DetectionBitmap, DetectionContent, DetectionNone)
+	c.word("reason_code", d.ReasonCode, false)
+	c.text("reason", d.Reason, maxText)
+	c.text("no_bitmap_reason", d.NoBitmapReason, maxText)
+	c.that((d.IncrementalFrom != nil) == (d.Mode == ModeIncremental), "mode %s with incremental_from %v", d.Mode, d.IncrementalFrom)
+	d.IncrementalFrom.validate(c, "incremental_from", m.UUID)
+	if d.Bitmap == "" {
+		c.that(d.Granularity == 0, "granularity %d without a bitmap", d.Granularity)
+	} else {
+		c.that(d.Bitmap == BitmapName(m.Checkpoint, m.UUID), "bitmap %.80q is not named after the checkpoint", d.Bitmap)
+		c.powerOfTwo("granularity", d.Granularity, minGranularity, maxGranularity)
+	}
+	d.validateMaps(c, m)
+	c.atLeast("dirty_bytes", d.DirtyBytes, 0)
+	c.atLeast("data_bytes", d.DataBytes, 0)
+	c.atLeast("stored_bytes", d.StoredBytes, 0)
+	c.atLeast("reused_bytes", d.ReusedBytes, 0)
+	c.that(len(d.Witnesses) <= maxWitnesses, "%d witnesses", len(d.Witnesses))
+	for i := range d.Witnesses {
+		d.Witnesses[i].validate(c, len(d.Backing))
+	}
+}
+
+func (d *Disk) validateMaps(c *checker, m *Manifest) {
+	if m.Kind == KindCheckpoint {
+		c.that(len(d.Maps) == 0, "a checkpoint without data has maps")
+		return
+	}
+	c.that(len(d.Maps) >= 1 && len(d.Maps) <= MaxMaps, "%d maps, not 1 to %d", len(d.Maps), MaxMaps)
+	for _, r := range d.Maps {
+		c.ref("map", r.Ref)
+		c.that(r.DirLength >= 1 && r.DirLength <= r.Length && !r.DirDigest.IsZero(), "map %s: a directory of %d bytes", r.Name, r.DirLength)
+	}
+}
+
+func (b *BitmapRecord) validate(c *checker, backing int) {
+	c.that(b.Name != "" && len(b.Name) <= 1023 && utf8.ValidString(b.Name), "a witness is named %.80q", b.Name)
+	c.that(b.Layer >= 0 && b.Layer <= backing, "witness %.80q is in layer %d of %d", b.Name, b.Layer, backing+1)
+	c.that(len(b.LayerPath) <= maxText, "witness %.80q has a path of %d bytes", b.Name, len(b.LayerPath))
+	c.powerOfTwo("granularity of a witness", b.Granularity, minGranularity, maxGranularity)
+	c.atLeast("virtual_size of a witness", b.Size, 0)
+	c.that(b.DirtyBytes >= 0 && b.DirtyBytes <= b.Size, "witness %.80q has %d dirty bytes of %d", b.Name, b.DirtyBytes, b.Size)
+	c.ref("witness", b.Object)
+}
+
+func validInfo(info json.RawMessage) error {
+	if len(info) == 0 {
+		return nil
+	}
+	if t := bytes.TrimLeft(info, " \t\r\n"); len(t) == 0 || t[0] != '{' || !json.Valid(info) {
+		return errors.New("it is not a JSON object")
+	}
+	return nil
+}
