@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package restore writes the disks of a checkpoint out of a repository, to raw
+// or qcow2 files or to block devices, and reads them back.
+//
+// Invariants:
+//
+//   - A file appears under its final name only when it is complete, durable
+//     and, if asked for, read back; several disks get their names together,
+//     after the last is done. Until then they are partial files beside their
+//     targets, locked (flock) so that the next run tells a living one from
+//     what a killed run has left, and removes the latter.
+//   - Any failure removes the partial files and leaves what stood under the
+//     final names as it was. A block device has no such second copy: it is
+//     written in place, after all files, and an error says that its content is
+//     incomplete.
+//   - Nothing that exists is overwritten without Force, and nothing at all
+//     that is in use: QEMU's image locks, flock and, for devices, an exclusive
+//     open are asked first and held until the end.
+//   - Bytes are written only after the digest in the map has proven them.
+//     Damage ends the restore with a [DamageError].
+//   - Names out of a manifest are validated before they become part of a path,
+//     and the last part of a path is never followed as a symbolic link, except
+//     to a block device.
+//   - Memory does not grow with the disk: maps are merged as a stream, in
+//     windows of a bounded number of runs.
+package restore

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package restore
+
+import (
+	"errors"
+	"fmt"
+)
+
+// The refusals that callers decide by. They are matched with errors.Is, and
+// nothing has been written when they are returned.
+var (
+	// ErrTargetExists says that a target is there already, and Force is not set.
+	ErrTargetExists = errors.New("the target exists already (--force replaces it)")
+	// ErrUnknownDisk says that the checkpoint has no disk of that name.
+	ErrUnknownDisk = errors.New("no such disk in the checkpoint")
+	// ErrUsage says that what was asked for contradicts itself or the checkpoint.
+	ErrUsage = errors.New("wrong usage")
+)
+
+// DamageError says which part of which disk cannot be restored, because what
+// the repository holds is damaged. It wraps the [archive.DamageError] that
+// names the object.
+type DamageError struct {
+	Disk       string
+	Start, End int64 // guest bytes: the range that needs what is damaged
+	Err        error
+}
+
+func (e *DamageError) Error() string {
+	return fmt.Sprintf("disk %s cannot be restored (bytes %d to %d): %v", e.Disk, e.Start, e.End-1, e.Err)
+}
+
+func (e *DamageError) Unwrap() error { return e.Err }
+
+// VerifyError says that what was written does not read back as it should: the
+// target's medium, or something between it and us, is at fault.
+type VerifyError struct {
+	Disk       string
+	Path       string
+	Start, End int64 // guest bytes: the range within which there is a difference
+	What       string
+}
+
+func (e *VerifyError) Error() string {
+	return fmt.Sprintf("%s: disk %s, written and read back, is wrong in bytes %d to %d: %s", e.Path, e.Disk, e.Start, e.End-1, e.What)
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package restore
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
+
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+func openTestOutput(t rapid.TB, sys *system, p *place, o Options) *output {
+	t.Helper()
+	out, err := openOutput(context.Background(), sys, p, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// Whatever is written, and however it is cut, the file reads as it should, and
+// no write begins or ends with an aligned block of zeros.
+func TestOutputSparseWrites(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	rapid.Check(t, func(t *rapid.T) {
+		const size = 64 << 10
+		sys := linux()
+		plain := sys.pwrite
+		sys.pwrite = func(f *os.File, p []byte, off int64) (int, error) {
+			for pos := off &^ (sparseBlock - 1); pos < off+int64(len(p)); pos += sparseBlock {
+				from, to := max(pos, off)-off, min(pos+sparseBlock, off+int64(len(p)))-off
+				if len(bytes.Trim(p[from:to], "\x00")) == 0 {
+					t.Fatalf("zeros are written at %d (%d bytes)", off+from, to-from)
+				}
+			}
+			return plain(f, p, off)
+		}
+		out := openTestOutput(t, sys, &place{Target: Target{Disk: "vda", Format: qcow2.Raw}, disk: &chain.Disk{Size: size}, path: filepath.Join(dir, "x")}, Options{})
+		defer out.discard()
+		model := make([]byte, size)
+		for range rapid.IntRange(0, 6).Draw(t, "pieces of data") {
+			from := rapid.IntRange(0, size-1).Draw(t, "from")
+			to := rapid.IntRange(from+1, min(size, from+9000)).Draw(t, "to")
+			for i := from; i < to; i++ {
+				model[i] = byte(i)
+			}
+		}
+		for pos := 0; pos < size; {
+			n := rapid.IntRange(1, size-pos).Draw(t, "length of a write")
+			if err := out.write(model[pos:pos+n], int64(pos)); err != nil {
+				t.Fatal(err)
+			}
+			pos += n
+		}
+		got, err := os.ReadFile(out.part.path())
+		if err != nil || !bytes.Equal(got, model) {
+			t.Fatalf("the file differs (%v)", err)
+		}
+	})
+}
+
+// On a device everything is written, and zeros are written over what was there.
+func TestOutputDeviceZeros(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, supported := range []bool{true, false} {
+		rapid.Check(t, func(t *rapid.T) {
+			const size = 64 << 10
+			sys := linux()
+			sys.openDevice = func(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDWR, 0) }
+			zeroed := int64(0)
+			zero := sys.zeroOut
+			sys.zeroOut = func(f *os.File, off, n int64) error {
+				if off%zeroAlign != 0 || n%zeroAlign != 0 {
+					t.Fatalf("zeros at %d, %d bytes", off, n)
+				}
+				if !supported {
+					return unix.EOPNOTSUPP
+				}
+				zeroed += n
+				return zero(f, off, n)
+			}
+			path := filepath.Join(dir, "dev")
+			model := bytes.Repeat([]byte{0xaa}, size)
+			if err := os.WriteFile(path, model, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			out := openTestOutput(t, sys, &place{Target: Target{Disk: "vda", Format: qcow2.Raw}, disk: &chain.Disk{Size: size}, path: path, device: true}, Options{})
+			defer out.discard()
+			from := rapid.IntRange(0, size).Draw(t, "from")
+			to := rapid.IntRange(from, size).Draw(t, "to")
+			if err := out.zero(context.Background(), int64(from), int64(to)); err != nil {
+				t.Fatal(err)
+			}
+			if supported && to-from > 2*zeroAlign && zeroed == 0 {
+				t.Fatal("the device's own way was not used")
+			}
+			clear(model[from:to])
+			got, err := os.ReadFile(path)
+			if err != nil || !bytes.Equal(got, model) {
+				t.Fatalf("after zeroing %d..%d the device differs (%v)", from, to, err)
+			}
+		})
+	}
+}
+
+func TestOutputDeviceTooSmall(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "dev")
+	if err := os.WriteFile(path, make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sys := linux()
+	sys.openDevice = func(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDWR, 0) }
+	p := &place{Target: Target{Disk: "vda", Format: qcow2.Raw}, disk: &chain.Disk{Size: 4608}, path: path, device: true}
+	if out, err := openOutput(context.Background(), sys, p, Options{}); err == nil {
+		out.discard()
+		t.Error("a device that is too small is taken")
+	}
+}
+
+func TestIsZero(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{1, 2, 3, 511, 4096} {
+		p := make([]byte, n)
+		if !isZero(p) {
+			t.Errorf("%d zeros are not zero", n)
+		}
+		for i := range p {
+			p[i] = 1
+			if isZero(p) {
+				t.Errorf("byte %d of %d is not seen", i, n)
+			}
+			p[i] = 0
+		}
+		if isZero(bytes.Repeat([]byte{7}, n)) {
+			t.Error("equal bytes are taken for zeros")
+		}
+	}
+}

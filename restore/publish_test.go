@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package restore
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// contents returns what stands under names that are not partial.
+func contents(t *testing.T, dir string) string {
+	t.Helper()
+	var list []string
+	for _, name := range names(t, dir) {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if isPartialName(name) {
+			name = "PARTIAL"
+		}
+		list = append(list, name+"="+string(data))
+	}
+	return strings.Join(list, " ")
+}
+
+// testNamings makes partial files new0, new1, … for a, b, …; those in old
+// replace a file.
+func testNamings(t *testing.T, d *folder, n int, old ...int) []*naming {
+	t.Helper()
+	var files []*naming
+	for i := range n {
+		f := &naming{p: testPartial(t, d, "x", fmt.Sprint("new", i)), final: string(rune('a' + i))}
+		for _, o := range old {
+			if o == i {
+				if err := os.WriteFile(f.path(), []byte(fmt.Sprint("old", i)), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				existing, err := os.Open(f.path())
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { existing.Close() })
+				f.replaces = existing
+			}
+		}
+		files = append(files, f)
+	}
+	return files
+}
+
+func TestPublish(t *testing.T) {
+	t.Parallel()
+	d := testFolder(t)
+	if err := publish(linux(), testNamings(t, d, 3, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if got := contents(t, d.path); got != "a=new0 b=new1 c=new2" {
+		t.Error(got)
+	}
+}
+
+// Where the file system has neither of renameat2's flags, names are given by
+// link and plain rename.
+func TestPublishWithoutRenameFlags(t *testing.T) {
+	t.Parallel()
+	sys := linux()
+	plain, hits := sys.rename, 0
+	sys.rename = func(dir *os.File, from, to string, flags uint) error {
+		if flags != 0 {
+			hits++
+			return unix.EINVAL
+		}
+		return plain(dir, from, to, flags)
+	}
+	d := testFolder(t)
+	if err := publish(sys, testNamings(t, d, 2, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if got := contents(t, d.path); got != "a=new0 b=new1" || hits != 2 {
+		t.Error(got, hits)
+	}
+	if err := os.WriteFile(filepath.Join(d.path, "taken"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := &naming{p: testPartial(t, d, "x", "new"), final: "taken"}
+	if err := publish(sys, []*naming{n}); !errors.Is(err, ErrTargetExists) {
+		t.Errorf("a taken name: %v", err)
+	}
+}
+
+func TestPublishIsAllOrNothing(t *testing.T) {
+	t.Parallel()
+	for fail := range 3 {
+		t.Run(fmt.Sprint(fail), func(t *testing.T) {
+			t.Parallel()
+			sys := linux()
+			rename, calls := sys.rename, 0
+			sys.rename = func(dir *os.File, from, to string, flags uint) error {
+				calls++
+				if calls == fail+1 {
+					return unix.EIO
+				}
+				return rename(dir, from, to, flags)
+			}
+			d := testFolder(t)
+			files := testNamings(t, d, 3, 1)
+			if err := publish(sys, files); !errors.Is(err, unix.EIO) {
+				t.Fatal(err)
+			}
+			if got := contents(t, d.path); strings.Count(got, "PARTIAL=new") != 3 || !strings.HasSuffix(got, " b=old1") {
+				t.Error(got)
+			}
+			for _, f := range files {
+				if err := f.p.remove(); err != nil {
+					t.Error(err)
+				}
+			}
+			if got := contents(t, d.path); got != "b=old1" {
+				t.Error(got)
+			}
+		})
+	}
+}
+
+func TestPublishNeverOverwritesWhatAppeared(t *testing.T) {
+	t.Parallel()
+	d := testFolder(t)
+	files := testNamings(t, d, 2)
+	if err := os.WriteFile(filepath.Join(d.path, "b"), []byte("theirs"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := publish(linux(), files); !errors.Is(err, ErrTargetExists) {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if err := f.p.remove(); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := contents(t, d.path); got != "b=theirs" {
+		t.Error(got)
+	}
+}
+
+// What is replaced must be the file that was locked, not one put there since.
+func TestPublishNeverReplacesAnotherFile(t *testing.T) {
+	t.Parallel()
+	d := testFolder(t)
+	files := testNamings(t, d, 2, 1)
+	if err := os.Remove(files[1].path()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(files[1].path(), []byte("theirs"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := publish(linux(), files); err == nil {
+		t.Fatal("no error")
+	}
+	for _, f := range files {
+		if err := f.p.remove(); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := contents(t, d.path); got != "b=theirs" {
+		t.Error(got)
+	}
+}

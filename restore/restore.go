@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+
+	"golang.org/x/time/rate"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+)
+
+// Options say how a restore is done. The zero value is the strictest.
+type Options struct {
+	Force    bool          // replace files that exist, and write to block devices
+	Continue bool          // give each qcow2 the checkpoint's bitmap, empty
+	Verify   bool          // read the targets back before they get their names
+	NoLock   bool          // go on where a file system cannot tell whether a file is in use
+	Workers  int           // requests and decoders at work at once; 0: as the fetcher likes
+	Limit    *rate.Limiter // bytes of guest data per second; nil: none
+	Progress func(Event)   // called often, by one goroutine at a time; must not block; may be nil
+}
+
+// Result tells what was restored, in the order of the targets.
+type Result struct {
+	Disks []DiskResult `json:"disks"`
+}
+
+// DiskResult is one restored disk. Numbers are bytes.
+type DiskResult struct {
+	Disk     string `json:"disk"`
+	Path     string `json:"path"` // absolute, the folder's symbolic links resolved
+	Format   string `json:"format"`
+	Device   bool   `json:"device"`
+	Size     int64  `json:"virtual_size"`
+	Data     int64  `json:"data_bytes"` // that the repository holds as data
+	Zero     int64  `json:"zero_bytes"`
+	Bitmap   string `json:"bitmap,omitempty"` // that it goes on with
+	Verified bool   `json:"verified"`
+}
+
+// Run restores disks of the checkpoint m to targets. On any error no file has
+// been created or replaced; see the package documentation. Errors are
+// [ErrUsage], [ErrUnknownDisk], [ErrTargetExists], [DamageError],
+// [VerifyError], [qcow2.InUseError], [qcow2.BusyError], [qcow2.NoLockError],
+// the context's, or else of the store or the file system.
+func Run(ctx context.Context, repo *chain.Repository, m *chain.Manifest, targets []Target, o Options) (*Result, error) {
+	return run(ctx, linux(), repo, m, targets, o)
+}
+
+func run(ctx context.Context, sys *system, repo *chain.Repository, m *chain.Manifest, targets []Target, o Options) (res *Result, err error) {
+	all, err := places(sys, m, targets, o)
+	if err != nil {
+		return nil, err
+	}
+	p := &progress{tell: o.Progress}
+	jobs, err := openJobs(ctx, sys, repo, all, o, p)
+	defer func() {
+		for _, j := range jobs {
+			if derr := j.out.discard(); derr != nil && err != nil {
+				err = errors.Join(err, derr)
+			}
+		}
+	}()
+	if err != nil {
+		return nil, err
+	}
+	warnIfFull(sys, jobs, p)
+	for _, j := range jobs {
+		if err := j.do(ctx, o, p); err != nil {
+			return nil, err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	var files []*naming
+	for _, j := range jobs {
+		if j.out.part != nil {
+			files = append(files, &naming{p: j.out.part, final: j.out.base(), replaces: j.out.existing})
+		}
+	}
+	if err := publish(sys, files); err != nil {
+		return nil, err
+	}
+	return result(targets, jobs, o), nil
+}
+
+// job is one disk on its way.
+type job struct {
+	src *source
+	out *output
+	amounts
+}
+
+// openJobs proves the maps of all disks, and only then opens the targets. On an
+// error, what it returns is still to be discarded.
+func openJobs(ctx context.Context, sys *system, repo *chain.Repository, all []*place, o Options, p *progress) (jobs []*job, err error) {
+	fetcher := archive.NewFetcher(repo.Store, archive.FetcherOptions{Parallel: o.Workers})
+	sources := make([]*source, len(all))
+	counts := make([]amounts, len(all))
+	for i, pl := range all {
+		s := &source{disk: pl.Disk, size: pl.disk.Size, fetcher: fetcher}
+		if s.maps, err = chain.ReplayMaps(ctx, repo, pl.disk); err != nil {
+			return nil, s.damage(err, 0, s.size)
+		}
+		if len(s.maps) == 0 {
+			return nil, fmt.Errorf("%w: the checkpoint holds no data of disk %s, only bitmaps", ErrUsage, s.disk)
+		}
+		if have := s.maps[0].Size(); have != s.size {
+			return nil, fmt.Errorf("disk %s: the manifest says that it has %d bytes, its map %d", s.disk, s.size, have)
+		}
+		if counts[i], err = s.count(ctx); err != nil {
+			return nil, err
+		}
+		sources[i] = s
+		p.event.Total += counts[i].work(pl, o)
+	}
+	for i, pl := range all {
+		out, err := openOutput(ctx, sys, pl, o)
+		if err != nil {
+			return jobs, err
+		}
+		jobs = append(jobs, &job{src: sources[i], out: out, amounts: counts[i]})
+	}
+	return jobs, nil
+}
+
+// work is what a disk adds to the total of the progress.
+func (a amounts) work(p *place, o Options) int64 {
+	n := a.data
+	if p.device {
+		n += a.zero
+	}
+	if o.Verify {
+		n *= 2
+	}
+	return n
+}
+
+// do writes one disk, makes it durable and reads it back.
+func (j *job) do(ctx context.Context, o Options, p *progress) (err error) {
+	defer func() {
+		if err != nil && j.out.device {
+			err = fmt.Errorf("the content of the device %s is now incomplete, restore it again: %w", j.out.path, err)
+		}
+	}()
+	p.begin(j.src.disk, Writing)
+	if err := j.src.copyTo(ctx, j.out, o.Limit, p); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	p.begin(j.src.disk, Syncing)
+	if err := j.out.finish(); err != nil {
+		return err
+	}
+	if !o.Verify {
+		return nil
+	}
+	p.begin(j.src.disk, Verifying)
+	workers := o.Workers
+	if workers == 0 {
+		workers = runtime.GOMAXPROCS(0)
+	}
+	return j.src.verify(ctx, j.out, workers, p)
+}
+
+// warnIfFull warns when the data is larger than the free space. That is no
+// refusal: zeros within the data become holes, and a file system may compress.
+func warnIfFull(sys *system, jobs []*job, p *progress) {
+	need := make(map[uint64]int64)
+	for _, j := range jobs {
+		if j.out.dir == nil {
+			continue
+		}
+		fi, err := j.out.dir.f.Stat()
+		if err != nil {
+			continue
+		}
+		id, ok := identity(fi)
+		free, err := sys.freeSpace(j.out.dir.f)
+		if !ok || err != nil {
+			continue
+		}
+		before := need[id[0]]
+		need[id[0]] += j.data
+		if before <= free && need[id[0]] > free {
+			p.warn(fmt.Sprintf("%s has %d bytes free and up to %d are needed: the restore may fail", j.out.dir.path, free, need[id[0]]))
+		}
+	}
+}
+
+func result(targets []Target, jobs []*job, o Options) *Result {
+	res := &Result{}
+	for _, t := range targets {
+		for _, j := range jobs {
+			if j.src.disk != t.Disk {
+				continue
+			}
+			d := DiskResult{Disk: t.Disk, Path: j.out.path, Format: string(t.Format), Device: j.out.device,
+				Size: j.src.size, Data: j.data, Zero: j.zero, Verified: o.Verify}
+			if j.out.withBitmap {
+				d.Bitmap = j.out.disk.Bitmap
+			}
+			res.Disks = append(res.Disks, d)
+		}
+	}
+	return res
+}

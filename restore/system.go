@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package restore
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// system is what this package asks of the kernel where the answer depends on
+// the machine: tests without block devices or full disks put in their own.
+type system struct {
+	// pwrite writes all of p to a file at an offset.
+	pwrite func(f *os.File, p []byte, off int64) (int, error)
+	// isDevice tells whether a file is a block device.
+	isDevice func(fs.FileInfo) bool
+	// openDevice opens a block device for itself alone.
+	openDevice func(path string) (*os.File, error)
+	// zeroOut makes a range of a block device read as zeros. Offset and length
+	// are multiples of zeroAlign.
+	zeroOut func(f *os.File, off, length int64) error
+	// rename is renameat2(2) within one folder.
+	rename func(dir *os.File, from, to string, flags uint) error
+	// freeSpace returns the bytes that an unprivileged user may still write to
+	// the file system of an open folder.
+	freeSpace func(dir *os.File) (int64, error)
+}
+
+// zeroAlign is what every device's logical blocks divide, bytes.
+const zeroAlign = 4096
+
+func linux() *system {
+	return &system{
+		pwrite:   (*os.File).WriteAt,
+		isDevice: isBlockDevice,
+		openDevice: func(path string) (*os.File, error) {
+			return os.OpenFile(path, os.O_RDWR|unix.O_EXCL|unix.O_NOFOLLOW, 0)
+		},
+		zeroOut: zeroOut,
+		rename: func(dir *os.File, from, to string, flags uint) error {
+			return unix.Renameat2(int(dir.Fd()), from, int(dir.Fd()), to, flags)
+		},
+		freeSpace: freeSpace,
+	}
+}
+
+func isBlockDevice(fi fs.FileInfo) bool {
+	return fi.Mode()&fs.ModeDevice != 0 && fi.Mode()&fs.ModeCharDevice == 0
+}
+
+// identity tells files apart whatever their path: a device by its number, any
+// other file by device and inode.
+func identity(fi fs.FileInfo) (id [2]uint64, ok bool) {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return id, false
+	}
+	if isBlockDevice(fi) {
+		return [2]uint64{1 << 63, uint64(st.Rdev)}, true
+	}
+	return [2]uint64{uint64(st.Dev), st.Ino}, true
+}
+
+// deviceSize returns the capacity of a block device in bytes.
+func deviceSize(f *os.File) (int64, error) {
+	n, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return 0, fmt.Errorf("ask for the size of the device: %w", err)
+	}
+	return n, nil
+}
+
+// zeroOut gives the range back to a thin device if that leaves zeros for
+// certain, and else lets the kernel write zeros as fast as the device can.
+func zeroOut(f *os.File, off, length int64) error {
+	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length)
+	if unsupported(err) {
+		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, length)
+	}
+	return err
+}
+
+func freeSpace(dir *os.File) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
+		return 0, fmt.Errorf("%s: ask for free space: %w", dir.Name(), err)
+	}
+	if st.Frsize <= 0 || st.Bavail > uint64(1<<62/st.Frsize) {
+		return 1 << 62, nil
+	}
+	return int64(st.Bavail) * st.Frsize, nil
+}
+
+// unsupported tells whether a file system or a device lacks an operation.
+func unsupported(err error) bool {
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY)
+}

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package restore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// written is a disk as it reads from its target.
+type written interface {
+	io.ReaderAt
+	// mayHold yields the ranges of [start, end) that may hold anything but
+	// zeros, in ascending order.
+	mayHold(start, end int64) iter.Seq2[[2]int64, error]
+}
+
+// verify reads the finished target and compares it with what the repository
+// says: chunks by their digests, parts of chunks by their bytes, all else with
+// zeros. It reads what is on the medium, not what is still in memory, as far
+// as the kernel gives up its cache.
+func (s *source) verify(ctx context.Context, out *output, workers int, p *progress) error {
+	_ = unix.Fadvise(int(out.f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	var w written
+	if out.creator == nil {
+		w = rawTarget{out.f}
+		if st, err := out.f.Stat(); err != nil || !out.device && st.Size() != s.size {
+			return errors.Join(err, &VerifyError{Disk: s.disk, Path: out.path, End: s.size, What: "the file's length is not the disk's"})
+		}
+	} else {
+		c, err := qcow2.OpenChain(out.part.path(), qcow2.Qcow2, qcow2.OpenOptions{})
+		if err != nil {
+			return &VerifyError{Disk: s.disk, Path: out.path, End: s.size, What: err.Error()}
+		}
+		defer c.Close()
+		if err := checkImage(c, out); err != nil {
+			return &VerifyError{Disk: s.disk, Path: out.path, End: s.size, What: err.Error()}
+		}
+		w = qcow2Target{c}
+	}
+	v := &verifier{source: s, out: out, w: w, workers: workers, p: p}
+	v.pool.New = func() any { b := make([]byte, archive.GridSize); return &b }
+	return v.run(ctx)
+}
+
+// checkImage checks what a qcow2 image says of itself.
+func checkImage(c *qcow2.Chain, out *output) error {
+	if c.Size() != out.disk.Size || len(c.Layers) != 1 {
+		return fmt.Errorf("the image has %d bytes and %d layers", c.Size(), len(c.Layers))
+	}
+	l := c.Layers[0]
+	if l.BitmapsErr != nil {
+		return l.BitmapsErr
+	}
+	if !out.withBitmap {
+		return nil
+	}
+	if len(l.Bitmaps) != 1 {
+		return fmt.Errorf("the image has %d bitmaps", len(l.Bitmaps))
+	}
+	b := l.Bitmaps[0]
+	if b.Name != out.disk.Bitmap || b.Granularity != out.disk.Granularity || !b.Enabled || b.InUse || b.Problem != nil {
+		return errors.Join(errors.New("the image's bitmap is not as it was made"), b.Problem)
+	}
+	if n, err := b.DirtyBytes(); err != nil || n != 0 {
+		return errors.Join(fmt.Errorf("the image's bitmap has %d dirty bytes", n), err)
+	}
+	return nil
+}
+
+type verifier struct {
+	*source
+	out     *output
+	w       written
+	workers int
+	p       *progress
+	pool    sync.Pool // of *[]byte, archive.GridSize long
+
+	mu   sync.Mutex
+	slow []archive.Entry // to be compared by their bytes
+}
+
+func (v *verifier) run(ctx context.Context) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(v.workers, 1))
+	err := v.each(gctx, func(e archive.Entry) error {
+		if err := gctx.Err(); err != nil {
+			return err
+		}
+		if e.Zero {
+			return v.zeros(gctx, e.Offset, e.End())
+		}
+		g.Go(func() error { return v.digest(e) })
+		if v.pending() < windowEntries {
+			return nil
+		}
+		// Entries that are still at work go into the next round.
+		return v.compare(gctx)
+	})
+	// A worker's error is the cause of the cancellation that the other sees.
+	if werr := g.Wait(); werr != nil {
+		return werr
+	}
+	if err != nil {
+		return err
+	}
+	return v.compare(ctx)
+}
+
+func (v *verifier) pending() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return len(v.slow)
+}
+
+func (v *verifier) wrong(start, end int64, what string) error {
+	return &VerifyError{Disk: v.disk, Path: v.out.path, Start: start, End: end, What: what}
+}
+
+func (v *verifier) read(p []byte, off int64) error {
+	if n, err := v.w.ReadAt(p, off); n < len(p) {
+		return v.wrong(off, off+int64(len(p)), fmt.Sprintf("it cannot be read: %v", err))
+	}
+	return nil
+}
+
+// zeros proves that a range reads as zeros.
+func (v *verifier) zeros(ctx context.Context, start, end int64) error {
+	buf := v.pool.Get().(*[]byte)
+	defer v.pool.Put(buf)
+	for r, err := range v.w.mayHold(start, end) {
+		if err != nil {
+			return v.wrong(start, end, err.Error())
+		}
+		for pos := r[0]; pos < r[1]; {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			p := (*buf)[:min(int64(len(*buf)), r[1]-pos)]
+			if err := v.read(p, pos); err != nil {
+				return err
+			}
+			if !isZero(p) {
+				return v.wrong(pos, pos+int64(len(p)), "it should be zeros")
+			}
+			pos += int64(len(p))
+		}
+	}
+	if v.out.device {
+		v.p.add(end - start)
+	}
+	return nil
+}
+
+// digest proves an entry that is a whole chunk; others are left for compare.
+func (v *verifier) digest(e archive.Entry) error {
+	if e.ChunkOffset == 0 {
+		buf := v.pool.Get().(*[]byte)
+		defer v.pool.Put(buf)
+		p := (*buf)[:e.Length]
+		if err := v.read(p, e.Offset); err != nil {
+			return err
+		}
+		if archive.Sum(p) == e.Chunk {
+			v.p.add(e.Length)
+			return nil
+		}
+	}
+	v.mu.Lock()
+	v.slow = append(v.slow, e)
+	v.mu.Unlock()
+	return nil
+}
+
+// compare reads the chunks of the entries that are left, and compares bytes.
+func (v *verifier) compare(ctx context.Context) error {
+	v.mu.Lock()
+	entries := v.slow
+	v.slow = nil
+	v.mu.Unlock()
+	return v.batch(ctx, entries, func(i int, data []byte) error {
+		buf := v.pool.Get().(*[]byte)
+		defer v.pool.Put(buf)
+		p := (*buf)[:len(data)]
+		e := &entries[i]
+		if err := v.read(p, e.Offset); err != nil {
+			return err
+		}
+		if !bytes.Equal(p, data) {
+			return v.wrong(e.Offset, e.End(), "it is not what the repository holds")
+		}
+		v.p.add(e.Length)
+		return nil
+	})
+}
+
+// rawTarget is a raw file or a device.
+type rawTarget struct{ *os.File }
+
+func (r rawTarget) mayHold(start, end int64) iter.Seq2[[2]int64, error] {
+	return func(yield func([2]int64, error) bool) {
+		for pos := start; pos < end; {
+			from, err := r.Seek(pos, unix.SEEK_DATA)
+			if errors.Is(err, unix.ENXIO) {
+				return // nothing but a hole up to the end
+			}
+			to := end
+			if err == nil {
+				if from >= end {
+					return
+				}
+				to, err = r.Seek(from, unix.SEEK_HOLE)
+			}
+			if err != nil { // a device, or a file system that cannot tell
+				if unsupported(err) {
+					err = nil
+				}
+				yield([2]int64{pos, end}, err)
+				return
+			}
+			to = min(to, end)
+			if !yield([2]int64{max(from, pos), to}, nil) {
+				return
+			}
+			pos = to
+		}
+	}
+}
+
+// qcow2Target is a qcow2 image, as our own reader sees it.
+type qcow2Target struct{ *qcow2.Chain }
+
+func (q qcow2Target) mayHold(start, end int64) iter.Seq2[[2]int64, error] {
+	return func(yield func([2]int64, error) bool) {
+		for e, err := range q.Extents(start, end) {
+			if err == nil && (e.Kind == qcow2.Hole || e.Kind == qcow2.Zero) {
+				continue
+			}
+			if !yield([2]int64{e.Offset, e.Offset + e.Length}, err) {
+				return
+			}
+		}
+	}
+}
