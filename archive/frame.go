@@ -180,7 +180,7 @@ func newEncoder(level Level, verify bool) (*encoder, error) {
 	var err error
 	if level != LevelNone {
 		e.z, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(level.encoderLevel()),
-			zstd.WithWindowSize(GridSize), zstd.WithEncoderCRC(true))
+			zstd.WithWindowSize(GridSize), zstd.WithEncoderCRC(true), zstd.WithSingleSegment(true))
 		if err != nil {
 			return nil, fmt.Errorf("zstd encoder: %w", err)
 		}

@@ -22,8 +22,8 @@ const (
 	indexChunkLen  = 1 + 1 + packLineLen
 	indexFrame     = 256 << 10 // bytes of text after which a frame ends
 	maxIndexLength = 32 << 20  // stored, as it is read
-	indexChunks    = 1 << 16 // chunks after which an index object ends
-	maxIndexes     = 16      // objects per session; later packs stay unlisted
+	indexChunks    = 1 << 16   // chunks after which an index object ends
+	maxIndexes     = 16        // objects per session; later packs stay unlisted
 	// indexLoadBytes is how much is read without asking which indexes are the newest.
 	indexLoadBytes = 16 << 20
 	maxIndexHeads  = 4096

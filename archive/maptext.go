@@ -62,7 +62,8 @@ func (r *run) valid(size int64, packs int) bool {
 		r.chunkOff >= 0 && r.len <= GridSize && int64(r.chunkOff)+r.len <= GridSize
 }
 
-var zeroFields = []byte("        -          -        -       - " + strings.Repeat(" ", hexLen-1) + "-\n")
+// zeroFields stands in place of the fields that zeros do not have.
+var zeroFields = fmt.Appendf(nil, "%8s %10s %8s %7s %*s\n", "-", "-", "-", "-", hexLen, "-")
 
 const zeroFieldsAt = 2 + 19 + 1 + 19 + 1
 

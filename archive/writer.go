@@ -324,4 +324,3 @@ func (w *Writer) storeIndex() error {
 	}
 	return nil
 }
-
