@@ -6,6 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"runtime"
 
 	"golang.org/x/time/rate"
@@ -20,6 +23,7 @@ type Options struct {
 	Continue bool          // give each qcow2 the checkpoint's bitmap, empty
 	Verify   bool          // read the targets back before they get their names
 	NoLock   bool          // go on where a file system cannot tell whether a file is in use
+	MakeDir  string        // a folder that is created if it is missing (in one that exists), and removed again on an error; may be empty
 	Workers  int           // requests and decoders at work at once; 0: as the fetcher likes
 	Limit    *rate.Limiter // bytes of guest data per second; nil: none
 	Progress func(Event)   // called often, by one goroutine at a time; must not block; may be nil
@@ -53,6 +57,15 @@ func Run(ctx context.Context, repo *chain.Repository, m *chain.Manifest, targets
 }
 
 func run(ctx context.Context, sys *system, repo *chain.Repository, m *chain.Manifest, targets []Target, o Options) (res *Result, err error) {
+	undo, err := makeDir(o.MakeDir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			undo()
+		}
+	}()
 	all, err := places(sys, m, targets, o)
 	if err != nil {
 		return nil, err
@@ -88,6 +101,32 @@ func run(ctx context.Context, sys *system, repo *chain.Repository, m *chain.Mani
 		return nil, err
 	}
 	return result(targets, jobs, o), nil
+}
+
+// makeDir makes a folder if it is missing. undo removes it, if it was made and is
+// still empty.
+func makeDir(path string) (undo func(), err error) {
+	if path == "" {
+		return func() {}, nil
+	}
+	err = os.Mkdir(path, 0o777)
+	if errors.Is(err, fs.ErrExist) {
+		return func() {}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make the targets' folder: %w", err)
+	}
+	undo = func() { _ = os.Remove(path) }
+	parent, err := openFolder(filepath.Dir(filepath.Clean(path)))
+	if err == nil {
+		err = parent.sync()
+		parent.f.Close()
+	}
+	if err != nil {
+		undo()
+		return nil, err
+	}
+	return undo, nil
 }
 
 // job is one disk on its way.
