@@ -68,10 +68,12 @@ type Request struct {
 	Checkpoint  string // empty: a new name from the time
 	Description string
 
-	NoCheckpoint bool // add no bitmap: the images are not written to
-	NoLock       bool // do not take QEMU's image locks; recorded in the manifest
-	Adopt        bool // go on with a domain that another host began
-	AllowDirs    []string
+	NoCheckpoint bool     // add no bitmap: the images are not written to
+	NoLock       bool     // do not take QEMU's image locks; recorded in the manifest
+	Adopt        bool     // go on with a domain that another host began
+	AllowDirs    []string // folders, besides each image's own, for backing and data files
+	Tool         string   // name and version of the program, for the manifest
+	TempDir      string   // for maps that are too large for memory; empty: the system's
 
 	Level     archive.Level
 	NoVerify  bool          // do not decode each frame again before it counts
@@ -110,7 +112,7 @@ type NotTrustedError struct {
 }
 
 func (e *NotTrustedError) Error() string {
-	return fmt.Sprintf("disk %s: an incremental backup cannot be trusted: %s (use --mode auto to back up what is needed)", e.Disk, e.Reason)
+	return fmt.Sprintf("an incremental backup cannot be trusted: %s (--mode auto backs up what is needed)", e.Reason)
 }
 
 // UsageError reports a request that makes no sense whatever the images hold.
@@ -160,5 +162,5 @@ func DryRun(ctx context.Context, repo *chain.Repository, req Request, hooks Hook
 	if err := s.open(ctx); err != nil {
 		return nil, err
 	}
-	return s.plan(ctx)
+	return s.plan(ctx, nil)
 }

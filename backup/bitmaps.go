@@ -4,12 +4,10 @@ package backup
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"time"
-
-	"github.com/google/uuid"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
@@ -20,8 +18,8 @@ import (
 // run can take them out again should this one not come to an end.
 func (s *session) intent(plan *Plan) (*chain.Intent, error) {
 	in := &chain.Intent{
-		UUID: uuid.NewString(), Domain: s.req.Domain, Checkpoint: s.checkpoint, CheckpointUUID: s.uuid,
-		Host: s.host, BootID: s.bootID, PID: processID(), Created: time.Now().UTC().Truncate(time.Second),
+		UUID: chain.NewUUID(), Domain: s.req.Domain, Checkpoint: s.checkpoint, CheckpointUUID: s.uuid,
+		Host: s.host, BootID: s.bootID, PID: os.Getpid(), Created: time.Now().UTC().Truncate(time.Second),
 	}
 	for i, p := range plan.Disks {
 		if !p.AddsBitmap {
@@ -33,14 +31,14 @@ func (s *session) intent(plan *Plan) (*chain.Intent, error) {
 		if err != nil {
 			return nil, err
 		}
-		if d.before, err = qcow2.RememberBitmaps(layer); err != nil {
+		if d.before, err = layer.BitmapStates(); err != nil {
 			return nil, fmt.Errorf("disk %s: %w", p.Target, err)
 		}
 		d.image = layer.Path
-		d.granularity = granularityFor(layer)
+		d.granularity = layer.BitmapGranularity()
 		in.Images = append(in.Images, chain.IntentImage{
 			Target: p.Target, Path: layer.Path, Device: id.Dev, Inode: id.Inode,
-			Before: d.before.Names(), Add: chain.BitmapName(s.checkpoint, s.uuid),
+			Before: names(d.before), Add: chain.BitmapName(s.checkpoint, s.uuid),
 		})
 	}
 	return in, nil
@@ -63,14 +61,12 @@ func (s *session) addBitmaps(ctx context.Context, plan *Plan, intent *chain.Inte
 	return nil
 }
 
-// granularityFor is what QEMU would choose, coarser where the bitmap would
-// else be larger than QEMU allows. Bytes.
-func granularityFor(l *qcow2.Layer) int64 {
-	g := min(max(l.Header.ClusterSize(), 4<<10), 64<<10)
-	for (l.Size+g-1)/g > qcow2.MaxBitmapBits && g < qcow2.MaxGranularity {
-		g *= 2
+func names(states []qcow2.BitmapState) []string {
+	var all []string
+	for _, b := range states {
+		all = append(all, b.Name)
 	}
-	return g
+	return all
 }
 
 // verifyAdded looks natively, under the locks, whether the new bitmaps are
@@ -84,7 +80,7 @@ func (s *session) verifyAdded(_ context.Context, plan *Plan, intent *chain.Inten
 		}
 		d := s.disks[i]
 		layer := d.chain.Layers[0]
-		if err := d.before.VerifyAdded(layer, name, d.granularity); err != nil {
+		if err := layer.VerifyBitmapAdded(d.before, name, d.granularity); err != nil {
 			return fmt.Errorf("disk %s: %w: %w", p.Target, errChanged, err)
 		}
 		same, err := d.guard.Holds(layer)
@@ -113,24 +109,32 @@ func (s *session) undo(ctx context.Context, intent *chain.Intent) error {
 				image.Add, image.Path, intent.Domain, err)
 		}
 	}
-	return s.repo.DeleteIntent(ctx, intent)
+	return s.repo.DeleteIntent(ctx, intent.Domain, intent.UUID)
 }
 
-// removeIfThere removes a bitmap of ours from an image, if the image holds it.
+// removeIfThere removes a bitmap of ours from an image, if the image holds it,
+// and looks whether all others are as they were.
 func removeIfThere(ctx context.Context, path, name string) error {
-	layer, err := qcow2.OpenLayer(path, qcow2.Qcow2)
-	if err != nil {
+	held := false
+	var before []qcow2.BitmapState
+	err := qcow2.WithTopLayer(path, func(l *qcow2.Layer) error {
+		held = l.Bitmap(name) != nil
+		if !held {
+			return nil
+		}
+		var err error
+		if before, err = l.BitmapStates(); err != nil {
+			return err
+		}
+		return qcow2.FreeSpaceFor(l, 0)
+	})
+	if err != nil || !held {
 		return err
 	}
-	held := find1(layer.Bitmaps, name) != nil
-	space := qcow2.FreeSpaceFor(layer)
-	if err := errors.Join(space, layer.Close()); err != nil {
+	if err := qcow2.BitmapRemove(ctx, path, name); err != nil {
 		return err
 	}
-	if !held {
-		return nil
-	}
-	return qcow2.BitmapRemove(ctx, path, name)
+	return qcow2.VerifyBitmapRemoved(path, before, name)
 }
 
 // keepBitmaps is how many checkpoints' bitmaps stay in an image: the newest,
@@ -145,7 +149,7 @@ func (s *session) retire(ctx context.Context, plan *Plan, manifest *chain.Manife
 			continue
 		}
 		path := s.disks[i].image
-		for _, name := range s.retirable(p, manifest, s.disks[i].before.Names()) {
+		for _, name := range s.retirable(p, manifest, names(s.disks[i].before)) {
 			s.hooks.step(StepRetire)
 			if err := removeIfThere(ctx, path, name); err != nil {
 				s.hooks.note("disk %s: the old bitmap %s stays in the image for now: %v", p.Target, name, err)

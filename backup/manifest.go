@@ -15,14 +15,12 @@ func (s *session) manifest(plan *Plan) *chain.Manifest {
 	if s.req.NoLock {
 		locking = chain.LockingNone
 	}
-	m := chain.NewManifest(s.repo)
-	m.Kind = chain.KindArchive
-	m.Domain, m.DomainUUID, m.Host = s.req.Domain, s.domainUUID(), s.host
-	m.Checkpoint, m.UUID, m.Revision = s.checkpoint, s.uuid, 1
-	m.Sequence = chain.NextSequence(s.history)
-	m.Parent = plan.Parent
-	m.Created, m.Description = s.started, s.req.Description
-	m.Locking, m.Requested = locking, string(s.req.Mode)
+	m := &chain.Manifest{
+		Kind: chain.KindArchive, Domain: s.req.Domain, DomainUUID: s.domainUUID(), Host: s.host,
+		Checkpoint: s.checkpoint, UUID: s.uuid, Sequence: chain.NextSequence(s.history), Parent: plan.Parent,
+		Created: s.started, Description: s.req.Description, Tool: s.req.Tool,
+		Locking: locking, Requested: string(s.req.Mode),
+	}
 	for i, p := range plan.Disks {
 		m.Disks = append(m.Disks, s.manifestDisk(s.disks[i], p))
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
@@ -62,13 +61,17 @@ func (p *DiskPlan) worseThan(q *DiskPlan) bool {
 }
 
 // plan decides for every disk how it is backed up. It reads the images and the
-// repository and writes nothing.
-func (s *session) plan(ctx context.Context) (*Plan, error) {
+// repository and writes nothing. before is the plan that the bitmaps were added
+// by, if they have been.
+func (s *session) plan(ctx context.Context, before *Plan) (*Plan, error) {
 	plan := &Plan{Domain: s.req.Domain, Checkpoint: s.checkpoint}
-	for _, d := range s.disks {
-		p, err := s.planDisk(ctx, d)
+	for i, d := range s.disks {
+		p, err := s.planDisk(ctx, d, before == nil)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("disk %s: %w", d.req.Target, err)
+		}
+		if before != nil {
+			p.AddsBitmap, p.NoBitmapReason = before.Disks[i].AddsBitmap, before.Disks[i].NoBitmapReason
 		}
 		plan.Disks = append(plan.Disks, p)
 	}
@@ -91,14 +94,10 @@ func (s *session) parent(plan *Plan) *chain.CheckpointRef {
 	if parent == nil {
 		return nil
 	}
-	return refOf(parent)
+	return parent.Ref()
 }
 
-func refOf(m *chain.Manifest) *chain.CheckpointRef {
-	return &chain.CheckpointRef{Name: m.Checkpoint, UUID: m.UUID}
-}
-
-func (s *session) planDisk(ctx context.Context, d *disk) (*DiskPlan, error) {
+func (s *session) planDisk(ctx context.Context, d *disk, bitmap bool) (*DiskPlan, error) {
 	p := &DiskPlan{
 		Target:      d.req.Target,
 		Path:        d.req.Path,
@@ -109,15 +108,14 @@ func (s *session) planDisk(ctx context.Context, d *disk) (*DiskPlan, error) {
 		Detection:   ByNothing,
 	}
 	if err := s.chooseMode(ctx, d, p); err != nil {
-		return nil, fmt.Errorf("disk %s: %w", d.req.Target, err)
+		return nil, err
 	}
-	if err := s.chooseBitmap(ctx, d, p); err != nil {
-		return nil, fmt.Errorf("disk %s: %w", d.req.Target, err)
+	if bitmap {
+		if err := s.chooseBitmap(ctx, d, p); err != nil {
+			return nil, err
+		}
 	}
-	if err := measure(ctx, d, p); err != nil {
-		return nil, fmt.Errorf("disk %s: %w", d.req.Target, err)
-	}
-	return p, nil
+	return p, measure(ctx, d, p)
 }
 
 // chooseMode fills in mode, detection, base and reason.
@@ -132,17 +130,9 @@ func (s *session) chooseMode(ctx context.Context, d *disk, p *DiskPlan) error {
 
 	states := s.statesOf(d.req.Target)
 	if d.req.Since != "" {
-		since, ok := find(states, d.req.Since)
-		if !ok {
-			if d.req.Mode == Incremental {
-				return refuse(ReasonNoCheckpoint, fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since))
-			}
-			p.Code = ReasonNoCheckpoint
-			p.Reason = fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since)
-			return nil
+		if _, ok := find(states, d.req.Since); !ok {
+			return refuse(ReasonNoCheckpoint, fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since))
 		}
-		// Nothing that is newer may serve as the base, but all of it testifies.
-		_ = since
 	}
 	if len(states) == 0 {
 		const first = "the repository holds no earlier state of this disk"
@@ -161,7 +151,7 @@ func (s *session) chooseMode(ctx context.Context, d *disk, p *DiskPlan) error {
 		p.Mode, p.Detection = Incremental, ByBitmap
 		p.Code, p.Reason = ReasonTrusted, v.reason
 		p.base, p.baseDisk, p.dirty = v.base, v.baseDisk, v.dirty
-		p.Since = refOf(v.base)
+		p.Since = v.base.Ref()
 		return nil
 	}
 	if d.req.Mode == Incremental && !v.neverBitmaps {
@@ -180,13 +170,12 @@ func (s *session) chooseContent(ctx context.Context, d *disk, p *DiskPlan, state
 	}
 	var damage error
 	for _, st := range states {
-		maps, err := chain.ReplayMaps(ctx, s.repo, st.disk)
+		_, err := s.openState(ctx, st.disk)
 		var bad *archive.DamageError
 		switch {
 		case err == nil:
-			_ = maps
 			p.Mode, p.Detection = Incremental, ByContent
-			p.base, p.baseDisk, p.Since = st.manifest, st.disk, refOf(st.manifest)
+			p.base, p.baseDisk, p.Since = st.manifest, st.disk, st.manifest.Ref()
 			p.Reason = fmt.Sprintf("%s; the change since %s is found by reading everything", v.reason, st.manifest.Checkpoint)
 			return nil
 		case errors.As(err, &bad):
@@ -309,12 +298,12 @@ func (s *session) chooseBitmap(ctx context.Context, d *disk, p *DiskPlan) error 
 		p.NoBitmapReason = "raw images hold no bitmaps"
 		return nil
 	}
-	if why := qcow2.CannotAddBitmap(active); why != "" {
-		p.NoBitmapReason = why
+	if err := active.CanAddBitmap(); err != nil {
+		p.NoBitmapReason = err.Error()
 		return nil
 	}
-	if err := writable(active.Path); err != nil {
-		return err
+	if err := active.Writable(); err != nil {
+		return fmt.Errorf("%w, so the checkpoint's bitmap cannot be added; --no-checkpoint backs it up without one", err)
 	}
 	known := s.ours(d.req.Target)
 	firstOfOurs := true
@@ -330,13 +319,13 @@ func (s *session) chooseBitmap(ctx context.Context, d *disk, p *DiskPlan) error 
 		if err != nil {
 			return err
 		}
-		d.checked, d.checkFailed = true, check.Problem()
+		d.checked, d.checkErr = true, check.Err()
 	}
-	if d.checkFailed != "" {
-		p.NoBitmapReason = fmt.Sprintf("qemu-img check finds errors (%s), so nothing is written into the image; repair it with qemu-img check -r all", strings.TrimSpace(d.checkFailed))
+	if d.checkErr != nil {
+		p.NoBitmapReason = fmt.Sprintf("nothing is written into the image: %v; qemu-img check -r all repairs it", d.checkErr)
 		return nil
 	}
-	if err := qcow2.FreeSpaceFor(active); err != nil {
+	if err := qcow2.FreeSpaceFor(active, active.BitmapGranularity()); err != nil {
 		return err
 	}
 	p.AddsBitmap = true
@@ -350,8 +339,8 @@ func Fit(c *qcow2.Chain) (bool, string) {
 		return false, o.reason
 	}
 	active := c.Layers[0]
-	if why := qcow2.CannotAddBitmap(active); why != "" {
-		return false, why
+	if err := active.CanAddBitmap(); err != nil {
+		return false, err.Error()
 	}
 	usable := 0
 	for _, b := range active.Bitmaps {

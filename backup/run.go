@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
@@ -88,7 +89,7 @@ func (s *session) attempt(ctx context.Context) (*Result, error) {
 	if err := s.open(ctx); err != nil {
 		return nil, err
 	}
-	plan, err := s.plan(ctx)
+	plan, err := s.plan(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -103,14 +104,14 @@ func (s *session) attempt(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 
-	lease := s.lease()
-	if err := s.repo.PutLease(ctx, lease); err != nil {
+	lease, err := s.repo.TakeLease(ctx, fmt.Sprintf("backup of %s, checkpoint %s", s.req.Domain, s.checkpoint))
+	if err != nil {
 		return nil, err
 	}
 	result, err := s.writeUnderLease(ctx, plan, intent)
 	// The lease only tells others that somebody writes: it goes whatever came
 	// of it, even when we were cancelled.
-	if lerr := s.repo.DeleteLease(context.WithoutCancel(ctx), lease); lerr != nil && err == nil {
+	if lerr := s.repo.DeleteLease(context.WithoutCancel(ctx), lease.UUID); lerr != nil && err == nil {
 		s.hooks.note("the backup is complete, but its lease could not be removed: %v", lerr)
 	}
 	return result, err
@@ -137,7 +138,7 @@ func (s *session) writeUnderLease(ctx context.Context, plan *Plan, intent *chain
 	}
 	s.hooks.step(StepRetired)
 	if len(intent.Images) > 0 {
-		if err := s.repo.DeleteIntent(context.WithoutCancel(ctx), intent); err != nil {
+		if err := s.repo.DeleteIntent(context.WithoutCancel(ctx), intent.Domain, intent.UUID); err != nil {
 			s.hooks.note("the backup is complete, but its intent could not be removed: %v", err)
 		}
 	}
@@ -213,14 +214,11 @@ func lockTime(ctx context.Context, err error, limit time.Duration) error {
 // planAgain plans under the locks that stay until the commit: what was planned
 // before the bitmaps were added counts no more.
 func (s *session) planAgain(ctx context.Context, before *Plan) (*Plan, error) {
-	plan, err := s.plan(ctx)
+	plan, err := s.plan(ctx, before)
 	if err != nil {
 		return nil, err
 	}
-	plan.Checkpoint = before.Checkpoint
 	for i, p := range plan.Disks {
-		// The new bitmap stands already.
-		p.AddsBitmap, p.NoBitmapReason = before.Disks[i].AddsBitmap, before.Disks[i].NoBitmapReason
 		if p.worseThan(before.Disks[i]) {
 			return nil, fmt.Errorf("disk %s: %w: %s", p.Target, errChanged, p.Reason)
 		}
@@ -231,15 +229,16 @@ func (s *session) planAgain(ctx context.Context, before *Plan) (*Plan, error) {
 // archive reads every disk and stores all that the manifest will name.
 func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, archive.Stats, error) {
 	var none archive.Stats
-	w, err := archive.NewWriter(ctx, s.repo.Store, archive.WriterOptions{Level: s.req.Level, SkipVerify: s.req.NoVerify})
+	w, err := archive.NewWriter(ctx, s.repo.Store, archive.WriterOptions{Level: s.req.Level, SkipVerify: s.req.NoVerify, TempDir: s.req.TempDir})
 	if err != nil {
 		return nil, none, err
 	}
 	defer w.Abort() // does nothing after Finish
 	var total int64
+	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	for i, d := range s.disks {
 		total += plan.Disks[i].ReadBytes
-		if err := d.chain.CrossCheck(ctx, crossCheckSamples); err != nil {
+		if err := d.chain.CrossCheck(ctx, crossCheckSamples, random); err != nil {
 			return nil, none, fmt.Errorf("disk %s: %w", d.req.Target, err)
 		}
 	}
@@ -276,7 +275,7 @@ func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, arc
 		list := []archive.MapRef{maps[i]}
 		if p.Mode == Incremental {
 			list = append(list, p.baseDisk.Maps...)
-			if list, err = s.flatten(ctx, p, list); err != nil {
+			if list, err = s.flatten(ctx, w, p, list); err != nil {
 				return nil, none, fmt.Errorf("disk %s: %w", p.Target, err)
 			}
 		}
@@ -295,7 +294,7 @@ const maxReplay = 64
 
 // flatten replaces a long or heavy list of maps by one resolved full map,
 // which names the chunks that the list names. No data is copied.
-func (s *session) flatten(ctx context.Context, p *DiskPlan, list []archive.MapRef) ([]archive.MapRef, error) {
+func (s *session) flatten(ctx context.Context, w *archive.Writer, p *DiskPlan, list []archive.MapRef) ([]archive.MapRef, error) {
 	var deltas int64
 	for _, ref := range list[:len(list)-1] {
 		deltas += ref.Length
@@ -304,11 +303,11 @@ func (s *session) flatten(ctx context.Context, p *DiskPlan, list []archive.MapRe
 	if len(list) <= maxReplay && deltas <= max(full, smallMaps) {
 		return list, nil
 	}
-	maps, err := chain.OpenMaps(ctx, s.repo, list)
+	maps, err := chain.ReplayMaps(ctx, s.repo, &chain.Disk{Target: p.Target, Size: p.VirtualSize, Maps: list})
 	if err != nil {
 		return nil, err
 	}
-	ref, err := archive.WriteMap(ctx, s.repo.Store, p.Target, p.VirtualSize, true, archive.Replay(ctx, maps, 0, p.VirtualSize))
+	ref, err := w.WriteMap(ctx, p.Target, p.VirtualSize, true, archive.Replay(ctx, maps, 0, p.VirtualSize))
 	if err != nil {
 		return nil, err
 	}

@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
-	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"github.com/imgbackup/imgbackup/archive"
@@ -25,10 +23,10 @@ type disk struct {
 	chain *qcow2.Chain      // opened anew for each look at the image
 	guard *qcow2.ImageFlock // from the plan to the end
 
-	checked     bool   // the reference counts were looked at
-	checkFailed string // and this is what was found
+	checked  bool  // the reference counts were looked at
+	checkErr error // what was found
 
-	before qcow2.BitmapsBefore // the image's bitmaps before ours was added
+	before []qcow2.BitmapState // the image's bitmaps before ours was added
 
 	image       string // where the new bitmap goes
 	granularity int64  // of the new bitmap, bytes
@@ -59,13 +57,10 @@ type session struct {
 }
 
 func newSession(repo *chain.Repository, req Request, hooks Hooks) (*session, error) {
-	host, bootID, err := chain.CurrentHost()
-	if err != nil {
-		return nil, err
-	}
+	host, bootID := chain.CurrentHost()
 	s := &session{
 		repo: repo, req: req, hooks: hooks, host: host, bootID: bootID,
-		uuid:    uuid.NewString(),
+		uuid:    chain.NewUUID(),
 		started: time.Now().UTC().Truncate(time.Second),
 		fetch:   archive.NewFetcher(repo.Store, archive.FetcherOptions{}),
 		opened:  make(map[*chain.Disk]*archived),
@@ -183,10 +178,19 @@ func (s *session) checkOwner() error {
 		if s.req.DomainUUID != last.DomainUUID {
 			return &OwnedError{s.req.Domain, "the VM with UUID " + last.DomainUUID}
 		}
-	case s.host.ID != last.Host.ID:
+	case !sameHost(s.host, last.Host):
 		return &OwnedError{s.req.Domain, "host " + last.Host.Name}
 	}
 	return nil
+}
+
+// sameHost compares hosts by their ids, or by their names where a host has no
+// id.
+func sameHost(a, b chain.Host) bool {
+	if a.ID != "" && b.ID != "" {
+		return a.ID == b.ID
+	}
+	return a.Name == b.Name
 }
 
 // open opens every image, under QEMU's locks.
@@ -299,16 +303,6 @@ func (s *session) count(n int64) {
 	if s.hooks.Progress != nil {
 		s.hooks.Progress(done, s.total.Load())
 	}
-}
-
-// writable reports as an error that an image cannot be written to, so that no
-// bitmap can be added.
-func writable(path string) error {
-	err := unix.Access(path, unix.W_OK)
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%s cannot be written to (%w), so the checkpoint's bitmap cannot be added; --no-checkpoint backs it up without one", path, err)
 }
 
 // layerRecord describes a layer as a manifest records it.

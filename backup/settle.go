@@ -6,22 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-
-	"github.com/google/uuid"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
-
-func processID() int { return os.Getpid() }
-
-func (s *session) lease() *chain.Lease {
-	return &chain.Lease{UUID: uuid.NewString(), Host: s.host, BootID: s.bootID, PID: processID(), Started: s.started,
-		Purpose: fmt.Sprintf("backup of %s, checkpoint %s", s.req.Domain, s.checkpoint)}
-}
 
 // settle ends what earlier runs on this host left behind: bitmaps of
 // checkpoints that never committed are removed, and so are the intents.
@@ -34,7 +24,7 @@ func (s *session) settle(ctx context.Context) error {
 		s.hooks.note("an intent cannot be read and stays: %v", err)
 	}
 	for _, in := range intents {
-		if in.Host.ID != s.host.ID {
+		if in.Host != s.host {
 			s.hooks.note("host %s left a backup of %s unfinished (checkpoint %s); only it can tidy up", in.Host.Name, in.Domain, in.Checkpoint)
 			continue
 		}
@@ -77,7 +67,7 @@ func (s *session) settleOne(ctx context.Context, in *chain.Intent) error {
 			return nil
 		}
 	}
-	return s.repo.DeleteIntent(ctx, in)
+	return s.repo.DeleteIntent(ctx, in.Domain, in.UUID)
 }
 
 // wants reports whether this run backs up the image, too.

@@ -71,15 +71,15 @@ func (w *witness) locate(context.Context) (*objection, error) {
 	if len(layers) == 1 && len(backing) > 0 {
 		w.layer, w.flat = 0, true
 	}
-	if w.layer < 0 || find1(layers[w.layer].Bitmaps, name) == nil {
+	if w.layer < 0 || layers[w.layer].Bitmap(name) == nil {
 		for _, l := range layers {
-			if find1(l.Bitmaps, name) != nil {
+			if l.Bitmap(name) != nil {
 				return object(ReasonBacking, "the backing chain has another depth than at checkpoint %s", w.st.manifest.Checkpoint), nil
 			}
 		}
 		return object(ReasonMissing, "the image holds no bitmap %s", name), nil
 	}
-	w.bitmap = find1(layers[w.layer].Bitmaps, name)
+	w.bitmap = layers[w.layer].Bitmap(name)
 	if o := w.compareIdentity(); o != nil {
 		return o, nil
 	}
@@ -92,15 +92,6 @@ func (w *witness) locate(context.Context) (*objection, error) {
 		}
 	}
 	return nil, nil
-}
-
-func find1(bitmaps []*qcow2.Bitmap, name string) *qcow2.Bitmap {
-	for _, b := range bitmaps {
-		if b.Name == name {
-			return b
-		}
-	}
-	return nil
 }
 
 // compareIdentity objects when the image was another disk's at the checkpoint.
@@ -145,7 +136,7 @@ func compareBacking(l *qcow2.Layer, rec chain.Layer) (*objection, error) {
 	case now.FileSize != rec.FileSize, now.Mtime != rec.Mtime, now.Ctime != rec.Ctime, now.HeaderDigest != rec.HeaderDigest,
 		l.DataFile != "":
 		return object(ReasonBacking, "the backing file %s was written to or exchanged since", rec.Path), nil
-	case l.BlockDevice():
+	case l.Device():
 		return object(ReasonBacking, "the backing file %s is a block device, which cannot be shown to be unchanged", rec.Path), nil
 	}
 	return nil, nil
@@ -191,11 +182,11 @@ func (w *witness) askOlderBitmaps(ctx context.Context) (*objection, error) {
 		if rec.Layer != 0 || rec.Name == w.st.disk.Bitmap || !rec.Enabled {
 			continue
 		}
-		older := find1(layer.Bitmaps, rec.Name)
+		older := layer.Bitmap(rec.Name)
 		if older == nil || older.InUse || older.Problem != nil {
 			continue // it cannot testify
 		}
-		then, err := w.recorded(rec)
+		then, err := w.s.recordedBitmap(ctx, rec)
 		if err != nil {
 			return nil, err
 		}
@@ -229,12 +220,6 @@ func (w *witness) askOlderBitmaps(ctx context.Context) (*objection, error) {
 		w.proof = fmt.Sprintf("bitmap %s is sound and agrees with %d older", w.st.disk.Bitmap, confirmed)
 	}
 	return nil, nil
-}
-
-// recorded returns a bitmap as an archive recorded it.
-func (w *witness) recorded(rec *chain.BitmapRecord) (bitmapstore.Runs, error) {
-	_, runs, err := w.s.recordedBitmap(rec)
-	return runs, err
 }
 
 // collectDirty unites all that may have changed since the state.
@@ -306,7 +291,7 @@ func (w *witness) askLaterRecords(ctx context.Context) (*objection, error) {
 			if !w.flat && len(later.disk.Backing)-rec.Layer != len(w.st.disk.Backing) {
 				continue // a bitmap of this name in another layer
 			}
-			then, err := w.recorded(rec)
+			then, err := w.s.recordedBitmap(ctx, rec)
 			if err != nil {
 				return nil, err
 			}
@@ -421,9 +406,24 @@ func (w *witness) readsAsArchived(ctx context.Context, runs bitmapstore.Runs) (b
 	return true, nil
 }
 
-// recordedBitmap opens a bitmap that a manifest recorded.
-func (s *session) recordedBitmap(rec *chain.BitmapRecord) (bitmapstore.Header, bitmapstore.Runs, error) {
-	return chain.OpenBitmap(context.Background(), s.repo, rec)
+// recordedBitmap opens a bitmap that a manifest recorded, after its bytes have
+// been proven.
+func (s *session) recordedBitmap(ctx context.Context, rec *chain.BitmapRecord) (bitmapstore.Runs, error) {
+	key := archive.BitmapKey(rec.Object.Name)
+	if err := archive.VerifyObject(ctx, s.repo.Store, key, rec.Object.Length, true); err != nil {
+		return nil, err
+	}
+	h, runs, err := bitmapstore.Decode(func() (io.ReadCloser, error) {
+		return s.repo.Store.Get(ctx, key, 0, rec.Object.Length)
+	})
+	var bad *bitmapstore.DamageError
+	switch {
+	case err == nil && (h.Name != rec.Name || h.Granularity != rec.Granularity || h.Size != rec.Size):
+		err = &archive.DamageError{Object: key, Err: errors.New("it is not the bitmap that the manifest describes")}
+	case errors.As(err, &bad):
+		err = &archive.DamageError{Object: key, Err: err}
+	}
+	return runs, err
 }
 
 var errShort = errors.New("the image ended early")

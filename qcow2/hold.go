@@ -29,3 +29,11 @@ func HoldImage(ctx context.Context, path string, wait time.Duration) (*Hold, err
 
 // Close releases the locks.
 func (h *Hold) Close() error { return errors.Join(unlockAll([]lockFile{h.lockFile}), h.file.Close()) }
+
+// WithTopLayer opens a qcow2 image without its backing files, and without
+// claiming a block device, for do to look at its header and bitmaps. Guest
+// data cannot be read.
+func WithTopLayer(path string, do func(*Layer) error) error { return withTopLayer(path, do) }
+
+// Device tells whether the layer lies on a block device.
+func (l *Layer) Device() bool { return l.file.device }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"text/tabwriter"
 	"time"
 
@@ -103,6 +104,7 @@ func (a *app) backup(cmd *cobra.Command, req backup.Request, dryRun bool) error 
 		return err
 	}
 	bar := a.newBar("backing up " + req.Domain)
+	req.Tool, req.TempDir = "imgbackup "+version(), tempDir()
 	hooks := backup.Hooks{Progress: bar.set, Step: a.step, Note: func(msg string) {
 		bar.clear()
 		a.note(msg)
@@ -212,4 +214,14 @@ func (a *app) printBackup(r *backup.Result) error {
 	}
 	w.printf("done in %s: %s of data, %s stored\n", r.Elapsed.Round(10*time.Millisecond), size(data), size(stored))
 	return w.err
+}
+
+// tempDir is where what does not fit into memory goes: not /tmp, which may be
+// memory itself.
+func tempDir() string {
+	const disk = "/var/tmp"
+	if info, err := os.Stat(disk); os.Getenv("TMPDIR") == "" && err == nil && info.IsDir() {
+		return disk
+	}
+	return os.TempDir()
 }

@@ -69,7 +69,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitTaken
 	case errors.As(err, &found), errors.As(err, &damage):
 		return exitDamage
-	case errors.Is(err, context.Canceled) && errors.Is(context.Cause(ctx), errInterrupted):
+	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled) && errors.Is(context.Cause(ctx), errInterrupted):
 		return exitInterrupted
 	}
 	return exitFailed

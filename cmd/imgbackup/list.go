@@ -63,7 +63,7 @@ func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string
 		}
 		if tree && !a.json {
 			w.printf("%s\n", domain)
-			printTree(w, chain.BuildTree(ms), 1)
+			printTree(w, chain.BuildTree(ms))
 			continue
 		}
 		for _, m := range ms {
@@ -108,9 +108,12 @@ func oneLine(s string) string {
 	}, s)
 }
 
-func printTree(w *checkedWriter, nodes []*chain.Node, depth int) {
-	for _, n := range nodes {
-		w.printf("%s%s\n", strings.Repeat("  ", depth), n.Manifest.Checkpoint)
-		printTree(w, n.Children, depth+1)
-	}
+func printTree(w *checkedWriter, tree *chain.Tree) {
+	tree.Walk(func(n *chain.Node, depth int) {
+		w.printf("%s%s", strings.Repeat("  ", depth+1), n.Manifest.Checkpoint)
+		if n.Note != "" {
+			w.printf(" (%s)", n.Note)
+		}
+		w.printf("\n")
+	})
 }

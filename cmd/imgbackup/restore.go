@@ -5,6 +5,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -89,10 +91,22 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 		return err
 	}
 	bar := a.newBar("restoring " + m.Checkpoint)
-	r.options.Progress = func(e restore.Event) { bar.set(e.Done, e.Total) }
-	r.options.MakeDir = r.output
+	r.options.Progress = func(e restore.Event) {
+		if e.Warning != "" {
+			bar.clear()
+			a.note(e.Warning)
+		}
+		bar.set(e.Done, e.Total)
+	}
+	made, err := makeOutput(r.output)
+	if err != nil {
+		return err
+	}
 	result, err := restore.Run(cmd.Context(), repo, m, targets, r.options)
 	bar.clear()
+	if err != nil && made {
+		_ = os.Remove(r.output) // it is empty, or it stays
+	}
 	if errors.Is(err, restore.ErrUsage) || errors.Is(err, restore.ErrUnknownDisk) {
 		return usageError{err}
 	}
@@ -100,6 +114,19 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 		return err
 	}
 	return a.printRestore(m, result)
+}
+
+// makeOutput makes the folder that the disks go to, if it is not there, and
+// reports whether it was made.
+func makeOutput(dir string) (made bool, err error) {
+	if dir == "" {
+		return false, nil
+	}
+	err = os.Mkdir(dir, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 func restoreFormat(r restoreRequest) (qcow2.Format, error) {
@@ -174,7 +201,7 @@ func (a *app) printRestore(m *chain.Manifest, r *restore.Result) error {
 		if d.Verified {
 			how = "written and read back"
 		}
-		w.printf("  %s  %s  %s, %s of data %s\n", d.Disk, d.Path, size(d.Size), size(d.DataBytes), how)
+		w.printf("  %s  %s  %s, %s of data %s\n", d.Disk, d.Path, size(d.Size), size(d.Data), how)
 	}
 	return w.err
 }
