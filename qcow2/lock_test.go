@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qcow2
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// lkQemuIO is a qemu-io that has images open until its end.
+type lkQemuIO struct {
+	cmd   *exec.Cmd
+	stdin io.WriteCloser
+}
+
+// lkHold opens the image in a qemu-io with the arguments and waits until it has it.
+func lkHold(t testing.TB, args ...string) *lkQemuIO {
+	t.Helper()
+	cmd := exec.Command("qemu-io", append([]string{"-f", "qcow2"}, args...)...)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	h := &lkQemuIO{cmd: cmd, stdin: stdin}
+	t.Cleanup(func() { h.end(t) })
+	if _, err := io.WriteString(stdin, "length\n"); err != nil {
+		t.Fatal(err)
+	}
+	// It answers when it has opened the image.
+	for lines := bufio.NewScanner(stdout); lines.Scan(); {
+		if strings.Contains(lines.Text(), "MiB") {
+			return h
+		}
+	}
+	t.Fatalf("qemu-io %q did not open the image", args)
+	return nil
+}
+
+// end lets it close the image.
+func (h *lkQemuIO) end(t testing.TB) {
+	if h.cmd == nil {
+		return
+	}
+	h.stdin.Close()
+	if err := h.cmd.Wait(); err != nil {
+		t.Errorf("qemu-io: %v", err)
+	}
+	h.cmd = nil
+}
+
+// lkServe starts a qemu-nbd that has the image open and serves nobody, and gives its process id.
+func lkServe(t testing.TB, args ...string) int {
+	t.Helper()
+	dir := t.TempDir()
+	pidFile := filepath.Join(dir, "pid")
+	bmRun(t, "qemu-nbd", append([]string{"--fork", "-t", "--pid-file", pidFile, "-k", filepath.Join(dir, "s"), "-f", "qcow2"}, args...)...)
+	text, err := os.ReadFile(pidFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	if _, err := fmt.Sscan(string(text), &pid); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { lkStop(t, pid) })
+	return pid
+}
+
+// lkStop ends a qemu-nbd cleanly and waits until it has closed its images.
+func lkStop(t testing.TB, pid int) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return
+	}
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		t.Error(err)
+		return
+	}
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 60000)
+		if err == unix.EINTR {
+			continue
+		}
+		if n != 1 || err != nil {
+			t.Errorf("qemu-nbd does not end: %v", err)
+		}
+		return
+	}
+}
+
+// lkChain makes base.qcow2 <- top.qcow2 of 1 MiB each.
+func lkChain(t testing.TB) (base, top string) {
+	t.Helper()
+	dir := t.TempDir()
+	base, top = filepath.Join(dir, "base.qcow2"), filepath.Join(dir, "top.qcow2")
+	bmCreate(t, base, "", 1<<20)
+	bmIO(t, base, "write -P 1 0 64k")
+	bmRun(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
+	return base, top
+}
+
+func lkWantInUse(t testing.TB, err error, path, holder string) {
+	t.Helper()
+	var inUse *InUseError
+	if !errors.As(err, &inUse) {
+		t.Fatalf("got %v, want an InUseError", err)
+	}
+	if inUse.Path != path || !strings.Contains(inUse.Why, holder) {
+		t.Fatalf("%q, %q; want %q, %q", inUse.Path, inUse.Why, path, holder)
+	}
+}
+
+func TestLockSeesWriter(t *testing.T) {
+	t.Parallel()
+	base, top := lkChain(t)
+	c := bmOpen(t, top)
+	pid := lkServe(t, top)
+	holder := fmt.Sprintf("qemu-nbd, process %d", pid)
+	lkWantInUse(t, c.Lock(t.Context(), 0), top, holder)
+	lkWantInUse(t, c.ProbeWriter(), top, holder)
+	lkWantInUse(t, ProbeWriter(top), top, holder)
+	if err := ProbeWriter(base); err != nil {
+		t.Fatalf("the backing file of a running VM has only readers: %v", err)
+	}
+	// A failed Lock leaves nothing behind that keeps the next writer away.
+	lkStop(t, pid)
+	bmIO(t, top, "write 0 512")
+	if err := c.ProbeWriter(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Lock(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A writer of a backing file is one, too.
+func TestLockSeesWriterOfBackingFile(t *testing.T) {
+	t.Parallel()
+	base, top := lkChain(t)
+	c := bmOpen(t, top)
+	lkHold(t, base)
+	lkWantInUse(t, c.Lock(t.Context(), 0), base, "qemu-io, process")
+}
+
+func TestLockSeesWriterOfDataFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path, data := filepath.Join(dir, "d.qcow2"), filepath.Join(dir, "d.raw")
+	bmCreate(t, path, "data_file="+data, 1<<20)
+	c := bmOpen(t, path)
+	cmd := exec.Command("qemu-nbd", "-f", "raw", "-k", filepath.Join(dir, "s"), "--fork", "-t", "--pid-file", filepath.Join(dir, "pid"), data)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	if _, err := fmt.Sscan(string(text), &pid); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { lkStop(t, pid) })
+	lkWantInUse(t, c.Lock(t.Context(), 0), data, "qemu-nbd")
+}
+
+// Readers disturb nobody, a second run of ours included.
+func TestLockBesideReaders(t *testing.T) {
+	t.Parallel()
+	_, top := lkChain(t)
+	lkServe(t, "-r", top)
+	c, second := bmOpen(t, top), bmOpen(t, top)
+	for _, chain := range []*Chain{c, second, c} { // a second time is no error
+		if err := chain.Lock(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bmRun(t, "qemu-io", "-r", "-f", "qcow2", "-c", "read 0 64k", top)
+	bmRun(t, "qemu-img", "info", top)
+	bmRun(t, "qemu-img", "check", top)
+	lkServe(t, "-r", top)
+}
+
+// What we have locked nobody can open for writing until we unlock or close it.
+func TestLockKeepsWritersOut(t *testing.T) {
+	t.Parallel()
+	for name, release := range map[string]func(*Chain) error{"unlock": (*Chain).Unlock, "close": (*Chain).Close} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			base, top := lkChain(t)
+			c, err := OpenChain(top, Qcow2, OpenOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if err := c.Lock(t.Context(), 0); err != nil {
+				t.Fatal(err)
+			}
+			for _, path := range []string{top, base} {
+				for _, args := range [][]string{
+					{"qemu-io", "-f", "qcow2", "-c", "write 0 512", path},
+					{"qemu-img", "bitmap", "--add", "-f", "qcow2", path, "x"},
+					{"qemu-img", "snapshot", "-c", "x", path},
+					{"qemu-img", "resize", "-f", "qcow2", path, "2M"},
+				} {
+					out, err := bmTry(args[0], args[1:]...)
+					if err == nil || !strings.Contains(out, `Failed to get "write" lock`) {
+						t.Fatalf("%q: %v: %s", args, err, out)
+					}
+				}
+			}
+			if err := release(c); err != nil {
+				t.Fatal(err)
+			}
+			bmIO(t, top, "write 0 512")
+			bmIO(t, base, "write 0 512")
+		})
+	}
+}
+
+// A conflict that ends in time is none.
+func TestLockWaits(t *testing.T) {
+	t.Parallel()
+	_, top := lkChain(t)
+	c := bmOpen(t, top)
+	h := lkHold(t, top)
+	tried := make(chan struct{})
+	result := make(chan error, 1)
+	go func() {
+		once := false
+		result <- retry(t.Context(), time.Minute, func() error {
+			err := c.Lock(t.Context(), 0)
+			if !once {
+				once = true
+				close(tried)
+			}
+			return err
+		})
+	}()
+	<-tried
+	h.end(t)
+	if err := <-result; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLockWaitingIsCancelled(t *testing.T) {
+	t.Parallel()
+	_, top := lkChain(t)
+	c := bmOpen(t, top)
+	lkHold(t, top)
+	ctx, cancel := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	go func() { result <- c.Lock(ctx, time.Hour) }()
+	cancel()
+	err := <-result
+	var inUse *InUseError
+	if !errors.Is(err, context.Canceled) || errors.As(err, &inUse) {
+		t.Fatalf("got %v", err)
+	}
+	if err := c.Lock(ctx, 0); !errors.Is(err, context.Canceled) {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestRetryGivesUpAtOnceOnOtherErrors(t *testing.T) {
+	t.Parallel()
+	tries := 0
+	want := errors.New("broken")
+	err := retry(t.Context(), time.Hour, func() error { tries++; return want })
+	if !errors.Is(err, want) || tries != 1 {
+		t.Fatalf("%v after %d tries", err, tries)
+	}
+}
+
+// Bitmaps in use without a lock are those of a VM that has crashed.
+func TestLockIgnoresBitmapsInUse(t *testing.T) {
+	t.Parallel()
+	m := bmLoad(t, bmTwo(t))
+	m.put32(m.entries[0]+12, m.flags(0)|bitmapInUse)
+	c := bmOpen(t, m.save(t, t.TempDir()))
+	if err := c.Lock(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLockRawImage(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "d.raw")
+	bmRun(t, "qemu-img", "create", "-q", "-f", "raw", path, "1M")
+	c, err := OpenChain(path, Raw, OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Lock(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := bmTry("qemu-io", "-f", "raw", "-c", "write 0 512", path); err == nil {
+		t.Fatalf("a writer came in: %s", out)
+	}
+}
+
+// A file system that has no locks says so.
+func TestLockErrors(t *testing.T) {
+	t.Parallel()
+	file, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	f := lockFile{path: "/x", file: file}
+	for _, errno := range []error{unix.ENOLCK, unix.EOPNOTSUPP, unix.EINVAL, unix.ENOSYS} {
+		var none *NoLockError
+		if err := f.lockError(lockRead, errno); !errors.As(err, &none) || !errors.Is(err, errno) || !strings.Contains(err.Error(), "--no-lock") {
+			t.Errorf("%v: %v", errno, err)
+		}
+	}
+	for _, errno := range []error{unix.EAGAIN, unix.EACCES} {
+		var inUse *InUseError
+		if err := f.lockError(lockRead, errno); !errors.As(err, &inUse) {
+			t.Errorf("%v: %v", errno, err)
+		}
+	}
+	var inUse *InUseError
+	var none *NoLockError
+	if err := f.lockError(lockRead, unix.EIO); errors.As(err, &inUse) || errors.As(err, &none) || !errors.Is(err, unix.EIO) {
+		t.Errorf("EIO: %v", err)
+	}
+}
+
+func TestFlockExcludesAnotherRun(t *testing.T) {
+	t.Parallel()
+	_, top := lkChain(t)
+	second := bmOpen(t, top)
+	first, err := OpenChain(top, Qcow2, OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Flock(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Flock(t.Context(), 0); err != nil {
+		t.Fatalf("a second time: %v", err)
+	}
+	var busy *BusyError
+	err = second.Flock(t.Context(), 0)
+	if !errors.As(err, &busy) || !strings.Contains(busy.Why, fmt.Sprint("process ", os.Getpid())) {
+		t.Fatalf("got %v", err)
+	}
+	if _, err := FlockImage(t.Context(), top, 0); !errors.As(err, &busy) {
+		t.Fatalf("got %v", err)
+	}
+	// qemu-img does not mind, and Unlock does not release it.
+	bmAdd(t, top, "x", 65536)
+	if err := first.Unlock(); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Flock(t.Context(), 0); !errors.As(err, &busy) {
+		t.Fatalf("got %v", err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	held, err := FlockImage(t.Context(), top, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if same, err := held.Holds(second.Layers[0]); err != nil || !same {
+		t.Fatalf("%v, %v", same, err)
+	}
+	other, _ := lkChain(t)
+	if same, err := held.Holds(bmOpen(t, other).Layers[0]); err != nil || same {
+		t.Fatalf("%v, %v", same, err)
+	}
+	if err := second.Flock(t.Context(), 0); !errors.As(err, &busy) {
+		t.Fatalf("got %v", err)
+	}
+	if err := held.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Flock(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestHasLock(t *testing.T) {
+	t.Parallel()
+	at := func(b int64) func(string, int64, int64) bool {
+		return func(kind string, start, end int64) bool { return kind != "FLOCK" && start <= b && b <= end }
+	}
+	info := "pos:\t0\nflags:\t02100000\nlock:\t1: OFDLCK  ADVISORY  READ -1 fd:00:1234 100 101\nlock:\t2: FLOCK  ADVISORY  WRITE 77 fd:00:1234 0 EOF\n"
+	if !hasLock(info, at(101)) || hasLock(info, at(102)) || hasLock(info, at(99)) {
+		t.Error("ranges are not understood")
+	}
+	if !hasLock(info, func(kind string, _, _ int64) bool { return kind == "FLOCK" }) {
+		t.Error("the flock is not seen")
+	}
+	for _, bad := range []string{"", "lock:\n", "lock: 1: POSIX ADVISORY WRITE 1 fd:00:1 x 9\n", "lock: 1: POSIX ADVISORY WRITE 1 fd:00:1 0 x\n"} {
+		if hasLock(bad, func(string, int64, int64) bool { return true }) {
+			t.Errorf("%q", bad)
+		}
+	}
+}

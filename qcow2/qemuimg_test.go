@@ -1,0 +1,684 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qcow2
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// qiStates describes the bitmaps of an image as it is now.
+func qiStates(t testing.TB, path string) []BitmapState {
+	t.Helper()
+	var states []BitmapState
+	err := withTopLayer(path, func(l *Layer) (err error) {
+		states, err = l.BitmapStates()
+		return errors.Join(err, l.BitmapsErr)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return states
+}
+
+func TestBitmapAddAndRemove(t *testing.T) {
+	t.Parallel()
+	path := bmTwo(t)
+	before := qiStates(t, path)
+	if len(before) != 2 {
+		t.Fatalf("%+v", before)
+	}
+	if err := BitmapAdd(t.Context(), path, "-new, one", 32768); err != nil {
+		t.Fatal(err)
+	}
+	if err := VerifyBitmapAdded(path, before, "-new, one", 32768); err != nil {
+		t.Fatal(err)
+	}
+	if err := VerifyBitmapAdded(path, before, "-new, one", 65536); err == nil {
+		t.Fatal("another granularity was not noticed")
+	}
+	if err := BitmapAdd(t.Context(), path, "-new, one", 32768); err == nil || !strings.Contains(err.Error(), "already exists") {
+		t.Fatalf("a second time: %v", err)
+	}
+	after := qiStates(t, path)
+	if err := BitmapRemove(t.Context(), path, "-new, one"); err != nil {
+		t.Fatal(err)
+	}
+	if err := VerifyBitmapRemoved(path, after, "-new, one"); err != nil {
+		t.Fatal(err)
+	}
+	if got := qiStates(t, path); !slices.Equal(got, before) {
+		t.Fatalf("got %+v, want %+v", got, before)
+	}
+	if err := BitmapRemove(t.Context(), path, "-new, one"); err == nil {
+		t.Fatal("a bitmap that is not there was removed")
+	}
+	for _, name := range []string{"a", "b"} {
+		states := qiStates(t, path)
+		if err := BitmapRemove(t.Context(), path, name); err != nil {
+			t.Fatal(err)
+		}
+		if err := VerifyBitmapRemoved(path, states, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// The first bitmap of an image whose backing file is not even there: only the image itself is opened.
+func TestBitmapAddToOverlay(t *testing.T) {
+	t.Parallel()
+	base, top := lkChain(t)
+	info, err := os.Stat(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := bmOpen(t, top).Layers[0].HeaderDigest()
+	if err := BitmapAdd(t.Context(), top, "x", 65536); err != nil {
+		t.Fatal(err)
+	}
+	after, err := os.Stat(base)
+	if err != nil || after.ModTime() != info.ModTime() {
+		t.Fatalf("the backing file was touched (%v)", err)
+	}
+	c := bmOpen(t, top)
+	if len(c.Layers) != 2 || c.Layers[0].HeaderDigest() != digest {
+		t.Fatal("the header has changed")
+	}
+	if err := c.Layers[0].VerifyBitmapAdded(nil, "x", 65536); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// No path is taken for anything but a path.
+func TestBitmapAddPaths(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"a,b", "-x", "nbd:foo", "json:{}", "a b", "ünï", "file:x", "x=y", "a%b", "bad\xff\xfe", "new\nline", ",,", "driver=raw"} {
+		path := filepath.Join(t.TempDir(), name)
+		plain := filepath.Join(t.TempDir(), "plain")
+		bmCreate(t, plain, "", 1<<20)
+		if err := os.Rename(plain, path); err != nil {
+			t.Fatal(err)
+		}
+		if err := BitmapAdd(t.Context(), path, "x", 65536); err != nil {
+			t.Errorf("%q: %v", name, err)
+			continue
+		}
+		if err := VerifyBitmapAdded(path, nil, "x", 65536); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+		if r, err := CheckRefcounts(t.Context(), path); err != nil || r.Err() != nil {
+			t.Errorf("%q: %+v, %v", name, r, err)
+		}
+	}
+}
+
+func TestBitmapAddRefuses(t *testing.T) {
+	t.Parallel()
+	path := bmTwo(t)
+	for _, granularity := range []int64{0, -1, 256, 513, 1 << 32} {
+		if err := BitmapAdd(t.Context(), path, "x", granularity); err == nil {
+			t.Errorf("granularity %d", granularity)
+		}
+	}
+	for _, name := range []string{"", "a\x00b", strings.Repeat("x", 1024)} {
+		if err := BitmapAdd(t.Context(), path, name, 65536); err == nil {
+			t.Errorf("name %q was added", name)
+		}
+		if err := BitmapRemove(t.Context(), path, name); err == nil {
+			t.Errorf("name %q was removed", name)
+		}
+	}
+	if err := BitmapAdd(t.Context(), filepath.Join(t.TempDir(), "none"), "x", 65536); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no image: %v", err)
+	}
+	if err := BitmapAdd(t.Context(), t.TempDir(), "x", 65536); err == nil {
+		t.Error("a bitmap was added to a directory")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := BitmapAdd(ctx, path, "x", 65536); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	if got := qiStates(t, path); len(got) != 2 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestBitmapAddInUse(t *testing.T) {
+	t.Parallel()
+	_, top := lkChain(t)
+	h := lkHold(t, top)
+	q := qemuImg{program: "qemu-img"}
+	lkWantInUse(t, q.bitmapAdd(t.Context(), top, "x", 65536), top, "qemu-io, process")
+	lkWantInUse(t, q.bitmapRemove(t.Context(), top, "x"), top, "qemu-io, process")
+	_, err := q.checkRefcounts(t.Context(), top)
+	lkWantInUse(t, err, top, "qemu-io, process")
+	// It waits for a program that is just ending.
+	result := make(chan error, 1)
+	q.wait = time.Minute
+	go func() { result <- q.bitmapAdd(t.Context(), top, "x", 65536) }()
+	h.end(t)
+	if err := <-result; err != nil {
+		t.Fatal(err)
+	}
+	if err := VerifyBitmapAdded(top, nil, "x", 65536); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// qiScript makes a program that stands for qemu-img.
+func qiScript(t testing.TB, text string) qemuImg {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "qemu-img")
+	// Written by a child: a process that we start meanwhile would inherit our descriptor, and running the script would fail
+	// with ETXTBSY.
+	cmd := exec.Command("sh", "-c", `cat >"$1" && chmod +x "$1"`, "sh", path)
+	cmd.Stdin = strings.NewReader("#!/bin/sh\n" + text)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return qemuImg{program: path}
+}
+
+// A writer gets a session of its own, no input, and nothing of our environment but the PATH.
+func TestQemuImgSurroundings(t *testing.T) {
+	t.Parallel()
+	image := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(t.TempDir(), "out")
+	q := qiScript(t, fmt.Sprintf(`{ cut -d' ' -f6 /proc/$$/stat; echo $$; readlink /proc/$$/fd/0; pwd; tr '\0' '\n' </proc/$$/environ; echo "args $*"; } >'%s'`, out))
+	if err := q.bitmapAdd(t.Context(), image, "n", 512); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	want := []string{lines[1], lines[1], "/dev/null", "/", "LC_ALL=C", "PATH=" + os.Getenv("PATH"),
+		"args bitmap --add -g 512 --image-opts -- driver=qcow2,file.driver=file,file.filename=" + image + " n"}
+	if !slices.Equal(lines, want) {
+		t.Fatalf("got %q, want %q", lines, want)
+	}
+}
+
+func TestQemuImgIsNotInstalled(t *testing.T) {
+	t.Parallel()
+	for _, program := range []string{"qemu-img-that-is-nowhere", filepath.Join(t.TempDir(), "none")} {
+		err := qemuImg{program: program}.bitmapAdd(t.Context(), "/dev/null", "n", 512)
+		if err == nil || !strings.Contains(err.Error(), "qemu-utils") {
+			t.Fatalf("got %v", err)
+		}
+	}
+}
+
+// A writer that has begun is waited for, whatever happens to us; a reader is not.
+func TestQemuImgIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	image := filepath.Join(dir, "image")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, fifo := range []string{"begun", "go"} {
+		if err := unix.Mkfifo(filepath.Join(dir, fifo), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	q := qiScript(t, fmt.Sprintf("cd '%s'; echo >begun; read x <go; echo >done", dir))
+	ctx, cancel := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	go func() { result <- q.bitmapAdd(ctx, image, "n", 512) }()
+	if _, err := os.ReadFile(filepath.Join(dir, "begun")); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := os.WriteFile(filepath.Join(dir, "go"), []byte("\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-result; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "done")); err != nil {
+		t.Fatal("it was not waited for")
+	}
+
+	ctx, cancel = context.WithCancel(t.Context())
+	go func() {
+		_, err := q.checkRefcounts(ctx, image)
+		result <- err
+	}()
+	if _, err := os.ReadFile(filepath.Join(dir, "begun")); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-result; !errors.Is(err, context.Canceled) {
+		t.Fatalf("the check ended with %v", err)
+	}
+}
+
+// An exit status of 0 is not believed.
+func TestQemuImgLies(t *testing.T) {
+	t.Parallel()
+	image := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		"echo 'qemu-img: Lost persistent bitmaps during inactivation of node' >&2": "Lost persistent",
+		"echo something >&2; exit 1":            `exit status 1: "something"`,
+		"kill -9 $$":                            "ended by a signal",
+		"head -c 1000000 /dev/zero >&2; exit 1": "exit status 1",
+	} {
+		err := qiScript(t, text).bitmapAdd(t.Context(), image, "n", 512)
+		if err == nil || !strings.Contains(err.Error(), want) || len(err.Error()) > 3000 {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	for _, text := range []string{"exit 0", "echo '{}'", "echo nonsense", "echo '{\"check-errors\":0}'; exit 2", "exit 1", "exit 63", "echo '{\"check-errors\":-1}'"} {
+		if r, err := qiScript(t, text).checkRefcounts(t.Context(), image); err == nil {
+			t.Errorf("%q: %+v", text, r)
+		}
+	}
+	if r, err := qiScript(t, `echo '{"check-errors":1}'; exit 2`).checkRefcounts(t.Context(), image); err != nil || r.Err() == nil {
+		t.Errorf("check-errors: %+v, %v", r, err)
+	}
+}
+
+func TestCheckRefcounts(t *testing.T) {
+	t.Parallel()
+	path := bmTwo(t)
+	good, err := CheckRefcounts(t.Context(), path)
+	if err != nil || good.Err() != nil || good.Leaks != 0 {
+		t.Fatalf("%+v, %v", good, err)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	be := binary.BigEndian
+	block := be.Uint64(data[be.Uint64(data[48:]):])
+	l2 := be.Uint64(data[be.Uint64(data[40:]):]) & tableEntryOffset
+	for name, c := range map[string]struct {
+		spoil func(image []byte)
+		fine  bool
+	}{
+		"leak":             {func(image []byte) { be.PutUint64(image[l2+2*8:], 0) }, true},
+		"refcount too low": {func(image []byte) { be.PutUint16(image[block+l2/65536*2:], 0) }, false},
+	} {
+		patched := slices.Clone(data)
+		c.spoil(patched)
+		file := filepath.Join(t.TempDir(), "patched.qcow2")
+		if err := os.WriteFile(file, patched, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := CheckRefcounts(t.Context(), file)
+		if err != nil || (r.Err() == nil) != c.fine || c.fine && r.Leaks != 1 || !c.fine && r.Corruptions == 0 {
+			t.Errorf("%s: %+v, %v", name, r, err)
+		}
+		if again, err := os.ReadFile(file); err != nil || !slices.Equal(again, patched) {
+			t.Errorf("%s: the image was changed (%v)", name, err)
+		}
+	}
+	none := filepath.Join(t.TempDir(), "none.qcow2")
+	if err := os.WriteFile(none, make([]byte, 65536), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := CheckRefcounts(t.Context(), none); err == nil {
+		t.Errorf("no qcow2 image: %+v", r)
+	}
+}
+
+// No bitmap is added to an image that was not closed, or is marked corrupt, or has no room for one.
+func TestCanAddBitmap(t *testing.T) {
+	t.Parallel()
+	path := bmTwo(t)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, bit := range map[string]uint64{"dirty": IncompatDirty, "corrupt": IncompatCorrupt} {
+		patched := slices.Clone(data)
+		binary.BigEndian.PutUint64(patched[72:], bit)
+		file := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(file, patched, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := bmOpen(t, file).Layers[0].CanAddBitmap(); err == nil {
+			t.Errorf("%s: a bitmap could be added", name)
+		}
+	}
+	empty := filepath.Join(t.TempDir(), "empty")
+	bmCreate(t, empty, "", 0)
+	if err := bmOpen(t, empty).Layers[0].CanAddBitmap(); err == nil {
+		t.Error("empty disk: a bitmap could be added")
+	}
+	if err := (&Layer{Format: Raw}).CanAddBitmap(); err == nil {
+		t.Error("raw: a bitmap could be added")
+	}
+	if err := bmOpen(t, path).Layers[0].CanAddBitmap(); err != nil {
+		t.Error(err)
+	}
+	if err := bmOpen(t, path).Layers[0].Writable(); err != nil {
+		t.Error(err)
+	}
+	if err := (&Layer{Path: filepath.Join(t.TempDir(), "none")}).Writable(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("no file: %v", err)
+	}
+}
+
+func TestFreeSpaceFor(t *testing.T) {
+	t.Parallel()
+	l := bmOpen(t, bmTwo(t)).Layers[0]
+	var stored int64
+	for _, b := range l.Bitmaps {
+		stored += b.StoredBytes
+	}
+	if stored != 4*65536 {
+		t.Fatalf("%d bytes stored", stored)
+	}
+	need := spaceFor(l, 65536)
+	if least := 2*stored + 16*65536 + 2*65536; need < least || need > least+65536 {
+		t.Fatalf("%d bytes are asked for, the rule gives %d", need, least)
+	}
+	if without := spaceFor(l, 0); without >= need || without < 2*stored+16*65536 {
+		t.Fatalf("%d bytes to remove one, %d to add one", without, need)
+	}
+	have := func(n int64, err error) func(*Layer) (int64, error) {
+		return func(*Layer) (int64, error) { return n, err }
+	}
+	if err := freeSpaceFor(l, 65536, have(need, nil)); err != nil {
+		t.Error(err)
+	}
+	if err := freeSpaceFor(l, 65536, have(need-1, nil)); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("one byte less: %v", err)
+	}
+	if err := freeSpaceFor(l, 65536, have(0, unix.EIO)); !errors.Is(err, unix.EIO) {
+		t.Errorf("cannot tell: %v", err)
+	}
+	if err := FreeSpaceFor(l, 65536); err != nil {
+		t.Error(err)
+	}
+}
+
+// The end of the image, which tells how much room a block device has left, is what qemu-img says.
+func TestImageEnd(t *testing.T) {
+	t.Parallel()
+	for _, options := range []string{"", "cluster_size=512", "refcount_bits=1", "refcount_bits=64,cluster_size=4096", "cluster_size=512,refcount_bits=2"} {
+		path := filepath.Join(t.TempDir(), "d.qcow2")
+		bmCreate(t, path, options, 16<<20)
+		bmIO(t, path, "write 0 512", "write 3M 300k", "write 9M 4k")
+		want, err := CheckRefcounts(t.Context(), path)
+		if err != nil || want.ImageEnd == 0 {
+			t.Fatalf("%+v, %v", want, err)
+		}
+		if got, err := bmOpen(t, path).Layers[0].imageEnd(); err != nil || got != want.ImageEnd {
+			t.Errorf("%q: %d, %v, want %d", options, got, err, want.ImageEnd)
+		}
+	}
+}
+
+// Everything that can change between the look before and the look after is noticed.
+func TestVerifyBitmapAdded(t *testing.T) {
+	t.Parallel()
+	path := bmTwo(t)
+	before := qiStates(t, path)
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const name = "new"
+	add := func(t *testing.T, path string) { bmAdd(t, path, name, 65536) }
+	for what, spoil := range map[string]func(t *testing.T, path string){
+		"nothing done":   func(*testing.T, string) {},
+		"written before": func(t *testing.T, path string) { bmIO(t, path, "write 0 512"); add(t, path) },
+		"written after":  func(t *testing.T, path string) { add(t, path); bmIO(t, path, "write 0 512") },
+		"disabled": func(t *testing.T, path string) {
+			add(t, path)
+			bmRun(t, "qemu-img", "bitmap", "--disable", path, "a")
+		},
+		"new one disabled": func(t *testing.T, path string) {
+			add(t, path)
+			bmRun(t, "qemu-img", "bitmap", "--disable", path, name)
+		},
+		"removed": func(t *testing.T, path string) {
+			add(t, path)
+			bmRun(t, "qemu-img", "bitmap", "--remove", path, "a")
+		},
+		"cleared": func(t *testing.T, path string) {
+			add(t, path)
+			bmRun(t, "qemu-img", "bitmap", "--clear", path, "a")
+		},
+		"another one":       func(t *testing.T, path string) { add(t, path); bmAdd(t, path, "other", 65536) },
+		"other granularity": func(t *testing.T, path string) { bmAdd(t, path, name, 4096) },
+		"in use": func(t *testing.T, path string) {
+			add(t, path)
+			m := bmLoad(t, path)
+			for _, e := range m.entries {
+				m.put32(e+12, m.u32(e+12)|bitmapInUse)
+			}
+			if err := os.WriteFile(path, m.data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"dead": func(t *testing.T, path string) {
+			add(t, path)
+			m := bmLoad(t, path)
+			m.put64(88, 0)
+			if err := os.WriteFile(path, m.data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "d.qcow2")
+			if err := os.WriteFile(path, good, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			spoil(t, path)
+			err := VerifyBitmapAdded(path, before, name, 65536)
+			var changed *BitmapChangedError
+			if err == nil || what != "dead" && !errors.As(err, &changed) {
+				t.Fatalf("got %v", err)
+			}
+			t.Log(err)
+		})
+	}
+	// A bitmap that was broken by a crash before stays so.
+	m := bmLoad(t, path)
+	m.put32(m.entries[0]+12, m.flags(0)|bitmapInUse)
+	crashed := m.save(t, t.TempDir())
+	states := qiStates(t, crashed)
+	if err := BitmapAdd(t.Context(), crashed, name, 65536); err != nil {
+		t.Fatal(err)
+	}
+	if err := VerifyBitmapAdded(crashed, states, name, 65536); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Bitmaps that are dead do not come back and are not in the way.
+func TestBitmapAddAfterDeadOnes(t *testing.T) {
+	t.Parallel()
+	m := bmLoad(t, bmTwo(t))
+	m.put64(88, 0)
+	path := m.save(t, t.TempDir())
+	before, err := bmOpen(t, path).Layers[0].BitmapStates()
+	if err != nil || len(before) != 0 {
+		t.Fatalf("%+v, %v", before, err)
+	}
+	if err := BitmapAdd(t.Context(), path, "new", 65536); err != nil {
+		t.Fatal(err)
+	}
+	if err := VerifyBitmapAdded(path, before, "new", 65536); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestBitmapAddHelper is the process that TestBitmapAddInterrupted interrupts; by itself it does nothing.
+func TestBitmapAddHelper(t *testing.T) {
+	path := os.Getenv("QCOW2_TEST_ADD_TO")
+	if path == "" {
+		return
+	}
+	ctx := context.Background()
+	if os.Getenv("QCOW2_TEST_ADD_CAREFULLY") != "" {
+		var stop context.CancelFunc
+		ctx, stop = signal.NotifyContext(ctx, syscall.SIGINT)
+		defer stop()
+	}
+	fmt.Println("ready")
+	if err := BitmapAdd(ctx, path, "new", 65536); err != nil && !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+}
+
+// Ctrl-C reaches every process of the group, at any moment: no bitmap is ever left in use.
+func TestBitmapAddInterrupted(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 2))
+	original := bmTwo(t)
+	for i := range 12 {
+		bmAdd(t, original, fmt.Sprint("old", i), 4096)
+	}
+	bmIO(t, original, "write 0 1M")
+	before := qiStates(t, original)
+	data, err := os.ReadFile(original)
+	if err != nil {
+		t.Fatal(err)
+	}
+	added, moments := 0, map[string]int{}
+	for round := range 60 {
+		path := filepath.Join(t.TempDir(), "d.qcow2")
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		moment := qiInterrupt(t, path, rng, round%2 == 0, round%3 == 0)
+		moments[moment]++
+		qiWaitForQemuImg(t, path)
+		states := qiStates(t, path)
+		if len(states) == len(before) {
+			if !slices.Equal(states, before) {
+				t.Fatalf("interrupted %s: got %+v, want %+v", moment, states, before)
+			}
+			continue
+		}
+		added++
+		if err := VerifyBitmapAdded(path, before, "new", 65536); err != nil {
+			t.Fatalf("interrupted %s: %v", moment, err)
+		}
+	}
+	t.Logf("added %d times; moments %v", added, moments)
+	if moments["while the bitmaps were in use"] == 0 {
+		t.Fatal("no interrupt ever came while qemu-img was at work")
+	}
+}
+
+// qiInterrupt runs the helper and interrupts its process group at a random moment, which it describes.
+func qiInterrupt(t *testing.T, path string, rng *rand.Rand, careful, kill bool) string {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestBitmapAddHelper$", "-test.count=1")
+	cmd.Env = append(os.Environ(), "QCOW2_TEST_ADD_TO="+path)
+	if careful {
+		cmd.Env = append(cmd.Env, "QCOW2_TEST_ADD_CAREFULLY=1")
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(stdout)
+	for lines.Scan() && lines.Text() != "ready" {
+	}
+	moment := "at the beginning"
+	if rng.IntN(5) > 0 {
+		moment = qiAwaitWork(t, path, rng.IntN(30))
+	}
+	sig := syscall.SIGINT
+	if kill {
+		sig = syscall.SIGKILL
+	}
+	if err := syscall.Kill(-cmd.Process.Pid, sig); err != nil {
+		t.Fatal(err)
+	}
+	for lines.Scan() {
+	}
+	var exit *exec.ExitError
+	if err := cmd.Wait(); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return moment
+}
+
+// qiAwaitWork waits until qemu-img has marked the bitmaps in use, and looks a number of times more at the image.
+func qiAwaitWork(t *testing.T, path string, more int) string {
+	t.Helper()
+	m := bmLoad(t, path)
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	flags := make([]byte, 4)
+	for range 100_000 {
+		if _, err := f.ReadAt(flags, m.entries[0]+12); err != nil {
+			t.Fatal(err)
+		}
+		if flags[3]&bitmapInUse == 0 {
+			continue
+		}
+		for range more {
+			if _, err := f.ReadAt(flags, m.entries[0]+12); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return "while the bitmaps were in use"
+	}
+	return "late"
+}
+
+// qiWaitForQemuImg waits until no qemu-img works on the image.
+func qiWaitForQemuImg(t *testing.T, path string) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		commands, err := filepath.Glob("/proc/[0-9]*/cmdline")
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := false
+		for _, c := range commands {
+			if text, err := os.ReadFile(c); err == nil && strings.Contains(string(text), "filename="+path) {
+				found = true
+			}
+		}
+		if !found {
+			return
+		}
+		<-tick.C
+	}
+}
