@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// CheckOptions are the settings of a check; the zero value is good.
+type CheckOptions struct {
+	ReadData bool     // read every pack too, and decode every chunk
+	Domains  []string // only these; nil: all. Only a check of all looks at what no checkpoint uses
+	Workers  int      // objects read at once; 0: one per CPU, 2 to 8
+	// Progress is called often, never by two goroutines at once; may be nil.
+	Progress func(CheckEvent)
+}
+
+// CheckEvent is a step of a check's progress.
+type CheckEvent struct {
+	Phase       string // what is being checked
+	Done, Total int64  // in this phase: bytes when packs are read, else objects
+}
+
+// Kinds of findings: what kind of object is damaged.
+const (
+	FindingConfig   = "config"
+	FindingManifest = "manifest"
+	FindingMap      = "map"
+	FindingPack     = "pack"
+	FindingBitmap   = "bitmap"
+	FindingIndex    = "index" // no checkpoint is affected; it can be rebuilt
+	FindingIntent   = "intent"
+	FindingLease    = "lease"
+)
+
+// Finding is one damaged or missing object.
+type Finding struct {
+	Object  string     `json:"object"` // key
+	Kind    string     `json:"kind"`
+	What    string     `json:"what"`
+	Affects []string   `json:"affects,omitempty"` // what can't be restored, for people
+	Details []Affected `json:"details,omitempty"` // the same for programs
+	// More is how many disks of checkpoints are affected beyond the ones listed,
+	// or may be.
+	More int `json:"more,omitempty"`
+}
+
+// Affected is one disk of one checkpoint.
+type Affected struct {
+	Domain     string  `json:"domain"`
+	Checkpoint string  `json:"checkpoint"`
+	Disk       string  `json:"disk,omitempty"` // empty: all of the checkpoint
+	Ranges     []Range `json:"ranges,omitempty"`
+	MoreRanges int     `json:"more_ranges,omitempty"` // beyond the ones listed
+	Bytes      int64   `json:"bytes"`                 // of the guest that are lost
+}
+
+// Range is a range of guest bytes.
+type Range struct {
+	Offset int64 `json:"offset"`
+	Length int64 `json:"length"`
+}
+
+// Report is the result of a check.
+type Report struct {
+	ReadData           bool      `json:"read_data"`
+	Checkpoints        int       `json:"checkpoints"` // manifests that are sound
+	Objects            int       `json:"objects"`     // that were looked at
+	Bytes              int64     `json:"bytes"`       // that were read and proven, or whose length was
+	Unreferenced       int       `json:"unreferenced"`
+	UnreferencedLength int64     `json:"unreferenced_bytes"`
+	Findings           []Finding `json:"findings"` // sorted by object
+	Notes              []string  `json:"notes,omitempty"`
+}
+
+// Bounds of a report.
+const (
+	maxAffected = 64   // disks of checkpoints listed with one finding
+	maxRanges   = 16   // guest ranges listed of one of them
+	maxNotes    = 1000 //
+)
+
+// Check verifies a repository. Without ReadData it proves the manifests, maps
+// and bitmaps in full, and of packs that they are there with their lengths.
+// With it, everything: no flipped bit in any object of the repository escapes it.
+//
+// What is damaged is in the report. An error says that the check could not be
+// completed, because the store failed, the context was cancelled, or something
+// needs a newer version: the report then tells what was found until there, and
+// says nothing about the rest.
+//
+// Memory grows with the number of packs (about 100 bytes each), not with their
+// size or that of the disks.
+func (r *Repository) Check(ctx context.Context, o CheckOptions) (*Report, error) {
+	if o.Workers <= 0 {
+		o.Workers = min(max(runtime.GOMAXPROCS(0), 2), 8)
+	}
+	c := &check{
+		Repository: r,
+		o:          o,
+		report:     &Report{ReadData: o.ReadData, Findings: []Finding{}},
+		maps:       make(map[archive.MapRef]*use),
+		bitmaps:    make(map[bitmapUse]*use),
+		packs:      make(map[archive.Ref]bool),
+		bad:        make(map[string]struct{}),
+	}
+	err := c.run(ctx)
+	slices.SortFunc(c.report.Findings, func(a, b Finding) int { return strings.Compare(a.Object, b.Object) })
+	return c.report, err
+}
+
+// check is a check that is under way.
+type check struct {
+	*Repository
+	o CheckOptions
+
+	disks   []diskID // all disks of all checkpoints
+	maps    map[archive.MapRef]*use
+	bitmaps map[bitmapUse]*use
+	packs   map[archive.Ref]bool // true: seen with the right length
+	loose   []objstore.Info      // data objects that nothing refers to, as listed
+	newer   []error
+
+	mu     sync.Mutex // guards what is below, and packs while maps are read
+	report *Report
+	bad    map[string]struct{} // keys of damaged objects
+	done   int64
+}
+
+// diskID is one disk of one checkpoint.
+type diskID struct {
+	domain, checkpoint, disk string
+	size                     int64
+}
+
+func (d diskID) String() string { return d.domain + "/" + d.checkpoint + "/" + d.disk }
+
+// use is what refers to an object.
+type use struct{ by []usedBy }
+
+type usedBy struct {
+	disk        int32 // index into check.disks
+	first, last bool  // of the maps of its replay
+}
+
+// bitmapUse is a bitmap as manifests describe it.
+type bitmapUse struct {
+	object                  archive.Ref
+	name                    string
+	granularity, size, dirt int64
+}
+
+func (c *check) run(ctx context.Context) error {
+	steps := []func(context.Context) error{c.checkConfig, c.readManifests, c.checkMaps, c.checkBitmaps, c.listObjects, c.checkLengths}
+	if c.o.ReadData {
+		steps = append(steps, c.readPacks, c.checkReferences, c.readLoose)
+	}
+	steps = append(steps, c.checkIntents, c.checkLeases, c.findAffected)
+	for _, step := range steps {
+		if err := step(ctx); err != nil {
+			return fmt.Errorf("the check is not complete: %w", err)
+		}
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("the check is not complete: %w", err)
+		}
+	}
+	if len(c.newer) > 0 {
+		return fmt.Errorf("not everything could be checked: %w", errors.Join(c.newer...))
+	}
+	return nil
+}
+
+// all reports whether the whole repository is checked.
+func (c *check) all() bool { return len(c.o.Domains) == 0 }
+
+// each runs f for each item, several at once, and keeps count.
+func each[T any](ctx context.Context, c *check, phase string, items []T, weight func(T) int64, f func(context.Context, T) error) error {
+	var total int64
+	for _, it := range items {
+		total += weight(it)
+	}
+	c.progress(phase, 0, total)
+	c.done = 0
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(c.o.Workers)
+	for _, it := range items {
+		if ctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := f(ctx, it); err != nil {
+				return err
+			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.done += weight(it)
+			c.progress(phase, c.done, total)
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+func one[T any](T) int64 { return 1 }
+
+// progress is called with mu held, or while nothing else runs.
+func (c *check) progress(phase string, done, total int64) {
+	if c.o.Progress != nil {
+		c.o.Progress(CheckEvent{Phase: phase, Done: done, Total: total})
+	}
+}
+
+// sound counts an object that was looked at, and takes note if err says that
+// it is damaged. Any other error comes back.
+func (c *check) sound(kind, key string, length int64, err error) error {
+	var newer *NewerError
+	if err != nil && !archive.IsDamage(err) && !errors.As(err, &newer) {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.report.Objects++
+	c.report.Bytes += length
+	switch {
+	case errors.As(err, &newer):
+		c.newer = append(c.newer, newer)
+	case err != nil:
+		c.found(kind, key, err)
+	}
+	return nil
+}
+
+// found records a finding; at most one for each object. mu is held.
+func (c *check) found(kind, key string, err error) {
+	if _, twice := c.bad[key]; twice {
+		return
+	}
+	c.bad[key] = struct{}{}
+	what := err.Error()
+	var d *archive.DamageError
+	if errors.As(err, &d) && d.Object == key {
+		what = d.Err.Error()
+		if d.Length > 0 {
+			what = fmt.Sprintf("bytes %d to %d: %s", d.Offset, d.Offset+d.Length-1, what)
+		}
+	}
+	c.report.Findings = append(c.report.Findings, Finding{Object: key, Kind: kind, What: what})
+}
+
+// damagedKey tells whether an object has been found to be damaged.
+func (c *check) damagedKey(key string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, bad := c.bad[key]
+	return bad
+}
+
+func (c *check) note(format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.report.Notes) < maxNotes {
+		c.report.Notes = append(c.report.Notes, fmt.Sprintf(format, args...))
+	}
+}

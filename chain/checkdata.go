@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// The part of a check that is about packs, and about what nothing refers to.
+
+// listObjects compares what the store lists with what the manifests refer to.
+// A listing proves what is there, not what is absent.
+func (c *check) listObjects(ctx context.Context) error {
+	known := make(map[string]struct{}, len(c.maps)+len(c.bitmaps))
+	for ref := range c.maps {
+		known[archive.MapKey(ref.Name)] = struct{}{}
+	}
+	for b := range c.bitmaps {
+		known[archive.BitmapKey(b.object.Name)] = struct{}{}
+	}
+	var n int64
+	for info, err := range c.Store.List(ctx, "") {
+		if err != nil {
+			return err
+		}
+		if n++; n%1024 == 0 {
+			c.progress("listing", n, 0)
+		}
+		prefix, name, ok := archive.ParseKey(info.Key)
+		if !ok {
+			if c.all() && parseKey(info.Key).kind == keyUnknown {
+				c.note("%s is not an object of a repository", info.Key)
+			}
+			continue
+		}
+		ref := archive.Ref{Name: name, Length: info.Size}
+		if _, used := c.packs[ref]; used && prefix == archive.PackPrefix {
+			c.packs[ref] = true
+			continue
+		}
+		if _, used := known[info.Key]; !used && c.all() {
+			c.loose = append(c.loose, info)
+		}
+	}
+	return nil
+}
+
+// checkLengths asks for each pack that was not listed as it should be.
+func (c *check) checkLengths(ctx context.Context) error {
+	var refs []archive.Ref
+	for ref, seen := range c.packs {
+		if !seen {
+			refs = append(refs, ref)
+		} else if !c.o.ReadData {
+			c.report.Objects++
+			c.report.Bytes += ref.Length
+		}
+	}
+	err := each(ctx, c, "packs that were not listed", refs, one, func(ctx context.Context, ref archive.Ref) error {
+		return c.sound(FindingPack, archive.PackKey(ref.Name), 0, archive.VerifyPack(ctx, c.Store, ref, false))
+	})
+	if err != nil {
+		return err
+	}
+	// A pack of the wrong length is used, though not as it is.
+	used := make(map[archive.Digest]struct{}, len(refs))
+	for _, ref := range refs {
+		used[ref.Name] = struct{}{}
+	}
+	c.loose = slices.DeleteFunc(c.loose, func(info objstore.Info) bool {
+		prefix, name, _ := archive.ParseKey(info.Key)
+		_, is := used[name]
+		return is && prefix == archive.PackPrefix
+	})
+	for _, info := range c.loose {
+		if prefix, _, _ := archive.ParseKey(info.Key); prefix != archive.IndexPrefix {
+			c.report.Unreferenced++
+			c.report.UnreferencedLength += info.Size
+		}
+	}
+	if n := c.report.Unreferenced; n > 0 {
+		c.note("%d objects of %d bytes are used by no checkpoint: left by backups that did not finish, or by one that is running", n, c.report.UnreferencedLength)
+	}
+	return nil
+}
+
+// readPacks reads every pack, and decodes every chunk.
+func (c *check) readPacks(ctx context.Context) error {
+	refs := slices.SortedFunc(maps.Keys(c.packs), func(a, b archive.Ref) int { return bytes.Compare(a.Name[:], b.Name[:]) })
+	length := func(r archive.Ref) int64 { return r.Length }
+	return each(ctx, c, "packs", refs, length, func(ctx context.Context, ref archive.Ref) error {
+		key := archive.PackKey(ref.Name)
+		if c.damagedKey(key) {
+			return nil
+		}
+		return c.sound(FindingPack, key, ref.Length, archive.VerifyPack(ctx, c.Store, ref, true))
+	})
+}
+
+// readLoose proves what nothing refers to: the indexes, and what a later backup
+// might use again.
+func (c *check) readLoose(ctx context.Context) error {
+	length := func(i objstore.Info) int64 { return i.Size }
+	return each(ctx, c, "indexes and unused objects", c.loose, length, func(ctx context.Context, info objstore.Info) error {
+		err := archive.VerifyObject(ctx, c.Store, info.Key, info.Size, true)
+		if errors.Is(err, objstore.ErrNotFound) {
+			return nil // deleted since it was listed
+		}
+		prefix, _, _ := archive.ParseKey(info.Key)
+		kind := map[string]string{
+			archive.PackPrefix: FindingPack, archive.MapPrefix: FindingMap,
+			archive.BitmapPrefix: FindingBitmap, archive.IndexPrefix: FindingIndex,
+		}[prefix]
+		return c.sound(kind, info.Key, info.Size, err)
+	})
+}
+
+// maxTableChunks bounds the tables of packs that are kept at once.
+const maxTableChunks = 1 << 19
+
+// checkReferences proves that each run of each map names a frame that its pack
+// has: that all packs and all maps are sound does not say yet that they match.
+func (c *check) checkReferences(ctx context.Context) error {
+	tables := &packTables{store: c.Store, tables: make(map[archive.Digest]map[int64]archive.PackChunk)}
+	var n int64
+	for ref := range c.maps {
+		c.progress("references of maps", n, int64(len(c.maps)))
+		n++
+		key := archive.MapKey(ref.Name)
+		if c.damagedKey(key) {
+			continue
+		}
+		err := c.checkReferencesOf(ctx, ref, tables)
+		if archive.IsDamage(err) {
+			c.mu.Lock()
+			c.found(FindingMap, key, err)
+			c.mu.Unlock()
+		} else if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *check) checkReferencesOf(ctx context.Context, ref archive.MapRef, tables *packTables) error {
+	m, err := archive.OpenMap(ctx, c.Store, ref)
+	if err != nil {
+		return err
+	}
+	for e, err := range m.Entries(ctx, 0, m.Size()) {
+		if err != nil {
+			return err
+		}
+		if e.Zero || c.damagedKey(archive.PackKey(e.Pack.Name)) {
+			continue
+		}
+		table, err := tables.get(ctx, e.Pack)
+		if err != nil {
+			return err
+		}
+		f, ok := table[e.FrameOffset]
+		if !ok || f.FrameLength != e.FrameLength || f.Chunk != e.Chunk || int64(e.ChunkOffset)+e.Length > int64(f.Length) {
+			return damaged(archive.MapKey(ref.Name), fmt.Errorf("its run at guest offset %d names chunk %s in frame %d+%d of %s, which is not there",
+				e.Offset, e.Chunk, e.FrameOffset, e.FrameLength, archive.PackKey(e.Pack.Name)))
+		}
+	}
+	return nil
+}
+
+// packTables holds tables of packs, by the offsets of their frames. When there
+// are too many, all are dropped: maps name packs mostly in order.
+type packTables struct {
+	store  objstore.Store
+	tables map[archive.Digest]map[int64]archive.PackChunk
+	chunks int
+}
+
+func (p *packTables) get(ctx context.Context, ref archive.Ref) (map[int64]archive.PackChunk, error) {
+	if t, ok := p.tables[ref.Name]; ok {
+		return t, nil
+	}
+	chunks, err := archive.ReadPackTable(ctx, p.store, ref)
+	if err != nil {
+		return nil, err
+	}
+	if p.chunks += len(chunks); p.chunks > maxTableChunks {
+		clear(p.tables)
+		p.chunks = len(chunks)
+	}
+	t := make(map[int64]archive.PackChunk, len(chunks))
+	for _, f := range chunks {
+		t[f.FrameOffset] = f
+	}
+	p.tables[ref.Name] = t
+	return t, nil
+}
