@@ -54,7 +54,7 @@ func (s *session) addBitmaps(ctx context.Context, plan *Plan, intent *chain.Inte
 		d := s.disks[i]
 		s.hooks.step(StepAdd)
 		name := chain.BitmapName(intent.Checkpoint, intent.CheckpointUUID)
-		if err := qcow2.BitmapAdd(ctx, d.image, name, d.granularity); err != nil {
+		if err := d.guard.BitmapAdd(ctx, d.image, name, d.granularity); err != nil {
 			return fmt.Errorf("disk %s: %w", p.Target, err)
 		}
 	}
@@ -104,7 +104,7 @@ func (s *session) undo(ctx context.Context, intent *chain.Intent) error {
 		return nil
 	}
 	for _, image := range intent.Images {
-		if err := removeIfThere(ctx, image.Path, image.Add); err != nil {
+		if err := removeIfThere(ctx, s.guardOf(image.Path), image.Path, image.Add); err != nil {
 			return fmt.Errorf("the bitmap %s could not be taken out of %s again (the next backup of %s does it): %w",
 				image.Add, image.Path, intent.Domain, err)
 		}
@@ -112,9 +112,19 @@ func (s *session) undo(ctx context.Context, intent *chain.Intent) error {
 	return s.repo.DeleteIntent(ctx, intent.Domain, intent.UUID)
 }
 
+// guardOf returns the flock on the image of one of our disks.
+func (s *session) guardOf(image string) *qcow2.ImageFlock {
+	for _, d := range s.disks {
+		if d.image == image {
+			return d.guard
+		}
+	}
+	return nil
+}
+
 // removeIfThere removes a bitmap of ours from an image, if the image holds it,
-// and looks whether all others are as they were.
-func removeIfThere(ctx context.Context, path, name string) error {
+// and looks whether all others are as they were. guard is the flock on it.
+func removeIfThere(ctx context.Context, guard *qcow2.ImageFlock, path, name string) error {
 	held := false
 	var before []qcow2.BitmapState
 	err := qcow2.WithTopLayer(path, func(l *qcow2.Layer) error {
@@ -131,7 +141,7 @@ func removeIfThere(ctx context.Context, path, name string) error {
 	if err != nil || !held {
 		return err
 	}
-	if err := qcow2.BitmapRemove(ctx, path, name); err != nil {
+	if err := guard.BitmapRemove(ctx, path, name); err != nil {
 		return err
 	}
 	return qcow2.VerifyBitmapRemoved(path, before, name)
@@ -151,7 +161,7 @@ func (s *session) retire(ctx context.Context, plan *Plan, manifest *chain.Manife
 		path := s.disks[i].image
 		for _, name := range s.retirable(p, manifest, names(s.disks[i].before)) {
 			s.hooks.step(StepRetire)
-			if err := removeIfThere(ctx, path, name); err != nil {
+			if err := removeIfThere(ctx, s.disks[i].guard, path, name); err != nil {
 				s.hooks.note("disk %s: the old bitmap %s stays in the image for now: %v", p.Target, name, err)
 			}
 		}

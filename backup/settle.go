@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
@@ -54,11 +57,11 @@ func (s *session) settleOne(ctx context.Context, in *chain.Intent) error {
 	if err != nil {
 		return err
 	}
-	for _, image := range in.Images {
+	for i, image := range in.Images {
 		if committed {
 			break
 		}
-		if err := removeIfThere(ctx, image.Path, image.Add); err != nil {
+		if err := removeIfThere(ctx, guards[i], image.Path, image.Add); err != nil {
 			var inUse *qcow2.InUseError
 			if errors.As(err, &inUse) && s.wants(image) {
 				return err
@@ -83,15 +86,29 @@ func (s *session) wants(image chain.IntentImage) bool {
 // guardImages takes the flock of every image of an intent, which tells whether
 // the run that wrote it has ended.
 func (s *session) guardImages(ctx context.Context, in *chain.Intent) ([]*qcow2.ImageFlock, error) {
+	wait := flockWait
+	if !s.alive(in) {
+		wait = orphanWait
+	}
 	var guards []*qcow2.ImageFlock
 	for _, image := range in.Images {
-		g, err := qcow2.FlockImage(ctx, image.Path, flockWait)
+		g, err := qcow2.FlockImage(ctx, image.Path, wait)
 		if err != nil {
 			return guards, fmt.Errorf("disk %s: %w", image.Target, err)
 		}
 		guards = append(guards, g)
 	}
 	return guards, nil
+}
+
+// orphanWait is how long the qemu-img of a run that was killed is waited for; it
+// holds the flock until it has ended.
+const orphanWait = 10 * time.Second
+
+// alive reports whether the run that wrote an intent of this host may be at
+// work still.
+func (s *session) alive(in *chain.Intent) bool {
+	return in.BootID == s.bootID && !errors.Is(unix.Kill(in.PID, 0), unix.ESRCH)
 }
 
 // committed reports whether an intent's checkpoint stands in the repository.

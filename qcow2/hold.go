@@ -37,3 +37,19 @@ func WithTopLayer(path string, do func(*Layer) error) error { return withTopLaye
 
 // Device tells whether the layer lies on a block device.
 func (l *Layer) Device() bool { return l.file.device }
+
+// BitmapAdd is [BitmapAdd] on the image that the flock is on, at path. The
+// qemu-img holds the flock, too: should we be killed meanwhile, nobody can take
+// it before qemu-img has ended, and take the bitmap for one that was not added.
+func (f *ImageFlock) BitmapAdd(ctx context.Context, path, name string, granularity int64) error {
+	q := defaultQemuImg()
+	q.flock = f
+	return q.bitmapAdd(ctx, path, name, granularity)
+}
+
+// BitmapRemove is [BitmapRemove], under the same rule as [ImageFlock.BitmapAdd].
+func (f *ImageFlock) BitmapRemove(ctx context.Context, path, name string) error {
+	q := defaultQemuImg()
+	q.flock = f
+	return q.bitmapRemove(ctx, path, name)
+}

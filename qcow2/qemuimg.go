@@ -26,6 +26,7 @@ import (
 type qemuImg struct {
 	program string        // a name to look up in PATH, or a path
 	wait    time.Duration // for which conflicts of locks are retried
+	flock   *ImageFlock   // that a writer holds as long as it runs; may be nil
 }
 
 // lockWait is how long a QEMU that is just ending, such as a qemu-img whose starter was killed, is waited for.
@@ -217,6 +218,9 @@ func (q qemuImg) run(ctx context.Context, writer bool, path string, args ...stri
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if writer && q.flock != nil {
+		cmd.ExtraFiles = []*os.File{q.flock.file}
+	}
 	var exit *exec.ExitError
 	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
 		return run, err

@@ -13,6 +13,8 @@ import (
 	"runtime/debug"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // memoryLimit makes the garbage collector work harder instead of letting the
@@ -30,6 +32,8 @@ type program struct {
 	out, err io.Writer
 	// step is told the steps of a backup's writing order; nil outside tests.
 	step func(name string)
+	// wrap is put around every store; nil outside tests.
+	wrap func(objstore.Store) objstore.Store
 }
 
 // run executes one command line and returns the exit status.

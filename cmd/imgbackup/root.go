@@ -86,6 +86,14 @@ func maxArgs(n int, names string) cobra.PositionalArgs {
 
 // store opens the place that --repo names.
 func (a *app) store(create bool) (objstore.Store, error) {
+	store, err := a.openStore(create)
+	if err == nil && a.wrap != nil {
+		store = a.wrap(store)
+	}
+	return store, err
+}
+
+func (a *app) openStore(create bool) (objstore.Store, error) {
 	switch {
 	case a.repoFlag == "":
 		return nil, usageError{errors.New("no repository: give --repo PATH or set IMGBACKUP_REPO")}
