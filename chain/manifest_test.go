@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"bytes"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+func TestManifestRoundTrip(t *testing.T) {
+	t.Parallel()
+	r := newRepository(t)
+	m := r.sample("web", "one")
+	// What comes from images and file systems may be any bytes.
+	m.Disks[0].Source.Path = "/images/\xff\\x41\nü.qcow2"
+	m.Disks[0].Backing[0].Path = "/images/\xfe"
+	m.Disks[0].Snapshots[0].Name = "a\x00b\xc3"
+	m.Disks[0].Witnesses[0].LayerPath = "\xfe"
+	m.Disks[0].Reason = "in \xff"
+	m.Created = m.Created.In(time.FixedZone("somewhere", 3600))
+	commit(t, r, m)
+	if m.Disks[0].Source.Path != "/images/\xff\\x41\nü.qcow2" || m.Disks[0].Reason != "in \uFFFD" {
+		t.Errorf("commit changed the manifest: %+v", m.Disks[0])
+	}
+	got, err := r.Manifest(t.Context(), "web", "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info, want bytes.Buffer
+	for _, b := range got.Info {
+		if b != ' ' && b != '\n' {
+			info.WriteByte(b)
+		}
+	}
+	for _, b := range m.Info {
+		if b != ' ' {
+			want.WriteByte(b)
+		}
+	}
+	if info.String() != want.String() {
+		t.Errorf("info %s, want %s", info.String(), want.String())
+	}
+	got.Info, m.Info = nil, nil
+	if !reflect.DeepEqual(got, m) {
+		t.Errorf("got\n%+v\nwant\n%+v", got, m)
+	}
+}
+
+func TestCommitFillsIn(t *testing.T) {
+	t.Parallel()
+	r := newRepository(t)
+	m := r.sample("web", "one")
+	m.Format, m.Version, m.RepositoryID, m.Revision = "", 0, "", 0
+	commit(t, r, m)
+	if m.Format != ManifestFormat || m.Version != 1 || m.RepositoryID != r.Config.ID || m.Revision != 1 {
+		t.Errorf("%+v", m)
+	}
+}
+
+func TestDiskByExactTarget(t *testing.T) {
+	t.Parallel()
+	m := sample("web", "one")
+	m.Disks[1].Target = "vdaa"
+	if d, ok := m.Disk("vda"); !ok || d != &m.Disks[0] {
+		t.Error("vda")
+	}
+	if d, ok := m.Disk("vdaa"); !ok || d != &m.Disks[1] {
+		t.Error("vdaa")
+	}
+	for _, target := range []string{"vd", "vdab", "", "VDA"} {
+		if _, ok := m.Disk(target); ok {
+			t.Error(target)
+		}
+	}
+}
+
+func TestValidate(t *testing.T) {
+	t.Parallel()
+	if err := sample("web", "one").Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for name, break_ := range map[string]func(m *Manifest){
+		"format":             func(m *Manifest) { m.Format = "x" },
+		"version":            func(m *Manifest) { m.Version = 2 },
+		"requires":           func(m *Manifest) { m.Requires = []string{"x"} },
+		"info":               func(m *Manifest) { m.Info = []byte("[1]") },
+		"kind":               func(m *Manifest) { m.Kind = "" },
+		"repository":         func(m *Manifest) { m.RepositoryID = "x" },
+		"domain":             func(m *Manifest) { m.Domain = "a/b" },
+		"domain uuid":        func(m *Manifest) { m.DomainUUID = strings.ToUpper(m.UUID) },
+		"host":               func(m *Manifest) { m.Host.Name = "" },
+		"checkpoint":         func(m *Manifest) { m.Checkpoint = "../x" },
+		"uuid":               func(m *Manifest) { m.UUID = "{" + m.UUID + "}" },
+		"revision":           func(m *Manifest) { m.Revision = 0 },
+		"sequence":           func(m *Manifest) { m.Sequence = 0 },
+		"large sequence":     func(m *Manifest) { m.Sequence = 1 << 60 },
+		"parent's name":      func(m *Manifest) { m.Parent.Name = "" },
+		"parent's uuid":      func(m *Manifest) { m.Parent.UUID = "" },
+		"own parent":         func(m *Manifest) { m.Parent.UUID = m.UUID },
+		"no time":            func(m *Manifest) { m.Created = time.Time{} },
+		"local time":         func(m *Manifest) { m.Created = m.Created.In(time.FixedZone("x", 60)) },
+		"description":        func(m *Manifest) { m.Description = strings.Repeat("x", 70000) },
+		"tool":               func(m *Manifest) { m.Tool = "\xff" },
+		"locking":            func(m *Manifest) { m.Locking = "" },
+		"requested":          func(m *Manifest) { m.Requested = "maybe" },
+		"no disks":           func(m *Manifest) { m.Disks = nil },
+		"too many disks":     func(m *Manifest) { m.Disks = make([]Disk, 5000) },
+		"disk twice":         func(m *Manifest) { m.Disks[1].Target = "vda" },
+		"target":             func(m *Manifest) { m.Disks[0].Target = "../vda" },
+		"no path":            func(m *Manifest) { m.Disks[0].Source.Path = "" },
+		"path with NUL":      func(m *Manifest) { m.Disks[0].Source.Path = "a\x00" },
+		"source format":      func(m *Manifest) { m.Disks[0].Source.Format = "QCOW 2" },
+		"size":               func(m *Manifest) { m.Disks[0].Size = -1 },
+		"cluster size":       func(m *Manifest) { m.Disks[0].ClusterSize = 65537 },
+		"large clusters":     func(m *Manifest) { m.Disks[0].ClusterSize = 4 << 20 },
+		"granularity":        func(m *Manifest) { m.Disks[0].Granularity = 256 },
+		"no granularity":     func(m *Manifest) { m.Disks[0].Granularity = 0 },
+		"no bitmap":          func(m *Manifest) { m.Disks[0].Bitmap = "" },
+		"foreign bitmap":     func(m *Manifest) { m.Disks[0].Bitmap = "one.0000000000000000" },
+		"too many layers":    func(m *Manifest) { m.Disks[0].Backing = make([]Layer, 2000) },
+		"layer's path":       func(m *Manifest) { m.Disks[0].Backing[0].Path = "" },
+		"layer's size":       func(m *Manifest) { m.Disks[0].Backing[0].FileSize = -1 },
+		"snapshot":           func(m *Manifest) { m.Disks[0].Snapshots[0].Name = strings.Repeat("x", 70000) },
+		"disk's requested":   func(m *Manifest) { m.Disks[0].Requested = "x" },
+		"mode":               func(m *Manifest) { m.Disks[0].Mode = ModeAuto },
+		"detection":          func(m *Manifest) { m.Disks[0].Detection = "" },
+		"reason code":        func(m *Manifest) { m.Disks[0].ReasonCode = "a reason" },
+		"reason":             func(m *Manifest) { m.Disks[0].Reason = strings.Repeat("x", 5000) },
+		"full from":          func(m *Manifest) { m.Disks[0].Mode = ModeFull },
+		"incremental from ?": func(m *Manifest) { m.Disks[0].IncrementalFrom = nil },
+		"no maps":            func(m *Manifest) { m.Disks[0].Maps = nil },
+		"too many maps":      func(m *Manifest) { m.Disks[0].Maps = make([]archive.MapRef, 66) },
+		"map's name":         func(m *Manifest) { m.Disks[0].Maps[0].Name = archive.Digest{} },
+		"map's length":       func(m *Manifest) { m.Disks[0].Maps[0].Length = 0 },
+		"map's directory":    func(m *Manifest) { m.Disks[0].Maps[0].DirLength = 2000 },
+		"directory's digest": func(m *Manifest) { m.Disks[0].Maps[0].DirDigest = archive.Digest{} },
+		"maps without data":  func(m *Manifest) { m.Kind = KindCheckpoint },
+		"dirty":              func(m *Manifest) { m.Disks[0].DirtyBytes = -1 },
+		"data":               func(m *Manifest) { m.Disks[0].DataBytes = -1 },
+		"stored":             func(m *Manifest) { m.Disks[0].StoredBytes = -1 },
+		"reused":             func(m *Manifest) { m.Disks[0].ReusedBytes = -1 },
+		"witness's name":     func(m *Manifest) { m.Disks[0].Witnesses[0].Name = "" },
+		"witness's layer":    func(m *Manifest) { m.Disks[0].Witnesses[0].Layer = 2 },
+		"witness's grain":    func(m *Manifest) { m.Disks[0].Witnesses[0].Granularity = 0 },
+		"witness's dirt":     func(m *Manifest) { m.Disks[0].Witnesses[0].DirtyBytes = 1 << 50 },
+		"witness's object":   func(m *Manifest) { m.Disks[0].Witnesses[0].Object.Length = -1 },
+	} {
+		m := sample("web", "one")
+		break_(m)
+		if err := m.Validate(); err == nil {
+			t.Errorf("%s: valid", name)
+		}
+		// The same from a store is damage, unless it is of a newer version.
+		r := newRepository(t)
+		if m.RepositoryID == sample("a", "b").RepositoryID {
+			m.RepositoryID = r.Config.ID
+		}
+		if name == "tool" || name == "no time" {
+			continue // can't be written so
+		}
+		stored, err := m.mapTexts(escapeText)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := Seal(stored)
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		_, err = r.parseManifest(data, "web", "one")
+		var newer *NewerError
+		if wantNewer := name == "version" || name == "requires"; wantNewer != errors.As(err, &newer) || wantNewer == archive.IsDamage(err) {
+			t.Errorf("%s: reading: %v", name, err)
+		}
+		if err := r.Commit(t.Context(), m); err == nil && name != "local time" && name != "description" && name != "reason" && name != "revision" {
+			t.Errorf("%s: was committed", name)
+		}
+	}
+}
+
+func TestManifestErrors(t *testing.T) {
+	t.Parallel()
+	r := newRepository(t)
+	commit(t, r, r.sample("web", "one"))
+	data := get(t, r.Store, ManifestKey("web", "one"))
+
+	_, err := r.Manifest(t.Context(), "web", "two")
+	if !errors.Is(err, ErrNoCheckpoint) || !errors.Is(err, objstore.ErrNotFound) || !strings.Contains(err.Error(), "imgbackup list") {
+		t.Errorf("absent: %v", err)
+	}
+	for _, name := range [][2]string{{"../x", "one"}, {"web", "../one"}, {"", "one"}, {"web", ""}} {
+		if _, err := r.Manifest(t.Context(), name[0], name[1]); err == nil || errors.Is(err, objstore.ErrNotFound) {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	// The same manifest under another key, or from another repository.
+	put(t, r.Store, ManifestKey("web", "two"), data)
+	put(t, r.Store, ManifestKey("db", "one"), data)
+	for _, name := range [][2]string{{"web", "two"}, {"db", "one"}} {
+		if _, err := r.Manifest(t.Context(), name[0], name[1]); !archive.IsDamage(err) {
+			t.Errorf("%q: %v, want damage", name, err)
+		}
+	}
+	other := newRepository(t)
+	put(t, other.Store, ManifestKey("web", "one"), data)
+	if _, err := other.Manifest(t.Context(), "web", "one"); !archive.IsDamage(err) || !strings.Contains(err.Error(), r.Config.ID) {
+		t.Errorf("another repository's: %v, want damage", err)
+	}
+}

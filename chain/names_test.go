@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"pgregory.net/rapid"
+
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+func TestValidName(t *testing.T) {
+	t.Parallel()
+	for _, s := range []string{"a", "-", "_", "web-1.example_com", "2026-11-21T074900Z", "a..b", "A.", strings.Repeat("x", 200), "tmp"} {
+		if err := ValidName(s); err != nil {
+			t.Errorf("%q: %v", s, err)
+		}
+		if err := objstore.ValidKey(ManifestKey(s, s)); err != nil {
+			t.Errorf("%q: %v", s, err)
+		}
+	}
+	for _, s := range []string{"", ".", "..", ".x", "a/b", "a b", "ä", "a\x00", "a\n", "a%20", "a:b", "a,b", strings.Repeat("x", 201)} {
+		if ValidName(s) == nil || ValidDomain(s) == nil {
+			t.Errorf("%q is valid", s)
+		}
+	}
+}
+
+func TestEncodeDomain(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"web-1.a_b": "web-1.a_b", "..": "%2E.", ".x": "%2Ex", "a/b": "a%2Fb", "a b": "a%20b", "ü": "%C3%BC", "100%": "100%25", "a\x00": "a%00",
+	} {
+		if got := EncodeDomain(in); got != want {
+			t.Errorf("EncodeDomain(%q) = %q, want %q", in, got, want)
+		}
+	}
+	for _, bad := range []string{"", "a%2", "a%", "%2f", "%41", "a%2E", "a b", "ü", "a/b", ".", "..", "%zz"} {
+		if got, err := DecodeDomain(bad); err == nil {
+			t.Errorf("DecodeDomain(%q) = %q", bad, got)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		in := string(rapid.SliceOfN(rapid.Byte(), 1, 80).Draw(t, "domain"))
+		part := EncodeDomain(in)
+		if err := objstore.ValidKey("domains/" + part); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := DecodeDomain(part); err != nil || out != in {
+			t.Fatalf("%q → %q → %q, %v", in, part, out, err)
+		}
+	})
+}
+
+func TestBitmapName(t *testing.T) {
+	t.Parallel()
+	if got := BitmapName("cp", "01234567-89ab-cdef-0123-456789abcdef"); got != "cp.0123456789abcdef" {
+		t.Error(got)
+	}
+}
+
+func TestTextRoundTrip(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"/images/web.qcow2": "/images/web.qcow2", "ünï\uFFFDcode": "ünï\uFFFDcode", "a\xffb": `a\xffb`, "a\\x41": `a\x5cx41`, "a\nb\x7f": `a\x0ab\x7f`, "": "",
+	} {
+		if got, _ := escapeText(in); got != want {
+			t.Errorf("escapeText(%q) = %q, want %q", in, got, want)
+		}
+	}
+	for _, bad := range []string{`\`, `\x`, `\x4`, `\x41`, `\xFF`, `\n`, "a\nb", "\xff", `\x+f`, `\xc3\xbc`} {
+		if got, err := unescapeText(bad); err == nil {
+			t.Errorf("unescapeText(%q) = %q", bad, got)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		in := string(rapid.SliceOf(rapid.Byte()).Draw(t, "text"))
+		s, err := escapeText(in)
+		if err != nil || !utf8.ValidString(s) {
+			t.Fatalf("%q, %v", s, err)
+		}
+		if out, err := unescapeText(s); err != nil || out != in {
+			t.Fatalf("%q → %q → %q, %v", in, s, out, err)
+		}
+	})
+}
+
+func TestReadable(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{"abc": "abc", "a\xffb": "a\uFFFDb", "0123456789": "0123456789", "0123456789a": "0123456…", "012345üü678": "012345…"} {
+		if got := readable(in, 10); got != want {
+			t.Errorf("readable(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func FuzzKeys(f *testing.F) {
+	id := "7b0f8f1e-6a2c-4a52-9a53-0a3a4a4a4a4a"
+	seeds := map[string]keyKind{
+		ConfigKey: keyConfig, ManifestKey("a/b", "cp"): keyManifest, intentKey("web", id): keyIntent, leaseKey(id): keyLease,
+		"packs/ab/" + strings.Repeat("ab", 32) + ".zst": keyData, "domains/web/checkpoints/.json": keyUnknown, "domains/%61/checkpoints/a.json": keyUnknown,
+		"leases/" + strings.ToUpper(id) + ".json": keyUnknown, "domains/../checkpoints/a.json": keyUnknown,
+	}
+	for key, kind := range seeds {
+		if got := parseKey(key); got.kind != kind {
+			f.Fatalf("parseKey(%s) = %+v, want kind %d", key, got, kind)
+		}
+		f.Add(key)
+	}
+	f.Fuzz(func(t *testing.T, key string) {
+		k := parseKey(key)
+		var again string
+		switch k.kind {
+		case keyManifest:
+			again = ManifestKey(k.domain, k.name)
+		case keyIntent:
+			again = intentKey(k.domain, k.name)
+		case keyLease:
+			again = leaseKey(k.name)
+		default:
+			return
+		}
+		if again != key {
+			t.Fatalf("%q and %q are the same %+v", key, again, k)
+		}
+	})
+}
