@@ -192,17 +192,17 @@ func each[T any](ctx context.Context, c *check, phase string, items []T, weight 
 	}
 	c.progress(phase, 0, total)
 	c.done = 0
-	g, ctx := errgroup.WithContext(ctx)
+	g, inner := errgroup.WithContext(ctx)
 	g.SetLimit(c.o.Workers)
 	for _, it := range items {
-		if ctx.Err() != nil {
+		if inner.Err() != nil {
 			break
 		}
 		g.Go(func() error {
-			if err := ctx.Err(); err != nil {
+			if err := inner.Err(); err != nil {
 				return err
 			}
-			if err := f(ctx, it); err != nil {
+			if err := f(inner, it); err != nil {
 				return err
 			}
 			c.mu.Lock()

@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/objstoretest"
+)
+
+// diskSize of the disks in the repository below, bytes.
+const diskSize = 4 << 20
+
+// whole returns a repository with a bit of everything: a chain of two, another
+// domain, a lease, an intent, and what a backup that failed left.
+func whole(t *testing.T) (r *Repository, full, delta *Manifest) {
+	t.Helper()
+	r = newRepository(t)
+	full = backup(t, r, "web", "full", diskSize, nil, piece{0, random(1, 200<<10)}, piece{1 << 20, random(2, 100<<10)}, piece{3 << 20, random(3, 5000)})
+	delta = backup(t, r, "web", "delta", diskSize, full, piece{1 << 20, random(4, 100<<10)})
+	backup(t, r, "db", "one", 1<<20, nil, piece{0, random(5, 20<<10)})
+	lost := backup(t, r, "lost", "one", 2<<20, nil, piece{0, random(6, 30<<10)})
+	if err := r.Store.Delete(t.Context(), ManifestKey(lost.Domain, lost.Checkpoint)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.PutIntent(t.Context(), testIntent("web")); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.PutLease(t.Context(), testLease(t)); err != nil {
+		t.Fatal(err)
+	}
+	return r, full, delta
+}
+
+func keys(t *testing.T, s objstore.Store, prefix string) []string {
+	t.Helper()
+	var all []string
+	for info, err := range s.List(t.Context(), prefix) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, info.Key)
+	}
+	if len(all) == 0 {
+		t.Fatalf("no objects under %q", prefix)
+	}
+	return all
+}
+
+// found checks and returns the keys of the findings.
+func found(t *testing.T, r *Repository, o CheckOptions) []string {
+	t.Helper()
+	report, err := r.Check(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keys []string
+	for _, f := range report.Findings {
+		keys = append(keys, f.Object)
+	}
+	return keys
+}
+
+func TestCheckClean(t *testing.T) {
+	t.Parallel()
+	r, _, _ := whole(t)
+	for _, o := range []CheckOptions{{}, {ReadData: true}, {Domains: []string{"web", "db"}}, {ReadData: true, Domains: []string{"db"}}, {ReadData: true, Workers: 1}} {
+		phases := map[string]CheckEvent{}
+		o.Progress = func(e CheckEvent) {
+			if e.Total > 0 && e.Done > e.Total || e.Done < phases[e.Phase].Done {
+				t.Errorf("progress went from %+v to %+v", phases[e.Phase], e)
+			}
+			phases[e.Phase] = e
+		}
+		report, err := r.Check(t.Context(), o)
+		if err != nil || len(report.Findings) != 0 {
+			t.Fatalf("%+v: %+v, %v", o, report, err)
+		}
+		want := 3
+		if len(o.Domains) == 1 {
+			want = 1
+		}
+		if report.Checkpoints != want || report.Objects == 0 || report.Bytes == 0 {
+			t.Errorf("%+v: %+v", o, report)
+		}
+		if all := len(o.Domains) == 0; (report.Unreferenced == 3) != all {
+			t.Errorf("%+v: %d unreferenced objects, of an archive that has a pack, a map and a bitmap", o, report.Unreferenced)
+		}
+		if e, ok := phases["packs"]; ok != o.ReadData || ok && e.Done != e.Total {
+			t.Errorf("%+v: packs %+v", o, e)
+		}
+		if notes := strings.Join(report.Notes, "\n"); !strings.Contains(notes, "has not finished") != (len(o.Domains) == 1) {
+			t.Errorf("%+v: notes %s", o, notes)
+		}
+	}
+}
+
+func TestCheckEmpty(t *testing.T) {
+	t.Parallel()
+	if got := found(t, newRepository(t), CheckOptions{ReadData: true}); len(got) != 0 {
+		t.Error(got)
+	}
+}
+
+func TestCheckUnknownDomain(t *testing.T) {
+	t.Parallel()
+	r, _, _ := whole(t)
+	if _, err := r.Check(t.Context(), CheckOptions{Domains: []string{"we"}}); !errors.Is(err, objstore.ErrNotFound) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestCheckFindsFlippedBits flips bits all over every object.
+func TestCheckFindsFlippedBits(t *testing.T) {
+	t.Parallel()
+	r, _, _ := whole(t)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	kinds := map[string]int{}
+	for _, key := range keys(t, r.Store, "") {
+		data := get(t, r.Store, key)
+		ats := []int{0, 1, len(data) / 2, len(data) - 2, len(data) - 1}
+		for range 6 {
+			ats = append(ats, rnd.IntN(len(data)))
+		}
+		for _, at := range ats {
+			bad := bytes.Clone(data)
+			bad[at] ^= 1 << rnd.IntN(8)
+			put(t, r.Store, key, bad)
+			report, err := r.Check(t.Context(), CheckOptions{ReadData: true})
+			if err != nil || len(report.Findings) != 1 || report.Findings[0].Object != key || report.Findings[0].What == "" {
+				t.Fatalf("byte %d of %d of %s: %+v, %v", at, len(data), key, report.Findings, err)
+			}
+			kinds[report.Findings[0].Kind]++
+		}
+		put(t, r.Store, key, data)
+	}
+	for _, kind := range []string{FindingConfig, FindingManifest, FindingMap, FindingPack, FindingBitmap, FindingIndex, FindingIntent, FindingLease} {
+		if kinds[kind] < 11 {
+			t.Errorf("%d findings of kind %s", kinds[kind], kind)
+		}
+	}
+	if got := found(t, r, CheckOptions{ReadData: true}); len(got) != 0 {
+		t.Errorf("all is as it was: %q", got)
+	}
+}
+
+// TestCheckWithoutReadingData flips bits in what is small, which it proves all
+// the same.
+func TestCheckWithoutReadingData(t *testing.T) {
+	t.Parallel()
+	r, full, delta := whole(t)
+	all := []string{ConfigKey, ManifestKey("web", "full"), keys(t, r.Store, "leases/")[0], keys(t, r.Store, "domains/web/intents/")[0]}
+	for _, m := range []*Manifest{full, delta} {
+		all = append(all, archive.MapKey(m.Disks[0].Maps[0].Name), archive.BitmapKey(m.Disks[0].Witnesses[0].Object.Name))
+	}
+	for _, key := range slices.Compact(slices.Sorted(slices.Values(all))) {
+		data := get(t, r.Store, key)
+		step := len(data)/40 + 1
+		for at := range len(data) {
+			if at%step != 0 {
+				continue
+			}
+			bad := bytes.Clone(data)
+			bad[at] ^= 1 << (at / step % 8)
+			put(t, r.Store, key, bad)
+			if got := found(t, r, CheckOptions{}); !slices.Equal(got, []string{key}) {
+				t.Fatalf("byte %d of %s: %q", at, key, got)
+			}
+		}
+		put(t, r.Store, key, data)
+	}
+}
+
+// usedObjects returns the keys of all packs, maps and bitmaps that checkpoints use.
+func usedObjects(t *testing.T, r *Repository, ms ...*Manifest) []string {
+	t.Helper()
+	var used []string
+	for _, m := range ms {
+		for _, ref := range m.Disks[0].Maps {
+			used = append(used, archive.MapKey(ref.Name))
+			mp, err := archive.OpenMap(t.Context(), r.Store, ref)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range mp.Packs() {
+				used = append(used, archive.PackKey(p.Name))
+			}
+		}
+		used = append(used, archive.BitmapKey(m.Disks[0].Witnesses[0].Object.Name))
+	}
+	slices.Sort(used)
+	return slices.Compact(used)
+}
+
+func TestCheckFindsMissingAndCut(t *testing.T) {
+	t.Parallel()
+	r, full, delta := whole(t)
+	used := usedObjects(t, r, full, delta)
+	if len(used) < 6 {
+		t.Fatalf("only %q", used)
+	}
+	for _, key := range used {
+		data := get(t, r.Store, key)
+		for _, o := range []CheckOptions{{}, {ReadData: true}, {Domains: []string{"web"}}} {
+			if err := r.Store.Delete(t.Context(), key); err != nil {
+				t.Fatal(err)
+			}
+			if got := found(t, r, o); !slices.Equal(got, []string{key}) {
+				t.Errorf("%s is missing: %q", key, got)
+			}
+			put(t, r.Store, key, data[:len(data)-1])
+			if got := found(t, r, o); !slices.Equal(got, []string{key}) {
+				t.Errorf("%s is cut: %q", key, got)
+			}
+			put(t, r.Store, key, append(bytes.Clone(data), 0))
+			if got := found(t, r, o); !slices.Equal(got, []string{key}) {
+				t.Errorf("%s is too long: %q", key, got)
+			}
+		}
+		put(t, r.Store, key, data)
+	}
+}
+
+// TestCheckSaysWhatIsAffected damages one chunk, and then all of a pack.
+func TestCheckSaysWhatIsAffected(t *testing.T) {
+	t.Parallel()
+	r, full, delta := whole(t)
+	m, err := archive.OpenMap(t.Context(), r.Store, full.Disks[0].Maps[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var entries []archive.Entry
+	for e, err := range m.Entries(t.Context(), 0, m.Size()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		entries = append(entries, e)
+	}
+	if len(entries) != 3 {
+		t.Fatalf("%+v", entries)
+	}
+	check := func(key string) Finding {
+		t.Helper()
+		report, err := r.Check(t.Context(), CheckOptions{ReadData: true})
+		if err != nil || len(report.Findings) != 1 || report.Findings[0].Object != key {
+			t.Fatalf("%+v, %v", report, err)
+		}
+		return report.Findings[0]
+	}
+	damage := func(e archive.Entry) (key string, undo func()) {
+		key = archive.PackKey(e.Pack.Name)
+		data := get(t, r.Store, key)
+		bad := bytes.Clone(data)
+		bad[e.FrameOffset+int64(e.FrameLength)/2] ^= 4
+		put(t, r.Store, key, bad)
+		return key, func() { put(t, r.Store, key, data) }
+	}
+
+	// The first chunk is part of both checkpoints.
+	key, undo := damage(entries[0])
+	f := check(key)
+	want := []Affected{
+		{Domain: "web", Checkpoint: "delta", Disk: "vda", Ranges: []Range{{0, 200 << 10}}, Bytes: 200 << 10},
+		{Domain: "web", Checkpoint: "full", Disk: "vda", Ranges: []Range{{0, 200 << 10}}, Bytes: 200 << 10},
+	}
+	slices.SortFunc(f.Details, func(a, b Affected) int { return strings.Compare(a.Checkpoint, b.Checkpoint) })
+	if !slices.EqualFunc(f.Details, want, equalAffected) || len(f.Affects) != 2 {
+		t.Errorf("first chunk: %+v", f)
+	}
+	undo()
+
+	// The second one was overwritten by the delta.
+	key, undo = damage(entries[1])
+	f = check(key)
+	want = []Affected{{Domain: "web", Checkpoint: "full", Disk: "vda", Ranges: []Range{{1 << 20, 100 << 10}}, Bytes: 100 << 10}}
+	if !slices.EqualFunc(f.Details, want, equalAffected) {
+		t.Errorf("second chunk: %+v", f)
+	}
+	undo()
+
+	// Damage in the table of a pack hits no data.
+	data := get(t, r.Store, key)
+	bad := bytes.Clone(data)
+	bad[len(bad)-3] ^= 1
+	put(t, r.Store, key, bad)
+	if f = check(key); len(f.Details) != 0 || len(f.Affects) != 0 {
+		t.Errorf("table: %+v", f)
+	}
+	put(t, r.Store, key, data)
+
+	// A damaged map takes all of the disk with it; of a manifest, the checkpoint.
+	key = archive.MapKey(delta.Disks[0].Maps[0].Name)
+	data = get(t, r.Store, key)
+	put(t, r.Store, key, nil)
+	f = check(key)
+	want = []Affected{{Domain: "web", Checkpoint: "delta", Disk: "vda", Ranges: []Range{{0, diskSize}}, Bytes: diskSize}}
+	if !slices.EqualFunc(f.Details, want, equalAffected) {
+		t.Errorf("map: %+v", f)
+	}
+	put(t, r.Store, key, data)
+	key = ManifestKey("db", "one")
+	put(t, r.Store, key, nil)
+	if f = check(key); len(f.Affects) != 1 || f.Affects[0] != "checkpoint db/one" {
+		t.Errorf("manifest: %+v", f)
+	}
+}
+
+func equalAffected(a, b Affected) bool {
+	return a.Domain == b.Domain && a.Checkpoint == b.Checkpoint && a.Disk == b.Disk && a.Bytes == b.Bytes && slices.Equal(a.Ranges, b.Ranges)
+}
+
+// TestCheckMapsMatchPacks has sound objects that do not fit together.
+func TestCheckMapsMatchPacks(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(e *archive.Entry){
+		"another frame":   func(e *archive.Entry) { e.FrameOffset++ },
+		"another length":  func(e *archive.Entry) { e.FrameLength-- },
+		"another chunk":   func(e *archive.Entry) { e.Chunk[0] ^= 1 },
+		"beyond its end":  func(e *archive.Entry) { e.ChunkOffset++ },
+		"beyond the pack": func(e *archive.Entry) { e.FrameOffset += 50 },
+	} {
+		r, full, _ := whole(t)
+		m, err := archive.OpenMap(t.Context(), r.Store, full.Disks[0].Maps[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		ref, err := archive.WriteMap(t.Context(), r.Store, "vda", diskSize, true, func(yield func(archive.Entry, error) bool) {
+			for e, err := range m.Entries(t.Context(), 0, m.Size()) {
+				if e.Offset == 1<<20 {
+					change(&e)
+				}
+				if !yield(e, err) {
+					return
+				}
+			}
+		})
+		if err != nil {
+			t.Logf("%s: the writer refuses it: %v", name, err)
+			continue
+		}
+		bad := r.sample("web", "bad")
+		bad.Disks = slices.Clone(full.Disks)
+		bad.Disks[0].Maps = []archive.MapRef{ref}
+		bad.Disks[0].Bitmap, bad.Disks[0].Granularity = "", 0
+		commit(t, r, bad)
+		if got := found(t, r, CheckOptions{ReadData: true}); !slices.Equal(got, []string{archive.MapKey(ref.Name)}) {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
+// TestCheckManifestsMatchMaps has manifests that say something else than the
+// maps and bitmaps that they name.
+func TestCheckManifestsMatchMaps(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(d *Disk){
+		"another size":   func(d *Disk) { d.Size++ },
+		"no full map":    func(d *Disk) { d.Maps = d.Maps[:1] },
+		"wrong order":    func(d *Disk) { slices.Reverse(d.Maps) },
+		"other bitmap":   func(d *Disk) { d.Witnesses[0].DirtyBytes = 0 },
+		"bitmap's size":  func(d *Disk) { d.Witnesses[0].Size++ },
+		"bitmap's grain": func(d *Disk) { d.Witnesses[0].Granularity *= 2 },
+		"bitmap's name":  func(d *Disk) { d.Witnesses[0].Name += "0" },
+		"directory":      func(d *Disk) { d.Maps[0].DirDigest[3] ^= 8 },
+		"map's length":   func(d *Disk) { d.Maps[1].Length++ },
+	} {
+		r, _, delta := whole(t)
+		m := *delta
+		m.Checkpoint, m.UUID = "bad", NewUUID()
+		m.Disks = slices.Clone(m.Disks)
+		d := &m.Disks[0]
+		d.Maps, d.Witnesses = slices.Clone(d.Maps), slices.Clone(d.Witnesses)
+		d.Bitmap, d.Granularity = "", 0
+		change(d)
+		commit(t, r, &m)
+		report, err := r.Check(t.Context(), CheckOptions{})
+		if err != nil || len(report.Findings) == 0 {
+			t.Errorf("%s: %+v, %v", name, report, err)
+		}
+	}
+}
+
+// TestCheckOutage lets the store fail at each single operation: that is never a
+// clean repository, and never damage.
+func TestCheckOutage(t *testing.T) {
+	t.Parallel()
+	r, full, _ := whole(t)
+	// With damage, more is read.
+	key := usedObjects(t, r, full)[0]
+	data := get(t, r.Store, key)
+	for _, damaged := range []bool{false, true} {
+		if damaged {
+			bad := bytes.Clone(data)
+			bad[len(bad)/2] ^= 1
+			put(t, r.Store, key, bad)
+		}
+		counter := objstoretest.NewFaulty(t, r.Store)
+		want, err := r.with(counter).Check(t.Context(), CheckOptions{ReadData: true, Workers: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := counter.Count()
+		if n < 30 {
+			t.Fatalf("only %d operations", n)
+		}
+		for i := range n {
+			s := objstoretest.NewFaulty(t, r.Store, objstoretest.Fault{After: i, Times: 1, Err: errOutage})
+			report, err := r.with(s).Check(t.Context(), CheckOptions{ReadData: true, Workers: 1})
+			if !errors.Is(err, errOutage) || archive.IsDamage(err) {
+				t.Errorf("operation %d of %d fails: %v", i, n, err)
+			}
+			if report == nil || len(report.Findings) > len(want.Findings) {
+				t.Errorf("operation %d of %d fails: %+v", i, n, report)
+			}
+		}
+	}
+}
+
+// TestCheckCancelled cancels at each single operation.
+func TestCheckCancelled(t *testing.T) {
+	t.Parallel()
+	r, _, _ := whole(t)
+	counter := objstoretest.NewFaulty(t, r.Store)
+	if _, err := r.with(counter).Check(t.Context(), CheckOptions{ReadData: true}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range counter.Count(objstoretest.Stat) {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := &hooked{Store: r.Store, after: i, hook: cancel}
+		if report, err := r.with(s).Check(ctx, CheckOptions{ReadData: true, Workers: 1}); !errors.Is(err, context.Canceled) || len(report.Findings) != 0 {
+			t.Errorf("cancelled at operation %d: %+v, %v", i, report, err)
+		}
+		cancel()
+	}
+}
+
+// hooked calls hook at one of the calls of Stat, which work.
+type hooked struct {
+	objstore.Store
+	after int
+	hook  func()
+}
+
+func (h *hooked) Stat(ctx context.Context, key string) (objstore.Info, error) {
+	if h.after == 0 {
+		h.hook()
+	}
+	h.after--
+	return h.Store.Stat(ctx, key)
+}
+
+func TestCheckNewer(t *testing.T) {
+	t.Parallel()
+	r, _, _ := whole(t)
+	put(t, r.Store, ManifestKey("web", "newer"), reseal("{\n\"format\": \""+ManifestFormat+"\", \"version\": 7"))
+	report, err := r.Check(t.Context(), CheckOptions{})
+	var newer *NewerError
+	if !errors.As(err, &newer) || len(report.Findings) != 0 {
+		t.Errorf("%+v, %v", report, err)
+	}
+}
+
+// TestCheckUnderWay: what comes and goes while the check runs is no damage.
+func TestCheckUnderWay(t *testing.T) {
+	t.Parallel()
+	r, _, _ := whole(t)
+	extra := backup(t, r, "web", "extra", diskSize, nil, piece{0, random(9, 1000)})
+	ids := keys(t, r.Store, "leases/")
+	gone := append(ids, ManifestKey("web", extra.Checkpoint), keys(t, r.Store, "domains/web/intents/")[0])
+	s := &vanishing{Store: r.Store, gone: gone}
+	if got := found(t, r.with(s), CheckOptions{ReadData: true}); len(got) != 0 {
+		t.Error(got)
+	}
+}
+
+// vanishing lists objects that are gone when they are asked for.
+type vanishing struct {
+	objstore.Store
+	gone []string
+}
+
+func (v *vanishing) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	if slices.Contains(v.gone, key) {
+		return nil, objstore.ErrNotFound
+	}
+	return v.Store.Get(ctx, key, offset, length)
+}
