@@ -82,14 +82,7 @@ func (s *source) batch(ctx context.Context, entries []archive.Entry, fn func(i i
 	err := s.fetcher.Batch(ctx, entries, func(indexes []int, chunk []byte) error {
 		for _, i := range indexes {
 			e := &entries[i]
-			end := int64(e.ChunkOffset) + e.Length
-			if e.ChunkOffset < 0 || end > int64(len(chunk)) {
-				return &DamageError{Disk: s.disk, Start: e.Offset, End: e.End(), Err: &archive.DamageError{
-					Object: archive.PackKey(e.Pack.Name), Offset: e.FrameOffset, Length: int64(e.FrameLength),
-					Err: fmt.Errorf("a map wants bytes %d to %d of a chunk of %d", e.ChunkOffset, end-1, len(chunk)),
-				}}
-			}
-			if err := fn(i, chunk[e.ChunkOffset:end]); err != nil {
+			if err := fn(i, chunk[e.ChunkOffset:int64(e.ChunkOffset)+e.Length]); err != nil {
 				return err
 			}
 		}
@@ -111,7 +104,7 @@ func (s *source) damage(err error, start, end int64) error {
 	if archive.IsDamage(err) {
 		return &DamageError{Disk: s.disk, Start: start, End: end, Err: err}
 	}
-	return fmt.Errorf("disk %s: bytes %d to %d: %w", s.disk, start, end-1, err)
+	return fmt.Errorf("disk %s: %w", s.disk, err)
 }
 
 // amounts is what a disk's content is made of, bytes.

@@ -45,46 +45,47 @@ const pushEvery = 32 << 20
 
 // openOutput makes the partial file of a target, or opens its device. A failure
 // leaves nothing.
-func openOutput(ctx context.Context, sys *system, p *place, o Options) (out *output, err error) {
-	out = &output{place: p, sys: sys, push: make(chan struct{}, 1), pushEnd: make(chan struct{})}
-	if p.device {
-		if out.f, err = p.openDevice(ctx, sys, o.NoLock); err != nil {
-			return nil, err
-		}
-		go out.writeback()
-		return out, nil
-	}
+func openOutput(ctx context.Context, sys *system, p *place, o Options) (*output, error) {
+	out := &output{place: p, sys: sys, push: make(chan struct{}, 1), pushEnd: make(chan struct{})}
 	go out.writeback()
-	defer func() {
-		if err != nil {
-			out.discard()
+	var err error
+	if p.device {
+		out.f, err = p.openDevice(ctx, sys, o.NoLock)
+	} else {
+		err = out.openFile(ctx, o)
+	}
+	if err != nil {
+		return nil, errors.Join(err, out.discard())
+	}
+	return out, nil
+}
+
+func (o *output) openFile(ctx context.Context, opts Options) (err error) {
+	if o.dir, err = openFolder(filepath.Dir(o.path)); err != nil {
+		return fmt.Errorf("disk %s: %w", o.Disk, err)
+	}
+	o.dir.sweep()
+	if o.exists {
+		if o.existing, err = o.openExisting(ctx, opts.NoLock); err != nil {
+			return err
 		}
-	}()
-	if out.dir, err = openFolder(filepath.Dir(p.path)); err != nil {
-		return nil, fmt.Errorf("disk %s: %w", p.Disk, err)
 	}
-	out.dir.sweep()
-	if p.exists {
-		if out.existing, err = p.openExisting(ctx, o.NoLock); err != nil {
-			return nil, err
+	if o.part, err = o.dir.createPartial(o.base()); err != nil {
+		return fmt.Errorf("disk %s: %w", o.Disk, err)
+	}
+	o.f = o.part.f
+	if o.existing != nil {
+		if err := takeOverAccess(o.existing, o.f); err != nil {
+			return fmt.Errorf("disk %s: %w", o.Disk, err)
 		}
 	}
-	if out.part, err = out.dir.createPartial(p.base()); err != nil {
-		return nil, fmt.Errorf("disk %s: %w", p.Disk, err)
+	if o.Format == qcow2.Qcow2 {
+		return o.beginQcow2(opts.Continue)
 	}
-	out.f = out.part.f
-	if out.existing != nil {
-		if err := takeOverAccess(out.existing, out.f); err != nil {
-			return nil, fmt.Errorf("disk %s: %w", p.Disk, err)
-		}
+	if err := o.f.Truncate(o.disk.Size); err != nil {
+		return fmt.Errorf("disk %s: make a file of %d bytes: %w", o.Disk, o.disk.Size, err)
 	}
-	if p.Format == qcow2.Raw {
-		if err := out.f.Truncate(p.disk.Size); err != nil {
-			return nil, fmt.Errorf("disk %s: make a file of %d bytes: %w", p.Disk, p.disk.Size, err)
-		}
-		return out, nil
-	}
-	return out, out.beginQcow2(o.Continue)
+	return nil
 }
 
 func (o *output) beginQcow2(withBitmap bool) error {
