@@ -224,9 +224,6 @@ func (f *Fetcher) fetch(ctx context.Context, s *fetchSlot, entries []Entry, r *r
 	if whole != nil && !IsDamage(whole) {
 		return &EntryError{Indexes: slices.Clone(r.uses), Entry: entries[r.uses[0]], Err: whole}
 	}
-	if cap(s.chunk) == 0 {
-		s.chunk = make([]byte, 0, GridSize+bufSlack)
-	}
 	for uses := r.uses; len(uses) > 0; {
 		e := &entries[uses[0]]
 		n := 1
@@ -252,7 +249,9 @@ func (f *Fetcher) deliver(ctx context.Context, s *fetchSlot, entries []Entry, us
 	}
 	var chunk []byte
 	if err == nil {
-		chunk, err = s.decode(e, frame, s.chunk)
+		if chunk, err = s.decode(e, frame, s.chunk); err == nil {
+			s.chunk = chunk
+		}
 	}
 	for i := 1; i < len(uses) && err == nil; i++ {
 		if err = checkSlice(&entries[uses[i]], chunk); err != nil {

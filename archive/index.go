@@ -35,13 +35,20 @@ type indexBuilder struct {
 	time    int64 // seconds since 1970
 	enc     *encoder
 	parts   []*spool
-	chunks  int // in the last part
+	chunks  int   // in the last part
+	broken  error // why there will be no index
 	text    []byte
 	stored  []byte
 }
 
-// add lists a pack.
-func (b *indexBuilder) add(pack Ref, chunks []PackChunk) error {
+// add lists a pack. After an error the index is broken.
+func (b *indexBuilder) add(pack Ref, chunks []PackChunk) {
+	if b.broken == nil {
+		b.broken = b.list(pack, chunks)
+	}
+}
+
+func (b *indexBuilder) list(pack Ref, chunks []PackChunk) error {
 	if len(b.parts) == 0 || b.chunks+len(chunks) > indexChunks {
 		if err := b.cut(); err != nil || len(b.parts) == maxIndexes {
 			return err

@@ -77,7 +77,7 @@ func hashObject(ctx context.Context, store objstore.Store, key string, name Dige
 		return missing(key, err)
 	}
 	h := sha256.New()
-	_, err = io.CopyBuffer(onlyWriter{h}, io.LimitReader(r, length), make([]byte, 256<<10))
+	_, err = io.CopyBuffer(onlyWriter{h}, io.LimitReader(r, length), make([]byte, copyBuffer(length)))
 	if cerr := r.Close(); err == nil {
 		err = cerr
 	}
@@ -94,6 +94,8 @@ func checkName(key string, name, got Digest) error {
 	return nil
 }
 
+func copyBuffer(length int64) int64 { return min(max(length, 1), 256<<10) }
+
 // onlyWriter hides other methods, so that io.CopyBuffer uses its buffer.
 type onlyWriter struct{ io.Writer }
 
@@ -101,7 +103,7 @@ type onlyWriter struct{ io.Writer }
 func hashBody(body objstore.Body) (Digest, error) {
 	h := sha256.New()
 	r := io.NewSectionReader(body, 0, body.Size())
-	if _, err := io.CopyBuffer(onlyWriter{h}, struct{ io.Reader }{r}, make([]byte, 256<<10)); err != nil {
+	if _, err := io.CopyBuffer(onlyWriter{h}, struct{ io.Reader }{r}, make([]byte, copyBuffer(body.Size()))); err != nil {
 		return Digest{}, err
 	}
 	return Digest(h.Sum(nil)), nil

@@ -176,7 +176,7 @@ func (p *packer) store(pack *openPack) error {
 	p.w.packs.name(pack.number, ref)
 	<-pack.prev
 	if err == nil {
-		err = p.w.index.add(ref, pack.chunks)
+		p.w.index.add(ref, pack.chunks)
 	}
 	close(pack.indexed)
 	if err != nil {

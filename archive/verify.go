@@ -112,7 +112,7 @@ func VerifyPack(ctx context.Context, store objstore.Store, pack Ref, deep bool) 
 	}
 	v := packVerifier{key: key, length: length}
 	h := sha256.New()
-	v.in = bufio.NewReaderSize(io.TeeReader(io.LimitReader(r, length), h), packTableLen(maxPackChunks))
+	v.in = bufio.NewReaderSize(io.TeeReader(io.LimitReader(r, length), h), int(min(length, int64(packTableLen(maxPackChunks)))))
 	err = v.run()
 	// A bad frame is told, and where it is; that the name is wrong then, too, adds nothing.
 	if cerr := r.Close(); err == nil {
@@ -141,7 +141,7 @@ func (v *packVerifier) run() error {
 		return err
 	}
 	defer dec.close()
-	buf := make([]byte, 0, GridSize+bufSlack)
+	var buf []byte
 	for {
 		b, err := v.peek(maxFrame)
 		if err != nil {
@@ -154,14 +154,13 @@ func (v *packVerifier) run() error {
 		if err == nil && (n > maxFrame || len(v.chunks) == maxPackChunks) {
 			err = fmt.Errorf("%w: too long", errFrame)
 		}
-		var chunk []byte
 		if err == nil {
-			chunk, err = dec.frame(b[:n], buf, GridSize)
+			buf, err = dec.frame(b[:n], buf, GridSize)
 		}
 		if err != nil {
 			return &DamageError{Object: v.key, Offset: v.pos, Length: int64(n), Err: err}
 		}
-		v.chunks = append(v.chunks, PackChunk{FrameOffset: v.pos, FrameLength: int32(n), Length: int32(len(chunk)), Chunk: Sum(chunk)})
+		v.chunks = append(v.chunks, PackChunk{FrameOffset: v.pos, FrameLength: int32(n), Length: int32(len(buf)), Chunk: Sum(buf)})
 		if _, err := v.in.Discard(n); err != nil {
 			return err
 		}

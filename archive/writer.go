@@ -230,7 +230,7 @@ func (w *Writer) put(ctx context.Context, key string, name Digest, body objstore
 
 // Finish waits for all that was added, stores the last pack, the maps and the
 // index, and ends the session, with or without an error. The maps come in the
-// order of NewMap.
+// order of NewMap. An index that can't be stored leaves a note.
 func (w *Writer) Finish(ctx context.Context) ([]MapRef, Stats, error) {
 	stop := context.AfterFunc(ctx, func() { w.fail(context.Cause(ctx)) })
 	defer stop()
@@ -245,13 +245,13 @@ func (w *Writer) Finish(ctx context.Context) ([]MapRef, Stats, error) {
 		return nil, Stats{}, err
 	}
 	refs, err := w.storeMaps()
-	if err == nil {
-		err = w.storeIndex()
-	}
-	if err == nil {
-		err = w.err()
-	}
 	if err != nil {
+		return nil, Stats{}, err
+	}
+	if err := w.storeIndex(); err != nil {
+		w.note("the index of this backup is not stored, so later ones may store more than is new: %v", err)
+	}
+	if err := w.err(); err != nil {
 		return nil, Stats{}, err
 	}
 	w.mu.Lock()
@@ -309,7 +309,11 @@ func (w *Writer) storeMaps() ([]MapRef, error) {
 	return refs, nil
 }
 
+// storeIndex stores the index, which is a help and no part of the backup.
 func (w *Writer) storeIndex() error {
+	if w.index.broken != nil {
+		return w.index.broken
+	}
 	if err := w.index.cut(); err != nil {
 		return err
 	}
