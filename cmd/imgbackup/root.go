@@ -60,6 +60,7 @@ It needs no libvirtd and no running QEMU. ` + exitHelp,
 		a.listCommand(),
 		a.showCommand(),
 		a.restoreCommand(),
+		a.checkCommand(),
 		manCommand(root),
 	)
 	return root

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imgbackup/imgbackup/chain"
+)
+
+func (a *app) checkCommand() *cobra.Command {
+	var readData bool
+	cmd := &cobra.Command{
+		Use:   "check [DOMAIN]",
+		Short: "Check that a repository is whole",
+		Long: `check reads every manifest, map and bitmap, proves their digests, and looks
+whether every pack that a map names is there with the right length. With
+--read-data it reads every pack, too, and decodes every chunk.
+
+It ends with exit status 3 when it finds damage, and says what is affected.`,
+		Example: `  imgbackup check
+  imgbackup check --read-data web`,
+		Args: maxArgs(1, "at most one DOMAIN"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			for _, d := range args {
+				if err := chain.ValidDomain(d); err != nil {
+					return usageError{err}
+				}
+			}
+			repo, err := a.openRepo(cmd.Context())
+			if err != nil {
+				return err
+			}
+			bar := a.newBar("checking")
+			report, err := repo.Check(cmd.Context(), chain.CheckOptions{
+				ReadData: readData, Domains: args,
+				Progress: func(e chain.CheckEvent) { bar.set(e.Done, e.Total) },
+			})
+			bar.clear()
+			if err != nil {
+				return err
+			}
+			if len(args) == 1 && report.Checkpoints == 0 && len(report.Findings) == 0 {
+				return fmt.Errorf("the repository holds no domain %s", args[0])
+			}
+			return a.printReport(report)
+		},
+	}
+	cmd.Flags().BoolVar(&readData, "read-data", false, "read and decode every pack, too")
+	return cmd
+}
+
+func (a *app) printReport(r *chain.Report) error {
+	w := &checkedWriter{w: a.out}
+	if a.json {
+		w.err = a.printJSON(r)
+	} else {
+		for _, f := range r.Findings {
+			w.printf("DAMAGED %s: %s\n", f.Object, oneLine(f.What))
+			if len(f.Affects) > 0 {
+				w.printf("  affects %s\n", strings.Join(f.Affects, ", "))
+			}
+		}
+		for _, n := range r.Notes {
+			w.printf("note: %s\n", oneLine(n))
+		}
+		if r.Unreferenced > 0 {
+			w.printf("note: %d objects (%s) belong to no checkpoint: an interrupted backup leaves such\n", r.Unreferenced, size(r.UnreferencedLength))
+		}
+		w.printf("checked %d checkpoints, %d objects, %s\n", r.Checkpoints, r.Objects, size(r.Bytes))
+		if len(r.Findings) == 0 {
+			w.printf("no damage found\n")
+		}
+	}
+	if w.err != nil {
+		return w.err
+	}
+	if n := len(r.Findings); n > 0 {
+		return damageFound{fmt.Errorf("%d damaged or missing objects", n)}
+	}
+	return nil
+}

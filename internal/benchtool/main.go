@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command benchtool makes the data of the benchmarks and measures the floors
+// that backup and restore are compared with: the same work with nothing around
+// it. It is run by scripts/bench.
+package main
+
+import (
+	"fmt"
+	"os"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "benchtool:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	const usage = "usage: benchtool gen FILE SIZE DATA | floor-backup IMAGE OUT sync|nosync | floor-restore IN OUT | dirty FILE SIZE BYTES SEED"
+	if len(args) == 0 {
+		return fmt.Errorf(usage)
+	}
+	switch cmd, rest := args[0], args[1:]; {
+	case cmd == "gen" && len(rest) == 3:
+		return generate(rest[0], rest[1], rest[2])
+	case cmd == "dirty" && len(rest) == 4:
+		return dirty(rest[0], rest[1], rest[2], rest[3])
+	case cmd == "floor-backup" && len(rest) == 3:
+		return floorBackup(rest[0], rest[1], rest[2] == "sync")
+	case cmd == "floor-restore" && len(rest) == 2:
+		return floorRestore(rest[0], rest[1])
+	}
+	return fmt.Errorf(usage)
+}
