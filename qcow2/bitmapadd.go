@@ -101,11 +101,11 @@ func spaceFor(l *Layer, granularity int64) int64 {
 		stored += b.StoredBytes + bitmapEntryHead + maxBitmapName + 1
 	}
 	if granularity > 0 {
-		stored += (ceilDiv(bitmapTableEntries(l.Size, granularity, cluster)*8, cluster)) * cluster
+		stored += ceilDiv(bitmapTableEntries(l.Size, granularity, cluster)*8, cluster) * cluster
 	}
 	need := 2*stored + 16*cluster
-	// Refcounts of the new clusters: at most 64 bits each.
-	return need + 2*ceilDiv(need, cluster)*8
+	// Refcounts of the new clusters, at most 64 bits each, and a larger refcount table where they need one.
+	return need + 2*ceilDiv(need, cluster)*8 + 2*l.Header.RefcountBytes
 }
 
 // freeSpace is the number of bytes by which the image can grow.

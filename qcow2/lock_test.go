@@ -95,20 +95,22 @@ func lkStop(t testing.TB, pid int) {
 		return
 	}
 	defer unix.Close(fd)
-	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		t.Error(err)
-		return
-	}
-	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 60000)
-		if err == unix.EINTR {
-			continue
+	// A qemu-nbd that has just said that it is ready may still forget a SIGTERM.
+	for range 600 {
+		if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			t.Error(err)
+			return
 		}
-		if n != 1 || err != nil {
-			t.Errorf("qemu-nbd does not end: %v", err)
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
+		if err != nil && err != unix.EINTR {
+			t.Error(err)
+			return
 		}
-		return
+		if n == 1 {
+			return
+		}
 	}
+	t.Errorf("qemu-nbd %d does not end", pid)
 }
 
 // lkChain makes base.qcow2 <- top.qcow2 of 1 MiB each.

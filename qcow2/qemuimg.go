@@ -215,7 +215,8 @@ func (q qemuImg) run(ctx context.Context, writer bool, path string, args ...stri
 	}
 	cmd := exec.CommandContext(runCtx, program, args...)
 	cmd.Env = []string{"LC_ALL=C", "PATH=" + os.Getenv("PATH")}
-	cmd.Dir = "/"
+	// QEMU looks for an external data file with a relative name in the working directory, we beside the image.
+	cmd.Dir = filepath.Dir(path)
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if writer && q.flock != nil {
