@@ -5,8 +5,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -98,15 +96,9 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 		}
 		bar.set(e.Done, e.Total)
 	}
-	made, err := makeOutput(r.output)
-	if err != nil {
-		return err
-	}
+	r.options.MakeDir = r.output
 	result, err := restore.Run(cmd.Context(), repo, m, targets, r.options)
 	bar.clear()
-	if err != nil && made {
-		_ = os.Remove(r.output) // it is empty, or it stays
-	}
 	if errors.Is(err, restore.ErrUsage) || errors.Is(err, restore.ErrUnknownDisk) {
 		return usageError{err}
 	}
@@ -114,19 +106,6 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 		return err
 	}
 	return a.printRestore(m, result)
-}
-
-// makeOutput makes the folder that the disks go to, if it is not there, and
-// reports whether it was made.
-func makeOutput(dir string) (made bool, err error) {
-	if dir == "" {
-		return false, nil
-	}
-	err = os.Mkdir(dir, 0o700)
-	if errors.Is(err, fs.ErrExist) {
-		return false, nil
-	}
-	return err == nil, err
 }
 
 func restoreFormat(r restoreRequest) (qcow2.Format, error) {
