@@ -143,7 +143,7 @@ func (d *testDisk) live(t *rapid.T, rng *rand.Rand) {
 		start := sector("start")
 		d.write(start, min(d.size(), start+512*rapid.Int64Range(0, 3000).Draw(t, "sectors")), nil)
 	case "resize":
-		d.resize(512 * rapid.Int64Range(0, 6<<20/512).Draw(t, "size"))
+		d.resize(512 * rapid.Int64Range(0, 3<<20/512).Draw(t, "size"))
 	}
 }
 
