@@ -319,9 +319,16 @@ func TestQemuImgKeepsTheFlock(t *testing.T) {
 	if _, err := os.ReadFile(filepath.Join(dir, "begun")); err != nil {
 		t.Fatal(err)
 	}
-	if err := held.file.Close(); err != nil { // as our death would, without an unlock
+	// Our descriptor goes as with our death, without an unlock.
+	null, err := os.Open(os.DevNull)
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer null.Close()
+	if err := held.control(func(fd uintptr) error { return unix.Dup3(int(null.Fd()), int(fd), unix.O_CLOEXEC) }); err != nil {
+		t.Fatal(err)
+	}
+	defer held.file.Close()
 	var busy *BusyError
 	if _, err := FlockImage(t.Context(), image, 0); !errors.As(err, &busy) {
 		t.Fatalf("got %v", err)
