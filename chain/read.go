@@ -68,7 +68,10 @@ func (r *Repository) Manifest(ctx context.Context, domain, name string) (*Manife
 	}
 	data, err := readSealed(ctx, r.Store, ManifestKey(domain, name))
 	if errors.Is(err, objstore.ErrNotFound) {
-		return nil, fmt.Errorf("%w: domain %s has no checkpoint %s (imgbackup list %s shows those it has): %w", ErrNoCheckpoint, domain, name, domain, err)
+		return nil, &toldError{
+			text: fmt.Sprintf("domain %s has no checkpoint %s (imgbackup list %s shows those it has)", domain, name, domain),
+			is:   []error{ErrNoCheckpoint, err},
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("manifest of checkpoint %s of domain %s: %w", name, domain, err)

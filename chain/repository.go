@@ -97,7 +97,7 @@ func Open(ctx context.Context, store objstore.Store) (*Repository, error) {
 func readConfig(ctx context.Context, store objstore.Store) (*Config, error) {
 	data, err := readSealed(ctx, store, ConfigKey)
 	if errors.Is(err, objstore.ErrNotFound) {
-		return nil, fmt.Errorf("%w: it has no %s (imgbackup init makes a repository): %w", ErrNotRepository, ConfigKey, err)
+		return nil, &toldError{text: "there is no repository here: it would have " + ConfigKey + " (imgbackup init makes one)", is: []error{ErrNotRepository, err}}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open the repository: %w", err)

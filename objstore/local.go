@@ -62,7 +62,7 @@ func OpenLocal(dir string) (*Local, error) {
 	})
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return nil, fmt.Errorf("no repository at %s: there is no such folder (imgbackup init makes a repository): %w", dir, ErrNotFound)
+		return nil, &notFoundError{err: fmt.Errorf("no repository at %s: there is no such folder (imgbackup init makes a repository)", dir)}
 	case errors.Is(err, unix.ENOTDIR):
 		return nil, fmt.Errorf("no repository at %s: it is not a folder", dir)
 	case err != nil:

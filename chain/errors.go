@@ -26,6 +26,15 @@ func (e *NewerError) Error() string {
 	return fmt.Sprintf("%s needs a newer imgbackup: %s", e.Object, e.What)
 }
 
+// toldError says in its own words what several errors stand for.
+type toldError struct {
+	text string
+	is   []error
+}
+
+func (e *toldError) Error() string   { return e.text }
+func (e *toldError) Unwrap() []error { return e.is }
+
 // unsealAs proves data and decodes it into v, after it has been seen to be of
 // the format, and of a version and with requirements that are known here.
 func unsealAs(data []byte, key, format string, v any) error {
