@@ -109,7 +109,7 @@ func TestDamagedIndex(t *testing.T) {
 			try(fmt.Sprint("cut to ", i), data[:i], store)
 		}
 	}
-	for _, op := range []string{"list", "get", "stat"} {
+	for _, op := range []string{"list", "get", "read"} {
 		f := &faulty{Store: store, fail: func(o, k string, _ int) bool { return o == op && strings.HasPrefix(k, IndexPrefix) }}
 		if try(op+" fails", data, f); f.hits == 0 {
 			t.Errorf("%s never failed", op)

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"context"
+	"encoding/binary"
+	"sync/atomic"
+	"testing"
+	"unsafe"
+
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// TestMemoryBounds: what may be held at once, added up.
+func TestMemoryBounds(t *testing.T) {
+	t.Parallel()
+	const mib = 1 << 20
+	if n := dedupSlots * int(unsafe.Sizeof(dedupSlot{})); n > 24*mib {
+		t.Errorf("the deduplication table takes %d bytes", n)
+	}
+	if n := 65 * (frameLines*runLineLen + bufSlack); n > 40*mib {
+		t.Errorf("the frames of 65 maps take %d bytes", n)
+	}
+	// 16 workers: scratch, verification, read-back; cells in flight; packs.
+	if n := 16*3*GridSize + (2*16+4)*GridSize + packBuffers*defaultPackSize; n > 184*mib {
+		t.Errorf("the pipeline takes %d bytes", n)
+	}
+	if n := packTableLen(maxPackChunks); n > 2*mib {
+		t.Errorf("a pack's table takes %d bytes", n)
+	}
+	if n := indexFrame + indexPackLen + maxPackChunks*indexChunkLen; n > maxText {
+		t.Errorf("a frame of an index has %d bytes of text", n)
+	}
+}
+
+// TestDedupTableIsBounded: beyond its limit the table takes nothing, and keeps what
+// it has.
+func TestDedupTableIsBounded(t *testing.T) {
+	t.Parallel()
+	var table dedupTable
+	digest := func(i uint64) *Digest {
+		var d Digest
+		binary.LittleEndian.PutUint64(d[:], i*0x9e3779b97f4a7c15)
+		return &d
+	}
+	at := func(i uint64) place { return place{pack: uint32(i), frameOff: uint32(2 * i), frameLen: 7} }
+	for i := range uint64(dedupSlots) {
+		table.put(digest(i), at(i), dedupLoad)
+	}
+	if table.used != dedupLoad || len(table.slots) != dedupSlots {
+		t.Fatalf("%d chunks in %d slots", table.used, len(table.slots))
+	}
+	for i := uint64(dedupSlots); i < 2*dedupSlots; i++ {
+		table.put(digest(i), at(i), dedupMax)
+	}
+	if table.used != dedupMax || len(table.slots) != dedupSlots {
+		t.Fatalf("%d chunks in %d slots", table.used, len(table.slots))
+	}
+	for i := range uint64(dedupLoad) {
+		if got, ok := table.lookup(digest(i)); !ok || got != at(i) {
+			t.Fatalf("chunk %d: %+v, %v", i, got, ok)
+		}
+	}
+	if _, ok := table.lookup(digest(dedupLoad)); ok {
+		t.Error("a chunk beyond the limit is there")
+	}
+	table.prove(digest(5), at(5))
+	table.prove(digest(6), at(5))
+	a, _ := table.lookup(digest(5))
+	b, _ := table.lookup(digest(6))
+	if !a.proven() || a.length() != 7 || b.proven() {
+		t.Errorf("%+v, %+v", a, b)
+	}
+}
+
+// TestBatchIsBounded: no more requests at once than there are buffers, none longer
+// than allowed, and neighbours share one.
+func TestBatchIsBounded(t *testing.T) {
+	t.Parallel()
+	store := objstore.NewMem()
+	disk := random(1, 24*GridSize)
+	ref, _ := fullBackup(t, store, disk)
+	var entries []Entry
+	for e, err := range must2(OpenMap(t.Context(), store, ref))(t).Entries(t.Context(), 0, int64(len(disk))) {
+		entries = append(entries, must(t, e, err))
+	}
+	gets := 0
+	counting := &faulty{Store: store, fail: func(op, _ string, _ int) bool {
+		if op == "get" {
+			gets++
+		}
+		return false
+	}}
+	f := NewFetcher(counting, FetcherOptions{Parallel: 2, MaxRequest: 4 << 20})
+	var running, most, calls atomic.Int64
+	err := f.Batch(t.Context(), entries, func([]int, []byte) error {
+		most.Store(max(most.Load(), running.Add(1)))
+		calls.Add(1)
+		running.Add(-1)
+		return nil
+	})
+	if err != nil || calls.Load() != 24 || most.Load() > 2 || gets != 8 {
+		t.Errorf("%v: %d chunks, %d at once, %d requests", err, calls.Load(), most.Load(), gets)
+	}
+	for range 2 {
+		if s := <-f.slots; cap(s.stored) > 5<<20 || cap(s.chunk) > 2<<20 {
+			t.Errorf("buffers of %d and %d bytes", cap(s.stored), cap(s.chunk))
+		}
+	}
+}
+
+// TestBatchErrors: what the callback returns stops the batch and comes out as it is.
+func TestBatchErrors(t *testing.T) {
+	t.Parallel()
+	store := objstore.NewMem()
+	disk := random(1, 9*GridSize)
+	ref, _ := fullBackup(t, store, disk)
+	var entries []Entry
+	for e, err := range must2(OpenMap(t.Context(), store, ref))(t).Entries(t.Context(), 0, int64(len(disk))) {
+		entries = append(entries, must(t, e, err))
+	}
+	f := NewFetcher(store, FetcherOptions{})
+	if err := f.Batch(t.Context(), entries, func([]int, []byte) error { return errOutage }); err != errOutage { //nolint:errorlint // as it is
+		t.Errorf("%v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := f.Batch(ctx, entries, func([]int, []byte) error { return nil }); err == nil {
+		t.Error("a cancelled batch succeeds")
+	}
+	if err := f.Batch(ctx, nil, nil); err == nil {
+		t.Error("a cancelled empty batch succeeds")
+	}
+}
