@@ -330,7 +330,7 @@ func TestLocalSweepsStaleTemps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer live.Close()
+	defer func() { _ = live.Close() }()
 	if err := syscall.Flock(int(live.Fd()), syscall.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
@@ -397,7 +397,7 @@ func TestLocalReadersSeeTheOldObject(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }()
 	write(t, s, "a", "new")
 	var b strings.Builder
 	buf := make([]byte, 100)

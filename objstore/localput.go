@@ -47,7 +47,7 @@ func (l *Local) put(ctx context.Context, key string, body Body, mode Mode) error
 		// Saves the writing; the link below is what decides.
 		switch _, err := l.stat(key); {
 		case err == nil:
-			return ErrExists
+			return l.exists(key)
 		case !errors.Is(err, ErrNotFound):
 			return err
 		}
@@ -75,10 +75,28 @@ func (l *Local) put(ctx context.Context, key string, body Body, mode Mode) error
 	} else {
 		err = temp.linkTo(dir, name, path)
 	}
+	if err != nil && !errors.Is(err, ErrExists) {
+		return err
+	}
+	if serr := dir.Sync(); serr != nil {
+		return serr
+	}
+	return err
+}
+
+// exists returns ErrExists after it has made the object durable: who put it
+// there may have been killed before, and the caller may go on to refer to it.
+func (l *Local) exists(key string) error {
+	folder, _ := splitKey(key)
+	dir, err := l.makeFolder(folder)
 	if err != nil {
 		return err
 	}
-	return dir.Sync()
+	defer func() { _ = dir.Close() }() // only for reading
+	if err := dir.Sync(); err != nil {
+		return err
+	}
+	return ErrExists
 }
 
 // fill writes body to f and makes it durable.

@@ -8,7 +8,8 @@
 //
 //   - An object is whole or absent. Nobody ever sees half of one under its
 //     key, however the program that wrote it ended.
-//   - When Put has returned nil, the object is durable.
+//   - When Put has returned nil, the object is durable; when it has returned
+//     ErrExists, the one that stands there is.
 //   - Of several concurrent Puts of one key in mode [Create], exactly one
 //     succeeds; the others get [ErrExists] and have changed nothing.
 //   - "Not there" is [ErrNotFound] and nothing else is: an outage, a missing

@@ -102,7 +102,10 @@ func testListStops(t *testing.T, s objstore.Store) {
 		put(t, s, fmt.Sprintf("d%d/k", i), "", objstore.Create)
 	}
 	n := 0
-	for range s.List(t.Context(), "") {
+	for _, err := range s.List(t.Context(), "") {
+		if err != nil {
+			t.Fatal(err)
+		}
 		if n++; n == 2 {
 			break
 		}
