@@ -71,7 +71,7 @@ func createImage(t rapid.TB, path string, o CreateOptions, model []byte, ranges 
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	c, err := NewCreator(f, o)
 	if err != nil {
 		t.Fatal(err)
@@ -174,19 +174,19 @@ func createDirty(t *testing.T, path, bitmap string) [][2]int64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	sock := filepath.Join(dir, "s")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: sock, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	l.SetUnlinkOnClose(false)
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	listening, err := l.File()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listening.Close()
+	defer func() { _ = listening.Close() }()
 	// It gets a socket that listens already (as systemd gives it), and ends
 	// with its first client: there is nothing to wait for but its end.
 	nbd := exec.Command("sh", "-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec qemu-nbd -r -f qcow2 -B "$1" "$2"`, "sh", bitmap, path)
@@ -195,8 +195,8 @@ func createDirty(t *testing.T, path, bitmap string) [][2]int64 {
 		t.Fatal(err)
 	}
 	// From here on the socket is its alone: if it fails, its client does.
-	l.Close()
-	listening.Close()
+	_ = l.Close()
+	_ = listening.Close()
 	out := createRun(t, "qemu-img", "map", "--output=json", "--image-opts",
 		"driver=nbd,server.type=unix,server.path="+sock+",x-dirty-bitmap=qemu:dirty-bitmap:"+bitmap)
 	if err := nbd.Wait(); err != nil {
@@ -296,7 +296,7 @@ func TestCreatorWritesHeaderLast(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { f.Close() })
+		t.Cleanup(func() { _ = f.Close() })
 		s := &createSpy{File: f, failAt: failAt}
 		c, err := NewCreator(s, CreateOptions{Size: 1 << 20, ClusterSize: 512, Bitmap: &CreateBitmap{Name: "b", Granularity: 512}})
 		if err != nil {
@@ -326,7 +326,7 @@ func TestCreatorWritesHeaderLast(t *testing.T) {
 			continue
 		}
 		var magic [4]byte
-		s.File.ReadAt(magic[:], 0)
+		_, _ = s.File.ReadAt(magic[:], 0)
 		if magic != [4]byte{} {
 			t.Fatalf("a header stands after call %d failed", i)
 		}
@@ -341,7 +341,7 @@ func TestCreatorSparse16TiB(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	s := &createSpy{File: f}
 	c, err := NewCreator(s, CreateOptions{Size: size, ClusterSize: 64 << 10, Bitmap: &CreateBitmap{Name: "b", Granularity: 64 << 10}})
 	if err != nil {
@@ -424,7 +424,7 @@ func TestCreatorRefuses(t *testing.T) {
 		if _, err := NewCreator(spy, o); err == nil || len(spy.log) > 0 {
 			t.Errorf("%s: error %v after %v", what, err, spy.log)
 		}
-		f.Close()
+		_ = f.Close()
 	}
 }
 
@@ -434,7 +434,7 @@ func TestCreatorRefusesRangesOutOfOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	c, err := NewCreator(f, CreateOptions{Size: 1 << 20})
 	if err != nil {
 		t.Fatal(err)

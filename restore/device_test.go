@@ -145,7 +145,7 @@ func TestDeviceInUse(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer f.Close()
+			defer func() { _ = f.Close() }()
 		}
 		if _, err := run(context.Background(), d.sys, r.repo, m, targets, Options{Force: true}); !errors.As(err, &inUse) || inUse.Path != d.path {
 			t.Errorf("%s is held by another: %v", d.path, err)

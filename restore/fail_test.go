@@ -84,7 +84,7 @@ func TestDamage(t *testing.T) {
 					for i, tg := range targets {
 						checkRestored(t, tg.Path, tg.Format, disks[i].content)
 						for _, p := range []string{tg.Path, tg.Path + ".raw"} {
-							os.Remove(p)
+							_ = os.Remove(p)
 						}
 					}
 					continue

@@ -81,16 +81,16 @@ func (d *folder) createPartial(target string) (*partial, error) {
 			// A sweep may have taken the file for stale before it was locked.
 			var mine, there unix.Stat_t
 			if err := unix.Fstat(fd, &mine); err != nil {
-				p.remove()
+				_ = p.remove()
 				return nil, fmt.Errorf("%s: %w", p.f.Name(), err)
 			}
 			if unix.Fstatat(int(d.f.Fd()), name, &there, unix.AT_SYMLINK_NOFOLLOW) == nil && mine.Ino == there.Ino && mine.Dev == there.Dev {
 				return p, nil
 			}
 		}
-		p.f.Close()
+		_ = p.f.Close()
 		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
-			unix.Unlinkat(int(d.f.Fd()), name, 0)
+			_ = unix.Unlinkat(int(d.f.Fd()), name, 0)
 			return nil, err
 		}
 	}
@@ -109,7 +109,7 @@ func (p *partial) remove() error {
 	if err != nil {
 		err = fmt.Errorf("remove %s: %w", p.path(), err)
 	}
-	p.f.Close()
+	_ = p.f.Close()
 	return err
 }
 
@@ -121,7 +121,7 @@ func (d *folder) sweep() {
 		return
 	}
 	list := os.NewFile(uintptr(fd), d.path)
-	defer list.Close()
+	defer func() { _ = list.Close() }()
 	for {
 		entries, err := list.ReadDir(512)
 		for _, e := range entries {
@@ -140,7 +140,7 @@ func (d *folder) removeStale(name string) {
 	if err != nil {
 		return
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	// Only a lock that was really had proves that nobody works on the file.
 	if unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) != nil {
 		return
@@ -148,7 +148,7 @@ func (d *folder) removeStale(name string) {
 	var mine, there unix.Stat_t
 	if unix.Fstat(fd, &mine) == nil && unix.Fstatat(int(d.f.Fd()), name, &there, unix.AT_SYMLINK_NOFOLLOW) == nil &&
 		mine.Ino == there.Ino && mine.Dev == there.Dev && mine.Mode&unix.S_IFMT == unix.S_IFREG {
-		unix.Unlinkat(int(d.f.Fd()), name, 0)
+		_ = unix.Unlinkat(int(d.f.Fd()), name, 0)
 	}
 }
 

@@ -32,7 +32,7 @@ func testFolder(t *testing.T) *folder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { d.f.Close() })
+	t.Cleanup(func() { _ = d.f.Close() })
 	return d
 }
 
@@ -42,7 +42,7 @@ func testPartial(t *testing.T, d *folder, target, content string) *partial {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { p.f.Close() })
+	t.Cleanup(func() { _ = p.f.Close() })
 	if _, err := p.f.WriteString(content); err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func TestPartialIsPrivateAndRemoved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer other.Close()
+	defer func() { _ = other.Close() }()
 	if err := unix.Flock(int(other.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
 		t.Error("the partial file is not locked")
 	}

@@ -56,7 +56,7 @@ func TestContinue(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer c.Close()
+			defer func() { _ = c.Close() }()
 			n, err := c.Layers[0].Bitmaps[0].DirtyBytes()
 			if err != nil {
 				t.Fatal(err)

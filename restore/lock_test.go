@@ -52,8 +52,8 @@ func holdWithNBD(t *testing.T, path string, args ...string) {
 			t.Error(err)
 			return
 		}
-		syscall.Kill(pid, syscall.SIGTERM)
-		os.RemoveAll(dir)
+		_ = syscall.Kill(pid, syscall.SIGTERM)
+		_ = os.RemoveAll(dir)
 	})
 }
 
@@ -71,7 +71,7 @@ func TestLockSeesEveryQEMU(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer f.Close()
+			defer func() { _ = f.Close() }()
 			var inUse *qcow2.InUseError
 			if err := lockExclusive(context.Background(), f, false); !errors.As(err, &inUse) || inUse.Path != path {
 				t.Errorf("a held image: %v", err)

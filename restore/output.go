@@ -188,7 +188,7 @@ func (o *output) pwrite(p []byte, off int64) error {
 func (o *output) writeback() {
 	defer close(o.pushEnd)
 	for range o.push {
-		unix.SyncFileRange(int(o.f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+		_ = unix.SyncFileRange(int(o.f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE)
 	}
 }
 
@@ -265,10 +265,10 @@ func (o *output) discard() error {
 		err = o.f.Close()
 	}
 	if o.existing != nil {
-		o.existing.Close()
+		_ = o.existing.Close()
 	}
 	if o.dir != nil {
-		o.dir.f.Close()
+		_ = o.dir.f.Close()
 	}
 	return err
 }

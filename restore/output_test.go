@@ -44,7 +44,7 @@ func TestOutputSparseWrites(t *testing.T) {
 			return plain(f, p, off)
 		}
 		out := openTestOutput(t, sys, &place{Target: Target{Disk: "vda", Format: qcow2.Raw}, disk: &chain.Disk{Size: size}, path: filepath.Join(dir, "x")}, Options{})
-		defer out.discard()
+		defer func() { _ = out.discard() }()
 		model := make([]byte, size)
 		for range rapid.IntRange(0, 6).Draw(t, "pieces of data") {
 			from := rapid.IntRange(0, size-1).Draw(t, "from")
@@ -94,7 +94,7 @@ func TestOutputDeviceZeros(t *testing.T) {
 				t.Fatal(err)
 			}
 			out := openTestOutput(t, sys, &place{Target: Target{Disk: "vda", Format: qcow2.Raw}, disk: &chain.Disk{Size: size}, path: path, device: true}, Options{})
-			defer out.discard()
+			defer func() { _ = out.discard() }()
 			from := rapid.IntRange(0, size).Draw(t, "from")
 			to := rapid.IntRange(from, size).Draw(t, "to")
 			if err := out.zero(context.Background(), int64(from), int64(to)); err != nil {
@@ -122,7 +122,7 @@ func TestOutputDeviceTooSmall(t *testing.T) {
 	sys.openDevice = func(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDWR, 0) }
 	p := &place{Target: Target{Disk: "vda", Format: qcow2.Raw}, disk: &chain.Disk{Size: 4608}, path: path, device: true}
 	if out, err := openOutput(context.Background(), sys, p, Options{}); err == nil {
-		out.discard()
+		_ = out.discard()
 		t.Error("a device that is too small is taken")
 	}
 }

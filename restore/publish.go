@@ -57,7 +57,7 @@ func publish(sys *system, files []*naming) error {
 		if n.done == exchanged {
 			// What was replaced goes at last. If that fails the restore has
 			// still succeeded, and the next one's sweep removes it.
-			unix.Unlinkat(int(n.p.dir.f.Fd()), n.p.name, 0)
+			_ = unix.Unlinkat(int(n.p.dir.f.Fd()), n.p.name, 0)
 		}
 		n.p.named = true
 	}

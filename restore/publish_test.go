@@ -46,7 +46,7 @@ func testNamings(t *testing.T, d *folder, n int, old ...int) []*naming {
 				if err != nil {
 					t.Fatal(err)
 				}
-				t.Cleanup(func() { existing.Close() })
+				t.Cleanup(func() { _ = existing.Close() })
 				f.replaces = existing
 			}
 		}

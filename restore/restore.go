@@ -120,7 +120,7 @@ func makeDir(path string) (undo func(), err error) {
 	parent, err := openFolder(filepath.Dir(filepath.Clean(path)))
 	if err == nil {
 		err = parent.sync()
-		parent.f.Close()
+		_ = parent.f.Close()
 	}
 	if err != nil {
 		undo()

@@ -75,7 +75,7 @@ func TestEveryCheckpointRestores(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer os.RemoveAll(dir)
+		defer func() { _ = os.RemoveAll(dir) }()
 		for i, format := range []qcow2.Format{qcow2.Raw, qcow2.Qcow2, qcow2.Qcow2} {
 			cp := all[len(all)-1]
 			if i >= 2 {

@@ -201,7 +201,7 @@ func (p *place) openExisting(ctx context.Context, noLock bool) (*os.File, error)
 		return nil, fmt.Errorf("disk %s: look whether the file to be replaced is in use: %w", p.Disk, err)
 	}
 	if err := lockExclusive(ctx, f, noLock); err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, err
 	}
 	return f, nil
@@ -217,7 +217,7 @@ func (p *place) openDevice(ctx context.Context, sys *system, noLock bool) (*os.F
 		return nil, fmt.Errorf("disk %s: open the device: %w", p.Disk, err)
 	}
 	if err := lockExclusive(ctx, f, noLock); err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, err
 	}
 	size, err := deviceSize(f)
@@ -225,7 +225,7 @@ func (p *place) openDevice(ctx context.Context, sys *system, noLock bool) (*os.F
 		err = fmt.Errorf("the device has %d bytes, the disk needs %d", size, p.disk.Size)
 	}
 	if err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, fmt.Errorf("disk %s: %s: %w", p.Disk, p.path, err)
 	}
 	return f, nil

@@ -44,7 +44,7 @@ func (s *source) verify(ctx context.Context, out *output, workers int, p *progre
 		if err != nil {
 			return &VerifyError{Disk: s.disk, Path: out.path, End: s.size, What: err.Error()}
 		}
-		defer c.Close()
+		defer func() { _ = c.Close() }()
 		if err := checkImage(c, out); err != nil {
 			return &VerifyError{Disk: s.disk, Path: out.path, End: s.size, What: err.Error()}
 		}

@@ -57,8 +57,8 @@ func TestVerifySeesEveryWrongWrite(t *testing.T) {
 						for i, tg := range targets {
 							tool(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", tg.Path, tg.Path+".raw")
 							checkRestored(t, tg.Path+".raw", qcow2.Raw, disks[i].content)
-							os.Remove(tg.Path)
-							os.Remove(tg.Path + ".raw")
+							_ = os.Remove(tg.Path)
+							_ = os.Remove(tg.Path + ".raw")
 						}
 						continue
 					}
