@@ -326,7 +326,7 @@ func TestCreatorWritesHeaderLast(t *testing.T) {
 			continue
 		}
 		var magic [4]byte
-		_, _ = s.File.ReadAt(magic[:], 0)
+		_, _ = s.ReadAt(magic[:], 0)
 		if magic != [4]byte{} {
 			t.Fatalf("a header stands after call %d failed", i)
 		}
