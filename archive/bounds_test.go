@@ -5,6 +5,7 @@ package archive
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"sync/atomic"
 	"testing"
 	"unsafe"
@@ -121,7 +122,7 @@ func TestBatchErrors(t *testing.T) {
 		entries = append(entries, must(t, e, err))
 	}
 	f := NewFetcher(store, FetcherOptions{})
-	if err := f.Batch(t.Context(), entries, func([]int, []byte) error { return errOutage }); err != errOutage { //nolint:errorlint // as it is
+	if err := f.Batch(t.Context(), entries, func([]int, []byte) error { return errOutage }); !errors.Is(err, errOutage) || IsDamage(err) {
 		t.Errorf("%v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -21,6 +21,8 @@ const (
 
 	// maxText bounds the decoded length of any frame of ours.
 	maxText = 2 << 20
+	// maxStored bounds the length of any frame of ours, bytes.
+	maxStored = maxText + 4096
 	// maxFrame bounds the length of a chunk's frame, bytes: what does not
 	// compress is stored as it is, with a few bytes per block.
 	maxFrame = GridSize + 4096

@@ -88,7 +88,7 @@ func (f *dirFrame) check(prev *dirFrame) error {
 	if !mayFollow(prev.kind, f.kind) {
 		return fmt.Errorf("a frame of kind %q stands at the wrong place", f.kind)
 	}
-	if f.length <= 0 || f.raw <= 0 || f.lines <= 0 || f.lines > maxFrameLines || f.raw > maxText {
+	if f.length <= 0 || f.raw <= 0 || f.lines <= 0 || f.lines > maxFrameLines || f.raw > maxText || f.length > maxStored {
 		return errors.New("the length of a frame is out of range")
 	}
 	want := f.rawLength()

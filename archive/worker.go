@@ -142,10 +142,11 @@ func (k *worker) reuse(ctx context.Context, r *result, p *Piece) (bool, error) {
 		r.zero = true
 		return true, nil
 	}
-	if e.FrameOffset < 0 || e.FrameOffset > maxPackLength || e.FrameLength <= 0 || e.FrameLength > maxFrame {
-		return false, fmt.Errorf("archive: the entry to be reused has no valid frame")
+	err := checkFrame(&e)
+	var n uint32
+	if err == nil {
+		n, err = k.w.packs.seen(ctx, e.Pack)
 	}
-	n, err := k.w.packs.seen(ctx, e.Pack)
 	if err != nil {
 		if p.Data == nil || ctx.Err() != nil {
 			return false, err

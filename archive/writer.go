@@ -304,7 +304,7 @@ func (w *Writer) storeMaps() ([]MapRef, error) {
 			return nil, fmt.Errorf("store the map of disk %s: %w", m.build.head.disk, err)
 		}
 		refs = append(refs, built.ref)
-		w.stats.DiskStats.add(m.stats)
+		w.stats.add(m.stats)
 	}
 	return refs, nil
 }
