@@ -56,7 +56,7 @@ func TestConcurrentReads(t *testing.T) {
 					return
 				}
 				if e.Kind == Zero || e.Kind == Hole {
-					if len(bytes.TrimLeft(o.content[e.Offset:e.Offset+e.Length], "\x00")) != 0 {
+					if !allZero(o.content[e.Offset : e.Offset+e.Length]) {
 						t.Errorf("%+v is not zero", e)
 					}
 				}
