@@ -10,6 +10,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/restore"
 )
 
 // The exit statuses; programs rely on them.
@@ -57,6 +58,7 @@ func exitCode(ctx context.Context, err error) int {
 		busy    *qcow2.BusyError
 		taken   *chain.TakenError
 		owned   *backup.OwnedError
+		differs *restore.VerifyError
 	)
 	switch {
 	case errors.As(err, &usage), errors.As(err, &request):
@@ -67,7 +69,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitNotTrusted
 	case errors.As(err, &taken), errors.As(err, &owned):
 		return exitTaken
-	case errors.As(err, &found), errors.As(err, &damage):
+	case errors.As(err, &found), errors.As(err, &damage), errors.As(err, &differs):
 		return exitDamage
 	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled) && errors.Is(context.Cause(ctx), errInterrupted):
 		return exitInterrupted
@@ -77,8 +79,9 @@ func exitCode(ctx context.Context, err error) int {
 
 // explain is what a person is told.
 func explain(ctx context.Context, err error) string {
-	if exitCode(ctx, err) == exitInterrupted {
-		return "interrupted; nothing was committed"
+	if exitCode(ctx, err) != exitInterrupted {
+		return err.Error()
 	}
-	return err.Error()
+	// What is unfinished, such as a block device, is in the error's text.
+	return "interrupted: " + err.Error()
 }

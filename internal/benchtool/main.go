@@ -6,6 +6,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 )
@@ -18,9 +19,9 @@ func main() {
 }
 
 func run(args []string) error {
-	const usage = "usage: benchtool gen FILE SIZE DATA | floor-backup IMAGE OUT sync|nosync | floor-restore IN OUT | dirty FILE SIZE BYTES SEED"
+	const usage = "usage: benchtool gen FILE SIZE DATA | floor-backup IMAGE OUT sync|nosync | floor-restore IN OUT | dirty FILE SIZE BYTES SEED | bigmap write|replay DIR"
 	if len(args) == 0 {
-		return fmt.Errorf(usage)
+		return errors.New(usage)
 	}
 	switch cmd, rest := args[0], args[1:]; {
 	case cmd == "gen" && len(rest) == 3:
@@ -31,6 +32,8 @@ func run(args []string) error {
 		return floorBackup(rest[0], rest[1], rest[2] == "sync")
 	case cmd == "floor-restore" && len(rest) == 2:
 		return floorRestore(rest[0], rest[1])
+	case cmd == "bigmap" && len(rest) == 2:
+		return bigMap(rest[0], rest[1])
 	}
-	return fmt.Errorf(usage)
+	return errors.New(usage)
 }

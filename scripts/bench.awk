@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+# Prints a table of medians from lines "name seconds peak-KiB", and the ratios
+# that the goals are about, each the median over rounds.
+function median(list,   n, v, i, j, t) {
+  n = split(list, v, " ")
+  for (i = 2; i <= n; i++) for (j = i; j > 1 && v[j-1]+0 > v[j]+0; j--) { t = v[j]; v[j] = v[j-1]; v[j-1] = t }
+  return n % 2 ? v[(n+1)/2] : (v[n/2] + v[n/2+1]) / 2
+}
+function ratio(a, b, goal,   n, x, y, i, r) {
+  n = split(wall[a], x, " "); if (n != split(wall[b], y, " ") || n == 0) return
+  for (i = 1; i <= n; i++) r = r " " (y[i] > 0 ? x[i] / y[i] : 0)
+  printf "| %s / %s | %.2f | %s |\n", a, b, median(r), goal
+}
+{
+  secs = $(NF-1); peak = $NF
+  $NF = ""; $(NF-1) = ""; name = $0; sub(/ +$/, "", name)
+  if (!(name in wall)) order[++count] = name
+  wall[name] = wall[name] " " secs
+  if (peak+0 > rss[name]+0) rss[name] = peak
+}
+END {
+  print "| work | wall, s | peak, MiB |"; print "| --- | ---: | ---: |"
+  for (i = 1; i <= count; i++) printf "| %s | %.2f | %.0f |\n", order[i], median(wall[order[i]]), rss[order[i]] / 1024
+  print ""; print "| ratio, round by round | median | goal |"; print "| --- | ---: | --- |"
+  ratio("full: imgbackup", "full: floor, synced", "1.4")
+  ratio("full: imgbackup --no-verify", "full: floor, synced", "1.3")
+  ratio("full: imgbackup", "full: floor, not synced", "")
+  ratio("full: imgbackup --no-verify", "full: floor, not synced", "")
+  ratio("full: imgbackup", "full: qemu-img convert -c zstd -W -m 16", "below 1")
+  ratio("full: imgbackup", "full: borg zstd,1, chunks of 4 MiB", "below 1")
+  ratio("full: imgbackup", "full: restic", "below 1")
+  ratio("full: imgbackup", "full: virtnbdbackup, lz4", "below 1")
+  ratio("incremental, 55 MB dirty: imgbackup", "incremental, 55 MB dirty: virtnbdbackup", "0.25")
+  ratio("restore: imgbackup, raw", "restore: floor", "1.25")
+  ratio("restore: imgbackup, raw", "restore: qemu-img convert -W from its zstd", "below 1")
+  ratio("restore: 101st checkpoint of a chain", "restore: a full with the same content", "1.1")
+}
