@@ -15,8 +15,12 @@ import (
 
 // What QEMU's docs/interop/qcow2.rst and block/qcow2-bitmap.c say of bitmaps.
 const (
-	bitmapsExtension     uint32 = 0x23852875
-	bitmapsExtensionSize        = 24
+	bitmapsExtension uint32 = 0x23852875
+)
+
+// Limits of QEMU's.
+const (
+	bitmapsExtensionSize = 24
 
 	maxBitmaps         = 65535
 	maxBitmapDirectory = maxBitmaps * 1024

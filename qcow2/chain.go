@@ -93,7 +93,7 @@ func OpenChain(path string, format Format, o OpenOptions) (*Chain, error) {
 	}
 	c := &Chain{opts: o, cache: newTableCache()}
 	if err := c.open(namedFile{path: named, resolved: resolved}, format, rules); err != nil {
-		c.Close() // nothing was written; err is what matters
+		_ = c.Close() // nothing was written; err is what matters
 		return nil, err
 	}
 	return c, nil

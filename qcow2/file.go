@@ -51,18 +51,21 @@ func openFile(path string, claim bool) (*File, error) {
 	if device && !claim {
 		probe, err := openRead(path, true)
 		if err != nil {
-			f.Close()
+			closeRead(f)
 			return nil, err
 		}
-		probe.Close()
+		closeRead(probe)
 	}
 	file := &File{path: path, f: f, device: device}
 	if err := file.describe(info); err != nil {
-		f.Close()
+		closeRead(f)
 		return nil, err
 	}
 	return file, nil
 }
+
+// closeRead closes a descriptor that was only read from: nothing can be lost.
+func closeRead(f *os.File) { _ = f.Close() }
 
 func openRead(path string, exclusive bool) (*os.File, error) {
 	flags := unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
@@ -82,7 +85,7 @@ func openRead(path string, exclusive bool) (*os.File, error) {
 		// Regular files and block devices know no waiting; the flag was for
 		// whatever else might have stood there.
 		if err := unix.SetNonblock(fd, false); err != nil {
-			unix.Close(fd)
+			_ = unix.Close(fd)
 			return nil, &fs.PathError{Op: "fcntl", Path: path, Err: err}
 		}
 		return os.NewFile(uintptr(fd), path), nil

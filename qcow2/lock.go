@@ -103,7 +103,7 @@ func ProbeWriter(path string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer closeRead(f)
 	return lockFile{path: path, file: f}.probe()
 }
 

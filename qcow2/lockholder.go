@@ -95,6 +95,6 @@ func pathHolders(path string) string {
 	if err != nil {
 		return ""
 	}
-	defer file.Close()
+	defer closeRead(file)
 	return lockHolders(file, lockUnsharedWrite)
 }

@@ -200,12 +200,12 @@ func (q qemuImg) run(ctx context.Context, writer bool, path string, args ...stri
 	if err != nil {
 		return run, err
 	}
-	defer stdout.Close()
+	defer closeRead(stdout)
 	stderr, err := memoryFile("stderr")
 	if err != nil {
 		return run, err
 	}
-	defer stderr.Close()
+	defer closeRead(stderr)
 	if err := ctx.Err(); err != nil {
 		return run, err
 	}

@@ -88,7 +88,7 @@ func (a *app) inspect(path string, format qcow2.Format, dirs []string) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close() // opened for reading only
+	defer func() { _ = c.Close() }() // opened for reading only
 	out := inspectJSON{Path: path, Format: format, VirtualSize: c.Size()}
 	var inUse *qcow2.InUseError
 	if err := qcow2.ProbeWriter(path); errors.As(err, &inUse) {

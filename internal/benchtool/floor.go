@@ -41,7 +41,7 @@ func floorBackup(image, out string, sync_ bool) (err error) {
 	if err != nil {
 		return err
 	}
-	defer f.Close() // read only
+	defer func() { _ = f.Close() }() // opened for reading only
 	o, err := os.Create(out)
 	if err != nil {
 		return err
@@ -118,7 +118,7 @@ func floorRestore(in, out string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer f.Close() // read only
+	defer func() { _ = f.Close() }() // opened for reading only
 	o, err := os.Create(out)
 	if err != nil {
 		return err
