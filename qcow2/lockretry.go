@@ -15,7 +15,7 @@ const (
 	longestPause = 500 * time.Millisecond
 )
 
-// retry calls try until it gives no error or one that says nothing of another program's use, and at least once. After
+// retry calls try until it gives no error or one that does not go away by itself, and at least once. After
 // wait it gives the last error; when ctx ends before, ctx's.
 func retry(ctx context.Context, wait time.Duration, try func() error) error {
 	if err := ctx.Err(); err != nil {
@@ -45,5 +45,6 @@ func retry(ctx context.Context, wait time.Duration, try func() error) error {
 func conflict(err error) bool {
 	var inUse *InUseError
 	var busy *BusyError
-	return errors.As(err, &inUse) || errors.As(err, &busy)
+	var stray *strayError
+	return errors.As(err, &inUse) || errors.As(err, &busy) || errors.As(err, &stray)
 }

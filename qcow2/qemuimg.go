@@ -168,7 +168,8 @@ const imageFile = "\x00image"
 
 // qemuRun is a qemu-img that has ended.
 type qemuRun struct {
-	status int // exit status; -1: ended by a signal
+	status int            // exit status; -1: ended by a signal
+	signal syscall.Signal // the one that ended it
 	stdout []byte
 	stderr string
 }
@@ -227,6 +228,9 @@ func (q qemuImg) run(ctx context.Context, writer bool, path string, args ...stri
 		return run, err
 	}
 	run.status = cmd.ProcessState.ExitCode()
+	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		run.signal = ws.Signal()
+	}
 	if run.stdout, err = readOutput(stdout); err != nil {
 		return run, err
 	}
@@ -285,5 +289,17 @@ func (r qemuRun) failure(what, path string) error {
 	if r.status < 0 {
 		status = "ended by a signal"
 	}
-	return fmt.Errorf("%s: qemu-img: %s%s", what, status, r.said())
+	err := fmt.Errorf("%s: qemu-img: %s%s", what, status, r.said())
+	switch r.signal {
+	case syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP:
+		return &strayError{err}
+	}
+	return err
 }
+
+// strayError says that qemu-img was ended by a signal that was not meant for it: one to our whole process group ends a
+// child that has not got as far as its own session, and so has not become qemu-img yet. Then we are about to be cancelled,
+// or, where we see something through all the same, try again.
+type strayError struct{ error }
+
+func (e *strayError) Unwrap() error { return e.error }
