@@ -91,34 +91,43 @@ func entryRuns(entries iter.Seq2[archive.Entry, error], keep func(archive.Entry)
 
 // equals reports whether the image reads in a range as the state does.
 func (a *archived) equals(ctx context.Context, c *qcow2.Chain, run bitmapstore.Run) (bool, error) {
+	same, _, err := a.compare(ctx, c, run)
+	return same, err
+}
+
+// compare reports whether the image reads in a range as the state does, and
+// whether both are all zeros there.
+func (a *archived) compare(ctx context.Context, c *qcow2.Chain, run bitmapstore.Run) (same, zero bool, err error) {
 	buf := make([]byte, min(run.Len(), archive.GridSize))
 	chunk := make([]byte, 0, archive.GridSize)
+	zero = true
 	for e, err := range a.entries(ctx, run.Start, run.End) {
 		if err != nil {
-			return false, err
+			return false, false, err
 		}
 		then := []byte(nil)
 		if !e.Zero {
 			whole, err := a.fetch.Chunk(ctx, e, chunk)
 			if err != nil {
-				return false, err
+				return false, false, err
 			}
 			if then, err = sliceOf(whole, e); err != nil {
-				return false, err
+				return false, false, err
 			}
+			zero = zero && allZero(then)
 		}
 		for off := e.Offset; off < e.End(); {
 			now := buf[:min(int64(len(buf)), e.End()-off)]
-			if err := readFull(c, now, off); err != nil {
-				return false, err
+			if err := readFull(ctx, c, now, off); err != nil {
+				return false, false, err
 			}
 			if e.Zero && !allZero(now) || !e.Zero && !bytes.Equal(now, then[off-e.Offset:][:len(now)]) {
-				return false, nil
+				return false, false, nil
 			}
 			off += int64(len(now))
 		}
 	}
-	return true, nil
+	return true, zero, nil
 }
 
 // sliceOf returns the part of a chunk that an entry names.
@@ -146,7 +155,7 @@ func allZero(p []byte) bool {
 
 // sampleOf draws up to count runs at random, each cut to a random part of at
 // most length bytes.
-func sampleOf(set bitmapstore.Runs, count int, length int64) ([]bitmapstore.Run, error) {
+func sampleOf(set bitmapstore.Runs, count int, length int64, random *rand.Rand) ([]bitmapstore.Run, error) {
 	var sample []bitmapstore.Run
 	seen := 0
 	for run, err := range set {
@@ -160,7 +169,7 @@ func sampleOf(set bitmapstore.Runs, count int, length int64) ([]bitmapstore.Run,
 			seen++
 			if len(sample) < count {
 				sample = append(sample, part)
-			} else if i := rand.IntN(seen); i < count {
+			} else if i := random.IntN(seen); i < count {
 				sample[i] = part
 			}
 			start = end
@@ -168,7 +177,7 @@ func sampleOf(set bitmapstore.Runs, count int, length int64) ([]bitmapstore.Run,
 	}
 	for i, run := range sample {
 		if free := run.Len() - length; free > 0 {
-			run.Start += rand.Int64N(free + 1)
+			run.Start += random.Int64N(free + 1)
 			sample[i] = bitmapstore.Run{Start: run.Start, End: run.Start + length}
 		}
 	}

@@ -45,8 +45,8 @@ func (s *session) readRanges(ctx context.Context, d *disk, what bitmapstore.Runs
 		mine := slices.Clone(runs)
 		runs = runs[:0]
 		first, last := mine[0].Start, mine[len(mine)-1].End
-		return m.Add(ctx, first, last-first, func(_ context.Context, buf []byte) ([]archive.Piece, error) {
-			return s.readPieces(d.chain, mine, buf)
+		return m.Add(ctx, first, last-first, func(ctx context.Context, buf []byte) ([]archive.Piece, error) {
+			return s.readPieces(ctx, d.chain, mine, buf)
 		})
 	}
 	for run, err := range what {
@@ -90,12 +90,12 @@ func (s *session) readRanges(ctx context.Context, d *disk, what bitmapstore.Runs
 }
 
 // readPieces reads runs of one cell, each a piece.
-func (s *session) readPieces(c *qcow2.Chain, runs []bitmapstore.Run, buf []byte) ([]archive.Piece, error) {
+func (s *session) readPieces(ctx context.Context, c *qcow2.Chain, runs []bitmapstore.Run, buf []byte) ([]archive.Piece, error) {
 	pieces := make([]archive.Piece, 0, len(runs))
 	for _, r := range runs {
 		part := buf[:r.Len():r.Len()]
 		buf = buf[r.Len():]
-		if err := readFull(c, part, r.Start); err != nil {
+		if err := readFull(ctx, c, part, r.Start); err != nil {
 			return nil, err
 		}
 		s.count(r.Len())
@@ -159,7 +159,7 @@ func (c *comparedCell) produce(ctx context.Context, buf []byte) ([]archive.Piece
 	now := buf[:c.end-c.start]
 	clear(now)
 	for _, r := range c.runs {
-		if err := readFull(c.chain, now[r.Start-c.start:r.End-c.start], r.Start); err != nil {
+		if err := readFull(ctx, c.chain, now[r.Start-c.start:r.End-c.start], r.Start); err != nil {
 			return nil, err
 		}
 		c.s.count(r.Len())

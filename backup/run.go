@@ -158,6 +158,11 @@ func (s *session) writeUnderIntent(ctx context.Context, plan *Plan, intent *chai
 	}
 	ctx, release := s.boundLockTime(ctx)
 	defer release()
+	defer func() {
+		if !committed {
+			err = lockTime(ctx, err)
+		}
+	}()
 	if err := s.verifyAdded(ctx, plan, intent); err != nil {
 		return nil, false, err
 	}
@@ -173,13 +178,13 @@ func (s *session) writeUnderIntent(ctx context.Context, plan *Plan, intent *chai
 	s.hooks.step(StepRead)
 	manifest, stats, err := s.archive(ctx, plan)
 	if err != nil {
-		return nil, false, lockTime(ctx, err, s.req.MaxLock)
+		return nil, false, err
 	}
 	if err := s.compareIdentity(); err != nil {
 		return nil, false, err
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, false, lockTime(ctx, err, s.req.MaxLock)
+		return nil, false, err
 	}
 	s.hooks.step(StepCommit)
 	if err := s.repo.Commit(ctx, manifest); err != nil {
@@ -194,18 +199,25 @@ func (s *session) writeUnderIntent(ctx context.Context, plan *Plan, intent *chai
 }
 
 // boundLockTime cancels the returned context when the images have been locked
-// for as long as the caller allows.
+// for as long as the caller allows. It has no deadline that others could see:
+// they would give up before it, for reasons of their own.
 func (s *session) boundLockTime(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
 	if s.req.MaxLock <= 0 {
-		return context.WithCancel(ctx)
+		return ctx, func() { cancel(nil) }
 	}
-	return context.WithTimeoutCause(ctx, s.req.MaxLock, &LockTimeError{s.req.MaxLock})
+	timer := time.AfterFunc(s.req.MaxLock, func() { cancel(&LockTimeError{s.req.MaxLock}) })
+	return ctx, func() {
+		timer.Stop()
+		cancel(nil)
+	}
 }
 
 // lockTime puts the cause in place of the bare cancellation it led to.
-func lockTime(ctx context.Context, err error, limit time.Duration) error {
+func lockTime(ctx context.Context, err error) error {
 	var cause *LockTimeError
-	if errors.As(context.Cause(ctx), &cause) {
+	var unknown *chain.UnknownOutcomeError
+	if err != nil && errors.As(context.Cause(ctx), &cause) && !errors.As(err, &unknown) {
 		return cause
 	}
 	return err
@@ -219,8 +231,14 @@ func (s *session) planAgain(ctx context.Context, before *Plan) (*Plan, error) {
 		return nil, err
 	}
 	for i, p := range plan.Disks {
-		if p.worseThan(before.Disks[i]) {
+		q := before.Disks[i]
+		if p.worseThan(q) {
 			return nil, fmt.Errorf("disk %s: %w: %s", p.Target, errChanged, p.Reason)
+		}
+		if p.Detection == ByContent && q.Detection == ByContent && p.base.UUID == q.base.UUID {
+			// Adding a bitmap makes QEMU drop those that it finds invalid: what
+			// was seen before it says why none was believed.
+			p.Code, p.Reason, p.distrust = q.Code, q.Reason, p.distrust || q.distrust
 		}
 	}
 	return plan, nil

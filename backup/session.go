@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"path/filepath"
 	"sync/atomic"
 	"time"
@@ -45,6 +46,7 @@ type session struct {
 	checkpoint string
 	uuid       string
 	started    time.Time
+	seed       uint64 // of the samples: the same in each plan
 
 	history []*chain.Manifest // of the domain, oldest first
 	disks   []*disk
@@ -64,6 +66,7 @@ func newSession(repo *chain.Repository, req Request, hooks Hooks) (*session, err
 		started: time.Now().UTC().Truncate(time.Second),
 		fetch:   archive.NewFetcher(repo.Store, archive.FetcherOptions{}),
 		opened:  make(map[*chain.Disk]*archived),
+		seed:    rand.Uint64(),
 	}
 	if req.RateLimit > 0 {
 		// A burst of one cell, which is the largest read.

@@ -7,7 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
@@ -66,10 +70,14 @@ func (w *witness) locate(context.Context) (*objection, error) {
 	name := w.st.disk.Bitmap
 	w.layer = len(layers) - 1 - len(backing)
 	// A disk that was restored with its bitmap is flat, whatever it was when
-	// it was archived. So is one whose backing file was cut off without a
+	// it was archived; overlays may stand on it by now. So is one whose backing file was cut off without a
 	// copy; the archived data tells them apart (askArchivedData).
-	if len(layers) == 1 && len(backing) > 0 {
-		w.layer, w.flat = 0, true
+	bottom := len(layers) - 1
+	if len(backing) > 0 && layers[bottom].Bitmap(name) != nil && (w.layer < 0 || layers[w.layer].Bitmap(name) == nil) {
+		w.layer, w.flat = bottom, true
+	}
+	if w.layer >= 0 && layers[w.layer].BitmapsErr != nil {
+		return object(ReasonUnusable, "no bitmap of %s can be used: %v", layers[w.layer].Path, layers[w.layer].BitmapsErr), nil
 	}
 	if w.layer < 0 || layers[w.layer].Bitmap(name) == nil {
 		for _, l := range layers {
@@ -95,31 +103,47 @@ func (w *witness) locate(context.Context) (*objection, error) {
 }
 
 // compareIdentity objects when the image was another disk's at the checkpoint.
-// All disks of a checkpoint carry bitmaps of one name.
+// All disks of a checkpoint carry bitmaps of one name. A file tells more than
+// its path: files are renamed.
 func (w *witness) compareIdentity() *objection {
 	l := w.d.chain.Layers[w.layer]
 	id, err := l.Stat()
 	if err != nil {
 		return object(ReasonOtherDisk, "the image cannot be identified: %v", err)
 	}
-	own := w.st.disk.Source
-	if own.Device == id.Dev && own.Inode == id.Inode || own.Path == l.Path {
-		return nil
+	sameFile := func(rec chain.Source) bool { return rec.Device == id.Dev && rec.Inode == id.Inode }
+	samePath := func(rec chain.Source) bool { return rec.Path == l.Path }
+	tests := []func(chain.Source) bool{sameFile, samePath}
+	// Created is cut to whole seconds.
+	if bornAfter(l.Path, w.st.manifest.Created.Add(time.Second)) {
+		// The file was not there yet: its inode number may have been any file's.
+		tests = tests[1:]
 	}
-	for i := range w.st.manifest.Disks {
-		other := &w.st.manifest.Disks[i]
-		if other.Target == w.st.disk.Target {
-			continue
+	for _, same := range tests {
+		if same(w.st.disk.Source) {
+			return nil
 		}
-		if other.Source.Path == l.Path || other.Source.Device == id.Dev && other.Source.Inode == id.Inode {
-			return &objection{
-				code:   ReasonOtherDisk,
-				reason: fmt.Sprintf("at checkpoint %s this image was disk %s", w.st.manifest.Checkpoint, other.Target),
-				all:    true,
+		for i := range w.st.manifest.Disks {
+			other := &w.st.manifest.Disks[i]
+			if other.Target != w.st.disk.Target && same(other.Source) {
+				return &objection{
+					code:   ReasonOtherDisk,
+					reason: fmt.Sprintf("at checkpoint %s this image was disk %s", w.st.manifest.Checkpoint, other.Target),
+					all:    true,
+				}
 			}
 		}
 	}
 	return nil
+}
+
+// bornAfter reports whether the file system says that a file was made after t.
+func bornAfter(path string, t time.Time) bool {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_BTIME, &st); err != nil || st.Mask&unix.STATX_BTIME == 0 {
+		return false
+	}
+	return time.Unix(st.Btime.Sec, int64(st.Btime.Nsec)).After(t)
 }
 
 // compareBacking objects unless a backing file is the one that was recorded.
@@ -147,8 +171,6 @@ func (w *witness) askBitmap(context.Context) (*objection, error) {
 	b, name := w.bitmap, w.st.disk.Bitmap
 	layer := w.d.chain.Layers[w.layer]
 	switch {
-	case layer.BitmapsErr != nil:
-		return object(ReasonUnusable, "no bitmap of %s can be used: %v", layer.Path, layer.BitmapsErr), nil
 	case layer.Header.Incompatible&(qcow2.IncompatDirty|qcow2.IncompatCorrupt) != 0:
 		return object(ReasonDirty, "%s was not closed cleanly", layer.Path), nil
 	case b.InUse:
@@ -223,7 +245,7 @@ func (w *witness) askOlderBitmaps(ctx context.Context) (*objection, error) {
 }
 
 // collectDirty unites all that may have changed since the state.
-func (w *witness) collectDirty(ctx context.Context) (*objection, error) {
+func (w *witness) collectDirty(context.Context) (*objection, error) {
 	c := w.d.chain
 	size := c.Size()
 	sets := []bitmapstore.Runs{
@@ -235,41 +257,8 @@ func (w *witness) collectDirty(ctx context.Context) (*objection, error) {
 	for i := 0; i < w.layer; i++ {
 		sets = append(sets, c.Allocated(i))
 	}
-	if len(c.Layers) > 1 {
-		sets = append(sets, cutEdges(ctx, c))
-	}
 	w.dirty = bitmapstore.Union(sets...).Clip(size)
 	return nil, nil
-}
-
-// cutEdges is the last cluster before each run of zero clusters. When a disk
-// with a backing file shrinks and grows again, QEMU writes zeros over the rest
-// of the cluster in which the smaller disk ended, and zero clusters behind it,
-// and marks neither. The zero clusters are found by askArchivedData; the rest
-// of that one cluster looks like data.
-func cutEdges(ctx context.Context, c *qcow2.Chain) bitmapstore.Runs {
-	cluster := c.Layers[0].Header.ClusterSize()
-	return func(yield func(bitmapstore.Run, error) bool) {
-		var last qcow2.Extent
-		var done int64
-		for e, err := range c.Extents(0, c.Size()) {
-			if err == nil {
-				err = ctx.Err()
-			}
-			if err != nil {
-				yield(bitmapstore.Run{}, err)
-				return
-			}
-			if e.Kind == qcow2.Zero && (last.Kind == qcow2.Data || last.Kind == qcow2.Compressed) && last.Layer == 0 {
-				run := bitmapstore.Run{Start: max(done, (e.Offset-1)/cluster*cluster), End: e.Offset}
-				if run.End > run.Start && !yield(run, nil) {
-					return
-				}
-				done = run.End
-			}
-			last = e
-		}
-	}
 }
 
 // askLaterRecords compares with what later archives saw of this bitmap. A
@@ -279,6 +268,7 @@ func cutEdges(ctx context.Context, c *qcow2.Chain) bitmapstore.Runs {
 // did when the state was archived.
 func (w *witness) askLaterRecords(ctx context.Context) (*objection, error) {
 	size := w.d.chain.Layers[w.layer].Size
+	older := false
 	for _, later := range w.states {
 		if later.manifest.Sequence <= w.st.manifest.Sequence {
 			break
@@ -314,8 +304,10 @@ func (w *witness) askLaterRecords(ctx context.Context) (*objection, error) {
 				return object(ReasonContradicted, "the archive of %s saw writes in bitmap %s that it no longer shows: it was cleared or made anew",
 					later.manifest.Checkpoint, w.st.disk.Bitmap), nil
 			}
-			w.proof += fmt.Sprintf("; the image is an older copy than %s, its bytes prove it", later.manifest.Checkpoint)
-			return nil, nil
+			if !older {
+				w.proof += fmt.Sprintf("; the image is an older copy than %s, its bytes prove it", later.manifest.Checkpoint)
+			}
+			older = true
 		}
 	}
 	return nil, nil
@@ -333,7 +325,8 @@ const (
 // A range that held data and is now unallocated, or zero, through the whole
 // chain cannot have lost it without a write; nor can one that read as zeros
 // hold other bytes now. The first is asked of the whole disk, since it takes
-// only tables; of the second, and of data that stayed data, samples are read.
+// only tables; of the second, and of data that stayed data, samples are read,
+// and the end of the data.
 func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 	size := w.d.chain.Size()
 	clean := bitmapstore.Subtract(beyond(0, size), w.dirty)
@@ -361,12 +354,20 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 		}
 	}
 
+	if o, err := w.askEnd(ctx, archived, bitmapstore.Intersect(clean, wasData)); o != nil || err != nil {
+		return o, err
+	}
+	if o, err := w.askRegrown(ctx, archived, clean); o != nil || err != nil {
+		return o, err
+	}
+
 	isData := bitmapstore.Intersect(clean, dataRuns(ctx, w.d.chain))
+	random := rand.New(rand.NewPCG(w.s.seed, w.s.seed))
 	for _, set := range []bitmapstore.Runs{
 		bitmapstore.Subtract(isData, wasData),
 		bitmapstore.Intersect(isData, wasData),
 	} {
-		sample, err := sampleOf(set, sampleRuns, sampleBytes)
+		sample, err := sampleOf(set, sampleRuns, sampleBytes, random)
 		if err != nil {
 			return nil, err
 		}
@@ -386,6 +387,65 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 		}
 	}
 	return nil, nil
+}
+
+// askEnd compares the last clean bytes that were not zero. A disk that shrank
+// and grew again reads as zeros from the cut on, wherever nothing was written
+// since, and its tables may show data there all the same: clusters that were
+// preallocated as it grew, the rest of the cluster that it was cut in, the
+// untouched parts of clusters larger than a granule. If the last bytes that
+// could show a cut do not, there was none before them.
+func (w *witness) askEnd(ctx context.Context, archived *archived, clean bitmapstore.Runs) (*objection, error) {
+	end := w.d.chain.Size()
+	for count := sampleRuns; end > 0; count *= 2 {
+		last, err := lastOf(clean.Clip(end), count)
+		if err != nil {
+			return nil, err
+		}
+		for _, run := range slices.Backward(last) {
+			same, zero, err := archived.compare(ctx, w.d.chain, run)
+			switch {
+			case err != nil:
+				return nil, err
+			case !same:
+				return &objection{
+					code: ReasonMap,
+					reason: fmt.Sprintf("the last bytes that bitmap %s calls unchanged, up to %d, are not those in the archive of %s (a shrunk and regrown disk does this)",
+						w.st.disk.Bitmap, run.End, w.st.manifest.Checkpoint),
+					all: true,
+				}, nil
+			case !zero:
+				return nil, nil
+			}
+		}
+		// All of these are zeros within chunks that hold more.
+		if end = 0; len(last) == count {
+			end = last[0].Start
+		}
+	}
+	return nil, nil
+}
+
+// lastOf returns the last count grid cells' parts of a set, in ascending order.
+func lastOf(set bitmapstore.Runs, count int) ([]bitmapstore.Run, error) {
+	var last []bitmapstore.Run
+	for run, err := range set {
+		if err != nil {
+			return nil, err
+		}
+		// What a long run begins with would be pushed out again.
+		cell := int64(archive.GridSize)
+		start := max(run.Start, (run.End-1)/cell*cell-int64(count)*cell)
+		for start < run.End {
+			stop := min(run.End, start/cell*cell+cell)
+			last = append(last, bitmapstore.Run{Start: start, End: stop})
+			start = stop
+		}
+		if len(last) > 2*count {
+			last = slices.Clone(last[len(last)-count:])
+		}
+	}
+	return last[max(0, len(last)-count):], nil
 }
 
 // readsAsArchived reports whether the given ranges read as they were archived.
@@ -428,8 +488,8 @@ func (s *session) recordedBitmap(ctx context.Context, rec *chain.BitmapRecord) (
 
 var errShort = errors.New("the image ended early")
 
-func readFull(c *qcow2.Chain, p []byte, off int64) error {
-	n, err := c.ReadAt(p, off)
+func readFull(ctx context.Context, c *qcow2.Chain, p []byte, off int64) error {
+	n, err := c.ReadAtContext(ctx, p, off)
 	if n == len(p) {
 		return nil
 	}
