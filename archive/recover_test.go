@@ -12,7 +12,7 @@ import (
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
-// TestRecoverByHand: the script of docs/format.md gives a checkpoint back without
+// TestRecoverByHand: a short shell script gives a checkpoint back without
 // any code of ours, over deltas, zeros, a smaller and a larger size.
 func TestRecoverByHand(t *testing.T) {
 	t.Parallel()
