@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"context"
+	"slices"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/bitmapstore"
+)
+
+// regrownBytes bounds how much clean data that reads as zeros is read in search
+// of the last that does not.
+const regrownBytes = 64 << 20
+
+// askRegrown looks for data that a disk has got back. When a disk shrinks, QEMU
+// keeps the cluster that it then ends in, whole, and drops the bits of the
+// granules beyond the end. If the disk grows again (and has no backing file),
+// what was written there before shows again, and its marks are gone. That takes
+// a cluster larger than a granule. Behind that cluster all is gone or marked,
+// so it is the last with clean bytes that are not zeros, or has none.
+func (w *witness) askRegrown(ctx context.Context, archived *archived, clean bitmapstore.Runs) (*objection, error) {
+	active := w.d.chain.Layers[0]
+	if w.layer > 0 || active.Header.ClusterSize() <= w.bitmap.Granularity {
+		return nil, nil // what newer layers hold counts as dirty anyway
+	}
+	cluster := active.Header.ClusterSize()
+	last, err := lastOf(bitmapstore.Intersect(clean, dataRuns(ctx, w.d.chain)), regrownBytes/archive.GridSize)
+	if err != nil {
+		return nil, err
+	}
+	var stop int64
+	for _, run := range slices.Backward(last) {
+		if run.End <= stop {
+			break
+		}
+		same, zero, err := archived.compare(ctx, w.d.chain, run)
+		if err != nil {
+			return nil, err
+		}
+		if !same {
+			return &objection{
+				code: ReasonMap,
+				reason: "the last data that bitmap " + w.st.disk.Bitmap + " calls unchanged is not that in the archive of " +
+					w.st.manifest.Checkpoint + " (a shrunk and regrown disk does this)",
+				all: true,
+			}, nil
+		}
+		if !zero && stop == 0 {
+			stop = max(1, run.Start/cluster*cluster) // the rest of its cluster, too
+		}
+	}
+	return nil, nil
+}
