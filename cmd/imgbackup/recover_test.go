@@ -62,7 +62,7 @@ func TestRecoverByHandSynthetic(t *testing.T) {
 	disk = disk[:len(disk)/512*512]
 	var last string
 	for i := range 65 {
-		at := (i*7 + 1) * archive.DiffSize % len(disk)
+		at := (i%5*7 + 1) * archive.DiffSize
 		disk[at] += byte(i + 1)
 		if err := os.WriteFile(image, disk, 0o600); err != nil {
 			t.Fatal(err)
@@ -221,8 +221,9 @@ func (r *recovery) history() {
 	r.demandMaps("c3", "vdb", []int64{2561 << 10, 2561 << 10, 2561 << 10})
 }
 
-// demandMaps demands that a disk is given by maps of these sizes, newest first,
-// of which every delta has zeros and runs smaller than a grid cell.
+// demandMaps demands that a disk is given by maps of these sizes, newest first:
+// with runs smaller than a grid cell, zeros in every delta, and in a single map
+// runs that do not begin where their chunk does.
 func (r *recovery) demandMaps(checkpoint, disk string, sizes []int64) {
 	r.Helper()
 	ctx := context.Background()
@@ -250,19 +251,22 @@ func (r *recovery) demandMaps(checkpoint, disk string, sizes []int64) {
 	var have []int64
 	for _, m := range maps {
 		have = append(have, m.Size())
-		zeros, small := 0, 0
+		zeros, small, inner := 0, 0, 0
 		for e, err := range m.Entries(ctx, 0, m.Size()) {
 			switch {
 			case err != nil:
 				r.Fatal(err)
 			case e.Zero:
 				zeros++
+			case e.ChunkOffset > 0:
+				inner++
 			case e.Length < archive.GridSize:
 				small++
 			}
 		}
-		if !m.Full() && zeros == 0 || small == 0 {
-			r.Fatalf("disk %s: a map of %d bytes has %d runs of zeros and %d small runs", disk, m.Size(), zeros, small)
+		if !m.Full() && zeros == 0 || small == 0 || len(sizes) == 1 && inner == 0 {
+			r.Fatalf("disk %s: a map of %d bytes has %d runs of zeros, %d small ones and %d that do not begin with their chunk",
+				disk, m.Size(), zeros, small, inner)
 		}
 	}
 	if !slices.Equal(have, sizes) {
