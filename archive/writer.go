@@ -19,7 +19,7 @@ import (
 // WriterOptions are the settings of a backup session; the zero value is good.
 type WriterOptions struct {
 	Level      Level
-	Workers    int         // goroutines that read, hash and compress; 0: one per CPU, at most 16
+	Workers    int         // goroutines that read, hash and compress; 0: two more than CPUs, at most 16
 	SkipVerify bool        // do not decode each frame again to compare it with the data
 	PackSize   int64       // target size of a pack, bytes, 64 KiB to 256 MiB; 0: 32 MiB
 	TempDir    string      // for maps and bitmaps too large for memory; "": os.TempDir
@@ -102,7 +102,8 @@ const maxNotes = 50
 // leave a note; only a cancelled context or wrong options are errors.
 func NewWriter(ctx context.Context, store objstore.Store, o WriterOptions) (*Writer, error) {
 	if o.Workers == 0 {
-		o.Workers = min(runtime.GOMAXPROCS(0), 16)
+		// Two more than can compute at once, since some wait for the disk.
+		o.Workers = min(runtime.GOMAXPROCS(0)+2, 16)
 	}
 	if o.PackSize == 0 {
 		o.PackSize = defaultPackSize

@@ -61,30 +61,20 @@ func (s *session) manifestDisk(d *disk, p *DiskPlan) chain.Disk {
 	return rec
 }
 
-// rememberIdentity notes every file of every chain as it is when reading
-// begins.
-func (s *session) rememberIdentity() error {
+// rememberIdentity notes every file of every chain as it was when it was opened,
+// before anything was read out of it.
+func (s *session) rememberIdentity() {
 	for _, d := range s.disks {
 		d.id, d.backing = nil, nil
 		for i, layer := range d.chain.Layers {
 			for _, f := range layer.Files() {
-				id, err := f.Stat()
-				if err != nil {
-					return fmt.Errorf("disk %s: %w", d.req.Target, err)
-				}
-				d.id = append(d.id, id)
+				d.id = append(d.id, f.Opened())
 			}
-			if i == 0 {
-				continue
+			if i > 0 {
+				d.backing = append(d.backing, layerRecord(layer))
 			}
-			rec, err := layerRecord(layer)
-			if err != nil {
-				return fmt.Errorf("disk %s: %w", d.req.Target, err)
-			}
-			d.backing = append(d.backing, rec)
 		}
 	}
-	return nil
 }
 
 // compareIdentity fails when any file of any chain is no longer what it was

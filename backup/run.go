@@ -166,9 +166,7 @@ func (s *session) writeUnderIntent(ctx context.Context, plan *Plan, intent *chai
 	if err := s.verifyAdded(ctx, plan, intent); err != nil {
 		return nil, false, err
 	}
-	if err := s.rememberIdentity(); err != nil {
-		return nil, false, err
-	}
+	s.rememberIdentity()
 	if plan, err = s.planAgain(ctx, plan); err != nil {
 		return nil, false, err
 	}

@@ -308,18 +308,14 @@ func (s *session) count(n int64) {
 	}
 }
 
-// layerRecord describes a layer as a manifest records it.
-func layerRecord(l *qcow2.Layer) (chain.Layer, error) {
-	id, err := l.Stat()
-	if err != nil {
-		return chain.Layer{}, err
-	}
-	rec := chain.Layer{
+// layerRecord describes a layer, as it was when it was opened, for a manifest.
+func layerRecord(l *qcow2.Layer) chain.Layer {
+	id := l.Files()[0].Opened()
+	return chain.Layer{
 		Path: l.Path, Format: string(l.Format), Device: id.Dev, Inode: id.Inode,
 		FileSize: id.Size, Mtime: id.MtimeNs, Ctime: id.CtimeNs,
 		HeaderDigest: archive.Digest(l.HeaderDigest()),
 	}
-	return rec, nil
 }
 
 func snapshotRecords(now []qcow2.Snapshot) []chain.Snapshot {

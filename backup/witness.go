@@ -95,8 +95,8 @@ func (w *witness) locate(context.Context) (*objection, error) {
 		return nil, nil
 	}
 	for i, rec := range backing {
-		if o, err := compareBacking(layers[w.layer+1+i], rec); o != nil || err != nil {
-			return o, err
+		if o := compareBacking(layers[w.layer+1+i], rec); o != nil {
+			return o, nil
 		}
 	}
 	return nil, nil
@@ -147,23 +147,20 @@ func bornAfter(path string, t time.Time) bool {
 }
 
 // compareBacking objects unless a backing file is the one that was recorded.
-func compareBacking(l *qcow2.Layer, rec chain.Layer) (*objection, error) {
-	now, err := layerRecord(l)
-	if err != nil {
-		return nil, err
-	}
+func compareBacking(l *qcow2.Layer, rec chain.Layer) *objection {
+	now := layerRecord(l)
 	// Devices are renumbered and files are moved with their folder; the rest
 	// tells whether the content can have changed.
 	switch {
 	case now.Path != rec.Path || now.Format != rec.Format:
-		return object(ReasonBacking, "the backing file was %s (%s) and is %s (%s)", rec.Path, rec.Format, now.Path, now.Format), nil
+		return object(ReasonBacking, "the backing file was %s (%s) and is %s (%s)", rec.Path, rec.Format, now.Path, now.Format)
 	case now.FileSize != rec.FileSize, now.Mtime != rec.Mtime, now.Ctime != rec.Ctime, now.HeaderDigest != rec.HeaderDigest,
 		l.DataFile != "":
-		return object(ReasonBacking, "the backing file %s was written to or exchanged since", rec.Path), nil
+		return object(ReasonBacking, "the backing file %s was written to or exchanged since", rec.Path)
 	case l.Device():
-		return object(ReasonBacking, "the backing file %s is a block device, which cannot be shown to be unchanged", rec.Path), nil
+		return object(ReasonBacking, "the backing file %s is a block device, which cannot be shown to be unchanged", rec.Path)
 	}
-	return nil, nil
+	return nil
 }
 
 // askBitmap looks at the bitmap itself and what it was made with.

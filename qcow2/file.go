@@ -19,7 +19,8 @@ type File struct {
 	path    string
 	f       *os.File
 	size    int64 // bytes, when it was opened
-	device  bool  // block device
+	opened  FileID
+	device  bool // block device
 	caching atomic.Int32
 }
 
@@ -107,7 +108,8 @@ func (f *File) describe(before fs.FileInfo) error {
 			return fmt.Errorf("%s: find the size of the device: %w", f.path, err)
 		}
 	}
-	return nil
+	f.opened, err = f.Stat()
+	return err
 }
 
 // checkFileType refuses what is neither a regular file nor a block device.

@@ -40,6 +40,10 @@ func (f *File) Stat() (FileID, error) {
 	return f.fileID(&st, f.f)
 }
 
+// Opened returns the state that the file had when it was opened, before
+// anything was read out of it.
+func (f *File) Opened() FileID { return f.opened }
+
 // PathStat returns the present state of whatever stands at the file's path.
 func (f *File) PathStat() (FileID, error) {
 	var st unix.Stat_t
