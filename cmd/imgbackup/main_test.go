@@ -3,35 +3,80 @@
 package main
 
 import (
+	"io"
 	"os"
+	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
-// killAt names, in the environment of a test's program, the step of the writing
-// order at whose beginning the program kills itself, and optionally, after a
-// colon, at which occurrence of it.
-const killAt = "IMGBACKUP_TEST_KILL_AT"
+// What a test's program does besides its work, in its environment.
+const (
+	// killAt names the step of the writing order at whose beginning the program
+	// kills itself, and optionally, after a colon, one mark for each occurrence
+	// of it that is let pass.
+	killAt = "IMGBACKUP_TEST_KILL_AT"
+	// killAtOp is the number, from 1 on, of the operation on the repository at
+	// which the program kills itself: within it when it stores, else before.
+	killAtOp = "IMGBACKUP_TEST_KILL_AT_OP"
+	// failAtOp is the number of the operation on the repository that fails, and
+	// after a colon how: see failingStore.
+	failAtOp = "IMGBACKUP_TEST_FAIL_AT_OP"
+	// tellSteps is the number of a descriptor that each step's name is written
+	// to, a line each.
+	tellSteps = "IMGBACKUP_TEST_TELL_STEPS"
+)
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"imgbackup": func() {
-			os.Exit(run(os.Args[1:], program{in: os.Stdin, out: os.Stdout, err: os.Stderr, step: killer()}))
+			p := program{in: os.Stdin, out: os.Stdout, err: os.Stderr, step: stepHook()}
+			if n, err := strconv.Atoi(os.Getenv(killAtOp)); err == nil {
+				p.wrap = func(s objstore.Store) objstore.Store { return &deadlyStore{Store: s, at: int64(n)} }
+			}
+			if n, how, ok := strings.Cut(os.Getenv(failAtOp), ":"); ok {
+				at, err := strconv.Atoi(n)
+				if err != nil {
+					panic(err)
+				}
+				p.wrap = (&failingStore{at: int64(at), how: failure(how)}).around
+			}
+			os.Exit(run(os.Args[1:], p))
 		},
 	})
 }
 
-// killer returns the hook that ends the program as kill -9 would.
-func killer() func(string) {
+// killSelf ends the program as kill -9 would.
+func killSelf() {
+	if err := unix.Kill(os.Getpid(), unix.SIGKILL); err != nil {
+		panic(err)
+	}
+	select {}
+}
+
+// stepHook returns the hook that the environment asks for.
+func stepHook() func(string) {
 	step, nth, _ := strings.Cut(os.Getenv(killAt), ":")
-	if step == "" {
+	left := len(nth)
+	var tell *os.File
+	if fd, err := strconv.Atoi(os.Getenv(tellSteps)); err == nil {
+		unix.CloseOnExec(fd)
+		tell = os.NewFile(uintptr(fd), "steps")
+	}
+	if step == "" && tell == nil {
 		return nil
 	}
-	left := len(nth) // one mark for each occurrence that is let pass
 	return func(name string) {
+		if tell != nil {
+			// Nobody may be reading any more.
+			_, _ = io.WriteString(tell, name+"\n")
+		}
 		if name != step {
 			return
 		}
@@ -39,18 +84,6 @@ func killer() func(string) {
 			left--
 			return
 		}
-		if err := syscall.Kill(os.Getpid(), syscall.SIGKILL); err != nil {
-			panic(err)
-		}
-		select {}
+		killSelf()
 	}
-}
-
-func TestScripts(t *testing.T) {
-	t.Parallel()
-	testscript.Run(t, testscript.Params{
-		Dir:                 "../../testdata/script",
-		RequireExplicitExec: true,
-		RequireUniqueNames:  true,
-	})
 }

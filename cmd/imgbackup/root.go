@@ -35,7 +35,9 @@ func newRoot(p program) *cobra.Command {
 all of them once, then only what changed, as QEMU's own dirty bitmaps in the
 qcow2 images tell. Any checkpoint can be restored, bit for bit.
 
-It needs no libvirtd and no running QEMU. ` + exitHelp,
+It needs no libvirtd and no running QEMU. The repository is named by --repo or
+the environment variable IMGBACKUP_REPO. Results go to stdout, notes and
+progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
 		Example: `  imgbackup init -r /backup
   imgbackup backup -r /backup web --disk vda=/vm/web.qcow2,format=qcow2
   imgbackup list -r /backup web
@@ -43,13 +45,18 @@ It needs no libvirtd and no running QEMU. ` + exitHelp,
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("unknown command %q", args[0])}
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return cmd.Help()
 		},
 	}
 	flags := root.PersistentFlags()
-	flags.StringVarP(&a.repoFlag, "repo", "r", os.Getenv("IMGBACKUP_REPO"), "repository: a directory (or set IMGBACKUP_REPO)")
+	flags.StringVarP(&a.repoFlag, "repo", "r", "", "repository: the `PATH` of a directory (default: IMGBACKUP_REPO)")
 	flags.BoolVar(&a.json, "json", false, "write results as JSON, for programs")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no notes on stderr")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
@@ -63,6 +70,15 @@ It needs no libvirtd and no running QEMU. ` + exitHelp,
 		a.checkCommand(),
 		manCommand(root),
 	)
+	root.SetOut(p.out) // where the completion commands write to
+	root.InitDefaultCompletionCmd()
+	if completion, _, err := root.Find([]string{"completion"}); err == nil {
+		for _, shell := range completion.Commands() {
+			shell.Long = strings.TrimRight(shell.Long, "\n") + exitHelp()
+		}
+		completion.Long = strings.TrimRight(completion.Long, "\n") + exitHelp()
+		completion.Example = "  imgbackup completion bash >/etc/bash_completion.d/imgbackup"
+	}
 	return root
 }
 
@@ -95,6 +111,10 @@ func (a *app) store(create bool) (objstore.Store, error) {
 }
 
 func (a *app) openStore(create bool) (objstore.Store, error) {
+	// Not the flag's default, which help and man pages would show.
+	if a.repoFlag == "" {
+		a.repoFlag = os.Getenv("IMGBACKUP_REPO")
+	}
 	switch {
 	case a.repoFlag == "":
 		return nil, usageError{errors.New("no repository: give --repo PATH or set IMGBACKUP_REPO")}
