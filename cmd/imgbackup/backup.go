@@ -39,7 +39,7 @@ stands every check, and else reads the whole disk and stores what differs from
 the newest archived state; it says why. --mode incremental ends with exit
 status 4 instead. --mode full stores everything.
 
-A comma in a path is doubled.`,
+A comma in a path is doubled.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
 		Example: `  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2
   imgbackup backup web --disk vda=/vm/a.qcow2,format=qcow2 --disk vdb=/dev/vg/web,format=raw
   imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --mode incremental --checkpoint monday
@@ -81,8 +81,8 @@ A comma in a path is doubled.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVar(&disks, "disk", nil, "a disk: TARGET=PATH,format=qcow2|raw[,backupmode=full|incremental][,incremental=CHECKPOINT]")
-	f.StringVar(&mode, "mode", "auto", "auto, full or incremental")
+	f.StringArrayVar(&disks, "disk", nil, "a disk: `TARGET=PATH,format=qcow2|raw[,backupmode=full|incremental][,incremental=CHECKPOINT]`; may be repeated")
+	f.StringVar(&mode, "mode", "auto", "`MODE`: auto, full or incremental")
 	f.StringVar(&req.Since, "incremental", "", "be incremental since this `CHECKPOINT` (default: the newest that can be trusted)")
 	f.StringVar(&req.Checkpoint, "checkpoint", "", "`NAME` of the new checkpoint (default: made from the time)")
 	f.StringVar(&req.Description, "description", "", "`TEXT` to keep with the checkpoint")

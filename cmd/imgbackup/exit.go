@@ -5,6 +5,9 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
@@ -25,17 +28,31 @@ const (
 	exitInterrupted = 130 // by a signal
 )
 
-// exitHelp explains them in the help.
-const exitHelp = `Exit status:
-  0    done
-  1    failed; nothing half-written is left under a final name
-  2    wrong usage
-  3    damage found (check, restore)
-  4    an incremental backup was demanded and cannot be trusted
-  5    an image is in use
-  6    the checkpoint's name is taken, someone else committed first, or the
-       domain belongs to another host
-  130  interrupted`
+// exitHelp explains the statuses in a command's help: those that every command
+// has, and those of codes.
+func exitHelp(codes ...int) string {
+	var b strings.Builder
+	b.WriteString("\n\nExit status:\n\n")
+	for _, s := range []struct {
+		code  int
+		means string
+	}{
+		{exitDone, "done"},
+		{exitFailed, "failed; nothing half-written is left under a final name"},
+		{exitUsage, "wrong usage"},
+		{exitDamage, "damage found"},
+		{exitNotTrusted, "an incremental was demanded (--mode incremental) and cannot be\n         trusted"},
+		{exitInUse, "an image, or the target of a restore, is in use"},
+		{exitTaken, "the checkpoint's name is taken, someone else committed first, or\n         the domain belongs to another host"},
+		{exitInterrupted, "interrupted"},
+	} {
+		if s.code <= exitUsage || slices.Contains(codes, s.code) {
+			// Indented so that it is a block of its own in man pages.
+			fmt.Fprintf(&b, "    %-3d  %s\n", s.code, s.means)
+		}
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
 
 var errInterrupted = errors.New("interrupted")
 

@@ -12,8 +12,10 @@ import (
 
 func (a *app) initCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:     "init",
-		Short:   "Make a new, empty repository",
+		Use:   "init",
+		Short: "Make a new, empty repository",
+		Long: `init makes a repository in a new or empty folder, which --repo or the environment
+variable IMGBACKUP_REPO names.` + exitHelp(),
 		Example: "  imgbackup init -r /backup",
 		Args:    exactArgs(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -24,7 +24,7 @@ func (a *app) inspectCommand() *cobra.Command {
 internal snapshots and its persistent dirty bitmaps with their dirty bytes, and
 whether the image is fit for incremental backups, or why not.
 
-It changes nothing, takes no locks, and needs no repository.`,
+It changes nothing, takes no locks, and needs no repository.` + exitHelp(),
 		Example: `  imgbackup inspect /vm/web.qcow2
   imgbackup inspect --json /vm/web.qcow2`,
 		Args: exactArgs(1, "one IMAGE"),
@@ -36,7 +36,7 @@ It changes nothing, takes no locks, and needs no repository.`,
 			return a.inspect(args[0], f, dirs)
 		},
 	}
-	cmd.Flags().StringVar(&format, "format", "qcow2", "format of the image: qcow2 or raw; it is never guessed")
+	cmd.Flags().StringVar(&format, "format", "qcow2", "`FORMAT` of the image: qcow2 or raw; it is never guessed")
 	cmd.Flags().StringArrayVar(&dirs, "allow-dir", nil, "allow backing and data files in this `DIR`, besides the image's own folder")
 	return cmd
 }

@@ -19,6 +19,8 @@ func (a *app) listCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list [DOMAIN]",
 		Short: "List domains and checkpoints",
+		Long: `list shows the checkpoints of a domain, or of all, oldest first; with --tree how
+they follow one another (a restored disk that goes on makes a branch).` + exitHelp(exitDamage, exitInterrupted),
 		Example: `  imgbackup list
   imgbackup list web
   imgbackup list web --tree`,

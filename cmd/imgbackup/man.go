@@ -14,6 +14,7 @@ func manCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
 		Use:     "man DIR",
 		Short:   "Write the man pages into a folder",
+		Long:    "man writes a page for each command into a folder that is there." + exitHelp(),
 		Example: "  imgbackup man /usr/local/share/man/man1",
 		Hidden:  true,
 		Args:    exactArgs(1, "one DIR"),
@@ -21,7 +22,7 @@ func manCommand(root *cobra.Command) *cobra.Command {
 			// A fixed date keeps the generated files the same from day to day.
 			date := time.Date(2026, time.November, 1, 0, 0, 0, 0, time.UTC)
 			root.DisableAutoGenTag = true
-			return doc.GenManTree(root, &doc.GenManHeader{Title: "IMGBACKUP", Section: "1", Source: "imgbackup", Date: &date}, args[0])
+			return doc.GenManTree(root, &doc.GenManHeader{Section: "1", Source: "imgbackup", Date: &date}, args[0])
 		},
 	}
 }

@@ -28,15 +28,15 @@ type restoreRequest struct {
 func (a *app) restoreCommand() *cobra.Command {
 	var r restoreRequest
 	cmd := &cobra.Command{
-		Use:   "restore DOMAIN [--checkpoint NAME] (--output DIR | --to TARGET=PATH …)",
+		Use:   "restore DOMAIN [--checkpoint NAME] {--output DIR | --to TARGET=PATH …}",
 		Short: "Restore disks at any checkpoint",
 		Long: `restore writes the disks of a checkpoint (the newest by default), every byte
 proven by its digest. Files appear under their final names only when all of
 them are complete and durable.
 
---output DIR writes DIR/<target>.<format>; --to names a file, or with --force a
+--output DIR writes DIR/TARGET.FORMAT; --to names a file, or with --force a
 block device. --continue gives a restored qcow2 image the checkpoint's bitmap,
-so that its next backup is incremental from there.`,
+so that its next backup is incremental from there.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup restore web --output /restored
   imgbackup restore web --checkpoint monday --disk vda --output /restored --format qcow2
   imgbackup restore web --to vda=/vm/web.qcow2 --format qcow2 --continue --verify
@@ -50,9 +50,9 @@ so that its next backup is incremental from there.`,
 	f := cmd.Flags()
 	f.StringVar(&r.checkpoint, "checkpoint", "", "`NAME` of the checkpoint (default: the newest)")
 	f.StringArrayVar(&r.disks, "disk", nil, "restore only this disk `TARGET`; may be repeated")
-	f.StringVarP(&r.output, "output", "o", "", "write DIR/<target>.<format>; the folder is made if it is not there")
-	f.StringArrayVar(&r.to, "to", nil, "write one disk to a file or block device: TARGET=`PATH`; may be repeated")
-	f.StringVar(&r.format, "format", "", "raw or qcow2 (default: raw; with --continue: qcow2)")
+	f.StringVarP(&r.output, "output", "o", "", "write to `DIR`/TARGET.FORMAT; the folder is made if it is not there")
+	f.StringArrayVar(&r.to, "to", nil, "write one disk to a file or block device: `TARGET=PATH`; may be repeated")
+	f.StringVar(&r.format, "format", "", "`FORMAT`: raw or qcow2 (default: raw; with --continue: qcow2)")
 	f.BoolVar(&r.options.Force, "force", false, "replace a target that exists; write to a block device")
 	f.BoolVar(&r.options.Continue, "continue", false, "give the restored qcow2 images the checkpoint's bitmap, so that the next backup is incremental")
 	f.BoolVar(&r.options.Verify, "verify", false, "read what was written again and compare")
