@@ -68,6 +68,7 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 		a.showCommand(),
 		a.restoreCommand(),
 		a.checkCommand(),
+		a.copyCommand(),
 		manCommand(root),
 	)
 	root.SetOut(p.out) // where the completion commands write to

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// CopyObject copies an immutable object from one store to another, proven on the
+// way: what arrives has the SHA-256 that is its name. One that stands there
+// already is proven as well, and replaced if it is damaged. The object passes
+// through memory, or through tempDir if it is large.
+func CopyObject(ctx context.Context, from, to objstore.Store, key string, ref Ref, tempDir string) error {
+	_, err := statObject(ctx, to, key, ref.Length)
+	if err == nil {
+		if err := hashObject(ctx, to, key, ref.Name, ref.Length); !IsDamage(err) {
+			return err
+		}
+	} else if !IsDamage(err) {
+		return err
+	}
+	r, err := from.Get(ctx, key, 0, ref.Length)
+	if err != nil {
+		return missing(key, err)
+	}
+	s := &spool{dir: tempDir}
+	defer s.close()
+	_, err = io.CopyBuffer(onlyWriter{s}, io.LimitReader(r, ref.Length), make([]byte, copyBuffer(ref.Length)))
+	if cerr := r.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil && s.Size() != ref.Length {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return shortRead(ctx, from, key, ref.Length, ref.Length, err)
+	}
+	name, err := hashBody(s)
+	if err != nil {
+		return fmt.Errorf("copy %s: %w", key, err)
+	}
+	if err := checkName(key, ref.Name, name); err != nil {
+		return err
+	}
+	_, err = putObject(ctx, to, key, ref.Name, s)
+	return err
+}
+
+// Stands tells whether an object is in the store with its length. Only the
+// store's own "no" counts as no.
+func Stands(ctx context.Context, store objstore.Store, key string, length int64) (bool, error) {
+	_, err := statObject(ctx, store, key, length)
+	if IsDamage(err) {
+		return false, nil
+	}
+	return err == nil, err
+}
