@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package transfer_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/objstoretest"
+	"github.com/imgbackup/imgbackup/transfer"
+)
+
+// newRepo makes a repository in a store.
+func newRepo(t *testing.T, store objstore.Store) *chain.Repository {
+	t.Helper()
+	repo, err := chain.Init(t.Context(), store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return repo
+}
+
+// commit archives data as a checkpoint of a raw disk, on top of base if it is
+// given.
+func commit(t *testing.T, repo *chain.Repository, name string, data []byte, base *chain.Manifest) *chain.Manifest {
+	t.Helper()
+	w, err := archive.NewWriter(t.Context(), repo.Store, archive.WriterOptions{PackSize: 64 << 10, TempDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Abort()
+	m := w.NewMap("vda", int64(len(data)), base == nil)
+	err = m.Add(t.Context(), 0, int64(len(data)), func(context.Context, []byte) ([]archive.Piece, error) {
+		return []archive.Piece{{Offset: 0, Length: int64(len(data)), Data: data}}, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps, _, err := w.Finish(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := chain.Disk{
+		Target: "vda", Size: int64(len(data)), Source: chain.Source{Path: "/vm/a.raw", Format: "raw"},
+		Requested: chain.ModeAuto, Mode: chain.ModeFull, Detection: chain.DetectionNone, Maps: maps,
+	}
+	man := &chain.Manifest{
+		Kind: chain.KindArchive, Domain: "web", Host: chain.Host{Name: "h"}, Checkpoint: name, UUID: chain.NewUUID(),
+		Sequence: 1, Created: time.Unix(1e9, 0).UTC(), Locking: chain.LockingQEMU, Requested: chain.ModeAuto,
+	}
+	if base != nil {
+		d.Mode, d.Detection = chain.ModeIncremental, chain.DetectionContent
+		d.IncrementalFrom = base.Ref()
+		d.Maps = append(d.Maps, base.Disks[0].Maps...)
+		man.Parent, man.Sequence = base.Ref(), base.Sequence+1
+	}
+	man.Disks = []chain.Disk{d}
+	if err := repo.Commit(t.Context(), man); err != nil {
+		t.Fatal(err)
+	}
+	return man
+}
+
+// content is data that does not compress and differs by seed.
+func content(seed byte) []byte {
+	data := make([]byte, 128<<10)
+	x := uint32(seed) + 1
+	for i := range data {
+		x = x*1664525 + 1013904223
+		data[i] = byte(x >> 24)
+	}
+	return data
+}
+
+// read returns what a checkpoint holds.
+func read(t *testing.T, repo *chain.Repository, name string) []byte {
+	t.Helper()
+	m, err := repo.Manifest(t.Context(), "web", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	maps, err := chain.ReplayMaps(t.Context(), repo, &m.Disks[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := archive.NewFetcher(repo.Store, archive.FetcherOptions{})
+	out := make([]byte, m.Disks[0].Size)
+	for e, err := range archive.Replay(t.Context(), maps, 0, m.Disks[0].Size) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Zero {
+			continue
+		}
+		chunk, err := f.Chunk(t.Context(), e, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		copy(out[e.Offset:e.End()], chunk[e.ChunkOffset:])
+	}
+	return out
+}
+
+// TestResume cuts a copy off at each operation of the destination in turn. The
+// next one completes it, and what had arrived is whole.
+func TestResume(t *testing.T) {
+	t.Parallel()
+	from := newRepo(t, objstore.NewMem())
+	c1 := commit(t, from, "c1", content(1), nil)
+	commit(t, from, "c2", content(2), c1)
+	broken := errors.New("the store broke")
+	for _, op := range []objstoretest.Op{objstoretest.Put, objstoretest.Stat, objstoretest.List} {
+		for n := 0; ; n++ {
+			store := objstore.NewMem()
+			to := newRepo(t, store)
+			counted := objstoretest.NewFaulty(t, store)
+			to.Store = counted
+			if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {
+				t.Fatal(err)
+			}
+			if n >= counted.Count(op) {
+				if n == 0 {
+					t.Fatalf("a copy does no %v", op)
+				}
+				break
+			}
+
+			store = objstore.NewMem()
+			to = newRepo(t, store)
+			to.Store = objstoretest.NewFaulty(t, store, objstoretest.Fault{Op: op, After: n, Times: 1, Err: broken})
+			if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); !errors.Is(err, broken) {
+				t.Fatalf("%v %d: got %v", op, n, err)
+			}
+			to.Store = store
+			left, _, err := to.Manifests(t.Context(), "web")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range left {
+				read(t, to, m.Checkpoint)
+			}
+			if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {
+				t.Fatalf("%v %d: gone on with: %v", op, n, err)
+			}
+			if !bytes.Equal(read(t, to, "c1"), content(1)) || !bytes.Equal(read(t, to, "c2"), content(2)) {
+				t.Fatalf("%v %d: the copy differs", op, n)
+			}
+		}
+	}
+}
+
+// TestDamageStaysBehind: what is damaged in the source, or left damaged in the
+// destination by somebody else, does not become part of a copied checkpoint.
+func TestDamageStaysBehind(t *testing.T) {
+	t.Parallel()
+	flip := func(t *testing.T, s objstore.Store, prefix string) string {
+		t.Helper()
+		for info, err := range s.List(t.Context(), prefix) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			data, err := objstore.ReadAll(t.Context(), s, info.Key, 1<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			data[len(data)/2] ^= 1
+			if err := s.Put(t.Context(), info.Key, bytes.NewReader(data), objstore.Replace); err != nil {
+				t.Fatal(err)
+			}
+			return info.Key
+		}
+		t.Fatalf("no object under %s", prefix)
+		return ""
+	}
+	for _, prefix := range []string{archive.PackPrefix, archive.MapPrefix} {
+		store := objstore.NewMem()
+		from := newRepo(t, store)
+		commit(t, from, "c1", content(1), nil)
+		key := flip(t, store, prefix)
+		to := newRepo(t, objstore.NewMem())
+		_, err := transfer.Copy(t.Context(), from, to, transfer.Options{})
+		if !archive.IsDamage(err) || !strings.Contains(err.Error(), key) {
+			t.Errorf("%s: got %v", prefix, err)
+		}
+		if names, err := to.Checkpoints(t.Context(), "web"); err != nil || len(names) > 0 {
+			t.Errorf("%s: the destination has %v, %v", prefix, names, err)
+		}
+	}
+
+	// A pack that was left damaged in the destination is put right.
+	from := newRepo(t, objstore.NewMem())
+	commit(t, from, "c1", content(1), nil)
+	for info, err := range from.Store.List(t.Context(), archive.PackPrefix) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		store := objstore.NewMem()
+		to := newRepo(t, store)
+		if err := store.Put(t.Context(), info.Key, bytes.NewReader(make([]byte, info.Size)), objstore.Create); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(read(t, to, "c1"), content(1)) {
+			t.Error("a damaged pack was taken for a good one")
+		}
+	}
+}
