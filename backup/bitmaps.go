@@ -125,7 +125,7 @@ func (s *session) guardOf(image string) *qcow2.ImageFlock {
 // removeIfThere removes a bitmap of ours from an image, if the image holds it,
 // and looks whether all others are as they were. guard is the flock on it.
 func removeIfThere(ctx context.Context, guard *qcow2.ImageFlock, path, name string) error {
-	held := false
+	held, crashed := false, false
 	var before []qcow2.BitmapState
 	err := qcow2.WithTopLayer(path, func(l *qcow2.Layer) error {
 		held = l.Bitmap(name) != nil
@@ -136,10 +136,22 @@ func removeIfThere(ctx context.Context, guard *qcow2.ImageFlock, path, name stri
 		if before, err = l.BitmapStates(); err != nil {
 			return err
 		}
+		crashed = l.Header.Has(qcow2.IncompatDirty) || slices.ContainsFunc(before, func(b qcow2.BitmapState) bool { return b.InUse })
 		return qcow2.FreeSpaceFor(l, 0)
 	})
 	if err != nil || !held {
 		return err
+	}
+	if crashed {
+		// Whoever did not close the image may have left wrong reference counts,
+		// and QEMU would store the other bitmaps over guest data.
+		check, err := qcow2.CheckRefcounts(ctx, path)
+		if err == nil {
+			err = check.Err()
+		}
+		if err != nil {
+			return fmt.Errorf("%s: nothing is written into the image (qemu-img check -r all may repair it): %w", path, err)
+		}
 	}
 	if err := guard.BitmapRemove(ctx, path, name); err != nil {
 		return err
@@ -171,7 +183,8 @@ func (s *session) retire(ctx context.Context, plan *Plan, manifest *chain.Manife
 // retirable lists, of the bitmaps that were in an image before, those of ours
 // that are no longer needed. Bitmaps that no manifest names are not ours.
 func (s *session) retirable(p *DiskPlan, manifest *chain.Manifest, names []string) []string {
-	known := s.ours(p.Target)
+	// A clone of another disk's image brings that disk's bitmaps with it.
+	known := s.oursAnywhere()
 	var mine []string
 	for _, name := range names {
 		if m := known[name]; m != nil && m.UUID != manifest.UUID && m.Kind != chain.KindCheckpoint {

@@ -286,6 +286,19 @@ func (s *session) ours(target string) map[string]*chain.Manifest {
 	return names
 }
 
+// oursAnywhere is the same for all disks of the domain.
+func (s *session) oursAnywhere() map[string]*chain.Manifest {
+	names := make(map[string]*chain.Manifest)
+	for _, m := range s.history {
+		for i := range m.Disks {
+			if name := m.Disks[i].Bitmap; name != "" {
+				names[name] = m
+			}
+		}
+	}
+	return names
+}
+
 // chooseBitmap decides whether the new checkpoint's bitmap can be added to the
 // disk's image.
 func (s *session) chooseBitmap(ctx context.Context, d *disk, p *DiskPlan) error {
@@ -313,8 +326,12 @@ func (s *session) chooseBitmap(ctx context.Context, d *disk, p *DiskPlan) error 
 		}
 	}
 	// With wrong reference counts QEMU would allocate the new bitmap's
-	// clusters over guest data.
-	if (firstOfOurs || p.Mode == Full) && !d.checked {
+	// clusters over guest data. They were right when our first bitmap was added,
+	// and stay so while every writer closes the image, which trusted bitmaps
+	// prove. After a crash the counts may be wrong although nothing in the
+	// header says so any more: QEMU commits an overlay into an image with lazy
+	// counts that was not closed, and then marks it closed.
+	if (firstOfOurs || p.Detection != ByBitmap) && !d.checked {
 		check, err := qcow2.CheckRefcounts(ctx, active.Path)
 		if err != nil {
 			return err

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// The tests in life_*_test.go let disks live at random: real images, made and
+// changed by qemu-img, qemu-io and qemu-nbd as users, and accidents, change
+// them. Now and then comes a backup, and what `qemu-img convert` reads at that
+// moment is kept. In the end every checkpoint must restore to exactly that.
+//
+// Environment:
+//
+//	IMGBACKUP_SOAK=N  how many lives (a small number without it)
+//	IMGBACKUP_SEED=S  seed of the first life; the next has S+1, and so on
+//
+// Backups draw samples of what they read twice, and killed programs die when
+// they die, so a seed repeats a life, but not in every detail.
+
+// defaultLives are enough that each kind of event is dealt to one of them.
+const defaultLives = 16
+
+// tally counts what the lives have come across.
+type tally struct {
+	mu     sync.Mutex
+	counts map[string]int
+}
+
+func (c *tally) add(what string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.counts[what]++
+}
+
+func (c *tally) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var lines []string
+	for what, n := range c.counts {
+		lines = append(lines, fmt.Sprintf("%6d  %s", n, what))
+	}
+	slices.SortFunc(lines, func(a, b string) int { return strings.Compare(a[8:], b[8:]) })
+	return strings.Join(lines, "\n")
+}
+
+// lives returns the seeds of the lives to be led.
+func lives(t *testing.T, count int) []uint64 {
+	t.Helper()
+	first := uint64(time.Now().UnixNano()) % 1_000_000_000
+	if env := os.Getenv("IMGBACKUP_SEED"); env != "" {
+		n, err := strconv.ParseUint(env, 10, 64)
+		if err != nil {
+			t.Fatalf("IMGBACKUP_SEED: %v", err)
+		}
+		first = n
+	}
+	if env := os.Getenv("IMGBACKUP_SOAK"); env != "" {
+		n, err := strconv.Atoi(env)
+		if err != nil || n < 1 {
+			t.Fatalf("IMGBACKUP_SOAK: %q is no number of lives", env)
+		}
+		count = n
+	}
+	seeds := make([]uint64, count)
+	for i := range seeds {
+		seeds[i] = first + uint64(i)
+	}
+	return seeds
+}
+
+// TestLives is the oracle test: see the top of this file.
+func TestLives(t *testing.T) {
+	t.Parallel()
+	count := &tally{counts: make(map[string]int)}
+	seeds := lives(t, defaultLives)
+	events := allEvents()
+	t.Run("life", func(t *testing.T) {
+		for _, seed := range seeds {
+			t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
+				t.Parallel()
+				l := newLife(t, seed, events, count)
+				defer func() {
+					if t.Failed() {
+						t.Logf("repeat with IMGBACKUP_SEED=%d IMGBACKUP_SOAK=1 go test ./backup -run 'TestLives/'\nwhat happened:\n%s", seed, strings.Join(l.log, "\n"))
+					}
+				}()
+				l.lead()
+			})
+		}
+	})
+	t.Logf("seeds from %d on, %d lives:\n%s", seeds[0], len(seeds), count)
+	if t.Failed() || len(seeds)*dealt < len(events) {
+		return
+	}
+	for _, e := range events {
+		if count.counts["event: "+e.name] == 0 {
+			t.Errorf("no life reached the event %q", e.name)
+		}
+	}
+	for _, verdict := range []string{
+		"verdict: incremental by bitmap", "verdict: incremental by content", "verdict: full", "verdict: refused",
+	} {
+		if count.counts[verdict] == 0 {
+			t.Errorf("no backup came to %q", verdict)
+		}
+	}
+}
+
+// dealt is how many kinds of events a life is sure to meet.
+const dealt = 6
+
+// lead lives one life: events, backups, and the last judgement.
+func (l *life) lead() {
+	l.backup()
+	// A run of the list of events is dealt to each life, so that a few lives
+	// with seeds in sequence meet all; chance fills up the rest.
+	plan := make([]*event, 0, 24)
+	for i := range dealt {
+		plan = append(plan, l.events[(l.seed*dealt+uint64(i))%uint64(len(l.events))])
+	}
+	for range 8 + l.rng.IntN(10) {
+		plan = append(plan, l.randomEvent())
+	}
+	l.rng.Shuffle(len(plan), func(i, j int) { plan[i], plan[j] = plan[j], plan[i] })
+	for _, e := range plan {
+		l.happen(e)
+		if l.t.Failed() {
+			return
+		}
+		if l.rng.IntN(100) < 55 {
+			l.backup()
+		}
+		if l.over {
+			break
+		}
+	}
+	if !l.over {
+		l.backup()
+	}
+	l.judge()
+}
+
+func (l *life) happen(e *event) {
+	d := l.disks[l.rng.IntN(len(l.disks))]
+	if e.qcow2 && d.format != "qcow2" {
+		for _, other := range l.disks {
+			if other.format == "qcow2" {
+				d = other
+			}
+		}
+	}
+	if e.qcow2 && d.format != "qcow2" {
+		l.becomeQcow2(d)
+	}
+	l.note("# %s on %s", e.name, d.target)
+	done := e.do(l, d)
+	if done {
+		l.count.add("event: " + e.name)
+	} else {
+		l.count.add("not possible: " + e.name)
+	}
+	// Many events begin with a backup, after which all is well for a moment.
+	if renewed := e.renews && done; !e.keeps && !renewed {
+		d.sound = false
+	}
+}
+
+func (l *life) randomEvent() *event {
+	total := 0
+	for _, e := range l.events {
+		total += e.weight
+	}
+	n := l.rng.IntN(total)
+	for _, e := range l.events {
+		if n -= e.weight; n < 0 {
+			return e
+		}
+	}
+	return l.events[0]
+}
+
+func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 0x1a6e)) }
