@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io"
 	"runtime"
 	"slices"
 
@@ -19,12 +20,12 @@ import (
 type FetcherOptions struct {
 	Parallel   int   // requests and decoders at work at once; 0: one per CPU, at least 4, at most 16
 	MaxGap     int64 // bytes of a pack read for nothing to save a request; 0: 256 KiB
-	MaxRequest int64 // bytes of one request, at least a frame; 0: 4 MiB
+	MaxRequest int64 // bytes of one request, at least a frame; 0: 24 MiB, two for a pack
 }
 
-// Fetcher reads and proves chunks. It keeps Parallel buffers of up to
-// MaxRequest + GridSize bytes, made as they are needed. It is safe for concurrent
-// use and needs no closing.
+// Fetcher reads and proves chunks. A request is a stream that is decoded frame by
+// frame, so that for each of Parallel requests at work only one frame and its
+// chunk are in memory. It is safe for concurrent use and needs no closing.
 type Fetcher struct {
 	store objstore.Store
 	o     FetcherOptions
@@ -47,7 +48,7 @@ func NewFetcher(store objstore.Store, o FetcherOptions) *Fetcher {
 		o.MaxGap = 256 << 10
 	}
 	if o.MaxRequest <= 0 {
-		o.MaxRequest = 4 << 20
+		o.MaxRequest = 24 << 20
 	}
 	o.MaxRequest = max(o.MaxRequest, maxFrame)
 	f := &Fetcher{store: store, o: o, slots: make(chan *fetchSlot, o.Parallel)}
@@ -217,20 +218,58 @@ func compareFrames(a, b *Entry) int {
 	return bytes.Compare(a.Chunk[:], b.Chunk[:])
 }
 
-func (f *Fetcher) fetch(ctx context.Context, s *fetchSlot, entries []Entry, r *request, fn func([]int, []byte) error) error {
-	key, length := PackKey(entries[r.uses[0]].Pack.Name), entries[r.uses[0]].Pack.Length
-	s.stored = sized(s.stored, int(r.end-r.offset))
-	whole := readRange(ctx, f.store, key, r.offset, s.stored, length)
-	if whole != nil && !IsDamage(whole) {
-		return &EntryError{Indexes: slices.Clone(r.uses), Entry: entries[r.uses[0]], Err: whole}
+// frameStream reads the frames of a request one after the other.
+type frameStream struct {
+	ctx    context.Context
+	store  objstore.Store
+	key    string
+	length int64 // of the pack
+	r      io.ReadCloser
+	pos    int64 // in the pack, of r
+	end    int64 // of the request
+}
+
+// read fills frame with the bytes at offset. Frames that cannot be read in the
+// course of the stream, because it met damage or they overlap, are asked for by
+// themselves, so that each one's fault is its own.
+func (s *frameStream) read(offset int64, frame []byte) error {
+	if s.r == nil || offset < s.pos || offset+int64(len(frame)) > s.end {
+		return readRange(s.ctx, s.store, s.key, offset, frame, s.length)
 	}
+	_, err := io.CopyN(io.Discard, s.r, offset-s.pos)
+	if err == nil {
+		_, err = io.ReadFull(s.r, frame)
+	}
+	if err != nil {
+		s.close()
+		return shortRead(s.ctx, s.store, s.key, offset+int64(len(frame)), s.length, err)
+	}
+	s.pos = offset + int64(len(frame))
+	return nil
+}
+
+func (s *frameStream) close() {
+	if s.r != nil {
+		_ = s.r.Close() // all that is wanted has been read and proven, or has failed
+		s.r = nil
+	}
+}
+
+func (f *Fetcher) fetch(ctx context.Context, s *fetchSlot, entries []Entry, r *request, fn func([]int, []byte) error) error {
+	pack := entries[r.uses[0]].Pack
+	in := frameStream{ctx: ctx, store: f.store, key: PackKey(pack.Name), length: pack.Length, pos: r.offset, end: r.end}
+	var err error
+	if in.r, err = f.store.Get(ctx, in.key, r.offset, r.end-r.offset); err != nil {
+		return &EntryError{Indexes: slices.Clone(r.uses), Entry: entries[r.uses[0]], Err: missing(in.key, err)}
+	}
+	defer in.close()
 	for uses := r.uses; len(uses) > 0; {
 		e := &entries[uses[0]]
 		n := 1
 		for n < len(uses) && compareFrames(e, &entries[uses[n]]) == 0 {
 			n++
 		}
-		if err := f.deliver(ctx, s, entries, uses[:n], r, whole != nil, fn); err != nil {
+		if err := f.deliver(s, entries, uses[:n], &in, fn); err != nil {
 			return err
 		}
 		uses = uses[n:]
@@ -238,18 +277,14 @@ func (f *Fetcher) fetch(ctx context.Context, s *fetchSlot, entries []Entry, r *r
 	return nil
 }
 
-// deliver decodes one frame and hands it out. alone: the request as a whole met
-// damage, so the frame is asked for by itself, to learn which ones are hit.
-func (f *Fetcher) deliver(ctx context.Context, s *fetchSlot, entries []Entry, uses []int, r *request, alone bool, fn func([]int, []byte) error) error {
+// deliver decodes one frame and hands it out.
+func (f *Fetcher) deliver(s *fetchSlot, entries []Entry, uses []int, in *frameStream, fn func([]int, []byte) error) error {
 	e := &entries[uses[0]]
-	frame := s.stored[e.FrameOffset-r.offset:][:e.FrameLength]
-	var err error
-	if alone {
-		err = readRange(ctx, f.store, PackKey(e.Pack.Name), e.FrameOffset, frame, e.Pack.Length)
-	}
+	s.stored = sized(s.stored, int(e.FrameLength))
+	err := in.read(e.FrameOffset, s.stored)
 	var chunk []byte
 	if err == nil {
-		if chunk, err = s.decode(e, frame, s.chunk); err == nil {
+		if chunk, err = s.decode(e, s.stored, s.chunk); err == nil {
 			s.chunk = chunk
 		}
 	}

@@ -3,6 +3,7 @@
 package archive
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,11 @@ func OpenMap(ctx context.Context, store objstore.Store, ref MapRef) (*Map, error
 	m := &Map{store: store, ref: ref, key: MapKey(ref.Name)}
 	if ref.DirLength < skippableHead || ref.DirLength > maxDirLength || ref.Length > maxMapLength || ref.DirLength > ref.Length {
 		return nil, damagef(m.key, 0, 0, "a map of %d bytes with a directory of %d bytes can't be", ref.Length, ref.DirLength)
+	}
+	if ref.Length <= smallMap {
+		if err := m.readWhole(ctx); err != nil {
+			return nil, err
+		}
 	}
 	at := ref.Length - ref.DirLength
 	// The object's length is known before the buffer is made, so that a wrong
@@ -62,6 +68,37 @@ func OpenMap(ctx context.Context, store objstore.Store, ref MapRef) (*Map, error
 		return nil, damagef(m.key, at, ref.DirLength, "the map has runs beyond the end of the disk")
 	}
 	return m, nil
+}
+
+// smallMap is the length up to which a map is fetched with one request and kept,
+// bytes.
+const smallMap = 512 << 10
+
+// readWhole fetches the map. Its parts are proven as they are used.
+func (m *Map) readWhole(ctx context.Context) error {
+	data := make([]byte, m.ref.Length)
+	if err := readRange(ctx, m.store, m.key, 0, data, m.ref.Length); err != nil {
+		return err
+	}
+	m.store = keptObject{Store: m.store, key: m.key, data: data}
+	return nil
+}
+
+// keptObject is a store of which one object has been read already.
+type keptObject struct {
+	objstore.Store
+	key  string
+	data []byte
+}
+
+func (k keptObject) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	if key != k.key || offset < 0 || length < 0 || offset > int64(len(k.data))-length {
+		return k.Store.Get(ctx, key, offset, length)
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return io.NopCloser(bytes.NewReader(k.data[offset : offset+length])), nil
 }
 
 // readHead reads the header and the numbers of the packs with one request.
