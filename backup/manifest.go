@@ -42,7 +42,7 @@ func (s *session) manifestDisk(d *disk, p *DiskPlan) chain.Disk {
 	active := d.chain.Layers[0]
 	rec := chain.Disk{
 		Target: p.Target, Size: p.VirtualSize,
-		Source:    chain.Source{Path: absolute(p.Path), Format: string(p.Format), Device: d.id[0].Dev, Inode: d.id[0].Inode},
+		Source:    chain.Source{Path: active.Path, Format: string(p.Format), Device: d.id[0].Dev, Inode: d.id[0].Inode},
 		Requested: string(p.Requested), Mode: string(p.Mode), Detection: string(p.Detection),
 		ReasonCode: string(p.Code), Reason: p.Reason,
 		IncrementalFrom: p.Since,
