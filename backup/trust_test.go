@@ -169,6 +169,49 @@ func TestTrustLaterRecordContradicts(t *testing.T) {
 	l.restoreAll()
 }
 
+// An older bitmap that stopped recording lags behind, which says nothing about
+// the newer one.
+func TestTrustOlderBitmapLags(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	twoCheckpoints(l)
+	l.img("bitmap", "--disable", "vda", l.bitmapOf("c1"))
+	l.write("vda", "write -P 9 6M 64k")
+	l.trusted(l.backup("c3", l.disk("vda")), "c2")
+	l.restoreAll()
+}
+
+// The reason is the image's state, also where no bitmap of ours was ever in it.
+func TestTrustStateWithoutBitmaps(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name   string
+		offset int64
+		change func(byte) byte
+		code   backup.Reason
+	}{
+		{"dirty", 79, func(b byte) byte { return b | 1 }, backup.ReasonDirty},
+		{"corrupt", 79, func(b byte) byte { return b | 2 }, backup.ReasonCorrupt},
+		{"autoclear", 95, func(b byte) byte { return b &^ 1 }, backup.ReasonUnusable},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			l.create("vda", "8M")
+			l.img("bitmap", "--add", "vda", "another")
+			l.write("vda", "write -P 1 0 2M")
+			req := l.request("c1", l.disk("vda"))
+			req.NoCheckpoint = true
+			l.backupAs(req)
+			l.write("vda", "write -P 2 1M 64k")
+			l.patch("vda", tt.offset, []byte{tt.change(l.byteAt("vda", tt.offset))})
+			l.refused(tt.code, l.disk("vda"))
+			l.expect(l.backup("c2", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, tt.code)
+			l.restoreAll()
+		})
+	}
+}
+
 // Header flags speak against all bitmaps of an image; nothing is written into
 // it then.
 func TestTrustHeaderFlags(t *testing.T) {
