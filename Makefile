@@ -3,7 +3,7 @@ GO ?= go
 TOOLS := $(CURDIR)/.cache/bin
 GOLANGCI := v2.15.0
 
-.PHONY: all build test race lint demo bench man fuzz clean deps
+.PHONY: all build test race lint demo bench man fuzz clean deps servers
 
 all: build
 
@@ -13,7 +13,11 @@ build:
 deps:
 	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo zstd jq
 
-test: deps
+# The S3 servers that tests run against: built once, which takes some minutes.
+servers:
+	@scripts/s3-servers
+
+test: deps servers
 	$(GO) vet ./...
 	scripts/gotest $(TESTFLAGS) ./...
 

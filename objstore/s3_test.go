@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package objstore_test
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/objstoretest"
+	"github.com/imgbackup/imgbackup/objstore/s3test"
+)
+
+// TestS3 runs one server of each kind, and all that is tested on real ones.
+func TestS3(t *testing.T) {
+	t.Parallel()
+	for _, kind := range s3test.Kinds() {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			server := s3test.Start(t, kind)
+			for name, test := range map[string]func(*testing.T, *s3test.Server){
+				"contract":              testS3Contract,
+				"contract with SHA-256": testS3SHA256,
+				"contract, retried":     testS3Retried,
+			} {
+				t.Run(name, func(t *testing.T) {
+					t.Parallel()
+					test(t, server)
+				})
+			}
+		})
+	}
+}
+
+// prefixes makes configurations whose prefixes are all different.
+func prefixes(server *s3test.Server) func() objstore.S3Config {
+	bucket := server.Bucket()
+	var n atomic.Int64
+	return func() objstore.S3Config {
+		// One is the beginning of the other, which must not show.
+		return server.Config(bucket, fmt.Sprintf("vm/p%d", n.Add(1)))
+	}
+}
+
+func openS3(t *testing.T, c objstore.S3Config) *objstore.S3 {
+	t.Helper()
+	s, err := objstore.OpenS3(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func testS3Contract(t *testing.T, server *s3test.Server) {
+	config := prefixes(server)
+	objstoretest.Run(t, func(t *testing.T) objstore.Store { return openS3(t, config()) })
+}
+
+func testS3SHA256(t *testing.T, server *s3test.Server) {
+	config := prefixes(server)
+	objstoretest.Run(t, func(t *testing.T) objstore.Store {
+		c := config()
+		c.Checksum = "sha256"
+		return openS3(t, c)
+	})
+}
+
+// quick are retries for tests.
+var quick = objstore.RetryOptions{
+	Patience: 30 * time.Second, FirstPatience: 30 * time.Second,
+	FirstDelay: time.Millisecond, MaxDelay: 20 * time.Millisecond,
+}
+
+func testS3Retried(t *testing.T, server *s3test.Server) {
+	config := prefixes(server)
+	objstoretest.Run(t, func(t *testing.T) objstore.Store { return objstore.Retry(openS3(t, config()), quick) })
+}

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package s3test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// How is how a request fails.
+type How int
+
+// The ways to fail.
+const (
+	Reset       How = iota // the connection is reset, before the server sees anything
+	ResetUpload            // the connection is reset in the middle of the body that is sent
+	Lost                   // the server does it, then the connection is reset
+	Unavailable            // 503 SlowDown
+	Internal               // 500 InternalError
+	Conflict               // 409 ConditionalRequestConflict
+	NotS3                  // 404 by something that is no S3 server
+	Skewed                 // 403 RequestTimeTooSkewed
+	Cut                    // the answer's body ends after Bytes
+	Stall                  // the answer's body stands still after Bytes
+	Full                   // 507, as of a full disk
+)
+
+// Fault says which requests fail, and how. Zero fields but How match all.
+type Fault struct {
+	How    How
+	Method string // of HTTP; LIST for listings, which are no GET here
+	Key    string // the object's key, or the listing's prefix, contains it
+	Query  string // the query contains it
+	After  int    // so many matching requests work before the first that fails
+	Times  int    // how often it fails, 0 is always
+	Bytes  int64  // of the body, for Cut and Stall
+	Ranged bool   // only ranged requests
+}
+
+// Proxy stands before a server and makes requests fail.
+type Proxy struct {
+	URL string
+
+	mu     sync.Mutex
+	faults []*fault
+	counts map[string]int
+	stop   context.CancelFunc
+}
+
+type fault struct {
+	Fault
+	seen, hits int
+}
+
+// NewProxy starts a proxy before a server that does not speak TLS. At the end
+// of the test each of the faults must have been hit, or the test fails.
+func NewProxy(t testing.TB, server *Server, faults ...Fault) *Proxy {
+	t.Helper()
+	target, err := url.Parse(server.Endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	p := &Proxy{counts: make(map[string]int), stop: stop}
+	for _, f := range faults {
+		p.faults = append(p.faults, &fault{Fault: f})
+	}
+	forward := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme, r.Out.URL.Host = target.Scheme, target.Host
+			r.Out.Host = r.In.Host // which is signed
+		},
+		ErrorHandler:   func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
+		ModifyResponse: spoil,
+		ErrorLog:       log.New(io.Discard, "", 0),
+		Transport:      &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true},
+	}
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.serve(ctx, forward, w, r)
+	}))
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0) // of connections broken on purpose
+	srv.Start()
+	p.URL = srv.URL
+	t.Cleanup(func() {
+		stop()
+		srv.Close()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for i, f := range p.faults {
+			if f.hits == 0 {
+				t.Errorf("fault %d %+v was never hit: %d requests matched", i, f.Fault, f.seen)
+			}
+		}
+	})
+	return p
+}
+
+// Config is that of a store behind the proxy.
+func (p *Proxy) Config(s *Server, bucket, prefix string) objstore.S3Config {
+	c := s.Config(bucket, prefix)
+	c.Endpoint = p.URL
+	return c
+}
+
+// Count returns how many requests of a method there were; LIST is a method.
+func (p *Proxy) Count(method string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.counts[method]
+}
+
+func method(r *http.Request) string {
+	if r.Method == http.MethodGet && r.URL.Query().Has("list-type") {
+		return "LIST"
+	}
+	return r.Method
+}
+
+// hit counts a request, and returns the fault that it meets, if any.
+func (p *Proxy) hit(r *http.Request) *Fault {
+	m := method(r)
+	key := r.URL.Path
+	if m == "LIST" {
+		key = r.URL.Query().Get("prefix")
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.counts[m]++
+	var met *Fault
+	for _, f := range p.faults {
+		if f.Method != "" && f.Method != m || !strings.Contains(key, f.Key) ||
+			!strings.Contains(r.URL.RawQuery, f.Query) || f.Ranged && r.Header.Get("Range") == "" {
+			continue
+		}
+		f.seen++
+		if met != nil || f.seen <= f.After || f.Times > 0 && f.hits >= f.Times {
+			continue
+		}
+		f.hits++
+		met = &f.Fault
+	}
+	return met
+}
+
+func (p *Proxy) serve(ctx context.Context, forward http.Handler, w http.ResponseWriter, r *http.Request) {
+	f := p.hit(r)
+	if f == nil {
+		forward.ServeHTTP(w, r)
+		return
+	}
+	switch f.How {
+	case Reset:
+		reset(w)
+	case ResetUpload:
+		_, _ = io.CopyN(io.Discard, r.Body, r.ContentLength/2)
+		reset(w)
+	case Lost:
+		rec := httptest.NewRecorder()
+		forward.ServeHTTP(rec, r)
+		reset(w)
+	case Unavailable:
+		answer(w, r, http.StatusServiceUnavailable, "SlowDown")
+	case Internal:
+		answer(w, r, http.StatusInternalServerError, "InternalError")
+	case Conflict:
+		answer(w, r, http.StatusConflict, "ConditionalRequestConflict")
+	case Skewed:
+		answer(w, r, http.StatusForbidden, "RequestTimeTooSkewed")
+	case Full:
+		answer(w, r, http.StatusInsufficientStorage, "XMinioStorageFull")
+	case NotS3:
+		http.Error(w, "<html><body>no backend</body></html>", http.StatusNotFound)
+	case Cut, Stall:
+		forward.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), spoiled{}, &spoiling{f, ctx})))
+	}
+}
+
+// reset makes the client see a connection that is reset.
+func reset(w http.ResponseWriter) {
+	c, _, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	if tcp, ok := c.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	_ = c.Close()
+}
+
+func answer(w http.ResponseWriter, r *http.Request, status int, code string) {
+	_, _ = io.Copy(io.Discard, r.Body)
+	text := fmt.Sprintf("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>%s</Code><Message>injected</Message></Error>", code)
+	w.Header().Set("Content-Type", "application/xml")
+	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+	w.WriteHeader(status)
+	_, _ = io.WriteString(w, text)
+}
+
+type spoiled struct{}
+
+type spoiling struct {
+	*Fault
+	end context.Context // of the proxy
+}
+
+// spoil makes the body of an answer end too early.
+func spoil(resp *http.Response) error {
+	s, ok := resp.Request.Context().Value(spoiled{}).(*spoiling)
+	if ok {
+		resp.Body = &spoiledBody{ReadCloser: resp.Body, left: s.Bytes, s: s, ctx: resp.Request.Context()}
+	}
+	return nil
+}
+
+type spoiledBody struct {
+	io.ReadCloser
+	left int64
+	s    *spoiling
+	ctx  context.Context
+}
+
+func (b *spoiledBody) Read(p []byte) (int, error) {
+	if b.left == 0 {
+		if b.s.How == Stall {
+			select {
+			case <-b.ctx.Done():
+			case <-b.s.end.Done():
+			}
+		}
+		return 0, io.ErrUnexpectedEOF // which makes the proxy break off
+	}
+	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	return n, err
+}

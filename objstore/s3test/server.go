@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package s3test starts real S3 servers for tests, on loopback, with data in
+// the test's own folder, and puts proxies with faults before them. The servers
+// are built by scripts/s3-servers.
+package s3test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// Kind is a kind of server.
+type Kind string
+
+// The servers there are.
+const (
+	MinIO     Kind = "minio"
+	VersityGW Kind = "versitygw"
+)
+
+// Kinds returns all kinds of servers.
+func Kinds() []Kind { return []Kind{MinIO, VersityGW} }
+
+// The keys of every server's root user; they protect nothing.
+const (
+	AccessKey = "imgbackuptest"
+	SecretKey = "imgbackup-test-secret"
+)
+
+// Region of every server.
+const Region = "us-east-1"
+
+// startTime bounds how long a server may take until it answers.
+const startTime = 60 * time.Second
+
+// Server is a running server.
+type Server struct {
+	t        testing.TB
+	kind     Kind
+	program  string
+	dir      string
+	address  string
+	Endpoint string // its URL
+	CAFile   string // its certificate, if it speaks TLS
+
+	mu      sync.Mutex
+	cmd     *exec.Cmd
+	exited  chan struct{}
+	log     *bytes.Buffer // of cmd, once it has exited
+	buckets atomic.Int64
+}
+
+// Start starts a server, which ends with the test.
+func Start(t testing.TB, kind Kind) *Server {
+	t.Helper()
+	return start(t, kind, t.TempDir(), false)
+}
+
+// StartTLS starts a server that speaks TLS, with a certificate of its own.
+func StartTLS(t testing.TB, kind Kind) *Server {
+	t.Helper()
+	return start(t, kind, t.TempDir(), true)
+}
+
+// StartIn starts a server that keeps its data in dir.
+func StartIn(t testing.TB, kind Kind, dir string) *Server {
+	t.Helper()
+	return start(t, kind, dir, false)
+}
+
+func start(t testing.TB, kind Kind, dir string, tls bool) *Server {
+	t.Helper()
+	s := &Server{t: t, kind: kind, program: find(t, kind), dir: dir}
+	for _, sub := range []string{"data", "certs"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	scheme := "http://"
+	if tls {
+		scheme = "https://"
+		s.CAFile = makeCertificate(t, filepath.Join(dir, "certs"))
+	}
+	t.Cleanup(s.Kill)
+	for range 3 { // another program may take the port meanwhile
+		s.address = freeAddress(t)
+		s.Endpoint = scheme + s.address
+		if err := s.run(); err == nil {
+			return s
+		} else if s.running() {
+			t.Fatal(err)
+		}
+	}
+	t.Fatalf("%s does not start:\n%s", kind, s.log)
+	return nil
+}
+
+// find looks for a server in .cache/bin of the module.
+func find(t testing.TB, kind Kind) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			break
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			t.Fatal("the test does not run inside of the module")
+		}
+		dir = parent
+	}
+	program := filepath.Join(dir, ".cache", "bin", string(kind))
+	if _, err := os.Stat(program); err != nil {
+		t.Fatalf("the tests need %s: run scripts/s3-servers, which builds it (%v)", kind, err)
+	}
+	return program
+}
+
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// run starts the program and waits until it answers.
+func (s *Server) run() error {
+	data, certs := filepath.Join(s.dir, "data"), filepath.Join(s.dir, "certs")
+	var args []string
+	switch s.kind {
+	case MinIO:
+		args = []string{"server", "--quiet", "--address", s.address, "--certs-dir", certs, data}
+	case VersityGW:
+		args = []string{"--port", s.address, "--region", Region, "--quiet"}
+		if s.CAFile != "" {
+			args = append(args, "--cert", s.CAFile, "--key", filepath.Join(certs, "private.key"))
+		}
+		args = append(args, "posix", data)
+	}
+	cmd := exec.Command(s.program, args...)
+	cmd.Dir = s.dir
+	cmd.Env = []string{
+		"HOME=" + s.dir, "PATH=" + os.Getenv("PATH"),
+		"MINIO_ROOT_USER=" + AccessKey, "MINIO_ROOT_PASSWORD=" + SecretKey,
+		"MINIO_BROWSER=off", "MINIO_UPDATE=off", "MINIO_CI_CD=on",
+		"ROOT_ACCESS_KEY=" + AccessKey, "ROOT_SECRET_KEY=" + SecretKey,
+	}
+	// A test that is killed leaves no server behind.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	log := new(bytes.Buffer)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	exited := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // it is killed in the end
+		close(exited)
+	}()
+	s.mu.Lock()
+	s.cmd, s.exited, s.log = cmd, exited, log
+	s.mu.Unlock()
+	return s.wait(exited)
+}
+
+// wait waits until the server answers, by making a bucket.
+func (s *Server) wait(exited chan struct{}) error {
+	ctx, cancel := context.WithTimeout(context.Background(), startTime)
+	defer cancel()
+	client := s.Client()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		_, err := client.ListBuckets(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-exited:
+			return fmt.Errorf("%s has ended", s.kind)
+		case <-ctx.Done():
+			return fmt.Errorf("%s does not answer: %w", s.kind, err)
+		}
+	}
+}
+
+func (s *Server) running() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.exited == nil {
+		return false
+	}
+	select {
+	case <-s.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// Kill kills the server with SIGKILL and waits until it is gone.
+func (s *Server) Kill() {
+	s.mu.Lock()
+	cmd, exited := s.cmd, s.exited
+	s.mu.Unlock()
+	if cmd == nil {
+		return
+	}
+	_ = cmd.Process.Kill() // it may be gone
+	<-exited
+}
+
+// Restart starts the server again, at the same address, after Kill.
+func (s *Server) Restart() {
+	s.t.Helper()
+	if err := s.run(); err != nil {
+		s.t.Fatalf("%v", err)
+	}
+}
+
+// Client returns a client of the root user, for what tests do to a server.
+func (s *Server) Client() *minio.Client {
+	s.t.Helper()
+	opts := &minio.Options{
+		Creds:      credentials.NewStaticV4(AccessKey, SecretKey, ""),
+		Region:     Region,
+		MaxRetries: 1,
+		Secure:     s.CAFile != "",
+	}
+	if s.CAFile != "" {
+		opts.Transport = &http.Transport{TLSClientConfig: trust(s.t, s.CAFile)}
+	}
+	client, err := minio.New(s.address, opts)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return client
+}
+
+// Bucket makes a new bucket and returns its name.
+func (s *Server) Bucket() string {
+	s.t.Helper()
+	name := fmt.Sprintf("bucket-%d", s.buckets.Add(1))
+	if err := s.Client().MakeBucket(context.Background(), name, minio.MakeBucketOptions{}); err != nil {
+		s.t.Fatalf("make bucket %s: %v", name, err)
+	}
+	return name
+}
+
+// Config is that of a store in a bucket of the server.
+func (s *Server) Config(bucket, prefix string) objstore.S3Config {
+	return objstore.S3Config{
+		Bucket: bucket, Prefix: prefix, Endpoint: s.Endpoint, Region: Region, CAFile: s.CAFile,
+		Credentials: credentials.NewStaticV4(AccessKey, SecretKey, ""),
+	}
+}
+
+// Env is the environment, as NAME=VALUE, in which s3://BUCKET/PREFIX is in this
+// server, and nothing else counts.
+func (s *Server) Env() []string {
+	env := []string{
+		"AWS_ENDPOINT_URL_S3=" + s.Endpoint,
+		"AWS_REGION=" + Region,
+		"AWS_ACCESS_KEY_ID=" + AccessKey,
+		"AWS_SECRET_ACCESS_KEY=" + SecretKey,
+		"AWS_SESSION_TOKEN=", "AWS_PROFILE=",
+		"AWS_CONFIG_FILE=" + os.DevNull, "AWS_SHARED_CREDENTIALS_FILE=" + os.DevNull,
+		"AWS_EC2_METADATA_DISABLED=true",
+		"IMGBACKUP_S3_ENDPOINT=", "IMGBACKUP_S3_REGION=", "IMGBACKUP_S3_STYLE=", "IMGBACKUP_S3_CHECKSUM=",
+	}
+	return append(env, "IMGBACKUP_S3_CA_FILE="+s.CAFile)
+}
