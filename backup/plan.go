@@ -318,28 +318,17 @@ func (s *session) chooseBitmap(ctx context.Context, d *disk, p *DiskPlan) error 
 	if err := active.Writable(); err != nil {
 		return fmt.Errorf("%w, so the checkpoint's bitmap cannot be added; --no-checkpoint backs it up without one", err)
 	}
-	known := s.ours(d.req.Target)
-	firstOfOurs := true
-	for _, b := range active.Bitmaps {
-		if _, ok := known[b.Name]; ok {
-			firstOfOurs = false
-		}
-	}
 	// With wrong reference counts QEMU would allocate the new bitmap's
-	// clusters over guest data. They were right when our first bitmap was added,
-	// and stay so while every writer closes the image, which trusted bitmaps
-	// prove. After a crash the counts may be wrong although nothing in the
-	// header says so any more: QEMU commits an overlay into an image with lazy
-	// counts that was not closed, and then marks it closed.
-	if (firstOfOurs || p.Detection != ByBitmap) && !d.checked {
-		check, err := qcow2.CheckRefcounts(ctx, active.Path)
-		if err != nil {
-			return err
-		}
-		d.checked, d.checkErr = true, check.Err()
+	// clusters over guest data. Nothing in the header need tell: other programs
+	// and failing disks leave no mark, and QEMU commits an overlay into an image
+	// with lazy counts that was not closed, and then marks it closed. So they
+	// are looked at each time, which takes reading the tables once more.
+	check, err := qcow2.CheckRefcounts(ctx, active.Path)
+	if err != nil {
+		return err
 	}
-	if d.checkErr != nil {
-		p.NoBitmapReason = fmt.Sprintf("nothing is written into the image: %v; qemu-img check -r all repairs it", d.checkErr)
+	if err := check.Err(); err != nil {
+		p.NoBitmapReason = fmt.Sprintf("nothing is written into the image: %v; qemu-img check -r all repairs it", err)
 		return nil
 	}
 	if err := qcow2.FreeSpaceFor(active, active.BitmapGranularity()); err != nil {

@@ -24,9 +24,6 @@ type disk struct {
 	chain *qcow2.Chain      // opened anew for each look at the image
 	guard *qcow2.ImageFlock // from the plan to the end
 
-	checked  bool  // the reference counts were looked at
-	checkErr error // what was found
-
 	before []qcow2.BitmapState // the image's bitmaps before ours was added
 
 	image       string // where the new bitmap goes

@@ -368,15 +368,19 @@ func TestTrustSecondDiskFails(t *testing.T) {
 // Refcounts that are wrong would let qemu-img overwrite guest data.
 func TestTrustWrongRefcounts(t *testing.T) {
 	t.Parallel()
-	for _, earlier := range []bool{false, true} {
+	for _, mode := range []backup.Mode{backup.Auto, backup.Full, backup.Incremental} {
 		l := newLab(t)
 		req := l.request("after", l.disk("vda"))
+		req.Mode = mode
 		want := []any{backup.Full, backup.ByNothing, backup.ReasonFirst}
-		if earlier {
+		switch mode {
+		case backup.Full:
 			twoCheckpoints(l)
-			req.Mode = backup.Full
 			want[2] = backup.ReasonRequested
-		} else {
+		case backup.Incremental:
+			twoCheckpoints(l)
+			want = []any{backup.Incremental, backup.ByBitmap, backup.ReasonTrusted}
+		default:
 			l.create("vda", "8M")
 			l.write("vda", "write -P 1 0 2M")
 			l.img("bitmap", "--add", "vda", "another")
