@@ -260,6 +260,18 @@ func writeMap(ctx context.Context, store objstore.Store, tempDir string, head ma
 	return m.ref, nil
 }
 
+// StatPacks checks that every pack that the maps name is there with its length.
+// One that is not is a [DamageError]; their content is not read.
+func StatPacks(ctx context.Context, store objstore.Store, maps ...*Map) error {
+	var packs packList
+	for _, m := range maps {
+		for _, p := range m.packs {
+			packs.number(p)
+		}
+	}
+	return statPacks(ctx, store, packs.refs)
+}
+
 // statPacks checks that packs are there with their lengths, several at a time.
 func statPacks(ctx context.Context, store objstore.Store, packs []Ref) error {
 	g, gctx := errgroup.WithContext(ctx)

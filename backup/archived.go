@@ -23,13 +23,18 @@ type archived struct {
 }
 
 // openState opens an archived state; it is kept for the rest of the session,
-// since every check of trust asks for the same few.
+// since every check of trust asks for the same few. A state of which a map or a
+// pack is missing or damaged is an [archive.DamageError].
 func (s *session) openState(ctx context.Context, cd *chain.Disk) (*archived, error) {
 	if a, ok := s.opened[cd]; ok {
 		return a, nil
 	}
 	maps, err := chain.ReplayMaps(ctx, s.repo, cd)
 	if err != nil {
+		return nil, err
+	}
+	// What builds on this state names its packs again, so they have to be there.
+	if err := archive.StatPacks(ctx, s.repo.Store, maps...); err != nil {
 		return nil, err
 	}
 	a := &archived{maps: maps, fetch: s.fetch, size: cd.Size}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"iter"
 	"slices"
 
@@ -183,14 +184,21 @@ func (c *comparedCell) produce(ctx context.Context, buf []byte) ([]archive.Piece
 			chunk = make([]byte, 0, archive.GridSize)
 		}
 		whole, err := c.base.fetch.Chunk(ctx, e, chunk)
-		if err != nil {
+		var then []byte
+		if err == nil {
+			then, err = sliceOf(whole, e)
+		}
+		var damage *archive.DamageError
+		switch {
+		case err == nil:
+			pieces = appendDiffering(pieces, e.Offset, mine, then)
+		case errors.As(err, &damage):
+			// What cannot be compared is stored again.
+			c.s.damage.CompareAndSwap(nil, damage)
+			pieces = appendPiece(pieces, e.Offset, mine)
+		default:
 			return nil, err
 		}
-		then, err := sliceOf(whole, e)
-		if err != nil {
-			return nil, err
-		}
-		pieces = appendDiffering(pieces, e.Offset, mine, then)
 	}
 	return pieces, nil
 }

@@ -273,6 +273,9 @@ func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, arc
 		if err != nil {
 			return nil, none, fmt.Errorf("disk %s: %w", p.Target, err)
 		}
+		if damage := s.damage.Swap(nil); damage != nil {
+			s.hooks.note("disk %s: the archive of %s is damaged; what could not be compared is stored again: %v", p.Target, p.base.Checkpoint, damage)
+		}
 	}
 	for i, d := range s.disks {
 		if err := s.recordBitmaps(ctx, d, w, &manifest.Disks[i]); err != nil {

@@ -50,6 +50,7 @@ type session struct {
 	fetch   *archive.Fetcher
 	opened  map[*chain.Disk]*archived
 	limiter *rate.Limiter
+	damage  atomic.Pointer[archive.DamageError] // found in the state that a disk is compared with
 
 	total atomic.Int64 // guest bytes to be read
 	done  atomic.Int64
