@@ -352,3 +352,25 @@ func TestTrustContinued(t *testing.T) {
 		}
 	}
 }
+
+// So does one that had internal snapshots, which a restored disk has not.
+func TestTrustContinuedWithoutSnapshots(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.create("vda", "8M")
+	l.write("vda", "write -P 1 0 2M")
+	l.img("snapshot", "-c", "before", "vda")
+	l.backup("c1", l.disk("vda"))
+	l.write("vda", "write -P 2 4M 64k")
+	l.backup("c2", l.disk("vda"))
+	l.restoreContinued("c1", "vda")
+	l.holds("vda", "c1")
+	l.write("vda", "write -P 3 5M 64k")
+	l.trusted(l.backup("c3", l.disk("vda")), "c1")
+	// A snapshot that the restored disk gets later was not there at c3.
+	l.img("snapshot", "-c", "after", "vda")
+	l.write("vda", "write -P 4 6M 64k")
+	l.refused(backup.ReasonSnapshots, l.disk("vda"))
+	l.expect(l.backup("c4", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, backup.ReasonSnapshots)
+	l.restoreAll()
+}

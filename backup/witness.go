@@ -27,7 +27,7 @@ type witness struct {
 	st     state
 
 	layer  int           // where in the chain the bitmap is
-	flat   bool          // the chain was restored flat and has lost its backing files
+	flat   bool          // the layer was restored from the checkpoint, flat
 	bitmap *qcow2.Bitmap // as it is now
 	dirty  bitmapstore.Runs
 	proof  string // what confirmed the bitmap, for people
@@ -69,11 +69,11 @@ func (w *witness) locate(context.Context) (*objection, error) {
 	backing := w.st.disk.Backing
 	name := w.st.disk.Bitmap
 	w.layer = len(layers) - 1 - len(backing)
-	// A disk that was restored with its bitmap is flat, whatever it was when
-	// it was archived; overlays may stand on it by now. So is one whose backing file was cut off without a
-	// copy; the archived data tells them apart (askArchivedData).
+	// A disk that was restored with its bitmap is flat and has no snapshots,
+	// whatever it was when it was archived; overlays may stand on it by now. Its
+	// header says so, which tells it from one whose backing file was cut off.
 	bottom := len(layers) - 1
-	if len(backing) > 0 && layers[bottom].Bitmap(name) != nil && (w.layer < 0 || layers[w.layer].Bitmap(name) == nil) {
+	if h := layers[bottom].Header; h != nil && h.Origin() == name {
 		w.layer, w.flat = bottom, true
 	}
 	if w.layer >= 0 && layers[w.layer].BitmapsErr != nil {
@@ -178,13 +178,21 @@ func (w *witness) askBitmap(context.Context) (*objection, error) {
 		return object(ReasonDisabled, "bitmap %s is disabled, so it does not record", name), nil
 	case b.Granularity != w.st.disk.Granularity:
 		return object(ReasonGranularity, "bitmap %s has a granularity of %d bytes and was made with %d", name, b.Granularity, w.st.disk.Granularity), nil
-	case !w.flat && !sameSnapshots(layer.Snapshots, w.st.disk.Snapshots):
+	case !sameSnapshots(layer.Snapshots, w.snapshots()):
 		return object(ReasonSnapshots, "the image's internal snapshots are not those of checkpoint %s", w.st.manifest.Checkpoint), nil
 	}
 	if _, err := b.DirtyBytes(); err != nil {
 		return object(ReasonBroken, "bitmap %s cannot be read: %v", name, err), nil
 	}
 	return nil, nil
+}
+
+// snapshots are the internal snapshots that the layer must have.
+func (w *witness) snapshots() []chain.Snapshot {
+	if w.flat {
+		return nil
+	}
+	return w.st.disk.Snapshots
 }
 
 func sameSnapshots(now []qcow2.Snapshot, rec []chain.Snapshot) bool {

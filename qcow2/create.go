@@ -377,5 +377,30 @@ func (c *Creator) header(refTable, refTableClusters, directory, directorySize in
 		h = be.AppendUint64(h, uint64(directorySize))
 		h = be.AppendUint64(h, uint64(directory))
 	}
+	if b := c.o.Bitmap; b != nil && len(b.Name) <= maxOrigin {
+		h = be.AppendUint32(h, OriginExtension)
+		h = be.AppendUint32(h, uint32(len(b.Name)))
+		h = append(h, b.Name...)
+		h = append(h, make([]byte, -len(b.Name)&7)...)
+	}
 	return be.AppendUint64(h, 0) // the end of the extensions
+}
+
+// OriginExtension is the type of a header extension of ours: the name of the
+// bitmap that an image was made with. The image was then flat and had the
+// content that the bitmap's checkpoint has. QEMU keeps extensions that it does
+// not know.
+const OriginExtension uint32 = 0x696d6762 // "imgb"
+
+// maxOrigin is the longest name in that extension, bytes: it fits into the
+// header of an image with the smallest clusters.
+const maxOrigin = 256
+
+// Origin returns the name of the bitmap that the image was made with by a
+// restore, or "".
+func (h *Header) Origin() string {
+	if e := h.Extension(OriginExtension); e != nil && len(e.Data) <= maxOrigin {
+		return string(e.Data)
+	}
+	return ""
 }
