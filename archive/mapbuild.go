@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 
 	"golang.org/x/sync/errgroup"
@@ -272,8 +273,18 @@ func StatPacks(ctx context.Context, store objstore.Store, maps ...*Map) error {
 	return statPacks(ctx, store, packs.refs)
 }
 
-// statPacks checks that packs are there with their lengths, several at a time.
+// listPacks is the number of packs from which on one listing of all packs costs
+// less than a question for each.
+const listPacks = 64
+
+// statPacks checks that packs are there with their lengths.
 func statPacks(ctx context.Context, store objstore.Store, packs []Ref) error {
+	if len(packs) >= listPacks {
+		var err error
+		if packs, err = unlistedPacks(ctx, store, packs); err != nil {
+			return err
+		}
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(8)
 	for _, p := range packs {
@@ -289,4 +300,22 @@ func statPacks(ctx context.Context, store objstore.Store, packs []Ref) error {
 		return err
 	}
 	return ctx.Err()
+}
+
+// unlistedPacks returns those of the packs that a listing does not show with
+// their lengths.
+func unlistedPacks(ctx context.Context, store objstore.Store, packs []Ref) ([]Ref, error) {
+	want := make(map[Ref]struct{}, len(packs))
+	for _, p := range packs {
+		want[p] = struct{}{}
+	}
+	for info, err := range store.List(ctx, PackPrefix) {
+		if err != nil {
+			return nil, fmt.Errorf("list the packs: %w", err)
+		}
+		if _, name, ok := ParseKey(info.Key); ok {
+			delete(want, Ref{Name: name, Length: info.Size})
+		}
+	}
+	return slices.Collect(maps.Keys(want)), nil
 }
