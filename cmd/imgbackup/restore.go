@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -66,8 +67,6 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 		return usage("where to? give --output DIR or --to TARGET=PATH")
 	case r.output != "" && len(r.to) > 0:
 		return usage("--output and --to exclude each other")
-	case len(r.to) > 0 && len(r.disks) > 0:
-		return usage("--to names the disks already: leave out --disk")
 	}
 	format, err := restoreFormat(r)
 	if err != nil {
@@ -160,7 +159,15 @@ func restoreTargets(m *chain.Manifest, r restoreRequest, format qcow2.Format) ([
 		if !ok || disk == "" || path == "" {
 			return nil, usageError{fmt.Errorf("--to %q: want TARGET=PATH", to)}
 		}
+		if len(r.disks) > 0 && !slices.Contains(r.disks, disk) {
+			return nil, usageError{fmt.Errorf("--to %q: --disk does not name %s", to, disk)}
+		}
 		targets = append(targets, restore.Target{Disk: disk, Path: path, Format: format})
+	}
+	for _, disk := range r.disks {
+		if !slices.ContainsFunc(targets, func(t restore.Target) bool { return t.Disk == disk }) {
+			return nil, usageError{fmt.Errorf("--disk %s: no --to says where it goes", disk)}
+		}
 	}
 	return targets, nil
 }
