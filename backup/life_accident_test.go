@@ -89,6 +89,7 @@ func accidentEvents() []*event {
 			a.format, b.format = b.format, a.format
 			a.cluster, b.cluster = b.cluster, a.cluster
 			a.tampered, b.tampered = b.tampered, a.tampered
+			a.copies, b.copies = b.copies, a.copies
 			a.sound, b.sound = false, false
 			a.mixed, b.mixed = true, true
 			return true
@@ -384,5 +385,6 @@ func (l *life) goOnFrom(d *lifeDisk, i int) bool {
 	// A restored image has no internal snapshots, and one that lost those that
 	// its checkpoint had may have been converted from a snapshot.
 	d.sound, d.shrunk = len(rec.Snapshots) == 0, false
+	d.flattened = len(rec.Backing) > 0
 	return true
 }

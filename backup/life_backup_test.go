@@ -98,11 +98,23 @@ func (l *life) prepare() *attempt {
 		i := l.rng.IntN(2)
 		a.disks = l.disks[i : i+1] // a disk was left out
 	}
+	a.name()
+	return a
+}
+
+// all includes every disk.
+func (a *attempt) all() {
+	a.disks = a.l.disks
+	a.name()
+}
+
+// name fills the disks into the request.
+func (a *attempt) name() {
+	a.req.Disks = nil
 	for _, d := range a.disks {
 		a.req.Disks = append(a.req.Disks, backup.DiskRequest{Target: d.target, Path: d.path, Format: qcow2.Format(d.format)})
 		a.must[d.target] = d.sound
 	}
-	return a
 }
 
 func (l *life) checkpoints() []string {
@@ -336,6 +348,7 @@ func (a *attempt) done(result *backup.Result) {
 		a.sameContent(d)
 		a.checkBitmaps(d, rec)
 		d.sound, d.shrunk = rec.Bitmap != "" && l.canBeSound(d), false
+		d.flattened = false
 		a.restoreNow(d, rec, p)
 	}
 	l.points = append(l.points, p)

@@ -52,6 +52,9 @@ type lifeDisk struct {
 	sound  bool
 	shrunk bool // since the last backup
 	mixed  bool // it stood under another disk's name once
+	// flattened: restored from a checkpoint with backing files, and not backed
+	// up since.
+	flattened bool
 	// tampered: bitmaps of ours that somebody cleared, made anew, or had
 	// disabled for a while, so that they may have missed writes.
 	tampered map[string]bool
@@ -91,11 +94,16 @@ func newLife(t *testing.T, seed uint64, events []*event, count *tally) *life {
 	l.repo = repo
 	// One disk's name is the beginning of the other's.
 	for _, target := range []string{"vda", "vdaa"}[:1+l.rng.IntN(2)] {
-		d := &lifeDisk{target: target, tampered: make(map[string]bool)}
-		l.create(d)
-		l.disks = append(l.disks, d)
+		l.addDisk(target)
 	}
 	return l
+}
+
+func (l *life) addDisk(target string) {
+	l.t.Helper()
+	d := &lifeDisk{target: target, tampered: make(map[string]bool)}
+	l.create(d)
+	l.disks = append(l.disks, d)
 }
 
 func (l *life) note(format string, args ...any) {

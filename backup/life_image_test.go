@@ -42,8 +42,12 @@ func imageEvents() []*event {
 			if len(names) == 0 {
 				return false
 			}
+			// The overlay now looks like the image that was backed up, on
+			// another backing file.
+			d.sound = d.sound && !d.flattened
 			l.must("qemu-img", "bitmap", "--add", d.path, names[l.rng.IntN(len(names))])
-			return l.writeSome(d.path, d.format, 1, false)
+			l.writeSome(d.path, d.format, 1, false)
+			return true
 		}},
 		{name: "commit", weight: 3, do: func(l *life, d *lifeDisk) bool { return commit(l, d, true) }},
 		{name: "commit -d", weight: 3, do: func(l *life, d *lifeDisk) bool { return commit(l, d, true, "-d") }},
@@ -85,6 +89,7 @@ func imageEvents() []*event {
 			return os.Rename(other, path) == nil
 		}},
 		{name: "check -r leaks", weight: 2, qcow2: true, keeps: true, do: func(l *life, d *lifeDisk) bool {
+			d.sound = d.sound && !l.hasSnapshots(d) // see check -r all
 			return l.try("qemu-img", "check", "-q", "-r", "leaks", "-f", "qcow2", d.path) == nil
 		}},
 		{name: "check -r all", weight: 2, qcow2: true, keeps: true, do: func(l *life, d *lifeDisk) bool {

@@ -125,15 +125,17 @@ func (l *life) lead() {
 	// A run of the list of events is dealt to each life, so that a few lives
 	// with seeds in sequence meet all; chance fills up the rest.
 	plan := make([]*event, 0, 24)
+	sure := make(map[*event]bool)
 	for i := range dealt {
-		plan = append(plan, l.events[(l.seed*dealt+uint64(i))%uint64(len(l.events))])
+		e := l.events[(l.seed*dealt+uint64(i))%uint64(len(l.events))]
+		plan, sure[e] = append(plan, e), true
 	}
-	for range 8 + l.rng.IntN(10) {
+	for range 6 + l.rng.IntN(8) {
 		plan = append(plan, l.randomEvent())
 	}
 	l.rng.Shuffle(len(plan), func(i, j int) { plan[i], plan[j] = plan[j], plan[i] })
 	for _, e := range plan {
-		l.happen(e)
+		l.happen(e, sure[e])
 		if l.t.Failed() {
 			return
 		}
@@ -150,20 +152,16 @@ func (l *life) lead() {
 	l.judge()
 }
 
-func (l *life) happen(e *event) {
-	d := l.disks[l.rng.IntN(len(l.disks))]
-	if e.qcow2 && d.format != "qcow2" {
-		for _, other := range l.disks {
-			if other.format == "qcow2" {
-				d = other
-			}
-		}
-	}
-	if e.qcow2 && d.format != "qcow2" {
-		l.becomeQcow2(d)
-	}
-	l.note("# %s on %s", e.name, d.target)
+// happen lets an event happen to one of the disks. One that must happen, and
+// cannot as things are, gets what it may need.
+func (l *life) happen(e *event, must bool) {
+	d := l.diskFor(e)
 	done := e.do(l, d)
+	if !done && must && !l.t.Failed() && !l.over {
+		l.prosper()
+		d = l.diskFor(e)
+		done = e.do(l, d)
+	}
 	if done {
 		l.count.add("event: " + e.name)
 	} else {
@@ -172,6 +170,37 @@ func (l *life) happen(e *event) {
 	// Many events begin with a backup, after which all is well for a moment.
 	if renewed := e.renews && done; !e.keeps && !renewed {
 		d.sound = false
+	}
+}
+
+func (l *life) diskFor(e *event) *lifeDisk {
+	d := l.disks[l.rng.IntN(len(l.disks))]
+	if e.qcow2 && d.format != "qcow2" {
+		l.becomeQcow2(d)
+	}
+	l.note("# %s on %s", e.name, d.target)
+	return d
+}
+
+// prosper gives the domain two disks with plain images, and each of them two
+// bitmaps.
+func (l *life) prosper() {
+	l.t.Helper()
+	if len(l.disks) < 2 {
+		l.addDisk("vdaa")
+	}
+	for _, d := range l.disks {
+		to := l.newFile("qcow2")
+		l.must("qemu-img", "convert", "-f", d.format, "-O", "qcow2", d.path, to)
+		d.path, d.format, d.cluster, d.sound = to, "qcow2", 64<<10, false
+	}
+	for range 2 {
+		a := l.prepare()
+		a.all()
+		a.run()
+		for _, d := range l.disks {
+			l.writeSome(d.path, d.format, 1, false)
+		}
 	}
 }
 
