@@ -186,7 +186,6 @@ type hostile struct {
 	spoil func(m *bmImage)
 	err   bool // BitmapsErr: no bitmap is usable
 	first bool // else only bitmap "a" has a Problem
-	read  bool // else the Problem is seen only when the bits are read
 	qemu  bool // QEMU opens it all the same
 }
 
