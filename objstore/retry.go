@@ -184,10 +184,29 @@ func (r *retrying) Put(ctx context.Context, key string, body Body, mode Mode) er
 	if err := ValidKey(key); err != nil {
 		return err
 	}
+	watched := &watchedBody{Body: body}
 	_, err := try(ctx, r, func() (struct{}, error) {
-		return struct{}{}, r.store.Put(ctx, key, body, mode)
+		err := r.store.Put(ctx, key, watched, mode)
+		if err != nil && watched.failed.get() != nil {
+			err = &permanentError{err} // not the store's fault
+		}
+		return struct{}{}, err
 	})
 	return err
+}
+
+// watchedBody knows whether it could not be read.
+type watchedBody struct {
+	Body
+	failed syncErr
+}
+
+func (b *watchedBody) ReadAt(p []byte, off int64) (int, error) {
+	n, err := b.Body.ReadAt(p, off)
+	if err != nil && n < len(p) && off+int64(n) < b.Size() {
+		b.failed.set(err)
+	}
+	return n, err
 }
 
 // Stat implements Store.

@@ -164,7 +164,7 @@ func (s *S3) hint(verb string, e *S3Error, region string) string {
 	switch {
 	case e.Code == codeNoSuchBucket:
 		return fmt.Sprintf("there is no bucket %s at %s: correct the name, or make the bucket first", s.bucket, s.endpoint)
-	case e.Code == "InvalidAccessKeyId":
+	case e.Code == "InvalidAccessKeyId", e.Code == "XAdminUserNotFound": // versitygw
 		return "it does not know this access key: check AWS_ACCESS_KEY_ID, or the profile in ~/.aws/credentials"
 	case e.Code == "SignatureDoesNotMatch":
 		return "the secret key is not the access key's: check AWS_SECRET_ACCESS_KEY, or the profile in ~/.aws/credentials"

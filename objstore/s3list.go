@@ -35,7 +35,7 @@ func (s *S3) listAfter(ctx context.Context, prefix, after string) iter.Seq2[Info
 			switch {
 			case err != nil:
 			case o.Err != nil:
-				err = s.failed(ctx, "list", s.prefix+prefix, o.Err)
+				err = s.failed(ctx, "list", s.bucket+"/"+s.prefix+prefix, o.Err)
 			case !strings.HasPrefix(o.Key, opts.Prefix):
 				err = &protocolError{fmt.Sprintf("list %s: the answer has the key %.100q", opts.Prefix, o.Key)}
 			case info.Key <= last && last != "":

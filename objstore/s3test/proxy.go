@@ -15,7 +15,10 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+
+	"github.com/minio/minio-go/v7"
 
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -26,7 +29,7 @@ type How int
 // The ways to fail.
 const (
 	Reset       How = iota // the connection is reset, before the server sees anything
-	ResetUpload            // the connection is reset in the middle of the body that is sent
+	ResetUpload            // the connections break in the middle of the body that is sent
 	Lost                   // the server does it, then the connection is reset
 	Unavailable            // 503 SlowDown
 	Internal               // 500 InternalError
@@ -36,6 +39,8 @@ const (
 	Cut                    // the answer's body ends after Bytes
 	Stall                  // the answer's body stands still after Bytes
 	Full                   // 507, as of a full disk
+	Overwrite              // an object that stands there is removed before
+	Pretend                // 200, and nothing is done
 )
 
 // Fault says which requests fail, and how. Zero fields but How match all.
@@ -53,6 +58,9 @@ type Fault struct {
 // Proxy stands before a server and makes requests fail.
 type Proxy struct {
 	URL string
+
+	server *Server
+	conns  atomic.Int64
 
 	mu     sync.Mutex
 	faults []*fault
@@ -74,7 +82,7 @@ func NewProxy(t testing.TB, server *Server, faults ...Fault) *Proxy {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	p := &Proxy{counts: make(map[string]int), stop: stop}
+	p := &Proxy{server: server, counts: make(map[string]int), stop: stop}
 	for _, f := range faults {
 		p.faults = append(p.faults, &fault{Fault: f})
 	}
@@ -92,6 +100,11 @@ func NewProxy(t testing.TB, server *Server, faults ...Fault) *Proxy {
 		p.serve(ctx, forward, w, r)
 	}))
 	srv.Config.ErrorLog = log.New(io.Discard, "", 0) // of connections broken on purpose
+	srv.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			p.conns.Add(1)
+		}
+	}
 	srv.Start()
 	p.URL = srv.URL
 	t.Cleanup(func() {
@@ -120,6 +133,25 @@ func (p *Proxy) Count(method string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.counts[method]
+}
+
+// Connections returns how many connections were made to the proxy.
+func (p *Proxy) Connections() int { return int(p.conns.Load()) }
+
+// broken is a body that breaks off.
+type broken struct{}
+
+func (broken) Read([]byte) (int, error) { return 0, io.ErrUnexpectedEOF }
+
+// Requests are in path style.
+func bucketOf(r *http.Request) string {
+	bucket, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	return bucket
+}
+
+func keyOf(r *http.Request) string {
+	_, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	return key
 }
 
 func method(r *http.Request) string {
@@ -165,8 +197,16 @@ func (p *Proxy) serve(ctx context.Context, forward http.Handler, w http.Response
 	case Reset:
 		reset(w)
 	case ResetUpload:
-		_, _ = io.CopyN(io.Discard, r.Body, r.ContentLength/2)
-		reset(w)
+		r.Body = io.NopCloser(io.MultiReader(io.LimitReader(r.Body, r.ContentLength/2), broken{}))
+		forward.ServeHTTP(w, r)
+	case Overwrite:
+		if err := p.server.Client().RemoveObject(r.Context(), bucketOf(r), keyOf(r), minio.RemoveObjectOptions{}); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		forward.ServeHTTP(w, r)
+	case Pretend:
+		_, _ = io.Copy(io.Discard, r.Body)
+		w.WriteHeader(http.StatusOK)
 	case Lost:
 		rec := httptest.NewRecorder()
 		forward.ServeHTTP(rec, r)

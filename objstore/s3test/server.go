@@ -279,6 +279,26 @@ func (s *Server) Config(bucket, prefix string) objstore.S3Config {
 	}
 }
 
+// Kind returns what kind of server it is.
+func (s *Server) Kind() Kind { return s.kind }
+
+// ReadOnly returns credentials that may only read in a bucket of a MinIO.
+func (s *Server) ReadOnly(bucket string) *credentials.Credentials {
+	s.t.Helper()
+	policy := fmt.Sprintf(`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:GetObject","s3:ListBucket"],"Resource":["arn:aws:s3:::%s","arn:aws:s3:::%s/*"]}]}`, bucket, bucket)
+	c, err := credentials.NewSTSAssumeRole(s.Endpoint, credentials.STSAssumeRoleOptions{
+		AccessKey: AccessKey, SecretKey: SecretKey, Policy: policy, DurationSeconds: 3600,
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	v, err := c.GetWithContext(nil)
+	if err != nil {
+		s.t.Fatalf("credentials that may only read: %v", err)
+	}
+	return credentials.NewStaticV4(v.AccessKeyID, v.SecretAccessKey, v.SessionToken)
+}
+
 // Env is the environment, as NAME=VALUE, in which s3://BUCKET/PREFIX is in this
 // server, and nothing else counts.
 func (s *Server) Env() []string {

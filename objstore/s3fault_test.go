@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package objstore_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/objstoretest"
+	"github.com/imgbackup/imgbackup/objstore/s3test"
+)
+
+// testS3Faults runs the contract while everything fails now and then.
+func testS3Faults(t *testing.T, server *s3test.Server) {
+	bucket := server.Bucket()
+	proxy := s3test.NewProxy(t, server,
+		s3test.Fault{How: s3test.Reset, Method: http.MethodPut, After: 5, Times: 40},
+		s3test.Fault{How: s3test.ResetUpload, Method: http.MethodPut, Key: "/large", Times: 2},
+		s3test.Fault{How: s3test.ResetUpload, Method: http.MethodPut, Key: "/race/", Times: 10},
+		s3test.Fault{How: s3test.Conflict, Method: http.MethodPut, After: 300, Times: 20},
+		s3test.Fault{How: s3test.Unavailable, Method: http.MethodPut, After: 400, Times: 40},
+		s3test.Fault{How: s3test.Internal, Method: http.MethodPut, After: 500, Times: 40},
+		s3test.Fault{How: s3test.Lost, Method: http.MethodDelete, Times: 3},
+		s3test.Fault{How: s3test.Unavailable, Method: http.MethodDelete, Times: 3},
+		s3test.Fault{How: s3test.Reset, Method: http.MethodHead, Times: 5},
+		s3test.Fault{How: s3test.NotS3, Method: http.MethodHead, Times: 5},
+		s3test.Fault{How: s3test.Unavailable, Method: http.MethodHead, Times: 5},
+		s3test.Fault{How: s3test.Lost, Method: http.MethodGet, Times: 5},
+		s3test.Fault{How: s3test.NotS3, Method: http.MethodGet, Times: 5},
+		s3test.Fault{How: s3test.Internal, Method: http.MethodGet, Times: 5},
+		s3test.Fault{How: s3test.Cut, Method: http.MethodGet, Key: "/large", Bytes: 1_000_000, Times: 5},
+		s3test.Fault{How: s3test.Cut, Method: http.MethodGet, Key: "/dir/object", Times: 3},
+		s3test.Fault{How: s3test.Cut, Method: http.MethodGet, Key: "/dir/object", Bytes: 700, Times: 3},
+		s3test.Fault{How: s3test.Reset, Method: "LIST", Times: 5},
+		s3test.Fault{How: s3test.Cut, Method: "LIST", Bytes: 300, Times: 5},
+		s3test.Fault{How: s3test.Unavailable, Method: "LIST", Query: "continuation-token", Times: 3},
+	)
+	n := make(chan int, 1)
+	n <- 0
+	objstoretest.Run(t, func(t *testing.T) objstore.Store {
+		i := <-n
+		n <- i + 1
+		return objstore.Retry(openS3(t, proxy.Config(server, bucket, fmt.Sprintf("p%d", i))), quick)
+	})
+}
+
+func content(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i * i >> 8)
+	}
+	return b
+}
+
+func readRange(s objstore.Store, t *testing.T, key string, offset, length int64) ([]byte, error) {
+	t.Helper()
+	r, err := s.Get(t.Context(), key, offset, length)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r)
+}
+
+// What was created by a request whose answer is lost is reported as existing,
+// and stands there.
+func testS3LostAnswers(t *testing.T, server *s3test.Server) {
+	proxy := s3test.NewProxy(t, server,
+		s3test.Fault{How: s3test.Lost, Method: http.MethodPut, Key: "/created", Times: 1},
+		s3test.Fault{How: s3test.Lost, Method: http.MethodPut, Key: "/replaced", Times: 1},
+	)
+	s := objstore.Retry(openS3(t, proxy.Config(server, server.Bucket(), "")), quick)
+	if err := s.Put(t.Context(), "a/created", strings.NewReader("x"), objstore.Create); !errors.Is(err, objstore.ErrExists) {
+		t.Errorf("create with a lost answer: %v, want ErrExists", err)
+	}
+	if err := s.Put(t.Context(), "a/replaced", strings.NewReader("x"), objstore.Replace); err != nil {
+		t.Errorf("replace with a lost answer: %v", err)
+	}
+	for _, key := range []string{"a/created", "a/replaced"} {
+		if got, err := objstore.ReadAll(t.Context(), s, key, 10); string(got) != "x" || err != nil {
+			t.Errorf("%s: %q, %v", key, got, err)
+		}
+	}
+	if n := proxy.Count(http.MethodPut); n != 4 {
+		t.Errorf("%d PUTs, want 4", n)
+	}
+}
+
+func testS3CutBodies(t *testing.T, server *s3test.Server) {
+	proxy := s3test.NewProxy(t, server,
+		s3test.Fault{How: s3test.Cut, Method: http.MethodGet, Bytes: 100_000, Times: 8},
+	)
+	c := proxy.Config(server, server.Bucket(), "")
+	raw := openS3(t, c)
+	want := content(1 << 20)
+	if err := raw.Put(t.Context(), "object", bytes.NewReader(want), objstore.Create); err != nil {
+		t.Fatal(err)
+	}
+	got, err := readRange(raw, t, "object", 0, -1)
+	if !errors.Is(err, io.ErrUnexpectedEOF) || len(got) != 100_000 {
+		t.Errorf("a cut body without retries: %d bytes, %v; want ErrUnexpectedEOF", len(got), err)
+	}
+	got, err = readRange(raw, t, "object", 500_000, 400_000)
+	if !errors.Is(err, io.ErrUnexpectedEOF) || len(got) != 100_000 {
+		t.Errorf("a cut range without retries: %d bytes, %v; want ErrUnexpectedEOF", len(got), err)
+	}
+	s := objstore.Retry(raw, quick)
+	got, err = readRange(s, t, "object", 5, -1)
+	if err != nil || !bytes.Equal(got, want[5:]) {
+		t.Errorf("a body cut 6 times: %d bytes, %v", len(got), err)
+	}
+	// Each went on where the one before it had ended.
+	if n := proxy.Count(http.MethodGet); n != 2+7 {
+		t.Errorf("%d GETs, want 9", n)
+	}
+}
+
+func testS3Stall(t *testing.T, server *s3test.Server) {
+	proxy := s3test.NewProxy(t, server,
+		s3test.Fault{How: s3test.Stall, Method: http.MethodGet, Bytes: 1000, Times: 2},
+	)
+	raw, err := objstore.OpenS3Stall(proxy.Config(server, server.Bucket(), ""), 300*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	s := objstore.Retry(raw, quick)
+	want := content(300_000)
+	if err := s.Put(t.Context(), "object", bytes.NewReader(want), objstore.Create); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := readRange(s, t, "object", 0, int64(len(want))); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("a body that stalls twice: %d bytes, %v", len(got), err)
+	}
+}
+
+// A cut body is never gone on with by the bytes of another object.
+func testS3Replaced(t *testing.T, server *s3test.Server) {
+	proxy := s3test.NewProxy(t, server,
+		s3test.Fault{How: s3test.Cut, Method: http.MethodGet, Bytes: 100_000, Times: 1},
+	)
+	s := objstore.Retry(openS3(t, proxy.Config(server, server.Bucket(), "")), quick)
+	for i, fill := range []byte("ab") {
+		if err := s.Put(t.Context(), "object", bytes.NewReader(bytes.Repeat([]byte{fill}, 300_000)), objstore.Replace); err != nil {
+			t.Fatal(err)
+		}
+		if i == 1 {
+			break
+		}
+		r, err := s.Get(t.Context(), "object", 0, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		defer func() {
+			rest, err := io.ReadAll(r)
+			if err == nil || len(rest) > 100_000 || bytes.Contains(rest, []byte("b")) || errors.Is(err, objstore.ErrExists) {
+				t.Errorf("an object that was replaced while it was read: %d bytes, %v", len(rest), err)
+			}
+		}()
+	}
+}
+
+// An upload that is cut leaves nothing.
+func testS3CutUploads(t *testing.T, server *s3test.Server) {
+	proxy := s3test.NewProxy(t, server, s3test.Fault{How: s3test.ResetUpload, Method: http.MethodPut})
+	c := proxy.Config(server, server.Bucket(), "")
+	s := openS3(t, c)
+	for _, size := range []int{2, 5000, 1 << 20} {
+		err := s.Put(t.Context(), "object", bytes.NewReader(content(size)), objstore.Replace)
+		if err == nil || objstore.Permanent(err) {
+			t.Errorf("a cut upload of %d bytes: %v", size, err)
+		}
+		if _, err := s.Stat(t.Context(), "object"); !errors.Is(err, objstore.ErrNotFound) {
+			t.Errorf("a cut upload of %d bytes left something: %v", size, err)
+		}
+	}
+}
+
+// A listing that fails on its second page is no shorter one.
+func testS3List(t *testing.T, server *s3test.Server) {
+	proxy := s3test.NewProxy(t, server,
+		s3test.Fault{How: s3test.Internal, Method: "LIST", Query: "continuation-token", Times: 2},
+		s3test.Fault{How: s3test.Unavailable, Method: "LIST", Query: "start-after", Times: 2},
+	)
+	bucket := server.Bucket()
+	direct := openS3(t, server.Config(bucket, "a/b"))
+	done := make(chan error)
+	const count, parts = 1030, 10
+	for part := range parts {
+		go func() {
+			for i := part; i < count; i += parts {
+				if err := direct.Put(t.Context(), fmt.Sprintf("k/%04d", i), strings.NewReader("x"), objstore.Create); err != nil {
+					done <- err
+					return
+				}
+			}
+			done <- nil
+		}()
+	}
+	for range parts {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	list := func(s objstore.Store) (n int, err error) {
+		for info, err := range s.List(t.Context(), "k/") {
+			if err != nil {
+				return n, err
+			}
+			if want := fmt.Sprintf("k/%04d", n); info.Key != want {
+				t.Fatalf("listed %s, want %s", info.Key, want)
+			}
+			n++
+		}
+		return n, nil
+	}
+	raw := openS3(t, proxy.Config(server, bucket, "a/b"))
+	if n, err := list(raw); err == nil || n != 1000 || objstore.Permanent(err) {
+		t.Errorf("a listing without retries: %d keys, %v; want an error after 1000", n, err)
+	}
+	s := objstore.Retry(openS3(t, proxy.Config(server, bucket, "a/b")), quick)
+	if n, err := list(s); err != nil || n != count {
+		t.Errorf("a listing: %d keys, %v; want %d", n, err, count)
+	}
+}
+
+// What is no S3 server can't say that there is no object.
+func testS3NotS3(t *testing.T, server *s3test.Server) {
+	proxy := s3test.NewProxy(t, server, s3test.Fault{How: s3test.NotS3})
+	s := openS3(t, proxy.Config(server, server.Bucket(), ""))
+	_, stat := s.Stat(t.Context(), "object")
+	_, get := s.Get(t.Context(), "object", 0, -1)
+	for op, err := range map[string]error{
+		"stat": stat, "get": get,
+		"put":    s.Put(t.Context(), "object", strings.NewReader("x"), objstore.Create),
+		"delete": s.Delete(t.Context(), "object"),
+	} {
+		if err == nil || errors.Is(err, objstore.ErrNotFound) || errors.Is(err, objstore.ErrExists) || objstore.Permanent(err) {
+			t.Errorf("%s: %v, want an outage", op, err)
+		}
+	}
+	for _, err := range s.List(t.Context(), "") {
+		if err == nil || errors.Is(err, objstore.ErrNotFound) {
+			t.Errorf("list: %v, want an outage", err)
+		}
+	}
+}
+
+// testS3Requests counts: one request for everything but the absent, over few
+// connections.
+func testS3Requests(t *testing.T, server *s3test.Server) {
+	proxy := s3test.NewProxy(t, server)
+	s := objstore.Retry(openS3(t, proxy.Config(server, server.Bucket(), "p")), quick)
+	const objects = 20
+	for i := range objects {
+		key := fmt.Sprintf("o%d", i)
+		body := bytes.NewReader(content(i * 20_000))
+		if err := s.Put(t.Context(), key, body, objstore.Create); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Stat(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+		for _, length := range []int64{-1, body.Size(), (body.Size() + 1) / 2} {
+			buf, err := readRange(s, t, key, 0, length)
+			if want := max(length, body.Size()*min(1, -length)); err != nil || int64(len(buf)) != want {
+				t.Fatalf("read %d bytes, %v; want %d", len(buf), err, want)
+			}
+		}
+	}
+	for method, want := range map[string]int{http.MethodPut: objects, http.MethodGet: 3*objects - 2, "LIST": 0, http.MethodHead: objects + 2} {
+		if got := proxy.Count(method); got != want {
+			t.Errorf("%d %s requests, want %d", got, method, want)
+		}
+	}
+	if n := proxy.Connections(); n > 4 {
+		t.Errorf("%d connections for requests one after the other", n)
+	}
+}
+
+// testS3Restart kills the server between and during operations.
+func testS3Restart(t *testing.T, shared *s3test.Server) {
+	server := s3test.Start(t, shared.Kind())
+	s := objstore.Retry(openS3(t, server.Config(server.Bucket(), "p")), quick)
+	want := content(3 << 20)
+	if err := s.Put(t.Context(), "before", bytes.NewReader(want), objstore.Create); err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.Get(t.Context(), "before", 0, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	head := make([]byte, 100_000)
+	if _, err := io.ReadFull(r, head); err != nil {
+		t.Fatal(err)
+	}
+	server.Kill()
+	put := make(chan error)
+	go func() { put <- s.Put(t.Context(), "during", bytes.NewReader(want), objstore.Create) }()
+	server.Restart()
+	if err := <-put; err != nil {
+		t.Errorf("a put while the server was away: %v", err)
+	}
+	rest, err := io.ReadAll(r)
+	if err != nil || !bytes.Equal(append(head, rest...), want) {
+		t.Errorf("a read during which the server was away: %d bytes, %v", len(head)+len(rest), err)
+	}
+	if got, err := objstore.ReadAll(t.Context(), s, "during", 4<<20); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("what was stored: %d bytes, %v", len(got), err)
+	}
+}
