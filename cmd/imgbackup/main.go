@@ -40,6 +40,7 @@ type program struct {
 func run(args []string, p program) int {
 	// A reader of our output that goes away must not end a backup half way.
 	signal.Ignore(unix.SIGPIPE)
+	tryProcesses()
 	ctx, stop := interruptible(p.err)
 	defer stop()
 
@@ -58,6 +59,15 @@ func run(args []string, p program) int {
 		fmt.Fprintf(p.err, "Run '%s --help' for usage.\n", cmd.CommandPath())
 	}
 	return code
+}
+
+// tryProcesses lets package os find out how this kernel starts processes, before
+// signals are caught: the child that it does so with shares our memory and does
+// not block signals, so that one Ctrl-C at that moment would count as two.
+func tryProcesses() {
+	if self, err := os.FindProcess(os.Getpid()); err == nil {
+		_ = self.Release()
+	}
 }
 
 // interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP
