@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
@@ -30,6 +31,9 @@ type Config struct {
 	MinReader int       `json:"min_reader"` // the oldest version that may read
 	MinWriter int       `json:"min_writer"` // the oldest version that may write
 	Created   time.Time `json:"created"`
+	// SingleWriter: the store does not honour conditional writes, and whoever
+	// made the repository promised that one program at a time writes to it.
+	SingleWriter bool `json:"single_writer,omitempty"`
 	// Encryption is reserved; this version refuses a repository that has it.
 	Encryption *json.RawMessage `json:"encryption,omitempty"`
 	Info       json.RawMessage  `json:"info,omitempty"` // free, an object; ignored
@@ -41,12 +45,28 @@ type Repository struct {
 	Config Config
 }
 
-// Init makes a new repository in an empty store. Where there is one already,
-// or anything else, the error wraps objstore.ErrExists.
+// InitOptions say how to make a repository.
+type InitOptions struct {
+	// SingleWriter accepts a store that does not honour conditional writes: one
+	// program at a time may write to it. It is recorded only where it is needed.
+	SingleWriter bool
+}
+
+// Init makes a new repository in an empty store, which is tried first where its
+// abilities can't be known (an objstore.Prober). Where there is a repository
+// already, or anything else, the error wraps objstore.ErrExists.
 func Init(ctx context.Context, store objstore.Store) (*Repository, error) {
+	return InitWith(ctx, store, InitOptions{})
+}
+
+// InitWith is Init with options.
+func InitWith(ctx context.Context, store objstore.Store, o InitOptions) (*Repository, error) {
 	for info, err := range store.List(ctx, "") {
 		if err != nil {
 			return nil, fmt.Errorf("look whether there is a repository already: %w", err)
+		}
+		if strings.HasPrefix(info.Key, objstore.ProbePrefix) {
+			continue // an init that was killed, or is at work
 		}
 		if _, err := store.Stat(ctx, ConfigKey); err == nil {
 			return nil, fmt.Errorf("there is a repository already: %w", objstore.ErrExists)
@@ -55,14 +75,22 @@ func Init(ctx context.Context, store objstore.Store) (*Repository, error) {
 		}
 		return nil, fmt.Errorf("this place is not empty and not a repository (it holds %s): choose an empty one: %w", info.Key, objstore.ErrExists)
 	}
+	single, err := probe(ctx, store, o)
+	if err != nil {
+		return nil, err
+	}
+	if single {
+		store = objstore.SingleWriter(store)
+	}
 	c := Config{
-		Format:    ConfigFormat,
-		Version:   readerVersion,
-		ID:        NewUUID(),
-		ChunkSize: archive.GridSize,
-		MinReader: readerVersion,
-		MinWriter: writerVersion,
-		Created:   now(),
+		Format:       ConfigFormat,
+		Version:      readerVersion,
+		ID:           NewUUID(),
+		ChunkSize:    archive.GridSize,
+		MinReader:    readerVersion,
+		MinWriter:    writerVersion,
+		Created:      now(),
+		SingleWriter: single,
 	}
 	data, err := Seal(c)
 	if err != nil {
@@ -80,6 +108,26 @@ func Init(ctx context.Context, store objstore.Store) (*Repository, error) {
 	return r, nil
 }
 
+// probe sees whether the store is fit for a repository. single says that it
+// is so for one writer at a time only.
+func probe(ctx context.Context, store objstore.Store, o InitOptions) (single bool, err error) {
+	p, ok := store.(objstore.Prober)
+	if !ok {
+		return false, nil
+	}
+	err = p.Probe(ctx)
+	var unconditional *objstore.NoConditionsError
+	switch {
+	case err == nil:
+		return false, nil
+	case !errors.As(err, &unconditional):
+		return false, fmt.Errorf("this store can't hold a repository: %w", err)
+	case !o.SingleWriter:
+		return false, fmt.Errorf("%w: two backups at once could overwrite each other (if only one program will ever write here, say so with --single-writer)", err)
+	}
+	return true, nil
+}
+
 // now is the time as it is stored.
 func now() time.Time { return time.Now().UTC().Round(0) }
 
@@ -90,6 +138,9 @@ func Open(ctx context.Context, store objstore.Store) (*Repository, error) {
 	c, err := readConfig(ctx, store)
 	if err != nil {
 		return nil, err
+	}
+	if c.SingleWriter {
+		store = objstore.SingleWriter(store)
 	}
 	return &Repository{Store: store, Config: *c}, nil
 }

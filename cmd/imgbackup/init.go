@@ -11,19 +11,22 @@ import (
 )
 
 func (a *app) initCommand() *cobra.Command {
-	return &cobra.Command{
+	var o chain.InitOptions
+	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Make a new, empty repository",
-		Long: `init makes a repository in a new or empty folder, which --repo or the environment
-variable IMGBACKUP_REPO names.` + exitHelp(),
-		Example: "  imgbackup init -r /backup",
+		Long: `init makes a repository in a new or empty folder, or in a bucket of an S3 store
+that exists, which --repo or the environment variable IMGBACKUP_REPO names. An
+S3 store is tried first: it has to create an object only if there is none
+(If-None-Match: *), to read back what was written, and to check checksums.` + exitHelp(),
+		Example: "  imgbackup init -r /backup\n  imgbackup init -r s3://vm-backups/host1",
 		Args:    exactArgs(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			store, err := a.store(true)
 			if err != nil {
 				return err
 			}
-			repo, err := chain.Init(cmd.Context(), store)
+			repo, err := chain.InitWith(cmd.Context(), store, o)
 			if err != nil {
 				return err
 			}
@@ -34,4 +37,6 @@ variable IMGBACKUP_REPO names.` + exitHelp(),
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&o.SingleWriter, "single-writer", false, "accept a store without conditional writes: only one program at\na time will ever write to this repository")
+	return cmd
 }

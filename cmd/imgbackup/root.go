@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -56,7 +57,7 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 		},
 	}
 	flags := root.PersistentFlags()
-	flags.StringVarP(&a.repoFlag, "repo", "r", "", "repository: the `PATH` of a directory (default: IMGBACKUP_REPO)")
+	flags.StringVarP(&a.repoFlag, "repo", "r", "", "repository: the `PATH` of a directory, or s3://BUCKET/PREFIX (default: IMGBACKUP_REPO)")
 	flags.BoolVar(&a.json, "json", false, "write results as JSON, for programs")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no notes on stderr")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
@@ -116,15 +117,25 @@ func (a *app) openStore(create bool) (objstore.Store, error) {
 	if a.repoFlag == "" {
 		a.repoFlag = os.Getenv("IMGBACKUP_REPO")
 	}
-	switch {
-	case a.repoFlag == "":
+	if a.repoFlag == "" {
 		return nil, usageError{errors.New("no repository: give --repo PATH or set IMGBACKUP_REPO")}
-	case strings.Contains(a.repoFlag, "://"):
-		return nil, usageError{fmt.Errorf("repository %q: only directories can be repositories so far", a.repoFlag)}
-	case create:
-		return objstore.CreateLocal(a.repoFlag)
 	}
-	return objstore.OpenLocal(a.repoFlag)
+	store, err := objstore.Open(a.repoFlag, objstore.OpenOptions{
+		Create: create,
+		Retry:  objstore.RetryOptions{Notify: a.retryNote},
+	})
+	var place *objstore.PlaceError
+	if errors.As(err, &place) {
+		return nil, usageError{fmt.Errorf("repository: %w", err)}
+	}
+	return store, err
+}
+
+// retryNote tells of an outage of the store, once it lasts.
+func (a *app) retryNote(err error, wait time.Duration) {
+	if wait >= 2*time.Second {
+		a.note(fmt.Sprintf("trying again in %s: %v", wait.Round(time.Second), err))
+	}
 }
 
 func (a *app) openRepo(ctx context.Context) (*chain.Repository, error) {
