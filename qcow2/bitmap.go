@@ -3,8 +3,10 @@
 package qcow2
 
 import (
+	"encoding/binary"
 	"errors"
 	"io"
+	"slices"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
 )
@@ -75,6 +77,20 @@ func (l *Layer) loadBitmaps() {
 		s.hasExt, s.extension = true, e.Data
 	}
 	l.Bitmaps, l.BitmapsErr = readBitmaps(s)
+	l.cut = !errors.Is(l.BitmapsErr, ErrBitmapsDead) && s.cut(l.Bitmaps)
+}
+
+// cut tells whether the directory of valid bitmaps, or the table of one that is
+// not in use, lies beyond the end of the file. QEMU has written both to their
+// ends, so the file has lost its own.
+func (s *bitmapSource) cut(bitmaps []*Bitmap) bool {
+	if len(s.extension) == bitmapsExtensionSize &&
+		!s.holds(binary.BigEndian.Uint64(s.extension[16:]), binary.BigEndian.Uint64(s.extension[8:])) {
+		return true
+	}
+	return slices.ContainsFunc(bitmaps, func(b *Bitmap) bool {
+		return !b.InUse && b.tableOffset > 0 && b.tableEntries > 0 && !s.holds(uint64(b.tableOffset), uint64(b.tableEntries)*8)
+	})
 }
 
 // Runs is the set of dirty bytes, clipped to the layer's virtual size. Each iteration reads the file anew, in bounded

@@ -61,6 +61,7 @@ type Layer struct {
 	file  *File
 	data  *File // where guest data lies: file, or the external data file
 	cache *tableCache
+	cut   bool // the file's end is missing: bitmap metadata lies beyond it
 }
 
 // OpenChain opens the image at path, which is of the given format, and all its
