@@ -71,6 +71,7 @@ func accidentEvents() []*event {
 					}
 					l.copyFile(other.path, d.path)
 					d.cluster = other.cluster
+					d.mixed, other.mixed = true, true
 					for name := range other.tampered {
 						d.tampered[name] = true
 					}

@@ -3,10 +3,14 @@
 package backup_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"testing"
 
+	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
 )
@@ -91,4 +95,33 @@ func TestCommitIntoUnclosedImage(t *testing.T) {
 		t.Error("an image with wrong reference counts was written to")
 	}
 	l.judge()
+}
+
+// An image is cut in a cluster of data, and its bitmaps, which lay behind, are
+// gone. QEMU does not open it; what is left of the cluster is no backup.
+func TestCutInsideData(t *testing.T) {
+	t.Parallel()
+	l := newLife(t, 1, nil, &tally{counts: make(map[string]int)})
+	d := &lifeDisk{target: "vda", cluster: 64 << 10, tampered: make(map[string]bool)}
+	l.disks = []*lifeDisk{d}
+	d.path, d.format = l.newFile("qcow2"), "qcow2"
+	l.must("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=64k", d.path, "4M")
+	l.must("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 1M", d.path)
+	l.prepare().run()
+	// Data lies from the sixth cluster on: header, refcounts (2), L1 and L2
+	// tables come first.
+	if err := os.Truncate(d.path, 5*64<<10+1<<20-5000); err != nil {
+		t.Fatal(err)
+	}
+	if exec.Command("qemu-img", "info", "-f", "qcow2", d.path).Run() == nil {
+		t.Fatal("the bitmaps are still there: this tests nothing")
+	}
+	for _, mode := range []backup.Mode{backup.Auto, backup.Full} {
+		req := backup.Request{Domain: "dom", Mode: mode, Disks: []backup.DiskRequest{{Target: "vda", Path: d.path, Format: qcow2.Qcow2}}}
+		_, err := backup.Run(context.Background(), l.repo, req, backup.Hooks{})
+		var damage *qcow2.DamageError
+		if !errors.As(err, &damage) {
+			t.Errorf("mode %s: %v", mode, err)
+		}
+	}
 }

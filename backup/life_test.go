@@ -171,6 +171,11 @@ func (l *life) happen(e *event, must bool) {
 	if renewed := e.renews && done; !e.keeps && !renewed {
 		d.sound = false
 	}
+	if !e.keeps && d.mixed {
+		for _, other := range l.disks {
+			other.sound = false // they may share backing files by now
+		}
+	}
 }
 
 func (l *life) diskFor(e *event) *lifeDisk {
