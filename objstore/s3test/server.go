@@ -142,7 +142,7 @@ func freeAddress(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }() // only its address is wanted
 	return l.Addr().String()
 }
 
