@@ -113,6 +113,9 @@ func (c *check) gatherPacks(ctx context.Context, ref archive.MapRef) error {
 		if by.last != m.Full() {
 			return damaged(key, fmt.Errorf("%s needs it as a full map: %v; it is one: %v", d, by.last, m.Full()))
 		}
+		if m.Disk() != d.disk {
+			return damaged(key, fmt.Errorf("it is of disk %.80q, not of %s", m.Disk(), d))
+		}
 		if by.first && m.Size() != d.size {
 			return damaged(key, fmt.Errorf("it is of a disk of %d bytes, %s has %d", m.Size(), d, d.size))
 		}

@@ -163,6 +163,9 @@ func ReplayMaps(ctx context.Context, r *Repository, d *Disk) ([]*archive.Map, er
 			if full := i == len(d.Maps)-1; maps[i].Full() != full {
 				return damaged(archive.MapKey(ref.Name), fmt.Errorf("as map %d of %d of disk %s it should be full: %v", i+1, len(d.Maps), d.Target, full))
 			}
+			if maps[i].Disk() != d.Target {
+				return damaged(archive.MapKey(ref.Name), fmt.Errorf("it is of disk %.80q, not of disk %s", maps[i].Disk(), d.Target))
+			}
 			if i == 0 && maps[i].Size() != d.Size {
 				return damaged(archive.MapKey(ref.Name), fmt.Errorf("it is of a disk of %d bytes, disk %s has %d", maps[i].Size(), d.Target, d.Size))
 			}

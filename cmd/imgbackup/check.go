@@ -67,9 +67,6 @@ func (a *app) printReport(r *chain.Report) error {
 		for _, n := range r.Notes {
 			w.printf("note: %s\n", oneLine(n))
 		}
-		if r.Unreferenced > 0 {
-			w.printf("note: %d objects (%s) belong to no checkpoint: an interrupted backup leaves such\n", r.Unreferenced, size(r.UnreferencedLength))
-		}
 		w.printf("checked %d checkpoints, %d objects, %s\n", r.Checkpoints, r.Objects, size(r.Bytes))
 		if len(r.Findings) == 0 {
 			w.printf("no damage found\n")

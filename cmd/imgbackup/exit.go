@@ -100,5 +100,5 @@ func explain(ctx context.Context, err error) string {
 		return err.Error()
 	}
 	// What is unfinished, such as a block device, is in the error's text.
-	return "interrupted: " + err.Error()
+	return "interrupted: " + strings.TrimPrefix(err.Error(), errInterrupted.Error()+": ")
 }

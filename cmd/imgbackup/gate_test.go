@@ -119,8 +119,8 @@ func TestKilledDuringQemuImg(t *testing.T) {
 	}
 }
 
-// Ctrl-C while qemu-img works: it is waited for, and undone. Twice Ctrl-C: the
-// program goes at once, and the next run puts all right.
+// Ctrl-C while qemu-img works: it is waited for, and undone. Twice Ctrl-C: it is
+// waited for, too, and the next run puts the rest right.
 func TestInterruptedDuringQemuImg(t *testing.T) {
 	t.Parallel()
 	s := scenes(t, 2)[1]
@@ -151,15 +151,12 @@ func TestInterruptedDuringQemuImg(t *testing.T) {
 			<-said.taken
 			if c.signals > 1 {
 				interrupt()
-			} else {
-				g.open()
+				<-said.stopping
 			}
+			g.open()
 			err := cmd.Wait()
 			if code := cmd.ProcessState.ExitCode(); code != c.code {
 				t.Fatalf("exit status %d, want %d: %v: %s", code, c.code, err, &said.text)
-			}
-			if c.signals > 1 {
-				g.open()
 			}
 			if c.code == exitInterrupted && c.signals == 1 {
 				w.verifyTidy()
@@ -170,19 +167,25 @@ func TestInterruptedDuringQemuImg(t *testing.T) {
 	}
 }
 
-// notice is what a program says; taken is closed when it has caught a signal.
+// notice is what a program says; taken is closed when it has caught a signal,
+// and stopping when it has caught a second one.
 type notice struct {
-	text  bytes.Buffer // not embedded: its ReadFrom would take Write's place
-	taken chan struct{}
-	once  sync.Once
+	text            bytes.Buffer // not embedded: its ReadFrom would take Write's place
+	taken, stopping chan struct{}
+	once, twice     sync.Once
 }
 
-func newNotice() *notice { return &notice{taken: make(chan struct{})} }
+func newNotice() *notice {
+	return &notice{taken: make(chan struct{}), stopping: make(chan struct{})}
+}
 
 func (n *notice) Write(p []byte) (int, error) {
 	n.text.Write(p)
 	if bytes.Contains(n.text.Bytes(), []byte("tidying up")) {
 		n.once.Do(func() { close(n.taken) })
+	}
+	if bytes.Contains(n.text.Bytes(), []byte("stopping")) {
+		n.twice.Do(func() { close(n.stopping) })
 	}
 	return len(p), nil
 }

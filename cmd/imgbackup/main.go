@@ -10,7 +10,9 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -70,9 +72,30 @@ func tryProcesses() {
 	}
 }
 
+// waitForChildren returns at a moment when no process of ours runs: a qemu-img
+// that writes into an image is waited for whatever happens.
+func waitForChildren() {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for ; ; <-tick.C {
+		tasks, err := filepath.Glob("/proc/self/task/*/children")
+		if err != nil || len(tasks) == 0 {
+			return // this kernel does not tell
+		}
+		running := false
+		for _, task := range tasks {
+			children, err := os.ReadFile(task)
+			running = running || err == nil && len(children) > 0
+		}
+		if !running {
+			return
+		}
+	}
+}
+
 // interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP
-// cancels. A second one ends the program at once; what it leaves behind is
-// settled by the next run.
+// cancels. A second one ends the program as soon as no qemu-img runs; what it
+// leaves behind is settled by the next run.
 func interruptible(stderr io.Writer) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
@@ -88,6 +111,8 @@ func interruptible(stderr io.Writer) (context.Context, context.CancelFunc) {
 		}
 		select {
 		case <-signals:
+			fmt.Fprintln(stderr, "imgbackup: stopping as soon as no qemu-img works on an image")
+			waitForChildren()
 			os.Exit(exitInterrupted)
 		case <-quit:
 		}
