@@ -150,7 +150,7 @@ func removeIfThere(ctx context.Context, guard *qcow2.ImageFlock, path, name stri
 			err = check.Err()
 		}
 		if err != nil {
-			return fmt.Errorf("%s: nothing is written into the image (qemu-img check -r all may repair it): %w", path, err)
+			return fmt.Errorf("%s: nothing is written into the image (qemu-img check -r all may repair it; keep a copy): %w", path, err)
 		}
 	}
 	if err := guard.BitmapRemove(ctx, path, name); err != nil {

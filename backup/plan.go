@@ -328,7 +328,7 @@ func (s *session) chooseBitmap(ctx context.Context, d *disk, p *DiskPlan) error 
 		return err
 	}
 	if err := check.Err(); err != nil {
-		p.NoBitmapReason = fmt.Sprintf("nothing is written into the image: %v; qemu-img check -r all repairs it", err)
+		p.NoBitmapReason = fmt.Sprintf("nothing is written into the image: %v; qemu-img check -r all may repair it (keep a copy)", err)
 		return nil
 	}
 	if err := qcow2.FreeSpaceFor(active, active.BitmapGranularity()); err != nil {
