@@ -34,8 +34,8 @@ func (e *Entry) continuedBy(n *Entry) bool {
 		e.Chunk == n.Chunk && e.Pack == n.Pack && e.FrameLength == n.FrameLength
 }
 
-// clip cuts the run to [start, end), which it must overlap.
-func (e *Entry) clip(start, end int64) {
+// Clip cuts the run to [start, end), which it must overlap.
+func (e *Entry) Clip(start, end int64) {
 	if d := start - e.Offset; d > 0 {
 		e.Offset += d
 		e.Length -= d

@@ -207,7 +207,7 @@ func (m *Map) Entries(ctx context.Context, start, end int64) iter.Seq2[Entry, er
 				return
 			}
 			e := m.entry(&c.run)
-			e.clip(start, end)
+			e.Clip(start, end)
 			if !yield(e, nil) {
 				return
 			}

@@ -147,7 +147,7 @@ func (r *replay) run(yield func(Entry, error) bool) {
 		e := Entry{Offset: r.pos, Length: to - r.pos, Zero: true}
 		if who >= 0 && !r.cursors[who].run.zero {
 			e = r.maps[who].entry(&r.cursors[who].run)
-			e.clip(r.pos, to)
+			e.Clip(r.pos, to)
 		}
 		r.pos = to
 		switch {

@@ -137,7 +137,7 @@ func (k *worker) reuse(ctx context.Context, r *result, p *Piece) (bool, error) {
 	if e.Offset > p.Offset || e.End() < p.Offset+p.Length || e.Length < 0 {
 		return false, fmt.Errorf("archive: the entry to be reused does not cover the piece of %d bytes", p.Length)
 	}
-	e.clip(p.Offset, p.Offset+p.Length)
+	e.Clip(p.Offset, p.Offset+p.Length)
 	if e.Zero {
 		r.zero = true
 		return true, nil

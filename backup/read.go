@@ -267,25 +267,15 @@ func (c *entryCursor) take(start, end int64) ([]archive.Entry, error) {
 			return out, nil
 		}
 		if e.End() > start {
-			out = append(out, clipEntry(e, start, end))
+			part := e
+			part.Clip(start, end)
+			out = append(out, part)
 		}
 		if e.End() > end {
 			return out, nil
 		}
 		c.held = c.held[:0]
 	}
-}
-
-func clipEntry(e archive.Entry, start, end int64) archive.Entry {
-	if cut := start - e.Offset; cut > 0 {
-		e.Offset += cut
-		e.Length -= cut
-		if !e.Zero {
-			e.ChunkOffset += int32(cut)
-		}
-	}
-	e.Length = min(e.Length, end-e.Offset)
-	return e
 }
 
 // runCursor does the same for runs.
