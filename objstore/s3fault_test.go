@@ -103,13 +103,14 @@ func testS3CutBodies(t *testing.T, server *s3test.Server) {
 	if err := raw.Put(t.Context(), "object", bytes.NewReader(want), objstore.Create); err != nil {
 		t.Fatal(err)
 	}
+	// The reset that ends a cut body may overtake the last of its bytes.
 	got, err := readRange(raw, t, "object", 0, -1)
-	if !errors.Is(err, io.ErrUnexpectedEOF) || len(got) != 100_000 {
-		t.Errorf("a cut body without retries: %d bytes, %v; want ErrUnexpectedEOF", len(got), err)
+	if !errors.Is(err, io.ErrUnexpectedEOF) || len(got) > 100_000 || !bytes.HasPrefix(want, got) {
+		t.Errorf("a cut body without retries: %d bytes, %v; want at most 100000 and ErrUnexpectedEOF", len(got), err)
 	}
 	got, err = readRange(raw, t, "object", 500_000, 400_000)
-	if !errors.Is(err, io.ErrUnexpectedEOF) || len(got) != 100_000 {
-		t.Errorf("a cut range without retries: %d bytes, %v; want ErrUnexpectedEOF", len(got), err)
+	if !errors.Is(err, io.ErrUnexpectedEOF) || len(got) > 100_000 || !bytes.HasPrefix(want[500_000:], got) {
+		t.Errorf("a cut range without retries: %d bytes, %v; want at most 100000 and ErrUnexpectedEOF", len(got), err)
 	}
 	s := objstore.Retry(raw, quick)
 	got, err = readRange(s, t, "object", 5, -1)
