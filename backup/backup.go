@@ -56,6 +56,8 @@ type DiskRequest struct {
 	Format qcow2.Format // never probed
 	Mode   Mode         // empty: the request's
 	Since  string       // checkpoint to be incremental from; empty: the request's
+
+	NoCheckpoint bool // add no bitmap to this disk
 }
 
 // Request is what one backup is to do.
@@ -142,7 +144,7 @@ func (e *LockTimeError) Error() string {
 
 // Result is what a finished backup has stored.
 type Result struct {
-	Manifest *chain.Manifest
+	Manifest *chain.Manifest // nil if no checkpoint was made
 	Plan     *Plan
 	Stats    archive.Stats
 	Elapsed  time.Duration
@@ -151,7 +153,7 @@ type Result struct {
 
 // DryRun returns the plan that [Run] would carry out, and writes nothing.
 func DryRun(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks) (*Plan, error) {
-	s, err := newSession(repo, req, hooks)
+	s, err := newSession(repo, req, hooks, func(*session) {})
 	if err != nil {
 		return nil, err
 	}

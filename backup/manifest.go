@@ -16,13 +16,19 @@ func (s *session) manifest(plan *Plan) *chain.Manifest {
 		locking = chain.LockingNone
 	}
 	m := &chain.Manifest{
-		Kind: chain.KindArchive, Domain: s.req.Domain, DomainUUID: s.domainUUID(), Host: s.host,
-		Checkpoint: s.checkpoint, UUID: s.uuid, Sequence: chain.NextSequence(s.history), Parent: plan.Parent,
+		Kind: s.kind, Domain: s.req.Domain, DomainUUID: s.domainUUID(), Host: s.host,
+		Checkpoint: s.checkpoint, UUID: s.uuid, Sequence: chain.NextSequence(s.history),
 		Created: s.started, Description: s.req.Description, Tool: s.req.Tool,
-		Locking: locking, Requested: string(s.req.Mode),
+		Locking: locking,
+	}
+	m.Follow(plan.parent)
+	if s.kind == chain.KindArchive {
+		m.Requested = string(s.req.Mode)
 	}
 	for i, p := range plan.Disks {
-		m.Disks = append(m.Disks, s.manifestDisk(s.disks[i], p))
+		if s.kind == chain.KindArchive || p.AddsBitmap {
+			m.Disks = append(m.Disks, s.manifestDisk(s.disks[i], p))
+		}
 	}
 	return m
 }
@@ -43,13 +49,13 @@ func (s *session) manifestDisk(d *disk, p *DiskPlan) chain.Disk {
 	rec := chain.Disk{
 		Target: p.Target, Size: p.VirtualSize,
 		Source:    chain.Source{Path: active.Path, Format: string(p.Format), Device: d.id[0].Dev, Inode: d.id[0].Inode},
-		Requested: string(p.Requested), Mode: string(p.Mode), Detection: string(p.Detection),
-		ReasonCode: string(p.Code), Reason: p.Reason,
-		IncrementalFrom: p.Since,
-		NoBitmapReason:  p.NoBitmapReason,
-		DirtyBytes:      p.DirtyBytes,
-		Snapshots:       snapshotRecords(active.Snapshots),
-		Backing:         d.backing,
+		Snapshots: snapshotRecords(active.Snapshots),
+		Backing:   d.backing,
+	}
+	if s.kind == chain.KindArchive {
+		rec.Requested, rec.Mode, rec.Detection = string(p.Requested), string(p.Mode), string(p.Detection)
+		rec.ReasonCode, rec.Reason = string(p.Code), p.Reason
+		rec.IncrementalFrom, rec.NoBitmapReason, rec.DirtyBytes = p.Since, p.NoBitmapReason, p.DirtyBytes
 	}
 	if active.Header != nil {
 		rec.ClusterSize = active.Header.ClusterSize()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
@@ -28,6 +29,8 @@ type Plan struct {
 	Checkpoint string               `json:"checkpoint"`
 	Parent     *chain.CheckpointRef `json:"parent,omitempty"`
 	Disks      []*DiskPlan          `json:"disks"`
+
+	parent *chain.Manifest
 }
 
 // DiskPlan says how one disk will be backed up, and why. Sizes are in bytes.
@@ -52,6 +55,7 @@ type DiskPlan struct {
 	baseDisk *chain.Disk
 	dirty    bitmapstore.Runs // what to read, for ByBitmap
 	distrust bool             // every earlier bitmap of ours was shown to be worthless
+	sound    map[string]bool  // bitmaps of ours that stood every check and tell alone what changed
 }
 
 // worseThan reports whether p promises less than an earlier plan q did: the
@@ -75,13 +79,18 @@ func (s *session) plan(ctx context.Context, before *Plan) (*Plan, error) {
 		}
 		plan.Disks = append(plan.Disks, p)
 	}
-	plan.Parent = s.parent(plan)
+	if !s.writes() {
+		plan.Checkpoint = ""
+	}
+	if plan.parent = s.parent(plan); plan.parent != nil {
+		plan.Parent = plan.parent.Ref()
+	}
 	return plan, nil
 }
 
 // parent returns the checkpoint that the new one follows: the newest that a
 // disk builds on, or else the newest of the domain.
-func (s *session) parent(plan *Plan) *chain.CheckpointRef {
+func (s *session) parent(plan *Plan) *chain.Manifest {
 	var parent *chain.Manifest
 	for _, p := range plan.Disks {
 		if p.base != nil && (parent == nil || p.base.Sequence > parent.Sequence) {
@@ -91,10 +100,7 @@ func (s *session) parent(plan *Plan) *chain.CheckpointRef {
 	if parent == nil {
 		parent = chain.Newest(s.history)
 	}
-	if parent == nil {
-		return nil
-	}
-	return parent.Ref()
+	return parent
 }
 
 func (s *session) planDisk(ctx context.Context, d *disk, bitmap bool) (*DiskPlan, error) {
@@ -110,7 +116,7 @@ func (s *session) planDisk(ctx context.Context, d *disk, bitmap bool) (*DiskPlan
 	if err := s.chooseMode(ctx, d, p); err != nil {
 		return nil, err
 	}
-	if bitmap {
+	if bitmap && s.writes() {
 		if err := s.chooseBitmap(ctx, d, p); err != nil {
 			return nil, err
 		}
@@ -120,6 +126,10 @@ func (s *session) planDisk(ctx context.Context, d *disk, bitmap bool) (*DiskPlan
 
 // chooseMode fills in mode, detection, base and reason.
 func (s *session) chooseMode(ctx context.Context, d *disk, p *DiskPlan) error {
+	all := s.statesOf(d.req.Target)
+	if !s.archives() {
+		return s.planWithoutArchive(ctx, d, p, all)
+	}
 	if d.req.Mode == Full {
 		p.Code, p.Reason = ReasonRequested, "a full backup was asked for"
 		return nil
@@ -128,9 +138,12 @@ func (s *session) chooseMode(ctx context.Context, d *disk, p *DiskPlan) error {
 		return &NotTrustedError{Disk: d.req.Target, Code: code, Reason: reason}
 	}
 
-	states := s.statesOf(d.req.Target)
+	states := withData(all)
 	if d.req.Since != "" {
 		if _, ok := find(states, d.req.Since); !ok {
+			if _, ok := find(all, d.req.Since); ok {
+				return refuse(ReasonNoData, fmt.Sprintf("checkpoint %s of disk %s holds no data that an archive could build on", d.req.Since, d.req.Target))
+			}
 			return refuse(ReasonNoCheckpoint, fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since))
 		}
 	}
@@ -143,7 +156,7 @@ func (s *session) chooseMode(ctx context.Context, d *disk, p *DiskPlan) error {
 		return nil
 	}
 
-	v, err := s.judge(ctx, d, states)
+	v, err := s.judge(ctx, d, all)
 	if err != nil {
 		return err
 	}
@@ -152,6 +165,7 @@ func (s *session) chooseMode(ctx context.Context, d *disk, p *DiskPlan) error {
 		p.Code, p.Reason = ReasonTrusted, v.reason
 		p.base, p.baseDisk, p.dirty = v.base, v.baseDisk, v.dirty
 		p.Since = v.base.Ref()
+		p.sound = map[string]bool{v.baseDisk.Bitmap: v.alone}
 		return nil
 	}
 	if d.req.Mode == Incremental && !v.neverBitmaps {
@@ -189,18 +203,25 @@ func (s *session) chooseContent(ctx context.Context, d *disk, p *DiskPlan, state
 	return nil
 }
 
-// state is one archived state of a disk.
+// state is one recorded state of a disk: archived, or a checkpoint without data.
 type state struct {
 	manifest *chain.Manifest
 	disk     *chain.Disk
 }
 
-// statesOf returns the archived states of a disk, newest first.
+func (st state) hasData() bool { return len(st.disk.Maps) > 0 }
+
+// withData returns the states that are archived.
+func withData(states []state) []state {
+	return slices.DeleteFunc(slices.Clone(states), func(st state) bool { return !st.hasData() })
+}
+
+// statesOf returns the recorded states of a disk, newest first.
 func (s *session) statesOf(target string) []state {
 	var states []state
 	for i := len(s.history) - 1; i >= 0; i-- {
 		m := s.history[i]
-		if d, ok := m.Disk(target); ok && len(d.Maps) > 0 {
+		if d, ok := m.Disk(target); ok {
 			states = append(states, state{m, d})
 		}
 	}
@@ -302,8 +323,22 @@ func (s *session) oursAnywhere() map[string]*chain.Manifest {
 // chooseBitmap decides whether the new checkpoint's bitmap can be added to the
 // disk's image.
 func (s *session) chooseBitmap(ctx context.Context, d *disk, p *DiskPlan) error {
-	if s.req.NoCheckpoint {
+	if err := s.mayAddBitmap(ctx, d, p); err != nil {
+		return err
+	}
+	if s.makesCheckpoint && p.NoBitmapReason != "" && !d.req.NoCheckpoint {
+		return fmt.Errorf("the checkpoint cannot be made: %s", p.NoBitmapReason)
+	}
+	return nil
+}
+
+func (s *session) mayAddBitmap(ctx context.Context, d *disk, p *DiskPlan) error {
+	switch {
+	case s.req.NoCheckpoint:
 		p.NoBitmapReason = "no bitmap was wanted (--no-checkpoint)"
+		return nil
+	case d.req.NoCheckpoint:
+		p.NoBitmapReason = "no bitmap was wanted for this disk"
 		return nil
 	}
 	active := d.chain.Layers[0]

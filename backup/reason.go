@@ -30,5 +30,6 @@ const (
 	ReasonContent      Reason = "content-contradicts" // a clean range does not read as archived
 	ReasonArchive      Reason = "archive-damaged"     // what the increment would build on is broken
 	ReasonNoCheckpoint Reason = "no-such-checkpoint"
+	ReasonNoData       Reason = "checkpoint-without-data"
 	ReasonBrokenLine   Reason = "line-broken" // recorded bitmaps do not link the checkpoints
 )

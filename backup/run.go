@@ -40,6 +40,10 @@ var errChanged = errors.New("the image was written to while the backup began")
 // the repository's chain is as it was, and so are the images' bitmaps, unless
 // the error says that an intent was left to be settled by the next run.
 func Run(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks) (*Result, error) {
+	return runSession(ctx, repo, req, hooks, func(*session) {})
+}
+
+func runSession(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, how func(*session)) (*Result, error) {
 	begin := time.Now()
 	var notes []string
 	outer := hooks.Note
@@ -49,7 +53,7 @@ func Run(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks) 
 			outer(msg)
 		}
 	}
-	s, err := newSession(repo, req, hooks)
+	s, err := newSession(repo, req, hooks, how)
 	if err != nil {
 		return nil, err
 	}
@@ -64,8 +68,10 @@ func Run(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks) 
 }
 
 func (s *session) run(ctx context.Context) (*Result, error) {
-	if err := s.settle(ctx); err != nil {
-		return nil, err
+	if s.writes() {
+		if err := s.settle(ctx); err != nil {
+			return nil, err
+		}
 	}
 	for try := 1; ; try++ {
 		result, err := s.attempt(ctx)
@@ -96,6 +102,9 @@ func (s *session) attempt(ctx context.Context) (*Result, error) {
 	if err := s.guard(ctx); err != nil {
 		return nil, err
 	}
+	if !s.writes() {
+		return s.lookOnly(ctx, plan)
+	}
 	intent, err := s.intent(plan)
 	if err != nil {
 		return nil, err
@@ -114,7 +123,10 @@ func (s *session) attempt(ctx context.Context) (*Result, error) {
 	if lerr := s.repo.DeleteLease(context.WithoutCancel(ctx), lease.UUID); lerr != nil && err == nil {
 		s.hooks.note("the backup is complete, but its lease could not be removed: %v", lerr)
 	}
-	return result, err
+	if err != nil {
+		return nil, err
+	}
+	return result, s.giveOut(ctx, result.Plan, s.afterCommit)
 }
 
 func (s *session) writeUnderLease(ctx context.Context, plan *Plan, intent *chain.Intent) (*Result, error) {
@@ -174,7 +186,13 @@ func (s *session) writeUnderIntent(ctx context.Context, plan *Plan, intent *chai
 		s.hooks.Planned(plan)
 	}
 	s.hooks.step(StepRead)
-	manifest, stats, err := s.archive(ctx, plan)
+	var manifest *chain.Manifest
+	var stats archive.Stats
+	if s.archives() {
+		manifest, stats, err = s.archive(ctx, plan)
+	} else if err = s.giveOut(ctx, plan, s.beforeCommit); err == nil {
+		manifest, err = s.checkpointOnly(ctx, plan)
+	}
 	if err != nil {
 		return nil, false, err
 	}
@@ -189,11 +207,15 @@ func (s *session) writeUnderIntent(ctx context.Context, plan *Plan, intent *chai
 		return nil, false, err
 	}
 	s.hooks.step(StepCommitted)
+	result = &Result{Manifest: manifest, Plan: plan, Stats: stats}
+	if !s.archives() {
+		return result, true, nil // the images may be needed still
+	}
 	if err := s.unlock(); err != nil {
 		s.hooks.note("closing the images: %v", err)
 	}
 	s.retire(context.WithoutCancel(ctx), plan, manifest)
-	return &Result{Manifest: manifest, Plan: plan, Stats: stats}, true, nil
+	return result, true, nil
 }
 
 // boundLockTime cancels the returned context when the images have been locked
@@ -278,7 +300,7 @@ func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, arc
 		}
 	}
 	for i, d := range s.disks {
-		if err := s.recordBitmaps(ctx, d, w, &manifest.Disks[i]); err != nil {
+		if err := s.recordBitmaps(ctx, d, plan.Disks[i], w, &manifest.Disks[i]); err != nil {
 			return nil, none, fmt.Errorf("disk %s: %w", d.req.Target, err)
 		}
 	}
@@ -339,7 +361,7 @@ const smallMaps = 1 << 20
 
 // recordBitmaps stores every bitmap of ours as it is in the image now, for
 // later backups to compare with.
-func (s *session) recordBitmaps(ctx context.Context, d *disk, w *archive.Writer, rec *chain.Disk) error {
+func (s *session) recordBitmaps(ctx context.Context, d *disk, p *DiskPlan, w *archive.Writer, rec *chain.Disk) error {
 	known := s.ours(d.req.Target)
 	for i, layer := range d.chain.Layers {
 		for _, b := range layer.Bitmaps {
@@ -351,6 +373,7 @@ func (s *session) recordBitmaps(ctx context.Context, d *disk, w *archive.Writer,
 				return err
 			}
 			if r != nil {
+				r.Sound = i == 0 && p.sound[b.Name]
 				rec.Witnesses = append(rec.Witnesses, *r)
 			}
 		}

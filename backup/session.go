@@ -40,6 +40,7 @@ type session struct {
 	hooks      Hooks
 	host       chain.Host
 	bootID     string
+	kind       string // of the manifest
 	checkpoint string
 	uuid       string
 	started    time.Time
@@ -52,14 +53,19 @@ type session struct {
 	limiter *rate.Limiter
 	damage  atomic.Pointer[archive.DamageError] // found in the state that a disk is compared with
 
+	// Of a session that does not archive:
+	makesCheckpoint           bool
+	beforeCommit, afterCommit Outlet
+
 	total atomic.Int64 // guest bytes to be read
 	done  atomic.Int64
 }
 
-func newSession(repo *chain.Repository, req Request, hooks Hooks) (*session, error) {
+func newSession(repo *chain.Repository, req Request, hooks Hooks, how func(*session)) (*session, error) {
 	host, bootID := chain.CurrentHost()
 	s := &session{
 		repo: repo, req: req, hooks: hooks, host: host, bootID: bootID,
+		kind:    chain.KindArchive,
 		uuid:    chain.NewUUID(),
 		started: time.Now().UTC().Truncate(time.Second),
 		fetch:   archive.NewFetcher(repo.Store, archive.FetcherOptions{}),
@@ -73,6 +79,7 @@ func newSession(repo *chain.Repository, req Request, hooks Hooks) (*session, err
 	if s.req.Mode == "" {
 		s.req.Mode = Auto
 	}
+	how(s)
 	return s, s.checkRequest()
 }
 

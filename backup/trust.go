@@ -26,6 +26,7 @@ type verdict struct {
 	base     *chain.Manifest
 	baseDisk *chain.Disk
 	dirty    bitmapstore.Runs
+	alone    bool // the base's bitmap alone is dirty
 
 	code         Reason
 	reason       string
@@ -52,8 +53,8 @@ func (s *session) judge(ctx context.Context, d *disk, states []state) (verdict, 
 		return verdict{code: o.code, reason: o.reason, neverBitmaps: never}, nil
 	}
 	var first *objection
-	for _, st := range states {
-		if st.disk.Bitmap == "" {
+	for i, st := range states {
+		if st.disk.Bitmap == "" || s.archives() && !st.hasData() {
 			continue
 		}
 		w := &witness{s: s, d: d, states: states, st: st}
@@ -65,9 +66,18 @@ func (s *session) judge(ctx context.Context, d *disk, states []state) (verdict, 
 			}
 			o = object(ReasonArchive, "the archive of checkpoint %s is damaged: %v", st.manifest.Checkpoint, err)
 		}
+		if o == nil && !st.hasData() {
+			// The archived data before it may testify against all bitmaps.
+			if o, err = s.askOlderArchive(ctx, d, states, states[i+1:]); err != nil {
+				return verdict{}, err
+			}
+		}
 		if o == nil {
 			if d.req.Since == "" || d.req.Since == st.manifest.Checkpoint {
 				return w.verdict(st), nil
+			}
+			if !st.hasData() {
+				continue // no archive leads from here to the one that was asked for
 			}
 			return s.judgeLine(ctx, d, states, w)
 		}
@@ -84,6 +94,29 @@ func (s *session) judge(ctx context.Context, d *disk, states []state) (verdict, 
 		first = object(ReasonMissing, "no earlier backup of this disk added a bitmap")
 	}
 	return verdict{code: first.code, reason: first.reason}, nil
+}
+
+// askOlderArchive examines the newest archived state whose bitmap is in the
+// image, for an objection to every bitmap.
+func (s *session) askOlderArchive(ctx context.Context, d *disk, states, older []state) (*objection, error) {
+	for _, st := range older {
+		if !st.hasData() || st.disk.Bitmap == "" {
+			continue
+		}
+		w := &witness{s: s, d: d, states: states, st: st}
+		o, err := w.examine(ctx)
+		switch {
+		case archive.IsDamage(err):
+			continue
+		case err != nil:
+			return nil, err
+		case o == nil:
+			return nil, nil
+		case o.all:
+			return o, nil
+		}
+	}
+	return nil, nil
 }
 
 // judgeLine serves an incremental since an older checkpoint than the one whose

@@ -23,7 +23,7 @@ import (
 type witness struct {
 	s      *session
 	d      *disk
-	states []state // all archived states of the disk, newest first
+	states []state // all recorded states of the disk, newest first
 	st     state
 
 	layer  int           // where in the chain the bitmap is
@@ -41,7 +41,14 @@ func (w *witness) verdict(base state) verdict {
 		dirty:    w.dirty,
 		code:     ReasonTrusted,
 		reason:   w.proof,
+		alone:    w.tellsAlone(),
 	}
+}
+
+// tellsAlone reports whether all that may have changed is in the bitmap itself.
+func (w *witness) tellsAlone() bool {
+	size := w.d.chain.Size()
+	return w.layer == 0 && w.s.smallestSince(w.states, w.st, size) == size
 }
 
 // examine returns nil when the bitmap tells every change since its state was
@@ -333,6 +340,9 @@ const (
 // only tables; of the second, and of data that stayed data, samples are read,
 // and the end of the data.
 func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
+	if !w.st.hasData() {
+		return nil, nil
+	}
 	size := w.d.chain.Size()
 	clean := bitmapstore.Subtract(beyond(0, size), w.dirty)
 	archived, err := w.s.openState(ctx, w.st.disk)
@@ -455,6 +465,9 @@ func lastOf(set bitmapstore.Runs, count int) ([]bitmapstore.Run, error) {
 
 // readsAsArchived reports whether the given ranges read as they were archived.
 func (w *witness) readsAsArchived(ctx context.Context, runs bitmapstore.Runs) (bool, error) {
+	if !w.st.hasData() {
+		return false, nil
+	}
 	archived, err := w.s.openState(ctx, w.st.disk)
 	if err != nil {
 		return false, err

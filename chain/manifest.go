@@ -63,11 +63,12 @@ type Manifest struct {
 	Revision     int             `json:"revision"` // from 1 on; Commit fills it in
 	Sequence     int64           `json:"sequence"` // from 1 on; see NextSequence
 	Parent       *CheckpointRef  `json:"parent,omitempty"`
-	Created      time.Time       `json:"created"` // UTC
+	Ancestors    []CheckpointRef `json:"ancestors,omitempty"` // the parent's parent and so on, at most MaxAncestors
+	Created      time.Time       `json:"created"`             // UTC
 	Description  string          `json:"description,omitempty"`
 	Tool         string          `json:"tool,omitempty"`
 	Locking      string          `json:"locking"`
-	Requested    string          `json:"requested"` // the mode that the user asked for
+	Requested    string          `json:"requested,omitempty"` // the mode that the user asked for; of an archive only
 	Disks        []Disk          `json:"disks"`
 }
 
@@ -94,8 +95,8 @@ type Disk struct {
 	Snapshots   []Snapshot `json:"snapshots,omitempty"`    // internal ones of the active layer
 
 	Requested       string         `json:"requested,omitempty"`
-	Mode            string         `json:"mode"`
-	Detection       string         `json:"detection"`
+	Mode            string         `json:"mode,omitempty"`      // of an archive only
+	Detection       string         `json:"detection,omitempty"` // likewise
 	ReasonCode      string         `json:"reason_code,omitempty"`
 	Reason          string         `json:"reason,omitempty"`
 	IncrementalFrom *CheckpointRef `json:"incremental_from,omitempty"`
@@ -140,14 +141,34 @@ type Snapshot struct {
 
 // BitmapRecord is a bitmap of ours that was found in an image, as it was read.
 type BitmapRecord struct {
-	Name        string      `json:"name"`
-	Layer       int         `json:"layer"` // 0: the active one
-	LayerPath   string      `json:"layer_path,omitempty"`
-	Granularity int64       `json:"granularity"`
-	Size        int64       `json:"virtual_size"` // of its layer
-	DirtyBytes  int64       `json:"dirty_bytes"`
-	Enabled     bool        `json:"enabled"`
-	Object      archive.Ref `json:"object"`
+	Name        string `json:"name"`
+	Layer       int    `json:"layer"` // 0: the active one
+	LayerPath   string `json:"layer_path,omitempty"`
+	Granularity int64  `json:"granularity"`
+	Size        int64  `json:"virtual_size"` // of its layer
+	DirtyBytes  int64  `json:"dirty_bytes"`
+	Enabled     bool   `json:"enabled"`
+	// Sound says that the bitmap stood every check when it was read, and that
+	// it tells alone what changed in the disk since its checkpoint.
+	Sound  bool        `json:"sound,omitempty"`
+	Object archive.Ref `json:"object"`
+}
+
+// MaxAncestors bounds the ancestors that a manifest names beside its parent.
+const MaxAncestors = 64
+
+// Follow makes parent the manifest's parent, which may be nil. It names the
+// ancestors as well, so that the tree holds together when one is deleted.
+func (m *Manifest) Follow(parent *Manifest) {
+	m.Parent, m.Ancestors = nil, nil
+	if parent == nil {
+		return
+	}
+	m.Parent = parent.Ref()
+	if parent.Parent != nil {
+		m.Ancestors = append([]CheckpointRef{*parent.Parent}, parent.Ancestors...)
+		m.Ancestors = m.Ancestors[:min(len(m.Ancestors), MaxAncestors)]
+	}
 }
 
 // Ref returns the reference by which another checkpoint names this one.

@@ -15,8 +15,9 @@ type Node struct {
 	Manifest *Manifest
 	Parent   *Node   // nil: a root
 	Children []*Node // by sequence
-	// Note says why a checkpoint with a parent is a root: its parent has been
-	// forgotten, or can't be its parent. Else it is empty.
+	// Note says why a checkpoint does not follow its parent but an older
+	// ancestor, or none: its parent is gone, or can't be its parent. Else it is
+	// empty.
 	Note string
 }
 
@@ -35,9 +36,11 @@ func BuildTree(ms []*Manifest) *Tree {
 			switch {
 			case p == nil:
 				n.Note = "parent " + m.Parent.Name + " is gone"
+				p = nearest(nodes, m.Ancestors)
 			case p.Manifest.Sequence >= m.Sequence:
 				n.Note = "parent " + m.Parent.Name + " is not older"
-			default:
+			}
+			if p != nil && p.Manifest.Sequence < m.Sequence {
 				n.Parent = p
 				p.Children = append(p.Children, n)
 			}
@@ -48,6 +51,16 @@ func BuildTree(ms []*Manifest) *Tree {
 		nodes[m.UUID] = n
 	}
 	return t
+}
+
+// nearest returns the first of the ancestors that is still there, or nil.
+func nearest(nodes map[string]*Node, ancestors []CheckpointRef) *Node {
+	for _, a := range ancestors {
+		if n := nodes[a.UUID]; n != nil {
+			return n
+		}
+	}
+	return nil
 }
 
 // Walk calls f for each node, parents before their children and branches in the

@@ -124,7 +124,16 @@ func (m *Manifest) Validate() error {
 	c.text("description", m.Description, maxDescription)
 	c.text("tool", m.Tool, maxShort)
 	c.oneOf("locking", m.Locking, LockingQEMU, LockingNone)
-	c.oneOf("requested", m.Requested, ModeAuto, ModeFull, ModeIncremental)
+	c.that(len(m.Ancestors) == 0 || m.Parent != nil, "ancestors without a parent")
+	c.that(len(m.Ancestors) <= MaxAncestors, "%d ancestors", len(m.Ancestors))
+	for i := range m.Ancestors {
+		m.Ancestors[i].validate(&c, "ancestor", m.UUID)
+	}
+	if m.Kind == KindArchive {
+		c.oneOf("requested", m.Requested, ModeAuto, ModeFull, ModeIncremental)
+	} else {
+		c.that(m.Requested == "", "a checkpoint without data was requested %.80q", m.Requested)
+	}
 	c.that(len(m.Disks) >= 1 && len(m.Disks) <= maxDisks, "%d disks", len(m.Disks))
 	seen := make(map[string]struct{}, len(m.Disks))
 	for i := range m.Disks {
@@ -177,8 +186,13 @@ func (d *Disk) validate(c *checker, m *Manifest) {
 	if d.Requested != "" {
 		c.oneOf("requested", d.Requested, ModeAuto, ModeFull, ModeIncremental)
 	}
-	c.oneOf("mode", d.Mode, ModeFull, ModeIncremental)
-	c.oneOf("detection", d.Detection, DetectionBitmap, DetectionContent, DetectionNone)
+	if m.Kind == KindArchive {
+		c.oneOf("mode", d.Mode, ModeFull, ModeIncremental)
+		c.oneOf("detection", d.Detection, DetectionBitmap, DetectionContent, DetectionNone)
+	} else {
+		c.that(d.Mode == "" && d.Detection == "", "a checkpoint without data has mode %.80q, detection %.80q", d.Mode, d.Detection)
+		c.that(d.Bitmap != "", "a checkpoint without data has no bitmap")
+	}
 	c.word("reason_code", d.ReasonCode, false)
 	c.text("reason", d.Reason, maxText)
 	c.text("no_bitmap_reason", d.NoBitmapReason, maxText)

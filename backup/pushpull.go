@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// Source is one disk whose data goes elsewhere than into the repository. Its
+// image is open, under QEMU's locks, and stays what it is until the function
+// that got it returns.
+type Source struct {
+	Plan    *DiskPlan
+	Chain   *qcow2.Chain
+	Changes bitmapstore.Runs // all that may differ from Plan.Since; the whole disk in a full backup
+}
+
+// Outlet is where the data of the disks goes that the repository does not get.
+// It must not close the chains.
+type Outlet func(ctx context.Context, disks []Source) error
+
+// CreateCheckpoint adds a checkpoint without data: a bitmap to every disk, and a
+// manifest that says so. A disk that can hold none fails it.
+func CreateCheckpoint(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks) (*Result, error) {
+	return runWithoutArchive(ctx, repo, req, hooks, func(s *session) { s.makesCheckpoint = true })
+}
+
+// Push gives the disks to out, full or incremental since a checkpoint of the
+// repository. If the request names a checkpoint, it is created for the same
+// instant, once out has succeeded; else nothing is written to images and
+// repository.
+func Push(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, out Outlet) (*Result, error) {
+	return runWithoutArchive(ctx, repo, req, hooks, func(s *session) {
+		s.makesCheckpoint, s.beforeCommit = req.Checkpoint != "", out
+	})
+}
+
+// Pull is the same for an out that offers the disks for others to read: the
+// checkpoint is created before out begins, and stays whatever comes of it.
+func Pull(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, out Outlet) (*Result, error) {
+	return runWithoutArchive(ctx, repo, req, hooks, func(s *session) {
+		s.makesCheckpoint, s.afterCommit = req.Checkpoint != "", out
+	})
+}
+
+func runWithoutArchive(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, how func(*session)) (*Result, error) {
+	return runSession(ctx, repo, req, hooks, func(s *session) {
+		s.kind = chain.KindCheckpoint
+		how(s)
+	})
+}
+
+// archives reports whether the disks' data goes into the repository.
+func (s *session) archives() bool { return s.kind == chain.KindArchive }
+
+// writes reports whether anything is written to images and repository.
+func (s *session) writes() bool { return s.archives() || s.makesCheckpoint }
+
+// lookOnly gives the disks away without a trace of it in images and repository.
+// The images have been locked since they were planned for.
+func (s *session) lookOnly(ctx context.Context, plan *Plan) (*Result, error) {
+	ctx, release := s.boundLockTime(ctx)
+	defer release()
+	s.rememberIdentity()
+	if s.hooks.Planned != nil {
+		s.hooks.Planned(plan)
+	}
+	s.hooks.step(StepRead)
+	for _, out := range []Outlet{s.beforeCommit, s.afterCommit} {
+		if err := s.giveOut(ctx, plan, out); err != nil {
+			return nil, lockTime(ctx, err)
+		}
+	}
+	return &Result{Plan: plan}, nil
+}
+
+// giveOut lets out have the disks, and sees that they stayed as they were.
+func (s *session) giveOut(ctx context.Context, plan *Plan, out Outlet) error {
+	if out == nil {
+		return nil
+	}
+	var sources []Source
+	for i, d := range s.disks {
+		p := plan.Disks[i]
+		changes := p.dirty
+		if p.Mode == Full {
+			changes = beyond(0, p.VirtualSize)
+		}
+		sources = append(sources, Source{Plan: p, Chain: d.chain, Changes: changes})
+	}
+	// What was read of an image that changed meanwhile is worth nothing, however
+	// the reading went.
+	err := out(ctx, sources)
+	return errors.Join(err, s.compareIdentity())
+}
+
+// checkpointOnly records the bitmaps and describes the checkpoint.
+func (s *session) checkpointOnly(ctx context.Context, plan *Plan) (*chain.Manifest, error) {
+	w, err := archive.NewWriter(ctx, s.repo.Store, archive.WriterOptions{Level: s.req.Level, TempDir: s.req.TempDir})
+	if err != nil {
+		return nil, err
+	}
+	defer w.Abort() // does nothing after Finish
+	manifest := s.manifest(plan)
+	for i, d := range s.disks {
+		p := plan.Disks[i]
+		rec, ok := manifest.Disk(p.Target)
+		if !ok {
+			continue
+		}
+		if err := s.recordBitmaps(ctx, d, p, w, rec); err != nil {
+			return nil, fmt.Errorf("disk %s: %w", p.Target, err)
+		}
+	}
+	if _, _, err := w.Finish(ctx); err != nil {
+		return nil, err
+	}
+	s.hooks.step(StepStored)
+	return manifest, nil
+}
+
+// planWithoutArchive decides what is given out of a disk whose data does not go
+// into the repository.
+func (s *session) planWithoutArchive(ctx context.Context, d *disk, p *DiskPlan, states []state) error {
+	if s.makesCheckpoint {
+		if err := s.findSound(ctx, d, p, states); err != nil {
+			return err
+		}
+	}
+	if d.req.Mode != Incremental {
+		p.Code, p.Reason = ReasonRequested, "no incremental was asked for"
+		return nil
+	}
+	if d.req.Since != "" {
+		if _, ok := find(states, d.req.Since); !ok {
+			return &NotTrustedError{Disk: d.req.Target, Code: ReasonNoCheckpoint,
+				Reason: fmt.Sprintf("the repository holds no checkpoint %s of disk %s", d.req.Since, d.req.Target)}
+		}
+	}
+	v, err := s.judge(ctx, d, states)
+	if err != nil {
+		return err
+	}
+	if !v.trusted {
+		return &NotTrustedError{Disk: d.req.Target, Code: v.code, Reason: fmt.Sprintf("disk %s: %s", d.req.Target, v.reason)}
+	}
+	p.Mode, p.Detection, p.Code, p.Reason = Incremental, ByBitmap, ReasonTrusted, v.reason
+	p.dirty, p.Since = v.dirty, v.base.Ref()
+	return nil
+}
+
+// findSound examines every bitmap of ours in a disk's image, so that its record
+// can say later what changed between two checkpoints.
+func (s *session) findSound(ctx context.Context, d *disk, p *DiskPlan, states []state) error {
+	if o, _ := imageObjection(d.chain); o != nil {
+		return nil
+	}
+	p.sound = make(map[string]bool)
+	for _, st := range states {
+		if d.chain.Layers[0].Bitmap(st.disk.Bitmap) == nil {
+			continue
+		}
+		w := &witness{s: s, d: d, states: states, st: st}
+		o, err := w.examine(ctx)
+		var bad *archive.DamageError
+		switch {
+		case err != nil && !errors.As(err, &bad):
+			return err
+		case err != nil:
+		case o == nil:
+			p.sound[st.disk.Bitmap] = w.tellsAlone()
+		case o.all:
+			clear(p.sound)
+			return nil
+		}
+	}
+	return nil
+}
