@@ -43,7 +43,8 @@ func (e *UnknownOutcomeError) Unwrap() error { return e.Err }
 // Revision where they are unset.
 //
 // It returns nil when the manifest stands there, durably; also when the store
-// had said that it failed, or that it stood there already. It returns a
+// had said that it failed, or that it stood there already, and also when ctx was
+// cancelled while the store was at it. It returns a
 // *TakenError when another one stands there, and an *UnknownOutcomeError when
 // it can't be known. After any other error the manifest is not there.
 func (r *Repository) Commit(ctx context.Context, m *Manifest) error {
@@ -136,10 +137,21 @@ func (r *Repository) create(ctx context.Context, key string, data []byte) error 
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), confirmTime)
 	defer cancel()
 	stands, err := objstore.ReadAll(ctx, r.Store, key, maxSealed)
+	if errors.Is(err, objstore.ErrNotFound) && objstore.InDoubt(put) {
+		// A request that is on its way still may create it at any moment, when
+		// what it names is gone. To ask once more decides: of the two the second
+		// one finds the first one's object.
+		again := r.Store.Put(ctx, key, bytes.NewReader(data), objstore.Create)
+		if again == nil {
+			return nil
+		}
+		put = errors.Join(put, again)
+		stands, err = objstore.ReadAll(ctx, r.Store, key, maxSealed)
+	}
 	switch {
 	case errors.Is(err, objstore.ErrTooLarge):
 		return &standsError{}
-	case errors.Is(err, objstore.ErrNotFound) && !errors.Is(put, objstore.ErrExists):
+	case errors.Is(err, objstore.ErrNotFound) && !errors.Is(put, objstore.ErrExists) && !objstore.InDoubt(put):
 		return put
 	case err != nil:
 		// It stood there and is gone, or the store does not answer.

@@ -74,7 +74,7 @@ type Store interface {
 	// Put stores body under key. It may be repeated: in mode Replace with the
 	// same result, in mode Create with ErrExists once an earlier try had
 	// succeeded. Any error but ErrExists leaves open whether the object is
-	// there.
+	// there; see InDoubt for whether it may yet appear.
 	Put(ctx context.Context, key string, body Body, mode Mode) error
 
 	// Get reads length bytes of an object from offset on; length -1 means to
@@ -94,6 +94,21 @@ type Store interface {
 	// Delete removes an object; removing an absent one succeeds.
 	Delete(ctx context.Context, key string) error
 }
+
+// InDoubt says whether a Put that failed with err may store its object yet, at
+// any later moment: the whole of it was sent to a server, and what became of it
+// was never heard. Then that there is no such object does not prove that there
+// will be none.
+func InDoubt(err error) bool {
+	var doubt *doubtError
+	return errors.As(err, &doubt)
+}
+
+// doubtError marks the errors that InDoubt tells.
+type doubtError struct{ err error }
+
+func (e *doubtError) Error() string { return e.err.Error() }
+func (e *doubtError) Unwrap() error { return e.err }
 
 // ReadAll reads a whole object of at most limit bytes. A longer one is
 // ErrTooLarge.

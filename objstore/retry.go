@@ -185,13 +185,18 @@ func (r *retrying) Put(ctx context.Context, key string, body Body, mode Mode) er
 		return err
 	}
 	watched := &watchedBody{Body: body}
+	doubt := false
 	_, err := try(ctx, r, func() (struct{}, error) {
 		err := r.store.Put(ctx, key, watched, mode)
+		doubt = doubt || InDoubt(err)
 		if err != nil && watched.failed.get() != nil {
 			err = &permanentError{err} // not the store's fault
 		}
 		return struct{}{}, err
 	})
+	if err != nil && doubt && !errors.Is(err, ErrExists) {
+		return &doubtError{err} // whatever the last try was told: an earlier one may be on its way
+	}
 	return err
 }
 

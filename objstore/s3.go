@@ -71,12 +71,17 @@ func (s *S3) Put(ctx context.Context, key string, body Body, mode Mode) error {
 		}
 		return fmt.Errorf("store %s: the store refuses to replace an object: %w", key, noSentinel(err))
 	}
-	if err != nil {
-		return s.failed(ctx, "store", key, err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	told := s.failed(ctx, "store", key, err)
+	if InDoubt(err) {
+		return &doubtError{told}
+	}
+	return told
 }
 
+// put sends an object. Its errors say whether they leave doubt.
 func (s *S3) put(ctx context.Context, key string, body Body, mode Mode) error {
 	sums, err := s.checksum(body)
 	if err != nil {
@@ -89,36 +94,15 @@ func (s *S3) put(ctx context.Context, key string, body Body, mode Mode) error {
 	content := &bodyReader{ctx: ctx, r: io.NewSectionReader(body, 0, body.Size())}
 	_, err = s.core.PutObject(ctx, s.bucket, s.prefix+key, content, body.Size(), "", sums.sha256, opts)
 	// The body's own failure comes back as whatever the transport made of it.
-	if berr := content.failed(); berr != nil {
+	sent, berr := content.end()
+	switch {
+	case berr != nil:
 		return &bodyError{berr}
+	case err != nil && sent && !refused(err):
+		return &doubtError{err}
 	}
 	return err
 }
-
-// bodyReader remembers how reading a body failed.
-type bodyReader struct {
-	ctx context.Context
-	r   *io.SectionReader
-	err syncErr
-}
-
-func (b *bodyReader) Read(p []byte) (int, error) {
-	if err := b.ctx.Err(); err != nil {
-		return 0, err
-	}
-	n, err := b.r.Read(p)
-	if err == io.EOF {
-		if at, _ := b.r.Seek(0, io.SeekCurrent); at < b.r.Size() {
-			err = io.ErrUnexpectedEOF
-		}
-	}
-	if err != nil && err != io.EOF {
-		b.err.set(err)
-	}
-	return n, err
-}
-
-func (b *bodyReader) failed() error { return b.err.get() }
 
 // checksums go before a body, so that the server can check it.
 type checksums struct {

@@ -63,6 +63,7 @@ var temporaryCodes = map[string]bool{
 	"OperationAborted":            true, // likewise
 	"Conflict":                    true, // likewise, without words
 	"RequestTimeout":              true, // the server did not see the body in time
+	"ExistingObjectIsDirectory":   true, // versitygw, when a folder that the object goes to vanished meanwhile
 	"IncompleteBody":              true, // the body was cut on its way
 	"BadDigest":                   true, // what arrived is not what was sent
 	"XAmzContentChecksumMismatch": true, // likewise, MinIO
@@ -93,6 +94,20 @@ func (e *S3Error) Permanent() bool {
 		return false
 	}
 	return e.Status < 500
+}
+
+// refused says whether err is the store's own word that it has not done what it
+// was asked for. What else there is in answers, such as 500, or 502 and 504 of
+// a proxy, tells nothing.
+func refused(err error) bool {
+	r := response(err)
+	switch {
+	case fullCodes[r.Code], strings.HasPrefix(r.Code, "SlowDown"): // MinIO has several
+		return true
+	case r.StatusCode == http.StatusRequestTimeout, r.StatusCode == 499:
+		return r.Code == "RequestTimeout"
+	}
+	return 400 <= r.StatusCode && r.StatusCode < 500
 }
 
 // protocolError is an answer that no S3 store gives: something on the way does.

@@ -4,11 +4,14 @@ package objstore_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,6 +28,7 @@ func testS3Faults(t *testing.T, server *s3test.Server) {
 		s3test.Fault{How: s3test.ResetUpload, Method: http.MethodPut, Key: "/large", Times: 2},
 		s3test.Fault{How: s3test.ResetUpload, Method: http.MethodPut, Key: "/race/", Times: 10},
 		s3test.Fault{How: s3test.Conflict, Method: http.MethodPut, After: 300, Times: 20},
+		s3test.Fault{How: s3test.Folder, Method: http.MethodPut, After: 350, Times: 20},
 		s3test.Fault{How: s3test.Unavailable, Method: http.MethodPut, After: 400, Times: 40},
 		s3test.Fault{How: s3test.Internal, Method: http.MethodPut, After: 500, Times: 40},
 		s3test.Fault{How: s3test.Lost, Method: http.MethodDelete, Times: 3},
@@ -92,6 +96,70 @@ func testS3LostAnswers(t *testing.T, server *s3test.Server) {
 		t.Errorf("%d PUTs, want 4", n)
 	}
 }
+
+// What was sent whole and not answered may be done yet; what was refused, or
+// never sent, will not.
+func testS3Doubt(t *testing.T, server *s3test.Server) {
+	bucket := server.Bucket()
+	for how, doubt := range map[s3test.How]bool{
+		s3test.Reset: true, s3test.Lost: true, s3test.Late: true, s3test.Internal: true, s3test.NotS3: true,
+		s3test.Unavailable: false, s3test.Conflict: false, s3test.Skewed: false, s3test.Full: false,
+	} {
+		proxy := s3test.NewProxy(t, server, s3test.Fault{How: how, Method: http.MethodPut})
+		for _, mode := range []objstore.Mode{objstore.Create, objstore.Replace} {
+			raw := openS3(t, proxy.Config(server, bucket, fmt.Sprintf("p%d-%d", how, mode)))
+			if err := raw.Put(t.Context(), "object", strings.NewReader("x"), mode); err == nil || objstore.InDoubt(err) != doubt {
+				t.Errorf("fault %d: %v, in doubt: %v", how, err, objstore.InDoubt(err))
+			}
+			if err := raw.Delete(t.Context(), "object"); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	broken := strings.NewReader("it is shorter than it says")
+	raw := openS3(t, server.Config(bucket, "p"))
+	if err := raw.Put(t.Context(), "object", longer{broken}, objstore.Create); err == nil || objstore.InDoubt(err) {
+		t.Errorf("a body that can't be read: %v", err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := raw.Put(ended, "object", strings.NewReader("x"), objstore.Create); err == nil || objstore.InDoubt(err) {
+		t.Errorf("cancelled before: %v", err)
+	}
+	if _, err := raw.Stat(t.Context(), "object"); !errors.Is(err, objstore.ErrNotFound) {
+		t.Errorf("what was never sent: %v", err)
+	}
+
+	// Nor does a later refusal make up for it, nor giving up.
+	ctx, giveUp := context.WithCancel(t.Context())
+	defer giveUp()
+	proxy := s3test.NewProxy(t, server,
+		s3test.Fault{How: s3test.Late, Method: http.MethodPut, Key: "/refused", Times: 2},
+		s3test.Fault{How: s3test.Skewed, Method: http.MethodPut, Key: "/refused"},
+		s3test.Fault{How: s3test.Late, Method: http.MethodPut, Key: "/given-up", Do: giveUp},
+	)
+	s := objstore.Retry(openS3(t, proxy.Config(server, bucket, "late")), quick)
+	for _, key := range []string{"refused", "given-up"} {
+		err := s.Put(ctx, key, strings.NewReader("x"), objstore.Create)
+		if err == nil || errors.Is(err, objstore.ErrExists) || !objstore.InDoubt(err) {
+			t.Errorf("%s: %v, in doubt: %v", key, err, objstore.InDoubt(err))
+		}
+		if _, err := s.Stat(t.Context(), key); !errors.Is(err, objstore.ErrNotFound) {
+			t.Errorf("%s, before it has arrived: %v", key, err)
+		}
+		if got := proxy.Deliver(); key == "refused" && !slices.Equal(got, []int{http.StatusOK, http.StatusPreconditionFailed}) {
+			t.Errorf("%s: the server answered %v", key, got)
+		}
+	}
+	if _, err := s.Stat(t.Context(), "refused"); err != nil {
+		t.Errorf("what arrived late: %v", err)
+	}
+}
+
+// longer is a body that ends before it should.
+type longer struct{ *strings.Reader }
+
+func (l longer) Size() int64 { return l.Reader.Size() + 1 }
 
 func testS3CutBodies(t *testing.T, server *s3test.Server) {
 	proxy := s3test.NewProxy(t, server,
@@ -183,6 +251,30 @@ func testS3CutUploads(t *testing.T, server *s3test.Server) {
 			t.Errorf("a cut upload of %d bytes left something: %v", size, err)
 		}
 	}
+}
+
+// Objects come and go in one folder, which some servers make and remove with
+// them.
+func testS3Folders(t *testing.T, server *s3test.Server) {
+	s := objstore.Retry(openS3(t, server.Config(server.Bucket(), "p")), quick)
+	var wg sync.WaitGroup
+	for i := range 6 {
+		wg.Go(func() {
+			key := fmt.Sprintf("a/b/%d", i)
+			for range 30 {
+				if err := s.Put(t.Context(), key, strings.NewReader("x"), objstore.Create); err != nil {
+					t.Error(err)
+				}
+				if _, err := s.Stat(t.Context(), key); err != nil {
+					t.Error(err)
+				}
+				if err := s.Delete(t.Context(), key); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // A listing that fails on its second page is no shorter one.

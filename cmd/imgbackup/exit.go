@@ -76,8 +76,11 @@ func exitCode(ctx context.Context, err error) int {
 		taken   *chain.TakenError
 		owned   *backup.OwnedError
 		differs *restore.VerifyError
+		unknown *chain.UnknownOutcomeError
 	)
 	switch {
+	case errors.As(err, &unknown):
+		return exitFailed // and not interrupted, after which nothing is there
 	case errors.As(err, &usage), errors.As(err, &request):
 		return exitUsage
 	case errors.As(err, &inUse), errors.As(err, &busy):

@@ -3,6 +3,7 @@
 package s3test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -34,6 +35,7 @@ const (
 	Unavailable            // 503 SlowDown
 	Internal               // 500 InternalError
 	Conflict               // 409 ConditionalRequestConflict
+	Folder                 // 409 ExistingObjectIsDirectory, as of versitygw when a folder vanishes
 	NotS3                  // 404 by something that is no S3 server
 	Skewed                 // 403 RequestTimeTooSkewed
 	Cut                    // the answer's body ends after Bytes
@@ -41,6 +43,8 @@ const (
 	Full                   // 507, as of a full disk
 	Overwrite              // an object that stands there is removed before
 	Pretend                // 200, and nothing is done
+	Late                   // the connection is reset, and the server gets it at Deliver
+	Meanwhile              // none, but Do is called in the middle of it
 )
 
 // Fault says which requests fail, and how. Zero fields but How match all.
@@ -53,6 +57,10 @@ type Fault struct {
 	Times  int    // how often it fails, 0 is always
 	Bytes  int64  // of the body, for Cut and Stall
 	Ranged bool   // only ranged requests
+
+	// Do is called before the fault takes effect; with Meanwhile when half of
+	// the request's body has been passed on, or Bytes of the answer's.
+	Do func()
 }
 
 // Proxy stands before a server and makes requests fail.
@@ -65,6 +73,7 @@ type Proxy struct {
 	mu     sync.Mutex
 	faults []*fault
 	counts map[string]int
+	late   []func() int
 	stop   context.CancelFunc
 }
 
@@ -114,7 +123,7 @@ func NewProxy(t testing.TB, server *Server, faults ...Fault) *Proxy {
 		defer p.mu.Unlock()
 		for i, f := range p.faults {
 			if f.hits == 0 {
-				t.Errorf("fault %d %+v was never hit: %d requests matched", i, f.Fault, f.seen)
+				t.Errorf("fault %d (%d: %s %q after %d) was never hit: %d requests matched", i, f.How, f.Method, f.Key, f.After, f.seen)
 			}
 		}
 	})
@@ -193,8 +202,14 @@ func (p *Proxy) serve(ctx context.Context, forward http.Handler, w http.Response
 		forward.ServeHTTP(w, r)
 		return
 	}
+	if f.How == Late {
+		p.keep(forward, r)
+	}
+	if f.Do != nil && f.How != Meanwhile {
+		f.Do()
+	}
 	switch f.How {
-	case Reset:
+	case Reset, Late:
 		reset(w)
 	case ResetUpload:
 		r.Body = io.NopCloser(io.MultiReader(io.LimitReader(r.Body, r.ContentLength/2), broken{}))
@@ -217,15 +232,64 @@ func (p *Proxy) serve(ctx context.Context, forward http.Handler, w http.Response
 		answer(w, r, http.StatusInternalServerError, "InternalError")
 	case Conflict:
 		answer(w, r, http.StatusConflict, "ConditionalRequestConflict")
+	case Folder:
+		answer(w, r, http.StatusConflict, "ExistingObjectIsDirectory")
 	case Skewed:
 		answer(w, r, http.StatusForbidden, "RequestTimeTooSkewed")
 	case Full:
 		answer(w, r, http.StatusInsufficientStorage, "XMinioStorageFull")
 	case NotS3:
 		http.Error(w, "<html><body>no backend</body></html>", http.StatusNotFound)
+	case Meanwhile:
+		if r.ContentLength > 0 {
+			half := io.LimitReader(r.Body, r.ContentLength/2)
+			r.Body = io.NopCloser(io.MultiReader(half, &doing{do: f.Do}, r.Body))
+			forward.ServeHTTP(w, r)
+			return
+		}
+		fallthrough
 	case Cut, Stall:
 		forward.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), spoiled{}, &spoiling{f, ctx})))
 	}
+}
+
+// keep takes a whole request in, to be delivered later.
+func (p *Proxy) keep(forward http.Handler, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	late := r.Clone(context.Background())
+	late.Body = io.NopCloser(bytes.NewReader(body))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.late = append(p.late, func() int {
+		rec := httptest.NewRecorder()
+		forward.ServeHTTP(rec, late)
+		return rec.Code
+	})
+}
+
+// Deliver lets the server have the requests that are late, and returns the
+// statuses that it answers them with.
+func (p *Proxy) Deliver() []int {
+	p.mu.Lock()
+	late := p.late
+	p.late = nil
+	p.mu.Unlock()
+	var statuses []int
+	for _, deliver := range late {
+		statuses = append(statuses, deliver())
+	}
+	return statuses
+}
+
+// doing is an empty body that does something when it is read.
+type doing struct{ do func() }
+
+func (d *doing) Read([]byte) (int, error) {
+	d.do()
+	return 0, io.EOF
 }
 
 // reset makes the client see a connection that is reset.
@@ -273,6 +337,13 @@ type spoiledBody struct {
 }
 
 func (b *spoiledBody) Read(p []byte) (int, error) {
+	if b.left == 0 && b.s.How == Meanwhile {
+		b.s.Do()
+		b.left = -1
+	}
+	if b.left < 0 {
+		return b.ReadCloser.Read(p)
+	}
 	if b.left == 0 {
 		if b.s.How == Stall {
 			select {
