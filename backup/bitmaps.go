@@ -104,7 +104,7 @@ func (s *session) undo(ctx context.Context, intent *chain.Intent) error {
 		return nil
 	}
 	for _, image := range intent.Images {
-		if err := removeIfThere(ctx, s.guardOf(image.Path), image.Path, image.Add); err != nil {
+		if _, err := removeIfThere(ctx, s.guardOf(image.Path), image.Path, image.Add); err != nil {
 			return fmt.Errorf("the bitmap %s could not be taken out of %s again (the next backup of %s does it): %w",
 				image.Add, image.Path, intent.Domain, err)
 		}
@@ -123,11 +123,12 @@ func (s *session) guardOf(image string) *qcow2.ImageFlock {
 }
 
 // removeIfThere removes a bitmap of ours from an image, if the image holds it,
-// and looks whether all others are as they were. guard is the flock on it.
-func removeIfThere(ctx context.Context, guard *qcow2.ImageFlock, path, name string) error {
-	held, crashed := false, false
+// and looks whether all others are as they were. guard is the flock on it. It
+// reports whether the image held the bitmap.
+func removeIfThere(ctx context.Context, guard *qcow2.ImageFlock, path, name string) (held bool, err error) {
+	crashed := false
 	var before []qcow2.BitmapState
-	err := qcow2.WithTopLayer(path, func(l *qcow2.Layer) error {
+	err = qcow2.WithTopLayer(path, func(l *qcow2.Layer) error {
 		held = l.Bitmap(name) != nil
 		if !held {
 			return nil
@@ -140,7 +141,7 @@ func removeIfThere(ctx context.Context, guard *qcow2.ImageFlock, path, name stri
 		return qcow2.FreeSpaceFor(l, 0)
 	})
 	if err != nil || !held {
-		return err
+		return held, err
 	}
 	if crashed {
 		// Whoever did not close the image may have left wrong reference counts,
@@ -150,13 +151,13 @@ func removeIfThere(ctx context.Context, guard *qcow2.ImageFlock, path, name stri
 			err = check.Err()
 		}
 		if err != nil {
-			return fmt.Errorf("%s: nothing is written into the image (qemu-img check -r all may repair it; keep a copy): %w", path, err)
+			return held, fmt.Errorf("%s: nothing is written into the image (qemu-img check -r all may repair it; keep a copy): %w", path, err)
 		}
 	}
 	if err := guard.BitmapRemove(ctx, path, name); err != nil {
-		return err
+		return held, err
 	}
-	return qcow2.VerifyBitmapRemoved(path, before, name)
+	return held, qcow2.VerifyBitmapRemoved(path, before, name)
 }
 
 // keepBitmaps is how many checkpoints' bitmaps stay in an image: the newest,
@@ -173,7 +174,7 @@ func (s *session) retire(ctx context.Context, plan *Plan, manifest *chain.Manife
 		path := s.disks[i].image
 		for _, name := range s.retirable(p, manifest, names(s.disks[i].before)) {
 			s.hooks.step(StepRetire)
-			if err := removeIfThere(ctx, s.disks[i].guard, path, name); err != nil {
+			if _, err := removeIfThere(ctx, s.disks[i].guard, path, name); err != nil {
 				s.hooks.note("disk %s: the old bitmap %s stays in the image for now: %v", p.Target, name, err)
 			}
 		}
@@ -186,8 +187,15 @@ func (s *session) retirable(p *DiskPlan, manifest *chain.Manifest, names []strin
 	// A clone of another disk's image brings that disk's bitmaps with it.
 	known := s.oursAnywhere()
 	var mine []string
+	worthless := p.Detection != ByBitmap && p.distrust
 	for _, name := range names {
-		if m := known[name]; m != nil && m.UUID != manifest.UUID && m.Kind != chain.KindCheckpoint {
+		m := known[name]
+		if m == nil || m.UUID == manifest.UUID {
+			continue
+		}
+		// A checkpoint without data is kept for as long as its definition: until
+		// its bitmap, too, may be the one that lies.
+		if m.Kind != chain.KindCheckpoint || worthless {
 			mine = append(mine, name)
 		}
 	}
@@ -195,7 +203,7 @@ func (s *session) retirable(p *DiskPlan, manifest *chain.Manifest, names []strin
 		return int(known[b].Sequence - known[a].Sequence)
 	})
 	keep := keepBitmaps - 1
-	if p.Detection != ByBitmap && p.distrust {
+	if worthless {
 		keep = 0
 	}
 	if len(mine) <= keep {

@@ -331,6 +331,14 @@ func snapshotRecords(now []qcow2.Snapshot) []chain.Snapshot {
 	return rec
 }
 
+// resolved is the path under which manifests and intents know an image.
+func resolved(path string) string {
+	if real, err := filepath.EvalSymlinks(absolute(path)); err == nil {
+		return real
+	}
+	return absolute(path)
+}
+
 // absolute returns the path as the manifest and intents record it.
 func absolute(path string) string {
 	if abs, err := filepath.Abs(path); err == nil {

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -61,7 +60,7 @@ func (s *session) settleOne(ctx context.Context, in *chain.Intent) error {
 		if committed {
 			break
 		}
-		if err := removeIfThere(ctx, guards[i], image.Path, image.Add); err != nil {
+		if _, err := removeIfThere(ctx, guards[i], image.Path, image.Add); err != nil {
 			var inUse *qcow2.InUseError
 			if errors.As(err, &inUse) && s.wants(image) {
 				return err
@@ -76,7 +75,7 @@ func (s *session) settleOne(ctx context.Context, in *chain.Intent) error {
 // wants reports whether this run backs up the image, too.
 func (s *session) wants(image chain.IntentImage) bool {
 	for _, d := range s.disks {
-		if path, err := filepath.EvalSymlinks(absolute(d.req.Path)); err == nil && path == image.Path {
+		if resolved(d.req.Path) == image.Path {
 			return true
 		}
 	}

@@ -54,7 +54,7 @@ func (s *session) judge(ctx context.Context, d *disk, states []state) (verdict, 
 	}
 	var first *objection
 	for i, st := range states {
-		if st.disk.Bitmap == "" || s.archives() && !st.hasData() {
+		if st.disk.Bitmap == "" {
 			continue
 		}
 		w := &witness{s: s, d: d, states: states, st: st}
@@ -65,6 +65,9 @@ func (s *session) judge(ctx context.Context, d *disk, states []state) (verdict, 
 				return verdict{}, err
 			}
 			o = object(ReasonArchive, "the archive of checkpoint %s is damaged: %v", st.manifest.Checkpoint, err)
+		}
+		if s.archives() && !st.hasData() && (o == nil || !o.all) {
+			continue // a witness, and nothing to build on
 		}
 		if o == nil && !st.hasData() {
 			// The archived data before it may testify against all bitmaps.

@@ -88,6 +88,25 @@ func (r *Repository) Commit(ctx context.Context, m *Manifest) error {
 	return &UnknownOutcomeError{Domain: m.Domain, Checkpoint: m.Checkpoint, Err: err}
 }
 
+// DeleteCheckpoint removes a checkpoint without data from the repository. What
+// it recorded of bitmaps stays, as objects that nothing refers to.
+func (r *Repository) DeleteCheckpoint(ctx context.Context, m *Manifest) error {
+	if m.Kind != KindCheckpoint {
+		return fmt.Errorf("checkpoint %s of domain %s holds an archive", m.Checkpoint, m.Domain)
+	}
+	// Another may stand there by now.
+	stands, err := r.Manifest(ctx, m.Domain, m.Checkpoint)
+	switch {
+	case errors.Is(err, ErrNoCheckpoint):
+		return nil
+	case err != nil:
+		return err
+	case stands.UUID != m.UUID:
+		return &TakenError{Domain: m.Domain, Checkpoint: m.Checkpoint}
+	}
+	return r.Store.Delete(ctx, ManifestKey(m.Domain, m.Checkpoint))
+}
+
 // fill sets what is the same in all manifests of a repository, and makes the
 // texts for people fit to be stored.
 func (m *Manifest) fill(r *Repository) {

@@ -3,6 +3,7 @@
 package chain
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -177,6 +178,18 @@ func parseKey(key string) parsedKey {
 
 // NewUUID returns a new random UUID in its canonical form.
 func NewUUID() string { return uuid.NewString() }
+
+// UUIDWithPrefix returns a new UUID whose first half is the 16 hexadecimal digits
+// that a bitmap's name ends with; see BitmapName.
+func UUIDWithPrefix(digits string) (string, error) {
+	id := uuid.New()
+	half, err := hex.DecodeString(digits)
+	if err != nil || len(half) != 8 {
+		return "", fmt.Errorf("not 16 hexadecimal digits: %.80q", digits)
+	}
+	copy(id[:], half)
+	return id.String(), nil
+}
 
 // validUUID accepts the canonical form only: 36 lower-case characters.
 func validUUID(s string) error {

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/imgbackup/imgbackup/chain"
+)
+
+// Definition is what is known of a checkpoint whose definition was lost.
+type Definition struct {
+	Name        string
+	Description string
+	Created     time.Time
+	Parent      string // name; empty: none
+	// Bitmaps are the names in the images, by disk.
+	Bitmaps map[string]string
+}
+
+// Redefine puts a checkpoint's definition back that was removed while its
+// bitmaps stayed in the images of the request. Each must be there, sound, in
+// the active layer, and be named after the checkpoint. What the first
+// definition recorded beside is lost, so less can contradict these bitmaps
+// later.
+func Redefine(ctx context.Context, repo *chain.Repository, req Request, def Definition, hooks Hooks) (*chain.Manifest, error) {
+	req.Checkpoint, req.Description = def.Name, def.Description
+	s, err := newSession(repo, req, hooks, func(s *session) { s.kind, s.makesCheckpoint = chain.KindCheckpoint, true })
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	if err := s.settle(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.loadHistory(ctx); err != nil {
+		return nil, err
+	}
+	parent, err := s.adoptIdentity(def)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.open(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.guard(ctx); err != nil {
+		return nil, err
+	}
+	s.rememberIdentity()
+	plan := &Plan{Domain: req.Domain, Checkpoint: def.Name, parent: parent}
+	for _, d := range s.disks {
+		if err := s.checkDefined(d, def.Bitmaps[d.req.Target]); err != nil {
+			return nil, fmt.Errorf("disk %s: %w", d.req.Target, err)
+		}
+		plan.Disks = append(plan.Disks, &DiskPlan{
+			Target: d.req.Target, Path: d.req.Path, Format: d.req.Format, VirtualSize: d.chain.Size(), AddsBitmap: true,
+		})
+	}
+	m := s.manifest(plan)
+	m.Created, m.Sequence = def.Created.UTC(), s.sequenceOf(parent)
+	if err := s.compareIdentity(); err != nil {
+		return nil, err
+	}
+	return m, s.repo.Commit(ctx, m)
+}
+
+// adoptIdentity finds the uuid that the checkpoint had, of which its bitmaps'
+// names hold half, and its parent.
+func (s *session) adoptIdentity(def Definition) (parent *chain.Manifest, err error) {
+	usage := func(format string, args ...any) (*chain.Manifest, error) {
+		return nil, &UsageError{fmt.Errorf(format, args...)}
+	}
+	half := ""
+	for _, d := range s.disks {
+		name, ok := def.Bitmaps[d.req.Target]
+		if !ok {
+			return usage("disk %s: the definition has no bitmap for it", d.req.Target)
+		}
+		rest, ok := strings.CutPrefix(name, def.Name+".")
+		if !ok || len(rest) != 16 || strings.Trim(rest, "0123456789abcdef") != "" {
+			return usage("disk %s: bitmap %s is none that imgbackup made for checkpoint %s: it would be named %s.<16 hexadecimal digits>", d.req.Target, name, def.Name, def.Name)
+		}
+		if half != "" && rest != half {
+			return usage("disk %s: bitmap %s belongs to another checkpoint than those of the other disks", d.req.Target, name)
+		}
+		half = rest
+	}
+	if s.uuid, err = chain.UUIDWithPrefix(half); err != nil {
+		return nil, err
+	}
+	// Those that follow it tell all of it.
+	for _, m := range s.history {
+		refs := m.Ancestors
+		if m.Parent != nil {
+			refs = append([]chain.CheckpointRef{*m.Parent}, refs...)
+		}
+		for _, ref := range refs {
+			if chain.BitmapName(ref.Name, ref.UUID) == chain.BitmapName(def.Name, s.uuid) {
+				s.uuid = ref.UUID
+			}
+		}
+	}
+	if def.Parent == "" {
+		return nil, nil
+	}
+	if def.Parent == def.Name {
+		return usage("checkpoint %s cannot be its own parent", def.Name)
+	}
+	for _, m := range s.history {
+		if m.Checkpoint == def.Parent {
+			return m, nil
+		}
+	}
+	return usage("the parent %s of checkpoint %s is not in the repository", def.Parent, def.Name)
+}
+
+// sequenceOf places a checkpoint that comes back behind its parent and before
+// those that follow it.
+func (s *session) sequenceOf(parent *chain.Manifest) int64 {
+	for _, m := range s.history {
+		if m.Parent != nil && m.Parent.UUID == s.uuid {
+			return max(1, m.Sequence-1)
+		}
+	}
+	if parent == nil {
+		return 1
+	}
+	return parent.Sequence + 1
+}
+
+// checkDefined looks whether an image holds the bitmap of a checkpoint, fit to
+// be used.
+func (s *session) checkDefined(d *disk, name string) error {
+	if o, _ := imageObjection(d.chain); o != nil {
+		return errors.New(o.reason)
+	}
+	active := d.chain.Layers[0]
+	b := active.Bitmap(name)
+	switch {
+	case b == nil:
+		return fmt.Errorf("%s holds no bitmap %s", active.Path, name)
+	case b.InUse:
+		return fmt.Errorf("bitmap %s of %s was left in use", name, active.Path)
+	case b.Problem != nil:
+		return fmt.Errorf("bitmap %s of %s is broken: %w", name, active.Path, b.Problem)
+	case !b.Enabled:
+		return fmt.Errorf("bitmap %s of %s is disabled, so it does not record", name, active.Path)
+	}
+	if _, err := b.DirtyBytes(); err != nil {
+		return fmt.Errorf("bitmap %s of %s cannot be read: %w", name, active.Path, err)
+	}
+	d.granularity = b.Granularity
+	return nil
+}
+

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+)
+
+// CheckpointSize says how much of a disk changed since a checkpoint.
+type CheckpointSize struct {
+	Checkpoint chain.CheckpointRef
+	Target     string
+	Bytes      int64  // dirty, in whole granules
+	Problem    string // why it cannot be told; Bytes is 0 then
+}
+
+// Sizes tells for every checkpoint of the domain how much changed since in the
+// disks of the request, as an incremental backup would take it. It writes
+// nothing.
+func Sizes(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks) ([]CheckpointSize, error) {
+	s, err := newSession(repo, req, hooks, func(s *session) { s.kind = chain.KindCheckpoint })
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	if err := s.loadHistory(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.open(ctx); err != nil {
+		return nil, err
+	}
+	var sizes []CheckpointSize
+	for _, d := range s.disks {
+		states := s.statesOf(d.req.Target)
+		for _, st := range states {
+			size := CheckpointSize{Checkpoint: *st.manifest.Ref(), Target: d.req.Target}
+			if size.Bytes, size.Problem, err = s.sizeSince(ctx, d, states, st); err != nil {
+				return nil, fmt.Errorf("disk %s: %w", d.req.Target, err)
+			}
+			sizes = append(sizes, size)
+		}
+	}
+	return sizes, nil
+}
+
+func (s *session) sizeSince(ctx context.Context, d *disk, states []state, st state) (bytes int64, problem string, err error) {
+	if o, _ := imageObjection(d.chain); o != nil {
+		return 0, o.reason, nil
+	}
+	if st.disk.Bitmap == "" {
+		return 0, "the checkpoint added no bitmap", nil
+	}
+	w := &witness{s: s, d: d, states: states, st: st}
+	o, err := w.examine(ctx)
+	switch {
+	case archive.IsDamage(err):
+		return 0, err.Error(), nil
+	case err != nil:
+		return 0, "", err
+	case o != nil:
+		return 0, o.reason, nil
+	}
+	bytes, err = w.dirty.Bytes()
+	return bytes, "", err
+}
