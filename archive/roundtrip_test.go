@@ -71,6 +71,7 @@ func TestLives(t *testing.T) {
 		}
 		disk := make([]byte, 512*rapid.IntRange(0, 6000).Draw(t, "sectors"))
 		var chain []MapRef
+		var states []recorded
 		for step := range rapid.IntRange(1, 7).Draw(t, "steps") {
 			low := int64(len(disk)) // nothing below it was cut off since the parent
 			if step > 0 && rapid.Bool().Draw(t, "resize") {
@@ -126,6 +127,10 @@ func TestLives(t *testing.T) {
 				checkRestore(t, store, disk, chain...)
 			}
 			checkParts(t, store, disk, chain)
+			states = append(states, recorded{slices.Clone(disk), chain})
+			other := states[rapid.IntRange(0, len(states)-1).Draw(t, "other")]
+			checkDiff(t, store, states[len(states)-1], other)
+			checkDiff(t, store, other, states[len(states)-1])
 			for _, r := range chain {
 				if err := VerifyMap(ctx, store, r, true); err != nil {
 					t.Fatalf("verify: %v", err)
@@ -138,6 +143,38 @@ func TestLives(t *testing.T) {
 			}
 		}
 	})
+}
+
+// recorded is a state of a disk and the maps of its replay.
+type recorded struct {
+	disk  []byte
+	chain []MapRef
+}
+
+// checkDiff looks whether every byte that differs is told, and none is of a state
+// and itself.
+func checkDiff(t *rapid.T, store objstore.Store, newer, older recorded) {
+	runs, err := Diff(context.Background(), openAll(t, store, newer.chain), openAll(t, store, older.chain)).Collect()
+	if err != nil {
+		t.Fatalf("diff: %v", err)
+	}
+	if slices.Equal(newer.chain, older.chain) && len(runs) > 0 {
+		t.Fatalf("a state differs from itself: %v", runs)
+	}
+	told := make([]bool, len(newer.disk))
+	for i, r := range runs {
+		if r.Len() <= 0 || r.End > int64(len(told)) || i > 0 && r.Start <= runs[i-1].End {
+			t.Fatalf("diff: runs %v in a disk of %d", runs, len(told))
+		}
+		for at := r.Start; at < r.End; at++ {
+			told[at] = true
+		}
+	}
+	for i, b := range newer.disk {
+		if !told[i] && (i >= len(older.disk) || older.disk[i] != b) {
+			t.Fatalf("the difference at %d is not told", i)
+		}
+	}
 }
 
 func openAll(t fatal, store objstore.Store, refs []MapRef) []*Map {

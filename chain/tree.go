@@ -86,6 +86,21 @@ func (t *Tree) Walk(f func(n *Node, depth int)) {
 	}
 }
 
+// Subtree returns the checkpoint with this uuid and all that follow it, those that
+// follow before those that they follow: the one itself is the last.
+func (t *Tree) Subtree(uuid string) []*Manifest {
+	var all []*Manifest
+	below := make(map[*Node]bool)
+	t.Walk(func(n *Node, _ int) {
+		if n.Manifest.UUID == uuid || below[n.Parent] {
+			below[n] = true
+			all = append(all, n.Manifest)
+		}
+	})
+	slices.Reverse(all)
+	return all
+}
+
 // Find returns the node of the checkpoint with this uuid, or nil.
 func (t *Tree) Find(uuid string) *Node {
 	var found *Node

@@ -93,7 +93,11 @@ func printRow(t *checkedWriter, m *chain.Manifest) {
 	var stored int64
 	for i := range m.Disks {
 		d := &m.Disks[i]
-		disks = append(disks, d.Target+":"+d.Mode)
+		mode := d.Mode
+		if m.Kind == chain.KindCheckpoint {
+			mode = "checkpoint"
+		}
+		disks = append(disks, d.Target+":"+mode)
 		stored += d.StoredBytes
 	}
 	t.printf("%s\t%s\t%s\t%s\t%s\t%s\t%s\n", m.Domain, m.Checkpoint, parent, m.Created.Local().Format("2006-01-02 15:04:05"),

@@ -70,6 +70,7 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 		a.restoreCommand(),
 		a.checkCommand(),
 		a.copyCommand(),
+		a.checkpointCommand(),
 		manCommand(root),
 	)
 	root.SetOut(p.out) // where the completion commands write to
@@ -88,6 +89,15 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 func exactArgs(n int, names string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != n {
+			return usageError{fmt.Errorf("%s takes %s, and got %d arguments", cmd.CommandPath(), names, len(args))}
+		}
+		return nil
+	}
+}
+
+func rangeArgs(low, high int, names string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < low || len(args) > high {
 			return usageError{fmt.Errorf("%s takes %s, and got %d arguments", cmd.CommandPath(), names, len(args))}
 		}
 		return nil

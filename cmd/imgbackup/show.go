@@ -46,6 +46,9 @@ func (a *app) manifest(cmd *cobra.Command, repo *chain.Repository, domain, check
 func (a *app) showManifest(m *chain.Manifest) error {
 	w := &checkedWriter{w: a.out}
 	w.printf("checkpoint   %s\n", m.Checkpoint)
+	if m.Kind == chain.KindCheckpoint {
+		w.printf("kind         checkpoint without data: only bitmaps in the images\n")
+	}
 	w.printf("domain       %s\n", m.Domain)
 	if m.DomainUUID != "" {
 		w.printf("domain uuid  %s\n", m.DomainUUID)
@@ -62,18 +65,22 @@ func (a *app) showManifest(m *chain.Manifest) error {
 		w.printf("locking      %s: nothing kept a VM from writing meanwhile\n", m.Locking)
 	}
 	for i := range m.Disks {
-		showDisk(w, &m.Disks[i])
+		showDisk(w, m.Kind, &m.Disks[i])
 	}
 	return w.err
 }
 
-func showDisk(w *checkedWriter, d *chain.Disk) {
+func showDisk(w *checkedWriter, kind string, d *chain.Disk) {
 	w.printf("\ndisk %s\n", d.Target)
 	w.printf("  source        %s (%s)\n", oneLine(d.Source.Path), d.Source.Format)
 	for _, b := range d.Backing {
 		w.printf("  backed by     %s (%s)\n", oneLine(b.Path), b.Format)
 	}
 	w.printf("  virtual size  %s (%d bytes)\n", size(d.Size), d.Size)
+	if kind == chain.KindCheckpoint {
+		w.printf("  bitmap        %s (granularity %s)\n", d.Bitmap, size(d.Granularity))
+		return
+	}
 	mode := d.Mode
 	if d.IncrementalFrom != nil {
 		mode += " since " + d.IncrementalFrom.Name
