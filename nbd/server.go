@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nbd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
+
+// ServerOptions are the settings of a [Server]; the zero value is good. What a
+// hostile client can make the server hold is MaxConnections times ConnectionMemory.
+type ServerOptions struct {
+	// TLS makes the server insist on TLS; see [ServerTLS].
+	TLS *tls.Config
+	// MaxConnections at once; one more is closed as soon as it comes. 0: 16.
+	MaxConnections int
+	// MaxRequests of one connection at work at once. 0: 64.
+	MaxRequests int
+	// ConnectionMemory bounds the buffers of the requests of one connection that
+	// are at work, bytes, at least 2 MiB. 0: 8 MiB.
+	ConnectionMemory int64
+	// HandshakeTimeout bounds the negotiation as a whole, TLS included. 0: 10 s.
+	HandshakeTimeout time.Duration
+	// Grace is how long requests that are at work may go on when the server ends.
+	// 0: 2 s.
+	Grace time.Duration
+	// Notify is told of every request that a device has failed (a [DeviceError])
+	// and of every connection that ended otherwise than by its client's wish. It
+	// is called from several goroutines at once; nil: nobody is told.
+	Notify func(error)
+}
+
+const (
+	maxExports  = 1024
+	maxContexts = 256 // of one export
+)
+
+// Server offers exports to clients.
+type Server struct {
+	o       ServerOptions
+	exports []*Export
+	byName  map[string]*Export
+	slots   chan struct{} // of connections
+	buf     buffers
+}
+
+// NewServer returns a server of exports, which must have different names. The
+// exports must not be changed any more.
+func NewServer(exports []Export, o ServerOptions) (*Server, error) {
+	if o.MaxConnections <= 0 {
+		o.MaxConnections = 16
+	}
+	if o.MaxRequests <= 0 {
+		o.MaxRequests = 64
+	}
+	if o.ConnectionMemory <= 0 {
+		o.ConnectionMemory = 8 << 20
+	}
+	o.ConnectionMemory = max(o.ConnectionMemory, 2*pieceSize)
+	if o.HandshakeTimeout <= 0 {
+		o.HandshakeTimeout = 10 * time.Second
+	}
+	if o.Grace <= 0 {
+		o.Grace = 2 * time.Second
+	}
+	if len(exports) > maxExports {
+		return nil, fmt.Errorf("nbd: %d exports, and %d are possible", len(exports), maxExports)
+	}
+	s := &Server{o: o, byName: make(map[string]*Export), slots: make(chan struct{}, o.MaxConnections)}
+	for i := range exports {
+		e := exports[i]
+		if err := e.check(); err != nil {
+			return nil, fmt.Errorf("nbd: %w", err)
+		}
+		if s.byName[e.Name] != nil {
+			return nil, fmt.Errorf("nbd: two exports are named %q", e.Name)
+		}
+		s.byName[e.Name] = &e
+		s.exports = append(s.exports, &e)
+	}
+	return s, nil
+}
+
+// export finds an export; the empty name means the only one, if there is no other.
+func (s *Server) export(name string) *Export {
+	if e := s.byName[name]; e != nil || name != "" || len(s.exports) != 1 {
+		return e
+	}
+	return s.exports[0]
+}
+
+// Serve accepts clients on all listeners, and serves them, until ctx ends: then it
+// closes the listeners, lets requests at work go on for the time of grace, closes
+// all connections and returns nil. A listener that fails ends it the same way,
+// with the listener's error.
+func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	stop := context.AfterFunc(ctx, func() {
+		for _, l := range listeners {
+			_ = l.Close() // whatever it says, nothing more is accepted
+		}
+	})
+	defer stop()
+	for _, l := range listeners {
+		wg.Go(func() {
+			if err := s.accept(ctx, l, &wg); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	<-ctx.Done()
+	wg.Wait()
+	var failed *acceptError
+	if errors.As(context.Cause(ctx), &failed) {
+		return failed
+	}
+	return nil
+}
+
+// acceptError is what a listener failed with.
+type acceptError struct{ error }
+
+func (e *acceptError) Unwrap() error { return e.error }
+
+func (s *Server) accept(ctx context.Context, l net.Listener, wg *sync.WaitGroup) error {
+	for wait := time.Millisecond; ; {
+		nc, err := l.Accept()
+		if ctx.Err() != nil {
+			if err == nil {
+				_ = nc.Close()
+			}
+			return nil
+		}
+		if err != nil {
+			// Out of file descriptors, or a client that went away too soon: the
+			// listener itself is well. Any other error stays, however often it is tried.
+			var temporary interface{ Temporary() bool }
+			if !errors.As(err, &temporary) || !temporary.Temporary() {
+				return &acceptError{fmt.Errorf("nbd: accept on %s: %w", l.Addr(), err)}
+			}
+			s.notify(fmt.Errorf("nbd: accept on %s: %w", l.Addr(), err))
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+			}
+			wait = min(2*wait, time.Second)
+			continue
+		}
+		wait = time.Millisecond
+		wg.Go(func() {
+			if err := s.ServeConn(ctx, nc); err != nil {
+				s.notify(fmt.Errorf("nbd: client %s: %w", nc.RemoteAddr(), err))
+			}
+		})
+	}
+}
+
+func (s *Server) notify(err error) {
+	if s.o.Notify != nil {
+		s.o.Notify(err)
+	}
+}
+
+// errShutdown ends what is at work when the server ends.
+var errShutdown = errors.New("the server is shutting down")
+
+// errBusy refuses a connection.
+var errBusy = errors.New("refused: there are as many connections as the server may have")
+
+// ServeConn serves one client until it leaves or ctx ends, and closes the
+// connection. Its error says why the connection ended, when neither the client
+// nor ctx wished it.
+func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
+	defer func() { _ = nc.Close() }()
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	default:
+		return errBusy
+	}
+	// Work goes on for the time of grace after ctx has ended.
+	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	h := &handshake{s: s, nc: nc}
+	c, err := func() (*conn, error) {
+		stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(past) })
+		defer stop()
+		// The deadline is set before the function above can run in vain.
+		if err := nc.SetDeadline(time.Now().Add(s.o.HandshakeTimeout)); err != nil {
+			return nil, err
+		}
+		if ctx.Err() != nil {
+			return nil, nil
+		}
+		return h.run(work)
+	}()
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err != nil || c == nil {
+		return err
+	}
+	if err := nc.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() {
+		_ = c.nc.SetReadDeadline(past)
+		_ = c.nc.SetWriteDeadline(time.Now().Add(s.o.Grace))
+		time.AfterFunc(s.o.Grace, func() { cancel(errShutdown) })
+	})
+	defer stop()
+	if ctx.Err() != nil {
+		return nil
+	}
+	err = c.run(work)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// past is a deadline that has passed.
+var past = time.Unix(1, 0)
