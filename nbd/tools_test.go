@@ -167,7 +167,7 @@ func TestQemu(t *testing.T) {
 		t.Error("the device does not have what qemu-io has written")
 	}
 	// Damage is an error of the request that needs it, and of no other.
-	w.a.damage(12 << 20, 12<<20 + 1)
+	w.a.damage(12<<20, 12<<20+1)
 	out := fails(t, "qemu-io", "-r", "-f", "raw", w.uri("vda"), "-c", "read 12M 4M", "-c", "read 13M 1M")
 	if !strings.Contains(out, "read failed: Input/output error") || !strings.Contains(out, "read 1048576/1048576 bytes at offset 13631488") {
 		t.Errorf("qemu-io: %s", out)
@@ -228,7 +228,7 @@ print("good")
 		t.Error("a write with FUA did not flush")
 	}
 	// Damage in the middle of replies that are in one part.
-	w.a.damage(3 << 20, 3<<20 + 1)
+	w.a.damage(3<<20, 3<<20+1)
 	script = strings.Split(script, "for structured")[0] + `
 for structured in (False, True):
     h = handle(structured, not structured)
