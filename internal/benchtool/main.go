@@ -19,7 +19,7 @@ func main() {
 }
 
 func run(args []string) error {
-	const usage = "usage: benchtool gen FILE SIZE DATA | floor-backup IMAGE OUT sync|nosync | floor-restore IN OUT | dirty FILE SIZE BYTES SEED | bigmap write|replay DIR"
+	const usage = "usage: benchtool gen FILE SIZE DATA | floor-backup IMAGE OUT sync|nosync | floor-restore IN OUT | dirty FILE SIZE BYTES SEED | bigmap write|replay DIR | s3 …"
 	if len(args) == 0 {
 		return errors.New(usage)
 	}
@@ -34,6 +34,8 @@ func run(args []string) error {
 		return floorRestore(rest[0], rest[1])
 	case cmd == "bigmap" && len(rest) == 2:
 		return bigMap(rest[0], rest[1])
+	case cmd == "s3":
+		return runS3(rest)
 	}
 	return errors.New(usage)
 }
