@@ -2,10 +2,7 @@
 
 package archive
 
-import (
-	"context"
-	"sort"
-)
+import "context"
 
 // cursor walks over the runs of a map. It is for one goroutine, and must be closed.
 type cursor struct {
@@ -18,21 +15,21 @@ type cursor struct {
 	loader loader
 }
 
-// newCursor begins before the first run. ahead: frames are fetched and decoded
-// ahead of their use, with twice the memory.
-func newCursor(ctx context.Context, m *Map, ahead bool) (*cursor, error) {
+// newCursor begins before the first run, of those before end. Frames are decoded
+// ahead of their use, with twice the memory. share is among how many cursors
+// spanBytes is divided.
+func newCursor(ctx context.Context, m *Map, end int64, share int) (*cursor, error) {
 	dec, err := newDecoder()
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	return &cursor{m: m, frame: -1, loader: loader{ctx: ctx, cancel: cancel, m: m, dec: dec, own: true, ahead: ahead}}, nil
+	return &cursor{m: m, frame: -1, loader: loader{spans: newSpanReader(ctx, m, end, share), m: m, dec: dec, ahead: true}}, nil
 }
 
-// newSharedCursor shares a decoder and a buffer with other cursors of the same
-// goroutine.
-func newSharedCursor(ctx context.Context, m *Map, dec *decoder, stored *[]byte) *cursor {
-	return &cursor{m: m, frame: -1, loader: loader{ctx: ctx, cancel: func() {}, m: m, dec: dec, shared: stored}}
+// newSharedCursor shares a decoder with other cursors of the same goroutine, and
+// decodes nothing ahead.
+func newSharedCursor(ctx context.Context, m *Map, end int64, share int, dec *decoder) *cursor {
+	return &cursor{m: m, frame: -1, loader: loader{spans: newSpanReader(ctx, m, end, share), m: m, dec: dec}}
 }
 
 func (c *cursor) close() { c.loader.close() }
@@ -65,10 +62,10 @@ func (c *cursor) load(pos int64) (bool, error) {
 	}
 	i := c.frame + 1
 	if i < len(frames) && frames[i].end <= pos {
-		i += sort.Search(len(frames)-i, func(j int) bool { return frames[i+j].end > pos })
+		i = c.m.frameAfter(i, pos)
 	}
 	c.text, c.pos, c.frame = nil, 0, i
-	if i >= len(frames) {
+	if i >= c.loader.spans.until {
 		return false, nil
 	}
 	var err error
@@ -92,17 +89,13 @@ func (c *cursor) parse(line []byte) error {
 	return nil
 }
 
-// loader fetches, proves and decodes frames; with ahead, the one after the last
-// asked for too, in the background.
+// loader proves and decodes frames; with ahead, the one after the last asked for
+// too, in the background.
 type loader struct {
-	ctx    context.Context
-	cancel context.CancelFunc
+	spans  *spanReader
 	m      *Map
 	dec    *decoder
-	own    bool // dec is ours to close
-	ahead  bool
-	stored []byte
-	shared *[]byte // instead of stored
+	ahead  bool // and dec is ours to close
 	text   [2][]byte
 	turn   int
 	coming chan loaded // nil: nothing is
@@ -130,7 +123,7 @@ func (l *loader) load(i int) ([]byte, error) {
 	if got.err != nil {
 		return nil, got.err
 	}
-	if l.ahead && i+1 < len(l.m.frames) {
+	if l.ahead && i+1 < l.spans.until {
 		// The buffer of this turn held the frame before the one that is
 		// returned now: the cursor is done with it.
 		coming, turn := make(chan loaded, 1), l.turn
@@ -141,19 +134,15 @@ func (l *loader) load(i int) ([]byte, error) {
 }
 
 func (l *loader) fetch(i, turn int) loaded {
-	f := &l.m.frames[i]
-	buf := &l.stored
-	if l.shared != nil {
-		buf = l.shared
-	}
-	*buf = sized(*buf, int(f.length))
-	if err := readRange(l.ctx, l.m.store, l.m.key, f.offset, *buf, l.m.ref.Length); err != nil {
+	stored, err := l.spans.frame(i)
+	if err != nil {
 		return loaded{frame: i, text: l.text[turn], err: err}
 	}
+	f := &l.m.frames[i]
 	if cap(l.text[turn]) < int(f.raw)+bufSlack {
 		l.text[turn] = make([]byte, 0, int(f.raw)+bufSlack)
 	}
-	text, err := l.m.proven(f, l.dec, *buf, l.text[turn])
+	text, err := l.m.proven(f, l.dec, stored, l.text[turn])
 	if err != nil {
 		text = nil
 	}
@@ -161,12 +150,13 @@ func (l *loader) fetch(i, turn int) loaded {
 }
 
 func (l *loader) close() {
-	l.cancel()
+	l.spans.cancel()
 	if l.coming != nil {
 		<-l.coming
 		l.coming = nil
 	}
-	if l.own {
+	l.spans.close()
+	if l.ahead {
 		l.dec.close()
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"iter"
 	"sort"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -29,25 +31,20 @@ type Map struct {
 // OpenMap fetches a map's directory and header, and proves both by ref. A map that
 // is missing or not what ref says is a [DamageError].
 func OpenMap(ctx context.Context, store objstore.Store, ref MapRef) (*Map, error) {
+	return OpenMapKept(ctx, store, ref, 0)
+}
+
+// OpenMapKept is OpenMap, of a map that is kept in memory if it has at most keep
+// bytes: it is fetched with one request, and never again. Any map of up to 512 KiB
+// is kept.
+func OpenMapKept(ctx context.Context, store objstore.Store, ref MapRef, keep int64) (*Map, error) {
 	m := &Map{store: store, ref: ref, key: MapKey(ref.Name)}
 	if ref.DirLength < skippableHead || ref.DirLength > maxDirLength || ref.Length > maxMapLength || ref.DirLength > ref.Length {
 		return nil, damagef(m.key, 0, 0, "a map of %d bytes with a directory of %d bytes can't be", ref.Length, ref.DirLength)
 	}
-	if ref.Length <= smallMap {
-		if err := m.readWhole(ctx); err != nil {
-			return nil, err
-		}
-	}
 	at := ref.Length - ref.DirLength
-	// The object's length is known before the buffer is made, so that a wrong
-	// reference costs no memory.
-	if ref.DirLength > 1<<20 {
-		if _, err := statObject(ctx, store, m.key, ref.Length); err != nil {
-			return nil, err
-		}
-	}
-	dir := make([]byte, ref.DirLength)
-	if err := readRange(ctx, store, m.key, at, dir, ref.Length); err != nil {
+	dir, err := m.readEnds(ctx, keep)
+	if err != nil {
 		return nil, err
 	}
 	if Sum(dir) != ref.DirDigest {
@@ -64,27 +61,60 @@ func OpenMap(ctx context.Context, store objstore.Store, ref MapRef) (*Map, error
 	if err := m.readHead(ctx, frames[:begin]); err != nil {
 		return nil, err
 	}
+	if k, ok := m.store.(keptObject); ok && int64(len(k.data)) < ref.Length {
+		m.store = store // its beginning has been used
+	}
 	if n := len(m.frames); n > 0 && m.frames[n-1].end > m.head.size {
 		return nil, damagef(m.key, at, ref.DirLength, "the map has runs beyond the end of the disk")
 	}
 	return m, nil
 }
 
-// smallMap is the length up to which a map is fetched with one request and kept,
-// bytes.
-const smallMap = 512 << 10
+const (
+	// smallMap is the length up to which a map is fetched with one request and
+	// kept, bytes.
+	smallMap = 512 << 10
+	// mapStart is how much of a larger one is fetched together with its
+	// directory, bytes: its header and the names of some thousand packs.
+	mapStart = 256 << 10
+	// maxKept bounds what is kept of one map, bytes.
+	maxKept = 16 << 20
+)
 
-// readWhole fetches the map. Its parts are proven as they are used.
-func (m *Map) readWhole(ctx context.Context) error {
-	data := make([]byte, m.ref.Length)
-	if err := readRange(ctx, m.store, m.key, 0, data, m.ref.Length); err != nil {
-		return err
+// readEnds fetches the map's directory, and with it the map or its beginning, for
+// which the store is not asked again then. Its parts are proven as they are used.
+func (m *Map) readEnds(ctx context.Context, keep int64) (dir []byte, err error) {
+	ref := m.ref
+	at := ref.Length - ref.DirLength
+	if ref.Length <= max(smallMap, min(keep, maxKept)) {
+		data := make([]byte, ref.Length)
+		if err := readRange(ctx, m.store, m.key, 0, data, ref.Length); err != nil {
+			return nil, err
+		}
+		m.store = keptObject{Store: m.store, key: m.key, data: data}
+		return data[at:], nil
 	}
-	m.store = keptObject{Store: m.store, key: m.key, data: data}
-	return nil
+	// The object's length is known before the buffer is made, so that a wrong
+	// reference costs no memory.
+	if ref.DirLength > 1<<20 {
+		if _, err := statObject(ctx, m.store, m.key, ref.Length); err != nil {
+			return nil, err
+		}
+	}
+	dir = make([]byte, ref.DirLength)
+	start := make([]byte, min(mapStart, at))
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return readRange(gctx, m.store, m.key, at, dir, ref.Length) })
+	g.Go(func() error { return readRange(gctx, m.store, m.key, 0, start, ref.Length) })
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	m.store = keptObject{Store: m.store, key: m.key, data: start}
+	return dir, nil
 }
 
-// keptObject is a store of which one object has been read already.
+// keptObject is a store of which the beginning of one object, or all of it, has
+// been read already.
 type keptObject struct {
 	objstore.Store
 	key  string
@@ -191,7 +221,7 @@ func (m *Map) Entries(ctx context.Context, start, end int64) iter.Seq2[Entry, er
 			yield(Entry{}, err)
 			return
 		}
-		c, err := newCursor(ctx, m, true)
+		c, err := newCursor(ctx, m, end, 1)
 		if err != nil {
 			yield(Entry{}, err)
 			return

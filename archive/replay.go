@@ -13,7 +13,7 @@ import (
 // MaxReplay is the largest number of maps that Replay merges.
 const MaxReplay = 256
 
-// aheadMaps is the number of maps up to which frames are fetched ahead; beyond
+// aheadMaps is the number of maps up to which frames are decoded ahead; beyond
 // it, memory counts more.
 const aheadMaps = 4
 
@@ -23,7 +23,8 @@ const aheadMaps = 4
 // it and all newer ones have: what lies beyond was cut off in between and is
 // zero. The first full map ends the list; without one, Replay fails.
 //
-// It streams: at most one frame of each map (two with up to 4 maps) is in memory.
+// It streams: at most one decoded frame of each map (two with up to 4 maps) is in
+// memory, and some 32 MiB of stored ones, which are fetched ahead.
 // An error comes last.
 func Replay(ctx context.Context, maps []*Map, start, end int64) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
@@ -74,24 +75,29 @@ func newReplay(ctx context.Context, maps []*Map, start, end int64) (*replay, err
 	if r.dec, err = newDecoder(); err != nil {
 		return nil, err
 	}
-	var stored []byte
 	for i, m := range r.maps {
-		var c *cursor
-		if len(r.maps) <= aheadMaps {
-			if c, err = newCursor(ctx, m, true); err != nil {
-				r.close()
-				return nil, err
-			}
-		} else {
-			c = newSharedCursor(ctx, m, r.dec, &stored)
+		c, err := r.cursor(ctx, m, min(end, r.limit[i]))
+		if err != nil {
+			r.close()
+			return nil, err
 		}
+		c.loader.spans.begin(start)
 		r.cursors = append(r.cursors, c)
+	}
+	for i := range r.cursors {
 		if err := r.advance(i); err != nil {
 			r.close()
 			return nil, err
 		}
 	}
 	return r, nil
+}
+
+func (r *replay) cursor(ctx context.Context, m *Map, end int64) (*cursor, error) {
+	if n := len(r.maps); n > aheadMaps {
+		return newSharedCursor(ctx, m, end, n, r.dec), nil
+	}
+	return newCursor(ctx, m, end, len(r.maps))
 }
 
 func (r *replay) close() {

@@ -16,8 +16,13 @@ import (
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
-// readers is how many small objects are read at once.
-const readers = 8
+const (
+	// readers is how many small objects are read at once: all that a chain has,
+	// since the time goes by in waiting for a store that is far away.
+	readers = 64
+	// keptMaps is how many bytes of maps of one disk are read at once and kept.
+	keptMaps = 8 << 20
+)
 
 // ErrNoCheckpoint says that a domain has no checkpoint of a name. It comes
 // together with objstore.ErrNotFound.
@@ -153,11 +158,18 @@ func NextSequence(ms []*Manifest) int64 {
 // ReplayMaps opens the maps of a disk, newest first, several at once.
 func ReplayMaps(ctx context.Context, r *Repository, d *Disk) ([]*archive.Map, error) {
 	maps := make([]*archive.Map, len(d.Maps))
+	var keep, total int64
+	for _, ref := range d.Maps {
+		total += min(ref.Length, keptMaps+1)
+	}
+	if total <= keptMaps {
+		keep = keptMaps
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(readers)
 	for i, ref := range d.Maps {
 		g.Go(func() (err error) {
-			if maps[i], err = archive.OpenMap(ctx, r.Store, ref); err != nil {
+			if maps[i], err = archive.OpenMapKept(ctx, r.Store, ref, keep); err != nil {
 				return err
 			}
 			if full := i == len(d.Maps)-1; maps[i].Full() != full {
