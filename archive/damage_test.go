@@ -159,7 +159,7 @@ func TestBatchSaysWhichEntries(t *testing.T) {
 	data := get(t, store, key)
 	check := func(what string) {
 		t.Helper()
-		err := NewFetcher(store, FetcherOptions{Parallel: 1, MaxRequest: 16 << 20}).Batch(t.Context(), entries, func([]int, []byte) error { return nil })
+		err := NewFetcher(store, FetcherOptions{Parallel: 1}).Batch(t.Context(), entries, func([]int, []byte) error { return nil })
 		var e *EntryError
 		if !errors.As(err, &e) || len(e.Indexes) != 2 || e.Indexes[0] != 2 || e.Indexes[1] != 5 || !IsDamage(err) {
 			t.Errorf("%s: %v (%+v)", what, err, e)

@@ -3,8 +3,6 @@
 package archive
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -18,9 +16,8 @@ import (
 
 // FetcherOptions are the settings of a Fetcher; the zero value is good.
 type FetcherOptions struct {
-	Parallel   int   // requests and decoders at work at once; 0: one per CPU, at least 4, at most 16
-	MaxGap     int64 // bytes of a pack read for nothing to save a request; 0: 256 KiB
-	MaxRequest int64 // bytes of one request, at least a frame; 0: 24 MiB, two for a pack
+	Parallel int   // requests and decoders at work at once; 0: one per CPU, at least 4, at most 16
+	MaxGap   int64 // bytes of a pack read for nothing rather than begin a second request; 0: 256 KiB
 }
 
 // Fetcher reads and proves chunks. A request is a stream that is decoded frame by
@@ -47,10 +44,6 @@ func NewFetcher(store objstore.Store, o FetcherOptions) *Fetcher {
 	if o.MaxGap <= 0 {
 		o.MaxGap = 256 << 10
 	}
-	if o.MaxRequest <= 0 {
-		o.MaxRequest = 24 << 20
-	}
-	o.MaxRequest = max(o.MaxRequest, maxFrame)
 	f := &Fetcher{store: store, o: o, slots: make(chan *fetchSlot, o.Parallel)}
 	for range o.Parallel {
 		f.slots <- &fetchSlot{}
@@ -137,14 +130,8 @@ type EntryError struct {
 func (e *EntryError) Error() string { return e.Err.Error() }
 func (e *EntryError) Unwrap() error { return e.Err }
 
-// request is a part of a pack that is read at once: frames that lie together.
-type request struct {
-	offset, end int64
-	uses        []int // indexes of entries, sorted by frame
-}
-
-// Batch fetches the chunks of entries, each once, with as few requests as possible
-// and several at a time. fn gets a chunk, proven, together with the indexes of all
+// Batch fetches the chunks of entries, each once, with one or two requests for each
+// pack and several at a time. fn gets a chunk, proven, together with the indexes of all
 // entries that use it; it is called from several goroutines at once and must not
 // keep the chunk or the indexes. Entries that are zeros are passed over. The first
 // error stops the batch: an [EntryError] for what could not be fetched (damage or
@@ -173,49 +160,6 @@ func (f *Fetcher) Batch(ctx context.Context, entries []Entry, fn func(indexes []
 		return err
 	}
 	return context.Cause(ctx)
-}
-
-// plan sorts the entries by place and cuts them into requests.
-func (f *Fetcher) plan(entries []Entry) ([]request, error) {
-	order := make([]int, 0, len(entries))
-	for i := range entries {
-		if entries[i].Zero {
-			continue
-		}
-		if err := checkFrame(&entries[i]); err != nil {
-			return nil, &EntryError{Indexes: []int{i}, Entry: entries[i], Err: err}
-		}
-		order = append(order, i)
-	}
-	slices.SortFunc(order, func(a, b int) int { return cmp.Or(compareFrames(&entries[a], &entries[b]), cmp.Compare(a, b)) })
-	var requests []request
-	var pack *Ref
-	for n, i := range order {
-		e := &entries[i]
-		end := e.FrameOffset + int64(e.FrameLength)
-		if last := len(requests) - 1; last >= 0 && *pack == e.Pack {
-			r := &requests[last]
-			if e.FrameOffset-r.end <= f.o.MaxGap && max(end, r.end)-r.offset <= f.o.MaxRequest {
-				r.end = max(end, r.end)
-				r.uses = r.uses[:len(r.uses)+1]
-				continue
-			}
-		}
-		pack = &e.Pack
-		requests = append(requests, request{offset: e.FrameOffset, end: end, uses: order[n : n+1]})
-	}
-	return requests, nil
-}
-
-func compareFrames(a, b *Entry) int {
-	if c := bytes.Compare(a.Pack.Name[:], b.Pack.Name[:]); c != 0 {
-		return c
-	}
-	if c := cmp.Or(cmp.Compare(a.Pack.Length, b.Pack.Length), cmp.Compare(a.FrameOffset, b.FrameOffset),
-		cmp.Compare(a.FrameLength, b.FrameLength)); c != 0 {
-		return c
-	}
-	return bytes.Compare(a.Chunk[:], b.Chunk[:])
 }
 
 // frameStream reads the frames of a request one after the other.

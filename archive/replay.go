@@ -24,7 +24,7 @@ const aheadMaps = 4
 // zero. The first full map ends the list; without one, Replay fails.
 //
 // It streams: at most one decoded frame of each map (two with up to 4 maps) is in
-// memory, and some 32 MiB of stored ones, which are fetched ahead.
+// memory, and some 16 MiB of stored ones, which are fetched ahead.
 // An error comes last.
 func Replay(ctx context.Context, maps []*Map, start, end int64) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {

@@ -9,7 +9,7 @@ import (
 
 // spanBytes bounds the stored frames that all cursors of one merge hold, bytes;
 // one frame of each map is held in any case, and one is fetched.
-const spanBytes = 32 << 20
+const spanBytes = 16 << 20
 
 // spanReader fetches the frames of a map's runs, many with one request and the
 // next ones before they are asked for: a merge waits for a store that is far

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"bytes"
+	"cmp"
+	"slices"
+)
+
+// request is a part of a pack that is read at once: frames that lie together.
+type request struct {
+	offset, end int64
+	uses        []int // indexes of entries, sorted by frame
+}
+
+// halveFrom is the length from which on a pack is read by two requests, where
+// there are too few packs to keep all requests at work, bytes.
+const halveFrom = 4 << 20
+
+// plan sorts the entries by place and cuts them into requests: one for what is
+// wanted of a pack, or two, on both sides of the widest gap if that is worth it.
+// More are not made: where a store is far away, a request costs as much as some
+// megabytes.
+func (f *Fetcher) plan(entries []Entry) ([]request, error) {
+	order := make([]int, 0, len(entries))
+	for i := range entries {
+		if entries[i].Zero {
+			continue
+		}
+		if err := checkFrame(&entries[i]); err != nil {
+			return nil, &EntryError{Indexes: []int{i}, Entry: entries[i], Err: err}
+		}
+		order = append(order, i)
+	}
+	slices.SortFunc(order, func(a, b int) int { return cmp.Or(compareFrames(&entries[a], &entries[b]), cmp.Compare(a, b)) })
+	var packs [][]int
+	for len(order) > 0 {
+		n := 1
+		for n < len(order) && entries[order[n]].Pack == entries[order[0]].Pack {
+			n++
+		}
+		packs = append(packs, order[:n:n])
+		order = order[n:]
+	}
+	requests := make([]request, 0, 2*len(packs))
+	for _, uses := range packs {
+		cut := f.widestGap(entries, uses)
+		if cut == 0 && len(packs) < f.o.Parallel {
+			cut = middle(entries, uses)
+		}
+		if cut > 0 {
+			requests = append(requests, newRequest(entries, uses[:cut]))
+		}
+		requests = append(requests, newRequest(entries, uses[cut:]))
+	}
+	return requests, nil
+}
+
+func newRequest(entries []Entry, uses []int) request {
+	r := request{offset: entries[uses[0]].FrameOffset, uses: uses}
+	for _, i := range uses {
+		r.end = max(r.end, entries[i].frameEnd())
+	}
+	return r
+}
+
+// frameEnd is the offset in the pack after the frame.
+func (e *Entry) frameEnd() int64 { return e.FrameOffset + int64(e.FrameLength) }
+
+// widestGap returns before which use the widest gap lies that is not worth
+// reading; 0 if there is none.
+func (f *Fetcher) widestGap(entries []Entry, uses []int) (cut int) {
+	widest, end := f.o.MaxGap, entries[uses[0]].frameEnd()
+	for n, i := range uses {
+		if gap := entries[i].FrameOffset - end; gap > widest {
+			widest, cut = gap, n
+		}
+		end = max(end, entries[i].frameEnd())
+	}
+	return cut
+}
+
+// middle returns before which use the second half begins; 0 if it is not worth
+// reading the halves apart.
+func middle(entries []Entry, uses []int) int {
+	whole := newRequest(entries, uses)
+	if whole.end-whole.offset < halveFrom {
+		return 0
+	}
+	half := whole.offset + (whole.end-whole.offset)/2
+	for n, i := range uses {
+		if e := &entries[i]; n > 0 && e.FrameOffset >= half && compareFrames(&entries[uses[n-1]], e) != 0 {
+			return n
+		}
+	}
+	return 0
+}
+
+func compareFrames(a, b *Entry) int {
+	if c := bytes.Compare(a.Pack.Name[:], b.Pack.Name[:]); c != 0 {
+		return c
+	}
+	if c := cmp.Or(cmp.Compare(a.Pack.Length, b.Pack.Length), cmp.Compare(a.FrameOffset, b.FrameOffset),
+		cmp.Compare(a.FrameLength, b.FrameLength)); c != 0 {
+		return c
+	}
+	return bytes.Compare(a.Chunk[:], b.Chunk[:])
+}
