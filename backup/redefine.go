@@ -156,4 +156,3 @@ func (s *session) checkDefined(d *disk, name string) error {
 	d.granularity = b.Granularity
 	return nil
 }
-

@@ -71,6 +71,7 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 		a.checkCommand(),
 		a.copyCommand(),
 		a.checkpointCommand(),
+		a.changesCommand(),
 		manCommand(root),
 	)
 	root.SetOut(p.out) // where the completion commands write to

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/chain"
+)
+
+// DiskChanges is where a disk may differ between two points in time.
+type DiskChanges struct {
+	Target string
+	Size   int64 // of the disk at the later point, bytes
+	Runs   bitmapstore.Runs
+	How    string // what tells it, for people
+}
+
+// ChangesBetween tells where each disk that both checkpoints have may differ
+// between them: by their archives' maps, or by the bitmaps that checkpoints
+// recorded and found sound. Where nothing links the two, it is a
+// *NotTrustedError. No image is opened.
+func ChangesBetween(ctx context.Context, repo *chain.Repository, domain, from, to string) ([]DiskChanges, error) {
+	s := &session{repo: repo, req: Request{Domain: domain}, kind: chain.KindCheckpoint}
+	history, damaged, err := repo.Manifests(ctx, domain)
+	if err != nil {
+		return nil, err
+	}
+	s.history = history
+	var ends [2]*chain.Manifest
+	for i, name := range []string{from, to} {
+		at := slices.IndexFunc(history, func(m *chain.Manifest) bool { return m.Checkpoint == name })
+		if at < 0 {
+			for _, err := range damaged {
+				return nil, err
+			}
+			return nil, fmt.Errorf("domain %s: %w: %s", domain, chain.ErrNoCheckpoint, name)
+		}
+		ends[i] = history[at]
+	}
+	var all []DiskChanges
+	for i := range ends[1].Disks {
+		target := ends[1].Disks[i].Target
+		if _, ok := ends[0].Disk(target); !ok {
+			continue
+		}
+		c, err := s.changesBetween(ctx, target, ends[0], ends[1])
+		if err != nil {
+			return nil, fmt.Errorf("disk %s: %w", target, err)
+		}
+		all = append(all, c)
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("checkpoints %s and %s of domain %s have no disk in common", from, to, domain)
+	}
+	return all, nil
+}
+
+// link is what is known to have changed between two states, in either direction.
+type link struct {
+	to   state
+	runs bitmapstore.Runs
+	how  string
+}
+
+// changesBetween goes the shortest way from one state to the other: where two
+// states differ, and where one of them differs from a third, contains where the
+// other does.
+func (s *session) changesBetween(ctx context.Context, target string, from, to *chain.Manifest) (DiskChanges, error) {
+	states := s.statesOf(target)
+	start, _ := findUUID(states, from.UUID)
+	goal, _ := findUUID(states, to.UUID)
+	type step struct {
+		at   state
+		sets []bitmapstore.Runs
+		size int64 // the smallest on the way
+		how  string
+	}
+	seen := map[string]bool{start.manifest.UUID: true}
+	queue := []step{{at: start, size: start.disk.Size}}
+	for len(queue) > 0 {
+		here := queue[0]
+		queue = queue[1:]
+		if here.at.manifest == goal.manifest {
+			size := goal.disk.Size
+			runs := bitmapstore.Union(append(here.sets, beyond(min(here.size, size), size))...).Clip(size)
+			return DiskChanges{Target: target, Size: size, Runs: runs, How: here.how}, nil
+		}
+		for _, l := range s.linksOf(ctx, here.at, states, goal) {
+			if seen[l.to.manifest.UUID] {
+				continue
+			}
+			seen[l.to.manifest.UUID] = true
+			how := here.how
+			if how != "" {
+				how += ", "
+			}
+			queue = append(queue, step{
+				at: l.to, sets: append(slices.Clone(here.sets), l.runs), size: min(here.size, l.to.disk.Size), how: how + l.how,
+			})
+		}
+	}
+	return DiskChanges{}, &NotTrustedError{Disk: target, Code: ReasonBrokenLine, Reason: fmt.Sprintf(
+		"no archives and no recorded bitmaps tell what changed in %s between %s and %s", target, from.Checkpoint, to.Checkpoint)}
+}
+
+// linksOf lists the states that one is linked with, the goal first. Archives are
+// compared with the goal only, which is enough for all of them.
+// linksOf lists the states that one is linked with, the goal first.
+func (s *session) linksOf(ctx context.Context, at state, states []state, goal state) []link {
+	var links []link
+	for _, other := range states {
+		if other.manifest == at.manifest {
+			continue
+		}
+		older, newer := at, other
+		if older.manifest.Sequence > newer.manifest.Sequence {
+			older, newer = newer, older
+		}
+		i := slices.IndexFunc(newer.disk.Witnesses, func(r chain.BitmapRecord) bool {
+			return r.Sound && r.Layer == 0 && r.Name == older.disk.Bitmap
+		})
+		switch {
+		case at.hasData() && other.hasData():
+			links = append(links, link{other, s.differences(ctx, other, at), fmt.Sprintf("archives of %s and %s", older.manifest.Checkpoint, newer.manifest.Checkpoint)})
+		case i >= 0 && older.disk.Bitmap != "":
+			runs := opened(func() (bitmapstore.Runs, error) { return s.recordedBitmap(ctx, &newer.disk.Witnesses[i]) })
+			links = append(links, link{other, runs, fmt.Sprintf("bitmap of %s as of %s", older.manifest.Checkpoint, newer.manifest.Checkpoint)})
+		}
+	}
+	slices.SortStableFunc(links, func(a, b link) int {
+		rank := func(l link) int {
+			if l.to.manifest == goal.manifest {
+				return 0
+			}
+			return 1
+		}
+		return rank(a) - rank(b)
+	})
+	return links
+}
+
+// differences compares two archived states by their maps.
+func (s *session) differences(ctx context.Context, a, b state) bitmapstore.Runs {
+	return opened(func() (bitmapstore.Runs, error) {
+		newer, err := chain.ReplayMaps(ctx, s.repo, a.disk)
+		if err != nil {
+			return nil, err
+		}
+		older, err := chain.ReplayMaps(ctx, s.repo, b.disk)
+		if err != nil {
+			return nil, err
+		}
+		return archive.Diff(ctx, newer, older), nil
+	})
+}
+
+// opened is a set that is opened when it is asked for its runs.
+func opened(open func() (bitmapstore.Runs, error)) bitmapstore.Runs {
+	return func(yield func(bitmapstore.Run, error) bool) {
+		runs, err := open()
+		if err != nil {
+			yield(bitmapstore.Run{}, err)
+			return
+		}
+		runs(yield)
+	}
+}

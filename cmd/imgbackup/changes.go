@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/bitmapstore"
+)
+
+func (a *app) changesCommand() *cobra.Command {
+	var images imageFlags
+	var extents bool
+	cmd := &cobra.Command{
+		Use:   "changes DOMAIN FROM [TO]",
+		Short: "Show what changed between two checkpoints, or since one",
+		Long: `changes tells where each disk may differ between two checkpoints, in bytes of the
+virtual disk: between archives by what they hold, else by the bitmaps as they
+were recorded. It never leaves out a change; it may name ranges that were written
+with the same bytes.
+
+Without TO it tells what changed since FROM in the images, as an incremental
+backup would take it: those of --disk, or else where the checkpoints found them.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitInterrupted),
+		Example: `  imgbackup changes web monday tuesday
+  imgbackup changes web monday --map
+  imgbackup changes web monday tuesday --map --json`,
+		Args: rangeArgs(2, 3, "a DOMAIN, a checkpoint FROM and perhaps one TO"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req, err := images.request(args[0])
+			if err != nil {
+				return err
+			}
+			repo, err := a.openRepo(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if _, err := a.manifest(cmd, repo, args[0], args[1]); err != nil {
+				return err
+			}
+			out := changesPrinter{a: a, extents: extents, from: args[1]}
+			if len(args) == 3 {
+				if len(req.Disks) > 0 {
+					return usageError{fmt.Errorf("--disk is for the changes until now: between two checkpoints no image is opened")}
+				}
+				if _, err := a.manifest(cmd, repo, args[0], args[2]); err != nil {
+					return err
+				}
+				all, err := backup.ChangesBetween(cmd.Context(), repo, args[0], args[1], args[2])
+				if err != nil {
+					return err
+				}
+				return out.print(all, args[2])
+			}
+			if len(req.Disks) == 0 {
+				m, err := a.manifest(cmd, repo, args[0], args[1])
+				if err != nil {
+					return err
+				}
+				ms, err := a.allManifests(cmd, repo, args[0])
+				if err != nil {
+					return err
+				}
+				for _, d := range recordedDisks(ms) {
+					if _, ok := m.Disk(d.Target); ok {
+						req.Disks = append(req.Disks, d)
+					}
+				}
+			}
+			req.Mode, req.Since = backup.Incremental, args[1]
+			_, err = backup.Push(cmd.Context(), repo, req, backup.Hooks{Note: a.note}, func(_ context.Context, disks []backup.Source) error {
+				var all []backup.DiskChanges
+				for _, d := range disks {
+					all = append(all, backup.DiskChanges{Target: d.Plan.Target, Size: d.Plan.VirtualSize, Runs: d.Changes, How: d.Plan.Reason})
+				}
+				return out.print(all, "")
+			})
+			return err
+		},
+	}
+	images.add(cmd)
+	cmd.Flags().BoolVar(&extents, "map", false, "list the ranges")
+	return cmd
+}
+
+// changesPrinter writes changes as they are found: there may be very many.
+type changesPrinter struct {
+	a       *app
+	extents bool
+	from    string
+}
+
+func (p *changesPrinter) print(all []backup.DiskChanges, to string) error {
+	buf := bufio.NewWriter(p.a.out)
+	w := &checkedWriter{w: buf}
+	print := p.text
+	if p.a.json {
+		print = p.jsonDisk
+		w.printf("{\n  \"from\": %s,\n  \"to\": %s,\n  \"disks\": [", quoted(p.from), quoted(to))
+	}
+	for i, c := range all {
+		if err := print(w, i, c); err != nil {
+			return err
+		}
+	}
+	if p.a.json {
+		w.printf("\n  ]\n}\n")
+	}
+	if w.err != nil {
+		return w.err
+	}
+	return buf.Flush()
+}
+
+// quoted is s as JSON; null if it is empty.
+func quoted(s string) string {
+	if s == "" {
+		return "null"
+	}
+	text, err := json.Marshal(s)
+	if err != nil {
+		return "null" // no string fails
+	}
+	return string(text)
+}
+
+func (p *changesPrinter) text(w *checkedWriter, _ int, c backup.DiskChanges) error {
+	if p.extents {
+		err := eachRun(c.Runs, func(_ int, r bitmapstore.Run) {
+			w.printf("%s\t%d\t%d\n", c.Target, r.Start, r.Len())
+		})
+		if err != nil {
+			return err
+		}
+		return w.err
+	}
+	bytes, err := c.Runs.Bytes()
+	if err != nil {
+		return err
+	}
+	w.printf("%s  %s changed of %s (%s)\n", c.Target, size(bytes), size(c.Size), c.How)
+	return w.err
+}
+
+func (p *changesPrinter) jsonDisk(w *checkedWriter, i int, c backup.DiskChanges) error {
+	if i > 0 {
+		w.printf(",")
+	}
+	w.printf("\n    {\n      \"target\": %s,\n      \"virtual_size\": %d,\n      \"by\": %s", quoted(c.Target), c.Size, quoted(c.How))
+	var total int64
+	if p.extents {
+		w.printf(",\n      \"extents\": [")
+	}
+	err := eachRun(c.Runs, func(i int, r bitmapstore.Run) {
+		total += r.Len()
+		if !p.extents {
+			return
+		}
+		if i > 0 {
+			w.printf(",")
+		}
+		w.printf("\n        {\"start\": %d, \"length\": %d}", r.Start, r.Len())
+	})
+	if p.extents {
+		w.printf("\n      ]")
+	}
+	w.printf(",\n      \"changed_bytes\": %d\n    }", total)
+	if err != nil {
+		return err
+	}
+	return w.err
+}
+
+func eachRun(runs bitmapstore.Runs, f func(i int, r bitmapstore.Run)) error {
+	i := 0
+	for r, err := range runs {
+		if err != nil {
+			return err
+		}
+		f(i, r)
+		i++
+	}
+	return nil
+}
