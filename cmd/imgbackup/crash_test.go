@@ -24,8 +24,11 @@ type scene struct {
 }
 
 // scenes are a first backup, an incremental and a full one.
-func scenes(t *testing.T, disks int) []scene {
-	first := newWorld(t, disks)
+func scenes(t *testing.T, disks int) []scene { return scenesIn(t, disks, nil) }
+
+// scenesIn is scenes with repositories in a bucket, if it is not nil.
+func scenesIn(t *testing.T, disks int, b *bucket) []scene {
+	first := newWorldIn(t, disks, b)
 	chained := first.copy(t)
 	chained.commit("c1")
 	chained.guest("vda", "write -P 4 64k 100k", "write -z 0 64k")

@@ -31,6 +31,7 @@ const domain = "web"
 type world struct {
 	testing.TB
 	dir     string
+	bucket  *bucket // where the repository is, if not in dir
 	targets []string
 	want    map[string]map[string]digest // checkpoint → target → content
 	now     map[string]digest            // target → content of the image
@@ -43,8 +44,11 @@ type digest [sha256.Size]byte
 var foreignBitmaps = [...]string{"foreign", "stopped", "c1.0123456789abcdef"}
 
 // newWorld makes images with others' bitmaps in them, and an empty repository.
-func newWorld(t testing.TB, disks int) *world {
-	w := &world{TB: t, dir: t.TempDir(), want: make(map[string]map[string]digest),
+func newWorld(t testing.TB, disks int) *world { return newWorldIn(t, disks, nil) }
+
+// newWorldIn is newWorld with a repository in a bucket, if it is not nil.
+func newWorldIn(t testing.TB, disks int, b *bucket) *world {
+	w := &world{TB: t, dir: t.TempDir(), bucket: b, want: make(map[string]map[string]digest),
 		now: make(map[string]digest), foreign: make(map[string][]qcow2.BitmapState)}
 	w.watch()
 	for i := range disks {
@@ -70,7 +74,7 @@ func newWorld(t testing.TB, disks int) *world {
 
 // copy returns a world like this one in another folder.
 func (w *world) copy(t testing.TB) *world {
-	c := &world{TB: t, dir: t.TempDir(), targets: w.targets, want: maps.Clone(w.want),
+	c := &world{TB: t, dir: t.TempDir(), bucket: w.bucket.copy(t), targets: w.targets, want: maps.Clone(w.want),
 		now: maps.Clone(w.now), foreign: maps.Clone(w.foreign)}
 	c.watch()
 	if err := os.CopyFS(c.dir, os.DirFS(w.dir)); err != nil {
@@ -102,7 +106,13 @@ func processes(text string) []string {
 	return found
 }
 
-func (w *world) repo() string               { return filepath.Join(w.dir, "repo") }
+func (w *world) repo() string {
+	if w.bucket != nil {
+		return w.bucket.String()
+	}
+	return filepath.Join(w.dir, "repo")
+}
+
 func (w *world) image(target string) string { return filepath.Join(w.dir, target+".qcow2") }
 
 // tool runs a program that has to succeed, and returns its stdout.
@@ -199,6 +209,9 @@ type outcome struct {
 func (w *world) runWith(p program, args ...string) outcome {
 	var out, stderr bytes.Buffer
 	p.in, p.out, p.err = strings.NewReader(""), &out, &stderr
+	if w.bucket != nil {
+		p.wrap = w.bucket.wrap(w, p.wrap)
+	}
 	code := run(append([]string{"--repo", w.repo()}, args...), p)
 	return outcome{code, out.String(), stderr.String()}
 }
@@ -224,7 +237,7 @@ func (w *world) commit(checkpoint string, more ...string) {
 // group.
 func (w *world) child(env []string, args ...string) *exec.Cmd {
 	cmd := exec.Command("imgbackup", append([]string{"--repo", w.repo()}, args...)...)
-	cmd.Env = append(os.Environ(), env...)
+	cmd.Env = append(slices.Concat(os.Environ(), w.bucket.env()), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd
 }
@@ -260,15 +273,24 @@ func diedBy(err error, sig syscall.Signal) bool {
 	return status.Signaled() && status.Signal() == sig
 }
 
-// open opens the repository.
-func (w *world) open() *chain.Repository {
+// store opens the place of the repository.
+func (w *world) store() objstore.Store {
 	w.Helper()
+	if w.bucket != nil {
+		return w.bucket.open(w)
+	}
 	store, err := objstore.OpenLocal(w.repo())
 	if err != nil {
 		w.Fatal(err)
 	}
 	w.Cleanup(func() { _ = store.Close() })
-	r, err := chain.Open(context.Background(), store)
+	return store
+}
+
+// open opens the repository.
+func (w *world) open() *chain.Repository {
+	w.Helper()
+	r, err := chain.Open(context.Background(), w.store())
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -369,6 +391,9 @@ func (w *world) verifyTidy() {
 	})
 	if err != nil {
 		w.Fatal(err)
+	}
+	if w.bucket != nil {
+		w.bucket.verifyTidy(w)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -58,8 +59,9 @@ type Fault struct {
 	Bytes  int64  // of the body, for Cut and Stall
 	Ranged bool   // only ranged requests
 
-	// Do is called before the fault takes effect; with Meanwhile when half of
-	// the request's body has been passed on, or Bytes of the answer's.
+	// Do, if any, is called before the fault takes effect; with Lost and Late
+	// when only the reset remains, with Meanwhile when half of the request's
+	// body has been passed on, or Bytes of the answer's.
 	Do func()
 }
 
@@ -73,6 +75,7 @@ type Proxy struct {
 	mu     sync.Mutex
 	faults []*fault
 	counts map[string]int
+	log    []string
 	late   []func() int
 	stop   context.CancelFunc
 }
@@ -144,6 +147,14 @@ func (p *Proxy) Count(method string) int {
 	return p.counts[method]
 }
 
+// Methods returns the methods of all requests, in the order in which they came;
+// LIST is a method.
+func (p *Proxy) Methods() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.log)
+}
+
 // Connections returns how many connections were made to the proxy.
 func (p *Proxy) Connections() int { return int(p.conns.Load()) }
 
@@ -180,6 +191,7 @@ func (p *Proxy) hit(r *http.Request) *Fault {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.counts[m]++
+	p.log = append(p.log, m)
 	var met *Fault
 	for _, f := range p.faults {
 		if f.Method != "" && f.Method != m || !strings.Contains(key, f.Key) ||
@@ -202,14 +214,17 @@ func (p *Proxy) serve(ctx context.Context, forward http.Handler, w http.Response
 		forward.ServeHTTP(w, r)
 		return
 	}
-	if f.How == Late {
+	switch f.How {
+	case Late:
 		p.keep(forward, r)
+	case Lost:
+		forward.ServeHTTP(httptest.NewRecorder(), r)
 	}
 	if f.Do != nil && f.How != Meanwhile {
 		f.Do()
 	}
 	switch f.How {
-	case Reset, Late:
+	case Reset, Late, Lost:
 		reset(w)
 	case ResetUpload:
 		r.Body = io.NopCloser(io.MultiReader(io.LimitReader(r.Body, r.ContentLength/2), broken{}))
@@ -222,10 +237,6 @@ func (p *Proxy) serve(ctx context.Context, forward http.Handler, w http.Response
 	case Pretend:
 		_, _ = io.Copy(io.Discard, r.Body)
 		w.WriteHeader(http.StatusOK)
-	case Lost:
-		rec := httptest.NewRecorder()
-		forward.ServeHTTP(rec, r)
-		reset(w)
 	case Unavailable:
 		answer(w, r, http.StatusServiceUnavailable, "SlowDown")
 	case Internal:
