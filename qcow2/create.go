@@ -29,6 +29,21 @@ type CreateOptions struct {
 	// Bitmap, when set, gives the image one persistent, enabled dirty bitmap
 	// without any dirty bit.
 	Bitmap *CreateBitmap
+	// Backing, when set, is recorded as the backing file: what the image does
+	// not allocate is read from there. Not together with Bitmap, which stands
+	// for a flat image of ours.
+	Backing *CreateBacking
+}
+
+// CreateBacking names the backing file of a new image. It is not opened, and
+// need not exist.
+type CreateBacking struct {
+	// File is the name as QEMU is to read it: a path, which if relative begins
+	// at the new image's folder. 1 to 1023 bytes, and no more than fit into the
+	// header's cluster.
+	File string
+	// Format is the backing file's.
+	Format Format
 }
 
 // CreateBitmap describes the empty dirty bitmap of a new image.
@@ -60,6 +75,8 @@ const (
 	createRefcountBytes     = 2 // refcount_order 4, QEMU's default
 	createRefcountOrder     = 4
 	createFlagCopied        = uint64(1) << 63 // the refcount is exactly one
+	createZeroCluster       = uint64(1)       // in an L2 table: reads as zeros, allocated nowhere
+	createMaxBackingName    = 1023
 	createExtBitmaps        = uint32(0x23852875)
 	createAutoclearBitmaps  = uint64(1)
 	createBitmapFlagAuto    = uint32(1 << 1)
@@ -67,9 +84,8 @@ const (
 	createBitmapEntryHeader = 24
 )
 
-// Creator writes a new qcow2 version 3 image without a backing file, front to
-// back, in memory that does not grow with the disk (three pages of at most one
-// cluster).
+// Creator writes a new qcow2 version 3 image, front to back, in memory that
+// does not grow with the disk (three pages of at most one cluster).
 //
 // Invariants: every cluster of the file up to its end is used exactly once, so
 // that all refcounts are one and can be computed at the end; and the header is
@@ -163,6 +179,9 @@ func NewCreator(f CreateFile, o CreateOptions) (*Creator, error) {
 		return nil, err
 	}
 	c := &Creator{f: f, o: o, clusterBits: uint(bits.TrailingZeros64(uint64(cs))), l2Index: -1, lastCluster: -1}
+	if err := c.checkBacking(); err != nil {
+		return nil, err
+	}
 	c.next = cs // the header's cluster
 	c.l1Entries = createDivUp(o.Size, cs*(cs/8))
 	if c.l1Entries > 0 {
@@ -214,8 +233,9 @@ func (c *Creator) take(n int64) int64 {
 // Allocate gives the guest range [start, end) its place in the file and tells
 // where that is, in ascending order and without gaps. Ranges come in ascending
 // order, must not overlap and lie within the virtual size; what none of them
-// covers reads as zeros. Clusters that a range covers only in part read as
-// zeros elsewhere, so long as nothing is written there.
+// covers is not allocated: it reads as zeros, or as the backing file. Clusters
+// that a range covers only in part read as zeros elsewhere, so long as nothing
+// is written there.
 func (c *Creator) Allocate(start, end int64) ([]HostRun, error) {
 	if c.finished {
 		return nil, errors.New("qcow2: allocation after the image was finished")
@@ -250,25 +270,58 @@ func (c *Creator) cluster(n int64) (int64, error) {
 	if n == c.lastCluster {
 		return c.lastHost, nil
 	}
-	perTable := c.o.ClusterSize / 8
-	if i := n / perTable; i != c.l2Index {
-		if err := c.l2.flush(); err != nil {
-			return 0, err
-		}
-		c.l2Index, c.l2.base = i, c.take(1)
-		if err := c.l1.set(i, uint64(c.l2.base)|createFlagCopied); err != nil {
-			return 0, err
-		}
+	if err := c.tableOf(n); err != nil {
+		return 0, err
 	}
 	host := c.take(1)
 	if c.next > createMaxHostOffset {
 		return 0, errors.New("qcow2: the image file would be larger than the format can address")
 	}
-	if err := c.l2.set(n%perTable, uint64(host)|createFlagCopied); err != nil {
+	if err := c.l2.set(n%(c.o.ClusterSize/8), uint64(host)|createFlagCopied); err != nil {
 		return 0, err
 	}
 	c.lastCluster, c.lastHost = n, host
 	return host, nil
+}
+
+// tableOf makes the L2 table of guest cluster n the one at hand.
+func (c *Creator) tableOf(n int64) error {
+	i := n / (c.o.ClusterSize / 8)
+	if i == c.l2Index {
+		return nil
+	}
+	if err := c.l2.flush(); err != nil {
+		return err
+	}
+	c.l2Index, c.l2.base = i, c.take(1)
+	return c.l1.set(i, uint64(c.l2.base)|createFlagCopied)
+}
+
+// Zero makes the guest range [start, end) explicit zeros, which hide what a
+// backing file holds there. It begins at a cluster's beginning and ends at one,
+// or at the end of the disk; among the ranges of [Creator.Allocate] it takes its
+// place in ascending order, and shares no cluster with them. It takes up 8 bytes
+// per cluster.
+func (c *Creator) Zero(start, end int64) error {
+	cs := c.o.ClusterSize
+	switch {
+	case c.finished:
+		return errors.New("qcow2: allocation after the image was finished")
+	case start < c.lastEnd || end < start || end > c.o.Size:
+		return fmt.Errorf("qcow2: range %d..%d is not in ascending order (after %d) within the virtual size %d", start, end, c.lastEnd, c.o.Size)
+	case start%cs != 0 || end%cs != 0 && end != c.o.Size:
+		return fmt.Errorf("qcow2: range %d..%d is not of whole clusters of %d bytes", start, end, cs)
+	}
+	for n := start / cs; n*cs < end; n++ {
+		if err := c.tableOf(n); err != nil {
+			return err
+		}
+		if err := c.l2.set(n%(cs/8), createZeroCluster); err != nil {
+			return err
+		}
+	}
+	c.lastEnd = end
+	return nil
 }
 
 // FileSize returns how long the image file is so far, in bytes: the clusters
@@ -339,68 +392,4 @@ func (c *Creator) writeBitmap() (directory, size int64, err error) {
 	size = int64(len(entry))
 	directory = c.take(createDivUp(size, c.o.ClusterSize))
 	return directory, size, createWrite(c.f, entry, directory, "bitmap directory")
-}
-
-// header returns the header with its extensions. It fits into the smallest
-// cluster.
-func (c *Creator) header(refTable, refTableClusters, directory, directorySize int64) []byte {
-	be := binary.BigEndian
-	var autoclear uint64
-	if directory != 0 {
-		autoclear = createAutoclearBitmaps
-	}
-	h := make([]byte, 0, createMinClusterSize)
-	h = append(h, 'Q', 'F', 'I', 0xfb)
-	h = be.AppendUint32(h, 3)
-	h = be.AppendUint64(h, 0) // no backing file
-	h = be.AppendUint32(h, 0)
-	h = be.AppendUint32(h, uint32(c.clusterBits))
-	h = be.AppendUint64(h, uint64(c.o.Size))
-	h = be.AppendUint32(h, 0) // no encryption
-	h = be.AppendUint32(h, uint32(c.l1Entries))
-	h = be.AppendUint64(h, uint64(c.l1Offset))
-	h = be.AppendUint64(h, uint64(refTable))
-	h = be.AppendUint32(h, uint32(refTableClusters))
-	h = be.AppendUint32(h, 0) // no snapshots
-	h = be.AppendUint64(h, 0)
-	h = be.AppendUint64(h, 0) // incompatible features
-	h = be.AppendUint64(h, 0) // compatible features
-	h = be.AppendUint64(h, autoclear)
-	h = be.AppendUint32(h, createRefcountOrder)
-	h = be.AppendUint32(h, createHeaderLength)
-	h = be.AppendUint64(h, 0) // compression type zlib, padding
-	if directory != 0 {
-		h = be.AppendUint32(h, createExtBitmaps)
-		h = be.AppendUint32(h, 24)
-		h = be.AppendUint32(h, 1) // one bitmap
-		h = be.AppendUint32(h, 0)
-		h = be.AppendUint64(h, uint64(directorySize))
-		h = be.AppendUint64(h, uint64(directory))
-	}
-	if b := c.o.Bitmap; b != nil && len(b.Name) <= maxOrigin {
-		h = be.AppendUint32(h, OriginExtension)
-		h = be.AppendUint32(h, uint32(len(b.Name)))
-		h = append(h, b.Name...)
-		h = append(h, make([]byte, -len(b.Name)&7)...)
-	}
-	return be.AppendUint64(h, 0) // the end of the extensions
-}
-
-// OriginExtension is the type of a header extension of ours: the name of the
-// bitmap that an image was made with. The image was then flat and had the
-// content that the bitmap's checkpoint has. QEMU keeps extensions that it does
-// not know.
-const OriginExtension uint32 = 0x696d6762 // "imgb"
-
-// maxOrigin is the longest name in that extension, bytes: it fits into the
-// header of an image with the smallest clusters.
-const maxOrigin = 256
-
-// Origin returns the name of the bitmap that the image was made with by a
-// restore, or "".
-func (h *Header) Origin() string {
-	if e := h.Extension(OriginExtension); e != nil && len(e.Data) <= maxOrigin {
-		return string(e.Data)
-	}
-	return ""
 }

@@ -415,6 +415,15 @@ func TestCreatorRefuses(t *testing.T) {
 		"granularity 4 GiB":       {Size: 1 << 20, Bitmap: &CreateBitmap{Name: "a", Granularity: 4 << 30}},
 		"granularity 1000":        {Size: 1 << 20, Bitmap: &CreateBitmap{Name: "a", Granularity: 1000}},
 		"bitmap of over 512 MiB":  {Size: 256<<40 + 512, ClusterSize: 2 << 20, Bitmap: name(1)},
+		"backing without name":    {Size: 1 << 20, Backing: &CreateBacking{Format: Raw}},
+		"backing without format":  {Size: 1 << 20, Backing: &CreateBacking{File: "b"}},
+		"backing in vmdk":         {Size: 1 << 20, Backing: &CreateBacking{File: "b", Format: "vmdk"}},
+		"backing with NUL":        {Size: 1 << 20, Backing: &CreateBacking{File: "a\x00b", Format: Raw}},
+		"backing in json":         {Size: 1 << 20, Backing: &CreateBacking{File: `json:{"driver":"raw"}`, Format: Raw}},
+		"backing over NBD":        {Size: 1 << 20, Backing: &CreateBacking{File: "nbd://host/x", Format: Raw}},
+		"backing of 1024 bytes":   {Size: 1 << 20, Backing: &CreateBacking{File: strings.Repeat("b", 1024), Format: Raw}},
+		"backing in 512 bytes":    {Size: 1 << 20, ClusterSize: 512, Backing: &CreateBacking{File: strings.Repeat("b", 377), Format: Raw}},
+		"backing and bitmap":      {Size: 1 << 20, Backing: &CreateBacking{File: "b", Format: Raw}, Bitmap: name(1)},
 	} {
 		f, err := os.Create(filepath.Join(t.TempDir(), "i"))
 		if err != nil {
