@@ -10,6 +10,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/internal/outfile"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -124,7 +125,7 @@ func (s *source) count(ctx context.Context) (a amounts, err error) {
 }
 
 // copyTo writes the disk's content.
-func (s *source) copyTo(ctx context.Context, out *output, limit *rate.Limiter, p *progress) error {
+func (s *source) copyTo(ctx context.Context, out *outfile.Output, limit *rate.Limiter, p *progress) error {
 	var w window
 	flush := func() error {
 		defer w.reset()
@@ -135,7 +136,7 @@ func (s *source) copyTo(ctx context.Context, out *output, limit *rate.Limiter, p
 			e := &w.entries[i]
 			for _, run := range w.of(i) {
 				from := run.Guest - e.Offset
-				if err := out.write(data[from:from+run.Length], run.Host); err != nil {
+				if err := out.Write(data[from:from+run.Length], run.Host); err != nil {
 					return err
 				}
 			}
@@ -145,15 +146,15 @@ func (s *source) copyTo(ctx context.Context, out *output, limit *rate.Limiter, p
 	}
 	err := s.each(ctx, func(e archive.Entry) error {
 		if e.Zero {
-			if err := out.zero(ctx, e.Offset, e.End()); err != nil {
+			if err := out.Zero(ctx, e.Offset, e.End()); err != nil {
 				return err
 			}
-			if out.device {
+			if out.Device {
 				p.add(e.Length)
 			}
 			return nil
 		}
-		runs, err := out.at(e.Offset, e.End())
+		runs, err := out.At(e.Offset, e.End())
 		if err != nil {
 			return fmt.Errorf("disk %s: %w", s.disk, err)
 		}

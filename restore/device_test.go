@@ -18,6 +18,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/outfile"
 	"github.com/imgbackup/imgbackup/objstore/objstoretest"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -27,7 +28,7 @@ import (
 type testDevice struct {
 	path string // of the device
 	file string // that holds its content
-	sys  *system
+	sys  *outfile.System
 }
 
 // testDevices returns devices of size bytes, full of 0xaa: one that is a mere file
@@ -42,9 +43,9 @@ func testDevices(t *testing.T, size int64) []testDevice {
 		return file
 	}
 	fake := create("fake-device")
-	sys := linux()
-	sys.isDevice = func(fi fs.FileInfo) bool { return fi.Name() == "fake-device" }
-	sys.openDevice = func(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDWR, 0) }
+	sys := outfile.Linux()
+	sys.IsDevice = func(fi fs.FileInfo) bool { return fi.Name() == "fake-device" }
+	sys.OpenDevice = func(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDWR, 0) }
 	devices := []testDevice{{fake, fake, sys}}
 	file := create("loop")
 	out, err := exec.Command("losetup", "--find", "--show", file).CombinedOutput()
@@ -54,7 +55,7 @@ func testDevices(t *testing.T, size int64) []testDevice {
 	}
 	path := strings.TrimSpace(string(out))
 	t.Cleanup(func() { tool(t, "losetup", "--detach", path) })
-	return append(devices, testDevice{path, file, linux()})
+	return append(devices, testDevice{path, file, outfile.Linux()})
 }
 
 func TestRestoreToDevice(t *testing.T) {
@@ -137,11 +138,11 @@ func TestDeviceInUse(t *testing.T) {
 	for _, d := range testDevices(t, disks[0].size()) {
 		targets := []Target{{"vda", d.path, qcow2.Raw}}
 		if d.path == d.file {
-			d.sys.openDevice = func(path string) (*os.File, error) {
+			d.sys.OpenDevice = func(path string) (*os.File, error) {
 				return nil, &os.PathError{Op: "open", Path: path, Err: unix.EBUSY}
 			}
 		} else {
-			f, err := linux().openDevice(d.path)
+			f, err := outfile.Linux().OpenDevice(d.path)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -7,9 +7,7 @@
 //
 //   - A file appears under its final name only when it is complete, durable
 //     and, if asked for, read back; several disks get their names together,
-//     after the last is done. Until then they are partial files beside their
-//     targets, locked (flock) so that the next run tells a living one from
-//     what a killed run has left, and removes the latter.
+//     after the last is done (internal/outfile).
 //   - Any failure removes the partial files and leaves what stood under the
 //     final names as it was. A block device has no such second copy: it is
 //     written in place, after all files, and an error says that its content is

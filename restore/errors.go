@@ -5,17 +5,19 @@ package restore
 import (
 	"errors"
 	"fmt"
+
+	"github.com/imgbackup/imgbackup/internal/outfile"
 )
 
 // The refusals that callers decide by. They are matched with errors.Is, and
 // nothing has been written when they are returned.
 var (
 	// ErrTargetExists says that a target is there already, and Force is not set.
-	ErrTargetExists = errors.New("the target exists already (--force replaces it)")
+	ErrTargetExists = outfile.ErrExists
 	// ErrUnknownDisk says that the checkpoint has no disk of that name.
 	ErrUnknownDisk = errors.New("no such disk in the checkpoint")
 	// ErrUsage says that what was asked for contradicts itself or the checkpoint.
-	ErrUsage = errors.New("wrong usage")
+	ErrUsage = outfile.ErrUsage
 )
 
 // DamageError says which part of which disk cannot be restored, because what

@@ -19,6 +19,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/outfile"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/objstoretest"
 	"github.com/imgbackup/imgbackup/qcow2"
@@ -151,9 +152,9 @@ func TestNoSpaceAtAnyWrite(t *testing.T) {
 	for _, format := range bothFormats {
 		dir := t.TempDir()
 		for fail := int64(1); ; fail++ {
-			sys := linux()
+			sys := outfile.Linux()
 			var calls atomic.Int64
-			sys.pwrite = func(f *os.File, p []byte, off int64) (int, error) {
+			sys.Pwrite = func(f *os.File, p []byte, off int64) (int, error) {
 				if calls.Add(1) == fail {
 					return 0, &os.PathError{Op: "write", Path: f.Name(), Err: unix.ENOSPC}
 				}

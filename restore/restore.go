@@ -15,6 +15,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/outfile"
 )
 
 // Options say how a restore is done. The zero value is the strictest.
@@ -53,10 +54,10 @@ type DiskResult struct {
 // [VerifyError], [qcow2.InUseError], [qcow2.BusyError], [qcow2.NoLockError],
 // the context's, or else of the store or the file system.
 func Run(ctx context.Context, repo *chain.Repository, m *chain.Manifest, targets []Target, o Options) (*Result, error) {
-	return run(ctx, linux(), repo, m, targets, o)
+	return run(ctx, outfile.Linux(), repo, m, targets, o)
 }
 
-func run(ctx context.Context, sys *system, repo *chain.Repository, m *chain.Manifest, targets []Target, o Options) (res *Result, err error) {
+func run(ctx context.Context, sys *outfile.System, repo *chain.Repository, m *chain.Manifest, targets []Target, o Options) (res *Result, err error) {
 	undo, err := makeDir(o.MakeDir)
 	if err != nil {
 		return nil, err
@@ -74,7 +75,7 @@ func run(ctx context.Context, sys *system, repo *chain.Repository, m *chain.Mani
 	jobs, err := openJobs(ctx, sys, repo, all, o, p)
 	defer func() {
 		for _, j := range jobs {
-			if derr := j.out.discard(); derr != nil && err != nil {
+			if derr := j.out.Discard(); derr != nil && err != nil {
 				err = errors.Join(err, derr)
 			}
 		}
@@ -82,7 +83,7 @@ func run(ctx context.Context, sys *system, repo *chain.Repository, m *chain.Mani
 	if err != nil {
 		return nil, err
 	}
-	warnIfFull(sys, jobs, p)
+	warnIfFull(jobs, p)
 	for _, j := range jobs {
 		if err := j.do(ctx, o, p); err != nil {
 			return nil, err
@@ -91,15 +92,14 @@ func run(ctx context.Context, sys *system, repo *chain.Repository, m *chain.Mani
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	var files []*naming
+	var outs []*outfile.Output
 	for _, j := range jobs {
-		if j.out.part != nil {
-			files = append(files, &naming{p: j.out.part, final: j.out.base(), replaces: j.out.existing})
-		}
+		outs = append(outs, j.out)
 	}
-	if err := publish(sys, files); err != nil {
+	if err := outfile.Publish(sys, outs); err != nil {
 		return nil, err
 	}
+	outfile.Settle(outs)
 	return result(targets, jobs, o), nil
 }
 
@@ -117,12 +117,7 @@ func makeDir(path string) (undo func(), err error) {
 		return nil, fmt.Errorf("make the targets' folder: %w", err)
 	}
 	undo = func() { _ = os.Remove(path) }
-	parent, err := openFolder(filepath.Dir(filepath.Clean(path)))
-	if err == nil {
-		err = parent.sync()
-		_ = parent.f.Close()
-	}
-	if err != nil {
+	if err := outfile.SyncFolder(filepath.Dir(filepath.Clean(path))); err != nil {
 		undo()
 		return nil, err
 	}
@@ -132,13 +127,14 @@ func makeDir(path string) (undo func(), err error) {
 // job is one disk on its way.
 type job struct {
 	src *source
-	out *output
+	at  *place
+	out *outfile.Output
 	amounts
 }
 
 // openJobs proves the maps of all disks, and only then opens the targets. On an
 // error, what it returns is still to be discarded.
-func openJobs(ctx context.Context, sys *system, repo *chain.Repository, all []*place, o Options, p *progress) (jobs []*job, err error) {
+func openJobs(ctx context.Context, sys *outfile.System, repo *chain.Repository, all []*place, o Options, p *progress) (jobs []*job, err error) {
 	fetcher := archive.NewFetcher(repo.Store, archive.FetcherOptions{Parallel: o.Workers})
 	sources := make([]*source, len(all))
 	counts := make([]amounts, len(all))
@@ -160,11 +156,11 @@ func openJobs(ctx context.Context, sys *system, repo *chain.Repository, all []*p
 		p.event.Total += counts[i].work(pl, o)
 	}
 	for i, pl := range all {
-		out, err := openOutput(ctx, sys, pl, o)
+		out, err := pl.open(ctx, sys, o)
 		if err != nil {
 			return jobs, err
 		}
-		jobs = append(jobs, &job{src: sources[i], out: out, amounts: counts[i]})
+		jobs = append(jobs, &job{src: sources[i], at: pl, out: out, amounts: counts[i]})
 	}
 	return jobs, nil
 }
@@ -172,7 +168,7 @@ func openJobs(ctx context.Context, sys *system, repo *chain.Repository, all []*p
 // work is what a disk adds to the total of the progress.
 func (a amounts) work(p *place, o Options) int64 {
 	n := a.data
-	if p.device {
+	if p.Device {
 		n += a.zero
 	}
 	if o.Verify {
@@ -184,8 +180,8 @@ func (a amounts) work(p *place, o Options) int64 {
 // do writes one disk, makes it durable and reads it back.
 func (j *job) do(ctx context.Context, o Options, p *progress) (err error) {
 	defer func() {
-		if err != nil && j.out.device {
-			err = fmt.Errorf("the content of the device %s is now incomplete, restore it again: %w", j.out.path, err)
+		if err != nil && j.out.Device {
+			err = fmt.Errorf("the content of the device %s is now incomplete, restore it again: %w", j.out.Path, err)
 		}
 	}()
 	p.begin(j.src.disk, Writing)
@@ -196,7 +192,7 @@ func (j *job) do(ctx context.Context, o Options, p *progress) (err error) {
 		return err
 	}
 	p.begin(j.src.disk, Syncing)
-	if err := j.out.finish(); err != nil {
+	if err := j.out.Finish(); err != nil {
 		return err
 	}
 	if !o.Verify {
@@ -207,30 +203,22 @@ func (j *job) do(ctx context.Context, o Options, p *progress) (err error) {
 	if workers == 0 {
 		workers = runtime.GOMAXPROCS(0)
 	}
-	return j.src.verify(ctx, j.out, workers, p)
+	return j.verify(ctx, workers, p)
 }
 
 // warnIfFull warns when the data is larger than the free space. That is no
 // refusal: zeros within the data become holes, and a file system may compress.
-func warnIfFull(sys *system, jobs []*job, p *progress) {
+func warnIfFull(jobs []*job, p *progress) {
 	need := make(map[uint64]int64)
 	for _, j := range jobs {
-		if j.out.dir == nil {
+		id, folder, free, ok := j.out.FreeSpace()
+		if !ok {
 			continue
 		}
-		fi, err := j.out.dir.f.Stat()
-		if err != nil {
-			continue
-		}
-		id, ok := identity(fi)
-		free, err := sys.freeSpace(j.out.dir.f)
-		if !ok || err != nil {
-			continue
-		}
-		before := need[id[0]]
-		need[id[0]] += j.data
-		if before <= free && need[id[0]] > free {
-			p.warn(fmt.Sprintf("%s has %d bytes free and up to %d are needed: the restore may fail", j.out.dir.path, free, need[id[0]]))
+		before := need[id]
+		need[id] += j.data
+		if before <= free && need[id] > free {
+			p.warn(fmt.Sprintf("%s has %d bytes free and up to %d are needed: the restore may fail", folder, free, need[id]))
 		}
 	}
 }
@@ -242,10 +230,10 @@ func result(targets []Target, jobs []*job, o Options) *Result {
 			if j.src.disk != t.Disk {
 				continue
 			}
-			d := DiskResult{Disk: t.Disk, Path: j.out.path, Format: string(t.Format), Device: j.out.device,
+			d := DiskResult{Disk: t.Disk, Path: j.out.Path, Format: string(t.Format), Device: j.out.Device,
 				Size: j.src.size, Data: j.data, Zero: j.zero, Verified: o.Verify}
-			if j.out.withBitmap {
-				d.Bitmap = j.out.disk.Bitmap
+			if j.at.withBitmap {
+				d.Bitmap = j.at.disk.Bitmap
 			}
 			res.Disks = append(res.Disks, d)
 		}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/internal/outfile"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -31,22 +32,23 @@ type written interface {
 // says: chunks by their digests, parts of chunks by their bytes, all else with
 // zeros. It reads what is on the medium, not what is still in memory, as far
 // as the kernel gives up its cache.
-func (s *source) verify(ctx context.Context, out *output, workers int, p *progress) error {
-	_ = unix.Fadvise(int(out.f.Fd()), 0, 0, unix.FADV_DONTNEED)
+func (j *job) verify(ctx context.Context, workers int, p *progress) error {
+	s, out := j.src, j.out
+	_ = unix.Fadvise(int(out.File().Fd()), 0, 0, unix.FADV_DONTNEED)
 	var w written
-	if out.creator == nil {
-		w = rawTarget{out.f}
-		if st, err := out.f.Stat(); err != nil || !out.device && st.Size() != s.size {
-			return errors.Join(err, &VerifyError{Disk: s.disk, Path: out.path, End: s.size, What: "the file's length is not the disk's"})
+	if out.Creator == nil {
+		w = rawTarget{out.File()}
+		if st, err := out.File().Stat(); err != nil || !out.Device && st.Size() != s.size {
+			return errors.Join(err, &VerifyError{Disk: s.disk, Path: out.Path, End: s.size, What: "the file's length is not the disk's"})
 		}
 	} else {
-		c, err := qcow2.OpenChain(out.part.path(), qcow2.Qcow2, qcow2.OpenOptions{})
+		c, err := qcow2.OpenChain(out.NowAt(), qcow2.Qcow2, qcow2.OpenOptions{})
 		if err != nil {
-			return &VerifyError{Disk: s.disk, Path: out.path, End: s.size, What: err.Error()}
+			return &VerifyError{Disk: s.disk, Path: out.Path, End: s.size, What: err.Error()}
 		}
 		defer func() { _ = c.Close() }()
-		if err := checkImage(c, out); err != nil {
-			return &VerifyError{Disk: s.disk, Path: out.path, End: s.size, What: err.Error()}
+		if err := checkImage(c, j.at); err != nil {
+			return &VerifyError{Disk: s.disk, Path: out.Path, End: s.size, What: err.Error()}
 		}
 		w = qcow2Target{c}
 	}
@@ -56,22 +58,22 @@ func (s *source) verify(ctx context.Context, out *output, workers int, p *progre
 }
 
 // checkImage checks what a qcow2 image says of itself.
-func checkImage(c *qcow2.Chain, out *output) error {
-	if c.Size() != out.disk.Size || len(c.Layers) != 1 {
+func checkImage(c *qcow2.Chain, at *place) error {
+	if c.Size() != at.disk.Size || len(c.Layers) != 1 {
 		return fmt.Errorf("the image has %d bytes and %d layers", c.Size(), len(c.Layers))
 	}
 	l := c.Layers[0]
 	if l.BitmapsErr != nil {
 		return l.BitmapsErr
 	}
-	if !out.withBitmap {
+	if !at.withBitmap {
 		return nil
 	}
 	if len(l.Bitmaps) != 1 {
 		return fmt.Errorf("the image has %d bitmaps", len(l.Bitmaps))
 	}
 	b := l.Bitmaps[0]
-	if b.Name != out.disk.Bitmap || b.Granularity != out.disk.Granularity || !b.Enabled || b.InUse || b.Problem != nil {
+	if b.Name != at.disk.Bitmap || b.Granularity != at.disk.Granularity || !b.Enabled || b.InUse || b.Problem != nil {
 		return errors.Join(errors.New("the image's bitmap is not as it was made"), b.Problem)
 	}
 	if n, err := b.DirtyBytes(); err != nil || n != 0 {
@@ -82,7 +84,7 @@ func checkImage(c *qcow2.Chain, out *output) error {
 
 type verifier struct {
 	*source
-	out     *output
+	out     *outfile.Output
 	w       written
 	workers int
 	p       *progress
@@ -126,7 +128,7 @@ func (v *verifier) pending() int {
 }
 
 func (v *verifier) wrong(start, end int64, what string) error {
-	return &VerifyError{Disk: v.disk, Path: v.out.path, Start: start, End: end, What: what}
+	return &VerifyError{Disk: v.disk, Path: v.out.Path, Start: start, End: end, What: what}
 }
 
 func (v *verifier) read(p []byte, off int64) error {
@@ -152,13 +154,13 @@ func (v *verifier) zeros(ctx context.Context, start, end int64) error {
 			if err := v.read(p, pos); err != nil {
 				return err
 			}
-			if !isZero(p) {
+			if !outfile.IsZero(p) {
 				return v.wrong(pos, pos+int64(len(p)), "it should be zeros")
 			}
 			pos += int64(len(p))
 		}
 	}
-	if v.out.device {
+	if v.out.Device {
 		v.p.add(end - start)
 	}
 	return nil
@@ -224,7 +226,7 @@ func (r rawTarget) mayHold(start, end int64) iter.Seq2[[2]int64, error] {
 				to, err = r.Seek(from, unix.SEEK_HOLE)
 			}
 			if err != nil { // a device, or a file system that cannot tell
-				if unsupported(err) {
+				if outfile.Unsupported(err) {
 					err = nil
 				}
 				yield([2]int64{pos, end}, err)

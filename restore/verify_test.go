@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/imgbackup/imgbackup/internal/outfile"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -28,9 +29,9 @@ func TestVerifySeesEveryWrongWrite(t *testing.T) {
 		for _, how := range []string{"flipped", "lost"} {
 			dir := t.TempDir()
 			for bad := int64(1); ; bad++ {
-				sys := linux()
+				sys := outfile.Linux()
 				var calls atomic.Int64
-				sys.pwrite = func(f *os.File, p []byte, off int64) (int, error) {
+				sys.Pwrite = func(f *os.File, p []byte, off int64) (int, error) {
 					if calls.Add(1) != bad {
 						return f.WriteAt(p, off)
 					}
@@ -79,9 +80,9 @@ func TestVerifySeesStrayBytes(t *testing.T) {
 	r, m, _ := twoDisks(t)
 	dir := t.TempDir()
 	for _, at := range []int64{130 << 10, 191 << 10, 2049 << 10} {
-		sys := linux()
+		sys := outfile.Linux()
 		var done atomic.Bool
-		sys.pwrite = func(f *os.File, p []byte, off int64) (int, error) {
+		sys.Pwrite = func(f *os.File, p []byte, off int64) (int, error) {
 			if done.CompareAndSwap(false, true) {
 				if _, err := f.WriteAt([]byte{1}, at); err != nil {
 					return 0, err

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package restore
+package outfile
 
 import (
 	"context"
@@ -38,7 +38,7 @@ func lockExclusive(ctx context.Context, f *os.File, noLock bool) error {
 		case err == nil:
 		case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES):
 			return &qcow2.InUseError{Path: f.Name(), Why: "another program has locked the image"}
-		case noLock && (unsupported(err) || errors.Is(err, unix.ENOLCK)):
+		case noLock && (Unsupported(err) || errors.Is(err, unix.ENOLCK)):
 			return nil
 		default:
 			return &qcow2.NoLockError{Path: f.Name(), Err: err}
@@ -83,7 +83,7 @@ func flockFor(ctx context.Context, f *os.File) error {
 // flock, that is no error: it is a courtesy among runs of this program.
 func flock(f *os.File) error {
 	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil || errors.Is(err, unix.ENOLCK) || unsupported(err) {
+	if err == nil || errors.Is(err, unix.ENOLCK) || Unsupported(err) {
 		return nil
 	}
 	return fmt.Errorf("%s: flock: %w", f.Name(), err)

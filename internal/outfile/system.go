@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package restore
+package outfile
 
 import (
 	"errors"
@@ -13,40 +13,41 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// system is what this package asks of the kernel where the answer depends on
+// System is what this package asks of the kernel where the answer depends on
 // the machine: tests without block devices or full disks put in their own.
-type system struct {
-	// pwrite writes all of p to a file at an offset.
-	pwrite func(f *os.File, p []byte, off int64) (int, error)
-	// isDevice tells whether a file is a block device.
-	isDevice func(fs.FileInfo) bool
-	// openDevice opens a block device for itself alone.
-	openDevice func(path string) (*os.File, error)
-	// zeroOut makes a range of a block device read as zeros. Offset and length
+type System struct {
+	// Pwrite writes all of p to a file at an offset.
+	Pwrite func(f *os.File, p []byte, off int64) (int, error)
+	// IsDevice tells whether a file is a block device.
+	IsDevice func(fs.FileInfo) bool
+	// OpenDevice opens a block device for itself alone.
+	OpenDevice func(path string) (*os.File, error)
+	// ZeroOut makes a range of a block device read as zeros. Offset and length
 	// are multiples of zeroAlign.
-	zeroOut func(f *os.File, off, length int64) error
-	// rename is renameat2(2) within one folder.
-	rename func(dir *os.File, from, to string, flags uint) error
-	// freeSpace returns the bytes that an unprivileged user may still write to
+	ZeroOut func(f *os.File, off, length int64) error
+	// Rename is renameat2(2) within one folder.
+	Rename func(dir *os.File, from, to string, flags uint) error
+	// FreeSpace returns the bytes that an unprivileged user may still write to
 	// the file system of an open folder.
-	freeSpace func(dir *os.File) (int64, error)
+	FreeSpace func(dir *os.File) (int64, error)
 }
 
 // zeroAlign is what every device's logical blocks divide, bytes.
 const zeroAlign = 4096
 
-func linux() *system {
-	return &system{
-		pwrite:   (*os.File).WriteAt,
-		isDevice: isBlockDevice,
-		openDevice: func(path string) (*os.File, error) {
+// Linux is the machine's own.
+func Linux() *System {
+	return &System{
+		Pwrite:   (*os.File).WriteAt,
+		IsDevice: isBlockDevice,
+		OpenDevice: func(path string) (*os.File, error) {
 			return os.OpenFile(path, os.O_RDWR|unix.O_EXCL|unix.O_NOFOLLOW, 0)
 		},
-		zeroOut: zeroOut,
-		rename: func(dir *os.File, from, to string, flags uint) error {
+		ZeroOut: zeroOut,
+		Rename: func(dir *os.File, from, to string, flags uint) error {
 			return unix.Renameat2(int(dir.Fd()), from, int(dir.Fd()), to, flags)
 		},
-		freeSpace: freeSpace,
+		FreeSpace: freeSpace,
 	}
 }
 
@@ -54,9 +55,9 @@ func isBlockDevice(fi fs.FileInfo) bool {
 	return fi.Mode()&fs.ModeDevice != 0 && fi.Mode()&fs.ModeCharDevice == 0
 }
 
-// identity tells files apart whatever their path: a device by its number, any
+// Identity tells files apart whatever their path: a device by its number, any
 // other file by device and inode.
-func identity(fi fs.FileInfo) (id [2]uint64, ok bool) {
+func Identity(fi fs.FileInfo) (id [2]uint64, ok bool) {
 	st, ok := fi.Sys().(*syscall.Stat_t)
 	if !ok {
 		return id, false
@@ -80,7 +81,7 @@ func deviceSize(f *os.File) (int64, error) {
 // certain, and else lets the kernel write zeros as fast as the device can.
 func zeroOut(f *os.File, off, length int64) error {
 	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length)
-	if unsupported(err) {
+	if Unsupported(err) {
 		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, length)
 	}
 	return err
@@ -97,7 +98,7 @@ func freeSpace(dir *os.File) (int64, error) {
 	return int64(st.Bavail) * st.Frsize, nil
 }
 
-// unsupported tells whether a file system or a device lacks an operation.
-func unsupported(err error) bool {
+// Unsupported tells whether a file system or a device lacks an operation.
+func Unsupported(err error) bool {
 	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY)
 }

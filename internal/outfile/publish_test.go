@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package restore
+package outfile
 
 import (
 	"errors"
@@ -58,10 +58,69 @@ func testNamings(t *testing.T, d *folder, n int, old ...int) []*naming {
 func TestPublish(t *testing.T) {
 	t.Parallel()
 	d := testFolder(t)
-	if err := publish(linux(), testNamings(t, d, 3, 1)); err != nil {
+	files := testNamings(t, d, 3, 1)
+	if err := publish(Linux(), files); err != nil {
 		t.Fatal(err)
 	}
+	if got := contents(t, d.path); got != "PARTIAL=old1 a=new0 b=new1 c=new2" {
+		t.Error(got)
+	}
+	for _, f := range files {
+		f.settle()
+	}
 	if got := contents(t, d.path); got != "a=new0 b=new1 c=new2" {
+		t.Error(got)
+	}
+}
+
+// What was published can be taken back until it is settled.
+func TestRetract(t *testing.T) {
+	t.Parallel()
+	d := testFolder(t)
+	files := testNamings(t, d, 3, 1)
+	if err := publish(Linux(), files); err != nil {
+		t.Fatal(err)
+	}
+	if err := retract(Linux(), files); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		f.settle()
+		if err := f.p.remove(); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := contents(t, d.path); got != "b=old1" {
+		t.Error(got)
+	}
+}
+
+// A name that cannot be taken back is said, and its file stays.
+func TestRetractFails(t *testing.T) {
+	t.Parallel()
+	sys := Linux()
+	d := testFolder(t)
+	files := testNamings(t, d, 3, 1)
+	if err := publish(sys, files); err != nil {
+		t.Fatal(err)
+	}
+	rename := sys.Rename
+	sys.Rename = func(dir *os.File, from, to string, flags uint) error {
+		if from == "b" {
+			return unix.EIO
+		}
+		return rename(dir, from, to, flags)
+	}
+	if err := retract(sys, files); !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), files[1].path()) {
+		t.Error(err)
+	}
+	for _, f := range files {
+		f.settle()
+		if err := f.p.remove(); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := contents(t, d.path); got != "b=new1" {
 		t.Error(got)
 	}
 }
@@ -70,9 +129,9 @@ func TestPublish(t *testing.T) {
 // link and plain rename.
 func TestPublishWithoutRenameFlags(t *testing.T) {
 	t.Parallel()
-	sys := linux()
-	plain, hits := sys.rename, 0
-	sys.rename = func(dir *os.File, from, to string, flags uint) error {
+	sys := Linux()
+	plain, hits := sys.Rename, 0
+	sys.Rename = func(dir *os.File, from, to string, flags uint) error {
 		if flags != 0 {
 			hits++
 			return unix.EINVAL
@@ -90,7 +149,7 @@ func TestPublishWithoutRenameFlags(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := &naming{p: testPartial(t, d, "x", "new"), final: "taken"}
-	if err := publish(sys, []*naming{n}); !errors.Is(err, ErrTargetExists) {
+	if err := publish(sys, []*naming{n}); !errors.Is(err, ErrExists) {
 		t.Errorf("a taken name: %v", err)
 	}
 }
@@ -100,9 +159,9 @@ func TestPublishIsAllOrNothing(t *testing.T) {
 	for fail := range 3 {
 		t.Run(fmt.Sprint(fail), func(t *testing.T) {
 			t.Parallel()
-			sys := linux()
-			rename, calls := sys.rename, 0
-			sys.rename = func(dir *os.File, from, to string, flags uint) error {
+			sys := Linux()
+			rename, calls := sys.Rename, 0
+			sys.Rename = func(dir *os.File, from, to string, flags uint) error {
 				calls++
 				if calls == fail+1 {
 					return unix.EIO
@@ -136,7 +195,7 @@ func TestPublishNeverOverwritesWhatAppeared(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(d.path, "b"), []byte("theirs"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := publish(linux(), files); !errors.Is(err, ErrTargetExists) {
+	if err := publish(Linux(), files); !errors.Is(err, ErrExists) {
 		t.Fatal(err)
 	}
 	for _, f := range files {
@@ -160,7 +219,7 @@ func TestPublishNeverReplacesAnotherFile(t *testing.T) {
 	if err := os.WriteFile(files[1].path(), []byte("theirs"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := publish(linux(), files); err == nil {
+	if err := publish(Linux(), files); err == nil {
 		t.Fatal("no error")
 	}
 	for _, f := range files {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package restore
+package outfile
 
 import (
 	"crypto/rand"
@@ -153,8 +153,18 @@ func (d *folder) removeStale(name string) {
 }
 
 func (d *folder) sync() error {
-	if err := d.f.Sync(); err != nil && !unsupported(err) {
+	if err := d.f.Sync(); err != nil && !Unsupported(err) {
 		return fmt.Errorf("sync the folder %s: %w", d.path, err)
 	}
 	return nil
+}
+
+// SyncFolder makes durable what was created in a folder or removed from it.
+func SyncFolder(path string) error {
+	d, err := openFolder(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = d.f.Close() }()
+	return d.sync()
 }

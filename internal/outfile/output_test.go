@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package restore
+package outfile
 
 import (
 	"bytes"
@@ -12,13 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
-	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
-func openTestOutput(t rapid.TB, sys *system, p *place, o Options) *output {
+func openTestOutput(t rapid.TB, sys *System, p *Place, size int64) *Output {
 	t.Helper()
-	out, err := openOutput(context.Background(), sys, p, o)
+	out, err := Open(context.Background(), sys, p, Spec{Size: size})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,9 +31,9 @@ func TestOutputSparseWrites(t *testing.T) {
 	dir := t.TempDir()
 	rapid.Check(t, func(t *rapid.T) {
 		const size = 64 << 10
-		sys := linux()
-		plain := sys.pwrite
-		sys.pwrite = func(f *os.File, p []byte, off int64) (int, error) {
+		sys := Linux()
+		plain := sys.Pwrite
+		sys.Pwrite = func(f *os.File, p []byte, off int64) (int, error) {
 			for pos := off &^ (sparseBlock - 1); pos < off+int64(len(p)); pos += sparseBlock {
 				from, to := max(pos, off)-off, min(pos+sparseBlock, off+int64(len(p)))-off
 				if len(bytes.Trim(p[from:to], "\x00")) == 0 {
@@ -43,8 +42,8 @@ func TestOutputSparseWrites(t *testing.T) {
 			}
 			return plain(f, p, off)
 		}
-		out := openTestOutput(t, sys, &place{Target: Target{Disk: "vda", Format: qcow2.Raw}, disk: &chain.Disk{Size: size}, path: filepath.Join(dir, "x")}, Options{})
-		defer func() { _ = out.discard() }()
+		out := openTestOutput(t, sys, &Place{Disk: "vda", Format: qcow2.Raw, Path: filepath.Join(dir, "x")}, size)
+		defer func() { _ = out.Discard() }()
 		model := make([]byte, size)
 		for range rapid.IntRange(0, 6).Draw(t, "pieces of data") {
 			from := rapid.IntRange(0, size-1).Draw(t, "from")
@@ -55,12 +54,12 @@ func TestOutputSparseWrites(t *testing.T) {
 		}
 		for pos := 0; pos < size; {
 			n := rapid.IntRange(1, size-pos).Draw(t, "length of a write")
-			if err := out.write(model[pos:pos+n], int64(pos)); err != nil {
+			if err := out.Write(model[pos:pos+n], int64(pos)); err != nil {
 				t.Fatal(err)
 			}
 			pos += n
 		}
-		got, err := os.ReadFile(out.part.path())
+		got, err := os.ReadFile(out.NowAt())
 		if err != nil || !bytes.Equal(got, model) {
 			t.Fatalf("the file differs (%v)", err)
 		}
@@ -74,11 +73,11 @@ func TestOutputDeviceZeros(t *testing.T) {
 	for _, supported := range []bool{true, false} {
 		rapid.Check(t, func(t *rapid.T) {
 			const size = 64 << 10
-			sys := linux()
-			sys.openDevice = func(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDWR, 0) }
+			sys := Linux()
+			sys.OpenDevice = func(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDWR, 0) }
 			zeroed := int64(0)
-			zero := sys.zeroOut
-			sys.zeroOut = func(f *os.File, off, n int64) error {
+			zero := sys.ZeroOut
+			sys.ZeroOut = func(f *os.File, off, n int64) error {
 				if off%zeroAlign != 0 || n%zeroAlign != 0 {
 					t.Fatalf("zeros at %d, %d bytes", off, n)
 				}
@@ -93,11 +92,11 @@ func TestOutputDeviceZeros(t *testing.T) {
 			if err := os.WriteFile(path, model, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			out := openTestOutput(t, sys, &place{Target: Target{Disk: "vda", Format: qcow2.Raw}, disk: &chain.Disk{Size: size}, path: path, device: true}, Options{})
-			defer func() { _ = out.discard() }()
+			out := openTestOutput(t, sys, &Place{Disk: "vda", Format: qcow2.Raw, Path: path, Device: true}, size)
+			defer func() { _ = out.Discard() }()
 			from := rapid.IntRange(0, size).Draw(t, "from")
 			to := rapid.IntRange(from, size).Draw(t, "to")
-			if err := out.zero(context.Background(), int64(from), int64(to)); err != nil {
+			if err := out.Zero(context.Background(), int64(from), int64(to)); err != nil {
 				t.Fatal(err)
 			}
 			if supported && to-from > 2*zeroAlign && zeroed == 0 {
@@ -118,11 +117,11 @@ func TestOutputDeviceTooSmall(t *testing.T) {
 	if err := os.WriteFile(path, make([]byte, 4096), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	sys := linux()
-	sys.openDevice = func(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDWR, 0) }
-	p := &place{Target: Target{Disk: "vda", Format: qcow2.Raw}, disk: &chain.Disk{Size: 4608}, path: path, device: true}
-	if out, err := openOutput(context.Background(), sys, p, Options{}); err == nil {
-		_ = out.discard()
+	sys := Linux()
+	sys.OpenDevice = func(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDWR, 0) }
+	p := &Place{Disk: "vda", Format: qcow2.Raw, Path: path, Device: true}
+	if out, err := Open(context.Background(), sys, p, Spec{Size: 4608}); err == nil {
+		_ = out.Discard()
 		t.Error("a device that is too small is taken")
 	}
 }
@@ -131,17 +130,17 @@ func TestIsZero(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{1, 2, 3, 511, 4096} {
 		p := make([]byte, n)
-		if !isZero(p) {
+		if !IsZero(p) {
 			t.Errorf("%d zeros are not zero", n)
 		}
 		for i := range p {
 			p[i] = 1
-			if isZero(p) {
+			if IsZero(p) {
 				t.Errorf("byte %d of %d is not seen", i, n)
 			}
 			p[i] = 0
 		}
-		if isZero(bytes.Repeat([]byte{7}, n)) {
+		if IsZero(bytes.Repeat([]byte{7}, n)) {
 			t.Error("equal bytes are taken for zeros")
 		}
 	}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package outfile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// Place is a target that has passed all checks that need no lock.
+type Place struct {
+	Disk   string // the disk that goes there
+	Path   string // absolute, with the folder's symbolic links resolved
+	Format qcow2.Format
+	Device bool // a block device
+	Exists bool // a regular file stands there
+	Reuse  bool // and is written in place, rather than replaced
+	ID     [2]uint64
+}
+
+// Wanted says where a disk is to go.
+type Wanted struct {
+	Disk   string
+	Path   string       // a file in a folder that exists, or a block device
+	Format qcow2.Format // of a device: qcow2.Raw
+	Force  bool         // replace a file that exists, and write to a block device
+	Reuse  bool         // write into the raw file or block device that is there
+}
+
+// Base is the target's file name in its folder.
+func (p *Place) Base() string { return filepath.Base(p.Path) }
+
+// InPlace tells whether what stands there is written over bit by bit.
+func (p *Place) InPlace() bool { return p.Device || p.Reuse }
+
+// Same tells whether two targets are one file.
+func (p *Place) Same(q *Place) bool {
+	return p.Path == q.Path || (p.Exists || p.Device) && q.ID == p.ID
+}
+
+// Resolve finds out what stands at a target's path, and refuses what may not be
+// written to.
+func Resolve(sys *System, w Wanted) (*Place, error) {
+	p := &Place{Disk: w.Disk, Format: w.Format, Reuse: w.Reuse}
+	switch {
+	case w.Format != qcow2.Raw && w.Format != qcow2.Qcow2:
+		return nil, fmt.Errorf("%w: disk %s: format %.40q is neither raw nor qcow2", ErrUsage, w.Disk, w.Format)
+	case w.Reuse && w.Format != qcow2.Raw:
+		return nil, fmt.Errorf("%w: disk %s: only a raw file can be reused", ErrUsage, w.Disk)
+	}
+	base := filepath.Base(w.Path)
+	if w.Path == "" || strings.HasSuffix(w.Path, "/") || base == "." || base == ".." {
+		return nil, fmt.Errorf("%w: disk %s: %q is no name of a file", ErrUsage, w.Disk, w.Path)
+	}
+	dir, err := filepath.EvalSymlinks(filepath.Dir(w.Path))
+	if err == nil {
+		dir, err = filepath.Abs(dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: the target's folder: %w", w.Disk, err)
+	}
+	p.Path = filepath.Join(dir, base)
+	fi, err := p.look(sys)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && w.Reuse:
+		return nil, fmt.Errorf("disk %s: there is nothing that could be reused: %w", w.Disk, err)
+	case errors.Is(err, fs.ErrNotExist) && p.missing():
+		return p, nil
+	case err != nil:
+		return nil, fmt.Errorf("disk %s: %w", w.Disk, err)
+	}
+	return p, p.judge(sys, w, fi)
+}
+
+// missing tells whether nothing stands at the path, not even a link to nowhere.
+func (p *Place) missing() bool {
+	_, err := os.Lstat(p.Path)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// look returns what stands at the path. Logical volumes are known by symbolic
+// links to their devices.
+func (p *Place) look(sys *System) (fs.FileInfo, error) {
+	fi, err := os.Lstat(p.Path)
+	if err != nil || fi.Mode()&fs.ModeSymlink == 0 {
+		return fi, err
+	}
+	real, err := filepath.EvalSymlinks(p.Path)
+	if err != nil {
+		return nil, err
+	}
+	if fi, err = os.Lstat(real); err != nil {
+		return nil, err
+	}
+	if !sys.IsDevice(fi) {
+		return nil, fmt.Errorf("%s is a symbolic link, which is not followed: give the path of the file itself", p.Path)
+	}
+	p.Path = real
+	return fi, nil
+}
+
+// judge refuses what stands there, unless it may be written to.
+func (p *Place) judge(sys *System, w Wanted, fi fs.FileInfo) error {
+	id, ok := Identity(fi)
+	if !ok {
+		return fmt.Errorf("disk %s: %s: the file has no identity", p.Disk, p.Path)
+	}
+	p.ID = id
+	switch {
+	case sys.IsDevice(fi):
+		p.Device = true
+		if p.Format != qcow2.Raw {
+			return fmt.Errorf("%w: disk %s: %s is a block device, which is written to in the format raw", ErrUsage, p.Disk, p.Path)
+		}
+	case fi.IsDir():
+		return fmt.Errorf("disk %s: the target %s is a folder", p.Disk, p.Path)
+	case fi.Mode().IsRegular():
+		p.Exists = true
+	default:
+		return fmt.Errorf("disk %s: the target %s is neither a file nor a block device", p.Disk, p.Path)
+	}
+	if !w.Force && !w.Reuse {
+		return fmt.Errorf("disk %s: %s: %w", p.Disk, p.Path, ErrExists)
+	}
+	return nil
+}
+
+// openExisting opens and locks the file that is to be replaced or reused.
+func (p *Place) openExisting(ctx context.Context, mode int, noLock bool) (*os.File, error) {
+	f, err := os.OpenFile(p.Path, mode|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: open the file that stands at the target: %w", p.Disk, err)
+	}
+	err = lockExclusive(ctx, f, noLock)
+	if err == nil {
+		err = p.stillThere(f)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// stillThere makes sure that what was opened is what the checks were made of.
+func (p *Place) stillThere(f *os.File) error {
+	fi, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("disk %s: %w", p.Disk, err)
+	}
+	if id, ok := Identity(fi); !ok || id != p.ID {
+		return fmt.Errorf("disk %s: %s: another file was put there meanwhile", p.Disk, p.Path)
+	}
+	return nil
+}
+
+// openDevice opens a block device for this process alone and locks it.
+func (p *Place) openDevice(ctx context.Context, sys *System, spec Spec) (*os.File, error) {
+	f, err := sys.OpenDevice(p.Path)
+	if errors.Is(err, unix.EBUSY) {
+		return nil, &qcow2.InUseError{Path: p.Path, Why: "the device is mounted, or is part of a volume group, an array or another mapping"}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: open the device: %w", p.Disk, err)
+	}
+	if err := lockExclusive(ctx, f, spec.NoLock); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	size, err := deviceSize(f)
+	if err == nil && size < spec.Size {
+		err = fmt.Errorf("the device has %d bytes, the disk needs %d", size, spec.Size)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("disk %s: %s: %w", p.Disk, p.Path, err)
+	}
+	return f, nil
+}
