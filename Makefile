@@ -11,7 +11,7 @@ build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o imgbackup ./cmd/imgbackup
 
 deps:
-	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit zstd jq
+	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit zstd jq xmllint /usr/share/libvirt/schemas/domain.rng
 
 # The S3 servers that tests run against: built once, which takes some minutes.
 servers:

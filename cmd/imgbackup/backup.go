@@ -23,9 +23,10 @@ func (a *app) backupCommand() *cobra.Command {
 		compression string
 		rate        string
 		dryRun      bool
+		xml         xmlFlags
 	)
 	cmd := &cobra.Command{
-		Use:   "backup DOMAIN --disk TARGET=PATH,format=qcow2|raw …",
+		Use:   "backup [DOMAIN] {--disk TARGET=PATH,format=qcow2|raw … | --domain-xml FILE}",
 		Short: "Back up a shut-down domain's disks",
 		Long: `backup archives the disks of a domain, all of them in one transaction, and
 makes a checkpoint: in every qcow2 image a dirty bitmap is added that records
@@ -39,15 +40,30 @@ stands every check, and else reads the whole disk and stores what differs from
 the newest archived state; it says why. --mode incremental ends with exit
 status 4 instead. --mode full stores everything.
 
-A comma in a path is doubled.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
+A comma in a path is doubled.
+
+--domain-xml names a domain's definition, as libvirt keeps it or virsh dumpxml
+prints it, and --backup-xml and --checkpoint-xml describe the backup as libvirt's
+domainbackup and domaincheckpoint do; - is standard input. DOMAIN is then the
+definition's name. --print-xml prints the XML with all that was left out filled
+in, as libvirt fills it in, and stops: it needs no repository and no images.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
 		Example: `  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2
   imgbackup backup web --disk vda=/vm/a.qcow2,format=qcow2 --disk vdb=/dev/vg/web,format=raw
   imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --mode incremental --checkpoint monday
-  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --dry-run`,
-		Args: exactArgs(1, "one DOMAIN"),
+  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --dry-run
+  imgbackup backup --domain-xml web.xml --backup-xml backup.xml --print-xml`,
+		Args: maxArgs(1, "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req.Domain = args[0]
-			var err error
+			in, err := a.readXML(xml)
+			if err != nil {
+				return err
+			}
+			if req.Domain, err = domainName(args, in); err != nil {
+				return err
+			}
+			if xml.print {
+				return a.printXML(in, req.Checkpoint)
+			}
 			if req.Mode, err = backup.ParseMode(mode); err != nil {
 				return usageError{fmt.Errorf("--mode: %w", err)}
 			}
@@ -82,6 +98,7 @@ A comma in a path is doubled.` + exitHelp(exitDamage, exitNotTrusted, exitInUse,
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&disks, "disk", nil, "a disk: `TARGET=PATH,format=qcow2|raw[,backupmode=full|incremental][,incremental=CHECKPOINT]`; may be repeated")
+	xml.add(f)
 	f.StringVar(&mode, "mode", "auto", "`MODE`: auto, full or incremental")
 	f.StringVar(&req.Since, "incremental", "", "be incremental since this `CHECKPOINT` (default: the newest that can be trusted)")
 	f.StringVar(&req.Checkpoint, "checkpoint", "", "`NAME` of the new checkpoint (default: made from the time)")
