@@ -31,6 +31,9 @@ const (
 	// tellSteps is the number of a descriptor that each step's name is written
 	// to, a line each.
 	tellSteps = "IMGBACKUP_TEST_TELL_STEPS"
+	// holdAt is the number of a descriptor, and after a colon the step at whose
+	// beginning the program waits until there is something to read from it.
+	holdAt = "IMGBACKUP_TEST_HOLD_AT"
 )
 
 func TestMain(m *testing.M) {
@@ -69,13 +72,18 @@ func stepHook() func(string) {
 		unix.CloseOnExec(fd)
 		tell = os.NewFile(uintptr(fd), "steps")
 	}
-	if step == "" && tell == nil {
+	held, hold := heldStep()
+	if step == "" && tell == nil && hold == nil {
 		return nil
 	}
 	return func(name string) {
 		if tell != nil {
 			// Nobody may be reading any more.
 			_, _ = io.WriteString(tell, name+"\n")
+		}
+		if hold != nil && name == held {
+			// Its end is as good: then the test has failed.
+			_, _ = hold.Read(make([]byte, 1))
 		}
 		if name != step {
 			return
@@ -86,4 +94,15 @@ func stepHook() func(string) {
 		}
 		killSelf()
 	}
+}
+
+// heldStep returns what holdAt asks for.
+func heldStep() (step string, hold *os.File) {
+	fd, step, ok := strings.Cut(os.Getenv(holdAt), ":")
+	n, err := strconv.Atoi(fd)
+	if !ok || err != nil {
+		return "", nil
+	}
+	unix.CloseOnExec(n)
+	return step, os.NewFile(uintptr(n), "hold")
 }

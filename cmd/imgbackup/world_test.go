@@ -32,6 +32,7 @@ type world struct {
 	testing.TB
 	dir     string
 	bucket  *bucket // where the repository is, if not in dir
+	host    *host   // where the program runs as a process of its own, if not here
 	targets []string
 	want    map[string]map[string]digest // checkpoint → target → content
 	now     map[string]digest            // target → content of the image
@@ -239,6 +240,9 @@ func (w *world) child(env []string, args ...string) *exec.Cmd {
 	cmd := exec.Command("imgbackup", append([]string{"--repo", w.repo()}, args...)...)
 	cmd.Env = append(slices.Concat(os.Environ(), w.bucket.env()), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if w.host != nil {
+		w.host.move(cmd)
+	}
 	return cmd
 }
 
