@@ -106,7 +106,6 @@ func TestNbdcopy(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "out")
 	for _, args := range [][]string{
 		{},
-		{"--synchronous"},
 		{"--connections=4", "--requests=32", "--request-size=65536"},
 		{"--request-size=33554432", "--no-extents"},
 	} {
