@@ -165,7 +165,10 @@ func (s *session) chooseMode(ctx context.Context, d *disk, p *DiskPlan) error {
 		p.Code, p.Reason = ReasonTrusted, v.reason
 		p.base, p.baseDisk, p.dirty = v.base, v.baseDisk, v.dirty
 		p.Since = v.base.Ref()
-		p.sound = map[string]bool{v.baseDisk.Bitmap: v.alone}
+		if err := s.findSound(ctx, d, p, all); err != nil {
+			return err
+		}
+		p.sound[v.baseDisk.Bitmap] = v.alone
 		return nil
 	}
 	if d.req.Mode == Incremental && !v.neverBitmaps {

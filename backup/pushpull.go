@@ -156,15 +156,16 @@ func (s *session) planWithoutArchive(ctx context.Context, d *disk, p *DiskPlan, 
 	return nil
 }
 
-// findSound examines every bitmap of ours in a disk's image, so that its record
-// can say later what changed between two checkpoints.
+// findSound examines the bitmaps of ours in a disk's image, so that their records
+// can say later what changed between two checkpoints. Archives are compared by
+// what they hold.
 func (s *session) findSound(ctx context.Context, d *disk, p *DiskPlan, states []state) error {
 	if o, _ := imageObjection(d.chain); o != nil {
 		return nil
 	}
 	p.sound = make(map[string]bool)
 	for _, st := range states {
-		if d.chain.Layers[0].Bitmap(st.disk.Bitmap) == nil {
+		if d.chain.Layers[0].Bitmap(st.disk.Bitmap) == nil || s.archives() && st.hasData() {
 			continue
 		}
 		w := &witness{s: s, d: d, states: states, st: st}
