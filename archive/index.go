@@ -8,6 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -27,6 +30,9 @@ const (
 	// indexLoadBytes is how much is read without asking which indexes are the newest.
 	indexLoadBytes = 16 << 20
 	maxIndexHeads  = 4096
+	// So many are read at once: whole ones, and heads.
+	indexReaders     = 16
+	indexHeadReaders = 64
 )
 
 // indexBuilder collects the packs of a session.
@@ -212,31 +218,57 @@ func loadIndexes(ctx context.Context, store objstore.Store, table *dedupTable, p
 	if total > indexLoadBytes {
 		infos = newestFirst(ctx, store, infos, dec)
 	}
-	for _, info := range infos {
-		if table.full(dedupLoad) {
-			break
-		}
-		if err := loadIndex(ctx, store, info.Key, dec, table, packs); err != nil {
+	for len(infos) > 0 && !table.full(dedupLoad) {
+		n := indexBatch(infos)
+		stored, errs := readIndexes(ctx, store, infos[:n])
+		for i, info := range infos[:n] {
+			err := errs[i]
+			if err == nil {
+				err = loadIndex(stored[i], info.Key, dec, table, packs)
+			}
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			note("an index is ignored, so more may be stored than is new: %v", err)
+			if err != nil {
+				note("an index is ignored, so more may be stored than is new: %v", err)
+			}
 		}
+		infos = infos[n:]
 	}
 	return ctx.Err()
 }
 
-func loadIndex(ctx context.Context, store objstore.Store, key string, dec *decoder, table *dedupTable, packs *packList) error {
-	stored, err := objstore.ReadAll(ctx, store, key, maxIndexLength)
-	if err != nil {
-		return err
+// indexBatch is how many of the next indexes are read at once.
+func indexBatch(infos []objstore.Info) int {
+	n, total := 0, int64(0)
+	for n < min(len(infos), indexReaders) && (n == 0 || total+infos[n].Size <= maxIndexLength) {
+		total += infos[n].Size
+		n++
 	}
+	return n
+}
+
+// readIndexes reads some indexes at once; for each there are its bytes or an error.
+func readIndexes(ctx context.Context, store objstore.Store, infos []objstore.Info) ([][]byte, []error) {
+	stored, errs := make([][]byte, len(infos)), make([]error, len(infos))
+	var wg sync.WaitGroup
+	for i, info := range infos {
+		wg.Go(func() {
+			stored[i], errs[i] = objstore.ReadAll(ctx, store, info.Key, maxIndexLength)
+		})
+	}
+	wg.Wait()
+	return stored, errs
+}
+
+// loadIndex fills the table from a stored index.
+func loadIndex(stored []byte, key string, dec *decoder, table *dedupTable, packs *packList) error {
 	if _, name, _ := ParseKey(key); Sum(stored) != name {
 		return damagef(key, 0, 0, "its bytes do not have the SHA-256 that is its name")
 	}
 	var last Ref
 	var number uint32
-	err = parseIndex(stored, dec, func(pack Ref, c *PackChunk) bool {
+	err := parseIndex(stored, dec, func(pack Ref, c *PackChunk) bool {
 		if pack != last {
 			last = pack
 			number, _ = packs.number(pack)
@@ -259,20 +291,34 @@ func newestFirst(ctx context.Context, store objstore.Store, infos []objstore.Inf
 		objstore.Info
 		time int64
 	}
-	all := make([]dated, 0, min(len(infos), maxIndexHeads))
-	for _, info := range infos[:min(len(infos), maxIndexHeads)] {
-		d := dated{Info: info, time: -1}
-		head := make([]byte, min(info.Size, 256))
-		if readRange(ctx, store, info.Key, 0, head, info.Size) == nil {
-			if n, _, err := frameExtent(head); err == nil {
-				if text, err := dec.frame(head[:n], nil, int64(indexHeadLen)); err == nil {
-					if t, err := parseIndexHead(text); err == nil {
-						d.time = t
-					}
-				}
+	infos = infos[:min(len(infos), maxIndexHeads)]
+	all := make([]dated, len(infos))
+	heads := make([][]byte, len(infos))
+	var g errgroup.Group
+	g.SetLimit(indexHeadReaders)
+	for i, info := range infos {
+		g.Go(func() error {
+			head := make([]byte, min(info.Size, 256))
+			if readRange(ctx, store, info.Key, 0, head, info.Size) == nil {
+				heads[i] = head
 			}
+			return nil
+		})
+	}
+	_ = g.Wait() // what can't be read has no head
+	for i, info := range infos {
+		all[i] = dated{Info: info, time: -1}
+		n, _, err := frameExtent(heads[i])
+		if err != nil {
+			continue
 		}
-		all = append(all, d)
+		text, err := dec.frame(heads[i][:n], nil, int64(indexHeadLen))
+		if err != nil {
+			continue
+		}
+		if t, err := parseIndexHead(text); err == nil {
+			all[i].time = t
+		}
 	}
 	slices.SortStableFunc(all, func(a, b dated) int { return cmp.Compare(b.time, a.time) })
 	out := make([]objstore.Info, len(all))

@@ -49,7 +49,7 @@ func largeMaps(t *testing.T, store objstore.Store, count int) (refs []MapRef, si
 func TestLargeMapsAreNear(t *testing.T) {
 	t.Parallel()
 	store := objstore.NewMem()
-	refs, size := largeMaps(t, store, 9)
+	refs, size := largeMaps(t, store, 6)
 	open := func(t *testing.T, s objstore.Store, refs []MapRef) (maps []*Map) {
 		t.Helper()
 		opened := make(chan struct{})
@@ -74,8 +74,8 @@ func TestLargeMapsAreNear(t *testing.T) {
 	}{
 		{1, 2, 3, 0, size},
 		{aheadMaps, 2, 3 * aheadMaps, 0, size},
-		{9, 2, 3 * 9, 0, size},
-		{9, 2, 3 * 9, size / 2, size/2 + 64<<10},
+		{6, 2, 3 * 6, 0, size},
+		{6, 2, 3 * 6, size / 2, size/2 + 64<<10},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			far := objstoretest.NewFar(store)

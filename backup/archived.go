@@ -19,6 +19,7 @@ import (
 type archived struct {
 	maps  []*archive.Map
 	fetch *archive.Fetcher
+	kept  *keptChunks
 	size  int64
 }
 
@@ -37,7 +38,7 @@ func (s *session) openState(ctx context.Context, cd *chain.Disk) (*archived, err
 	if err := archive.StatPacks(ctx, s.repo.Store, maps...); err != nil {
 		return nil, err
 	}
-	a := &archived{maps: maps, fetch: s.fetch, size: cd.Size}
+	a := &archived{maps: maps, fetch: s.fetch, kept: &s.kept, size: cd.Size}
 	s.opened[cd] = a
 	return a, nil
 }
@@ -112,7 +113,7 @@ func (a *archived) compare(ctx context.Context, c *qcow2.Chain, run bitmapstore.
 		}
 		then := []byte(nil)
 		if !e.Zero {
-			whole, err := a.fetch.Chunk(ctx, e, chunk)
+			whole, err := a.chunk(ctx, e, chunk)
 			if err != nil {
 				return false, false, err
 			}

@@ -185,6 +185,7 @@ func (s *session) writeUnderIntent(ctx context.Context, plan *Plan, intent *chai
 	if s.hooks.Planned != nil {
 		s.hooks.Planned(plan)
 	}
+	s.kept.drop()
 	s.hooks.step(StepRead)
 	var manifest *chain.Manifest
 	var stats archive.Stats

@@ -50,6 +50,7 @@ type session struct {
 	disks   []*disk
 	fetch   *archive.Fetcher
 	opened  map[*chain.Disk]*archived
+	kept    keptChunks
 	limiter *rate.Limiter
 	damage  atomic.Pointer[archive.DamageError] // found in the state that a disk is compared with
 

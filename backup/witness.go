@@ -386,6 +386,9 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 		if err != nil {
 			return nil, err
 		}
+		if err := archived.prefetch(ctx, sample); err != nil {
+			return nil, err
+		}
 		for _, run := range sample {
 			same, err := archived.equals(ctx, w.d.chain, run)
 			if err != nil {
