@@ -24,6 +24,9 @@ type unixListener struct {
 	dev, ino uint64
 }
 
+// Addr is the path that was listened on, not the detour to it.
+func (l *unixListener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
+
 func (l *unixListener) Close() error {
 	var st unix.Stat_t
 	if unix.Lstat(l.path, &st) == nil && st.Dev == l.dev && st.Ino == l.ino {

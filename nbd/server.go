@@ -33,6 +33,10 @@ type ServerOptions struct {
 	// and of every connection that ended otherwise than by its client's wish. It
 	// is called from several goroutines at once; nil: nobody is told.
 	Notify func(error)
+	// Clients is told how many clients are connected, each time that one has
+	// negotiated and each time that such a one has gone. Its calls do not overlap.
+	// nil: nobody is told.
+	Clients func(connected int)
 }
 
 const (
@@ -47,6 +51,9 @@ type Server struct {
 	byName  map[string]*Export
 	slots   chan struct{} // of connections
 	buf     buffers
+
+	mu        sync.Mutex // held while Clients is told
+	connected int
 }
 
 // NewServer returns a server of exports, which must have different names. The
@@ -210,6 +217,8 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	if err := nc.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
+	s.count(1)
+	defer s.count(-1)
 	stop := context.AfterFunc(ctx, func() {
 		_ = c.nc.SetReadDeadline(past)
 		_ = c.nc.SetWriteDeadline(time.Now().Add(s.o.Grace))
@@ -224,6 +233,16 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 		return nil
 	}
 	return err
+}
+
+// count tells of a client that came or went.
+func (s *Server) count(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.connected += n
+	if s.o.Clients != nil {
+		s.o.Clients(s.connected)
+	}
 }
 
 // past is a deadline that has passed.

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/spf13/pflag"
+
+	"github.com/imgbackup/imgbackup/nbd"
+)
+
+// nbdPort is the port that NBD is registered for.
+const nbdPort = "10809"
+
+// listenHelp says where a command listens.
+const listenHelp = `The server listens on a Unix socket (--socket), which only its owner can connect
+to; or on a TCP address (--listen), where everybody who can reach it can read the
+disks, unless TLS with --tls-ca keeps them out; or on the sockets that systemd, or
+nbdcopy [ … ], has handed over. SIGINT and SIGTERM end it, with exit status 0.`
+
+// listenFlags say where a command offers disks over NBD.
+type listenFlags struct {
+	socket  string
+	address string
+	cert    string
+	key     string
+	ca      string
+	once    bool
+}
+
+func (f *listenFlags) add(flags *pflag.FlagSet) {
+	flags.StringVar(&f.socket, "socket", "", "listen on a Unix socket at this `PATH`")
+	flags.StringVar(&f.address, "listen", "", "listen on this TCP `ADDRESS`, as localhost:10809 or [::1]")
+	flags.StringVar(&f.cert, "tls-cert", "", "insist on TLS with the certificate in this PEM `FILE`")
+	flags.StringVar(&f.key, "tls-key", "", "the certificate's key is in this PEM `FILE`")
+	flags.StringVar(&f.ca, "tls-ca", "", "clients need a certificate of an authority in this PEM `FILE`")
+	flags.BoolVar(&f.once, "once", false, "end when the last client has gone, after at least one")
+}
+
+// nbdService is where clients can connect to already, and wait to be served.
+type nbdService struct {
+	a         *app
+	listeners []net.Listener
+	uris      []string // how clients find it, up to the export's name, and what follows it
+	after     []string
+	tls       *tls.Config
+	once      bool
+}
+
+// listenNBD opens the sockets. They are open before anything else is done, so
+// that nothing is done in vain where they cannot be.
+func (a *app) listenNBD(f listenFlags) (*nbdService, error) {
+	s := &nbdService{a: a, once: f.once}
+	if err := s.loadTLS(f); err != nil {
+		return nil, err
+	}
+	switch {
+	case f.socket != "" && f.address != "":
+		return nil, usageError{errors.New("--socket and --listen exclude each other")}
+	case f.socket != "":
+		l, err := nbd.ListenUnix(f.socket)
+		if err != nil {
+			return nil, err
+		}
+		s.add(l, "")
+	case f.address != "":
+		host, port, err := net.SplitHostPort(f.address)
+		if err != nil { // no port
+			host, port = strings.TrimSuffix(strings.TrimPrefix(f.address, "["), "]"), nbdPort
+		}
+		l, err := net.Listen("tcp", net.JoinHostPort(host, port))
+		if err != nil {
+			return nil, fmt.Errorf("--listen %s: %w", f.address, err)
+		}
+		s.add(l, host)
+	default:
+		all, err := nbd.Inherited()
+		if err != nil {
+			return nil, err
+		}
+		if len(all) == 0 {
+			return nil, usageError{errors.New("where to listen? give --socket PATH or --listen ADDRESS")}
+		}
+		for _, l := range all {
+			s.add(l, "")
+		}
+	}
+	return s, nil
+}
+
+func (s *nbdService) loadTLS(f listenFlags) (err error) {
+	switch {
+	case f.cert == "" && f.key == "" && f.ca == "":
+		return nil
+	case f.cert == "" || f.key == "":
+		return usageError{errors.New("TLS needs both --tls-cert and --tls-key")}
+	}
+	s.tls, err = nbd.ServerTLS(f.cert, f.key, f.ca)
+	return err
+}
+
+// add takes a listener over. host is what its address was given as.
+func (s *nbdService) add(l net.Listener, host string) {
+	s.listeners = append(s.listeners, l)
+	scheme := "nbd"
+	if s.tls != nil {
+		scheme = "nbds"
+	}
+	switch at := l.Addr().(type) {
+	case *net.UnixAddr:
+		path := at.Name
+		if abs, err := filepath.Abs(path); err == nil && path != "" && path[0] != '@' {
+			path = abs
+		}
+		s.uris, s.after = append(s.uris, scheme+"+unix:///"), append(s.after, "?socket="+escapeURI(path))
+	case *net.TCPAddr:
+		if host == "" && at.IP.IsUnspecified() {
+			host = "localhost"
+		} else if host == "" {
+			host = at.IP.String()
+		}
+		if strings.Contains(host, ":") {
+			host = "[" + strings.ReplaceAll(host, "%", "%25") + "]"
+		}
+		s.uris, s.after = append(s.uris, fmt.Sprintf("%s://%s:%d/", scheme, host, at.Port)), append(s.after, "")
+		if s.tls == nil && !at.IP.IsLoopback() {
+			s.a.note(fmt.Sprintf("everybody who can reach %s can read the disks: there is no TLS", at))
+		}
+	}
+}
+
+// uri is where clients find an export.
+func (s *nbdService) uri(export string) string {
+	if len(s.uris) == 0 {
+		return "" // sockets of a kind that has no address
+	}
+	return s.uris[0] + escapeURI(export) + s.after[0]
+}
+
+// close gives the sockets up; clients that were not served are sent away.
+func (s *nbdService) close() {
+	for _, l := range s.listeners {
+		_ = l.Close() // nothing is lost with it
+	}
+}
+
+// serve serves exports until a signal comes or, with --once, the last client has
+// gone: that is success, unless a read of a client has failed. Any other end of
+// ctx is its cause.
+func (s *nbdService) serve(ctx context.Context, exports []nbd.Export) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var failures deviceFailures
+	server, err := nbd.NewServer(exports, nbd.ServerOptions{
+		TLS: s.tls,
+		Notify: func(err error) {
+			failures.add(err)
+			s.a.note(err.Error())
+		},
+		Clients: func(n int) {
+			if n == 0 && s.once {
+				cancel(errServed)
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if err := server.Serve(ctx, s.listeners...); err != nil {
+		return err
+	}
+	if err := failures.err(); err != nil {
+		return err
+	}
+	if cause := context.Cause(ctx); !errors.Is(cause, errInterrupted) && !errors.Is(cause, errServed) {
+		return cause
+	}
+	return nil
+}
+
+var errServed = errors.New("all clients have gone")
+
+// deviceFailures are the requests that clients could not be served.
+type deviceFailures struct {
+	mu    sync.Mutex
+	n     int
+	first error
+}
+
+func (f *deviceFailures) add(err error) {
+	var failed *nbd.DeviceError
+	if !errors.As(err, &failed) {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.n++; f.n == 1 {
+		f.first = err
+	}
+}
+
+func (f *deviceFailures) err() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.n == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d request(s) of clients failed, the first: %w", f.n, f.first)
+}
+
+// escapeURI percent-encodes all that has a meaning in a URI, except slashes.
+func escapeURI(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		if 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("-._~/", c) >= 0 {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
