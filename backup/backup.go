@@ -153,7 +153,11 @@ type Result struct {
 
 // DryRun returns the plan that [Run] would carry out, and writes nothing.
 func DryRun(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks) (*Plan, error) {
-	s, err := newSession(repo, req, hooks, func(*session) {})
+	return dryRun(ctx, repo, req, hooks, func(*session) {})
+}
+
+func dryRun(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, how func(*session)) (*Plan, error) {
+	s, err := newSession(repo, req, hooks, how)
 	if err != nil {
 		return nil, err
 	}
@@ -164,5 +168,9 @@ func DryRun(ctx context.Context, repo *chain.Repository, req Request, hooks Hook
 	if err := s.open(ctx); err != nil {
 		return nil, err
 	}
-	return s.plan(ctx, nil)
+	plan, err := s.plan(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	return plan, s.accepted(plan)
 }

@@ -32,18 +32,45 @@ func CreateCheckpoint(ctx context.Context, repo *chain.Repository, req Request, 
 	return runWithoutArchive(ctx, repo, req, hooks, func(s *session) { s.makesCheckpoint = true })
 }
 
+// Receiver takes the disks of a push backup: all of them, or none.
+type Receiver interface {
+	// Accept refuses disks that it cannot take, before anything is written
+	// anywhere. It is called for every plan; what comes to Write may still
+	// differ.
+	Accept(disks []Source) error
+	// Write makes the disks' data durable, where nobody takes it for finished
+	// yet. It is called once.
+	Write(ctx context.Context, disks []Source) error
+	// Publish makes what was written appear, or fails and leaves nothing. The
+	// images are known to have stayed the same until then.
+	Publish() error
+	// Retract takes back what Publish did, since the checkpoint could not be
+	// made.
+	Retract() error
+}
+
 // Push gives the disks to out, full or incremental since a checkpoint of the
 // repository. If the request names a checkpoint, it is created for the same
-// instant, once out has succeeded; else nothing is written to images and
-// repository.
-func Push(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, out Outlet) (*Result, error) {
+// instant, once out has everything; else nothing is written to images and
+// repository. After a [*chain.UnknownOutcomeError] what was published stays.
+func Push(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, out Receiver) (*Result, error) {
 	return runWithoutArchive(ctx, repo, req, hooks, func(s *session) {
-		s.makesCheckpoint, s.beforeCommit = req.Checkpoint != "", out
+		s.makesCheckpoint, s.receiver = req.Checkpoint != "", out
 	})
 }
 
-// Pull is the same for an out that offers the disks for others to read: the
-// checkpoint is created before out begins, and stays whatever comes of it.
+// PushDryRun returns the plan that [Push] would carry out, and writes nothing.
+// out is asked whether it would accept the disks.
+func PushDryRun(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, out Receiver) (*Plan, error) {
+	return dryRun(ctx, repo, req, hooks, func(s *session) {
+		s.kind = chain.KindCheckpoint
+		s.makesCheckpoint, s.receiver = req.Checkpoint != "", out
+	})
+}
+
+// Pull gives the disks to an out that offers them for others to read, full or
+// incremental as in [Push]: a checkpoint that the request names is created before
+// out begins, and stays whatever comes of it.
 func Pull(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, out Outlet) (*Result, error) {
 	return runWithoutArchive(ctx, repo, req, hooks, func(s *session) {
 		s.makesCheckpoint, s.afterCommit = req.Checkpoint != "", out
@@ -73,10 +100,17 @@ func (s *session) lookOnly(ctx context.Context, plan *Plan) (*Result, error) {
 		s.hooks.Planned(plan)
 	}
 	s.hooks.step(StepRead)
-	for _, out := range []Outlet{s.beforeCommit, s.afterCommit} {
-		if err := s.giveOut(ctx, plan, out); err != nil {
-			return nil, lockTime(ctx, err)
+	err := s.giveOut(ctx, plan, s.afterCommit)
+	if s.receiver != nil {
+		if err = s.giveOut(ctx, plan, s.receiver.Write); err == nil {
+			err = ctx.Err()
 		}
+		if err == nil {
+			err = s.receiver.Publish()
+		}
+	}
+	if err != nil {
+		return nil, lockTime(ctx, err)
 	}
 	return &Result{Plan: plan}, nil
 }
@@ -86,6 +120,14 @@ func (s *session) giveOut(ctx context.Context, plan *Plan, out Outlet) error {
 	if out == nil {
 		return nil
 	}
+	// What was read of an image that changed meanwhile is worth nothing, however
+	// the reading went.
+	err := out(ctx, s.sources(plan))
+	return errors.Join(err, s.compareIdentity())
+}
+
+// sources are the disks as a plan gives them out.
+func (s *session) sources(plan *Plan) []Source {
 	var sources []Source
 	for i, d := range s.disks {
 		p := plan.Disks[i]
@@ -95,10 +137,32 @@ func (s *session) giveOut(ctx context.Context, plan *Plan, out Outlet) error {
 		}
 		sources = append(sources, Source{Plan: p, Chain: d.chain, Changes: changes})
 	}
-	// What was read of an image that changed meanwhile is worth nothing, however
-	// the reading went.
-	err := out(ctx, sources)
-	return errors.Join(err, s.compareIdentity())
+	return sources
+}
+
+// accepted asks the receiver, if there is one, whether it takes the disks.
+func (s *session) accepted(plan *Plan) error {
+	if s.receiver == nil {
+		return nil
+	}
+	return s.receiver.Accept(s.sources(plan))
+}
+
+// commit publishes what the receiver has, if there is one, and then creates the
+// manifest: a checkpoint whose files are not there would be worse than files
+// without their checkpoint.
+func (s *session) commit(ctx context.Context, manifest *chain.Manifest) error {
+	if s.receiver != nil {
+		if err := s.receiver.Publish(); err != nil {
+			return err
+		}
+	}
+	err := s.repo.Commit(ctx, manifest)
+	var unknown *chain.UnknownOutcomeError
+	if err != nil && s.receiver != nil && !errors.As(err, &unknown) {
+		err = errors.Join(err, s.receiver.Retract())
+	}
+	return err
 }
 
 // checkpointOnly records the bitmaps and describes the checkpoint.

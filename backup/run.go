@@ -99,6 +99,9 @@ func (s *session) attempt(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.accepted(plan); err != nil {
+		return nil, err
+	}
 	if err := s.guard(ctx); err != nil {
 		return nil, err
 	}
@@ -191,8 +194,13 @@ func (s *session) writeUnderIntent(ctx context.Context, plan *Plan, intent *chai
 	var stats archive.Stats
 	if s.archives() {
 		manifest, stats, err = s.archive(ctx, plan)
-	} else if err = s.giveOut(ctx, plan, s.beforeCommit); err == nil {
-		manifest, err = s.checkpointOnly(ctx, plan)
+	} else {
+		if s.receiver != nil {
+			err = s.giveOut(ctx, plan, s.receiver.Write)
+		}
+		if err == nil {
+			manifest, err = s.checkpointOnly(ctx, plan)
+		}
 	}
 	if err != nil {
 		return nil, false, err
@@ -204,7 +212,7 @@ func (s *session) writeUnderIntent(ctx context.Context, plan *Plan, intent *chai
 		return nil, false, err
 	}
 	s.hooks.step(StepCommit)
-	if err := s.repo.Commit(ctx, manifest); err != nil {
+	if err := s.commit(ctx, manifest); err != nil {
 		return nil, false, err
 	}
 	s.hooks.step(StepCommitted)
@@ -277,7 +285,7 @@ func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, arc
 	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	for i, d := range s.disks {
 		total += plan.Disks[i].ReadBytes
-		if err := d.chain.CrossCheck(ctx, crossCheckSamples, random); err != nil {
+		if err := d.chain.CrossCheck(ctx, CrossCheckSamples, random); err != nil {
 			return nil, none, fmt.Errorf("disk %s: %w", d.req.Target, err)
 		}
 	}
@@ -327,9 +335,9 @@ func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, arc
 	return manifest, stats, nil
 }
 
-// crossCheckSamples is how many clusters of a disk are read through a second
+// CrossCheckSamples is how many clusters of a disk are read through a second
 // reader, too.
-const crossCheckSamples = 8
+const CrossCheckSamples = 8
 
 // maxReplay bounds the maps that one disk's replay reads.
 const maxReplay = 64

@@ -55,8 +55,9 @@ type session struct {
 	damage  atomic.Pointer[archive.DamageError] // found in the state that a disk is compared with
 
 	// Of a session that does not archive:
-	makesCheckpoint           bool
-	beforeCommit, afterCommit Outlet
+	makesCheckpoint bool
+	receiver        Receiver // of a push; may be nil
+	afterCommit     Outlet   // of a pull; may be nil
 
 	total atomic.Int64 // guest bytes to be read
 	done  atomic.Int64

@@ -159,9 +159,16 @@ func createDivUp(a, b int64) int64 {
 	return q
 }
 
-// NewCreator empties f and begins an image in it. Options that cannot make an
-// image which QEMU opens are refused before anything is written.
-func NewCreator(f CreateFile, o CreateOptions) (*Creator, error) {
+// Check tells why no image of size bytes, which replaces o.Size, can be made, or
+// why QEMU would not open it.
+func (o CreateOptions) Check(size int64) error {
+	o.Size = size
+	_, err := prepareCreator(o)
+	return err
+}
+
+// prepareCreator makes a creator that has no file yet.
+func prepareCreator(o CreateOptions) (*Creator, error) {
 	if o.ClusterSize == 0 {
 		o.ClusterSize = createDefaultCluster
 	}
@@ -178,10 +185,22 @@ func NewCreator(f CreateFile, o CreateOptions) (*Creator, error) {
 	if err := o.Bitmap.check(o.Size, cs); err != nil {
 		return nil, err
 	}
-	c := &Creator{f: f, o: o, clusterBits: uint(bits.TrailingZeros64(uint64(cs))), l2Index: -1, lastCluster: -1}
+	c := &Creator{o: o, clusterBits: uint(bits.TrailingZeros64(uint64(cs))), l2Index: -1, lastCluster: -1}
 	if err := c.checkBacking(); err != nil {
 		return nil, err
 	}
+	return c, nil
+}
+
+// NewCreator empties f and begins an image in it. Options that cannot make an
+// image which QEMU opens are refused before anything is written.
+func NewCreator(f CreateFile, o CreateOptions) (*Creator, error) {
+	c, err := prepareCreator(o)
+	if err != nil {
+		return nil, err
+	}
+	c.f = f
+	cs := c.o.ClusterSize
 	c.next = cs // the header's cluster
 	c.l1Entries = createDivUp(o.Size, cs*(cs/8))
 	if c.l1Entries > 0 {
@@ -195,6 +214,9 @@ func NewCreator(f CreateFile, o CreateOptions) (*Creator, error) {
 	}
 	return c, nil
 }
+
+// ClusterSize is in bytes.
+func (c *Creator) ClusterSize() int64 { return c.o.ClusterSize }
 
 // check refuses bitmaps that QEMU would refuse, for a disk of size bytes and
 // clusters of cs bytes.

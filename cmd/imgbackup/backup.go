@@ -24,6 +24,8 @@ func (a *app) backupCommand() *cobra.Command {
 		rate        string
 		dryRun      bool
 		xml         xmlFlags
+		targets     []string
+		force       bool
 	)
 	cmd := &cobra.Command{
 		Use:   "backup [DOMAIN] {--disk TARGET=PATH,format=qcow2|raw … | --domain-xml FILE}",
@@ -40,6 +42,14 @@ stands every check, and else reads the whole disk and stores what differs from
 the newest archived state; it says why. --mode incremental ends with exit
 status 4 instead. --mode full stores everything.
 
+With --target, once for each disk, the disks go to files or block devices
+instead (push mode), full unless an incremental is asked for, and a checkpoint
+is made only if --checkpoint names one; an incremental qcow2 holds the clusters
+that changed, and reads as the disk once it is put over the backup before it:
+qemu-img rebase -u -b BASE -F qcow2 FILE. An incremental raw file holds the
+changes and reads as zeros elsewhere; with reuse=yes they are written into the
+file that is there. The repository is needed for an incremental or a checkpoint.
+
 A comma in a path is doubled.
 
 --domain-xml names a domain's definition, as libvirt keeps it or virsh dumpxml
@@ -51,6 +61,8 @@ in, as libvirt fills it in, and stops: it needs no repository and no images.` + 
   imgbackup backup web --disk vda=/vm/a.qcow2,format=qcow2 --disk vdb=/dev/vg/web,format=raw
   imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --mode incremental --checkpoint monday
   imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --dry-run
+  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --target vda=/b/full.qcow2 --checkpoint c1
+  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --target vda=/b/inc.qcow2 --incremental c1
   imgbackup backup --domain-xml web.xml --backup-xml backup.xml --print-xml`,
 		Args: maxArgs(1, "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -93,6 +105,16 @@ in, as libvirt fills it in, and stops: it needs no repository and no images.` + 
 				}
 				req.Disks = append(req.Disks, r)
 			}
+			if len(targets) > 0 {
+				to, err := pushTargets(cmd, targets, req)
+				if err != nil {
+					return err
+				}
+				return a.push(cmd, req, to, force, dryRun)
+			}
+			if force {
+				return usageError{fmt.Errorf("--force replaces files that --target names, and there is none")}
+			}
 			return a.backup(cmd, req, dryRun)
 		},
 	}
@@ -104,6 +126,8 @@ in, as libvirt fills it in, and stops: it needs no repository and no images.` + 
 	f.StringVar(&req.Checkpoint, "checkpoint", "", "`NAME` of the new checkpoint (default: made from the time)")
 	f.StringVar(&req.Description, "description", "", "`TEXT` to keep with the checkpoint")
 	f.BoolVar(&dryRun, "dry-run", false, "print the plan and write nothing")
+	f.StringArrayVar(&targets, "target", nil, "write a disk to a file or block device: `"+targetForm+"`; for all disks or none")
+	f.BoolVar(&force, "force", false, "with --target: replace files that exist, and write to block devices")
 	f.StringVar(&compression, "compression", "fastest", "`LEVEL`: "+archive.LevelNames)
 	f.StringVar(&rate, "limit-rate", "", "read at most so many `BYTES` per second, as 50M")
 	f.DurationVar(&req.MaxLock, "max-lock", 0, "give up rather than keep the images locked for longer than this `TIME`, as 30m")

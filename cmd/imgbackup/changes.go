@@ -73,7 +73,7 @@ backup would take it: those of --disk, or else where the checkpoints found them.
 				}
 			}
 			req.Mode, req.Since = backup.Incremental, args[1]
-			_, err = backup.Push(cmd.Context(), repo, req, backup.Hooks{Note: a.note}, func(_ context.Context, disks []backup.Source) error {
+			_, err = backup.Pull(cmd.Context(), repo, req, backup.Hooks{Note: a.note}, func(_ context.Context, disks []backup.Source) error {
 				var all []backup.DiskChanges
 				for _, d := range disks {
 					all = append(all, backup.DiskChanges{Target: d.Plan.Target, Size: d.Plan.VirtualSize, Runs: d.Changes, How: d.Plan.Reason})

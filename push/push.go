@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package push
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// The refusals that callers decide by, with errors.Is.
+var (
+	// ErrTargetExists says that a target is there already, and Force is not set.
+	ErrTargetExists = outfile.ErrExists
+	// ErrUsage says that what was asked for contradicts itself.
+	ErrUsage = outfile.ErrUsage
+)
+
+// Target says where one disk goes.
+type Target struct {
+	Disk   string       // its name in the domain
+	Path   string       // a file in a folder that exists, or a block device
+	Format qcow2.Format // of a device: qcow2.Raw
+
+	// Backing is recorded in an incremental qcow2; nil: it names none.
+	Backing *qcow2.CreateBacking
+	// ClusterSize of a qcow2, bytes; 0: that of the disk's image, or 64 KiB.
+	// Larger ones are taken where the disk's size needs them.
+	ClusterSize int64
+	// Reuse writes into the raw file or the block device that is there, as
+	// libvirt does with VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL. A file gets the
+	// disk's size.
+	Reuse bool
+}
+
+// Options say how a push is done.
+type Options struct {
+	Force   bool // replace files that exist, and write to block devices
+	Workers int  // that read and write at once; 0: 4
+}
+
+// Result tells what was pushed.
+type Result struct {
+	*backup.Result
+	Disks []DiskResult // in the order of the plan's
+}
+
+// DiskResult is what went to one target. Numbers are bytes of the disk.
+type DiskResult struct {
+	Disk        string
+	Path        string // absolute, the folder's symbolic links resolved
+	Format      qcow2.Format
+	InPlace     bool  // a block device, or a file that was reused
+	ClusterSize int64 // of a qcow2
+	Data        int64 // read and written
+	Zero        int64 // that a full or incremental backup of these ranges holds as zeros
+}
+
+// Run pushes the disks of a request, each to its target. The repository is
+// needed to judge an incremental and for a checkpoint, which is made if the
+// request names one; see [backup.Push]. On an error no file has been created or
+// replaced, except after a [*chain.UnknownOutcomeError]. Other errors are those of
+// [backup.Push], [ErrUsage], [ErrTargetExists], and [qcow2.InUseError],
+// [qcow2.BusyError] and [qcow2.NoLockError] of a target.
+func Run(ctx context.Context, repo *chain.Repository, req backup.Request, hooks backup.Hooks, targets []Target, o Options) (*Result, error) {
+	return run(ctx, outfile.Linux(), repo, req, hooks, targets, o)
+}
+
+func run(ctx context.Context, sys *outfile.System, repo *chain.Repository, req backup.Request, hooks backup.Hooks, targets []Target, o Options) (res *Result, err error) {
+	r, err := newReceiver(sys, req, hooks, targets, o)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if derr := r.discard(); derr != nil && err != nil {
+			err = errors.Join(err, derr)
+		}
+	}()
+	done, err := backup.Push(ctx, repo, req, hooks, r)
+	if err != nil {
+		return nil, err
+	}
+	return &Result{Result: done, Disks: r.results(done.Plan)}, nil
+}
+
+// DryRun returns the plan that [Run] would carry out, and writes nothing. What
+// can be known of the targets without opening them is looked at, too.
+func DryRun(ctx context.Context, repo *chain.Repository, req backup.Request, hooks backup.Hooks, targets []Target, o Options) (*backup.Plan, error) {
+	r, err := newReceiver(outfile.Linux(), req, hooks, targets, o)
+	if err != nil {
+		return nil, err
+	}
+	return backup.PushDryRun(ctx, repo, req, hooks, r)
+}
+
+// newReceiver checks the targets, as far as they can be without the disks.
+func newReceiver(sys *outfile.System, req backup.Request, hooks backup.Hooks, targets []Target, o Options) (*receiver, error) {
+	r := &receiver{sys: sys, hooks: hooks, noLock: req.NoLock, workers: o.Workers}
+	if r.workers <= 0 {
+		r.workers = 4
+	}
+	for _, t := range targets {
+		if !slices.ContainsFunc(req.Disks, func(d backup.DiskRequest) bool { return d.Target == t.Disk }) {
+			return nil, fmt.Errorf("%w: target %s: no such disk is backed up", ErrUsage, t.Disk)
+		}
+		if err := t.check(); err != nil {
+			return nil, err
+		}
+		at, err := outfile.Resolve(sys, outfile.Wanted{Disk: t.Disk, Path: t.Path, Format: t.Format, Force: o.Force, Reuse: t.Reuse})
+		if err != nil {
+			return nil, err
+		}
+		for _, other := range r.jobs {
+			if other.Disk == t.Disk {
+				return nil, fmt.Errorf("%w: disk %s has two targets", ErrUsage, t.Disk)
+			}
+			if at.Same(other.at) {
+				return nil, fmt.Errorf("%w: disks %s and %s would both go to %s", ErrUsage, other.Disk, t.Disk, at.Path)
+			}
+		}
+		r.jobs = append(r.jobs, &job{Target: t, at: at})
+	}
+	for _, d := range req.Disks {
+		if r.job(d.Target) == nil {
+			return nil, fmt.Errorf("%w: disk %s has no target: either all disks of a backup go to files, or all into the repository", ErrUsage, d.Target)
+		}
+	}
+	// In place last: what goes wrong with the files leaves it as it was.
+	slices.SortStableFunc(r.jobs, func(a, b *job) int {
+		switch {
+		case a.at.InPlace() == b.at.InPlace():
+			return 0
+		case b.at.InPlace():
+			return -1
+		}
+		return 1
+	})
+	return r, nil
+}
+
+// check refuses what makes no sense whatever the disk is.
+func (t *Target) check() error {
+	switch {
+	case t.Format == qcow2.Qcow2:
+	case t.Backing != nil:
+		return fmt.Errorf("%w: disk %s: only a qcow2 image has a backing file", ErrUsage, t.Disk)
+	case t.ClusterSize != 0:
+		return fmt.Errorf("%w: disk %s: only a qcow2 image has clusters", ErrUsage, t.Disk)
+	}
+	if cs := t.ClusterSize; cs != 0 && (cs < 512 || cs > 2<<20 || cs&(cs-1) != 0) {
+		return fmt.Errorf("%w: disk %s: cluster size %d is not a power of two from 512 bytes to 2 MiB", ErrUsage, t.Disk, cs)
+	}
+	return nil
+}

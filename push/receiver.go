@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package push
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync/atomic"
+
+	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// receiver is the [backup.Receiver] of targets.
+type receiver struct {
+	sys     *outfile.System
+	hooks   backup.Hooks
+	noLock  bool
+	workers int
+	jobs    []*job // what is written in place last
+
+	total     int64 // bytes of data to be read
+	done      atomic.Int64
+	published bool
+}
+
+// job is one disk on its way to its target.
+type job struct {
+	Target
+	at  *outfile.Place
+	out *outfile.Output // nil: not opened yet
+	amounts
+}
+
+func (r *receiver) job(disk string) *job {
+	for _, j := range r.jobs {
+		if j.Disk == disk {
+			return j
+		}
+	}
+	return nil
+}
+
+// Accept is [backup.Receiver]'s.
+func (r *receiver) Accept(disks []backup.Source) error {
+	for _, src := range disks {
+		j := r.job(src.Plan.Target)
+		if err := r.outsideImages(src.Chain); err != nil {
+			return err
+		}
+		if j.Backing != nil && src.Plan.Mode == backup.Full {
+			return fmt.Errorf("%w: disk %s: a full backup has no backing file", ErrUsage, j.Disk)
+		}
+		if j.Format != qcow2.Qcow2 {
+			continue
+		}
+		// Refused now, rather than after the checkpoint's bitmaps were added.
+		cs, err := qcow2.ClusterSizeFor(src.Chain.Size(), j.clusterSize(src))
+		if err != nil {
+			return fmt.Errorf("disk %s: %w", j.Disk, err)
+		}
+		if err := j.create(cs).Check(src.Chain.Size()); err != nil {
+			return fmt.Errorf("%w: disk %s: %w", ErrUsage, j.Disk, err)
+		}
+	}
+	return nil
+}
+
+// outsideImages refuses targets that are a file of the disk's own chain.
+func (r *receiver) outsideImages(c *qcow2.Chain) error {
+	for _, layer := range c.Layers {
+		for _, f := range layer.Files() {
+			fi, err := os.Stat(f.Path())
+			if err != nil {
+				return err
+			}
+			id, ok := outfile.Identity(fi)
+			for _, j := range r.jobs {
+				if !ok || (j.at.Exists || j.at.Device) && j.at.ID == id {
+					return fmt.Errorf("%w: disk %s: the target %s is an image of the domain itself", ErrUsage, j.Disk, j.at.Path)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// clusterSize is the one that a qcow2 target is to have at least, bytes.
+func (j *job) clusterSize(src backup.Source) int64 {
+	if h := src.Chain.Layers[0].Header; j.ClusterSize == 0 && h != nil {
+		return h.ClusterSize()
+	}
+	return j.ClusterSize
+}
+
+func (j *job) create(clusterSize int64) *qcow2.CreateOptions {
+	return &qcow2.CreateOptions{ClusterSize: clusterSize, Backing: j.Backing}
+}
+
+// Write is [backup.Receiver]'s.
+func (r *receiver) Write(ctx context.Context, disks []backup.Source) error {
+	sources := make(map[*job]backup.Source)
+	for _, src := range disks {
+		sources[r.job(src.Plan.Target)] = src
+	}
+	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
+	for _, j := range r.jobs {
+		src := sources[j]
+		if err := r.open(ctx, j, src); err != nil {
+			return err
+		}
+		if err := src.Chain.CrossCheck(ctx, backup.CrossCheckSamples, random); err != nil {
+			return fmt.Errorf("disk %s: %w", j.Disk, err)
+		}
+		var err error
+		if j.amounts, err = j.count(ctx, src); err != nil {
+			return fmt.Errorf("disk %s: %w", j.Disk, err)
+		}
+		r.total += j.data
+	}
+	r.noteIfFull()
+	for _, j := range r.jobs {
+		if err := j.do(ctx, sources[j], r.workers, r.count); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *receiver) open(ctx context.Context, j *job, src backup.Source) (err error) {
+	spec := outfile.Spec{Size: src.Chain.Size(), NoLock: r.noLock}
+	if j.Format == qcow2.Qcow2 {
+		spec.Create = j.create(j.clusterSize(src))
+	}
+	j.out, err = outfile.Open(ctx, r.sys, j.at, spec)
+	return err
+}
+
+// do writes one disk and makes it durable.
+func (j *job) do(ctx context.Context, src backup.Source, workers int, count func(int64)) error {
+	err := j.write(ctx, src, workers, count)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err == nil {
+		err = j.out.Finish()
+	}
+	if err != nil && j.at.InPlace() {
+		return fmt.Errorf("disk %s: what %s holds is now incomplete, push to it again: %w", j.Disk, j.at.Path, err)
+	}
+	return err
+}
+
+func (r *receiver) count(n int64) {
+	done := r.done.Add(n)
+	if r.hooks.Progress != nil {
+		r.hooks.Progress(done, r.total)
+	}
+}
+
+// noteIfFull tells when the data is larger than the free space. That is no
+// refusal: zeros within the data become holes, and a file system may compress.
+func (r *receiver) noteIfFull() {
+	need := make(map[uint64]int64)
+	for _, j := range r.jobs {
+		id, folder, free, ok := j.out.FreeSpace()
+		if !ok || r.hooks.Note == nil {
+			continue
+		}
+		before := need[id]
+		need[id] += j.data
+		if before <= free && need[id] > free {
+			r.hooks.Note(fmt.Sprintf("%s has %d bytes free and up to %d are needed: the backup may fail", folder, free, need[id]))
+		}
+	}
+}
+
+func (r *receiver) outputs() []*outfile.Output {
+	var outs []*outfile.Output
+	for _, j := range r.jobs {
+		if j.out != nil {
+			outs = append(outs, j.out)
+		}
+	}
+	return outs
+}
+
+// Publish is [backup.Receiver]'s.
+func (r *receiver) Publish() error {
+	if err := outfile.Publish(r.sys, r.outputs()); err != nil {
+		return err
+	}
+	r.published = true
+	return nil
+}
+
+// Retract is [backup.Receiver]'s.
+func (r *receiver) Retract() error {
+	r.published = false
+	err := outfile.Retract(r.sys, r.outputs())
+	for _, j := range r.jobs {
+		if j.at.InPlace() {
+			err = errors.Join(err, fmt.Errorf("disk %s: %s has been written to already, and is complete", j.Disk, j.at.Path))
+		}
+	}
+	return err
+}
+
+// discard closes all outputs, and removes what was not published.
+func (r *receiver) discard() error {
+	if r.published {
+		outfile.Settle(r.outputs())
+	}
+	var errs []error
+	for _, out := range r.outputs() {
+		errs = append(errs, out.Discard())
+	}
+	return errors.Join(errs...)
+}
+
+func (r *receiver) results(plan *backup.Plan) []DiskResult {
+	var list []DiskResult
+	for _, p := range plan.Disks {
+		j := r.job(p.Target)
+		d := DiskResult{Disk: j.Disk, Path: j.at.Path, Format: j.Format, InPlace: j.at.InPlace(), Data: j.data, Zero: j.zero}
+		if j.out.Creator != nil {
+			d.ClusterSize = j.out.Creator.ClusterSize()
+		}
+		list = append(list, d)
+	}
+	return list
+}
