@@ -109,7 +109,10 @@ func (s *session) undo(ctx context.Context, intent *chain.Intent) error {
 				image.Add, image.Path, intent.Domain, err)
 		}
 	}
-	return s.repo.DeleteIntent(ctx, intent.Domain, intent.UUID)
+	if err := s.repo.DeleteIntent(ctx, intent.Domain, intent.UUID); err != nil {
+		return fmt.Errorf("the images are as they were, but the backup's intent could not be removed (the next backup of %s does it): %w", intent.Domain, err)
+	}
+	return nil
 }
 
 // guardOf returns the flock on the image of one of our disks.

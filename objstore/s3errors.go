@@ -211,6 +211,12 @@ var permissions = map[string]string{
 	"delete":   "s3:DeleteObject",
 }
 
+// errHungUp stands for what minio-go makes of an io.EOF, a text with the URL in
+// it, which begins like this.
+var errHungUp = errors.New("the connection was closed before there was an answer")
+
+const closedText = "Connection closed by foreign host"
+
 // explainNet is about what failed before the store could answer.
 func (s *S3) explainNet(err error) error {
 	var (
@@ -233,6 +239,8 @@ func (s *S3) explainNet(err error) error {
 		return &permanentError{fmt.Errorf("%s: %w (%s)", s.endpoint, err, hint)}
 	}
 	switch {
+	case strings.HasPrefix(err.Error(), closedText):
+		return fmt.Errorf("%s: %w", s.endpoint, errHungUp)
 	case errors.As(err, &unknown):
 		return hinted("the server's certificate is from an authority that is not known here: set IMGBACKUP_S3_CA_FILE or AWS_CA_BUNDLE to its PEM file")
 	case errors.As(err, &host), errors.As(err, &invalid):

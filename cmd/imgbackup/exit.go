@@ -97,11 +97,12 @@ func exitCode(ctx context.Context, err error) int {
 	return exitFailed
 }
 
-// explain is what a person is told.
+// explain is what a person is told, in one line.
 func explain(ctx context.Context, err error) string {
+	text := strings.ReplaceAll(err.Error(), "\n", "; ") // of several errors
 	if exitCode(ctx, err) != exitInterrupted {
-		return err.Error()
+		return text
 	}
 	// What is unfinished, such as a block device, is in the error's text.
-	return "interrupted: " + strings.TrimPrefix(err.Error(), errInterrupted.Error()+": ")
+	return "interrupted: " + strings.TrimPrefix(text, errInterrupted.Error()+": ")
 }

@@ -36,6 +36,9 @@ type program struct {
 	step func(name string)
 	// wrap is put around every store; nil outside tests.
 	wrap func(objstore.Store) objstore.Store
+	// retry is how long stores are given to come back; the defaults outside
+	// tests.
+	retry objstore.RetryOptions
 }
 
 // run executes one command line and returns the exit status.

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -34,12 +35,17 @@ const (
 	// holdAt is the number of a descriptor, and after a colon the step at whose
 	// beginning the program waits until there is something to read from it.
 	holdAt = "IMGBACKUP_TEST_HOLD_AT"
+	// patience is how long a store is given to come back.
+	patience = "IMGBACKUP_TEST_PATIENCE"
 )
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"imgbackup": func() {
 			p := program{in: os.Stdin, out: os.Stdout, err: os.Stderr, step: stepHook()}
+			if d, err := time.ParseDuration(os.Getenv(patience)); err == nil {
+				p.retry.Patience = d
+			}
 			if n, err := strconv.Atoi(os.Getenv(killAtOp)); err == nil {
 				p.wrap = func(s objstore.Store) objstore.Store { return &deadlyStore{Store: s, at: int64(n)} }
 			}

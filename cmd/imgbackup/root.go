@@ -131,10 +131,9 @@ func (a *app) openStore(create bool) (objstore.Store, error) {
 	if a.repoFlag == "" {
 		return nil, usageError{errors.New("no repository: give --repo PATH or set IMGBACKUP_REPO")}
 	}
-	store, err := objstore.Open(a.repoFlag, objstore.OpenOptions{
-		Create: create,
-		Retry:  objstore.RetryOptions{Notify: a.retryNote},
-	})
+	retry := a.retry
+	retry.Notify = a.retryNote
+	store, err := objstore.Open(a.repoFlag, objstore.OpenOptions{Create: create, Retry: retry})
 	var place *objstore.PlaceError
 	if errors.As(err, &place) {
 		return nil, usageError{fmt.Errorf("repository: %w", err)}

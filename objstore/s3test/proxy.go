@@ -59,9 +59,10 @@ type Fault struct {
 	Bytes  int64  // of the body, for Cut and Stall
 	Ranged bool   // only ranged requests
 
-	// Do, if any, is called before the fault takes effect; with Lost and Late
-	// when only the reset remains, with Meanwhile when half of the request's
-	// body has been passed on, or Bytes of the answer's.
+	// Do, if any, is called before the fault takes effect: with Lost and Late
+	// when only the reset remains, with Cut, Stall and Meanwhile when Bytes of
+	// the answer's body have been passed on, and with Meanwhile and a request
+	// that has a body when half of that has.
 	Do func()
 }
 
@@ -220,7 +221,8 @@ func (p *Proxy) serve(ctx context.Context, forward http.Handler, w http.Response
 	case Lost:
 		forward.ServeHTTP(httptest.NewRecorder(), r)
 	}
-	if f.Do != nil && f.How != Meanwhile {
+	inBody := f.How == Cut || f.How == Stall || f.How == Meanwhile
+	if f.Do != nil && !inBody {
 		f.Do()
 	}
 	switch f.How {
@@ -343,16 +345,19 @@ func spoil(resp *http.Response) error {
 type spoiledBody struct {
 	io.ReadCloser
 	left int64
+	done bool // Do was called
 	s    *spoiling
 	ctx  context.Context
 }
 
 func (b *spoiledBody) Read(p []byte) (int, error) {
-	if b.left == 0 && b.s.How == Meanwhile {
-		b.s.Do()
-		b.left = -1
+	if b.left == 0 && !b.done {
+		b.done = true
+		if b.s.Do != nil {
+			b.s.Do()
+		}
 	}
-	if b.left < 0 {
+	if b.left == 0 && b.s.How == Meanwhile {
 		return b.ReadCloser.Read(p)
 	}
 	if b.left == 0 {
