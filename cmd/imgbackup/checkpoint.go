@@ -38,7 +38,9 @@ libvirt's checkpoints, for domains that are shut down.` + exitHelp(),
 	cmd.AddCommand(
 		a.checkpointCreateCommand(),
 		a.checkpointListCommand(),
+		a.checkpointDumpXMLCommand(),
 		a.checkpointDeleteCommand(),
+		a.checkpointRedefineCommand(),
 	)
 	return cmd
 }
