@@ -242,20 +242,3 @@ func skippable(b []byte) ([]byte, bool) {
 	}
 	return b[skippableHead:], true
 }
-
-// isZero tells whether all bytes are zero.
-func isZero(b []byte) bool {
-	for len(b) >= 32 {
-		if binary.NativeEndian.Uint64(b)|binary.NativeEndian.Uint64(b[8:])|
-			binary.NativeEndian.Uint64(b[16:])|binary.NativeEndian.Uint64(b[24:]) != 0 {
-			return false
-		}
-		b = b[32:]
-	}
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
-}

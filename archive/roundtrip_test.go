@@ -15,6 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/internal/zero"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -212,7 +213,7 @@ func checkParts(t *rapid.T, store objstore.Store, disk []byte, chain []MapRef) {
 		}
 		next = e.End()
 		if e.Zero {
-			if !isZero(disk[e.Offset:e.End()]) {
+			if !zero.Is(disk[e.Offset:e.End()]) {
 				t.Fatalf("zeros in place of data at %d", e.Offset)
 			}
 			continue

@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+
+	"github.com/imgbackup/imgbackup/internal/zero"
 )
 
 // cell is one unit of work in flight.
@@ -105,7 +107,7 @@ func (k *worker) piece(ctx context.Context, c *cell, p *Piece) error {
 	if p.Zero != (p.Data == nil) || p.Data != nil && int64(len(p.Data)) != p.Length {
 		return fmt.Errorf("archive: a piece of %d bytes comes with %d bytes of data", p.Length, len(p.Data))
 	}
-	if p.Zero || isZero(p.Data) {
+	if p.Zero || zero.Is(p.Data) {
 		r.zero = true
 		c.results = append(c.results, r)
 		return nil

@@ -12,6 +12,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/zero"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -103,10 +104,10 @@ func (a *archived) equals(ctx context.Context, c *qcow2.Chain, run bitmapstore.R
 
 // compare reports whether the image reads in a range as the state does, and
 // whether both are all zeros there.
-func (a *archived) compare(ctx context.Context, c *qcow2.Chain, run bitmapstore.Run) (same, zero bool, err error) {
+func (a *archived) compare(ctx context.Context, c *qcow2.Chain, run bitmapstore.Run) (same, zeros bool, err error) {
 	buf := make([]byte, min(run.Len(), archive.GridSize))
 	chunk := make([]byte, 0, archive.GridSize)
-	zero = true
+	zeros = true
 	for e, err := range a.entries(ctx, run.Start, run.End) {
 		if err != nil {
 			return false, false, err
@@ -120,20 +121,20 @@ func (a *archived) compare(ctx context.Context, c *qcow2.Chain, run bitmapstore.
 			if then, err = sliceOf(whole, e); err != nil {
 				return false, false, err
 			}
-			zero = zero && allZero(then)
+			zeros = zeros && zero.Is(then)
 		}
 		for off := e.Offset; off < e.End(); {
 			now := buf[:min(int64(len(buf)), e.End()-off)]
 			if err := readFull(ctx, c, now, off); err != nil {
 				return false, false, err
 			}
-			if e.Zero && !allZero(now) || !e.Zero && !bytes.Equal(now, then[off-e.Offset:][:len(now)]) {
+			if e.Zero && !zero.Is(now) || !e.Zero && !bytes.Equal(now, then[off-e.Offset:][:len(now)]) {
 				return false, false, nil
 			}
 			off += int64(len(now))
 		}
 	}
-	return true, zero, nil
+	return true, zeros, nil
 }
 
 // sliceOf returns the part of a chunk that an entry names.
@@ -148,16 +149,6 @@ func sliceOf(chunk []byte, e archive.Entry) ([]byte, error) {
 }
 
 var zeroBlock [64 << 10]byte
-
-func allZero(p []byte) bool {
-	for len(p) > len(zeroBlock) {
-		if !bytes.Equal(p[:len(zeroBlock)], zeroBlock[:]) {
-			return false
-		}
-		p = p[len(zeroBlock):]
-	}
-	return bytes.Equal(p, zeroBlock[:len(p)])
-}
 
 // sampleOf draws up to count runs at random, each cut to a random part of at
 // most length bytes.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/internal/zero"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -170,7 +171,7 @@ func (c *comparedCell) produce(ctx context.Context, buf []byte) ([]archive.Piece
 	for _, e := range c.entries {
 		mine := now[e.Offset-c.start:][:e.Length]
 		if e.Zero {
-			if !allZero(mine) {
+			if !zero.Is(mine) {
 				pieces = appendDiffering(pieces, e.Offset, mine, zeroBlock[:])
 			}
 			continue
@@ -223,20 +224,20 @@ func appendDiffering(pieces []archive.Piece, off int64, now, then []byte) []arch
 
 // appendPiece adds a part, joined to the piece before it where they touch.
 func appendPiece(pieces []archive.Piece, off int64, part []byte) []archive.Piece {
-	zero := allZero(part)
+	zeros := zero.Is(part)
 	if n := len(pieces); n > 0 {
 		last := &pieces[n-1]
-		if last.Zero == zero && last.Offset+last.Length == off {
+		if last.Zero == zeros && last.Offset+last.Length == off {
 			last.Length += int64(len(part))
-			if !zero {
+			if !zeros {
 				// Both lie in the same buffer, one behind the other.
 				last.Data = last.Data[:len(last.Data)+len(part)]
 			}
 			return pieces
 		}
 	}
-	p := archive.Piece{Offset: off, Length: int64(len(part)), Zero: zero}
-	if !zero {
+	p := archive.Piece{Offset: off, Length: int64(len(part)), Zero: zeros}
+	if !zeros {
 		p.Data = part
 	}
 	return append(pieces, p)

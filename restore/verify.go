@@ -17,6 +17,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/internal/zero"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -154,7 +155,7 @@ func (v *verifier) zeros(ctx context.Context, start, end int64) error {
 			if err := v.read(p, pos); err != nil {
 				return err
 			}
-			if !outfile.IsZero(p) {
+			if !zero.Is(p) {
 				return v.wrong(pos, pos+int64(len(p)), "it should be zeros")
 			}
 			pos += int64(len(p))

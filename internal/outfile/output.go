@@ -3,7 +3,6 @@
 package outfile
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgbackup/imgbackup/internal/zero"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -187,7 +187,7 @@ func (o *Output) Write(p []byte, off int64) error {
 	begin := 0 // of the blocks with data that are not yet written
 	for pos := 0; pos < len(p); {
 		n := min(sparseBlock-int((off+int64(pos))%sparseBlock), len(p)-pos)
-		if IsZero(p[pos : pos+n]) {
+		if zero.Is(p[pos : pos+n]) {
 			if err := o.pwrite(p[begin:pos], off+int64(begin)); err != nil {
 				return err
 			}
@@ -197,9 +197,6 @@ func (o *Output) Write(p []byte, off int64) error {
 	}
 	return o.pwrite(p[begin:], off+int64(begin))
 }
-
-// IsZero tells whether all bytes of a non-empty slice are zero.
-func IsZero(p []byte) bool { return p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1]) }
 
 func (o *Output) pwrite(p []byte, off int64) error {
 	if len(p) == 0 {

@@ -125,23 +125,3 @@ func TestOutputDeviceTooSmall(t *testing.T) {
 		t.Error("a device that is too small is taken")
 	}
 }
-
-func TestIsZero(t *testing.T) {
-	t.Parallel()
-	for _, n := range []int{1, 2, 3, 511, 4096} {
-		p := make([]byte, n)
-		if !IsZero(p) {
-			t.Errorf("%d zeros are not zero", n)
-		}
-		for i := range p {
-			p[i] = 1
-			if IsZero(p) {
-				t.Errorf("byte %d of %d is not seen", i, n)
-			}
-			p[i] = 0
-		}
-		if IsZero(bytes.Repeat([]byte{7}, n)) {
-			t.Error("equal bytes are taken for zeros")
-		}
-	}
-}
