@@ -192,6 +192,8 @@ func (s *S3) hint(verb string, e *S3Error, region string) string {
 			return fmt.Sprintf("the bucket is in another region: set AWS_REGION=%s", region)
 		}
 		return "the bucket is in another region: set AWS_REGION to it"
+	case e.Code == "ExistingObjectIsDirectory":
+		return "it can't make a folder for the object; is its disk full?"
 	case fullCodes[e.Code], e.Status == http.StatusInsufficientStorage:
 		return fmt.Sprintf("bucket %s is full: make room or raise its quota, and try again", s.bucket)
 	case e.Code == "AccessDenied", e.Status == http.StatusForbidden:
