@@ -40,12 +40,8 @@ func (w *witness) askRegrown(ctx context.Context, archived *archived, clean bitm
 			return nil, err
 		}
 		if !same {
-			return &objection{
-				code: ReasonMap,
-				reason: "the last data that bitmap " + w.st.disk.Bitmap + " calls unchanged is not that in the archive of " +
-					w.st.manifest.Checkpoint + " (a shrunk and regrown disk does this)",
-				all: true,
-			}, nil
+			return objectAll(ReasonMap, "the last data that bitmap %s calls unchanged is not that in the archive of %s (a shrunk and regrown disk does this)",
+				w.st.disk.Bitmap, w.st.manifest.Checkpoint), nil
 		}
 		if !zero && stop == 0 {
 			stop = max(1, run.Start/cluster*cluster) // the rest of its cluster, too

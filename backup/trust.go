@@ -45,6 +45,13 @@ func object(code Reason, format string, args ...any) *objection {
 	return &objection{code: code, reason: fmt.Sprintf(format, args...)}
 }
 
+// objectAll objects to every bitmap of the image.
+func objectAll(code Reason, format string, args ...any) *objection {
+	o := object(code, format, args...)
+	o.all = true
+	return o
+}
+
 // judge looks for the newest archived state since which the disk's bitmaps
 // tell every change. Its error is a failure to find out; every doubt is a
 // verdict.

@@ -133,11 +133,7 @@ func (w *witness) compareIdentity() *objection {
 		for i := range w.st.manifest.Disks {
 			other := &w.st.manifest.Disks[i]
 			if other.Target != w.st.disk.Target && same(other.Source) {
-				return &objection{
-					code:   ReasonOtherDisk,
-					reason: fmt.Sprintf("at checkpoint %s this image was disk %s", w.st.manifest.Checkpoint, other.Target),
-					all:    true,
-				}
+				return objectAll(ReasonOtherDisk, "at checkpoint %s this image was disk %s", w.st.manifest.Checkpoint, other.Target)
 			}
 		}
 	}
@@ -238,12 +234,8 @@ func (w *witness) askOlderBitmaps(ctx context.Context) (*objection, error) {
 			return nil, err
 		}
 		if !agree {
-			return &objection{
-				code: ReasonWitness,
-				reason: fmt.Sprintf("bitmaps %s and %s disagree about the writes since %s: one of them was cleared, disabled for a while or made anew",
-					w.st.disk.Bitmap, rec.Name, w.st.manifest.Checkpoint),
-				all: true,
-			}, nil
+			return objectAll(ReasonWitness, "bitmaps %s and %s disagree about the writes since %s: one of them was cleared, disabled for a while or made anew",
+				w.st.disk.Bitmap, rec.Name, w.st.manifest.Checkpoint), nil
 		}
 		if older.Enabled {
 			confirmed++
@@ -360,12 +352,8 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 			return nil, err
 		}
 		if !same {
-			return &objection{
-				code: ReasonMap,
-				reason: fmt.Sprintf("the archive of %s has data at %d that is gone from the image without a mark in bitmap %s (a shrunk and regrown disk or an exchanged backing file does this)",
-					w.st.manifest.Checkpoint, run.Start, w.st.disk.Bitmap),
-				all: true,
-			}, nil
+			return objectAll(ReasonMap, "the archive of %s has data at %d that is gone from the image without a mark in bitmap %s (a shrunk and regrown disk or an exchanged backing file does this)",
+				w.st.manifest.Checkpoint, run.Start, w.st.disk.Bitmap), nil
 		}
 	}
 
@@ -395,12 +383,8 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 				return nil, err
 			}
 			if !same {
-				return &objection{
-					code: ReasonContent,
-					reason: fmt.Sprintf("the image differs from the archive of %s in bytes %d to %d, which bitmap %s calls unchanged",
-						w.st.manifest.Checkpoint, run.Start, run.End, w.st.disk.Bitmap),
-					all: true,
-				}, nil
+				return objectAll(ReasonContent, "the image differs from the archive of %s in bytes %d to %d, which bitmap %s calls unchanged",
+					w.st.manifest.Checkpoint, run.Start, run.End, w.st.disk.Bitmap), nil
 			}
 		}
 	}
@@ -426,12 +410,8 @@ func (w *witness) askEnd(ctx context.Context, archived *archived, clean bitmapst
 			case err != nil:
 				return nil, err
 			case !same:
-				return &objection{
-					code: ReasonMap,
-					reason: fmt.Sprintf("the last bytes that bitmap %s calls unchanged, up to %d, are not those in the archive of %s (a shrunk and regrown disk does this)",
-						w.st.disk.Bitmap, run.End, w.st.manifest.Checkpoint),
-					all: true,
-				}, nil
+				return objectAll(ReasonMap, "the last bytes that bitmap %s calls unchanged, up to %d, are not those in the archive of %s (a shrunk and regrown disk does this)",
+					w.st.disk.Bitmap, run.End, w.st.manifest.Checkpoint), nil
 			case !zero:
 				return nil, nil
 			}
