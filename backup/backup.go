@@ -57,7 +57,23 @@ type DiskRequest struct {
 	Mode   Mode         // empty: the request's
 	Since  string       // checkpoint to be incremental from; empty: the request's
 
-	NoCheckpoint bool // add no bitmap to this disk
+	NoCheckpoint bool          // add no bitmap to this disk
+	AllowDirs    []string      // folders, besides the request's, for its backing and data files
+	Defined      *DefinedChain // what the domain's definition says lies below the image; nil: nothing
+}
+
+// DefinedChain is a backing chain as a domain's definition states it, topmost
+// first. QEMU is started with that one, whatever the images say: where they
+// disagree, what we would archive is not what the guest sees.
+type DefinedChain struct {
+	Images []DefinedImage
+	Ends   bool // there is nothing below the last one
+}
+
+// DefinedImage is one backing file of it.
+type DefinedImage struct {
+	Path   string
+	Format string // empty: not stated
 }
 
 // Request is what one backup is to do.

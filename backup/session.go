@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -219,6 +220,9 @@ func (s *session) open(ctx context.Context) error {
 			return fmt.Errorf("disk %s: %w", d.req.Target, err)
 		}
 		d.chain = c
+		if err := d.req.Defined.check(c); err != nil {
+			return &UsageError{fmt.Errorf("disk %s: %w", d.req.Target, err)}
+		}
 		id, err := c.Layers[0].Stat()
 		if err != nil {
 			return fmt.Errorf("disk %s: %w", d.req.Target, err)
@@ -233,7 +237,7 @@ func (s *session) open(ctx context.Context) error {
 }
 
 func (s *session) openOne(ctx context.Context, d *disk) (*qcow2.Chain, error) {
-	options := qcow2.OpenOptions{AllowDirs: s.req.AllowDirs, ReadLimit: s.limiter}
+	options := qcow2.OpenOptions{AllowDirs: slices.Concat(s.req.AllowDirs, d.req.AllowDirs), ReadLimit: s.limiter}
 	if s.req.NoLock {
 		return qcow2.OpenChain(d.req.Path, d.req.Format, options)
 	}

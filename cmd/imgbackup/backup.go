@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"text/tabwriter"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/chain"
 )
 
 func (a *app) backupCommand() *cobra.Command {
@@ -28,7 +30,7 @@ func (a *app) backupCommand() *cobra.Command {
 		force       bool
 	)
 	cmd := &cobra.Command{
-		Use:   "backup [DOMAIN] {--disk TARGET=PATH,format=qcow2|raw … | --domain-xml FILE}",
+		Use:   "backup [DOMAIN] {--disk TARGET=PATH,format=qcow2|raw … | --domain-xml FILE | --all-domains DIR}",
 		Short: "Back up a shut-down domain's disks",
 		Long: `backup archives the disks of a domain, all of them in one transaction, and
 makes a checkpoint: in every qcow2 image a dirty bitmap is added that records
@@ -55,7 +57,12 @@ A comma in a path is doubled.
 --domain-xml names a domain's definition, as libvirt keeps it or virsh dumpxml
 prints it, and --backup-xml and --checkpoint-xml describe the backup as libvirt's
 domainbackup and domaincheckpoint do; - is standard input. DOMAIN is then the
-definition's name. --print-xml prints the XML with all that was left out filled
+definition's name. Every disk of it is taken that can be written to; --disk then
+only says what differs: --disk vdb,backup=no. When the backup XML gives the disks
+targets, they are written there, and else into the repository. --all-domains takes every
+definition (*.xml) in a folder, one after the other.
+
+--print-xml prints the XML with all that was left out filled
 in, as libvirt fills it in, and stops: it needs no repository and no images.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
 		Example: `  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2
   imgbackup backup web --disk vda=/vm/a.qcow2,format=qcow2 --disk vdb=/dev/vg/web,format=raw
@@ -63,17 +70,22 @@ in, as libvirt fills it in, and stops: it needs no repository and no images.` + 
   imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --dry-run
   imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --target vda=/b/full.qcow2 --checkpoint c1
   imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --target vda=/b/inc.qcow2 --incremental c1
+  virsh dumpxml web | imgbackup backup --domain-xml -
+  imgbackup backup --all-domains /etc/libvirt/qemu
   imgbackup backup --domain-xml web.xml --backup-xml backup.xml --print-xml`,
 		Args: maxArgs(1, "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := xml.conflicts(cmd.Flags(), args); err != nil {
+				return err
+			}
 			in, err := a.readXML(xml)
 			if err != nil {
 				return err
 			}
-			if req.Domain, err = domainName(args, in); err != nil {
-				return err
-			}
 			if xml.print {
+				if _, err := domainName(args, in); err != nil {
+					return err
+				}
 				return a.printXML(in, req.Checkpoint)
 			}
 			if req.Mode, err = backup.ParseMode(mode); err != nil {
@@ -98,15 +110,27 @@ in, as libvirt fills it in, and stops: it needs no repository and no images.` + 
 			if cmd.Flags().Changed("checkpoint") && req.Checkpoint == "" {
 				return usageError{fmt.Errorf("--checkpoint: the name is empty")}
 			}
-			for _, d := range disks {
-				r, err := parseDisk(d)
-				if err != nil {
+			if xml.folder != "" {
+				return a.backupAll(cmd, req, xml.folder, dryRun)
+			}
+			if req.Domain, err = domainName(args, in); err != nil {
+				return err
+			}
+			flags := make([]diskFlag, len(disks))
+			for i, d := range disks {
+				if flags[i], err = parseDiskFlag(d, in.domain != nil); err != nil {
 					return err
 				}
-				req.Disks = append(req.Disks, r)
 			}
-			if len(targets) > 0 {
-				to, err := pushTargets(cmd, targets, req)
+			left, err := a.describe(&req, &in, flags)
+			if err != nil {
+				return err
+			}
+			if len(targets) > 0 || len(in.targets) > 0 {
+				to, err := in.pushTargets()
+				if err == nil {
+					to, err = pushTargets(cmd, targets, to, req)
+				}
 				if err != nil {
 					return err
 				}
@@ -115,7 +139,7 @@ in, as libvirt fills it in, and stops: it needs no repository and no images.` + 
 			if force {
 				return usageError{fmt.Errorf("--force replaces files that --target names, and there is none")}
 			}
-			return a.backup(cmd, req, dryRun)
+			return a.backup(cmd, req, left, dryRun)
 		},
 	}
 	f := cmd.Flags()
@@ -139,11 +163,24 @@ in, as libvirt fills it in, and stops: it needs no repository and no images.` + 
 	return cmd
 }
 
-func (a *app) backup(cmd *cobra.Command, req backup.Request, dryRun bool) error {
+// backup carries out a request and prints what came of it.
+func (a *app) backup(cmd *cobra.Command, req backup.Request, left []leftOut, dryRun bool) error {
 	repo, err := a.openRepo(cmd.Context())
 	if err != nil {
 		return err
 	}
+	plan, result, err := a.carryOut(cmd.Context(), repo, req, dryRun)
+	switch {
+	case err != nil:
+		return err
+	case dryRun:
+		return a.printPlan(plan, left)
+	}
+	return a.printBackup(result, left)
+}
+
+// carryOut returns a plan, in a dry run, or else a result.
+func (a *app) carryOut(ctx context.Context, repo *chain.Repository, req backup.Request, dryRun bool) (*backup.Plan, *backup.Result, error) {
 	bar := a.newBar("backing up " + req.Domain)
 	req.Tool, req.TempDir = "imgbackup "+version(), tempDir()
 	hooks := backup.Hooks{Progress: bar.set, Step: a.step, Note: func(msg string) {
@@ -151,23 +188,23 @@ func (a *app) backup(cmd *cobra.Command, req backup.Request, dryRun bool) error 
 		a.note(msg)
 	}}
 	if dryRun {
-		plan, err := backup.DryRun(cmd.Context(), repo, req, hooks)
-		if err != nil {
-			return err
-		}
-		return a.printPlan(plan)
+		plan, err := backup.DryRun(ctx, repo, req, hooks)
+		return plan, nil, err
 	}
-	result, err := backup.Run(cmd.Context(), repo, req, hooks)
+	result, err := backup.Run(ctx, repo, req, hooks)
 	bar.clear()
-	if err != nil {
-		return err
-	}
-	return a.printBackup(result)
+	return nil, result, err
 }
 
-func (a *app) printPlan(plan *backup.Plan) error {
+// planJSON is what backup --dry-run --json prints.
+type planJSON struct {
+	*backup.Plan
+	LeftOut []leftOut `json:"left_out,omitempty"`
+}
+
+func (a *app) printPlan(plan *backup.Plan, left []leftOut) error {
 	if a.json {
-		return a.printJSON(plan)
+		return a.printJSON(planJSON{plan, left})
 	}
 	w := &checkedWriter{w: a.out}
 	w.printf("Plan for %s (nothing has been written)\n", plan.Domain)
@@ -205,26 +242,32 @@ type backupJSON struct {
 	UUID       string     `json:"uuid"`
 	Parent     string     `json:"parent,omitempty"`
 	Disks      []diskJSON `json:"disks"`
+	LeftOut    []leftOut  `json:"left_out,omitempty"`
 	Packs      int64      `json:"packs"`
 	PackBytes  int64      `json:"pack_bytes"`
 	Seconds    float64    `json:"seconds"`
 	Notes      []string   `json:"notes,omitempty"`
 }
 
-func (a *app) printBackup(r *backup.Result) error {
+func describeBackup(r *backup.Result, left []leftOut) *backupJSON {
+	m := r.Manifest
+	out := &backupJSON{
+		Domain: m.Domain, Checkpoint: m.Checkpoint, UUID: m.UUID, LeftOut: left, Packs: r.Stats.Packs,
+		PackBytes: r.Stats.PackBytes, Seconds: r.Elapsed.Seconds(), Notes: r.Notes,
+	}
+	if m.Parent != nil {
+		out.Parent = m.Parent.Name
+	}
+	for i := range m.Disks {
+		out.Disks = append(out.Disks, describeDisk(&m.Disks[i]))
+	}
+	return out
+}
+
+func (a *app) printBackup(r *backup.Result, left []leftOut) error {
 	m := r.Manifest
 	if a.json {
-		out := backupJSON{
-			Domain: m.Domain, Checkpoint: m.Checkpoint, UUID: m.UUID, Packs: r.Stats.Packs,
-			PackBytes: r.Stats.PackBytes, Seconds: r.Elapsed.Seconds(), Notes: r.Notes,
-		}
-		if m.Parent != nil {
-			out.Parent = m.Parent.Name
-		}
-		for i := range m.Disks {
-			out.Disks = append(out.Disks, describeDisk(&m.Disks[i]))
-		}
-		return a.printJSON(out)
+		return a.printJSON(describeBackup(r, left))
 	}
 	w := &checkedWriter{w: a.out}
 	w.printf("checkpoint %s of %s", m.Checkpoint, m.Domain)

@@ -30,15 +30,28 @@ func splitOptions(s string) []string {
 	return append(parts, part.String())
 }
 
-// parseDisk reads the value of backup's --disk.
+// diskFlag is the value of a --disk.
+type diskFlag struct {
+	backup.DiskRequest
+	leaveOut bool // backup=no
+}
+
+// parseDisk reads the value of a --disk that says all that has to be known.
 func parseDisk(value string) (backup.DiskRequest, error) {
-	var r backup.DiskRequest
-	fail := func(format string, args ...any) (backup.DiskRequest, error) {
+	r, err := parseDiskFlag(value, false)
+	return r.DiskRequest, err
+}
+
+// parseDiskFlag reads the value of a --disk. Beside a definition of the domain
+// it only says what differs from that: path and format may be left out.
+func parseDiskFlag(value string, defined bool) (diskFlag, error) {
+	var r diskFlag
+	fail := func(format string, args ...any) (diskFlag, error) {
 		return r, usageError{fmt.Errorf("--disk %q: %s", value, fmt.Sprintf(format, args...))}
 	}
 	parts := splitOptions(value)
-	target, path, ok := strings.Cut(parts[0], "=")
-	if !ok || target == "" || path == "" {
+	target, path, hasPath := strings.Cut(parts[0], "=")
+	if target == "" || hasPath && path == "" || !hasPath && !defined {
 		return fail("want TARGET=PATH,format=qcow2|raw[,backupmode=full|incremental][,incremental=CHECKPOINT]")
 	}
 	r.Target, r.Path = target, path
@@ -52,32 +65,48 @@ func parseDisk(value string) (backup.DiskRequest, error) {
 			return fail("%s is given twice", key)
 		}
 		seen[key] = true
-		switch key {
-		case "format":
-			switch f := qcow2.Format(val); f {
-			case qcow2.Raw, qcow2.Qcow2:
-				r.Format = f
-			default:
-				return fail("format %q: want qcow2 or raw", val)
-			}
-		case "backupmode":
-			switch m := backup.Mode(val); m {
-			case backup.Full, backup.Incremental:
-				r.Mode = m
-			default:
-				return fail("backupmode %q: want full or incremental", val)
-			}
-		case "incremental":
-			if val == "" {
-				return fail("incremental= names no checkpoint")
-			}
-			r.Since = val
-		default:
-			return fail("unknown key %q: want format, backupmode or incremental", key)
+		if problem := r.set(key, val, defined); problem != "" {
+			return fail("%s", problem)
 		}
 	}
-	if r.Format == "" {
+	if r.leaveOut && len(parts) > 2 {
+		return fail("backup=no goes with nothing else")
+	}
+	if r.Format == "" && !defined {
 		return fail("no format: add format=qcow2 or format=raw (it is never guessed, since a guest can write any header into its disk)")
 	}
 	return r, nil
+}
+
+// set takes one key; it returns what is wrong with it.
+func (r *diskFlag) set(key, val string, defined bool) (problem string) {
+	switch {
+	case key == "format":
+		switch f := qcow2.Format(val); f {
+		case qcow2.Raw, qcow2.Qcow2:
+			r.Format = f
+		default:
+			return fmt.Sprintf("format %q: want qcow2 or raw", val)
+		}
+	case key == "backupmode":
+		switch m := backup.Mode(val); m {
+		case backup.Full, backup.Incremental:
+			r.Mode = m
+		default:
+			return fmt.Sprintf("backupmode %q: want full or incremental", val)
+		}
+	case key == "incremental":
+		if val == "" {
+			return "incremental= names no checkpoint"
+		}
+		r.Since = val
+	case key == "backup" && defined:
+		if val != "yes" && val != "no" {
+			return fmt.Sprintf("backup %q: want yes or no", val)
+		}
+		r.leaveOut = val == "no"
+	default:
+		return fmt.Sprintf("unknown key %q: want format, backupmode or incremental", key)
+	}
+	return ""
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/imgbackup/imgbackup/backup"
 	dom "github.com/imgbackup/imgbackup/domain"
 )
 
@@ -21,6 +22,7 @@ type xmlFlags struct {
 	domain     string
 	backup     string
 	checkpoint string
+	folder     string // of definitions: all of them are taken
 	print      bool
 }
 
@@ -28,7 +30,27 @@ func (f *xmlFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.domain, "domain-xml", "", "the domain's definition is in this `FILE`")
 	flags.StringVar(&f.backup, "backup-xml", "", "what to do is in this `FILE`, as a domainbackup")
 	flags.StringVar(&f.checkpoint, "checkpoint-xml", "", "the new checkpoint is described in this `FILE`, as a domaincheckpoint")
+	flags.StringVar(&f.folder, "all-domains", "", "back up every domain whose definition (*.xml) is in this `DIR`")
 	flags.BoolVar(&f.print, "print-xml", false, "print the completed XML and do nothing else")
+}
+
+// conflicts refuses flags that say the same thing in two ways.
+func (f *xmlFlags) conflicts(flags *pflag.FlagSet, args []string) error {
+	exclude := func(flag string, others ...string) error {
+		for _, other := range others {
+			if flags.Changed(flag) && flags.Changed(other) {
+				return usageError{fmt.Errorf("--%s and --%s exclude each other", flag, other)}
+			}
+		}
+		return nil
+	}
+	if f.folder != "" && len(args) > 0 {
+		return usageError{errors.New("--all-domains takes the names from the definitions: no DOMAIN can be given")}
+	}
+	return errors.Join(
+		exclude("backup-xml", "disk", "mode", "incremental", "target"),
+		exclude("all-domains", "disk", "incremental", "domain-xml", "backup-xml", "checkpoint-xml", "print-xml", "target"),
+	)
 }
 
 // xmlInput is what was read of them; each may be nil.
@@ -37,6 +59,9 @@ type xmlInput struct {
 	domainXML  []byte
 	backup     *dom.Backup
 	checkpoint *dom.Checkpoint
+
+	targets         []dom.BackupDisk     // those that the backup XML gives a <target>
+	checkpointGiven []dom.CheckpointDisk // the disks that the checkpoint XML lists, by their targets
 }
 
 // readXML reads the files that were named. Every error is one of usage: what
@@ -102,7 +127,15 @@ func (a *app) readXMLFile(name string) ([]byte, error) {
 func (in *xmlInput) align(name string, now time.Time) (err error) {
 	epoch := now.Unix()
 	suffix := strconv.FormatInt(epoch, 10)
+	if in.backup != nil {
+		for _, bd := range in.backup.Disks {
+			if bd.Backup && bd.Store != nil {
+				in.targets = append(in.targets, bd)
+			}
+		}
+	}
 	if in.checkpoint != nil {
+		listed := len(in.checkpoint.Disks) > 0
 		switch {
 		case in.checkpoint.Name == "":
 			in.checkpoint.Name = name
@@ -113,6 +146,9 @@ func (in *xmlInput) align(name string, now time.Time) (err error) {
 			return usageError{err}
 		}
 		suffix = in.checkpoint.Name
+		if listed {
+			in.checkpointGiven = in.checkpoint.Disks
+		}
 	} else if name != "" {
 		suffix = name
 	}
@@ -165,4 +201,19 @@ func (a *app) printXML(in xmlInput, checkpoint string) error {
 	}
 	_, err := a.out.Write(text)
 	return err
+}
+
+// describe makes the request that files and flags describe, and tells a person
+// which disks it leaves out.
+func (a *app) describe(req *backup.Request, in *xmlInput, flags []diskFlag) ([]leftOut, error) {
+	if in.domain != nil {
+		if err := in.align(req.Checkpoint, time.Now()); err != nil {
+			return nil, err
+		}
+	}
+	left, err := in.describe(req, flags)
+	for _, l := range left {
+		a.note(fmt.Sprintf("disk %s of %s is left out: %s", l.Disk, req.Domain, l.Reason))
+	}
+	return left, err
 }

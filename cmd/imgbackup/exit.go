@@ -77,8 +77,11 @@ func exitCode(ctx context.Context, err error) int {
 		owned   *backup.OwnedError
 		differs *restore.VerifyError
 		unknown *chain.UnknownOutcomeError
+		several domainsFailed
 	)
 	switch {
+	case errors.As(err, &several):
+		return several.code
 	case errors.As(err, &unknown):
 		return exitFailed // and not interrupted, after which nothing is there
 	case errors.As(err, &usage), errors.As(err, &request):

@@ -94,10 +94,9 @@ func binarySize(s string) string {
 	return s
 }
 
-// pushTargets reads all values of --target, and refuses what only an archive
-// has use for.
-func pushTargets(cmd *cobra.Command, values []string, req backup.Request) ([]push.Target, error) {
-	var targets []push.Target
+// pushTargets reads all values of --target, adds them to those of a backup's XML,
+// and refuses what only an archive has use for.
+func pushTargets(cmd *cobra.Command, values []string, targets []push.Target, req backup.Request) ([]push.Target, error) {
 	for _, v := range values {
 		t, err := parseTarget(v)
 		if err != nil {
@@ -107,7 +106,7 @@ func pushTargets(cmd *cobra.Command, values []string, req backup.Request) ([]pus
 	}
 	for _, d := range req.Disks {
 		if !slices.ContainsFunc(targets, func(t push.Target) bool { return t.Disk == d.Target }) {
-			return nil, usageError{fmt.Errorf("--disk %s has no --target: either every disk of a backup goes to a file of its own, or all go into the repository (two runs can do both)", d.Target)}
+			return nil, usageError{fmt.Errorf("disk %s has no --target, and no <target> in the backup XML: either every disk of a backup goes to a file of its own, or all go into the repository (two runs can do both)", d.Target)}
 		}
 	}
 	if req.Checkpoint == "" {

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"github.com/imgbackup/imgbackup/backup"
+	dom "github.com/imgbackup/imgbackup/domain"
+	"github.com/imgbackup/imgbackup/push"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// leftOut is a disk of a definition that a backup does not take, and why.
+type leftOut struct {
+	Disk   string `json:"disk"`
+	Reason string `json:"reason"`
+}
+
+// errNoDisks says that a definition has no disk that could be backed up.
+var errNoDisks = errors.New("no disk of the domain is left to be backed up")
+
+// describe fills in what a definition, and the XML of a backup and a checkpoint,
+// say of a backup. flags are the --disk that were given beside them.
+func (in *xmlInput) describe(req *backup.Request, flags []diskFlag) ([]leftOut, error) {
+	if in.domain == nil {
+		if in.backup != nil || in.checkpoint != nil {
+			return nil, usageError{errors.New("--backup-xml and --checkpoint-xml need the domain's definition: --domain-xml FILE")}
+		}
+		for _, f := range flags {
+			req.Disks = append(req.Disks, f.DiskRequest)
+		}
+		return nil, nil
+	}
+	req.DomainUUID = in.domain.UUID
+	if err := in.describeCheckpoint(req); err != nil {
+		return nil, usageError{err}
+	}
+	choices, err := in.choices(flags)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	var left []leftOut
+	for i := range in.domain.Disks {
+		d := &in.domain.Disks[i]
+		c := choices[d.Target]
+		reason := c.skips(d)
+		if reason == "" {
+			r, err := c.request(d)
+			if err != nil {
+				return nil, usageError{fmt.Errorf("disk %s: %w", d.Target, err)}
+			}
+			req.Disks = append(req.Disks, r)
+			continue
+		}
+		if c.wanted {
+			return nil, usageError{fmt.Errorf("disk %s cannot be backed up: it is %s", d.Target, reason)}
+		}
+		left = append(left, leftOut{Disk: d.Target, Reason: reason})
+	}
+	if len(req.Disks) == 0 {
+		return left, usageError{errNoDisks}
+	}
+	return left, in.applyCheckpoint(req)
+}
+
+// describeCheckpoint takes name and description from the checkpoint's XML.
+func (in *xmlInput) describeCheckpoint(req *backup.Request) error {
+	c := in.checkpoint
+	if c == nil {
+		return nil
+	}
+	req.Checkpoint = c.Name // align has settled it with --checkpoint
+	if c.Description != "" {
+		if req.Description != "" && req.Description != c.Description {
+			return errors.New("--description says otherwise than the checkpoint XML")
+		}
+		req.Description = c.Description
+	}
+	return nil
+}
+
+// choice is what was said of one disk beside the definition.
+type choice struct {
+	diskFlag
+	wanted  bool // it was named
+	dropped string
+}
+
+// choices gathers what the backup's XML, or the flags, say.
+func (in *xmlInput) choices(flags []diskFlag) (map[string]choice, error) {
+	all := make(map[string]choice)
+	for _, f := range flags {
+		if _, ok := in.domain.Disk(f.Target); !ok {
+			return nil, fmt.Errorf("--disk %s: the domain %s has no such disk", f.Target, in.domain.Name)
+		}
+		if _, twice := all[f.Target]; twice {
+			return nil, fmt.Errorf("disk %s is named twice", f.Target)
+		}
+		c := choice{diskFlag: f, wanted: !f.leaveOut}
+		if f.leaveOut {
+			c.dropped = "left out by --disk"
+		}
+		all[f.Target] = c
+	}
+	if in.backup == nil {
+		return all, nil
+	}
+	if in.backup.Mode == dom.Pull {
+		return nil, errors.New("a pull backup offers the disks over NBD and archives nothing: imgbackup export does that")
+	}
+	for _, bd := range in.backup.Disks {
+		c := choice{wanted: bd.Backup, dropped: "left out by the backup XML"}
+		if bd.Backup {
+			c.dropped = ""
+			c.Mode, c.Since = backup.Full, ""
+			if bd.BackupMode == dom.Incremental {
+				c.Mode, c.Since = backup.Incremental, bd.Incremental
+			}
+		}
+		all[bd.Name] = c
+	}
+	return all, nil
+}
+
+// skips says why a disk is not taken; empty: it is. What is read-only can be
+// taken when it is asked for, as in libvirt.
+func (c *choice) skips(d *dom.Disk) string {
+	switch {
+	case c.dropped != "":
+		return c.dropped
+	case d.Empty():
+		return fmt.Sprintf("a %s without a medium", d.Device)
+	case d.Type != dom.TypeFile && d.Type != dom.TypeBlock && c.Path == "":
+		what := d.Type
+		if d.Protocol != "" {
+			what += " (" + d.Protocol + ")"
+		}
+		return fmt.Sprintf("a disk of type %s, no file or block device of this host", what)
+	case d.Device == "cdrom" && !c.wanted:
+		return "a cdrom, which is read-only"
+	case d.ReadOnly && !c.wanted:
+		return "read-only"
+	}
+	return ""
+}
+
+// request is how one disk of a definition is backed up.
+func (c *choice) request(d *dom.Disk) (backup.DiskRequest, error) {
+	r := c.DiskRequest
+	r.Target = d.Target
+	if r.Format == "" {
+		switch r.Format = qcow2.Format(d.Format); r.Format {
+		case qcow2.Raw, qcow2.Qcow2:
+		case "":
+			return r, errors.New("the definition has no <driver type=…>, and a format is never guessed: add --disk " + d.Target + ",format=qcow2|raw")
+		default:
+			return r, fmt.Errorf("images of format %s cannot be read: --disk %s,backup=no leaves it out", d.Format, d.Target)
+		}
+	}
+	if r.Path != "" {
+		return r, nil
+	}
+	r.Path = d.Path
+	switch {
+	case !filepath.IsAbs(d.Path):
+		return r, fmt.Errorf("the definition's path %q is not absolute", d.Path)
+	case d.Sliced:
+		return r, errors.New("only a part of the file is the disk (<slices>), which is not supported: --disk " + d.Target + ",backup=no leaves it out")
+	}
+	if len(d.Backing) == 0 && !d.BackingEnds {
+		return r, nil
+	}
+	r.Defined = &backup.DefinedChain{Ends: d.BackingEnds}
+	for _, im := range d.Backing {
+		if im.Path == "" || !filepath.IsAbs(im.Path) {
+			return r, errors.New("the definition names a backing image that is no file or block device of this host")
+		}
+		r.Defined.Images = append(r.Defined.Images, backup.DefinedImage{Path: im.Path, Format: im.Format})
+		// The host's administrator wrote the definition, not the guest.
+		r.AllowDirs = append(r.AllowDirs, filepath.Dir(im.Path))
+	}
+	return r, nil
+}
+
+// applyCheckpoint takes from the checkpoint's XML which disks get a bitmap. A
+// bitmap in a disk that is not backed up would record changes since a state that
+// nothing holds.
+func (in *xmlInput) applyCheckpoint(req *backup.Request) error {
+	if in.checkpoint == nil {
+		return nil
+	}
+	record := make(map[string]bool)
+	for _, cd := range in.checkpoint.Disks {
+		record[cd.Name] = cd.Record
+	}
+	for i := range req.Disks {
+		r := &req.Disks[i]
+		r.NoCheckpoint = !record[r.Target]
+		delete(record, r.Target)
+	}
+	for _, cd := range in.checkpointGiven {
+		if cd.Record && record[cd.Name] {
+			return usageError{fmt.Errorf("the checkpoint XML wants a bitmap in disk %s, which is not backed up (checkpoint create makes a checkpoint without data)", cd.Name)}
+		}
+	}
+	return nil
+}
+
+// pushTargets are the files that the backup's XML names.
+func (in *xmlInput) pushTargets() ([]push.Target, error) {
+	var targets []push.Target
+	for _, bd := range in.targets {
+		t := push.Target{Disk: bd.Name, Path: bd.Store.Path, Format: qcow2.Qcow2}
+		if bd.Format != "" {
+			t.Format = qcow2.Format(bd.Format)
+		}
+		var err error
+		switch {
+		case t.Format != qcow2.Raw && t.Format != qcow2.Qcow2:
+			err = fmt.Errorf("driver type %s: target files are raw or qcow2", bd.Format)
+		case bd.Store.Encryption != nil:
+			err = errors.New("encrypted target files cannot be written")
+		case slices.ContainsFunc(bd.Store.SecLabels, func(l dom.SecLabel) bool { return !l.NoRelabel }):
+			err = errors.New("target files cannot be labelled (<seclabel>)")
+		}
+		if err != nil {
+			return nil, usageError{fmt.Errorf("backup XML: disk %s: %w", bd.Name, err)}
+		}
+		targets = append(targets, t)
+	}
+	return targets, nil
+}
