@@ -106,7 +106,10 @@ type Hooks struct {
 	Note     func(msg string)        // something a person should know
 	Planned  func(p *Plan)           // the plan that is carried out
 	Progress func(done, total int64) // guest bytes dealt with
-	Step     func(name string)       // a step of the writing order is about to begin
+	// Disk is called when the reading of a disk begins, and for each part of it
+	// that was read: so many of so many guest bytes.
+	Disk func(target string, done, total int64)
+	Step func(name string) // a step of the writing order is about to begin
 }
 
 func (h Hooks) note(format string, args ...any) {

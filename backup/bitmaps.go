@@ -32,7 +32,7 @@ func (s *session) intent(plan *Plan) (*chain.Intent, error) {
 			return nil, err
 		}
 		if d.before, err = layer.BitmapStates(); err != nil {
-			return nil, fmt.Errorf("disk %s: %w", p.Target, err)
+			return nil, &chain.DiskError{Disk: p.Target, Err: err}
 		}
 		d.image = layer.Path
 		d.granularity = layer.BitmapGranularity()
@@ -55,7 +55,7 @@ func (s *session) addBitmaps(ctx context.Context, plan *Plan, intent *chain.Inte
 		s.hooks.step(StepAdd)
 		name := chain.BitmapName(intent.Checkpoint, intent.CheckpointUUID)
 		if err := d.guard.BitmapAdd(ctx, d.image, name, d.granularity); err != nil {
-			return fmt.Errorf("disk %s: %w", p.Target, err)
+			return &chain.DiskError{Disk: p.Target, Err: err}
 		}
 	}
 	return nil
@@ -85,7 +85,7 @@ func (s *session) verifyAdded(_ context.Context, plan *Plan, intent *chain.Inten
 		}
 		same, err := d.guard.Holds(layer)
 		if err != nil {
-			return fmt.Errorf("disk %s: %w", p.Target, err)
+			return &chain.DiskError{Disk: p.Target, Err: err}
 		}
 		if !same {
 			return fmt.Errorf("disk %s: %w: another file stands at %s", p.Target, errChanged, layer.Path)

@@ -50,7 +50,7 @@ func ChangesBetween(ctx context.Context, repo *chain.Repository, domain, from, t
 		}
 		c, err := s.changesBetween(ctx, target, ends[0], ends[1])
 		if err != nil {
-			return nil, fmt.Errorf("disk %s: %w", target, err)
+			return nil, &chain.DiskError{Disk: target, Err: err}
 		}
 		all = append(all, c)
 	}

@@ -3,8 +3,6 @@
 package backup
 
 import (
-	"fmt"
-
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -93,16 +91,16 @@ func (s *session) compareIdentity() error {
 			for _, f := range layer.Files() {
 				open, err := f.Stat()
 				if err != nil {
-					return fmt.Errorf("disk %s: %w", d.req.Target, err)
+					return &chain.DiskError{Disk: d.req.Target, Err: err}
 				}
 				path, err := f.PathStat()
 				if err != nil {
-					return fmt.Errorf("disk %s: %w", d.req.Target, err)
+					return &chain.DiskError{Disk: d.req.Target, Err: err}
 				}
 				if open != d.id[at] || path != d.id[at] {
-					return fmt.Errorf("disk %s: %w", d.req.Target, &qcow2.InUseError{
+					return &chain.DiskError{Disk: d.req.Target, Err: &qcow2.InUseError{
 						Path: f.Path(), Why: "it was written to or exchanged while it was read; nothing was committed",
-					})
+					}}
 				}
 				at++
 			}

@@ -72,7 +72,7 @@ func (s *session) plan(ctx context.Context, before *Plan) (*Plan, error) {
 	for i, d := range s.disks {
 		p, err := s.planDisk(ctx, d, before == nil)
 		if err != nil {
-			return nil, fmt.Errorf("disk %s: %w", d.req.Target, err)
+			return nil, &chain.DiskError{Disk: d.req.Target, Err: err}
 		}
 		if before != nil {
 			p.AddsBitmap, p.NoBitmapReason = before.Disks[i].AddsBitmap, before.Disks[i].NoBitmapReason

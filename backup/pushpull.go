@@ -180,7 +180,7 @@ func (s *session) checkpointOnly(ctx context.Context, plan *Plan) (*chain.Manife
 			continue
 		}
 		if err := s.recordBitmaps(ctx, d, p, w, rec); err != nil {
-			return nil, fmt.Errorf("disk %s: %w", p.Target, err)
+			return nil, &chain.DiskError{Disk: p.Target, Err: err}
 		}
 	}
 	if _, _, err := w.Finish(ctx); err != nil {

@@ -48,7 +48,7 @@ func (s *session) readRanges(ctx context.Context, d *disk, what bitmapstore.Runs
 		runs = runs[:0]
 		first, last := mine[0].Start, mine[len(mine)-1].End
 		return m.Add(ctx, first, last-first, func(ctx context.Context, buf []byte) ([]archive.Piece, error) {
-			return s.readPieces(ctx, d.chain, mine, buf)
+			return s.readPieces(ctx, d, mine, buf)
 		})
 	}
 	for run, err := range what {
@@ -92,15 +92,15 @@ func (s *session) readRanges(ctx context.Context, d *disk, what bitmapstore.Runs
 }
 
 // readPieces reads runs of one cell, each a piece.
-func (s *session) readPieces(ctx context.Context, c *qcow2.Chain, runs []bitmapstore.Run, buf []byte) ([]archive.Piece, error) {
+func (s *session) readPieces(ctx context.Context, d *disk, runs []bitmapstore.Run, buf []byte) ([]archive.Piece, error) {
 	pieces := make([]archive.Piece, 0, len(runs))
 	for _, r := range runs {
 		part := buf[:r.Len():r.Len()]
 		buf = buf[r.Len():]
-		if err := readFull(ctx, c, part, r.Start); err != nil {
+		if err := readFull(ctx, d.chain, part, r.Start); err != nil {
 			return nil, err
 		}
-		s.count(r.Len())
+		s.count(d, r.Len())
 		pieces = append(pieces, archive.Piece{Offset: r.Start, Length: r.Len(), Data: part})
 	}
 	return pieces, nil
@@ -136,7 +136,7 @@ func (s *session) readByContent(ctx context.Context, d *disk, p *DiskPlan, base 
 			if err != nil {
 				return err
 			}
-			cell := comparedCell{s: s, chain: d.chain, base: base, start: start, end: end, runs: runs, entries: entries}
+			cell := comparedCell{s: s, disk: d, base: base, start: start, end: end, runs: runs, entries: entries}
 			if err := m.Add(ctx, start, end-start, cell.produce); err != nil {
 				return err
 			}
@@ -149,7 +149,7 @@ func (s *session) readByContent(ctx context.Context, d *disk, p *DiskPlan, base 
 // comparedCell is a grid cell that is compared with its archived state.
 type comparedCell struct {
 	s          *session
-	chain      *qcow2.Chain
+	disk       *disk
 	base       *archived
 	start, end int64
 	runs       []bitmapstore.Run // where the image holds data
@@ -161,10 +161,10 @@ func (c *comparedCell) produce(ctx context.Context, buf []byte) ([]archive.Piece
 	now := buf[:c.end-c.start]
 	clear(now)
 	for _, r := range c.runs {
-		if err := readFull(ctx, c.chain, now[r.Start-c.start:r.End-c.start], r.Start); err != nil {
+		if err := readFull(ctx, c.disk.chain, now[r.Start-c.start:r.End-c.start], r.Start); err != nil {
 			return nil, err
 		}
-		c.s.count(r.Len())
+		c.s.count(c.disk, r.Len())
 	}
 	var pieces []archive.Piece
 	var chunk []byte

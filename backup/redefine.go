@@ -54,7 +54,7 @@ func Redefine(ctx context.Context, repo *chain.Repository, req Request, def Defi
 	plan := &Plan{Domain: req.Domain, Checkpoint: def.Name, parent: parent}
 	for _, d := range s.disks {
 		if err := s.checkDefined(d, def.Bitmaps[d.req.Target]); err != nil {
-			return nil, fmt.Errorf("disk %s: %w", d.req.Target, err)
+			return nil, &chain.DiskError{Disk: d.req.Target, Err: err}
 		}
 		plan.Disks = append(plan.Disks, &DiskPlan{
 			Target: d.req.Target, Path: d.req.Path, Format: d.req.Format, VirtualSize: d.chain.Size(), AddsBitmap: true,

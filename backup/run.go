@@ -284,15 +284,17 @@ func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, arc
 	var total int64
 	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	for i, d := range s.disks {
-		total += plan.Disks[i].ReadBytes
+		d.total = plan.Disks[i].ReadBytes
+		total += d.total
 		if err := d.chain.CrossCheck(ctx, CrossCheckSamples, random); err != nil {
-			return nil, none, fmt.Errorf("disk %s: %w", d.req.Target, err)
+			return nil, none, &chain.DiskError{Disk: d.req.Target, Err: err}
 		}
 	}
 	s.total.Store(total)
 	manifest := s.manifest(plan)
 	for i, d := range s.disks {
 		p := plan.Disks[i]
+		s.count(d, 0)
 		m, err := s.readDisk(ctx, d, p, w)
 		if err == nil {
 			var stats archive.DiskStats
@@ -302,7 +304,7 @@ func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, arc
 			manifest.Disks[i].ReusedBytes = stats.Reused
 		}
 		if err != nil {
-			return nil, none, fmt.Errorf("disk %s: %w", p.Target, err)
+			return nil, none, &chain.DiskError{Disk: p.Target, Err: err}
 		}
 		if damage := s.damage.Swap(nil); damage != nil {
 			s.hooks.note("disk %s: the archive of %s is damaged; what could not be compared is stored again: %v", p.Target, p.base.Checkpoint, damage)
@@ -310,7 +312,7 @@ func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, arc
 	}
 	for i, d := range s.disks {
 		if err := s.recordBitmaps(ctx, d, plan.Disks[i], w, &manifest.Disks[i]); err != nil {
-			return nil, none, fmt.Errorf("disk %s: %w", d.req.Target, err)
+			return nil, none, &chain.DiskError{Disk: d.req.Target, Err: err}
 		}
 	}
 	maps, stats, err := w.Finish(ctx)
@@ -326,7 +328,7 @@ func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, arc
 		if p.Mode == Incremental {
 			list = append(list, p.baseDisk.Maps...)
 			if list, err = s.flatten(ctx, w, p, list); err != nil {
-				return nil, none, fmt.Errorf("disk %s: %w", p.Target, err)
+				return nil, none, &chain.DiskError{Disk: p.Target, Err: err}
 			}
 		}
 		manifest.Disks[i].Maps = list

@@ -30,6 +30,9 @@ type disk struct {
 	image       string // where the new bitmap goes
 	granularity int64  // of the new bitmap, bytes
 
+	total int64        // guest bytes to be read
+	done  atomic.Int64 // of them
+
 	id      []qcow2.FileID // of every file of the chain, when reading began
 	backing []chain.Layer  // as the manifest records it
 }
@@ -217,7 +220,7 @@ func (s *session) open(ctx context.Context) error {
 		}
 		c, err := s.openOne(ctx, d)
 		if err != nil {
-			return fmt.Errorf("disk %s: %w", d.req.Target, err)
+			return &chain.DiskError{Disk: d.req.Target, Err: err}
 		}
 		d.chain = c
 		if err := d.req.Defined.check(c); err != nil {
@@ -225,7 +228,7 @@ func (s *session) open(ctx context.Context) error {
 		}
 		id, err := c.Layers[0].Stat()
 		if err != nil {
-			return fmt.Errorf("disk %s: %w", d.req.Target, err)
+			return &chain.DiskError{Disk: d.req.Target, Err: err}
 		}
 		key := fileKey{id.Dev, id.Inode}
 		if other, ok := seen[key]; ok {
@@ -297,13 +300,13 @@ func (s *session) guard(ctx context.Context) error {
 		if d.guard == nil {
 			g, err := qcow2.FlockImage(ctx, d.req.Path, flockWait)
 			if err != nil {
-				return fmt.Errorf("disk %s: %w", d.req.Target, err)
+				return &chain.DiskError{Disk: d.req.Target, Err: err}
 			}
 			d.guard = g
 		}
 		same, err := d.guard.Holds(d.chain.Layers[0])
 		if err != nil {
-			return fmt.Errorf("disk %s: %w", d.req.Target, err)
+			return &chain.DiskError{Disk: d.req.Target, Err: err}
 		}
 		if !same {
 			return fmt.Errorf("disk %s: %w: another file stands at %s", d.req.Target, errChanged, d.req.Path)
@@ -312,8 +315,12 @@ func (s *session) guard(ctx context.Context) error {
 	return nil
 }
 
-func (s *session) count(n int64) {
-	done := s.done.Add(n)
+// count tells that n more guest bytes of a disk were read.
+func (s *session) count(d *disk, n int64) {
+	done, mine := s.done.Add(n), d.done.Add(n)
+	if s.hooks.Disk != nil {
+		s.hooks.Disk(d.req.Target, mine, d.total)
+	}
 	if s.hooks.Progress != nil {
 		s.hooks.Progress(done, s.total.Load())
 	}

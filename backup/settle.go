@@ -5,7 +5,6 @@ package backup
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -93,7 +92,7 @@ func (s *session) guardImages(ctx context.Context, in *chain.Intent) ([]*qcow2.I
 	for _, image := range in.Images {
 		g, err := qcow2.FlockImage(ctx, image.Path, wait)
 		if err != nil {
-			return guards, fmt.Errorf("disk %s: %w", image.Target, err)
+			return guards, &chain.DiskError{Disk: image.Target, Err: err}
 		}
 		guards = append(guards, g)
 	}

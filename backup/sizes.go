@@ -4,7 +4,6 @@ package backup
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
@@ -39,7 +38,7 @@ func Sizes(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks
 		for _, st := range states {
 			size := CheckpointSize{Checkpoint: *st.manifest.Ref(), Target: d.req.Target}
 			if size.Bytes, size.Problem, err = s.sizeSince(ctx, d, states, st); err != nil {
-				return nil, fmt.Errorf("disk %s: %w", d.req.Target, err)
+				return nil, &chain.DiskError{Disk: d.req.Target, Err: err}
 			}
 			sizes = append(sizes, size)
 		}

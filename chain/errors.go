@@ -67,3 +67,12 @@ func unsealAs(data []byte, key, format string, v any) error {
 	}
 	return nil
 }
+
+// DiskError is an error that is about one disk of a domain.
+type DiskError struct {
+	Disk string // its target
+	Err  error
+}
+
+func (e *DiskError) Error() string { return fmt.Sprintf("disk %s: %v", e.Disk, e.Err) }
+func (e *DiskError) Unwrap() error { return e.Err }

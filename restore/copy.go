@@ -10,6 +10,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -105,7 +106,7 @@ func (s *source) damage(err error, start, end int64) error {
 	if archive.IsDamage(err) {
 		return &DamageError{Disk: s.disk, Start: start, End: end, Err: err}
 	}
-	return fmt.Errorf("disk %s: %w", s.disk, err)
+	return &chain.DiskError{Disk: s.disk, Err: err}
 }
 
 // amounts is what a disk's content is made of, bytes.
@@ -156,7 +157,7 @@ func (s *source) copyTo(ctx context.Context, out *outfile.Output, limit *rate.Li
 		}
 		runs, err := out.At(e.Offset, e.End())
 		if err != nil {
-			return fmt.Errorf("disk %s: %w", s.disk, err)
+			return &chain.DiskError{Disk: s.disk, Err: err}
 		}
 		w.add(e, runs)
 		if w.full() {

@@ -21,6 +21,8 @@ type Event struct {
 	// Done and Total count the bytes of guest data of all disks that have been
 	// and are to be written and, with Verify, read back.
 	Done, Total int64
+	// DiskDone and DiskTotal are those of Disk.
+	DiskDone, DiskTotal int64
 	// Warning, when set, is for a person to read; nothing else has changed.
 	Warning string
 }
@@ -32,9 +34,13 @@ type progress struct {
 	tell  func(Event) // may be nil
 }
 
-func (p *progress) begin(disk string, phase Phase) {
+// begin begins a phase of a disk, which in all has so many bytes to go through.
+func (p *progress) begin(disk string, phase Phase, total int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if disk != p.event.Disk {
+		p.event.DiskDone, p.event.DiskTotal = 0, total
+	}
 	p.event.Disk, p.event.Phase = disk, phase
 	p.report(p.event)
 }
@@ -43,6 +49,7 @@ func (p *progress) add(n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.event.Done += n
+	p.event.DiskDone += n
 	p.report(p.event)
 }
 

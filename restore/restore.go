@@ -184,21 +184,22 @@ func (j *job) do(ctx context.Context, o Options, p *progress) (err error) {
 			err = fmt.Errorf("the content of the device %s is now incomplete, restore it again: %w", j.out.Path, err)
 		}
 	}()
-	p.begin(j.src.disk, Writing)
+	total := j.work(j.at, o)
+	p.begin(j.src.disk, Writing, total)
 	if err := j.src.copyTo(ctx, j.out, o.Limit, p); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	p.begin(j.src.disk, Syncing)
+	p.begin(j.src.disk, Syncing, total)
 	if err := j.out.Finish(); err != nil {
 		return err
 	}
 	if !o.Verify {
 		return nil
 	}
-	p.begin(j.src.disk, Verifying)
+	p.begin(j.src.disk, Verifying, total)
 	workers := o.Workers
 	if workers == 0 {
 		workers = runtime.GOMAXPROCS(0)

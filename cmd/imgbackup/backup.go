@@ -63,7 +63,7 @@ targets, they are written there, and else into the repository. --all-domains tak
 definition (*.xml) in a folder, one after the other.
 
 --print-xml prints the XML with all that was left out filled
-in, as libvirt fills it in, and stops: it needs no repository and no images.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
+in, as libvirt fills it in, and stops: it needs no repository and no images.` + progressHelp + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
 		Example: `  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2
   imgbackup backup web --disk vda=/vm/a.qcow2,format=qcow2 --disk vdb=/dev/vg/web,format=raw
   imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --mode incremental --checkpoint monday
@@ -160,7 +160,7 @@ in, as libvirt fills it in, and stops: it needs no repository and no images.` + 
 	f.BoolVar(&req.NoVerify, "no-verify", false, "do not decode each compressed chunk again before it is stored")
 	f.BoolVar(&req.Adopt, "adopt", false, "go on with a domain that another host began")
 	f.StringArrayVar(&req.AllowDirs, "allow-dir", nil, "allow backing and data files in this `DIR`, besides each image's own folder")
-	return cmd
+	return a.addProgress(cmd)
 }
 
 // backup carries out a request and prints what came of it.
@@ -183,7 +183,23 @@ func (a *app) backup(cmd *cobra.Command, req backup.Request, left []leftOut, dry
 func (a *app) carryOut(ctx context.Context, repo *chain.Repository, req backup.Request, dryRun bool) (*backup.Plan, *backup.Result, error) {
 	bar := a.newBar("backing up " + req.Domain)
 	req.Tool, req.TempDir = "imgbackup "+version(), tempDir()
-	hooks := backup.Hooks{Progress: bar.set, Step: a.step, Note: func(msg string) {
+	for _, d := range req.Disks {
+		if !dryRun {
+			a.events.expect(d.Target)
+		}
+	}
+	const reading = "reading"
+	hooks := backup.Hooks{Progress: func(done, total int64) {
+		bar.set(done, total)
+		a.events.set(reading, done, total)
+	}, Disk: func(target string, done, total int64) {
+		a.events.setDisk(target, reading, done, total)
+	}, Step: func(name string) {
+		a.events.tell(event{Event: "step", Step: name})
+		if a.step != nil {
+			a.step(name)
+		}
+	}, Note: func(msg string) {
 		bar.clear()
 		a.note(msg)
 	}}

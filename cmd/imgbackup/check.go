@@ -20,7 +20,7 @@ func (a *app) checkCommand() *cobra.Command {
 whether every pack that a map names is there with the right length. With
 --read-data it reads every pack, too, and decodes every chunk.
 
-It ends with exit status 3 when it finds damage, and says what is affected.` + exitHelp(exitDamage, exitInterrupted),
+It ends with exit status 3 when it finds damage, and says what is affected.` + progressHelp + exitHelp(exitDamage, exitInterrupted),
 		Example: `  imgbackup check
   imgbackup check --read-data web`,
 		Args: maxArgs(1, "at most one DOMAIN"),
@@ -37,7 +37,10 @@ It ends with exit status 3 when it finds damage, and says what is affected.` + e
 			bar := a.newBar("checking")
 			report, err := repo.Check(cmd.Context(), chain.CheckOptions{
 				ReadData: readData, Domains: args,
-				Progress: func(e chain.CheckEvent) { bar.set(e.Done, e.Total) },
+				Progress: func(e chain.CheckEvent) {
+					bar.set(e.Done, e.Total)
+					a.events.set(e.Phase, e.Done, e.Total)
+				},
 			})
 			bar.clear()
 			if err != nil {
@@ -46,11 +49,14 @@ It ends with exit status 3 when it finds damage, and says what is affected.` + e
 			if len(args) == 1 && report.Checkpoints == 0 && len(report.Findings) == 0 {
 				return fmt.Errorf("the repository holds no domain %s", args[0])
 			}
+			for _, f := range report.Findings {
+				a.events.tell(event{Event: "damage", Damage: &damage{Object: f.Object, Affects: f.Affects}, Error: f.What})
+			}
 			return a.printReport(report)
 		},
 	}
 	cmd.Flags().BoolVar(&readData, "read-data", false, "read and decode every pack, too")
-	return cmd
+	return a.addProgress(cmd)
 }
 
 func (a *app) printReport(r *chain.Report) error {

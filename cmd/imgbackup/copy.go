@@ -22,7 +22,7 @@ func (a *app) copyCommand() *cobra.Command {
 		Long: `copy copies the checkpoints of the named domains (all by default) to another
 repository that init has made: only what is missing there, and every object
 proven by its digest on the way. A copy that was cut off is gone on with by
-running it again.` + exitHelp(exitDamage, exitTaken, exitInterrupted),
+running it again.` + progressHelp + exitHelp(exitDamage, exitTaken, exitInterrupted),
 		Example: `  imgbackup copy -r /backup --to /mnt/usb/backup
   imgbackup copy -r /backup --to /mnt/usb/backup web --dry-run`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -46,7 +46,10 @@ running it again.` + exitHelp(exitDamage, exitTaken, exitInterrupted),
 			}
 			bar := a.newBar("copying")
 			result, err := transfer.Copy(cmd.Context(), from, dest, transfer.Options{
-				Domains: args, DryRun: dryRun, TempDir: tempDir(), Progress: bar.set,
+				Domains: args, DryRun: dryRun, TempDir: tempDir(), Progress: func(done, total int64) {
+					bar.set(done, total)
+					a.events.set("copying", done, total)
+				},
 				Note: func(msg string) {
 					bar.clear()
 					a.note(msg)
@@ -61,7 +64,7 @@ running it again.` + exitHelp(exitDamage, exitTaken, exitInterrupted),
 	}
 	cmd.Flags().StringVar(&to, "to", "", "the repository to copy to: a `REPO2` like --repo")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be copied, and write nothing")
-	return cmd
+	return a.addProgress(cmd)
 }
 
 func (a *app) printCopy(r *transfer.Result) error {

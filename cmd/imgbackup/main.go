@@ -39,6 +39,8 @@ type program struct {
 	// retry is how long stores are given to come back; the defaults outside
 	// tests.
 	retry objstore.RetryOptions
+	// events is the stream of --progress json; nil where there can be none.
+	events *events
 }
 
 // run executes one command line and returns the exit status.
@@ -46,7 +48,8 @@ func run(args []string, p program) int {
 	// A reader of our output that goes away must not end a backup half way.
 	signal.Ignore(unix.SIGPIPE)
 	tryProcesses()
-	ctx, stop := interruptible(p.err)
+	p.events = &events{}
+	ctx, stop := interruptible(p)
 	defer stop()
 
 	root := newRoot(p)
@@ -56,14 +59,26 @@ func run(args []string, p program) int {
 	root.SetErr(p.err)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
+		if err := p.events.end(exitDone, nil, ""); err != nil {
+			p.say("note: not all events could be written: %v", err)
+		}
 		return exitDone
 	}
-	code := exitCode(ctx, err)
-	fmt.Fprintf(p.err, "imgbackup: %s\n", explain(ctx, err))
-	if code == exitUsage {
+	code, text := exitCode(ctx, err), explain(ctx, err)
+	p.say("%s", text)
+	if code == exitUsage && !p.events.hasStderr() {
 		fmt.Fprintf(p.err, "Run '%s --help' for usage.\n", cmd.CommandPath())
 	}
+	// What is wrong with the stream itself is no news after that.
+	_ = p.events.end(code, err, text)
 	return code
+}
+
+// say tells a person something, where stderr is not a program's.
+func (p program) say(format string, args ...any) {
+	if !p.events.hasStderr() {
+		fmt.Fprintf(p.err, "imgbackup: "+format+"\n", args...)
+	}
 }
 
 // tryProcesses lets package os find out how this kernel starts processes, before
@@ -99,7 +114,7 @@ func waitForChildren() {
 // interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP
 // cancels. A second one ends the program as soon as no qemu-img runs; what it
 // leaves behind is settled by the next run.
-func interruptible(stderr io.Writer) (context.Context, context.CancelFunc) {
+func interruptible(p program) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
@@ -107,15 +122,17 @@ func interruptible(stderr io.Writer) (context.Context, context.CancelFunc) {
 	go func() {
 		select {
 		case sig := <-signals:
-			fmt.Fprintf(stderr, "imgbackup: %v: tidying up; once more to stop at once\n", sig)
+			p.events.tell(event{Event: "interrupted", Signal: sig.String()})
+			p.say("%v: tidying up; once more to stop at once", sig)
 			cancel(errInterrupted)
 		case <-quit:
 			return
 		}
 		select {
 		case <-signals:
-			fmt.Fprintln(stderr, "imgbackup: stopping as soon as no qemu-img works on an image")
+			p.say("stopping as soon as no qemu-img works on an image")
 			waitForChildren()
+			_ = p.events.end(exitInterrupted, errInterrupted, "stopped at once; the next run tidies up")
 			os.Exit(exitInterrupted)
 		case <-quit:
 		}

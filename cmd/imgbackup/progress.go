@@ -12,22 +12,41 @@ import (
 	"golang.org/x/term"
 )
 
-// bar shows how far long work has come, when stderr is a terminal. All its
+// bar shows a person how far long work has come. All its
 // methods may be called concurrently, and on nil.
 type bar struct {
-	mu   sync.Mutex
-	bar  *progressbar.ProgressBar
-	what string
-	a    *app
+	mu    sync.Mutex
+	bar   *progressbar.ProgressBar
+	what  string
+	a     *app
+	plain bool      // lines instead
+	told  time.Time // when the last one was written
+	last  int64     // and how much was done then
 }
 
-// newBar returns nil where nobody would see a bar.
+// plainInterval is how often --progress plain writes a line.
+const plainInterval = 10 * time.Second
+
+// newBar returns nil where nothing is to be shown.
 func (a *app) newBar(what string) *bar {
 	f, ok := a.err.(*os.File)
-	if a.quiet || !ok || !term.IsTerminal(int(f.Fd())) {
-		return nil
+	switch {
+	case a.progress == progressPlain:
+		return &bar{what: what, a: a, plain: true, last: -1}
+	case a.progress == progressBar,
+		a.progress == progressAuto && !a.quiet && ok && term.IsTerminal(int(f.Fd())):
+		return &bar{what: what, a: a}
 	}
-	return &bar{what: what, a: a}
+	return nil
+}
+
+// line writes a line, from time to time and at the end. It needs mu.
+func (b *bar) line(done, total int64) {
+	if time.Since(b.told) < plainInterval && (done < total || b.last == done) {
+		return
+	}
+	b.told, b.last = time.Now(), done
+	b.a.say("%s: %d%%", b.what, int(100*float64(done)/float64(total)))
 }
 
 // set shows done of total bytes.
@@ -37,6 +56,10 @@ func (b *bar) set(done, total int64) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.plain {
+		b.line(done, total)
+		return
+	}
 	if b.bar == nil {
 		b.bar = progressbar.NewOptions64(total,
 			progressbar.OptionSetDescription(b.what),

@@ -37,7 +37,7 @@ them are complete and durable.
 
 --output DIR writes DIR/TARGET.FORMAT; --to names a file, or with --force a
 block device. --continue gives a restored qcow2 image the checkpoint's bitmap,
-so that its next backup is incremental from there.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
+so that its next backup is incremental from there.` + progressHelp + exitHelp(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup restore web --output /restored
   imgbackup restore web --checkpoint monday --disk vda --output /restored --format qcow2
   imgbackup restore web --to vda=/vm/web.qcow2 --format qcow2 --continue --verify
@@ -57,7 +57,7 @@ so that its next backup is incremental from there.` + exitHelp(exitDamage, exitI
 	f.BoolVar(&r.options.Force, "force", false, "replace a target that exists; write to a block device")
 	f.BoolVar(&r.options.Continue, "continue", false, "give the restored qcow2 images the checkpoint's bitmap, so that the next backup is incremental")
 	f.BoolVar(&r.options.Verify, "verify", false, "read what was written again and compare")
-	return cmd
+	return a.addProgress(cmd)
 }
 
 func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
@@ -88,12 +88,19 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 		return err
 	}
 	bar := a.newBar("restoring " + m.Checkpoint)
+	for _, t := range targets {
+		a.events.expect(t.Disk)
+	}
 	r.options.Progress = func(e restore.Event) {
 		if e.Warning != "" {
 			bar.clear()
 			a.note(e.Warning)
 		}
 		bar.set(e.Done, e.Total)
+		if e.Disk != "" {
+			a.events.setDisk(e.Disk, string(e.Phase), e.DiskDone, e.DiskTotal)
+			a.events.set("", e.Done, e.Total)
+		}
 	}
 	r.options.MakeDir = r.output
 	result, err := restore.Run(cmd.Context(), repo, m, targets, r.options)

@@ -25,6 +25,7 @@ type app struct {
 	repoFlag string
 	json     bool
 	quiet    bool
+	progress string // how it is shown
 }
 
 func newRoot(p program) *cobra.Command {
@@ -143,8 +144,9 @@ func (a *app) openStore(create bool) (objstore.Store, error) {
 
 // retryNote tells of an outage of the store, once it lasts.
 func (a *app) retryNote(err error, wait time.Duration) {
+	a.events.tell(event{Event: "retry", Error: err.Error(), Wait: wait.Seconds()})
 	if wait >= 2*time.Second {
-		a.note(fmt.Sprintf("trying again in %s: %v", wait.Round(time.Second), err))
+		a.tellNote(fmt.Sprintf("trying again in %s: %v", wait.Round(time.Second), err))
 	}
 }
 
@@ -166,8 +168,13 @@ func (a *app) printJSON(v any) error {
 
 // note tells a person something beside the result.
 func (a *app) note(msg string) {
+	a.events.tell(event{Event: "note", Message: msg})
+	a.tellNote(msg)
+}
+
+func (a *app) tellNote(msg string) {
 	if !a.quiet {
-		fmt.Fprintf(a.err, "imgbackup: note: %s\n", msg)
+		a.say("note: %s", msg)
 	}
 }
 
