@@ -23,6 +23,8 @@ type bucket struct {
 	name   string
 	prefix string
 	proxy  string // URL of the proxy that programs talk to, if any
+	query  string // of the name, with its ?
+	more   []string // of the environment of programs
 	copies *atomic.Int64
 }
 
@@ -30,7 +32,7 @@ func newBucket(server *s3test.Server) *bucket {
 	return &bucket{server: server, name: server.Bucket(), prefix: "site", copies: new(atomic.Int64)}
 }
 
-func (b *bucket) String() string { return "s3://" + b.name + "/" + b.prefix }
+func (b *bucket) String() string { return "s3://" + b.name + "/" + b.prefix + b.query }
 
 // env is what programs find in their environment.
 func (b *bucket) env() []string {
@@ -41,7 +43,7 @@ func (b *bucket) env() []string {
 	if b.proxy != "" {
 		env = append(env, "AWS_ENDPOINT_URL_S3="+b.proxy)
 	}
-	return env
+	return append(env, b.more...)
 }
 
 // behind lets programs talk to a proxy with these faults.

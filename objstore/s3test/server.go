@@ -47,6 +47,10 @@ const (
 // Region of every server.
 const Region = "us-east-1"
 
+// Domain is what every server takes BUCKET.Domain for its bucket in, if that is
+// what a request names as its host.
+const Domain = "s3.test"
+
 // startTime bounds how long a server may take until it answers.
 const startTime = 60 * time.Second
 
@@ -165,6 +169,7 @@ func (s *Server) run() error {
 	cmd.Env = []string{
 		"HOME=" + s.dir, "PATH=" + os.Getenv("PATH"),
 		"MINIO_ROOT_USER=" + AccessKey, "MINIO_ROOT_PASSWORD=" + SecretKey,
+		"MINIO_DOMAIN=" + Domain, "VGW_VIRTUAL_DOMAIN=" + Domain,
 		"MINIO_BROWSER=off", "MINIO_UPDATE=off", "MINIO_CI_CD=on",
 		"ROOT_ACCESS_KEY=" + AccessKey, "ROOT_SECRET_KEY=" + SecretKey,
 	}
