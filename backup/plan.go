@@ -330,7 +330,7 @@ func (s *session) chooseBitmap(ctx context.Context, d *disk, p *DiskPlan) error 
 		return err
 	}
 	if s.makesCheckpoint && p.NoBitmapReason != "" && !d.req.NoCheckpoint {
-		return fmt.Errorf("the checkpoint cannot be made: %s", p.NoBitmapReason)
+		return fmt.Errorf("the checkpoint cannot be made: %s (leave the disk out)", p.NoBitmapReason)
 	}
 	return nil
 }

@@ -60,20 +60,34 @@ func (i *imageFlags) add(cmd *cobra.Command) {
 
 // request returns the request for the disks that were named.
 func (i *imageFlags) request(domain string) (backup.Request, error) {
-	req := i.req
+	req := i.base()
 	req.Domain = domain
-	req.Tool, req.TempDir = "imgbackup "+version(), tempDir()
 	for _, d := range i.disks {
-		r, err := parseDisk(d)
+		r, err := parseDiskFlag(d, false)
 		if err != nil {
 			return req, err
 		}
-		if r.Mode != "" || r.Since != "" {
-			return req, usageError{fmt.Errorf("--disk %q: backupmode and incremental are for backups", d)}
+		if err := r.noBackupKeys(d); err != nil {
+			return req, err
 		}
-		req.Disks = append(req.Disks, r)
+		req.Disks = append(req.Disks, r.DiskRequest)
 	}
 	return req, nil
+}
+
+// base is a request without disks.
+func (i *imageFlags) base() backup.Request {
+	req := i.req
+	req.Tool, req.TempDir = "imgbackup "+version(), tempDir()
+	return req
+}
+
+// noBackupKeys refuses what only a backup can do with a disk.
+func (f *diskFlag) noBackupKeys(value string) error {
+	if f.Mode != "" || f.Since != "" {
+		return usageError{fmt.Errorf("--disk %q: backupmode and incremental are for backups", value)}
+	}
+	return nil
 }
 
 // recordedDisks are a domain's disks as its checkpoints found them last.
@@ -93,19 +107,25 @@ func recordedDisks(ms []*chain.Manifest) []backup.DiskRequest {
 
 func (a *app) checkpointCreateCommand() *cobra.Command {
 	var images imageFlags
+	var xml xmlFlags
 	var name, description string
 	cmd := &cobra.Command{
-		Use:   "create DOMAIN [NAME] --disk TARGET=PATH,format=qcow2 …",
+		Use:   "create [DOMAIN] [NAME] --disk TARGET=PATH,format=qcow2 …",
 		Short: "Create a checkpoint without data",
 		Long: `create adds a bitmap to every disk, all of them for the same instant, and
 records the checkpoint in the repository. Nothing of the disks is stored:
 backups to files and over NBD can be incremental since it.
 
-A disk that can hold no bitmap fails it.` + exitHelp(exitDamage, exitInUse, exitTaken, exitInterrupted),
-		Example: `  imgbackup checkpoint create web monday --disk vda=/vm/web.qcow2,format=qcow2`,
-		Args:    rangeArgs(1, 2, "a DOMAIN and perhaps a NAME"),
+A disk that can hold no bitmap fails it.
+
+--domain-xml and --checkpoint-xml take libvirt's XML: the disks are then those of
+the definition that can be written to, as far as the checkpoint's XML lists them;
+--disk vdb,backup=no leaves one out.` + exitHelp(exitDamage, exitInUse, exitTaken, exitInterrupted),
+		Example: `  imgbackup checkpoint create web monday --disk vda=/vm/web.qcow2,format=qcow2
+  imgbackup checkpoint create --domain-xml web.xml --checkpoint-xml monday.xml`,
+		Args: maxArgs(2, "a DOMAIN and perhaps a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req, err := images.request(args[0])
+			in, err := a.readXML(xml)
 			if err != nil {
 				return err
 			}
@@ -118,7 +138,23 @@ A disk that can hold no bitmap fails it.` + exitHelp(exitDamage, exitInUse, exit
 			if name == "" && (len(args) == 2 || cmd.Flags().Changed("checkpoint")) {
 				return usageError{fmt.Errorf("the checkpoint's name is empty")}
 			}
+			req := images.base()
+			if req.Domain, err = domainName(args[:min(1, len(args))], in); err != nil {
+				return err
+			}
 			req.Checkpoint, req.Description = name, description
+			flags := make([]diskFlag, len(images.disks))
+			for i, d := range images.disks {
+				if flags[i], err = parseDiskFlag(d, in.domain != nil); err != nil {
+					return err
+				}
+				if err := flags[i].noBackupKeys(d); err != nil {
+					return err
+				}
+			}
+			if _, err := a.describe(&req, &in, flags); err != nil {
+				return err
+			}
 			repo, err := a.openRepo(cmd.Context())
 			if err != nil {
 				return err
@@ -131,6 +167,8 @@ A disk that can hold no bitmap fails it.` + exitHelp(exitDamage, exitInUse, exit
 		},
 	}
 	images.add(cmd)
+	cmd.Flags().StringVar(&xml.domain, "domain-xml", "", "the domain's definition is in this `FILE`; - is stdin")
+	cmd.Flags().StringVar(&xml.checkpoint, "checkpoint-xml", "", "the checkpoint is described in this `FILE`, as a domaincheckpoint")
 	cmd.Flags().StringVar(&name, "checkpoint", "", "`NAME` of the checkpoint (default: made from the time)")
 	cmd.Flags().StringVar(&description, "description", "", "`TEXT` to keep with the checkpoint")
 	cmd.Flags().BoolVar(&images.req.Adopt, "adopt", false, "go on with a domain that another host began")
