@@ -34,6 +34,7 @@ type job struct {
 	at  *outfile.Place
 	out *outfile.Output // nil: not opened yet
 	amounts
+	done atomic.Int64 // guest bytes written
 }
 
 func (r *receiver) job(disk string) *job {
@@ -124,7 +125,8 @@ func (r *receiver) Write(ctx context.Context, disks []backup.Source) error {
 	}
 	r.noteIfFull()
 	for _, j := range r.jobs {
-		if err := j.do(ctx, sources[j], r.workers, r.count); err != nil {
+		r.count(j, 0)
+		if err := j.do(ctx, sources[j], r.workers, func(n int64) { r.count(j, n) }); err != nil {
 			return err
 		}
 	}
@@ -155,8 +157,11 @@ func (j *job) do(ctx context.Context, src backup.Source, workers int, count func
 	return err
 }
 
-func (r *receiver) count(n int64) {
-	done := r.done.Add(n)
+func (r *receiver) count(j *job, n int64) {
+	done, mine := r.done.Add(n), j.done.Add(n)
+	if r.hooks.Disk != nil {
+		r.hooks.Disk(j.Disk, mine, j.data)
+	}
 	if r.hooks.Progress != nil {
 		r.hooks.Progress(done, r.total)
 	}

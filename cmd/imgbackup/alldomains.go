@@ -65,7 +65,8 @@ func (a *app) backupAll(cmd *cobra.Command, req backup.Request, folder string, d
 			return fmt.Errorf("%d of %d domains were dealt with: %w", len(all), len(files), err)
 		}
 		if o.Error != "" && !o.Skipped {
-			fmt.Fprintf(a.err, "imgbackup: %s (%s): %s\n", o.name(), file, o.Error)
+			a.events.tell(event{Event: "error", Domain: o.Domain, Error: o.Error})
+			a.say("%s (%s): %s", o.name(), file, o.Error)
 		}
 		all, code = append(all, o), worst(code, o.Status)
 	}

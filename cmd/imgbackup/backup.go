@@ -183,32 +183,15 @@ func (a *app) backup(cmd *cobra.Command, req backup.Request, left []leftOut, dry
 func (a *app) carryOut(ctx context.Context, repo *chain.Repository, req backup.Request, dryRun bool) (*backup.Plan, *backup.Result, error) {
 	bar := a.newBar("backing up " + req.Domain)
 	req.Tool, req.TempDir = "imgbackup "+version(), tempDir()
-	for _, d := range req.Disks {
-		if !dryRun {
-			a.events.expect(d.Target)
-		}
-	}
-	const reading = "reading"
-	hooks := backup.Hooks{Progress: func(done, total int64) {
-		bar.set(done, total)
-		a.events.set(reading, done, total)
-	}, Disk: func(target string, done, total int64) {
-		a.events.setDisk(target, reading, done, total)
-	}, Step: func(name string) {
-		a.events.tell(event{Event: "step", Step: name})
-		if a.step != nil {
-			a.step(name)
-		}
-	}, Note: func(msg string) {
-		bar.clear()
-		a.note(msg)
-	}}
+	hooks := a.hooks(bar)
 	if dryRun {
 		plan, err := backup.DryRun(ctx, repo, req, hooks)
 		return plan, nil, err
 	}
+	a.expect(req)
 	result, err := backup.Run(ctx, repo, req, hooks)
 	bar.clear()
+	a.settle(ctx, err)
 	return nil, result, err
 }
 

@@ -24,6 +24,7 @@ type event struct {
 	Event   string    `json:"event"`
 	Time    time.Time `json:"time"`
 	Command string    `json:"command,omitempty"`
+	Domain  string    `json:"domain,omitempty"`
 	Disk    string    `json:"disk,omitempty"`
 	State   string    `json:"state,omitempty"`
 	Phase   string    `json:"phase,omitempty"`
@@ -66,8 +67,9 @@ type events struct {
 	stop   chan struct{}
 	err    error // of the first event that could not be written
 
-	disks []*diskProgress
-	whole progressNow
+	domain string // what is at work
+	disks  []*diskProgress
+	whole  progressNow
 }
 
 type progressNow struct {
@@ -133,6 +135,9 @@ func (e *events) write(v event) {
 		return
 	}
 	v.Time = time.Now().UTC()
+	if v.Disk != "" || v.Event == "progress" || v.Event == "step" {
+		v.Domain = e.domain
+	}
 	line, err := json.Marshal(v)
 	if err == nil {
 		_, err = e.out.Write(append(line, '\n'))
@@ -182,13 +187,14 @@ func (e *events) set(phase string, done, total int64) {
 	}
 }
 
-// expect names the disks that the work is about, in their order.
-func (e *events) expect(disks ...string) {
+// expect begins the work on some disks of a domain, in their order.
+func (e *events) expect(domain string, disks ...string) {
 	if e == nil {
 		return
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.domain, e.disks, e.whole = domain, nil, progressNow{}
 	for _, name := range disks {
 		e.disk(name)
 	}
@@ -224,18 +230,23 @@ func (e *events) setDisk(name, phase string, done, total int64) {
 	}
 }
 
-// end writes each disk's outcome and the last event. err may be nil; text is what
-// a person is told of it.
-func (e *events) end(exit int, err error, text string) error {
+// settle writes the outcome of each disk that was expected last, if that has not
+// been done: the work on them has ended, with the status that an exit would have.
+// err may be nil; text is what a person is told of it.
+func (e *events) settle(exit int, err error, text string) {
 	if e == nil {
-		return nil
+		return
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.out == nil || e.ended {
-		return e.err
+	e.outcomes(exit, err, text)
+}
+
+// outcomes needs mu.
+func (e *events) outcomes(exit int, err error, text string) {
+	if e.out == nil {
+		return
 	}
-	close(e.stop)
 	e.tellProgress(false)
 	at := e.faulty(exit, err)
 	var unknown *chain.UnknownOutcomeError
@@ -251,6 +262,21 @@ func (e *events) end(exit int, err error, text string) error {
 		}
 		e.write(v)
 	}
+	e.domain, e.disks, e.whole = "", nil, progressNow{}
+}
+
+// end settles what is not settled, and writes the last event.
+func (e *events) end(exit int, err error, text string) error {
+	if e == nil {
+		return nil
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.out == nil || e.ended {
+		return e.err
+	}
+	close(e.stop)
+	e.outcomes(exit, err, text)
 	e.write(event{Event: "end", Exit: &exit, Error: text})
 	e.ended = true
 	if e.own != nil {

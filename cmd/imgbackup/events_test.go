@@ -57,7 +57,7 @@ func TestEventsOfAHang(t *testing.T) {
 		var out bytes.Buffer
 		e := &events{}
 		e.start(&out, nil, true, "backup")
-		e.expect("vda", "vdb")
+		e.expect("web", "vda", "vdb")
 		e.setDisk("vda", "reading", 0, 10)
 		e.setDisk("vda", "reading", 7, 10)
 		time.Sleep(2*eventInterval + eventInterval/2)
@@ -104,7 +104,7 @@ func TestEventsWithoutReader(t *testing.T) {
 func TestFaultyDisk(t *testing.T) {
 	t.Parallel()
 	e := &events{}
-	e.expect("vda", "vdb")
+	e.expect("web", "vda", "vdb")
 	e.setDisk("vda", "writing", 5, 5)
 	e.setDisk("vdb", "writing", 1, 5)
 	plain := errors.New("some error")

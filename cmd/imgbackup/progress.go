@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"os"
 	"sync"
 	"time"
@@ -10,6 +11,8 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
+
+	"github.com/imgbackup/imgbackup/backup"
 )
 
 // bar shows a person how far long work has come. All its
@@ -94,3 +97,43 @@ func (b *bar) clear() {
 
 // size writes bytes for people.
 func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+
+// hooks tell of a backup's progress in every way that was asked for.
+func (a *app) hooks(bar *bar) backup.Hooks {
+	const reading = "reading"
+	return backup.Hooks{
+		Progress: func(done, total int64) {
+			bar.set(done, total)
+			a.events.set(reading, done, total)
+		},
+		Disk: func(target string, done, total int64) { a.events.setDisk(target, reading, done, total) },
+		Step: func(name string) {
+			a.events.tell(event{Event: "step", Step: name})
+			if a.step != nil {
+				a.step(name)
+			}
+		},
+		Note: func(msg string) {
+			bar.clear()
+			a.note(msg)
+		},
+	}
+}
+
+// expect tells of the disks that are to be backed up.
+func (a *app) expect(req backup.Request) {
+	var disks []string
+	for _, d := range req.Disks {
+		disks = append(disks, d.Target)
+	}
+	a.events.expect(req.Domain, disks...)
+}
+
+// settle tells what became of the disks that were expected.
+func (a *app) settle(ctx context.Context, err error) {
+	if err == nil {
+		a.events.settle(exitDone, nil, "")
+		return
+	}
+	a.events.settle(exitCode(ctx, err), err, explain(ctx, err))
+}

@@ -130,10 +130,7 @@ func (a *app) push(cmd *cobra.Command, req backup.Request, targets []push.Target
 	}
 	bar := a.newBar("pushing " + req.Domain)
 	req.Tool, req.TempDir = "imgbackup "+version(), tempDir()
-	hooks := backup.Hooks{Progress: bar.set, Step: a.step, Note: func(msg string) {
-		bar.clear()
-		a.note(msg)
-	}}
+	hooks := a.hooks(bar)
 	options := push.Options{Force: force}
 	if dryRun {
 		plan, err := push.DryRun(cmd.Context(), repo, req, hooks, targets, options)
@@ -142,6 +139,7 @@ func (a *app) push(cmd *cobra.Command, req backup.Request, targets []push.Target
 		}
 		return a.printPushPlan(plan, targets)
 	}
+	a.expect(req)
 	result, err := push.Run(cmd.Context(), repo, req, hooks, targets, options)
 	bar.clear()
 	if err != nil {

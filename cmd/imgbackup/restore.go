@@ -88,9 +88,11 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 		return err
 	}
 	bar := a.newBar("restoring " + m.Checkpoint)
+	var disks []string
 	for _, t := range targets {
-		a.events.expect(t.Disk)
+		disks = append(disks, t.Disk)
 	}
+	a.events.expect(m.Domain, disks...)
 	r.options.Progress = func(e restore.Event) {
 		if e.Warning != "" {
 			bar.clear()
