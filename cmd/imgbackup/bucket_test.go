@@ -22,8 +22,8 @@ type bucket struct {
 	server *s3test.Server
 	name   string
 	prefix string
-	proxy  string // URL of the proxy that programs talk to, if any
-	query  string // of the name, with its ?
+	proxy  string   // URL of the proxy that programs talk to, if any
+	query  string   // of the name, with its ?
 	more   []string // of the environment of programs
 	copies *atomic.Int64
 }
