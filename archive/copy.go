@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -27,8 +28,8 @@ func CopyObject(ctx context.Context, from, to objstore.Store, key string, ref Re
 	if err != nil {
 		return missing(key, err)
 	}
-	s := &spool{dir: tempDir}
-	defer s.close()
+	s := &spool.Spool{Dir: tempDir}
+	defer s.Close()
 	_, err = io.CopyBuffer(onlyWriter{s}, io.LimitReader(r, ref.Length), make([]byte, copyBuffer(ref.Length)))
 	if cerr := r.Close(); err == nil {
 		err = cerr

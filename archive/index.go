@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -40,7 +41,7 @@ type indexBuilder struct {
 	tempDir string
 	time    int64 // seconds since 1970
 	enc     *encoder
-	parts   []*spool
+	parts   []*spool.Spool
 	chunks  int   // in the last part
 	broken  error // why there will be no index
 	text    []byte
@@ -59,7 +60,7 @@ func (b *indexBuilder) list(pack Ref, chunks []PackChunk) error {
 		if err := b.cut(); err != nil || len(b.parts) == maxIndexes {
 			return err
 		}
-		b.parts, b.chunks = append(b.parts, &spool{dir: b.tempDir}), 0
+		b.parts, b.chunks = append(b.parts, &spool.Spool{Dir: b.tempDir}), 0
 		line := make([]byte, indexHeadLen)
 		l := lineWriter{line: line}
 		l.word(indexMagic)
@@ -111,7 +112,7 @@ func (b *indexBuilder) cut() (err error) {
 
 func (b *indexBuilder) close() {
 	for _, p := range b.parts {
-		p.close()
+		p.Close()
 	}
 }
 

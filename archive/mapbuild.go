@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -20,7 +21,7 @@ type textFrames struct {
 	kind   byte
 	width  int // of a line
 	enc    *encoder
-	out    spool
+	out    spool.Spool
 	text   []byte
 	stored []byte
 	frames []dirFrame // offsets count from the first frame of out
@@ -75,8 +76,8 @@ type mapBuilder struct {
 
 func newMapBuilder(disk string, size int64, full bool, enc *encoder, tempDir string) (*mapBuilder, error) {
 	b := &mapBuilder{head: mapHead{disk: disk, size: size, full: full}, enc: enc}
-	b.runs = textFrames{kind: kindRuns, width: runLineLen, enc: enc, out: spool{dir: tempDir}}
-	b.names = textFrames{kind: kindPacks, width: namedLineLen, enc: enc, out: spool{dir: tempDir}}
+	b.runs = textFrames{kind: kindRuns, width: runLineLen, enc: enc, out: spool.Spool{Dir: tempDir}}
+	b.names = textFrames{kind: kindPacks, width: namedLineLen, enc: enc, out: spool.Spool{Dir: tempDir}}
 	if err := b.head.check(); err != nil {
 		return nil, fmt.Errorf("map of disk %.80q: %w", disk, err)
 	}
@@ -211,8 +212,8 @@ func (b *mapBuilder) compose(kinds ...*textFrames) (builtMap, error) {
 
 // close gives back what the map's body reads from.
 func (b *mapBuilder) close() {
-	b.names.out.close()
-	b.runs.out.close()
+	b.names.out.Close()
+	b.runs.out.Close()
 }
 
 // WriteMap stores a map made of entries, which come in order and do not overlap:

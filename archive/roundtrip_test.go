@@ -15,6 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/internal/zero"
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -324,7 +325,7 @@ func TestSpooledMap(t *testing.T) {
 		}
 	})
 	must(t, ref, err)
-	if ref.Length < 2*spoolMemory {
+	if ref.Length < 2*spool.Memory {
 		t.Fatalf("the map has only %d bytes", ref.Length)
 	}
 	m := must2(OpenMap(t.Context(), store, ref))(t)

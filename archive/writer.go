@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -200,8 +201,8 @@ func (w *Writer) PutBitmap(ctx context.Context, h bitmapstore.Header, r bitmapst
 	if err := w.err(); err != nil {
 		return Ref{}, err
 	}
-	s := &spool{dir: w.o.TempDir}
-	defer s.close()
+	s := &spool.Spool{Dir: w.o.TempDir}
+	defer s.Close()
 	if _, _, err := bitmapstore.Encode(s, h, r); err != nil {
 		return Ref{}, fmt.Errorf("bitmap %q: %w", h.Name, err)
 	}

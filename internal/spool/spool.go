@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package archive
+// Package spool keeps bytes that may be too many for memory while they are needed.
+package spool
 
 import (
 	"fmt"
@@ -8,25 +9,28 @@ import (
 	"os"
 )
 
-// spoolMemory is what a spool keeps in memory before it goes to a file, bytes.
-const spoolMemory = 2 << 20
+// Memory is what a [Spool] keeps in memory before it goes to a file, bytes.
+const Memory = 2 << 20
 
-// spool takes bytes one after the other and is then an [objstore.Body]: in memory
-// while it is small, else in a temporary file that has no name.
-type spool struct {
-	dir  string
+// Spool takes bytes one after the other and gives them back from any place: out of
+// memory while they are few, else out of a temporary file that has no name. It may
+// be read from several goroutines at once, but not while it is written to. It must
+// be closed.
+type Spool struct {
+	Dir string // of the file; empty: the system's
+
 	mem  []byte
 	file *os.File // holds the first done bytes; mem the rest
 	done int64
 }
 
-func (s *spool) Write(p []byte) (int, error) {
+func (s *Spool) Write(p []byte) (int, error) {
 	s.mem = append(s.mem, p...)
-	if len(s.mem) < spoolMemory {
+	if len(s.mem) < Memory {
 		return len(p), nil
 	}
 	if s.file == nil {
-		f, err := os.CreateTemp(s.dir, "imgbackup-*.tmp")
+		f, err := os.CreateTemp(s.Dir, "imgbackup-*.tmp")
 		if err != nil {
 			return 0, fmt.Errorf("temporary file for metadata: %w", err)
 		}
@@ -44,10 +48,10 @@ func (s *spool) Write(p []byte) (int, error) {
 }
 
 // Size is the number of bytes written.
-func (s *spool) Size() int64 { return s.done + int64(len(s.mem)) }
+func (s *Spool) Size() int64 { return s.done + int64(len(s.mem)) }
 
 // ReadAt reads what was written.
-func (s *spool) ReadAt(p []byte, off int64) (int, error) {
+func (s *Spool) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 || off > s.Size() {
 		return 0, io.EOF
 	}
@@ -72,8 +76,8 @@ func (s *spool) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// close gives back memory and file; it may be called again.
-func (s *spool) close() {
+// Close gives back memory and file; it may be called again.
+func (s *Spool) Close() {
 	s.mem = nil
 	if s.file != nil {
 		_ = s.file.Close() // its content is not wanted any more
