@@ -93,8 +93,7 @@ func (s *session) writes() bool { return s.archives() || s.makesCheckpoint }
 // lookOnly gives the disks away without a trace of it in images and repository.
 // The images have been locked since they were planned for.
 func (s *session) lookOnly(ctx context.Context, plan *Plan) (*Result, error) {
-	ctx, release := s.boundLockTime(ctx)
-	defer release()
+	defer s.boundLockTime()()
 	s.rememberIdentity()
 	if s.hooks.Planned != nil {
 		s.hooks.Planned(plan)

@@ -88,6 +88,9 @@ func (s *session) run(ctx context.Context) (*Result, error) {
 
 // attempt goes once through the writing order.
 func (s *session) attempt(ctx context.Context) (*Result, error) {
+	// What the plan has to read is read until the very end.
+	ctx, s.giveUp = context.WithCancelCause(ctx)
+	defer s.giveUp(nil)
 	s.hooks.step(StepPlan)
 	if err := s.loadHistory(ctx); err != nil {
 		return nil, err
@@ -171,8 +174,7 @@ func (s *session) writeUnderIntent(ctx context.Context, plan *Plan, intent *chai
 	if err := s.open(ctx); err != nil {
 		return nil, false, err
 	}
-	ctx, release := s.boundLockTime(ctx)
-	defer release()
+	defer s.boundLockTime()()
 	defer func() {
 		if !committed {
 			err = lockTime(ctx, err)
@@ -227,19 +229,17 @@ func (s *session) writeUnderIntent(ctx context.Context, plan *Plan, intent *chai
 	return result, true, nil
 }
 
-// boundLockTime cancels the returned context when the images have been locked
-// for as long as the caller allows. It has no deadline that others could see:
-// they would give up before it, for reasons of their own.
-func (s *session) boundLockTime(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancelCause(ctx)
+// boundLockTime gives the attempt up when the images have been locked for as long
+// as the caller allows, unless stop is called before. The attempt's context has no
+// deadline that others could see: they would give up before it, for reasons of
+// their own.
+func (s *session) boundLockTime() (stop func()) {
 	if s.req.MaxLock <= 0 {
-		return ctx, func() { cancel(nil) }
+		return func() {}
 	}
-	timer := time.AfterFunc(s.req.MaxLock, func() { cancel(&LockTimeError{s.req.MaxLock}) })
-	return ctx, func() {
-		timer.Stop()
-		cancel(nil)
-	}
+	giveUp := s.giveUp
+	timer := time.AfterFunc(s.req.MaxLock, func() { giveUp(&LockTimeError{s.req.MaxLock}) })
+	return func() { timer.Stop() }
 }
 
 // lockTime puts the cause in place of the bare cancellation it led to.

@@ -52,6 +52,7 @@ type session struct {
 
 	history []*chain.Manifest // of the domain, oldest first
 	disks   []*disk
+	giveUp  context.CancelCauseFunc // ends the context of the attempt
 	fetch   *archive.Fetcher
 	opened  map[*chain.Disk]*archived
 	kept    keptChunks

@@ -143,7 +143,7 @@ in, as libvirt fills it in, and stops: it needs no repository and no images.` + 
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVar(&disks, "disk", nil, "a disk: `TARGET=PATH,format=qcow2|raw[,backupmode=full|incremental][,incremental=CHECKPOINT]`; may be repeated")
+	f.StringArrayVar(&disks, "disk", nil, "a disk: `"+diskForm+"`; may be repeated")
 	xml.add(f)
 	f.StringVar(&mode, "mode", "auto", "`MODE`: auto, full or incremental")
 	f.StringVar(&req.Since, "incremental", "", "be incremental since this `CHECKPOINT` (default: the newest that can be trusted)")

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/imgbackup/imgbackup/backup"
@@ -30,10 +31,19 @@ func splitOptions(s string) []string {
 	return append(parts, part.String())
 }
 
+// diskForm is what --disk takes in all commands that back up.
+const diskForm = "TARGET=PATH,format=qcow2|raw[,backupmode=full|incremental][,incremental=CHECKPOINT]"
+
 // diskFlag is the value of a --disk.
 type diskFlag struct {
 	backup.DiskRequest
 	leaveOut bool // backup=no
+}
+
+// diskKey is a key that only some commands know.
+type diskKey struct {
+	name string
+	set  func(val string) error
 }
 
 // parseDisk reads the value of a --disk that says all that has to be known.
@@ -42,9 +52,10 @@ func parseDisk(value string) (backup.DiskRequest, error) {
 	return r.DiskRequest, err
 }
 
-// parseDiskFlag reads the value of a --disk. Beside a definition of the domain
-// it only says what differs from that: path and format may be left out.
-func parseDiskFlag(value string, defined bool) (diskFlag, error) {
+// parseDiskFlag reads the value of a --disk, which may have more keys. Beside a
+// definition of the domain it only says what differs from that: path and format
+// may be left out.
+func parseDiskFlag(value string, defined bool, more ...diskKey) (diskFlag, error) {
 	var r diskFlag
 	fail := func(format string, args ...any) (diskFlag, error) {
 		return r, usageError{fmt.Errorf("--disk %q: %s", value, fmt.Sprintf(format, args...))}
@@ -52,7 +63,7 @@ func parseDiskFlag(value string, defined bool) (diskFlag, error) {
 	parts := splitOptions(value)
 	target, path, hasPath := strings.Cut(parts[0], "=")
 	if target == "" || hasPath && path == "" || !hasPath && !defined {
-		return fail("want TARGET=PATH,format=qcow2|raw[,backupmode=full|incremental][,incremental=CHECKPOINT]")
+		return fail("want %s", diskForm)
 	}
 	r.Target, r.Path = target, path
 	seen := make(map[string]bool)
@@ -65,7 +76,13 @@ func parseDiskFlag(value string, defined bool) (diskFlag, error) {
 			return fail("%s is given twice", key)
 		}
 		seen[key] = true
-		if problem := r.set(key, val, defined); problem != "" {
+		if i := slices.IndexFunc(more, func(k diskKey) bool { return k.name == key }); i >= 0 {
+			if err := more[i].set(val); err != nil {
+				return fail("%s: %v", key, err)
+			}
+			continue
+		}
+		if problem := r.set(key, val, defined, more); problem != "" {
 			return fail("%s", problem)
 		}
 	}
@@ -79,7 +96,7 @@ func parseDiskFlag(value string, defined bool) (diskFlag, error) {
 }
 
 // set takes one key; it returns what is wrong with it.
-func (r *diskFlag) set(key, val string, defined bool) (problem string) {
+func (r *diskFlag) set(key, val string, defined bool, more []diskKey) (problem string) {
 	switch {
 	case key == "format":
 		switch f := qcow2.Format(val); f {
@@ -106,7 +123,12 @@ func (r *diskFlag) set(key, val string, defined bool) (problem string) {
 		}
 		r.leaveOut = val == "no"
 	default:
-		return fmt.Sprintf("unknown key %q: want format, backupmode or incremental", key)
+		names := []string{"format", "backupmode", "incremental"}
+		for _, k := range more {
+			names = append(names, k.name)
+		}
+		last := len(names) - 1
+		return fmt.Sprintf("unknown key %q: want %s or %s", key, strings.Join(names[:last], ", "), names[last])
 	}
 	return ""
 }

@@ -8,12 +8,15 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/spf13/pflag"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/nbd"
 )
 
@@ -33,6 +36,7 @@ type listenFlags struct {
 	cert    string
 	key     string
 	ca      string
+	pidFile string
 	once    bool
 }
 
@@ -42,6 +46,7 @@ func (f *listenFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.cert, "tls-cert", "", "insist on TLS with the certificate in this PEM `FILE`")
 	flags.StringVar(&f.key, "tls-key", "", "the certificate's key is in this PEM `FILE`")
 	flags.StringVar(&f.ca, "tls-ca", "", "clients need a certificate of an authority in this PEM `FILE`")
+	flags.StringVar(&f.pidFile, "pid-file", "", "write the process's id to this `FILE` as soon as clients can connect")
 	flags.BoolVar(&f.once, "once", false, "end when the last client has gone, after at least one")
 }
 
@@ -52,13 +57,18 @@ type nbdService struct {
 	uris      []string // how clients find it, up to the export's name, and what follows it
 	after     []string
 	tls       *tls.Config
+	pidFile   string
 	once      bool
+
+	// inherited sockets are known to whoever made them, and what the program prints
+	// may be mixed with what that one prints.
+	inherited bool
 }
 
 // listenNBD opens the sockets. They are open before anything else is done, so
 // that nothing is done in vain where they cannot be.
 func (a *app) listenNBD(f listenFlags) (*nbdService, error) {
-	s := &nbdService{a: a, once: f.once}
+	s := &nbdService{a: a, pidFile: f.pidFile, once: f.once}
 	if err := s.loadTLS(f); err != nil {
 		return nil, err
 	}
@@ -89,8 +99,15 @@ func (a *app) listenNBD(f listenFlags) (*nbdService, error) {
 		if len(all) == 0 {
 			return nil, usageError{errors.New("where to listen? give --socket PATH or --listen ADDRESS")}
 		}
+		s.inherited = true
 		for _, l := range all {
 			s.add(l, "")
+		}
+	}
+	if s.pidFile != "" {
+		if err := os.WriteFile(s.pidFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+			s.close()
+			return nil, fmt.Errorf("--pid-file: %w", err)
 		}
 	}
 	return s, nil
@@ -150,6 +167,9 @@ func (s *nbdService) close() {
 	for _, l := range s.listeners {
 		_ = l.Close() // nothing is lost with it
 	}
+	if s.pidFile != "" {
+		_ = os.Remove(s.pidFile)
+	}
 }
 
 // serve serves exports until a signal comes or, with --once, the last client has
@@ -158,12 +178,13 @@ func (s *nbdService) close() {
 func (s *nbdService) serve(ctx context.Context, exports []nbd.Export) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var failures deviceFailures
+	failures := deviceFailures{told: make(map[string]bool)}
 	server, err := nbd.NewServer(exports, nbd.ServerOptions{
 		TLS: s.tls,
 		Notify: func(err error) {
-			failures.add(err)
-			s.a.note(err.Error())
+			if failures.add(err) {
+				s.a.note(oneLine(err.Error()))
+			}
 		},
 		Clients: func(n int) {
 			if n == 0 && s.once {
@@ -192,19 +213,30 @@ var errServed = errors.New("all clients have gone")
 type deviceFailures struct {
 	mu    sync.Mutex
 	n     int
-	first error
+	first error // of damage in an archive, or else of all
+	told  map[string]bool
 }
 
-func (f *deviceFailures) add(err error) {
-	var failed *nbd.DeviceError
-	if !errors.As(err, &failed) {
-		return
-	}
+// maxTold bounds the messages that are remembered.
+const maxTold = 1000
+
+// add counts a failure. It reports whether a person should be told of err, which
+// may be another trouble than that.
+func (f *deviceFailures) add(err error) (tell bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.n++; f.n == 1 {
-		f.first = err
+	var failed *nbd.DeviceError
+	if errors.As(err, &failed) {
+		if f.n++; f.n == 1 || archive.IsDamage(err) && !archive.IsDamage(f.first) {
+			f.first = err
+		}
 	}
+	// Clients ask again.
+	if msg := err.Error(); !f.told[msg] && len(f.told) < maxTold {
+		f.told[msg] = true
+		return true
+	}
+	return false
 }
 
 func (f *deviceFailures) err() error {
@@ -213,7 +245,7 @@ func (f *deviceFailures) err() error {
 	if f.n == 0 {
 		return nil
 	}
-	return fmt.Errorf("%d request(s) of clients failed, the first: %w", f.n, f.first)
+	return fmt.Errorf("%d request(s) of clients failed: %w", f.n, f.first)
 }
 
 // escapeURI percent-encodes all that has a meaning in a URI, except slashes.

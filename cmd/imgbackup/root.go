@@ -73,6 +73,7 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 		a.copyCommand(),
 		a.checkpointCommand(),
 		a.changesCommand(),
+		a.exportCommand(),
 		manCommand(root),
 	)
 	root.SetOut(p.out) // where the completion commands write to

@@ -32,6 +32,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Values[treesKey{}] = make(map[string][sha256.Size]byte)
 			env.Values[vmKey{}] = &vm{}
+			env.Values[serverKey{}] = &server{}
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -50,6 +51,7 @@ func TestScripts(t *testing.T) {
 			"readonly":  scriptReadonly,
 			"fill":      scriptFill,
 			"vm":        scriptVM,
+			"server":    scriptServer,
 		},
 	})
 }
