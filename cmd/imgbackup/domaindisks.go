@@ -109,8 +109,11 @@ func (in *xmlInput) choices(flags []diskFlag) (map[string]choice, error) {
 	if in.backup == nil {
 		return all, nil
 	}
-	if in.backup.Mode == dom.Pull {
+	switch mode := in.backup.Mode; {
+	case mode == dom.Pull && !in.pull:
 		return nil, errors.New("a pull backup offers the disks over NBD and archives nothing: imgbackup export does that")
+	case mode != dom.Pull && in.pull:
+		return nil, errors.New("a push backup writes the disks to files and serves nothing: imgbackup backup does that")
 	}
 	for _, bd := range in.backup.Disks {
 		c := choice{wanted: bd.Backup, dropped: "left out by the backup XML"}

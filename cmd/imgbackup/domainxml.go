@@ -27,11 +27,16 @@ type xmlFlags struct {
 }
 
 func (f *xmlFlags) add(flags *pflag.FlagSet) {
+	f.addFiles(flags)
+	flags.StringVar(&f.folder, "all-domains", "", "back up every domain whose definition (*.xml) is in this `DIR`")
+	flags.BoolVar(&f.print, "print-xml", false, "print the completed XML and do nothing else")
+}
+
+// addFiles adds the flags that name files of one domain.
+func (f *xmlFlags) addFiles(flags *pflag.FlagSet) {
 	flags.StringVar(&f.domain, "domain-xml", "", "the domain's definition is in this `FILE`")
 	flags.StringVar(&f.backup, "backup-xml", "", "what to do is in this `FILE`, as a domainbackup")
 	flags.StringVar(&f.checkpoint, "checkpoint-xml", "", "the new checkpoint is described in this `FILE`, as a domaincheckpoint")
-	flags.StringVar(&f.folder, "all-domains", "", "back up every domain whose definition (*.xml) is in this `DIR`")
-	flags.BoolVar(&f.print, "print-xml", false, "print the completed XML and do nothing else")
 }
 
 // conflicts refuses flags that say the same thing in two ways.
@@ -48,7 +53,7 @@ func (f *xmlFlags) conflicts(flags *pflag.FlagSet, args []string) error {
 		return usageError{errors.New("--all-domains takes the names from the definitions: no DOMAIN can be given")}
 	}
 	return errors.Join(
-		exclude("backup-xml", "disk", "mode", "incremental", "target"),
+		exclude("backup-xml", "disk", "mode", "incremental", "target", "socket", "listen"),
 		exclude("all-domains", "disk", "incremental", "domain-xml", "backup-xml", "checkpoint-xml", "print-xml", "target"),
 	)
 }
@@ -59,8 +64,9 @@ type xmlInput struct {
 	domainXML  []byte
 	backup     *dom.Backup
 	checkpoint *dom.Checkpoint
+	pull       bool // it is for a pull backup
 
-	targets         []dom.BackupDisk     // those that the backup XML gives a <target>
+	targets         []dom.BackupDisk     // those that the backup XML gives a <target> or <scratch>
 	checkpointGiven []dom.CheckpointDisk // the disks that the checkpoint XML lists, by their targets
 }
 

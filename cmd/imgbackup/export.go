@@ -20,9 +20,10 @@ func (a *app) exportCommand() *cobra.Command {
 	var (
 		job   exportJob
 		disks []string
+		xml   xmlFlags
 	)
 	cmd := &cobra.Command{
-		Use:   "export DOMAIN --disk TARGET=PATH,format=qcow2|raw … {--socket PATH | --listen ADDRESS}",
+		Use:   "export [DOMAIN] {--disk TARGET=PATH,format=qcow2|raw … | --domain-xml FILE} {--socket PATH | --listen ADDRESS}",
 		Short: "Offer a shut-down domain's disks over NBD, for a client to pull",
 		Long: `export offers the disks of a domain as read-only NBD exports, straight from the
 images: libvirt's backup in pull mode, for a domain that is shut down. Each
@@ -43,24 +44,43 @@ can be started on them, and no scratch file is needed. Had something written to
 them all the same, the exit status is 5: what was read is not to be relied on.
 The repository is needed for an incremental or a checkpoint only.
 
+--domain-xml names a domain's definition, whose writable disks are then served;
+--disk only says what differs. --backup-xml and --checkpoint-xml say all of it as
+libvirt's domainbackup, with mode='pull', and domaincheckpoint do; - is standard
+input. Scratch files in it are not used.
+
 ` + listenHelp + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
 		Example: `  imgbackup export web --disk vda=/vm/web.qcow2,format=qcow2 --socket /run/web.sock --checkpoint c1
   nbdcopy 'nbd+unix:///vda?socket=/run/web.sock' vda.img
   imgbackup export web --disk vda=/vm/web.qcow2,format=qcow2 --socket /run/web.sock --incremental c1 --checkpoint c2
+  imgbackup export --domain-xml web.xml --backup-xml pull.xml --checkpoint-xml checkpoint.xml
   nbdinfo --map=qemu:dirty-bitmap:backup-vda 'nbd+unix:///vda?socket=/run/web.sock'`,
-		Args: exactArgs(1, "one DOMAIN"),
+		Args: maxArgs(1, "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			job.req.Domain = args[0]
+			if err := xml.conflicts(cmd.Flags(), args); err != nil {
+				return err
+			}
+			in, err := a.readXML(xml)
+			if err != nil {
+				return err
+			}
+			if job.req.Domain, err = domainName(args, in); err != nil {
+				return err
+			}
 			if cmd.Flags().Changed("checkpoint") && job.req.Checkpoint == "" {
 				return usageError{errors.New("--checkpoint: the name is empty")}
 			}
 			if cmd.Flags().Changed("incremental") && job.req.Since == "" {
 				return usageError{errors.New("--incremental: the checkpoint's name is empty")}
 			}
-			for _, d := range disks {
-				if err := job.addDisk(d); err != nil {
+			flags := make([]diskFlag, len(disks))
+			for i, d := range disks {
+				if flags[i], err = job.parseDisk(d, in.domain != nil); err != nil {
 					return err
 				}
+			}
+			if err := a.describeExport(&job, &in, flags); err != nil {
+				return err
 			}
 			return a.runExport(cmd.Context(), job)
 		},
@@ -70,6 +90,7 @@ The repository is needed for an incremental or a checkpoint only.
 	f.StringVar(&job.req.Since, "incremental", "", "tell what changed since this `CHECKPOINT` in each disk that says nothing else")
 	f.StringVar(&job.req.Checkpoint, "checkpoint", "", "make a checkpoint of this `NAME`")
 	f.StringVar(&job.req.Description, "description", "", "`TEXT` to keep with the checkpoint")
+	xml.addFiles(f)
 	job.listen.add(f)
 	f.BoolVar(&job.req.NoLock, "no-lock", false, "do not take QEMU's image locks, where the file system has none; recorded in the manifest")
 	f.BoolVar(&job.req.Adopt, "adopt", false, "go on with a domain that another host began")
@@ -84,8 +105,8 @@ type exportJob struct {
 	listen listenFlags
 }
 
-// addDisk takes a value of --disk.
-func (j *exportJob) addDisk(value string) error {
+// parseDisk reads a value of --disk, and keeps what only export wants to know.
+func (j *exportJob) parseDisk(value string, defined bool) (diskFlag, error) {
 	var n pull.Names
 	var none bool
 	name := func(to *string) func(string) error {
@@ -96,19 +117,18 @@ func (j *exportJob) addDisk(value string) error {
 			return nil
 		}
 	}
-	f, err := parseDiskFlag(value, false, diskKey{"exportname", name(&n.Export)}, diskKey{"exportbitmap", name(&n.Bitmap)},
+	f, err := parseDiskFlag(value, defined, diskKey{"exportname", name(&n.Export)}, diskKey{"exportbitmap", name(&n.Bitmap)},
 		diskKey{"checkpoint", func(val string) error {
 			if none = val == "no"; !none {
 				return fmt.Errorf("%q: want no", val)
 			}
 			return nil
 		}})
-	if err != nil {
-		return err
-	}
 	n.Target, f.NoCheckpoint = f.Target, none
-	j.req.Disks, j.names = append(j.req.Disks, f.DiskRequest), append(j.names, n)
-	return nil
+	if err == nil && !f.leaveOut {
+		j.names = append(j.names, n)
+	}
+	return f, err
 }
 
 // runExport serves the disks until a signal ends it.

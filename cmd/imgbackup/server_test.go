@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -24,7 +25,7 @@ type server struct {
 	stderr bytes.Buffer
 }
 
-// start returns when the server has said that it serves, or has ended.
+// start returns when the server has said that it serves.
 func (s *server) start(cmd *exec.Cmd) error {
 	s.cmd, s.rest = cmd, make(chan string, 1)
 	s.stderr.Reset()
@@ -38,11 +39,14 @@ func (s *server) start(cmd *exec.Cmd) error {
 	}
 	in := bufio.NewReader(r)
 	s.out = ""
-	for {
+	for serves := false; !serves; {
 		line, err := in.ReadString('\n')
 		s.out += line
-		if err != nil || strings.HasPrefix(line, "serving ") || line == "}\n" {
-			break
+		serves = strings.HasPrefix(line, "serving ") || line == "}\n"
+		if err != nil {
+			_ = cmd.Wait()
+			s.cmd = nil
+			return fmt.Errorf("it does not serve: %v\n%s%s", cmd.ProcessState, s.out, s.stderr.String())
 		}
 	}
 	go func() {
