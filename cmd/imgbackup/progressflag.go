@@ -96,7 +96,7 @@ func openProgress(to string) (io.WriteCloser, error) {
 	if text, ok := strings.CutPrefix(to, "fd:"); ok {
 		n, err := strconv.ParseUint(text, 10, 16)
 		if err != nil {
-			return nil, errors.New("want the number of a descriptor after fd:")
+			return nil, errors.New("want fd: and the number of a descriptor")
 		}
 		f := os.NewFile(uintptr(n), to)
 		if f == nil {

@@ -62,9 +62,8 @@ func TestRequestsAreFew(t *testing.T) {
 			t.Errorf("%s: %d requests, more than %d", what, n, most)
 		}
 	}
-	noise(t, filepath.Join(dir, "noise"), 80<<20)
+	noise(t, filepath.Join(dir, "noise"), 40<<20)
 	tool("imgbackup", "init")
-	tool("qemu-img", "create", "-q", "-f", "qcow2", "a.qcow2", "1G")
 	tool("qemu-img", "dd", "-f", "raw", "-O", "qcow2", "if=noise", "of=a.qcow2", "bs=1M")
 
 	checkpoints, before := 0, 0
@@ -92,7 +91,7 @@ func TestRequestsAreFew(t *testing.T) {
 	for i := range 4 {
 		var writes []string
 		for n := range 8 {
-			writes = append(writes, "-c", fmt.Sprintf("write -P %d %dk 64k", 10*i+n+1, 9000*n+100*i))
+			writes = append(writes, "-c", fmt.Sprintf("write -P %d %dk 64k", 10*i+n+1, 5000*n+100*i))
 		}
 		tool("qemu-io", append(append([]string{"-f", "qcow2"}, writes...), "a.qcow2")...)
 		packs, maps := contentOf(t, store, fmt.Sprintf("c%d", checkpoints))
