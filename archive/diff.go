@@ -18,22 +18,42 @@ import (
 // It streams, in as much memory as two replays take. Where the newer state builds
 // on the older one, only the maps of what came after are read.
 func Diff(ctx context.Context, newer, older []*Map) bitmapstore.Runs {
+	if len(newer) == 0 {
+		return bitmapstore.Fail(errNoMaps)
+	}
+	return DiffIn(ctx, newer, older, 0, newer[0].Size())
+}
+
+var errNoMaps = errors.New("a state without maps has no differences")
+
+// DiffIn is the part of [Diff] in [start, end), for which it reads only what it
+// needs of the maps. end may be at most the newer state's size.
+func DiffIn(ctx context.Context, newer, older []*Map, start, end int64) bitmapstore.Runs {
 	if len(newer) == 0 || len(older) == 0 {
-		return bitmapstore.Fail(errors.New("a state without maps has no differences"))
+		return bitmapstore.Fail(errNoMaps)
+	}
+	if err := newer[0].checkRange(start, end); err != nil {
+		return bitmapstore.Fail(err)
 	}
 	newer, older = replayed(newer), replayed(older)
-	size, both := newer[0].Size(), min(newer[0].Size(), older[0].Size())
+	both := min(newer[0].Size(), older[0].Size())
 	if since := len(newer) - len(older); since >= 0 && sameMaps(newer[since:], older) {
 		sets := []bitmapstore.Runs{}
 		for _, m := range newer[:since] {
 			// A disk that shrank and grew again lost what it had beyond.
 			both = min(both, m.Size())
-			sets = append(sets, covered(ctx, m))
+			if to := min(end, m.Size()); start < to {
+				sets = append(sets, covered(ctx, m, start, to))
+			}
 		}
-		sets = append(sets, tail(both, size))
-		return bitmapstore.Union(sets...).Clip(size)
+		sets = append(sets, tail(max(both, start), end))
+		return bitmapstore.Union(sets...)
 	}
-	return bitmapstore.Union(differing(ctx, newer, older, both), tail(both, size))
+	sets := []bitmapstore.Runs{tail(max(both, start), end)}
+	if to := min(end, both); start < to {
+		sets = append(sets, differing(ctx, newer, older, start, to))
+	}
+	return bitmapstore.Union(sets...)
 }
 
 // replayed cuts off what a replay does not read: all behind the first full map.
@@ -56,17 +76,17 @@ func sameMaps(a, b []*Map) bool {
 	return true
 }
 
-func tail(from, size int64) bitmapstore.Runs {
-	if from >= size {
+func tail(from, end int64) bitmapstore.Runs {
+	if from >= end {
 		return bitmapstore.Of()
 	}
-	return bitmapstore.Of(bitmapstore.Run{Start: from, End: size})
+	return bitmapstore.Of(bitmapstore.Run{Start: from, End: end})
 }
 
-// covered is where a map has entries.
-func covered(ctx context.Context, m *Map) bitmapstore.Runs {
+// covered is where a map has entries in [start, end).
+func covered(ctx context.Context, m *Map, start, end int64) bitmapstore.Runs {
 	return joined(func(yield func(bitmapstore.Run, error) bool) {
-		for e, err := range m.Entries(ctx, 0, m.Size()) {
+		for e, err := range m.Entries(ctx, start, end) {
 			if !yield(bitmapstore.Run{Start: e.Offset, End: e.End()}, err) || err != nil {
 				return
 			}
@@ -74,13 +94,13 @@ func covered(ctx context.Context, m *Map) bitmapstore.Runs {
 	})
 }
 
-// differing compares two replays of [0, size) entry by entry.
-func differing(ctx context.Context, newer, older []*Map, size int64) bitmapstore.Runs {
+// differing compares two replays of [start, end) entry by entry.
+func differing(ctx context.Context, newer, older []*Map, start, end int64) bitmapstore.Runs {
 	return joined(func(yield func(bitmapstore.Run, error) bool) {
-		next, stop := iter.Pull2(Replay(ctx, older, 0, size))
+		next, stop := iter.Pull2(Replay(ctx, older, start, end))
 		defer stop()
 		var was Entry
-		for is, err := range Replay(ctx, newer, 0, size) {
+		for is, err := range Replay(ctx, newer, start, end) {
 			for err == nil && is.Length > 0 {
 				if was.Length == 0 {
 					var ok bool

@@ -153,7 +153,8 @@ const firstInherited = 3
 // Inherited returns the listening sockets that systemd, or a program that does as
 // it does (nbdcopy and nbdinfo with [ COMMAND ]), has handed over: none if the
 // environment does not say so for this process. The variables that say it are
-// removed from the environment.
+// removed from the environment. With sockets, the process gets SIGTERM when its
+// parent ends: nbdcopy that fails leaves without a word.
 func Inherited() ([]net.Listener, error) {
 	pid, fds := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
 	if pid == "" || pid != strconv.Itoa(os.Getpid()) {
@@ -163,6 +164,9 @@ func Inherited() ([]net.Listener, error) {
 		if err := os.Unsetenv(name); err != nil {
 			return nil, err
 		}
+	}
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("ask for a signal when the parent ends: %w", err)
 	}
 	n, err := strconv.Atoi(fds)
 	if err != nil || n < 1 || n > 64 {

@@ -12,8 +12,10 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
+	"github.com/imgbackup/imgbackup/serve"
 )
 
 // The exit statuses; programs rely on them.
@@ -42,7 +44,7 @@ func exitHelp(codes ...int) string {
 		{exitUsage, "wrong usage"},
 		{exitDamage, "damage found"},
 		{exitNotTrusted, "an incremental was demanded (--mode incremental) and cannot be\n         trusted"},
-		{exitInUse, "an image, or the target of a restore, is in use"},
+		{exitInUse, "an image, the target of a restore, a socket or a scratch file is\n         in use"},
 		{exitTaken, "the checkpoint's name is taken, someone else committed first, or\n         the domain belongs to another host"},
 		{exitInterrupted, "interrupted"},
 	} {
@@ -78,6 +80,7 @@ func exitCode(ctx context.Context, err error) int {
 		differs *restore.VerifyError
 		unknown *chain.UnknownOutcomeError
 		several domainsFailed
+		scratch *serve.InUseError
 	)
 	switch {
 	case errors.As(err, &several):
@@ -86,7 +89,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitFailed // and not interrupted, after which nothing is there
 	case errors.As(err, &usage), errors.As(err, &request):
 		return exitUsage
-	case errors.As(err, &inUse), errors.As(err, &busy):
+	case errors.As(err, &inUse), errors.As(err, &busy), errors.As(err, &scratch), errors.Is(err, nbd.ErrSocketInUse):
 		return exitInUse
 	case errors.As(err, &trust):
 		return exitNotTrusted

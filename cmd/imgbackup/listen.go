@@ -182,7 +182,11 @@ func (s *nbdService) serve(ctx context.Context, exports []nbd.Export) error {
 	server, err := nbd.NewServer(exports, nbd.ServerOptions{
 		TLS: s.tls,
 		Notify: func(err error) {
-			if failures.add(err) {
+			var failed *nbd.DeviceError
+			switch tell := failures.add(err); {
+			case tell && errors.As(err, &failed): // whoever wants no notes is told of failures
+				fmt.Fprintf(s.a.err, "imgbackup: %s\n", oneLine(err.Error()))
+			case tell:
 				s.a.note(oneLine(err.Error()))
 			}
 		},

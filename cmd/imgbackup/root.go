@@ -69,6 +69,7 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 		a.listCommand(),
 		a.showCommand(),
 		a.restoreCommand(),
+		a.serveCommand(),
 		a.checkCommand(),
 		a.copyCommand(),
 		a.checkpointCommand(),

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/nbd"
+	"github.com/imgbackup/imgbackup/serve"
+)
+
+// serveRequest is the command line of serve.
+type serveRequest struct {
+	domain     string
+	checkpoint string
+	disks      []string
+	since      []string
+	cow        []string
+	listen     listenFlags
+}
+
+func (a *app) serveCommand() *cobra.Command {
+	var r serveRequest
+	cmd := &cobra.Command{
+		Use:   "serve DOMAIN [--checkpoint NAME] {--socket PATH | --listen ADDRESS}",
+		Short: "Offer an archived checkpoint over NBD, at once",
+		Long: `serve offers the disks of a checkpoint (the newest by default) over NBD, straight
+out of the repository: nothing is restored first. Each disk is an export named by
+its target. What is read is proven by its digest; what is damaged is an I/O error
+of the request that needs it, and of no other.
+
+Clients are told what is data and what is zero (base:allocation), and what changed
+against older checkpoints (qemu:dirty-bitmap:NAME): the parent, or those that
+--changes-since names.
+
+--cow makes the disks writable, for example to boot a virtual machine from the
+archive: what is written goes into a scratch file per disk, FILE and FILE.map, and
+the archive stays as it is. A server that is started again with the same file goes
+on from the last flush. The scratch file holds only what was written: it is of use
+together with the checkpoint only.
+
+` + listenHelp + `
+If clients were refused what is damaged, it is 3; if other requests failed, 1.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
+		Example: `  imgbackup serve web --socket /run/web.sock
+  qemu-img convert -O qcow2 'nbd+unix:///vda?socket=/run/web.sock' web.qcow2
+  nbdcopy -- [ imgbackup serve web --checkpoint monday --disk vda ] web.raw
+  imgbackup serve web --cow vda=/var/tmp/web.cow --socket /run/web.sock
+  qemu-system-x86_64 -m 2G -drive file='nbd+unix:///vda?socket=/run/web.sock',format=raw`,
+		Args: exactArgs(1, "one DOMAIN"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r.domain = args[0]
+			return a.serve(cmd, r)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&r.checkpoint, "checkpoint", "", "`NAME` of the checkpoint (default: the newest)")
+	f.StringArrayVar(&r.disks, "disk", nil, "offer only this disk `TARGET`; may be repeated")
+	f.StringArrayVar(&r.since, "changes-since", nil, "tell what changed since this older `CHECKPOINT` (default: the parent); may be repeated")
+	f.StringArrayVar(&r.cow, "cow", nil, "writable: `TARGET=FILE`, may be repeated, or a folder for TARGET.cow of each disk")
+	r.listen.add(f)
+	return cmd
+}
+
+func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
+	ctx := cmd.Context()
+	if err := chain.ValidDomain(r.domain); err != nil {
+		return usageError{err}
+	}
+	repo, err := a.openRepo(ctx)
+	if err != nil {
+		return err
+	}
+	m, err := a.chosen(cmd, repo, r.domain, r.checkpoint)
+	if err != nil {
+		return err
+	}
+	older, err := a.olderThan(cmd, repo, m, r.since)
+	if err != nil {
+		return err
+	}
+	c, err := serve.Open(ctx, repo, m, serve.Options{Disks: r.disks})
+	if errors.Is(err, serve.ErrUnknownDisk) {
+		return usageError{err}
+	}
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	files, err := cowFiles(c, r.cow)
+	if err != nil {
+		return err
+	}
+	var exports []nbd.Export
+	for _, d := range c.Disks {
+		var cow *serve.Cow
+		if path := files[d.Target]; path != "" {
+			if cow, err = c.OpenCow(d, path); err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, cow.Close()) }()
+		}
+		e, err := c.Export(ctx, d, cow, withDisk(older, d.Target))
+		if err != nil {
+			return err
+		}
+		exports = append(exports, e)
+	}
+	service, err := a.listenNBD(r.listen)
+	if err != nil {
+		return err
+	}
+	defer service.close()
+	if !service.inherited {
+		if err := a.printServed(m, exports, files, service); err != nil {
+			return err
+		}
+	}
+	return service.serve(ctx, exports)
+}
+
+// servedJSON is one export as serve --json shows it. Sizes are in bytes.
+type servedJSON struct {
+	Target      string   `json:"target"`
+	URI         string   `json:"uri"`
+	VirtualSize int64    `json:"virtual_size"`
+	Contexts    []string `json:"contexts"`
+	Cow         string   `json:"cow,omitempty"` // the scratch file of a writable disk
+}
+
+// printServed tells what is served from now on, and where.
+func (a *app) printServed(m *chain.Manifest, exports []nbd.Export, cow map[string]string, s *nbdService) error {
+	if a.json {
+		out := struct {
+			Domain     string       `json:"domain"`
+			Checkpoint string       `json:"checkpoint"`
+			Exports    []servedJSON `json:"exports"`
+		}{Domain: m.Domain, Checkpoint: m.Checkpoint}
+		for _, e := range exports {
+			d := servedJSON{Target: e.Name, URI: s.uri(e.Name), VirtualSize: e.Size, Cow: cow[e.Name]}
+			for _, c := range e.Contexts {
+				d.Contexts = append(d.Contexts, c.Name)
+			}
+			out.Exports = append(out.Exports, d)
+		}
+		return a.printJSON(out)
+	}
+	w := &checkedWriter{w: a.out}
+	for _, e := range exports {
+		how := "read-only"
+		if file := cow[e.Name]; file != "" {
+			how = "writable, into " + file
+		}
+		w.printf("serving %s  %s of %s at %s, %s, %s\n", s.uri(e.Name), e.Name, m.Domain, m.Checkpoint, size(e.Size), how)
+	}
+	return w.err
+}
+
+// olderThan are the checkpoints that changes are told against: those named, or the
+// parent, if it is there and holds data.
+func (a *app) olderThan(cmd *cobra.Command, repo *chain.Repository, m *chain.Manifest, names []string) ([]*chain.Manifest, error) {
+	var all []*chain.Manifest
+	seen := make(map[string]bool)
+	for _, name := range names {
+		o, err := a.manifest(cmd, repo, m.Domain, name)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case seen[name]:
+			return nil, usageError{fmt.Errorf("--changes-since %s is given twice", name)}
+		case o.Sequence >= m.Sequence:
+			return nil, usageError{fmt.Errorf("--changes-since %s: it is not older than %s", name, m.Checkpoint)}
+		case o.Kind != chain.KindArchive:
+			return nil, fmt.Errorf("--changes-since %s: it holds no data to compare with, it is only in the images", name)
+		}
+		seen[name] = true
+		all = append(all, o)
+	}
+	if len(names) > 0 || m.Parent == nil {
+		return all, nil
+	}
+	parent, err := repo.Manifest(cmd.Context(), m.Domain, m.Parent.Name)
+	switch {
+	case err != nil:
+		a.note(fmt.Sprintf("what changed since the parent %s cannot be told: %v", m.Parent.Name, err))
+	case parent.UUID != m.Parent.UUID || parent.Kind != chain.KindArchive:
+		a.note(fmt.Sprintf("what changed since the parent %s cannot be told: its data are not in the repository", m.Parent.Name))
+	default:
+		all = append(all, parent)
+	}
+	return all, nil
+}
+
+// withDisk are the checkpoints that have data of a disk: one that came later has
+// nothing to be compared with there.
+func withDisk(ms []*chain.Manifest, target string) []*chain.Manifest {
+	var all []*chain.Manifest
+	for _, m := range ms {
+		if d, ok := m.Disk(target); ok && len(d.Maps) > 0 {
+			all = append(all, m)
+		}
+	}
+	return all
+}
+
+// cowFiles says which scratch file each disk has.
+func cowFiles(c *serve.Checkpoint, values []string) (map[string]string, error) {
+	files := make(map[string]string)
+	usage := func(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+	for _, v := range values {
+		if fi, err := os.Stat(v); err == nil && fi.IsDir() {
+			if len(values) > 1 {
+				return nil, usage("--cow %s is a folder for all disks: it goes alone", v)
+			}
+			for _, d := range c.Disks {
+				if err := chain.ValidName(d.Target); err != nil {
+					return nil, usage("disk %.80q cannot name a file: %w", d.Target, err)
+				}
+				files[d.Target] = filepath.Join(v, d.Target+".cow")
+			}
+			return files, nil
+		}
+		target, path, ok := strings.Cut(v, "=")
+		if !ok || target == "" || path == "" {
+			return nil, usage("--cow %q: want TARGET=FILE, or a folder that is there", v)
+		}
+		known := false
+		for _, d := range c.Disks {
+			known = known || d.Target == target
+		}
+		if !known || files[target] != "" {
+			return nil, usage("--cow %q: no such disk is served, or it is given twice", v)
+		}
+		files[target] = path
+	}
+	return files, nil
+}

@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package serve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/nbd"
+)
+
+// blockSize is the unit in which a [Cow] takes parts of the disk over, bytes.
+const blockSize = 64 << 10
+
+// Cow is a disk that can be written to: what is written goes into a scratch file,
+// and the repository stays as it is. It implements [nbd.Device] and [nbd.Writer].
+//
+// A flush makes durable what was written before it, and a server that is started
+// again with the same file goes on from there at least.
+type Cow struct {
+	base *Disk
+	file *cowFile
+	size int64
+
+	// Held for reading by all who look at blocks one by one, and for writing by
+	// who changes many at once.
+	many    sync.RWMutex
+	stripes [64]sync.Mutex // of blocks that are being taken over
+
+	mu      sync.Mutex
+	bitmap  []byte         // blocks that are in the scratch file
+	changed map[int64]bool // pages of it that have bits not yet on the medium
+
+	flush  sync.Mutex
+	failed error // of an earlier flush: what it was to make durable may be lost
+}
+
+// OpenCow opens the scratch file at path, or makes it: it, and path with ".map"
+// behind it. A file of another checkpoint or disk is refused.
+func (c *Checkpoint) OpenCow(d *Disk, path string) (*Cow, error) {
+	blocks := (d.size + blockSize - 1) / blockSize
+	h := &cowHeader{Format: cowFormat, Version: 1, Repository: c.Manifest.RepositoryID, Domain: c.Manifest.Domain,
+		Checkpoint: c.Manifest.Checkpoint, UUID: c.Manifest.UUID, Disk: d.Target, Size: d.size, Block: blockSize}
+	file, bitmap, err := openCowFile(path, h, blocks)
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: scratch file: %w", d.Target, err)
+	}
+	return &Cow{base: d, file: file, size: d.size, bitmap: bitmap, changed: make(map[int64]bool)}, nil
+}
+
+// Close makes everything durable and closes the file.
+func (c *Cow) Close() error {
+	err := c.Flush(context.Background())
+	c.file.close()
+	return err
+}
+
+func (c *Cow) has(block int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.bitmap[block/8]&(1<<(block%8)) != 0
+}
+
+func (c *Cow) take(first, last int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for b := first; b < last; b++ {
+		if c.bitmap[b/8]&(1<<(b%8)) == 0 {
+			c.bitmap[b/8] |= 1 << (b % 8)
+			c.changed[b/8/pageSize] = true
+		}
+	}
+}
+
+// run returns up to where, at most to end, blocks from off on are in the scratch
+// file, or are not.
+func (c *Cow) run(off, end int64) (to int64, ours bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b := off / blockSize
+	ours = c.bitmap[b/8]&(1<<(b%8)) != 0
+	same := byte(0)
+	if ours {
+		same = 0xff
+	}
+	for b++; b*blockSize < end; b++ {
+		if b%8 == 0 && c.bitmap[b/8] == same {
+			b += 7
+			continue
+		}
+		if c.bitmap[b/8]&(1<<(b%8)) != 0 != ours {
+			break
+		}
+	}
+	return min(b*blockSize, end), ours
+}
+
+// ReadAt implements [nbd.Device].
+func (c *Cow) ReadAt(ctx context.Context, p []byte, off int64) error {
+	c.many.RLock()
+	defer c.many.RUnlock()
+	for len(p) > 0 {
+		to, ours := c.run(off, off+int64(len(p)))
+		part := p[:to-off]
+		var err error
+		if ours {
+			_, err = c.file.data.ReadAt(part, off)
+		} else {
+			err = c.base.ReadAt(ctx, part, off)
+		}
+		if err != nil {
+			return err
+		}
+		p, off = p[len(part):], to
+	}
+	return nil
+}
+
+// WriteAt implements [nbd.Writer].
+func (c *Cow) WriteAt(ctx context.Context, p []byte, off int64) error {
+	c.many.RLock()
+	defer c.many.RUnlock()
+	return c.write(ctx, p, off)
+}
+
+func (c *Cow) write(ctx context.Context, p []byte, off int64) error {
+	for len(p) > 0 {
+		n := min(int64(len(p)), blockSize-off%blockSize)
+		if err := c.writeBlock(ctx, p[:n], off); err != nil {
+			return err
+		}
+		p, off = p[n:], off+n
+	}
+	return nil
+}
+
+// writeBlock writes within one block, and takes it over if it is not ours yet.
+func (c *Cow) writeBlock(ctx context.Context, p []byte, off int64) error {
+	b := off / blockSize
+	if c.has(b) {
+		_, err := c.file.data.WriteAt(p, off)
+		return err
+	}
+	lock := &c.stripes[b%int64(len(c.stripes))]
+	lock.Lock()
+	defer lock.Unlock()
+	start := b * blockSize
+	end := min(start+blockSize, c.size)
+	if !c.has(b) && int64(len(p)) < end-start {
+		whole := make([]byte, end-start)
+		if err := c.base.ReadAt(ctx, whole, start); err != nil {
+			return fmt.Errorf("the rest of the block that is written to: %w", err)
+		}
+		copy(whole[off-start:], p)
+		p, off = whole, start
+	}
+	if _, err := c.file.data.WriteAt(p, off); err != nil {
+		return err
+	}
+	c.take(b, b+1)
+	return nil
+}
+
+// WriteZeroes implements [nbd.Writer].
+func (c *Cow) WriteZeroes(ctx context.Context, off, length int64, mayTrim bool) error {
+	first, last := (off+blockSize-1)/blockSize*blockSize, off+length
+	if last != c.size {
+		last -= last % blockSize
+	}
+	if first >= last {
+		return c.WriteAt(ctx, make([]byte, length), off) // less than two blocks
+	}
+	mode := uint32(unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE)
+	if !mayTrim {
+		mode = unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE
+	}
+	if err := c.zeroBlocks(ctx, first, last, mode); err != nil {
+		return err
+	}
+	return errors.Join(
+		c.WriteAt(ctx, make([]byte, first-off), off),
+		c.WriteAt(ctx, make([]byte, off+length-last), last))
+}
+
+// zeroBlocks makes whole blocks zeros in the scratch file.
+func (c *Cow) zeroBlocks(ctx context.Context, start, end int64, mode uint32) error {
+	c.many.Lock()
+	defer c.many.Unlock()
+	err := unix.Fallocate(int(c.file.data.Fd()), mode, start, end-start)
+	if err == nil {
+		c.take(start/blockSize, (end+blockSize-1)/blockSize)
+		return nil
+	}
+	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	zeros := make([]byte, 1<<20)
+	for pos := start; pos < end; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n := min(int64(len(zeros)), end-pos)
+		if _, err := c.file.data.WriteAt(zeros[:n], pos); err != nil {
+			return err
+		}
+		c.take(pos/blockSize, (pos+n+blockSize-1)/blockSize)
+		pos += n
+	}
+	return nil
+}
+
+// Trim implements [nbd.Writer]: whole blocks read as zeros afterwards.
+func (c *Cow) Trim(ctx context.Context, off, length int64) error {
+	first, last := (off+blockSize-1)/blockSize*blockSize, off+length
+	if last != c.size {
+		last -= last % blockSize
+	}
+	if first >= last {
+		return nil
+	}
+	return c.zeroBlocks(ctx, first, last, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE)
+}
+
+// Flush implements [nbd.Writer]: first the blocks, then the bits that say so.
+func (c *Cow) Flush(context.Context) error {
+	c.flush.Lock()
+	defer c.flush.Unlock()
+	if c.failed != nil {
+		return fmt.Errorf("an earlier flush of the scratch file failed, and what it was to save may be lost: %w", c.failed)
+	}
+	// Bits that are set from here on belong to the next flush.
+	c.mu.Lock()
+	pages := make(map[int64][]byte, len(c.changed))
+	for n := range c.changed {
+		end := min((n+1)*pageSize, int64(len(c.bitmap)))
+		pages[n] = slices.Clone(c.bitmap[n*pageSize : end])
+	}
+	clear(c.changed)
+	c.mu.Unlock()
+	err := unix.Fdatasync(int(c.file.data.Fd()))
+	for n, page := range pages {
+		if err == nil {
+			_, err = c.file.bits.WriteAt(page, headerSize+n*pageSize)
+		}
+	}
+	if err == nil && len(pages) > 0 {
+		err = unix.Fdatasync(int(c.file.bits.Fd()))
+	}
+	c.failed = err // the kernel tells of lost pages only once
+	return err
+}
+
+// Allocation is the context base:allocation, of the disk and what was written.
+func (c *Cow) Allocation(ctx context.Context, start, end int64) iter.Seq2[nbd.Extent, error] {
+	return func(yield func(nbd.Extent, error) bool) {
+		for pos := start; pos < end; {
+			to, ours := c.run(pos, end)
+			part := c.base.Allocation(ctx, pos, to)
+			if ours {
+				part = c.holes(pos, to)
+			}
+			for e, err := range part {
+				e.Start, e.End = max(e.Start, pos), min(e.End, to)
+				if !yield(e, err) || err != nil {
+					return
+				}
+			}
+			pos = to
+		}
+	}
+}
+
+// holes yields the holes of the scratch file.
+func (c *Cow) holes(start, end int64) iter.Seq2[nbd.Extent, error] {
+	return func(yield func(nbd.Extent, error) bool) {
+		for pos := start; pos < end; {
+			// The file's own offset is used by nobody.
+			data, err := unix.Seek(int(c.file.data.Fd()), pos, unix.SEEK_DATA)
+			if errors.Is(err, unix.ENXIO) {
+				data, err = end, nil
+			}
+			if err != nil {
+				return // a file system that cannot tell: it may all be data
+			}
+			data = min(data, end)
+			if pos < data && !yield(nbd.Extent{Start: pos, End: data, Flags: nbd.StateHole | nbd.StateZero}, nil) {
+				return
+			}
+			if pos = data; pos < end {
+				if pos, err = unix.Seek(int(c.file.data.Fd()), data, unix.SEEK_HOLE); err != nil {
+					return
+				}
+			}
+		}
+	}
+}
+
+// written is the set of blocks that were written to, of those in [start, end).
+func (c *Cow) written(start, end int64) bitmapstore.Runs {
+	return func(yield func(bitmapstore.Run, error) bool) {
+		for pos := start; pos < end; {
+			to, ours := c.run(pos, end)
+			if ours && !yield(bitmapstore.Run{Start: pos, End: to}, nil) {
+				return
+			}
+			pos = to
+		}
+	}
+}

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package serve
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// A scratch file is two files: FILE has the blocks that were written at their
+// places in the disk and is sparse; FILE.map says which they are. FILE.map begins
+// with a header of headerSize bytes, one line of JSON filled up with spaces and
+// newlines, that names the checkpoint and the disk; a bitmap follows, one bit per
+// block, the lowest bit of a byte first.
+//
+// A bit is set on the medium only when its block is durable, and is never cleared:
+// so the map is written in place, and a crash at any moment leaves one that is
+// right.
+const (
+	headerSize = 4096
+	pageSize   = 4096 // of the bitmap, the unit of writing it, bytes
+	mapSuffix  = ".map"
+)
+
+// cowHeader says what a scratch file belongs to.
+type cowHeader struct {
+	Format     string `json:"format"`
+	Version    int    `json:"version"`
+	Repository string `json:"repository_id"`
+	Domain     string `json:"domain"`
+	Checkpoint string `json:"checkpoint"`
+	UUID       string `json:"uuid"`
+	Disk       string `json:"disk"`
+	Size       int64  `json:"virtual_size"`
+	Block      int64  `json:"block_size"`
+}
+
+const cowFormat = "imgbackup-cow"
+
+func (h *cowHeader) encode() ([]byte, error) {
+	line, err := json.Marshal(h)
+	if err != nil {
+		return nil, err
+	}
+	if len(line)+1 > headerSize {
+		return nil, errors.New("the names in the scratch file's header are too long")
+	}
+	b := bytes.Repeat([]byte{' '}, headerSize)
+	copy(b, line)
+	b[headerSize-1] = '\n'
+	return b, nil
+}
+
+// InUseError says that another process has a scratch file.
+type InUseError struct{ Path string }
+
+func (e *InUseError) Error() string {
+	return e.Path + " is in use: another server has it open"
+}
+
+// cowFile is the pair of files.
+type cowFile struct {
+	data, bits *os.File
+}
+
+// openCowFile opens or makes the files, for this process alone, and returns the
+// bitmap.
+func openCowFile(path string, h *cowHeader, blocks int64) (_ *cowFile, bitmap []byte, err error) {
+	header, err := h.encode()
+	if err != nil {
+		return nil, nil, err
+	}
+	f := &cowFile{}
+	defer func() {
+		if err != nil {
+			f.close()
+		}
+	}()
+	f.data, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := unix.Flock(int(f.data.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, nil, &InUseError{path}
+		}
+		return nil, nil, fmt.Errorf("%s: lock the scratch file: %w", path, err)
+	}
+	st, err := f.data.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, nil, fmt.Errorf("%s: the scratch file is no regular file", path)
+	}
+	f.bits, err = os.OpenFile(path+mapSuffix, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && st.Size() == 0:
+		bitmap, err = f.create(path, h, header, blocks)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil, fmt.Errorf("%s is there and %s is not: it is no scratch file of this program, or not a whole one; remove it, or name another", path, path+mapSuffix)
+	case err != nil:
+		return nil, nil, err
+	default:
+		bitmap, err = f.resume(h, header, st.Size(), blocks)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return f, bitmap, nil
+}
+
+// create makes a new scratch file. The map comes last and whole: without it the
+// file counts as empty.
+func (f *cowFile) create(path string, h *cowHeader, header []byte, blocks int64) ([]byte, error) {
+	if err := f.data.Truncate(h.Size); err != nil {
+		return nil, err
+	}
+	part := path + mapSuffix + ".new"
+	if err := os.Remove(part); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var err error
+	if f.bits, err = os.OpenFile(part, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+		return nil, err
+	}
+	bitmap := make([]byte, (blocks+7)/8)
+	_, err = f.bits.Write(header)
+	err = errors.Join(err, f.bits.Truncate(headerSize+int64(len(bitmap))), f.bits.Sync(), f.data.Sync())
+	if err == nil {
+		err = os.Rename(part, path+mapSuffix)
+	}
+	if err == nil {
+		err = syncFolder(filepath.Dir(path))
+	}
+	return bitmap, err
+}
+
+func syncFolder(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// resume reads what an earlier server has left.
+func (f *cowFile) resume(h *cowHeader, header []byte, size, blocks int64) ([]byte, error) {
+	was := make([]byte, headerSize)
+	if _, err := io.ReadFull(f.bits, was); err != nil {
+		return nil, fmt.Errorf("%s: the scratch file's map is cut off: %w", f.bits.Name(), err)
+	}
+	if !bytes.Equal(was, header) {
+		var other cowHeader
+		if err := json.Unmarshal(was, &other); err != nil || other.Format != cowFormat {
+			return nil, fmt.Errorf("%s is not the map of a scratch file", f.bits.Name())
+		}
+		return nil, fmt.Errorf("%s belongs to disk %.80q of checkpoint %.80q (%.40s) of domain %.80q, not to disk %s of %s (%s): name another file",
+			f.data.Name(), other.Disk, other.Checkpoint, other.UUID, other.Domain, h.Disk, h.Checkpoint, h.UUID)
+	}
+	st, err := f.bits.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if n := (blocks + 7) / 8; size != h.Size || st.Size() != headerSize+n {
+		return nil, fmt.Errorf("%s and its map have %d and %d bytes instead of %d and %d: one of them was cut off", f.data.Name(), size, st.Size(), h.Size, headerSize+n)
+	}
+	bitmap := make([]byte, (blocks+7)/8)
+	if _, err := io.ReadFull(f.bits, bitmap); err != nil {
+		return nil, err
+	}
+	return bitmap, nil
+}
+
+func (f *cowFile) close() {
+	for _, file := range []*os.File{f.data, f.bits} {
+		if file != nil {
+			_ = file.Close() // what had to be durable has been synced
+		}
+	}
+}
