@@ -109,7 +109,9 @@ func (s *session) undo(ctx context.Context, intent *chain.Intent) error {
 				image.Add, image.Path, intent.Domain, err)
 		}
 	}
-	if err := s.repo.DeleteIntent(ctx, intent.Domain, intent.UUID); err != nil {
+	tidying, cancel := chain.Tidying(ctx)
+	defer cancel()
+	if err := s.repo.DeleteIntent(tidying, intent.Domain, intent.UUID); err != nil {
 		return fmt.Errorf("the images are as they were, but the backup's intent could not be removed (the next backup of %s does it): %w", intent.Domain, err)
 	}
 	return nil

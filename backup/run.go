@@ -126,7 +126,10 @@ func (s *session) attempt(ctx context.Context) (*Result, error) {
 	result, err := s.writeUnderLease(ctx, plan, intent)
 	// The lease only tells others that somebody writes: it goes whatever came
 	// of it, even when we were cancelled.
-	if lerr := s.repo.DeleteLease(context.WithoutCancel(ctx), lease.UUID); lerr != nil && err == nil {
+	tidying, cancel := chain.Tidying(ctx)
+	lerr := s.repo.DeleteLease(tidying, lease.UUID)
+	cancel()
+	if lerr != nil && err == nil {
 		s.hooks.note("the backup is complete, but its lease could not be removed: %v", lerr)
 	}
 	if err != nil {
@@ -156,7 +159,9 @@ func (s *session) writeUnderLease(ctx context.Context, plan *Plan, intent *chain
 	}
 	s.hooks.step(StepRetired)
 	if len(intent.Images) > 0 {
-		if err := s.repo.DeleteIntent(context.WithoutCancel(ctx), intent.Domain, intent.UUID); err != nil {
+		tidying, cancel := chain.Tidying(ctx)
+		defer cancel()
+		if err := s.repo.DeleteIntent(tidying, intent.Domain, intent.UUID); err != nil {
 			s.hooks.note("the backup is complete, but its intent could not be removed: %v", err)
 		}
 	}

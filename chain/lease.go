@@ -98,6 +98,16 @@ func (r *Repository) DeleteLease(ctx context.Context, id string) error {
 	return r.Store.Delete(ctx, leaseKey(id))
 }
 
+// tidyTime bounds what is done about a session's end once it has ended.
+const tidyTime = 5 * time.Second
+
+// Tidying returns the context in which a session removes its lease and its
+// intent. It is not ctx, which may have been cancelled, and does not last: when
+// the store is away, nobody shall wait long for what the next session does, too.
+func Tidying(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), tidyTime)
+}
+
 // Leases returns the leases, oldest first. For each one that is damaged or too
 // new there is an error among the second result; the last one is the store's
 // failure.

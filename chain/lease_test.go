@@ -3,6 +3,7 @@
 package chain
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -25,6 +26,21 @@ func testIntent(domain string) *Intent {
 			Target: "vda", Path: "/images/\xff.qcow2", Device: 1, Inode: 1 << 63,
 			Before: []string{"foreign \xfe\x00 bitmap", "ours.0123456789abcdef"}, Add: BitmapName("one", cp),
 		}},
+	}
+}
+
+// TestTidying: what ends a session goes on when it was cancelled, and not for ever.
+func TestTidying(t *testing.T) {
+	t.Parallel()
+	ended, end := context.WithCancel(t.Context())
+	end()
+	ctx, cancel := Tidying(ended)
+	defer cancel()
+	if err := ctx.Err(); err != nil {
+		t.Error(err)
+	}
+	if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) > time.Minute {
+		t.Errorf("it ends at %v, %v", deadline, ok)
 	}
 }
 

@@ -80,7 +80,9 @@ func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *R
 			return nil, err
 		}
 		defer func() {
-			err = errors.Join(err, to.DeleteLease(context.WithoutCancel(ctx), lease.UUID))
+			ctx, cancel := chain.Tidying(ctx)
+			defer cancel()
+			err = errors.Join(err, to.DeleteLease(ctx, lease.UUID))
 		}()
 	}
 	for i, m := range work {

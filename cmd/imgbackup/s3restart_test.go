@@ -7,8 +7,10 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/objstore/s3test"
@@ -109,6 +111,48 @@ func (s scene) serverKilledInRestore(t *testing.T, key string, back bool) {
 		if w.sum(filepath.Join(out, target+".raw")) != w.want["c2"][target] {
 			t.Errorf("disk %s has other bytes than it had", target)
 		}
+	}
+}
+
+// Ctrl-C while the store is away: the program does not wait for it to come back.
+func TestS3InterruptedInOutage(t *testing.T) {
+	t.Parallel()
+	s := scenesIn(t, 2, newBucket(s3test.Start(t, s3test.VersityGW)))[1]
+	for _, key := range []string{"leases/", "packs/"} {
+		t.Run(key, func(t *testing.T) {
+			t.Parallel()
+			w := s.copy(t)
+			var cmd *exec.Cmd
+			started := make(chan struct{})
+			said := newNotice()
+			faults := []s3test.Fault{
+				{How: s3test.Reset, Method: http.MethodPut, Key: key, After: 1, Times: 1, Do: func() {
+					<-started
+					if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGINT); err != nil {
+						t.Error(err)
+					}
+					<-said.taken
+				}},
+				{How: s3test.Reset, Method: http.MethodPut, Key: key},
+			}
+			if key == "packs/" { // else there is nothing to be tidied up
+				faults = append(faults, s3test.Fault{How: s3test.Reset, Method: http.MethodDelete})
+			}
+			w.bucket.behind(t, faults...)
+			cmd = w.child([]string{patience + "=1s"}, w.backup("killed", "--mode", s.mode)...)
+			cmd.Stderr = said
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			close(started)
+			_ = cmd.Wait() // the exit status tells
+			o := outcome{cmd.ProcessState.ExitCode(), "", said.text.String()}
+			if o.code != exitInterrupted {
+				t.Errorf("exit status %d: %s", o.code, o.err)
+			}
+			w.verifyBitmaps(s.checkpoints, false)
+			s.backupAgain(w)
+		})
 	}
 }
 
