@@ -88,3 +88,13 @@ func flock(f *os.File) error {
 	}
 	return fmt.Errorf("%s: flock: %w", f.Name(), err)
 }
+
+// release gives up all locks on a file and closes it. Closing alone is not
+// enough where a program that is just being started still has the descriptor.
+func release(f *os.File) error {
+	for _, b := range qemuLockBytes {
+		_ = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK, Start: b, Len: 1})
+	}
+	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	return f.Close()
+}

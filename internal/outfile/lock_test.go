@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
 	"github.com/imgbackup/imgbackup/qcow2"
@@ -98,7 +99,13 @@ func TestLockKeepsOthersOut(t *testing.T) {
 			t.Errorf("qemu-io %q: %v %s", args, err, out)
 		}
 	}
-	if err := f.Close(); err != nil {
+	// As a program that is just being started would, it has the descriptor, too.
+	dup, err := unix.Dup(int(f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Close(dup) }()
+	if err := release(f); err != nil {
 		t.Fatal(err)
 	}
 	tool(t, "qemu-io", "-f", "raw", "-c", "write 0 512", path)

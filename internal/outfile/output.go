@@ -309,10 +309,10 @@ func (o *Output) Discard() error {
 	case o.part != nil:
 		err = o.part.remove()
 	case o.f != nil:
-		err = o.f.Close()
+		err = release(o.f)
 	}
 	if o.existing != nil {
-		_ = o.existing.Close()
+		_ = release(o.existing)
 	}
 	if o.dir != nil {
 		_ = o.dir.f.Close()

@@ -145,7 +145,7 @@ func (p *Place) openExisting(ctx context.Context, mode int, noLock bool) (*os.Fi
 		err = p.stillThere(f)
 	}
 	if err != nil {
-		_ = f.Close()
+		_ = release(f)
 		return nil, err
 	}
 	return f, nil
@@ -173,7 +173,7 @@ func (p *Place) openDevice(ctx context.Context, sys *System, spec Spec) (*os.Fil
 		return nil, fmt.Errorf("disk %s: open the device: %w", p.Disk, err)
 	}
 	if err := lockExclusive(ctx, f, spec.NoLock); err != nil {
-		_ = f.Close()
+		_ = release(f)
 		return nil, err
 	}
 	size, err := deviceSize(f)
@@ -181,7 +181,7 @@ func (p *Place) openDevice(ctx context.Context, sys *System, spec Spec) (*os.Fil
 		err = fmt.Errorf("the device has %d bytes, the disk needs %d", size, spec.Size)
 	}
 	if err != nil {
-		_ = f.Close()
+		_ = release(f)
 		return nil, fmt.Errorf("disk %s: %s: %w", p.Disk, p.Path, err)
 	}
 	return f, nil
