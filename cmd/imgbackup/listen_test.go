@@ -3,10 +3,16 @@
 package main
 
 import (
+	"bytes"
+	"context"
+	"errors"
 	"net"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/nbd"
 )
 
 func TestServiceURIs(t *testing.T) {
@@ -50,5 +56,55 @@ func TestServiceURIs(t *testing.T) {
 	defer l.Close()
 	if _, err := a.listenNBD(listenFlags{address: l.Addr().String()}); exitCode(t.Context(), err) != exitFailed {
 		t.Errorf("an address in use: %v", err)
+	}
+}
+
+// brokenDevice cannot be read.
+type brokenDevice struct{ err error }
+
+func (d brokenDevice) ReadAt(context.Context, []byte, int64) error { return d.err }
+
+// What clients could not be served reaches the exit status, and is told once.
+func TestServiceFailures(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		err  error
+		code int
+	}{
+		{errors.New("this disk is on fire"), exitFailed},
+		{&archive.DamageError{Object: "packs/x"}, exitDamage},
+		{nil, exitDone},
+	} {
+		var stderr bytes.Buffer
+		a := &app{program: program{err: &stderr}}
+		path := filepath.Join(t.TempDir(), "s")
+		s, err := a.listenNBD(listenFlags{socket: path})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			done <- s.serve(ctx, []nbd.Export{{Name: "vda", Size: 1 << 20, Device: brokenDevice{c.err}}})
+		}()
+		client, err := nbd.Dial(t.Context(), "unix", path, nbd.ClientOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if err := client.ReadAt(t.Context(), make([]byte, 512), 1024); (err == nil) != (c.err == nil) {
+				t.Errorf("read: %v", err)
+			}
+		}
+		cancel(errInterrupted)
+		err = <-done
+		if code := exitCode(t.Context(), err); err == nil && c.err != nil || err != nil && code != c.code {
+			t.Errorf("%v: exit status %d, want %d (%v)", c.err, code, c.code, err)
+		}
+		if n := strings.Count(stderr.String(), "vda: read"); n != min(1, c.code) {
+			t.Errorf("told %d times: %s", n, &stderr)
+		}
+		_ = client.Close() // the server has ended already
+		s.close()
 	}
 }
