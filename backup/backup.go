@@ -81,6 +81,7 @@ type Request struct {
 	Domain      string
 	DomainUUID  string // from the domain's definition; empty if unknown
 	Disks       []DiskRequest
+	Files       []FileRequest // archived beside the disks; at most one of each role
 	Mode        Mode
 	Since       string // for disks that name none; empty: the newest that can be trusted
 	Checkpoint  string // empty: a new name from the time

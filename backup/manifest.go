@@ -3,6 +3,8 @@
 package backup
 
 import (
+	"fmt"
+
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -79,6 +81,11 @@ func (s *session) rememberIdentity() {
 			}
 		}
 	}
+	for _, f := range s.files {
+		if f.image != nil {
+			f.id = f.source().Opened()
+		}
+	}
 }
 
 // compareIdentity fails when any file of any chain is no longer what it was
@@ -104,6 +111,11 @@ func (s *session) compareIdentity() error {
 				}
 				at++
 			}
+		}
+	}
+	for _, f := range s.files {
+		if err := f.compareFile(); err != nil {
+			return fmt.Errorf("%s: %w", f.req.Role, err)
 		}
 	}
 	return nil

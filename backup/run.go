@@ -320,6 +320,9 @@ func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, arc
 			return nil, none, &chain.DiskError{Disk: d.req.Target, Err: err}
 		}
 	}
+	if manifest.Files, err = s.storeFiles(ctx, w); err != nil {
+		return nil, none, err
+	}
 	maps, stats, err := w.Finish(ctx)
 	if err != nil {
 		return nil, none, err

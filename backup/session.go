@@ -53,6 +53,7 @@ type session struct {
 	history []*chain.Manifest // of the domain, oldest first
 	disks   []*disk
 	giveUp  context.CancelCauseFunc // ends the context of the attempt
+	files   []*file
 	fetch   *archive.Fetcher
 	opened  map[*chain.Disk]*archived
 	kept    keptChunks
@@ -141,7 +142,7 @@ func (s *session) checkRequest() error {
 		}
 		s.disks = append(s.disks, &disk{req: r})
 	}
-	return nil
+	return s.checkFiles()
 }
 
 // loadHistory reads the domain's manifests and checks who the domain belongs
@@ -219,7 +220,7 @@ func (s *session) open(ctx context.Context) error {
 			}
 			d.chain = nil
 		}
-		c, err := s.openOne(ctx, d)
+		c, err := s.openImage(ctx, d.req.Path, d.req.Format, d.req.AllowDirs)
 		if err != nil {
 			return &chain.DiskError{Disk: d.req.Target, Err: err}
 		}
@@ -237,21 +238,22 @@ func (s *session) open(ctx context.Context) error {
 		}
 		seen[key] = d.req.Target
 	}
-	return nil
+	return s.openFiles(ctx)
 }
 
-func (s *session) openOne(ctx context.Context, d *disk) (*qcow2.Chain, error) {
-	options := qcow2.OpenOptions{AllowDirs: slices.Concat(s.req.AllowDirs, d.req.AllowDirs), ReadLimit: s.limiter}
+// openImage opens an image; allow are folders for its backing and data files.
+func (s *session) openImage(ctx context.Context, path string, format qcow2.Format, allow []string) (*qcow2.Chain, error) {
+	options := qcow2.OpenOptions{AllowDirs: slices.Concat(s.req.AllowDirs, allow), ReadLimit: s.limiter}
 	if s.req.NoLock {
-		return qcow2.OpenChain(d.req.Path, d.req.Format, options)
+		return qcow2.OpenChain(path, format, options)
 	}
 	// The image is locked before anything is read out of it: a VM that ends
 	// in between would leave us with its old tables.
-	hold, err := qcow2.HoldImage(ctx, d.req.Path, s.req.LockWait)
+	hold, err := qcow2.HoldImage(ctx, path, s.req.LockWait)
 	if err != nil {
 		return nil, err
 	}
-	c, err := qcow2.OpenChain(d.req.Path, d.req.Format, options)
+	c, err := qcow2.OpenChain(path, format, options)
 	if err == nil {
 		if err = c.Lock(ctx, s.req.LockWait); err != nil {
 			err = errors.Join(err, c.Close())
@@ -274,6 +276,9 @@ func (s *session) unlock() error {
 			errs = append(errs, d.chain.Close())
 			d.chain = nil
 		}
+	}
+	for _, f := range s.files {
+		errs = append(errs, f.close())
 	}
 	return errors.Join(errs...)
 }

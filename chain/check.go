@@ -39,6 +39,7 @@ const (
 	FindingMap      = "map"
 	FindingPack     = "pack"
 	FindingBitmap   = "bitmap"
+	FindingFile     = "file"  // of a domain, beside its disks
 	FindingIndex    = "index" // no checkpoint is affected; it can be rebuilt
 	FindingIntent   = "intent"
 	FindingLease    = "lease"
@@ -60,7 +61,8 @@ type Finding struct {
 type Affected struct {
 	Domain     string  `json:"domain"`
 	Checkpoint string  `json:"checkpoint"`
-	Disk       string  `json:"disk,omitempty"` // empty: all of the checkpoint
+	Disk       string  `json:"disk,omitempty"` // empty, and so is File: all of the checkpoint
+	File       string  `json:"file,omitempty"` // the role of a file
 	Ranges     []Range `json:"ranges,omitempty"`
 	MoreRanges int     `json:"more_ranges,omitempty"` // beyond the ones listed
 	Bytes      int64   `json:"bytes"`                 // of the guest that are lost
@@ -112,6 +114,7 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (*Report, error)
 		report:     &Report{ReadData: o.ReadData, Findings: []Finding{}},
 		maps:       make(map[archive.MapRef]*use),
 		bitmaps:    make(map[bitmapUse]*use),
+		files:      make(map[archive.FileRef]*use),
 		packs:      make(map[archive.Ref]bool),
 		bad:        make(map[string]struct{}),
 	}
@@ -128,6 +131,7 @@ type check struct {
 	disks   []diskID // all disks of all checkpoints
 	maps    map[archive.MapRef]*use
 	bitmaps map[bitmapUse]*use
+	files   map[archive.FileRef]*use
 	packs   map[archive.Ref]bool // true: seen with the right length
 	loose   []objstore.Info      // data objects that nothing refers to, as listed
 	newer   []error
@@ -162,7 +166,7 @@ type bitmapUse struct {
 }
 
 func (c *check) run(ctx context.Context) error {
-	steps := []func(context.Context) error{c.checkConfig, c.readManifests, c.checkMaps, c.checkBitmaps, c.listObjects, c.checkLengths}
+	steps := []func(context.Context) error{c.checkConfig, c.readManifests, c.checkMaps, c.checkBitmaps, c.checkFiles, c.listObjects, c.checkLengths}
 	if c.o.ReadData {
 		steps = append(steps, c.readPacks, c.checkReferences, c.readLoose)
 	}

@@ -92,8 +92,8 @@ func TestCheckClean(t *testing.T) {
 		if report.Checkpoints != want || report.Objects == 0 || report.Bytes == 0 {
 			t.Errorf("%+v: %+v", o, report)
 		}
-		if all := len(o.Domains) == 0; (report.Unreferenced == 3) != all {
-			t.Errorf("%+v: %d unreferenced objects, of an archive that has a pack, a map and a bitmap", o, report.Unreferenced)
+		if all := len(o.Domains) == 0; (report.Unreferenced == 4) != all {
+			t.Errorf("%+v: %d unreferenced objects, of an archive that has a pack, a map, a bitmap and a file", o, report.Unreferenced)
 		}
 		if e, ok := phases["packs"]; ok != o.ReadData || ok && e.Done != e.Total {
 			t.Errorf("%+v: packs %+v", o, e)
@@ -143,7 +143,7 @@ func TestCheckFindsFlippedBits(t *testing.T) {
 		}
 		put(t, r.Store, key, data)
 	}
-	for _, kind := range []string{FindingConfig, FindingManifest, FindingMap, FindingPack, FindingBitmap, FindingIndex, FindingIntent, FindingLease} {
+	for _, kind := range []string{FindingConfig, FindingManifest, FindingMap, FindingPack, FindingBitmap, FindingFile, FindingIndex, FindingIntent, FindingLease} {
 		if kinds[kind] < 11 {
 			t.Errorf("%d findings of kind %s", kinds[kind], kind)
 		}
@@ -307,6 +307,19 @@ func TestCheckSaysWhatIsAffected(t *testing.T) {
 		t.Errorf("map: %+v", f)
 	}
 	put(t, r.Store, key, data)
+
+	// A definition's loss takes no disk with it.
+	key = archive.FileKey(full.Files[0].Object.Name)
+	data = get(t, r.Store, key)
+	put(t, r.Store, key, nil)
+	f = check(key)
+	want = []Affected{{Domain: "web", Checkpoint: "delta", File: RoleDomainXML}, {Domain: "web", Checkpoint: "full", File: RoleDomainXML}}
+	slices.SortFunc(f.Details, func(a, b Affected) int { return strings.Compare(a.Checkpoint, b.Checkpoint) })
+	if !slices.EqualFunc(f.Details, want, equalAffected) || f.Kind != FindingFile {
+		t.Errorf("file: %+v", f)
+	}
+	put(t, r.Store, key, data)
+
 	key = ManifestKey("db", "one")
 	put(t, r.Store, key, nil)
 	if f = check(key); len(f.Affects) != 1 || f.Affects[0] != "checkpoint db/one" {
@@ -315,7 +328,7 @@ func TestCheckSaysWhatIsAffected(t *testing.T) {
 }
 
 func equalAffected(a, b Affected) bool {
-	return a.Domain == b.Domain && a.Checkpoint == b.Checkpoint && a.Disk == b.Disk && a.Bytes == b.Bytes && slices.Equal(a.Ranges, b.Ranges)
+	return a.Domain == b.Domain && a.Checkpoint == b.Checkpoint && a.Disk == b.Disk && a.File == b.File && a.Bytes == b.Bytes && slices.Equal(a.Ranges, b.Ranges)
 }
 
 // TestCheckMapsMatchPacks has sound objects that do not fit together.
@@ -348,7 +361,7 @@ func TestCheckMapsMatchPacks(t *testing.T) {
 			continue
 		}
 		bad := r.sample("web", "bad")
-		bad.Disks = slices.Clone(full.Disks)
+		bad.Disks, bad.Files = slices.Clone(full.Disks), full.Files
 		bad.Disks[0].Maps = []archive.MapRef{ref}
 		bad.Disks[0].Bitmap, bad.Disks[0].Granularity = "", 0
 		commit(t, r, bad)

@@ -48,6 +48,14 @@ func (c *check) findAffected(ctx context.Context) error {
 			}
 		}
 	}
+	for ref, use := range c.files {
+		if f := byKey[archive.FileKey(ref.Object.Name)]; f != nil {
+			for _, by := range use.by {
+				d := c.disks[by.disk]
+				f.add(Affected{Domain: d.domain, Checkpoint: d.checkpoint, File: d.disk}, "the "+d.disk+" of "+d.domain+"/"+d.checkpoint+" (its disks are not)")
+			}
+		}
+	}
 	if packs {
 		if err := c.findAffectedByPacks(ctx, byKey); err != nil {
 			return err

@@ -26,6 +26,9 @@ func (c *check) listObjects(ctx context.Context) error {
 	for b := range c.bitmaps {
 		known[archive.BitmapKey(b.object.Name)] = struct{}{}
 	}
+	for f := range c.files {
+		known[archive.FileKey(f.Object.Name)] = struct{}{}
+	}
 	var n int64
 	for info, err := range c.Store.List(ctx, "") {
 		if err != nil {
@@ -118,6 +121,7 @@ func (c *check) readLoose(ctx context.Context) error {
 		kind := map[string]string{
 			archive.PackPrefix: FindingPack, archive.MapPrefix: FindingMap,
 			archive.BitmapPrefix: FindingBitmap, archive.IndexPrefix: FindingIndex,
+			archive.FilePrefix: FindingFile,
 		}[prefix]
 		return c.sound(kind, info.Key, info.Size, err)
 	})

@@ -79,6 +79,11 @@ func (c *check) refer(m *Manifest) {
 			addUse(c.bitmaps, b, usedBy{disk: id})
 		}
 	}
+	for _, f := range m.Files {
+		// What a file is for stands where a disk's name stands.
+		addUse(c.files, f.FileRef, usedBy{disk: int32(len(c.disks))})
+		c.disks = append(c.disks, diskID{domain: m.Domain, checkpoint: m.Checkpoint, disk: f.Role})
+	}
 }
 
 func addUse[K comparable](uses map[K]*use, key K, by usedBy) {
@@ -138,6 +143,14 @@ func (c *check) checkBitmaps(ctx context.Context) error {
 			err = c.decodeBitmap(ctx, key, b)
 		}
 		return c.sound(FindingBitmap, key, b.object.Length, err)
+	})
+}
+
+// checkFiles proves all files, and their content.
+func (c *check) checkFiles(ctx context.Context) error {
+	refs := slices.Collect(maps.Keys(c.files))
+	return each(ctx, c, "files", refs, one, func(ctx context.Context, f archive.FileRef) error {
+		return c.sound(FindingFile, archive.FileKey(f.Object.Name), f.Object.Length, archive.CopyFile(ctx, c.Store, f, io.Discard))
 	})
 }
 

@@ -34,6 +34,10 @@ func mapRef(s string) archive.MapRef {
 	return archive.MapRef{Ref: archive.Ref{Name: digest(s), Length: 1000}, DirLength: 100, DirDigest: digest(s + " directory")}
 }
 
+func fileRef(s string, size int64) archive.FileRef {
+	return archive.FileRef{Object: archive.Ref{Name: digest(s), Length: 99}, Size: size, SHA256: digest(s + " content")}
+}
+
 // sample returns a valid manifest with something in every field.
 func sample(domain, checkpoint string) *Manifest {
 	id := NewUUID()
@@ -62,6 +66,10 @@ func sample(domain, checkpoint string) *Manifest {
 			Target: "vdb", Source: Source{Path: "/dev/vg/data", Format: "raw"}, Size: 513,
 			Mode: ModeFull, Detection: DetectionNone, NoBitmapReason: "raw has no bitmaps", Maps: []archive.MapRef{mapRef("vdb")},
 		}},
+		Files: []File{
+			{Role: RoleDomainXML, FileRef: fileRef("definition", 8<<20)},
+			{Role: RoleNVRAM, Path: "/var/lib/nvram/web \xff_VARS.fd", FileRef: fileRef("variables", 64<<20)},
+		},
 	}
 }
 
@@ -136,11 +144,16 @@ func backup(t *testing.T, r *Repository, domain, checkpoint string, size int64, 
 	if err != nil {
 		t.Fatal(err)
 	}
+	definition, err := w.PutFile(ctx, strings.NewReader("<domain><name>"+domain+"</name></domain>"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	refs, _, err := w.Finish(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
 	m := r.sample(domain, checkpoint)
+	m.Files = []File{{Role: RoleDomainXML, FileRef: definition}}
 	d := m.Disks[0]
 	d.Size, d.Backing = size, nil
 	d.Witnesses = []BitmapRecord{{Name: h.Name, Granularity: h.Granularity, Size: size, DirtyBytes: min(size, 65536), Object: bitmap}}

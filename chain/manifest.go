@@ -70,6 +70,25 @@ type Manifest struct {
 	Locking      string          `json:"locking"`
 	Requested    string          `json:"requested,omitempty"` // the mode that the user asked for; of an archive only
 	Disks        []Disk          `json:"disks"`
+	Files        []File          `json:"files,omitempty"` // that belong to the domain beside its disks
+}
+
+// The roles of files.
+const (
+	RoleDomainXML = "domain-xml" // the domain's definition, as it was given
+	RoleNVRAM     = "nvram"      // the firmware's variables
+	RoleLoader    = "loader"     // the firmware
+)
+
+// MaxDomainXML bounds a domain's definition, bytes; other files have at most
+// [archive.MaxFile].
+const MaxDomainXML = 8 << 20
+
+// File is a file that was archived with the disks.
+type File struct {
+	Role string `json:"role"`
+	Path string `json:"path,omitempty"` // where it was; a definition may have come from nowhere
+	archive.FileRef
 }
 
 // CheckpointRef names another checkpoint of the same domain.
@@ -184,11 +203,21 @@ func (m *Manifest) Disk(target string) (*Disk, bool) {
 	return nil, false
 }
 
+// File returns the file of that role.
+func (m *Manifest) File(role string) (*File, bool) {
+	for i := range m.Files {
+		if m.Files[i].Role == role {
+			return &m.Files[i], true
+		}
+	}
+	return nil, false
+}
+
 // mapTexts returns a copy of m in which every text that comes out of an image or
 // a file system, and so may be any bytes, went through f.
 func (m *Manifest) mapTexts(f func(string) (string, error)) (*Manifest, error) {
 	c := *m
-	c.Disks = slices.Clone(m.Disks)
+	c.Disks, c.Files = slices.Clone(m.Disks), slices.Clone(m.Files)
 	var texts []*string
 	for i := range c.Disks {
 		d := &c.Disks[i]
@@ -205,6 +234,9 @@ func (m *Manifest) mapTexts(f func(string) (string, error)) (*Manifest, error) {
 		for j := range d.Witnesses {
 			texts = append(texts, &d.Witnesses[j].LayerPath)
 		}
+	}
+	for i := range c.Files {
+		texts = append(texts, &c.Files[i].Path)
 	}
 	return &c, mapAll(texts, f)
 }

@@ -24,6 +24,7 @@ func TestManifestRoundTrip(t *testing.T) {
 	m.Disks[0].Snapshots[0].Name = "a\x00b\xc3"
 	m.Disks[0].Witnesses[0].LayerPath = "\xfe"
 	m.Disks[0].Reason = "in \xff"
+	m.Files[1].Path = "/nvram/\xfd\\"
 	m.Created = m.Created.In(time.FixedZone("somewhere", 3600))
 	commit(t, r, m)
 	if m.Disks[0].Source.Path != "/images/\xff\\x41\nü.qcow2" || m.Disks[0].Reason != "in \uFFFD" {
@@ -151,6 +152,15 @@ func TestValidate(t *testing.T) {
 		"witness's grain":    func(m *Manifest) { m.Disks[0].Witnesses[0].Granularity = 0 },
 		"witness's dirt":     func(m *Manifest) { m.Disks[0].Witnesses[0].DirtyBytes = 1 << 50 },
 		"witness's object":   func(m *Manifest) { m.Disks[0].Witnesses[0].Object.Length = -1 },
+		"file's role":        func(m *Manifest) { m.Files[0].Role = "diary" },
+		"two of a role":      func(m *Manifest) { m.Files[1].Role = RoleDomainXML },
+		"file without path":  func(m *Manifest) { m.Files[1].Path = "" },
+		"definition's size":  func(m *Manifest) { m.Files[0].Size = 8<<20 + 1 },
+		"file's size":        func(m *Manifest) { m.Files[1].Size = 64<<20 + 1 },
+		"negative file":      func(m *Manifest) { m.Files[1].Size = -1 },
+		"file's digest":      func(m *Manifest) { m.Files[1].SHA256 = archive.Digest{} },
+		"file's name":        func(m *Manifest) { m.Files[1].Object.Name = archive.Digest{} },
+		"file's object":      func(m *Manifest) { m.Files[1].Object.Length = 100 << 20 },
 	} {
 		m := sample("web", "one")
 		break_(m)

@@ -144,10 +144,34 @@ func (m *Manifest) Validate() error {
 		seen[d.Target] = struct{}{}
 		c.in("disk "+d.Target, func(c *checker) { d.validate(c, m) })
 	}
+	m.validateFiles(&c)
 	if c.err != nil {
 		return fmt.Errorf("invalid manifest: %w", c.err)
 	}
 	return nil
+}
+
+// validateFiles: one of each role.
+func (m *Manifest) validateFiles(c *checker) {
+	seen := make(map[string]struct{}, len(m.Files))
+	for i := range m.Files {
+		f := &m.Files[i]
+		c.oneOf("role of a file", f.Role, RoleDomainXML, RoleNVRAM, RoleLoader)
+		_, twice := seen[f.Role]
+		c.that(!twice, "two files are the %s", f.Role)
+		seen[f.Role] = struct{}{}
+		limit := int64(archive.MaxFile)
+		if f.Role == RoleDomainXML {
+			limit = MaxDomainXML
+		}
+		if f.Path != "" || f.Role != RoleDomainXML {
+			c.path("path of the "+f.Role, f.Path)
+		}
+		c.that(f.Size >= 0 && f.Size <= limit, "the %s has %d bytes", f.Role, f.Size)
+		c.that(!f.SHA256.IsZero(), "the %s has no digest", f.Role)
+		c.ref("object of the "+f.Role, f.Object)
+		c.that(f.Object.Length <= archive.MaxFileObject, "the object of the %s has %d bytes", f.Role, f.Object.Length)
+	}
 }
 
 func (h *Host) validate(c *checker) {

@@ -103,6 +103,7 @@ func FuzzDomain(f *testing.F) {
 			}
 			seen[disk.Target] = true
 		}
+		adjusted(t, data, d)
 		c := &domain.Checkpoint{Name: "c"}
 		if err := c.SetDomain(data); err != nil {
 			t.Fatal(err)

@@ -25,6 +25,7 @@ type Options struct {
 	Verify   bool          // read the targets back before they get their names
 	NoLock   bool          // go on where a file system cannot tell whether a file is in use
 	MakeDir  string        // a folder that is created if it is missing (in one that exists), and removed again on an error; may be empty
+	Files    []FileTarget  // what is restored beside the disks
 	Workers  int           // requests and decoders at work at once; 0: as the fetcher likes
 	Limit    *rate.Limiter // bytes of guest data per second; nil: none
 	Progress func(Event)   // called often, by one goroutine at a time; must not block; may be nil
@@ -33,6 +34,7 @@ type Options struct {
 // Result tells what was restored, in the order of the targets.
 type Result struct {
 	Disks []DiskResult `json:"disks"`
+	Files []FileResult `json:"files,omitempty"`
 }
 
 // DiskResult is one restored disk. Numbers are bytes.
@@ -71,9 +73,21 @@ func run(ctx context.Context, sys *outfile.System, repo *chain.Repository, m *ch
 	if err != nil {
 		return nil, err
 	}
+	files, err := filePlaces(sys, all, o)
+	if err != nil {
+		return nil, err
+	}
 	p := &progress{tell: o.Progress}
 	jobs, err := openJobs(ctx, sys, repo, all, o, p)
 	defer func() {
+		for _, f := range files {
+			if f.out == nil {
+				continue
+			}
+			if derr := f.out.Discard(); derr != nil && err != nil {
+				err = errors.Join(err, derr)
+			}
+		}
 		for _, j := range jobs {
 			if derr := j.out.Discard(); derr != nil && err != nil {
 				err = errors.Join(err, derr)
@@ -84,6 +98,12 @@ func run(ctx context.Context, sys *outfile.System, repo *chain.Repository, m *ch
 		return nil, err
 	}
 	warnIfFull(jobs, p)
+	// Before the disks, of which devices are written in place.
+	for _, f := range files {
+		if err := f.do(ctx, sys, repo, o); err != nil {
+			return nil, err
+		}
+	}
 	for _, j := range jobs {
 		if err := j.do(ctx, o, p); err != nil {
 			return nil, err
@@ -93,6 +113,9 @@ func run(ctx context.Context, sys *outfile.System, repo *chain.Repository, m *ch
 		return nil, err
 	}
 	var outs []*outfile.Output
+	for _, f := range files {
+		outs = append(outs, f.out)
+	}
 	for _, j := range jobs {
 		outs = append(outs, j.out)
 	}
@@ -100,7 +123,11 @@ func run(ctx context.Context, sys *outfile.System, repo *chain.Repository, m *ch
 		return nil, err
 	}
 	outfile.Settle(outs)
-	return result(targets, jobs, o), nil
+	res = result(targets, jobs, o)
+	for _, f := range files {
+		res.Files = append(res.Files, f.result())
+	}
+	return res, nil
 }
 
 // makeDir makes a folder if it is missing. undo removes it, if it was made and is

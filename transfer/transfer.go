@@ -150,7 +150,8 @@ type object struct {
 	ref archive.Ref
 }
 
-// objects lists what a manifest needs: packs, then maps and bitmaps, each once.
+// objects lists what a manifest needs: packs, then maps, bitmaps and
+// files, each once.
 func (c *copier) objects(ctx context.Context, r *chain.Repository, m *chain.Manifest) ([]object, error) {
 	var packs, rest []object
 	seen := make(map[string]bool)
@@ -178,6 +179,9 @@ func (c *copier) objects(ctx context.Context, r *chain.Repository, m *chain.Mani
 		for _, w := range d.Witnesses {
 			add(&rest, archive.BitmapKey(w.Object.Name), w.Object)
 		}
+	}
+	for _, f := range m.Files {
+		add(&rest, archive.FileKey(f.Object.Name), f.Object)
 	}
 	return append(packs, rest...), nil
 }

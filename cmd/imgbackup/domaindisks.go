@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/chain"
 	dom "github.com/imgbackup/imgbackup/domain"
 	"github.com/imgbackup/imgbackup/push"
 	"github.com/imgbackup/imgbackup/qcow2"
@@ -36,6 +38,10 @@ func (in *xmlInput) describe(req *backup.Request, flags []diskFlag) ([]leftOut, 
 		return nil, nil
 	}
 	req.DomainUUID = in.domain.UUID
+	var err error
+	if req.Files, err = in.files(); err != nil {
+		return nil, usageError{err}
+	}
 	if err := in.describeCheckpoint(req); err != nil {
 		return nil, usageError{err}
 	}
@@ -65,6 +71,22 @@ func (in *xmlInput) describe(req *backup.Request, flags []diskFlag) ([]leftOut, 
 		return left, usageError{errNoDisks}
 	}
 	return left, in.applyCheckpoint(req)
+}
+
+// files are the definition itself and what it names of firmware.
+func (in *xmlInput) files() ([]backup.FileRequest, error) {
+	files := []backup.FileRequest{{Role: chain.RoleDomainXML, Path: in.domainPath, Data: in.domainXML}}
+	for role, path := range map[string]string{chain.RoleNVRAM: in.domain.NVRAM, chain.RoleLoader: in.domain.Loader} {
+		if path == "" {
+			continue
+		}
+		if !filepath.IsAbs(path) {
+			return nil, fmt.Errorf("the definition's %s %q is no absolute path", role, path)
+		}
+		files = append(files, backup.FileRequest{Role: role, Path: path})
+	}
+	slices.SortFunc(files, func(a, b backup.FileRequest) int { return strings.Compare(a.Role, b.Role) })
+	return files, nil
 }
 
 // describeCheckpoint takes name and description from the checkpoint's XML.

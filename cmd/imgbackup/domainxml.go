@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -62,6 +63,7 @@ func (f *xmlFlags) conflicts(flags *pflag.FlagSet, args []string) error {
 type xmlInput struct {
 	domain     *dom.Domain
 	domainXML  []byte
+	domainPath string // absolute; empty: standard input
 	backup     *dom.Backup
 	checkpoint *dom.Checkpoint
 	pull       bool // it is for a pull backup
@@ -93,6 +95,11 @@ func (a *app) readXML(f xmlFlags) (in xmlInput, err error) {
 		}
 		if in.domain, err = dom.Parse(in.domainXML); err != nil {
 			return in, fmt.Errorf("%s: %w", f.domain, err)
+		}
+		if f.domain != "-" {
+			if in.domainPath, err = filepath.Abs(f.domain); err != nil {
+				return in, err
+			}
 		}
 	}
 	if f.backup != "" {

@@ -5,12 +5,14 @@ package main
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
+	dom "github.com/imgbackup/imgbackup/domain"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
 )
@@ -23,6 +25,7 @@ type restoreRequest struct {
 	output     string
 	to         []string
 	format     string
+	adjust     bool
 	options    restore.Options
 }
 
@@ -35,11 +38,15 @@ func (a *app) restoreCommand() *cobra.Command {
 proven by its digest. Files appear under their final names only when all of
 them are complete and durable.
 
---output DIR writes DIR/TARGET.FORMAT; --to names a file, or with --force a
+--output DIR writes DIR/TARGET.FORMAT and, of a backup with --domain-xml, the
+domain's definition as DIR/DOMAIN.xml and its firmware's files under their own
+names (not with --disk). --adjust-xml lets that definition name the files where
+they are restored, and else it is byte by byte what it was. --to names a file, or with --force a
 block device. --continue gives a restored qcow2 image the checkpoint's bitmap,
 so that its next backup is incremental from there.` + progressHelp + exitHelp(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup restore web --output /restored
   imgbackup restore web --checkpoint monday --disk vda --output /restored --format qcow2
+  imgbackup restore web --output /restored --format qcow2 --adjust-xml
   imgbackup restore web --to vda=/vm/web.qcow2 --format qcow2 --continue --verify
   imgbackup restore web --to vda=/dev/vg/web --force`,
 		Args: exactArgs(1, "one DOMAIN"),
@@ -54,6 +61,7 @@ so that its next backup is incremental from there.` + progressHelp + exitHelp(ex
 	f.StringVarP(&r.output, "output", "o", "", "write to `DIR`/TARGET.FORMAT; the folder is made if it is not there")
 	f.StringArrayVar(&r.to, "to", nil, "write one disk to a file or block device: `TARGET=PATH`; may be repeated")
 	f.StringVar(&r.format, "format", "", "`FORMAT`: raw or qcow2 (default: raw; with --continue: qcow2)")
+	f.BoolVar(&r.adjust, "adjust-xml", false, "let the restored definition of the domain name the restored files")
 	f.BoolVar(&r.options.Force, "force", false, "replace a target that exists; write to a block device")
 	f.BoolVar(&r.options.Continue, "continue", false, "give the restored qcow2 images the checkpoint's bitmap, so that the next backup is incremental")
 	f.BoolVar(&r.options.Verify, "verify", false, "read what was written again and compare")
@@ -67,6 +75,8 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 		return usage("where to? give --output DIR or --to TARGET=PATH")
 	case r.output != "" && len(r.to) > 0:
 		return usage("--output and --to exclude each other")
+	case r.adjust && (r.output == "" || len(r.disks) > 0):
+		return usage("--adjust-xml goes with --output and all disks, where the definition is restored")
 	}
 	format, err := restoreFormat(r)
 	if err != nil {
@@ -86,6 +96,11 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	targets, err := restoreTargets(m, r, format)
 	if err != nil {
 		return err
+	}
+	if r.output != "" && len(r.disks) == 0 {
+		if r.options.Files, err = restoreFiles(m, r, targets); err != nil {
+			return err
+		}
 	}
 	bar := a.newBar("restoring " + m.Checkpoint)
 	var disks []string
@@ -181,6 +196,40 @@ func restoreTargets(m *chain.Manifest, r restoreRequest, format qcow2.Format) ([
 	return targets, nil
 }
 
+// restoreFiles are the checkpoint's files beside the disks.
+func restoreFiles(m *chain.Manifest, r restoreRequest, disks []restore.Target) ([]restore.FileTarget, error) {
+	files := restore.FilesIn(m, r.output, disks)
+	if !r.adjust {
+		return files, nil
+	}
+	if _, ok := m.File(chain.RoleDomainXML); !ok {
+		return nil, usageError{fmt.Errorf("--adjust-xml: checkpoint %s holds no definition of the domain", m.Checkpoint)}
+	}
+	dir, err := filepath.Abs(r.output)
+	if err != nil {
+		return nil, err
+	}
+	moved := dom.Moved{Disks: make(map[string]dom.Image)}
+	for _, d := range disks {
+		moved.Disks[d.Disk] = dom.Image{Path: filepath.Join(dir, filepath.Base(d.Path)), Format: string(d.Format)}
+	}
+	for i := range files {
+		path := filepath.Join(dir, filepath.Base(files[i].Path))
+		switch files[i].File.Role {
+		case chain.RoleNVRAM:
+			moved.NVRAM = path
+		case chain.RoleLoader:
+			moved.Loader = path
+		}
+	}
+	for i := range files {
+		if files[i].File.Role == chain.RoleDomainXML {
+			files[i].Adjust = func(data []byte) ([]byte, error) { return dom.Adjust(data, moved) }
+		}
+	}
+	return files, nil
+}
+
 func (a *app) printRestore(m *chain.Manifest, r *restore.Result) error {
 	if a.json {
 		return a.printJSON(struct {
@@ -197,6 +246,13 @@ func (a *app) printRestore(m *chain.Manifest, r *restore.Result) error {
 			how = "written and read back"
 		}
 		w.printf("  %s  %s  %s, %s of data %s\n", d.Disk, d.Path, size(d.Size), size(d.Data), how)
+	}
+	for _, f := range r.Files {
+		how := ""
+		if f.Adjusted {
+			how = ", adjusted"
+		}
+		w.printf("  %s  %s  %s%s\n", f.Role, f.Path, size(f.Size), how)
 	}
 	return w.err
 }

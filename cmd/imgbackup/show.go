@@ -64,6 +64,13 @@ func (a *app) showManifest(m *chain.Manifest) error {
 	if m.Locking != chain.LockingQEMU {
 		w.printf("locking      %s: nothing kept a VM from writing meanwhile\n", m.Locking)
 	}
+	for _, f := range m.Files {
+		w.printf("%-12s %s", f.Role, size(f.Size))
+		if f.Path != "" {
+			w.printf(" from %s", oneLine(f.Path))
+		}
+		w.printf("\n")
+	}
 	for i := range m.Disks {
 		showDisk(w, m.Kind, &m.Disks[i])
 	}

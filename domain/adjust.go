@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package domain
+
+import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+)
+
+// Moved says where the files of a domain are now. What is not named stays as the
+// definition has it.
+type Moved struct {
+	Disks  map[string]Image // by target
+	NVRAM  string           // path; empty: not moved
+	Loader string           // path; empty: not moved
+}
+
+// Image is a file that is a disk, without a backing chain.
+type Image struct {
+	Path   string // absolute
+	Format string // raw or qcow2
+}
+
+// Adjust rewrites a definition so that it names the files where they are now.
+// Every byte that is not about them stays as it was, comments included. Of a
+// moved disk, a stated backing chain and a mirror are removed.
+func Adjust(data []byte, m Moved) ([]byte, error) {
+	if _, err := Parse(data); err != nil {
+		return nil, err
+	}
+	e := &editor{data: data, moved: m}
+	if err := e.scan(); err != nil {
+		return nil, fmt.Errorf("domain XML: %w", err)
+	}
+	out := e.apply()
+	if err := m.holds(out); err != nil {
+		return nil, fmt.Errorf("adjust the domain XML: %w", err)
+	}
+	return out, nil
+}
+
+// holds proves that a definition names the files where they are now.
+func (m Moved) holds(data []byte) error {
+	d, err := Parse(data)
+	if err != nil {
+		return err
+	}
+	for target, im := range m.Disks {
+		disk, ok := d.Disk(target)
+		if !ok {
+			return fmt.Errorf("it has no disk %s", target)
+		}
+		if disk.Type != TypeFile || disk.Path != im.Path || disk.Format != im.Format || len(disk.Backing) > 0 {
+			return fmt.Errorf("disk %s cannot be pointed to %s", target, im.Path)
+		}
+	}
+	if m.NVRAM != "" && d.NVRAM != m.NVRAM || m.Loader != "" && d.Loader != m.Loader {
+		return errors.New("the firmware's files cannot be pointed to")
+	}
+	return nil
+}
+
+// element is an element with its place in the text.
+type element struct {
+	name       string
+	attrs      []xml.Attr
+	start, end int // of the whole element
+	inner      int // where the start tag ends
+	close      int // where the end tag begins; that of <a/> is end
+	kids       []*element
+}
+
+func (e *element) kid(name string) *element {
+	for _, k := range e.kids {
+		if k.name == name {
+			return k
+		}
+	}
+	return nil
+}
+
+func (e *element) path(names ...string) *element {
+	for _, name := range names {
+		if e = e.kid(name); e == nil {
+			return nil
+		}
+	}
+	return e
+}
+
+// edit replaces a range of the text.
+type edit struct {
+	start, end int
+	text       string
+}
+
+type editor struct {
+	data  []byte
+	moved Moved
+	edits []edit
+}
+
+// scan finds what has to be changed. The text is well-formed.
+func (e *editor) scan() error {
+	root, err := elements(e.data)
+	if err != nil {
+		return err
+	}
+	if devices := root.kid("devices"); devices != nil {
+		for _, disk := range devices.kids {
+			if disk.name == "disk" {
+				e.disk(disk)
+			}
+		}
+	}
+	e.file(root.path("os", "nvram"), e.moved.NVRAM)
+	e.file(root.path("os", "loader"), e.moved.Loader)
+	return nil
+}
+
+// elements reads the tree of elements of a well-formed text.
+func elements(data []byte) (*element, error) {
+	d := xml.NewDecoder(bytes.NewReader(data))
+	top := &element{}
+	open := []*element{top}
+	for {
+		at := int(d.InputOffset())
+		tok, err := d.RawToken()
+		if errors.Is(err, io.EOF) {
+			return top.kids[0], nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		switch t := tok.(type) {
+		case xml.StartElement:
+			n := &element{name: rawName(t.Name), attrs: t.Copy().Attr, start: at, inner: int(d.InputOffset())}
+			parent := open[len(open)-1]
+			parent.kids = append(parent.kids, n)
+			open = append(open, n)
+		case xml.EndElement:
+			n := open[len(open)-1]
+			n.close, n.end = at, int(d.InputOffset())
+			open = open[:len(open)-1]
+		}
+	}
+}
+
+func (e *editor) disk(n *element) {
+	target := n.kid("target")
+	if target == nil {
+		return
+	}
+	im, ok := e.moved.Disks[attrOf(target, "dev")]
+	if !ok {
+		return
+	}
+	e.tag(n, "type", TypeFile)
+	if driver := n.kid("driver"); driver != nil {
+		e.tag(driver, "type", im.Format)
+	} else {
+		e.insert(n, "<driver name='qemu' type='"+im.Format+"'/>")
+	}
+	if source := n.kid("source"); source != nil {
+		e.tag(source, "file", im.Path, "dev", "dir", "index", "protocol", "name", "pool", "volume", "mode")
+	} else {
+		e.insert(n, "<source file='"+quote(im.Path)+"'/>")
+	}
+	for _, k := range n.kids {
+		if k.name == "backingStore" || k.name == "mirror" {
+			e.remove(k)
+		}
+	}
+}
+
+// file points an element whose text is a path, or whose <source> is, to another.
+func (e *editor) file(n *element, path string) {
+	switch {
+	case n == nil || path == "":
+	case n.kid("source") != nil:
+		e.tag(n, "type", TypeFile)
+		e.tag(n.kid("source"), "file", path, "dev", "index", "protocol", "name")
+	case n.inner < n.close:
+		e.edits = append(e.edits, edit{n.inner, n.close, escape(path)})
+	}
+}
+
+func attrOf(n *element, name string) string {
+	for _, a := range n.attrs {
+		if rawName(a.Name) == name {
+			return a.Value
+		}
+	}
+	return ""
+}
+
+// tag sets one attribute of an element, and takes others away.
+func (e *editor) tag(n *element, name, value string, drop ...string) {
+	var a attrList
+	found := false
+	for _, at := range n.attrs {
+		switch key := rawName(at.Name); {
+		case key == name:
+			a.add(key, value)
+			found = true
+		case !slices.Contains(drop, key):
+			a.add(key, at.Value)
+		}
+	}
+	if !found {
+		a.add(name, value)
+	}
+	closing := ">"
+	if n.end == n.inner {
+		closing = "/>"
+	}
+	e.edits = append(e.edits, edit{n.start, n.inner, "<" + n.name + string(a) + closing})
+}
+
+// insert puts an element at the beginning of another, on a line of its own.
+func (e *editor) insert(n *element, text string) {
+	if len(n.kids) > 0 {
+		text += string(e.data[n.inner:n.kids[0].start])
+		if strings.TrimSpace(text[strings.LastIndexByte(text, '>')+1:]) != "" || strings.Contains(text, "<!--") {
+			text = text[:strings.IndexByte(text, '>')+1]
+		}
+		e.edits = append(e.edits, edit{n.kids[0].start, n.kids[0].start, text})
+	}
+}
+
+// remove takes an element out, with the blanks before it.
+func (e *editor) remove(n *element) {
+	start := n.start
+	for start > 0 && strings.IndexByte(" \t\r\n", e.data[start-1]) >= 0 {
+		start--
+	}
+	e.edits = append(e.edits, edit{start, n.end, ""})
+}
+
+func (e *editor) apply() []byte {
+	slices.SortStableFunc(e.edits, func(a, b edit) int { return a.start - b.start })
+	var out []byte
+	at := 0
+	for _, ed := range e.edits {
+		if ed.start < at { // within what is gone
+			if ed.start == ed.end {
+				out = append(out, ed.text...)
+			}
+			continue
+		}
+		out = append(out, e.data[at:ed.start]...)
+		out = append(out, ed.text...)
+		at = ed.end
+	}
+	return append(out, e.data[at:]...)
+}

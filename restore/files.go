@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package restore
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// FileTarget says where one of a checkpoint's files goes.
+type FileTarget struct {
+	File *chain.File
+	Path string
+	// Adjust changes the content, which is at most [chain.MaxDomainXML] bytes, on
+	// its way; nil: it stays as it is.
+	Adjust func(content []byte) ([]byte, error)
+}
+
+// FileResult is one restored file.
+type FileResult struct {
+	Role     string `json:"role"`
+	Path     string `json:"path"`
+	Size     int64  `json:"size"` // bytes
+	Adjusted bool   `json:"adjusted,omitempty"`
+}
+
+// FilesIn makes targets in a folder for all files of a checkpoint: DOMAIN.xml,
+// and the firmware's files under their own names, if these name nothing else
+// there. A manifest is not trusted to name files.
+func FilesIn(m *chain.Manifest, dir string, disks []Target) []FileTarget {
+	taken := make(map[string]bool)
+	for _, t := range disks {
+		taken[filepath.Base(t.Path)] = true
+	}
+	taken[m.Domain+".xml"] = true
+	var all []FileTarget
+	for i := range m.Files {
+		f := &m.Files[i]
+		name := m.Domain + ".xml"
+		if f.Role != chain.RoleDomainXML {
+			if name = filepath.Base(f.Path); chain.ValidName(name) != nil || taken[name] {
+				name = m.Domain + "." + f.Role
+			}
+		}
+		taken[name] = true
+		all = append(all, FileTarget{File: f, Path: filepath.Join(dir, name)})
+	}
+	return all
+}
+
+// fileJob is one file on its way.
+type fileJob struct {
+	target  FileTarget
+	place   *outfile.Place
+	content []byte // nil: not changed on its way
+	out     *outfile.Output
+}
+
+// filePlaces checks the files' targets before anything is touched.
+func filePlaces(sys *outfile.System, disks []*place, o Options) ([]*fileJob, error) {
+	var all []*fileJob
+	for _, t := range o.Files {
+		at, err := outfile.Resolve(sys, outfile.Wanted{Disk: t.File.Role, Path: t.Path, Format: qcow2.Raw, Force: o.Force})
+		if err == nil && at.Device {
+			err = fmt.Errorf("%w: %s: %s is a block device", ErrUsage, t.File.Role, at.Path)
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range disks {
+			if at.Same(d.Place) {
+				return nil, fmt.Errorf("%w: the %s and disk %s would both go to %s", ErrUsage, t.File.Role, d.Disk, at.Path)
+			}
+		}
+		for _, other := range all {
+			if at.Same(other.place) {
+				return nil, fmt.Errorf("%w: the %s and the %s would both go to %s", ErrUsage, t.File.Role, other.target.File.Role, at.Path)
+			}
+		}
+		all = append(all, &fileJob{target: t, place: at})
+	}
+	return all, nil
+}
+
+// do writes a file and makes it durable. What it opens is to be discarded, even
+// after an error.
+func (j *fileJob) do(ctx context.Context, sys *outfile.System, repo *chain.Repository, o Options) error {
+	f := j.target.File
+	size := f.Size
+	if j.target.Adjust != nil {
+		var content bytes.Buffer
+		if err := archive.CopyFile(ctx, repo.Store, f.FileRef, &content); err != nil {
+			return err
+		}
+		var err error
+		if j.content, err = j.target.Adjust(content.Bytes()); err != nil {
+			return fmt.Errorf("%s: %w", f.Role, err)
+		}
+		size = int64(len(j.content))
+	}
+	out, err := outfile.Open(ctx, sys, j.place, outfile.Spec{Size: size, NoLock: o.NoLock})
+	if err != nil {
+		return err
+	}
+	j.out = out
+	if j.content != nil {
+		err = out.Write(j.content, 0)
+	} else {
+		err = archive.CopyFile(ctx, repo.Store, f.FileRef, &outputWriter{out: out})
+	}
+	if err == nil {
+		err = out.Finish()
+	}
+	if err != nil || !o.Verify {
+		return err
+	}
+	return j.verify(size)
+}
+
+// verify reads what was written and compares.
+func (j *fileJob) verify(size int64) error {
+	want := j.target.File.SHA256
+	if j.content != nil {
+		want = archive.Sum(j.content)
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, io.NewSectionReader(j.out.File(), 0, size)); err != nil {
+		return fmt.Errorf("%s: read it back: %w", j.target.File.Role, err)
+	}
+	if archive.Digest(h.Sum(nil)) != want {
+		return &VerifyError{Disk: j.target.File.Role, Path: j.place.Path, End: size, What: "it has another SHA-256"}
+	}
+	return nil
+}
+
+// outputWriter writes one piece after the other.
+type outputWriter struct {
+	out *outfile.Output
+	at  int64
+}
+
+func (w *outputWriter) Write(p []byte) (int, error) {
+	if err := w.out.Write(p, w.at); err != nil {
+		return 0, err
+	}
+	w.at += int64(len(p))
+	return len(p), nil
+}
+
+func (j *fileJob) result() FileResult {
+	r := FileResult{Role: j.target.File.Role, Path: j.place.Path, Size: j.target.File.Size}
+	if j.content != nil {
+		r.Size, r.Adjusted = int64(len(j.content)), true
+	}
+	return r
+}
