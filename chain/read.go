@@ -17,9 +17,10 @@ import (
 )
 
 const (
-	// readers is how many small objects are read at once: all that a chain has,
-	// since the time goes by in waiting for a store that is far away.
-	readers = 64
+	// So many manifests and maps are read at once: all that a chain has, most
+	// often, since the time goes by in waiting for a store that is far away.
+	readers    = 128
+	mapReaders = 64
 	// keptMaps is how many bytes of maps of one disk are read at once and kept.
 	keptMaps = 8 << 20
 )
@@ -166,7 +167,7 @@ func ReplayMaps(ctx context.Context, r *Repository, d *Disk) ([]*archive.Map, er
 		keep = keptMaps
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(readers)
+	g.SetLimit(mapReaders)
 	for i, ref := range d.Maps {
 		g.Go(func() (err error) {
 			if maps[i], err = archive.OpenMapKept(ctx, r.Store, ref, keep); err != nil {

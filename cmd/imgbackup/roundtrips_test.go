@@ -75,6 +75,13 @@ func longChain(t *testing.T, depth int) (store objstore.Store, content []byte) {
 		if err := repo.Commit(ctx, manifest); err != nil {
 			t.Fatal(err)
 		}
+		for n := 0; i == 0 && n < 190; n++ { // other checkpoints, on other branches
+			other := *manifest
+			other.Checkpoint, other.UUID = fmt.Sprintf("other%d", n), chain.NewUUID()
+			if err := repo.Commit(ctx, &other); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	return store, content
 }
