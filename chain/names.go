@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 
@@ -50,8 +52,26 @@ func nameByte(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '.' || c == '-'
 }
 
-// ValidDomain says why a string can't name a domain; the rule is that of ValidName.
-func ValidDomain(s string) error { return ValidName(s) }
+// maxEncoded is the longest encoded name of a domain, bytes: what one part of a
+// key, and a name in a file system, can have.
+const maxEncoded = 255
+
+// ValidDomain says why a string can't name a domain: people give them names of
+// any printable characters. They are UTF-8, of at most MaxName bytes, and at most
+// 255 bytes when encoded.
+func ValidDomain(s string) error {
+	switch {
+	case s == "":
+		return errors.New("a domain's name must not be empty")
+	case len(s) > MaxName || len(EncodeDomain(s)) > maxEncoded:
+		return fmt.Errorf("a domain's name must not be longer than %d bytes, and %d where others than letters, digits and _ . - count three: %.40q…", MaxName, maxEncoded, s)
+	case s[0] == '.':
+		return fmt.Errorf("a domain's name must not begin with a dot: %q", s)
+	case !utf8.ValidString(s) || strings.Contains(s, "/") || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return fmt.Errorf("a domain's name may have all characters that can be printed, but no slash: %q", s)
+	}
+	return nil
+}
 
 const hexDigits = "0123456789ABCDEF"
 

@@ -23,7 +23,24 @@ func TestValidName(t *testing.T) {
 		}
 	}
 	for _, s := range []string{"", ".", "..", ".x", "a/b", "a b", "ä", "a\x00", "a\n", "a%20", "a:b", "a,b", strings.Repeat("x", 201)} {
-		if ValidName(s) == nil || ValidDomain(s) == nil {
+		if ValidName(s) == nil {
+			t.Errorf("%q is valid", s)
+		}
+	}
+}
+
+func TestValidDomain(t *testing.T) {
+	t.Parallel()
+	for _, s := range []string{"a", "-", "Windows 10", "büro", "a%20b", "a,b:c", "100%", strings.Repeat("x", 200), strings.Repeat("ü", 42), "日本"} {
+		if err := ValidDomain(s); err != nil {
+			t.Errorf("%q: %v", s, err)
+		}
+		if err := objstore.ValidKey(ManifestKey(s, "c1")); err != nil {
+			t.Errorf("%q: %v", s, err)
+		}
+	}
+	for _, s := range []string{"", ".", "..", ".x", "a/b", "a\x00", "a\n", "a\tb", "\x7f", "\xff", "\u2028", "\u202e", strings.Repeat("x", 201), strings.Repeat("ü", 43)} {
+		if ValidDomain(s) == nil {
 			t.Errorf("%q is valid", s)
 		}
 	}

@@ -46,12 +46,6 @@ type diskKey struct {
 	set  func(val string) error
 }
 
-// parseDisk reads the value of a --disk that says all that has to be known.
-func parseDisk(value string) (backup.DiskRequest, error) {
-	r, err := parseDiskFlag(value, false)
-	return r.DiskRequest, err
-}
-
 // parseDiskFlag reads the value of a --disk, which may have more keys. Beside a
 // definition of the domain it only says what differs from that: path and format
 // may be left out.
