@@ -37,6 +37,8 @@ const (
 	holdAt = "IMGBACKUP_TEST_HOLD_AT"
 	// patience is how long a store is given to come back.
 	patience = "IMGBACKUP_TEST_PATIENCE"
+	// delay is the mean time before what failed is tried again.
+	delay = "IMGBACKUP_TEST_DELAY"
 )
 
 func TestMain(m *testing.M) {
@@ -45,6 +47,9 @@ func TestMain(m *testing.M) {
 			p := program{in: os.Stdin, out: os.Stdout, err: os.Stderr, step: stepHook()}
 			if d, err := time.ParseDuration(os.Getenv(patience)); err == nil {
 				p.retry.Patience = d
+			}
+			if d, err := time.ParseDuration(os.Getenv(delay)); err == nil {
+				p.retry.FirstDelay = d
 			}
 			if n, err := strconv.Atoi(os.Getenv(killAtOp)); err == nil {
 				p.wrap = func(s objstore.Store) objstore.Store { return &deadlyStore{Store: s, at: int64(n)} }

@@ -27,11 +27,11 @@ func TestS3ServerKilled(t *testing.T) {
 			server := s3test.Start(t, kind)
 			s := scenesIn(t, 2, newBucket(server))[1]
 			// One after the other: all of them kill the same server.
-			for _, name := range []string{"packs/", "/intents/", "/checkpoints/"} {
+			for _, name := range []string{"/packs/", "/intents/", "/checkpoints/"} {
 				t.Run("backup/"+name, func(t *testing.T) { s.serverKilled(t, name, true) })
 				t.Run("backup given up/"+name, func(t *testing.T) { s.serverKilled(t, name, false) })
 			}
-			for _, name := range []string{"packs/", "maps/"} {
+			for _, name := range []string{"/packs/", "/maps/"} {
 				t.Run("restore/"+name, func(t *testing.T) { s.serverKilledInRestore(t, name, true) })
 				t.Run("restore given up/"+name, func(t *testing.T) { s.serverKilledInRestore(t, name, false) })
 			}
@@ -118,7 +118,7 @@ func (s scene) serverKilledInRestore(t *testing.T, key string, back bool) {
 func TestS3InterruptedInOutage(t *testing.T) {
 	t.Parallel()
 	s := scenesIn(t, 2, newBucket(s3test.Start(t, s3test.VersityGW)))[1]
-	for _, key := range []string{"leases/", "packs/"} {
+	for _, key := range []string{"/leases/", "/packs/"} {
 		t.Run(key, func(t *testing.T) {
 			t.Parallel()
 			w := s.copy(t)
@@ -135,7 +135,7 @@ func TestS3InterruptedInOutage(t *testing.T) {
 				}},
 				{How: s3test.Reset, Method: http.MethodPut, Key: key},
 			}
-			if key == "packs/" { // else there is nothing to be tidied up
+			if key == "/packs/" { // else there is nothing to be tidied up
 				faults = append(faults, s3test.Fault{How: s3test.Reset, Method: http.MethodDelete})
 			}
 			w.bucket.behind(t, faults...)
