@@ -182,6 +182,11 @@ func (s *session) checkpointOnly(ctx context.Context, plan *Plan) (*chain.Manife
 			return nil, &chain.DiskError{Disk: p.Target, Err: err}
 		}
 	}
+	// Of the domain's files only the definition, which is at hand, describes the
+	// checkpoint: the others are data.
+	if manifest.Files, err = s.storeFiles(ctx, w); err != nil {
+		return nil, err
+	}
 	if _, _, err := w.Finish(ctx); err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 )
 
@@ -61,11 +62,37 @@ func Redefine(ctx context.Context, repo *chain.Repository, req Request, def Defi
 		})
 	}
 	m := s.manifest(plan)
+	lease, err := repo.TakeLease(ctx, fmt.Sprintf("redefinition of %s, checkpoint %s", req.Domain, def.Name))
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err := repo.DeleteLease(context.WithoutCancel(ctx), lease.UUID); err != nil {
+			s.hooks.note("a lease could not be removed: %v", err)
+		}
+	}()
+	if m.Files, err = s.storeDefinition(ctx); err != nil {
+		return nil, err
+	}
 	m.Created, m.Sequence = def.Created.UTC(), s.sequenceOf(parent)
 	if err := s.compareIdentity(); err != nil {
 		return nil, err
 	}
 	return m, s.repo.Commit(ctx, m)
+}
+
+// storeDefinition stores the domain's definition, if there is one.
+func (s *session) storeDefinition(ctx context.Context) ([]chain.File, error) {
+	w, err := archive.NewWriter(ctx, s.repo.Store, archive.WriterOptions{Level: s.req.Level, TempDir: s.req.TempDir})
+	if err != nil {
+		return nil, err
+	}
+	defer w.Abort() // does nothing after Finish
+	files, err := s.storeFiles(ctx, w)
+	if err == nil {
+		_, _, err = w.Finish(ctx)
+	}
+	return files, err
 }
 
 // adoptIdentity finds the uuid that the checkpoint had, of which its bitmaps'

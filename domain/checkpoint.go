@@ -237,6 +237,17 @@ func (c *Checkpoint) SetDomain(data []byte) error {
 	return nil
 }
 
+// DomainXML returns the definition that is part of the checkpoint, as a text of
+// its own; nil if there is none.
+func (c *Checkpoint) DomainXML() []byte {
+	if c.domain == nil {
+		return nil
+	}
+	w := &writer{}
+	w.tree(c.domain)
+	return w.b
+}
+
 // Format returns the XML as libvirt writes it, with a line end after the last
 // element.
 func (c *Checkpoint) Format() []byte {

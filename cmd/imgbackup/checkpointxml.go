@@ -3,12 +3,15 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
 	dom "github.com/imgbackup/imgbackup/domain"
@@ -17,13 +20,14 @@ import (
 
 func (a *app) checkpointDumpXMLCommand() *cobra.Command {
 	var images imageFlags
-	var withSize bool
+	var withSize, noDomain bool
 	cmd := &cobra.Command{
 		Use:   "dumpxml DOMAIN NAME",
 		Short: "Print a checkpoint's definition as libvirt's XML",
 		Long: `dumpxml prints a checkpoint as a domaincheckpoint of libvirt. With --size it looks
 into the images and tells for each disk how many bytes changed since, where that
-can be told. checkpoint redefine reads it again.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
+can be told. The domain's definition is part of it, if the checkpoint was made with
+one. checkpoint redefine reads it again.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup checkpoint dumpxml web monday
   imgbackup checkpoint dumpxml web monday --size`,
 		Args: exactArgs(2, "a DOMAIN and a NAME"),
@@ -55,12 +59,22 @@ can be told. checkpoint redefine reads it again.` + exitHelp(exitDamage, exitInU
 				}
 				a.fillSizes(c, m, sizes)
 			}
+			if f, ok := m.File(chain.RoleDomainXML); ok && !noDomain {
+				var xml bytes.Buffer
+				if err := archive.CopyFile(cmd.Context(), repo.Store, f.FileRef, &xml); err != nil {
+					return err
+				}
+				if err := c.SetDomain(xml.Bytes()); err != nil {
+					return fmt.Errorf("the domain's definition: %w", err)
+				}
+			}
 			_, err = a.out.Write(c.Format())
 			return err
 		},
 	}
 	images.add(cmd)
 	cmd.Flags().BoolVar(&withSize, "size", false, "tell how much changed in each disk since")
+	cmd.Flags().BoolVar(&noDomain, "no-domain", false, "leave the domain's definition out")
 	return cmd
 }
 
@@ -140,17 +154,15 @@ trusted does not come back.` + exitHelp(exitDamage, exitInUse, exitTaken, exitIn
 			if err != nil {
 				return err
 			}
-			if len(req.Disks) == 0 {
-				ms, _, err := repo.Manifests(cmd.Context(), args[0])
-				if err != nil {
-					return err
-				}
-				req.Disks = recordedDisks(ms)
-			}
 			if c.Domain != nil {
 				req.DomainUUID = c.Domain.UUID
+				req.Files = append(req.Files, backup.FileRequest{Role: chain.RoleDomainXML, Data: c.DomainXML()})
 			}
-			if req.Disks, err = disksDefined(c, req.Disks); err != nil {
+			ms, _, err := repo.Manifests(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if req.Disks, err = disksDefined(c, req.Disks, recordedDisks(ms)); err != nil {
 				return err
 			}
 			m, err := backup.Redefine(cmd.Context(), repo, req, def, backup.Hooks{Note: a.note})
@@ -187,23 +199,26 @@ func definition(c *dom.Checkpoint) (backup.Definition, error) {
 	return def, nil
 }
 
-// disksDefined finds the image of every disk that has a bitmap in the XML.
-func disksDefined(c *dom.Checkpoint, known []backup.DiskRequest) ([]backup.DiskRequest, error) {
+// disksDefined finds the image of every disk that has a bitmap in the XML: among
+// those that were named, in the domain's definition, or where it was last.
+func disksDefined(c *dom.Checkpoint, named, last []backup.DiskRequest) ([]backup.DiskRequest, error) {
+	var defined []backup.DiskRequest
+	if c.Domain != nil {
+		for i := range c.Domain.Disks {
+			if d := &c.Domain.Disks[i]; d.Path != "" {
+				defined = append(defined, backup.DiskRequest{Target: d.Target, Path: d.Path, Format: qcow2.Format(d.Format)})
+			}
+		}
+	}
+	known := slices.Concat(named, defined, last)
 	var all []backup.DiskRequest
 	for _, d := range c.Disks {
 		if !d.Record {
 			continue
 		}
 		r := backup.DiskRequest{Target: d.Name}
-		for _, k := range known {
-			if k.Target == d.Name {
-				r = k
-			}
-		}
-		if c.Domain != nil && r.Path == "" {
-			if disk, ok := c.Domain.Disk(d.Name); ok {
-				r.Path, r.Format = disk.Path, qcow2.Format(disk.Format)
-			}
+		if at := slices.IndexFunc(known, func(k backup.DiskRequest) bool { return k.Target == d.Name }); at >= 0 {
+			r = known[at]
 		}
 		if r.Path == "" {
 			return nil, usageError{fmt.Errorf("where is the image of disk %s? give --disk %s=PATH,format=qcow2", d.Name, d.Name)}
