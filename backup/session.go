@@ -321,13 +321,13 @@ func (s *session) guard(ctx context.Context) error {
 	return nil
 }
 
-// count tells that n more guest bytes of a disk were read.
+// count tells that n more guest bytes of a disk were read; 0: that it begins.
 func (s *session) count(d *disk, n int64) {
 	done, mine := s.done.Add(n), d.done.Add(n)
 	if s.hooks.Disk != nil {
 		s.hooks.Disk(d.req.Target, mine, d.total)
 	}
-	if s.hooks.Progress != nil {
+	if s.hooks.Progress != nil && n > 0 {
 		s.hooks.Progress(done, s.total.Load())
 	}
 }

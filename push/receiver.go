@@ -157,12 +157,13 @@ func (j *job) do(ctx context.Context, src backup.Source, workers int, count func
 	return err
 }
 
+// count tells that n more guest bytes of a disk were dealt with; 0: that it begins.
 func (r *receiver) count(j *job, n int64) {
 	done, mine := r.done.Add(n), j.done.Add(n)
 	if r.hooks.Disk != nil {
 		r.hooks.Disk(j.Disk, mine, j.data)
 	}
-	if r.hooks.Progress != nil {
+	if r.hooks.Progress != nil && n > 0 {
 		r.hooks.Progress(done, r.total)
 	}
 }
