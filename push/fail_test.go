@@ -80,7 +80,7 @@ func TestCancel(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var events atomic.Int64
 		_, err := Run(ctx, l.repo, l.request("a", "b"), backup.Hooks{Progress: func(done, total int64) {
-			if done < 1 || done > total {
+			if done > total {
 				t.Errorf("progress %d of %d", done, total)
 			}
 			if events.Add(1) == stop {
@@ -114,7 +114,11 @@ func TestCancelWhileLimited(t *testing.T) {
 	// The burst of 1 MiB is read at once: some samples and the first chunk; the
 	// rest would take hours.
 	req.RateLimit = 10
-	_, err := Run(ctx, l.repo, req, backup.Hooks{Progress: func(int64, int64) { cancel() }}, l.targets(qcow2.Raw, "x"), Options{Workers: 1})
+	_, err := Run(ctx, l.repo, req, backup.Hooks{Progress: func(done, _ int64) {
+		if done > 0 {
+			cancel()
+		}
+	}}, l.targets(qcow2.Raw, "x"), Options{Workers: 1})
 	if !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
@@ -180,6 +184,10 @@ func TestAllOrNothing(t *testing.T) {
 				l.targets(qcow2.Qcow2, "x", "y"), Options{Force: true, Workers: 1})
 			if err == nil || c.want != nil && !errors.Is(err, c.want) {
 				t.Errorf("got %v, want %v", err, c.want)
+			}
+			var disk *chain.DiskError
+			if errors.As(err, &disk) != (c.pwrite != "" || c.prepare != nil) || disk != nil && (disk.Disk != "vdb" || strings.Count(err.Error(), "disk vdb") != 1) {
+				t.Errorf("the error names the disk otherwise: %v", err)
 			}
 			if read < c.least || renames < c.rename {
 				t.Errorf("it failed early: %d bytes were read, %d names given", read, renames)

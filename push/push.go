@@ -110,11 +110,11 @@ func newReceiver(sys *outfile.System, req backup.Request, hooks backup.Hooks, ta
 			return nil, fmt.Errorf("%w: target %s: no such disk is backed up", ErrUsage, t.Disk)
 		}
 		if err := t.check(); err != nil {
-			return nil, err
+			return nil, about(t.Disk, err)
 		}
-		at, err := outfile.Resolve(sys, outfile.Wanted{Disk: t.Disk, Path: t.Path, Format: t.Format, Force: o.Force, Reuse: t.Reuse})
+		at, err := outfile.Resolve(sys, outfile.Wanted{Path: t.Path, Format: t.Format, Force: o.Force, Reuse: t.Reuse})
 		if err != nil {
-			return nil, err
+			return nil, about(t.Disk, err)
 		}
 		for _, other := range r.jobs {
 			if other.Disk == t.Disk {
@@ -149,12 +149,20 @@ func (t *Target) check() error {
 	switch {
 	case t.Format == qcow2.Qcow2:
 	case t.Backing != nil:
-		return fmt.Errorf("%w: disk %s: only a qcow2 image has a backing file", ErrUsage, t.Disk)
+		return fmt.Errorf("%w: only a qcow2 image has a backing file", ErrUsage)
 	case t.ClusterSize != 0:
-		return fmt.Errorf("%w: disk %s: only a qcow2 image has clusters", ErrUsage, t.Disk)
+		return fmt.Errorf("%w: only a qcow2 image has clusters", ErrUsage)
 	}
 	if cs := t.ClusterSize; cs != 0 && (cs < 512 || cs > 2<<20 || cs&(cs-1) != 0) {
-		return fmt.Errorf("%w: disk %s: cluster size %d is not a power of two from 512 bytes to 2 MiB", ErrUsage, t.Disk, cs)
+		return fmt.Errorf("%w: cluster size %d is not a power of two from 512 bytes to 2 MiB", ErrUsage, cs)
 	}
 	return nil
+}
+
+// about says which disk an error is about.
+func about(disk string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &chain.DiskError{Disk: disk, Err: err}
 }

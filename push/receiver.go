@@ -54,7 +54,7 @@ func (r *receiver) Accept(disks []backup.Source) error {
 			return err
 		}
 		if j.Backing != nil && src.Plan.Mode == backup.Full {
-			return fmt.Errorf("%w: disk %s: a full backup has no backing file", ErrUsage, j.Disk)
+			return about(j.Disk, fmt.Errorf("%w: a full backup has no backing file", ErrUsage))
 		}
 		if j.Format != qcow2.Qcow2 {
 			continue
@@ -62,10 +62,10 @@ func (r *receiver) Accept(disks []backup.Source) error {
 		// Refused now, rather than after the checkpoint's bitmaps were added.
 		cs, err := qcow2.ClusterSizeFor(src.Chain.Size(), j.clusterSize(src))
 		if err != nil {
-			return fmt.Errorf("disk %s: %w", j.Disk, err)
+			return about(j.Disk, err)
 		}
 		if err := j.create(cs).Check(src.Chain.Size()); err != nil {
-			return fmt.Errorf("%w: disk %s: %w", ErrUsage, j.Disk, err)
+			return about(j.Disk, fmt.Errorf("%w: %w", ErrUsage, err))
 		}
 	}
 	return nil
@@ -82,7 +82,7 @@ func (r *receiver) outsideImages(c *qcow2.Chain) error {
 			id, ok := outfile.Identity(fi)
 			for _, j := range r.jobs {
 				if !ok || (j.at.Exists || j.at.Device) && j.at.ID == id {
-					return fmt.Errorf("%w: disk %s: the target %s is an image of the domain itself", ErrUsage, j.Disk, j.at.Path)
+					return about(j.Disk, fmt.Errorf("%w: the target %s is an image of the domain itself", ErrUsage, j.at.Path))
 				}
 			}
 		}
@@ -115,11 +115,11 @@ func (r *receiver) Write(ctx context.Context, disks []backup.Source) error {
 			return err
 		}
 		if err := src.Chain.CrossCheck(ctx, backup.CrossCheckSamples, random); err != nil {
-			return fmt.Errorf("disk %s: %w", j.Disk, err)
+			return about(j.Disk, err)
 		}
 		var err error
 		if j.amounts, err = j.count(ctx, src); err != nil {
-			return fmt.Errorf("disk %s: %w", j.Disk, err)
+			return about(j.Disk, err)
 		}
 		r.total += j.data
 	}
@@ -139,7 +139,7 @@ func (r *receiver) open(ctx context.Context, j *job, src backup.Source) (err err
 		spec.Create = j.create(j.clusterSize(src))
 	}
 	j.out, err = outfile.Open(ctx, r.sys, j.at, spec)
-	return err
+	return about(j.Disk, err)
 }
 
 // do writes one disk and makes it durable.
@@ -152,9 +152,9 @@ func (j *job) do(ctx context.Context, src backup.Source, workers int, count func
 		err = j.out.Finish()
 	}
 	if err != nil && j.at.InPlace() {
-		return fmt.Errorf("disk %s: what %s holds is now incomplete, push to it again: %w", j.Disk, j.at.Path, err)
+		err = fmt.Errorf("what %s holds is now incomplete, push to it again: %w", j.at.Path, err)
 	}
-	return err
+	return about(j.Disk, err)
 }
 
 // count tells that n more guest bytes of a disk were dealt with; 0: that it begins.
@@ -210,7 +210,7 @@ func (r *receiver) Retract() error {
 	err := outfile.Retract(r.sys, r.outputs())
 	for _, j := range r.jobs {
 		if j.at.InPlace() {
-			err = errors.Join(err, fmt.Errorf("disk %s: %s has been written to already, and is complete", j.Disk, j.at.Path))
+			err = errors.Join(err, fmt.Errorf("%s has been written to already, and is complete", j.at.Path))
 		}
 	}
 	return err

@@ -121,10 +121,7 @@ func (j *job) write(ctx context.Context, src backup.Source, workers int, count f
 	if werr := g.Wait(); werr != nil {
 		err = werr
 	}
-	if err != nil {
-		return fmt.Errorf("disk %s: %w", j.Disk, err)
-	}
-	return nil
+	return err
 }
 
 // distribute gives every piece its place, and the data to the workers.

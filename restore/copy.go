@@ -148,7 +148,7 @@ func (s *source) copyTo(ctx context.Context, out *outfile.Output, limit *rate.Li
 	err := s.each(ctx, func(e archive.Entry) error {
 		if e.Zero {
 			if err := out.Zero(ctx, e.Offset, e.End()); err != nil {
-				return err
+				return s.damage(err, e.Offset, e.End())
 			}
 			if out.Device {
 				p.add(e.Length)

@@ -69,16 +69,16 @@ type fileJob struct {
 func filePlaces(sys *outfile.System, disks []*place, o Options) ([]*fileJob, error) {
 	var all []*fileJob
 	for _, t := range o.Files {
-		at, err := outfile.Resolve(sys, outfile.Wanted{Disk: t.File.Role, Path: t.Path, Format: qcow2.Raw, Force: o.Force})
+		at, err := outfile.Resolve(sys, outfile.Wanted{Path: t.Path, Format: qcow2.Raw, Force: o.Force})
 		if err == nil && at.Device {
-			err = fmt.Errorf("%w: %s: %s is a block device", ErrUsage, t.File.Role, at.Path)
+			err = fmt.Errorf("%w: %s is a block device", ErrUsage, at.Path)
 		}
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s: %w", t.File.Role, err)
 		}
 		for _, d := range disks {
 			if at.Same(d.Place) {
-				return nil, fmt.Errorf("%w: the %s and disk %s would both go to %s", ErrUsage, t.File.Role, d.Disk, at.Path)
+				return nil, fmt.Errorf("%w: the %s and disk %s would both go to %s", ErrUsage, t.File.Role, d.disk.Target, at.Path)
 			}
 		}
 		for _, other := range all {
@@ -109,7 +109,7 @@ func (j *fileJob) do(ctx context.Context, sys *outfile.System, repo *chain.Repos
 	}
 	out, err := outfile.Open(ctx, sys, j.place, outfile.Spec{Size: size, NoLock: o.NoLock})
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", f.Role, err)
 	}
 	j.out = out
 	if j.content != nil {
@@ -120,8 +120,11 @@ func (j *fileJob) do(ctx context.Context, sys *outfile.System, repo *chain.Repos
 	if err == nil {
 		err = out.Finish()
 	}
-	if err != nil || !o.Verify {
-		return err
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Role, err)
+	}
+	if !o.Verify {
+		return nil
 	}
 	return j.verify(size)
 }

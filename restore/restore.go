@@ -166,7 +166,7 @@ func openJobs(ctx context.Context, sys *outfile.System, repo *chain.Repository, 
 	sources := make([]*source, len(all))
 	counts := make([]amounts, len(all))
 	for i, pl := range all {
-		s := &source{disk: pl.Disk, size: pl.disk.Size, fetcher: fetcher}
+		s := &source{disk: pl.disk.Target, size: pl.disk.Size, fetcher: fetcher}
 		if s.maps, err = chain.ReplayMaps(ctx, repo, pl.disk); err != nil {
 			return nil, s.damage(err, 0, s.size)
 		}
@@ -221,7 +221,7 @@ func (j *job) do(ctx context.Context, o Options, p *progress) (err error) {
 	}
 	p.begin(j.src.disk, Syncing, total)
 	if err := j.out.Finish(); err != nil {
-		return err
+		return &chain.DiskError{Disk: j.src.disk, Err: err}
 	}
 	if !o.Verify {
 		return nil

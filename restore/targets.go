@@ -78,17 +78,17 @@ func places(sys *outfile.System, m *chain.Manifest, targets []Target, o Options)
 				return nil, err
 			}
 		}
-		at, err := outfile.Resolve(sys, outfile.Wanted{Disk: t.Disk, Path: t.Path, Format: t.Format, Force: o.Force})
+		at, err := outfile.Resolve(sys, outfile.Wanted{Path: t.Path, Format: t.Format, Force: o.Force})
 		if err != nil {
-			return nil, err
+			return nil, &chain.DiskError{Disk: t.Disk, Err: err}
 		}
 		p := &place{Place: at, disk: d, withBitmap: o.Continue}
 		for _, q := range all {
-			if q.Disk == p.Disk {
-				return nil, fmt.Errorf("%w: disk %s is given twice", ErrUsage, p.Disk)
+			if q.disk == p.disk {
+				return nil, fmt.Errorf("%w: disk %s is given twice", ErrUsage, t.Disk)
 			}
 			if p.Same(q.Place) {
-				return nil, fmt.Errorf("%w: disks %s and %s would both go to %s", ErrUsage, q.Disk, p.Disk, p.Path)
+				return nil, fmt.Errorf("%w: disks %s and %s would both go to %s", ErrUsage, q.disk.Target, t.Disk, p.Path)
 			}
 		}
 		all = append(all, p)
@@ -127,5 +127,9 @@ func (p *place) open(ctx context.Context, sys *outfile.System, o Options) (*outf
 	if p.withBitmap {
 		create.Bitmap = &qcow2.CreateBitmap{Name: p.disk.Bitmap, Granularity: p.disk.Granularity}
 	}
-	return outfile.Open(ctx, sys, p.Place, outfile.Spec{Size: p.disk.Size, Create: &create, NoLock: o.NoLock})
+	out, err := outfile.Open(ctx, sys, p.Place, outfile.Spec{Size: p.disk.Size, Create: &create, NoLock: o.NoLock})
+	if err != nil {
+		return nil, &chain.DiskError{Disk: p.disk.Target, Err: err}
+	}
+	return out, nil
 }

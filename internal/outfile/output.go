@@ -74,7 +74,7 @@ func Open(ctx context.Context, sys *System, p *Place, spec Spec) (*Output, error
 
 func (o *Output) openFile(ctx context.Context) (err error) {
 	if o.dir, err = openFolder(filepath.Dir(o.Path)); err != nil {
-		return fmt.Errorf("disk %s: %w", o.Disk, err)
+		return err
 	}
 	o.dir.sweep()
 	if o.Exists {
@@ -83,19 +83,19 @@ func (o *Output) openFile(ctx context.Context) (err error) {
 		}
 	}
 	if o.part, err = o.dir.createPartial(o.Base()); err != nil {
-		return fmt.Errorf("disk %s: %w", o.Disk, err)
+		return err
 	}
 	o.f = o.part.f
 	if o.existing != nil {
 		if err := takeOverAccess(o.existing, o.f); err != nil {
-			return fmt.Errorf("disk %s: %w", o.Disk, err)
+			return err
 		}
 	}
 	if o.Format == qcow2.Qcow2 {
 		return o.beginQcow2()
 	}
 	if err := o.f.Truncate(o.spec.Size); err != nil {
-		return fmt.Errorf("disk %s: make a file of %d bytes: %w", o.Disk, o.spec.Size, err)
+		return fmt.Errorf("make a file of %d bytes: %w", o.spec.Size, err)
 	}
 	return nil
 }
@@ -108,10 +108,10 @@ func (o *Output) beginQcow2() (err error) {
 	}
 	co.Size = o.spec.Size
 	if co.ClusterSize, err = qcow2.ClusterSizeFor(co.Size, co.ClusterSize); err != nil {
-		return fmt.Errorf("disk %s: %w", o.Disk, err)
+		return err
 	}
 	if o.Creator, err = qcow2.NewCreator(imageFile{o}, co); err != nil {
-		return fmt.Errorf("disk %s: %w", o.Disk, err)
+		return err
 	}
 	return nil
 }
@@ -204,9 +204,9 @@ func (o *Output) pwrite(p []byte, off int64) error {
 	}
 	if _, err := o.sys.Pwrite(o.f, p, off); err != nil {
 		if errors.Is(err, unix.ENOSPC) && !o.Device {
-			return fmt.Errorf("disk %s: no space is left in %s: %w", o.Disk, filepath.Dir(o.Path), err)
+			return fmt.Errorf("no space is left in %s: %w", filepath.Dir(o.Path), err)
 		}
-		return fmt.Errorf("disk %s: %w", o.Disk, err)
+		return err
 	}
 	if o.pushed.Add(int64(len(p))) >= pushEvery {
 		select {
@@ -252,7 +252,7 @@ func (o *Output) Zero(ctx context.Context, start, end int64) error {
 			err = o.writeZeros(ctx, pos, pos+n)
 		}
 		if err != nil {
-			return fmt.Errorf("disk %s: %s: write zeros at offset %d: %w", o.Disk, o.Path, pos, err)
+			return fmt.Errorf("%s: write zeros at offset %d: %w", o.Path, pos, err)
 		}
 	}
 	return o.writeZeros(ctx, last, end)
@@ -289,7 +289,7 @@ func (o *Output) Finish() error {
 		err = o.f.Sync()
 	}
 	if err != nil {
-		return fmt.Errorf("disk %s: make %s durable: %w", o.Disk, o.Path, err)
+		return fmt.Errorf("make %s durable: %w", o.Path, err)
 	}
 	o.dropCache()
 	return nil

@@ -42,7 +42,7 @@ func TestOutputSparseWrites(t *testing.T) {
 			}
 			return plain(f, p, off)
 		}
-		out := openTestOutput(t, sys, &Place{Disk: "vda", Format: qcow2.Raw, Path: filepath.Join(dir, "x")}, size)
+		out := openTestOutput(t, sys, &Place{Format: qcow2.Raw, Path: filepath.Join(dir, "x")}, size)
 		defer func() { _ = out.Discard() }()
 		model := make([]byte, size)
 		for range rapid.IntRange(0, 6).Draw(t, "pieces of data") {
@@ -92,7 +92,7 @@ func TestOutputDeviceZeros(t *testing.T) {
 			if err := os.WriteFile(path, model, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			out := openTestOutput(t, sys, &Place{Disk: "vda", Format: qcow2.Raw, Path: path, Device: true}, size)
+			out := openTestOutput(t, sys, &Place{Format: qcow2.Raw, Path: path, Device: true}, size)
 			defer func() { _ = out.Discard() }()
 			from := rapid.IntRange(0, size).Draw(t, "from")
 			to := rapid.IntRange(from, size).Draw(t, "to")
@@ -119,7 +119,7 @@ func TestOutputDeviceTooSmall(t *testing.T) {
 	}
 	sys := Linux()
 	sys.OpenDevice = func(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDWR, 0) }
-	p := &Place{Disk: "vda", Format: qcow2.Raw, Path: path, Device: true}
+	p := &Place{Format: qcow2.Raw, Path: path, Device: true}
 	if out, err := Open(context.Background(), sys, p, Spec{Size: 4608}); err == nil {
 		_ = out.Discard()
 		t.Error("a device that is too small is taken")

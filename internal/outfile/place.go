@@ -18,7 +18,6 @@ import (
 
 // Place is a target that has passed all checks that need no lock.
 type Place struct {
-	Disk   string // the disk that goes there
 	Path   string // absolute, with the folder's symbolic links resolved
 	Format qcow2.Format
 	Device bool // a block device
@@ -29,7 +28,6 @@ type Place struct {
 
 // Wanted says where a disk is to go.
 type Wanted struct {
-	Disk   string
 	Path   string       // a file in a folder that exists, or a block device
 	Format qcow2.Format // of a device: qcow2.Raw
 	Force  bool         // replace a file that exists, and write to a block device
@@ -50,33 +48,33 @@ func (p *Place) Same(q *Place) bool {
 // Resolve finds out what stands at a target's path, and refuses what may not be
 // written to.
 func Resolve(sys *System, w Wanted) (*Place, error) {
-	p := &Place{Disk: w.Disk, Format: w.Format, Reuse: w.Reuse}
+	p := &Place{Format: w.Format, Reuse: w.Reuse}
 	switch {
 	case w.Format != qcow2.Raw && w.Format != qcow2.Qcow2:
-		return nil, fmt.Errorf("%w: disk %s: format %.40q is neither raw nor qcow2", ErrUsage, w.Disk, w.Format)
+		return nil, fmt.Errorf("%w: format %.40q is neither raw nor qcow2", ErrUsage, w.Format)
 	case w.Reuse && w.Format != qcow2.Raw:
-		return nil, fmt.Errorf("%w: disk %s: only a raw file can be reused", ErrUsage, w.Disk)
+		return nil, fmt.Errorf("%w: only a raw file can be reused", ErrUsage)
 	}
 	base := filepath.Base(w.Path)
 	if w.Path == "" || strings.HasSuffix(w.Path, "/") || base == "." || base == ".." {
-		return nil, fmt.Errorf("%w: disk %s: %q is no name of a file", ErrUsage, w.Disk, w.Path)
+		return nil, fmt.Errorf("%w: %q is no name of a file", ErrUsage, w.Path)
 	}
 	dir, err := filepath.EvalSymlinks(filepath.Dir(w.Path))
 	if err == nil {
 		dir, err = filepath.Abs(dir)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("disk %s: the target's folder: %w", w.Disk, err)
+		return nil, fmt.Errorf("the target's folder: %w", err)
 	}
 	p.Path = filepath.Join(dir, base)
 	fi, err := p.look(sys)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && w.Reuse:
-		return nil, fmt.Errorf("disk %s: there is nothing that could be reused: %w", w.Disk, err)
+		return nil, fmt.Errorf("there is nothing that could be reused: %w", err)
 	case errors.Is(err, fs.ErrNotExist) && p.missing():
 		return p, nil
 	case err != nil:
-		return nil, fmt.Errorf("disk %s: %w", w.Disk, err)
+		return nil, err
 	}
 	return p, p.judge(sys, w, fi)
 }
@@ -112,24 +110,24 @@ func (p *Place) look(sys *System) (fs.FileInfo, error) {
 func (p *Place) judge(sys *System, w Wanted, fi fs.FileInfo) error {
 	id, ok := Identity(fi)
 	if !ok {
-		return fmt.Errorf("disk %s: %s: the file has no identity", p.Disk, p.Path)
+		return fmt.Errorf("%s: the file has no identity", p.Path)
 	}
 	p.ID = id
 	switch {
 	case sys.IsDevice(fi):
 		p.Device = true
 		if p.Format != qcow2.Raw {
-			return fmt.Errorf("%w: disk %s: %s is a block device, which is written to in the format raw", ErrUsage, p.Disk, p.Path)
+			return fmt.Errorf("%w: %s is a block device, which is written to in the format raw", ErrUsage, p.Path)
 		}
 	case fi.IsDir():
-		return fmt.Errorf("disk %s: the target %s is a folder", p.Disk, p.Path)
+		return fmt.Errorf("the target %s is a folder", p.Path)
 	case fi.Mode().IsRegular():
 		p.Exists = true
 	default:
-		return fmt.Errorf("disk %s: the target %s is neither a file nor a block device", p.Disk, p.Path)
+		return fmt.Errorf("the target %s is neither a file nor a block device", p.Path)
 	}
 	if !w.Force && !w.Reuse {
-		return fmt.Errorf("disk %s: %s: %w", p.Disk, p.Path, ErrExists)
+		return fmt.Errorf("%s: %w", p.Path, ErrExists)
 	}
 	return nil
 }
@@ -138,7 +136,7 @@ func (p *Place) judge(sys *System, w Wanted, fi fs.FileInfo) error {
 func (p *Place) openExisting(ctx context.Context, mode int, noLock bool) (*os.File, error) {
 	f, err := os.OpenFile(p.Path, mode|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("disk %s: open the file that stands at the target: %w", p.Disk, err)
+		return nil, fmt.Errorf("open the file that stands at the target: %w", err)
 	}
 	err = lockExclusive(ctx, f, noLock)
 	if err == nil {
@@ -155,10 +153,10 @@ func (p *Place) openExisting(ctx context.Context, mode int, noLock bool) (*os.Fi
 func (p *Place) stillThere(f *os.File) error {
 	fi, err := f.Stat()
 	if err != nil {
-		return fmt.Errorf("disk %s: %w", p.Disk, err)
+		return err
 	}
 	if id, ok := Identity(fi); !ok || id != p.ID {
-		return fmt.Errorf("disk %s: %s: another file was put there meanwhile", p.Disk, p.Path)
+		return fmt.Errorf("%s: another file was put there meanwhile", p.Path)
 	}
 	return nil
 }
@@ -170,7 +168,7 @@ func (p *Place) openDevice(ctx context.Context, sys *System, spec Spec) (*os.Fil
 		return nil, &qcow2.InUseError{Path: p.Path, Why: "the device is mounted, or is part of a volume group, an array or another mapping"}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("disk %s: open the device: %w", p.Disk, err)
+		return nil, fmt.Errorf("open the device: %w", err)
 	}
 	if err := lockExclusive(ctx, f, spec.NoLock); err != nil {
 		_ = release(f)
@@ -182,7 +180,7 @@ func (p *Place) openDevice(ctx context.Context, sys *System, spec Spec) (*os.Fil
 	}
 	if err != nil {
 		_ = release(f)
-		return nil, fmt.Errorf("disk %s: %s: %w", p.Disk, p.Path, err)
+		return nil, fmt.Errorf("%s: %w", p.Path, err)
 	}
 	return f, nil
 }
