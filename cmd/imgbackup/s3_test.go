@@ -68,6 +68,10 @@ func TestMainJobInS3(t *testing.T) {
 					if !bytes.Equal(read(out+"/vda.raw"), read(checkpoint+".raw")) {
 						t.Errorf("%s restored from %s differs", checkpoint, repo)
 					}
+					tool("nbdcopy", "--", "[", "imgbackup", "serve", "-r", repo, "web", "--checkpoint", checkpoint, "]", "served.raw")
+					if !bytes.Equal(read("served.raw"), read(checkpoint+".raw")) {
+						t.Errorf("%s served from %s differs", checkpoint, repo)
+					}
 				}
 			}
 		})

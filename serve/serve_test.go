@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package serve
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/nbd"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// Every checkpoint of any chain reads as it was, from anywhere and by many at
+// once; what is called a hole is zero; and what changed against an older one is
+// never left out.
+func TestAnyChain(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(25) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		h := newHistory(t)
+		h.random(r, 2+r.IntN(5), 4096+r.Int64N(5<<19)/512*512)
+		i := r.IntN(len(h.ms))
+		c, err := Open(context.Background(), h.repo, h.ms[i], Options{Cache: 1 + r.Int64N(2<<20)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, want := c.Disks[0], h.want[i]
+		verifyReads(t, r, d, want)
+		verifyAllocation(t, d.Allocation, want)
+		older := r.IntN(i + 1)
+		changes, err := c.Changes(context.Background(), h.ms[older], d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := r.Int64N(d.Size())
+		end := start + r.Int64N(d.Size()-start+1)
+		verifyChanges(t, changes(context.Background(), 0, d.Size()), h.want[older], want, 0, d.Size())
+		verifyChanges(t, changes(context.Background(), start, end), h.want[older], want, start, end)
+		c.Close()
+	}
+}
+
+func verifyReads(t *testing.T, r *rand.Rand, d nbd.Device, want []byte) {
+	t.Helper()
+	size := int64(len(want))
+	var wg sync.WaitGroup
+	for range 8 {
+		off := r.Int64N(size)
+		n := 1 + r.Int64N(min(1<<20, size-off))
+		wg.Go(func() {
+			p := make([]byte, n)
+			if err := d.ReadAt(context.Background(), p, off); err != nil || !bytes.Equal(p, want[off:off+n]) {
+				t.Errorf("%d bytes at %d: %v", n, off, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func verifyAllocation(t *testing.T, extents func(context.Context, int64, int64) seq, want []byte) {
+	t.Helper()
+	pos := int64(0)
+	for e, err := range extents(context.Background(), 0, int64(len(want))) {
+		if err != nil || e.Start < pos || e.End <= e.Start {
+			t.Fatalf("extent %v after %d: %v", e, pos, err)
+		}
+		pos = e.End
+		if !isZero(want[e.Start:min(e.End, int64(len(want)))]) {
+			t.Fatalf("%v is no hole", e)
+		}
+	}
+}
+
+func verifyChanges(t *testing.T, runs bitmapstore.Runs, was, is []byte, start, end int64) {
+	t.Helper()
+	pos := start
+	same := func(to int64) {
+		if to > pos && (to > int64(len(was)) || !bytes.Equal(was[pos:to], is[pos:to])) {
+			t.Fatalf("a change in bytes %d to %d is left out", pos, to-1)
+		}
+	}
+	for run, err := range runs {
+		if err != nil || run.Start < pos || run.End <= run.Start || run.End > end {
+			t.Fatalf("run %v after %d: %v", run, pos, err)
+		}
+		same(run.Start)
+		pos = run.End
+	}
+	same(end)
+}
+
+// Reading on fetches ahead, each chunk once, however many want it.
+func TestChunksAreFetchedOnce(t *testing.T) {
+	t.Parallel()
+	h := newHistory(t)
+	content := make([]byte, 40<<20)
+	rand.NewChaCha8([32]byte{1}).Read(content)
+	h.commit(content, true, nil)
+	c := h.open(t, 0, Options{})
+	maps := h.store.of("maps/")
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			p := make([]byte, 256<<10)
+			for off := 0; off < len(content); off += len(p) {
+				if err := c.Disks[0].ReadAt(context.Background(), p, int64(off)); err != nil || !bytes.Equal(p, content[off:off+len(p)]) {
+					t.Errorf("at %d: %v", off, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	c.chunks.work.Wait()
+	if h.store.read > int64(len(content))*11/10 {
+		t.Errorf("%d bytes of packs were read for %d", h.store.read, len(content))
+	}
+	// A read of its own for each piece of 256 KiB would be 160.
+	if n := h.store.of("packs/"); n > 120 {
+		t.Errorf("%d reads of packs: nothing was read ahead", n)
+	}
+	if n := h.store.of("maps/"); n != maps {
+		t.Errorf("%d reads of maps after they were opened", n-maps)
+	}
+	if c.chunks.kept > 64<<20 {
+		t.Errorf("%d bytes are kept", c.chunks.kept)
+	}
+}
+
+// What is over the limit is given up, and comes back whole.
+func TestCacheIsBounded(t *testing.T) {
+	t.Parallel()
+	h := newHistory(t)
+	content := make([]byte, 8<<20)
+	rand.NewChaCha8([32]byte{2}).Read(content)
+	h.commit(content, true, nil)
+	c := h.open(t, 0, Options{Cache: 1 << 20})
+	r := rand.New(rand.NewPCG(3, 4))
+	for range 10 {
+		verifyReads(t, r, c.Disks[0], content)
+	}
+	c.chunks.work.Wait()
+	if c.chunks.kept > 1<<20 {
+		t.Errorf("%d bytes are kept", c.chunks.kept)
+	}
+}
+
+// spoilt gives damaged bytes for one range of one object.
+type spoilt struct {
+	objstore.Store
+	key      string
+	off, end int64
+	hit      func()
+}
+
+func (s *spoilt) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	r, err := s.Store.Get(ctx, key, offset, length)
+	if err != nil || key != s.key || offset >= s.end || offset+length <= s.off {
+		return r, err
+	}
+	defer r.Close()
+	b, err := io.ReadAll(r)
+	for i := max(s.off, offset); i < min(s.end, offset+length); i++ {
+		b[i-offset] ^= 0xff
+	}
+	s.hit()
+	return io.NopCloser(bytes.NewReader(b)), err
+}
+
+// Damage fails the reads that need what is damaged, and no others, also of those
+// that are fetched together with it.
+func TestDamageIsItsOwn(t *testing.T) {
+	t.Parallel()
+	h := newHistory(t)
+	content := make([]byte, 24<<20)
+	rand.NewChaCha8([32]byte{5}).Read(content)
+	h.commit(content, true, nil)
+	c := h.open(t, 0, Options{})
+	const bad = 9<<20 + 100
+	entries, err := c.Disks[0].layout.entries(context.Background(), bad, bad+1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	hits := 0
+	e := entries[0]
+	broken := *h.repo
+	broken.Store = &spoilt{Store: h.repo.Store, key: archive.PackKey(e.Pack.Name), off: e.FrameOffset + 10, end: e.FrameOffset + 11, hit: func() {
+		mu.Lock()
+		hits++
+		mu.Unlock()
+	}}
+	b, err := Open(context.Background(), &broken, h.ms[0], Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	p := make([]byte, 64<<10)
+	failed := 0
+	for off := int64(0); off < int64(len(content)); off += int64(len(p)) {
+		err := b.Disks[0].ReadAt(context.Background(), p, off)
+		chunk := off >= bad/(64<<10)*(64<<10) && off < bad/(64<<10)*(64<<10)+64<<10
+		switch {
+		case err == nil && !bytes.Equal(p, content[off:off+int64(len(p))]):
+			t.Fatalf("wrong bytes at %d", off)
+		case err == nil && chunk:
+			t.Fatalf("the damage at %d was not told", off)
+		case err != nil && !archive.IsDamage(err):
+			t.Fatal(err)
+		case err != nil:
+			failed++
+		}
+	}
+	if failed != 1 || hits == 0 {
+		t.Errorf("%d reads failed, the damage was met %d times", failed, hits)
+	}
+}
+
+// outage is a store that does not answer any more.
+type outage struct {
+	objstore.Store
+	down chan struct{}
+}
+
+var errDown = errors.New("the store is down")
+
+func (o *outage) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	select {
+	case <-o.down:
+		return nil, errDown
+	default:
+		return o.Store.Get(ctx, key, offset, length)
+	}
+}
+
+// An outage is an error, not damage, and is not remembered.
+func TestOutageIsNotKept(t *testing.T) {
+	t.Parallel()
+	h := newHistory(t)
+	content := make([]byte, 2<<20)
+	rand.NewChaCha8([32]byte{6}).Read(content)
+	h.commit(content, true, nil)
+	o := &outage{Store: h.repo.Store, down: make(chan struct{})}
+	repo := *h.repo
+	repo.Store = o
+	c, err := Open(context.Background(), &repo, h.ms[0], Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	p := make([]byte, 4096)
+	close(o.down)
+	if err := c.Disks[0].ReadAt(context.Background(), p, 0); !errors.Is(err, errDown) || archive.IsDamage(err) {
+		t.Errorf("while the store is down: %v", err)
+	}
+	o.down = make(chan struct{})
+	if err := c.Disks[0].ReadAt(context.Background(), p, 0); err != nil || !bytes.Equal(p, content[:4096]) {
+		t.Errorf("when it is back: %v", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := c.Disks[0].ReadAt(ctx, p, 1<<20); err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
