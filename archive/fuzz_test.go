@@ -200,3 +200,31 @@ func FuzzFrame(f *testing.F) {
 		}
 	})
 }
+
+func FuzzFile(f *testing.F) {
+	contents := [][]byte{{}, text(1, 3000), random(2, 300), make([]byte, 200_000)}
+	for _, content := range contents {
+		store := objstore.NewMem()
+		w, err := NewWriter(context.Background(), store, WriterOptions{})
+		if err != nil {
+			f.Fatal(err)
+		}
+		ref, err := w.PutFile(context.Background(), bytes.NewReader(content))
+		w.Abort()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(get(f, store, FileKey(ref.Object.Name)), ref.Size, ref.SHA256[:])
+	}
+	f.Fuzz(func(t *testing.T, stored []byte, size int64, digest []byte) {
+		ref := FileRef{Object: Ref{Name: Sum(stored), Length: int64(len(stored))}, Size: min(max(size, 0), MaxFile)}
+		copy(ref.SHA256[:], digest)
+		var out bytes.Buffer
+		if err := decodeFile(bytes.NewReader(stored), ref, &out); err == nil && (int64(out.Len()) != ref.Size || Sum(out.Bytes()) != ref.SHA256) {
+			t.Errorf("%d bytes of %d, SHA-256 %s", out.Len(), ref.Size, Sum(out.Bytes()))
+		}
+		if int64(out.Len()) > ref.Size+1 {
+			t.Errorf("%d bytes came out where %d were wanted", out.Len(), ref.Size)
+		}
+	})
+}

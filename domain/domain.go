@@ -44,7 +44,7 @@ type Disk struct {
 	BackingEnds bool
 	Sliced      bool // only a part of the source is the disk
 
-	bus string
+	bus string // as the definition names it
 }
 
 // BackingImage is a backing file as a definition states it.
@@ -204,9 +204,7 @@ func newDisk(x *diskXML) (Disk, error) {
 	default:
 		return d, fmt.Errorf("%s: device %q is not known", d.Target, clip(d.Device))
 	}
-	if d.bus = x.Target.Bus; d.bus == "" {
-		d.bus = busOf(d.Target)
-	}
+	d.bus = x.Target.Bus
 	if x.Driver != nil {
 		d.Format = x.Driver.Type
 	}

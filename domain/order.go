@@ -7,27 +7,15 @@ import (
 	"strings"
 )
 
-// targetPrefixes are the beginnings of disks' names, and the bus that libvirt
-// takes such a disk to be on when the definition does not say.
-var targetPrefixes = [...]struct{ name, bus string }{
-	{"fd", "fdc"}, {"hd", "ide"}, {"sd", "scsi"}, {"vd", "virtio"}, {"xvd", "xen"}, {"ubd", "uml"},
-}
-
-func busOf(target string) string {
-	for _, p := range targetPrefixes {
-		if strings.HasPrefix(target, p.name) {
-			return p.bus
-		}
-	}
-	return ""
-}
+// targetPrefixes are the beginnings of disks' names.
+var targetPrefixes = [...]string{"fd", "hd", "sd", "vd", "xvd", "ubd"}
 
 // targetIndex is the place of a disk on its bus: a is 0, z 25, aa 26. What is no
 // such name, or too long for one, comes last.
 func targetIndex(target string) int64 {
 	const last = 1 << 31
 	for _, p := range targetPrefixes {
-		rest, ok := strings.CutPrefix(target, p.name)
+		rest, ok := strings.CutPrefix(target, p)
 		if !ok {
 			continue
 		}
@@ -47,7 +35,8 @@ func targetIndex(target string) int64 {
 }
 
 // insertDisk puts a disk where libvirt puts it: disks of one bus in the order of
-// their names, buses as they come.
+// their names, buses as they come, where those whose definition names no bus are
+// on one of their own.
 func insertDisk(disks []Disk, d Disk) []Disk {
 	at := -1
 	for i := len(disks) - 1; i >= 0; i-- {

@@ -74,7 +74,7 @@ func clip(s string) string {
 func validTarget(s string) bool {
 	s = strings.TrimPrefix(s, "ioemu:")
 	for _, prefix := range targetPrefixes {
-		if rest, ok := strings.CutPrefix(s, prefix.name); ok {
+		if rest, ok := strings.CutPrefix(s, prefix); ok {
 			return rest != "" && strings.IndexFunc(rest, func(r rune) bool { return !word(r) }) < 0
 		}
 	}
