@@ -11,7 +11,8 @@ build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o imgbackup ./cmd/imgbackup
 
 deps:
-	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit zstd jq xmllint /usr/share/libvirt/schemas/domain.rng
+	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit qemu-system-x86_64 mkfs.ext4 zstd jq xmllint /usr/share/libvirt/schemas/domain.rng
+	@scripts/guest-kernel
 
 # The S3 servers that tests run against: built once, which takes some minutes.
 servers:
