@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/txtar"
+	"pgregory.net/rapid"
 
 	"github.com/imgbackup/imgbackup/domain"
 )
@@ -137,4 +138,23 @@ func TestDomainInCheckpoint(t *testing.T) {
 	if !reflect.DeepEqual(again.Domain, c.Domain) || string(again.Format()) != want {
 		t.Errorf("read again:\n%s", again.Format())
 	}
+}
+
+// Whatever the texts, what is written can be read.
+func TestFormatOfAnyText(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(rt *rapid.T) {
+		text := string(rapid.SliceOfN(rapid.Byte(), 0, 40).Draw(rt, "text"))
+		c := &domain.Checkpoint{Name: "c1", Description: text, Disks: []domain.CheckpointDisk{{Name: "vda", Record: true, Bitmap: "b" + text}}}
+		again, err := domain.ParseCheckpoint(c.Format())
+		if err != nil {
+			rt.Fatalf("%v\n%s", err, c.Format())
+		}
+		if string(again.Format()) != string(c.Format()) {
+			rt.Fatalf("\n%s\nbecame\n%s", c.Format(), again.Format())
+		}
+		if plain := strings.IndexFunc(text, func(r rune) bool { return r < 0x20 || r == 0xfffd || r > 0xfff0 }) < 0; plain && again.Description != text {
+			rt.Fatalf("%q became %q", text, again.Description)
+		}
+	})
 }

@@ -16,10 +16,21 @@ var (
 	attrEscapes = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", "'", "&apos;", `"`, "&quot;", "\r", "&#13;", "\n", "&#10;", "\t", "&#9;")
 )
 
-func escape(s string) string { return textEscapes.Replace(s) }
+func escape(s string) string { return textEscapes.Replace(allowed(s)) }
+
+// allowed leaves out what no XML can hold, as libvirt does, such as control
+// characters.
+func allowed(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < 0x20 && r != '\t' && r != '\n' && r != '\r' || r == 0xfffe || r == 0xffff {
+			return -1
+		}
+		return r // of bytes that are not UTF-8, U+FFFD
+	}, s)
+}
 
 // quote is for attributes, where a reader takes other white space for blanks.
-func quote(s string) string { return attrEscapes.Replace(s) }
+func quote(s string) string { return attrEscapes.Replace(allowed(s)) }
 
 // attrList is attributes in their order.
 type attrList string
@@ -30,7 +41,7 @@ func (a *attrList) add(name, value string) {
 
 // some leaves an empty one out.
 func (a *attrList) some(name, value string) {
-	if value != "" {
+	if allowed(value) != "" {
 		a.add(name, value)
 	}
 }
@@ -43,7 +54,7 @@ func (w *writer) line(s string) {
 
 // text writes an element that holds a text, if the text is not empty.
 func (w *writer) text(name, value string) {
-	if value != "" {
+	if allowed(value) != "" {
 		w.line("<" + name + ">" + escape(value) + "</" + name + ">")
 	}
 }
