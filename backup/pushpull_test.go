@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -194,6 +195,11 @@ func checkpointLife(t *testing.T, random *rand.Rand) {
 		t.Errorf("nothing was ever told (%d times refused)", refused)
 	}
 	l.img("check", "-q", image)
+	l.taken = slices.DeleteFunc(l.taken, func(o oracle) bool {
+		m, err := l.repo.Manifest(t.Context(), o.domain, o.checkpoint)
+		return errors.Is(err, chain.ErrNoCheckpoint) || err == nil && m.Kind == chain.KindCheckpoint
+	})
+	l.restoreAll()
 }
 
 // toldOrRefused reports whether err is nil, and fails on what is no refusal.
