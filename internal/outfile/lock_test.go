@@ -53,7 +53,8 @@ func holdWithNBD(t *testing.T, path string, args ...string) {
 			t.Error(err)
 			return
 		}
-		_ = syscall.Kill(pid, syscall.SIGTERM)
+		// SIGTERM is lost on one that has only just forked.
+		_ = syscall.Kill(pid, syscall.SIGKILL)
 		_ = os.RemoveAll(dir)
 	})
 }
