@@ -41,14 +41,16 @@ them are complete and durable.
 --output DIR writes DIR/TARGET.FORMAT and, of a backup with --domain-xml, the
 domain's definition as DIR/DOMAIN.xml and its firmware's files under their own
 names (not with --disk). --adjust-xml lets that definition name the files where
-they are restored, and else it is byte by byte what it was. --to names a file, or with --force a
-block device. --continue gives a restored qcow2 image the checkpoint's bitmap,
+they are restored, and else it is byte by byte what it was. --to names a file, or
+with --force a block device; --to TARGET=- writes the raw disk, zeros and all, to
+stdout, and whoever reads it must look at the exit status. --continue gives a restored qcow2 image the checkpoint's bitmap,
 so that its next backup is incremental from there.` + progressHelp + exitHelp(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup restore web --output /restored
   imgbackup restore web --checkpoint monday --disk vda --output /restored --format qcow2
   imgbackup restore web --output /restored --format qcow2 --adjust-xml
   imgbackup restore web --to vda=/vm/web.qcow2 --format qcow2 --continue --verify
-  imgbackup restore web --to vda=/dev/vg/web --force`,
+  imgbackup restore web --to vda=/dev/vg/web --force
+  imgbackup restore web --to vda=- | ssh host 'cat >web.raw'`,
 		Args: exactArgs(1, "one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.domain = args[0]
@@ -59,7 +61,7 @@ so that its next backup is incremental from there.` + progressHelp + exitHelp(ex
 	f.StringVar(&r.checkpoint, "checkpoint", "", "`NAME` of the checkpoint (default: the newest)")
 	f.StringArrayVar(&r.disks, "disk", nil, "restore only this disk `TARGET`; may be repeated")
 	f.StringVarP(&r.output, "output", "o", "", "write to `DIR`/TARGET.FORMAT; the folder is made if it is not there")
-	f.StringArrayVar(&r.to, "to", nil, "write one disk to a file or block device: `TARGET=PATH`; may be repeated")
+	f.StringArrayVar(&r.to, "to", nil, "write one disk to a file, block device or stdout (-): `TARGET=PATH`; may be repeated")
 	f.StringVar(&r.format, "format", "", "`FORMAT`: raw or qcow2 (default: raw; with --continue: qcow2)")
 	f.BoolVar(&r.adjust, "adjust-xml", false, "let the restored definition of the domain name the restored files")
 	f.BoolVar(&r.options.Force, "force", false, "replace a target that exists; write to a block device")
@@ -101,6 +103,9 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 		if r.options.Files, err = restoreFiles(m, r, targets); err != nil {
 			return err
 		}
+	}
+	if slices.ContainsFunc(targets, func(t restore.Target) bool { return t.Path == stdoutPath }) {
+		return a.restoreToStdout(cmd.Context(), repo, m, targets, r)
 	}
 	bar := a.newBar("restoring " + m.Checkpoint)
 	var disks []string

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/term"
+
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/restore"
+	"github.com/imgbackup/imgbackup/serve"
+)
+
+// stdoutPath is the path that means standard output.
+const stdoutPath = "-"
+
+// restoreToStdout writes one disk, raw, to standard output. Nothing else goes there.
+func (a *app) restoreToStdout(ctx context.Context, repo *chain.Repository, m *chain.Manifest, targets []restore.Target, r restoreRequest) error {
+	usage := func(msg string) error { return usageError{errors.New(msg)} }
+	f, _ := a.out.(*os.File)
+	switch {
+	case len(targets) > 1:
+		return usage("--to TARGET=-: one disk at a time goes to stdout")
+	case targets[0].Format != qcow2.Raw:
+		return usage("--to TARGET=-: only raw can be written in order")
+	case r.options.Continue || r.options.Verify || r.options.Force || a.json:
+		return usage("--to TARGET=- has no --continue, --verify, --force or --json")
+	case f != nil && term.IsTerminal(int(f.Fd())):
+		return usage("--to TARGET=-: stdout is a terminal")
+	}
+	c, err := serve.Open(ctx, repo, m, serve.Options{Disks: []string{targets[0].Disk}})
+	if errors.Is(err, serve.ErrUnknownDisk) {
+		return usageError{err}
+	}
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	d := c.Disks[0]
+	bar := a.newBar("restoring " + m.Checkpoint)
+	a.events.expect(m.Domain, d.Target)
+	err = d.Stream(ctx, a.out, func(done int64) {
+		bar.set(done, d.Size())
+		a.events.setDisk(d.Target, string(restore.Writing), done, d.Size())
+		a.events.set("", done, d.Size())
+	})
+	bar.clear()
+	if err != nil {
+		return fmt.Errorf("what was written to stdout is not complete: %w", err)
+	}
+	return nil
+}
