@@ -138,9 +138,11 @@ func (in *xmlInput) choices(flags []diskFlag) (map[string]choice, error) {
 		return nil, errors.New("a push backup writes the disks to files and serves nothing: imgbackup backup does that")
 	}
 	for _, bd := range in.backup.Disks {
-		c := choice{wanted: bd.Backup, dropped: "left out by the backup XML"}
+		c := choice{wanted: bd.Backup}
+		if d, ok := in.domain.Disk(bd.Name); !bd.Backup && ok && !d.Empty() && !d.ReadOnly {
+			c.dropped = "left out by the backup XML"
+		}
 		if bd.Backup {
-			c.dropped = ""
 			c.Mode, c.Since = backup.Full, ""
 			if bd.BackupMode == dom.Incremental {
 				c.Mode, c.Since = backup.Incremental, bd.Incremental
