@@ -181,6 +181,9 @@ func (s *session) checkpointOnly(ctx context.Context, plan *Plan) (*chain.Manife
 		if err := s.recordBitmaps(ctx, d, p, w, rec); err != nil {
 			return nil, &chain.DiskError{Disk: p.Target, Err: err}
 		}
+		if rec.Held, err = recordHeld(ctx, d, w, rec); err != nil {
+			return nil, &chain.DiskError{Disk: p.Target, Err: fmt.Errorf("recording where it holds data: %w", err)}
+		}
 	}
 	// Of the domain's files only the definition, which is at hand, describes the
 	// checkpoint: the others are data.
@@ -192,6 +195,21 @@ func (s *session) checkpointOnly(ctx context.Context, plan *Plan) (*chain.Manife
 	}
 	s.hooks.step(StepStored)
 	return manifest, nil
+}
+
+// recordHeld stores where a disk holds data, the one thing that is known of its
+// content without an archive: data that vanishes without a mark in the bitmap
+// shows later that the bitmap lies.
+func recordHeld(ctx context.Context, d *disk, w *archive.Writer, rec *chain.Disk) (*chain.BitmapRecord, error) {
+	const sector = 512
+	data := dataRuns(ctx, d.chain).Round(sector, rec.Size)
+	bytes, err := data.Bytes()
+	if err != nil {
+		return nil, err
+	}
+	held := &chain.BitmapRecord{Name: rec.Bitmap, Granularity: sector, Size: rec.Size, DirtyBytes: bytes}
+	held.Object, err = w.PutBitmap(ctx, bitmapstore.Header{Name: held.Name, Granularity: sector, Size: held.Size}, data)
+	return held, err
 }
 
 // planWithoutArchive decides what is given out of a disk whose data does not go

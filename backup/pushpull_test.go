@@ -260,7 +260,13 @@ func TestChangesOfARegrownDisk(t *testing.T) {
 	runs, err := l.changesSince("k0", l.disk("a"))
 	l.must(err)
 	l.covers("since k0", runs, l.oracleOf("k0"), l.oracleOf("k2"))
+	// No checkpoint saw this one: the data that is gone tells.
+	l.img("resize", "-q", "-f", "qcow2", "--shrink", "a", "2M")
+	l.img("resize", "-q", "-f", "qcow2", "a", "4M")
 	var trust *backup.NotTrustedError
+	if runs, err := l.changesSince("k2", l.disk("a")); !errors.As(err, &trust) || trust.Code != backup.ReasonMap {
+		t.Errorf("since k2: %v, %v", runs, err)
+	}
 	if _, err := backup.ChangesBetween(t.Context(), l.repo, "vm", "k0", "k2"); !errors.As(err, &trust) {
 		t.Errorf("from k0 to k2: %v", err)
 	}

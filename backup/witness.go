@@ -333,7 +333,7 @@ const (
 // and the end of the data.
 func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 	if !w.st.hasData() {
-		return nil, nil
+		return w.askHeldData(ctx)
 	}
 	size := w.d.chain.Size()
 	clean := bitmapstore.Subtract(beyond(0, size), w.dirty)
@@ -387,6 +387,28 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 					w.st.manifest.Checkpoint, run.Start, run.End, w.st.disk.Bitmap), nil
 			}
 		}
+	}
+	return nil, nil
+}
+
+// askHeldData looks for data that vanished without a mark since a checkpoint of
+// which no archive tells the content.
+func (w *witness) askHeldData(ctx context.Context) (*objection, error) {
+	rec := w.st.disk.Held
+	if rec == nil {
+		return nil, nil
+	}
+	held, err := w.s.recordedBitmap(ctx, rec)
+	if err != nil {
+		return nil, err
+	}
+	clean := bitmapstore.Subtract(beyond(0, w.d.chain.Size()), w.dirty)
+	for run, err := range bitmapstore.Intersect(bitmapstore.Intersect(clean, held), emptyRuns(ctx, w.d.chain)) {
+		if err != nil {
+			return nil, err
+		}
+		return objectAll(ReasonMap, "at checkpoint %s the disk held data at %d that is gone from the image without a mark in bitmap %s (a shrunk and regrown disk or an exchanged backing file does this)",
+			w.st.manifest.Checkpoint, run.Start, w.st.disk.Bitmap), nil
 	}
 	return nil, nil
 }

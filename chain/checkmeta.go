@@ -74,7 +74,7 @@ func (c *check) refer(m *Manifest) {
 		for j, ref := range d.Maps {
 			addUse(c.maps, ref, usedBy{disk: id, first: j == 0, last: j == len(d.Maps)-1})
 		}
-		for _, w := range d.Witnesses {
+		for _, w := range d.Records() {
 			b := bitmapUse{object: w.Object, name: w.Name, granularity: w.Granularity, size: w.Size, dirt: w.DirtyBytes}
 			addUse(c.bitmaps, b, usedBy{disk: id})
 		}

@@ -129,6 +129,17 @@ type Disk struct {
 	ReusedBytes int64            `json:"reused_bytes"`
 
 	Witnesses []BitmapRecord `json:"witnesses,omitempty"` // bitmaps of ours as they were read
+	// Held is where a disk of a checkpoint without data held data; it bears the
+	// name of the checkpoint's bitmap, and DirtyBytes is how much. nil: not known.
+	Held *BitmapRecord `json:"held,omitempty"`
+}
+
+// Records returns all stored bitmaps of the disk.
+func (d *Disk) Records() []BitmapRecord {
+	if d.Held == nil {
+		return d.Witnesses
+	}
+	return append(slices.Clip(d.Witnesses), *d.Held)
 }
 
 // Source is the image that a disk was read from.

@@ -237,6 +237,10 @@ func (d *Disk) validate(c *checker, m *Manifest) {
 	for i := range d.Witnesses {
 		d.Witnesses[i].validate(c, len(d.Backing))
 	}
+	if d.Held != nil {
+		c.that(m.Kind == KindCheckpoint && d.Held.Name == d.Bitmap && d.Held.Size == d.Size, "held is %.80q, %d bytes", d.Held.Name, d.Held.Size)
+		d.Held.validate(c, 0)
+	}
 }
 
 func (d *Disk) validateMaps(c *checker, m *Manifest) {

@@ -176,7 +176,7 @@ func (c *copier) objects(ctx context.Context, r *chain.Repository, m *chain.Mani
 				add(&packs, archive.PackKey(pack.Name), pack)
 			}
 		}
-		for _, w := range d.Witnesses {
+		for _, w := range d.Records() {
 			add(&rest, archive.BitmapKey(w.Object.Name), w.Object)
 		}
 	}
