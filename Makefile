@@ -10,6 +10,7 @@ all: build
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o imgbackup ./cmd/imgbackup
 
+# What the tests run: more than the program needs.
 deps:
 	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit qemu-system-x86_64 mkfs.ext4 zstd jq xmllint /usr/share/libvirt/schemas/domain.rng
 	@scripts/guest-kernel
@@ -32,7 +33,8 @@ $(TOOLS)/golangci-lint-$(GOLANGCI):
 	GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
 	mv $(TOOLS)/golangci-lint $@
 
-demo: deps build
+demo: build
+	@scripts/need qemu-img qemu-io
 	scripts/demo
 
 bench: build
