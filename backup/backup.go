@@ -54,8 +54,10 @@ type DiskRequest struct {
 	Target string       // name in the domain, as "vda"
 	Path   string       // of the active image
 	Format qcow2.Format // never probed
-	Mode   Mode         // empty: the request's
-	Since  string       // checkpoint to be incremental from; empty: the request's
+	// KeyFile holds the passphrase of an encrypted image, see [foreign.Options].
+	KeyFile string
+	Mode    Mode   // empty: the request's
+	Since   string // checkpoint to be incremental from; empty: the request's
 
 	NoCheckpoint bool          // add no bitmap to this disk
 	AllowDirs    []string      // folders, besides the request's, for its backing and data files

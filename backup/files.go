@@ -85,7 +85,7 @@ func (s *session) openFile(ctx context.Context, f *file) error {
 	case info.Size() > archive.MaxFile:
 		return &UsageError{fmt.Errorf("%s: %s has %d bytes, more than %d MiB", f.req.Role, f.req.Path, info.Size(), archive.MaxFile>>20)}
 	}
-	f.image, err = s.openImage(ctx, f.req.Path, qcow2.Raw, nil)
+	f.image, err = s.openImage(ctx, f.req.Path, qcow2.Raw, nil, "")
 	return err
 }
 

@@ -345,6 +345,10 @@ func (s *session) mayAddBitmap(ctx context.Context, d *disk, p *DiskPlan) error 
 		return nil
 	}
 	active := d.chain.Layers[0]
+	if by := active.ReadBy(); by != "" {
+		p.NoBitmapReason = "the image is read by " + by
+		return nil
+	}
 	if active.Format == qcow2.Raw {
 		p.NoBitmapReason = "raw images hold no bitmaps"
 		return nil

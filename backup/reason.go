@@ -11,6 +11,7 @@ const (
 	ReasonRequested    Reason = "requested"     // a full was asked for
 	ReasonFirst        Reason = "first"         // the repository holds no state of the disk
 	ReasonRaw          Reason = "raw"           // raw images have no bitmaps
+	ReasonForeign      Reason = "foreign"       // the image is not read natively
 	ReasonVersion2     Reason = "qcow2-v2"      // nor have qcow2 images of version 2
 	ReasonDirty        Reason = "image-dirty"   // the image was not closed cleanly
 	ReasonCorrupt      Reason = "image-corrupt" // QEMU marked the image corrupt

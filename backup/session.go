@@ -16,6 +16,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/foreign"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -122,7 +123,7 @@ func (s *session) checkRequest() error {
 		if r.Path == "" {
 			return usage("disk %s: no path", r.Target)
 		}
-		if r.Format != qcow2.Raw && r.Format != qcow2.Qcow2 {
+		if r.Format != qcow2.Raw && r.Format != qcow2.Qcow2 && !slices.Contains(foreign.Formats(), r.Format) {
 			return usage("disk %s: the format must be given as format=raw or format=qcow2; it is never guessed, since a guest can write any header into its disk", r.Target)
 		}
 		if r.Mode == Full && r.Since != "" {
@@ -220,7 +221,7 @@ func (s *session) open(ctx context.Context) error {
 			}
 			d.chain = nil
 		}
-		c, err := s.openImage(ctx, d.req.Path, d.req.Format, d.req.AllowDirs)
+		c, err := s.openImage(ctx, d.req.Path, d.req.Format, d.req.AllowDirs, d.req.KeyFile)
 		if err != nil {
 			return &chain.DiskError{Disk: d.req.Target, Err: err}
 		}
@@ -242,8 +243,14 @@ func (s *session) open(ctx context.Context) error {
 }
 
 // openImage opens an image; allow are folders for its backing and data files.
-func (s *session) openImage(ctx context.Context, path string, format qcow2.Format, allow []string) (*qcow2.Chain, error) {
-	options := qcow2.OpenOptions{AllowDirs: slices.Concat(s.req.AllowDirs, allow), ReadLimit: s.limiter}
+func (s *session) openImage(ctx context.Context, path string, format qcow2.Format, allow []string, keyFile string) (*qcow2.Chain, error) {
+	if keyFile != "" && format == qcow2.Raw {
+		return nil, &UsageError{fmt.Errorf("%s: a raw image has no passphrase: leave keyfile= out, or name the format luks", path)}
+	}
+	options := qcow2.OpenOptions{
+		AllowDirs: slices.Concat(s.req.AllowDirs, allow), ReadLimit: s.limiter,
+		Foreign: foreign.Opener(ctx, foreign.Options{KeyFile: keyFile}),
+	}
 	if s.req.NoLock {
 		return qcow2.OpenChain(path, format, options)
 	}

@@ -204,6 +204,9 @@ func mapRuns(ctx context.Context, m *archive.Map) bitmapstore.Runs {
 // its name, and whether the format is one that never has any.
 func imageObjection(c *qcow2.Chain) (o *objection, never bool) {
 	active := c.Layers[0]
+	if by := active.ReadBy(); by != "" {
+		return object(ReasonForeign, "the image is read by %s, which tells nothing of bitmaps that could be believed", by), true
+	}
 	if active.Format == qcow2.Raw {
 		return object(ReasonRaw, "raw images hold no bitmaps"), true
 	}

@@ -3,8 +3,10 @@
 package qcow2
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"path/filepath"
 
 	"golang.org/x/time/rate"
@@ -27,6 +29,22 @@ type OpenOptions struct {
 	// ReadLimit bounds the bytes of guest data read from files per second; nil:
 	// no limit.
 	ReadLimit *rate.Limiter
+	// Foreign opens images that this package does not read itself: those of other
+	// formats than raw and qcow2, and encrypted ones. nil: they are refused.
+	Foreign func(path string, format Format) (Foreign, error)
+}
+
+// Foreign is an image that another program reads. It has no backing file.
+type Foreign interface {
+	// Size is the virtual size in bytes.
+	Size() int64
+	// ReadAt fills p, which lies within the disk.
+	ReadAt(ctx context.Context, p []byte, off int64) error
+	// Extents covers [start, end) without gaps. Layers do not count.
+	Extents(start, end int64) iter.Seq2[Extent, error]
+	// How says for people what reads the image.
+	How() string
+	Close() error
 }
 
 // Chain is one disk's image with its backing chain, opened read-only. It is
@@ -56,6 +74,8 @@ type Layer struct {
 	BackingFormat Format     // empty: no backing file
 	DataFile      string     // external data file, absolute, symlinks resolved; empty: none
 
+	foreign Foreign // what reads the image, if this package does not; Header is nil then
+
 	index int
 	named string // absolute, symlinks as they are: what names in the image are relative to
 	file  *File
@@ -77,11 +97,11 @@ func OpenChain(path string, format Format, o OpenOptions) (*Chain, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch format {
-	case Raw, Qcow2:
-	case "":
+	switch {
+	case format == Raw, format == Qcow2:
+	case format == "":
 		return nil, &PolicyError{Path: named, What: "its format must be given (raw or qcow2); formats are never guessed"}
-	default:
+	case o.Foreign == nil:
 		return nil, &UnsupportedError{Path: named, What: fmt.Sprintf("format %s cannot be read; raw and qcow2 can", quote(string(format)))}
 	}
 	resolved, err := filepath.EvalSymlinks(named)
@@ -108,7 +128,7 @@ func (c *Chain) open(next namedFile, format Format, rules *policy) error {
 		// The layer belongs to the chain from here on, so that Close finds
 		// what it has opened.
 		c.Layers = append(c.Layers, l)
-		if err := l.open(rules); err != nil {
+		if err := l.open(rules, c.opts.Foreign); err != nil {
 			if l.index > 0 {
 				return fmt.Errorf("backing file of %s: %w", c.Layers[l.index-1].Path, err)
 			}
@@ -142,7 +162,7 @@ func (c *Chain) open(next namedFile, format Format, rules *policy) error {
 }
 
 // open opens one layer's files and reads its metadata.
-func (l *Layer) open(rules *policy) error {
+func (l *Layer) open(rules *policy, foreign func(string, Format) (Foreign, error)) error {
 	var err error
 	if l.file, err = openFile(l.Path, l.index == 0); err != nil {
 		return err
@@ -156,9 +176,18 @@ func (l *Layer) open(rules *policy) error {
 		l.Size = (l.file.size + sectorSize - 1) &^ (sectorSize - 1)
 		return nil
 	}
+	if l.Format != Qcow2 {
+		return l.openForeign(foreign)
+	}
 	h, err := parseHeader(l.file, l.file.size, l.Path)
 	if err != nil {
 		return err
+	}
+	if h.CryptMethod == cryptLUKS && l.index == 0 && foreign != nil {
+		if h.BackingFile != "" || h.Has(IncompatDataFile) {
+			return &UnsupportedError{Path: l.Path, What: "an encrypted image with a backing file or a data file cannot be read"}
+		}
+		return l.openForeign(foreign)
 	}
 	if h.CryptMethod != cryptNone {
 		name := map[uint32]string{cryptAES: "AES", cryptLUKS: "LUKS"}[h.CryptMethod]
@@ -177,6 +206,30 @@ func (l *Layer) open(rules *policy) error {
 	}
 	l.loadBitmaps() // what is wrong with bitmaps does not keep the guest's data from being read
 	return nil
+}
+
+// openForeign lets another program read the layer.
+func (l *Layer) openForeign(open func(string, Format) (Foreign, error)) error {
+	if l.file.device {
+		return &UnsupportedError{Path: l.Path, What: fmt.Sprintf("an image of format %s on a block device, or an encrypted one, cannot be read", l.Format)}
+	}
+	var err error
+	if l.foreign, err = open(l.Path, l.Format); err != nil {
+		return err
+	}
+	if l.Size = l.foreign.Size(); l.Size < 0 || l.Size%sectorSize != 0 || l.Size > maxVirtualSize {
+		return &UnsupportedError{Path: l.Path, What: fmt.Sprintf("its virtual size of %d bytes is not that of a disk", l.Size)}
+	}
+	return nil
+}
+
+// ReadBy says for people what reads the layer if this package does not; else it is
+// empty.
+func (l *Layer) ReadBy() string {
+	if l.foreign == nil {
+		return ""
+	}
+	return l.foreign.How()
 }
 
 // openData opens the external data file, if there is one.
@@ -204,6 +257,9 @@ func (c *Chain) Size() int64 { return c.Layers[0].Size }
 func (c *Chain) Close() error {
 	errs := []error{c.locks.unlock()}
 	for _, l := range c.Layers {
+		if l.foreign != nil {
+			errs = append(errs, l.foreign.Close())
+		}
 		if l.file == nil {
 			continue
 		}

@@ -149,6 +149,9 @@ func newWalker(c *Chain, descend bool, yield func(Extent, error) bool) *walker {
 // walk emits [start, end) as layer and those below it make it up.
 func (w *walker) walk(layer int, start, end int64) error {
 	l := w.c.Layers[layer]
+	if l.foreign != nil {
+		return w.foreign(layer, start, end)
+	}
 	if l.Header == nil {
 		w.file(layer, start, start, end)
 		return nil
@@ -170,6 +173,30 @@ func (w *walker) walk(layer int, start, end int64) error {
 			}
 		}
 		start = next
+	}
+	return nil
+}
+
+// foreign emits what another program says of a layer. All of it has to be told.
+func (w *walker) foreign(layer int, start, end int64) error {
+	l := w.c.Layers[layer]
+	for e, err := range l.foreign.Extents(start, end) {
+		if err != nil {
+			return fmt.Errorf("%s: %w", l.Path, err)
+		}
+		if e.Offset != start || e.Length <= 0 || e.Length > end-start {
+			return fmt.Errorf("%s: its extents have a gap at %d", l.Path, start)
+		}
+		if e.Layer = layer; e.Kind == Hole {
+			e.Layer = -1
+		}
+		start += e.Length
+		if w.emit(e); w.stopped {
+			return nil
+		}
+	}
+	if start != end {
+		return fmt.Errorf("%s: its extents end at %d, and not at %d", l.Path, start, end)
 	}
 	return nil
 }

@@ -55,6 +55,15 @@ func (c *Chain) readLayer(ctx context.Context, layer int, p []byte, off int64) e
 		clear(p[int64(len(p))-beyond:])
 		p = p[:int64(len(p))-beyond]
 	}
+	if l.foreign != nil {
+		if err := c.waitLimit(ctx, len(p)); err != nil {
+			return err
+		}
+		if err := l.foreign.ReadAt(ctx, p, off); err != nil {
+			return fmt.Errorf("%s: %w", l.Path, err)
+		}
+		return nil
+	}
 	if l.Header == nil {
 		return c.readHost(ctx, l.data, p, off)
 	}

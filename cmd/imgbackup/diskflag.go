@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/foreign"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -32,7 +33,22 @@ func splitOptions(s string) []string {
 }
 
 // diskForm is what --disk takes in all commands that back up.
-const diskForm = "TARGET=PATH,format=qcow2|raw[,backupmode=full|incremental][,incremental=CHECKPOINT]"
+const diskForm = "TARGET=PATH,format=qcow2|raw[,keyfile=PATH][,backupmode=full|incremental][,incremental=CHECKPOINT]"
+
+// readable tells whether images of a format can be read.
+func readable(f qcow2.Format) bool {
+	return f == qcow2.Raw || f == qcow2.Qcow2 || slices.Contains(foreign.Formats(), f)
+}
+
+// formatNames lists the formats that can be read.
+func formatNames() string {
+	names := []string{string(qcow2.Qcow2), string(qcow2.Raw)}
+	for _, f := range foreign.Formats() {
+		names = append(names, string(f))
+	}
+	last := len(names) - 1
+	return strings.Join(names[:last], ", ") + " or " + names[last]
+}
 
 // diskFlag is the value of a --disk.
 type diskFlag struct {
@@ -93,11 +109,8 @@ func parseDiskFlag(value string, defined bool, more ...diskKey) (diskFlag, error
 func (r *diskFlag) set(key, val string, defined bool, more []diskKey) (problem string) {
 	switch {
 	case key == "format":
-		switch f := qcow2.Format(val); f {
-		case qcow2.Raw, qcow2.Qcow2:
-			r.Format = f
-		default:
-			return fmt.Sprintf("format %q: want qcow2 or raw", val)
+		if r.Format = qcow2.Format(val); !readable(r.Format) {
+			return fmt.Sprintf("format %q: want %s", val, formatNames())
 		}
 	case key == "backupmode":
 		switch m := backup.Mode(val); m {
@@ -106,6 +119,11 @@ func (r *diskFlag) set(key, val string, defined bool, more []diskKey) (problem s
 		default:
 			return fmt.Sprintf("backupmode %q: want full or incremental", val)
 		}
+	case key == "keyfile":
+		if val == "" {
+			return "keyfile= names no file"
+		}
+		r.KeyFile = val
 	case key == "incremental":
 		if val == "" {
 			return "incremental= names no checkpoint"
@@ -117,7 +135,7 @@ func (r *diskFlag) set(key, val string, defined bool, more []diskKey) (problem s
 		}
 		r.leaveOut = val == "no"
 	default:
-		names := []string{"format", "backupmode", "incremental"}
+		names := []string{"format", "keyfile", "backupmode", "incremental"}
 		for _, k := range more {
 			names = append(names, k.name)
 		}

@@ -180,9 +180,9 @@ func (c *choice) request(d *dom.Disk) (backup.DiskRequest, error) {
 	r := c.DiskRequest
 	r.Target = d.Target
 	if r.Format == "" {
-		switch r.Format = qcow2.Format(d.Format); r.Format {
-		case qcow2.Raw, qcow2.Qcow2:
-		case "":
+		switch r.Format = qcow2.Format(d.Format); {
+		case readable(r.Format):
+		case r.Format == "":
 			return r, errors.New("the definition has no <driver type=…>, and a format is never guessed: add --disk " + d.Target + ",format=qcow2|raw")
 		default:
 			return r, fmt.Errorf("images of format %s cannot be read: --disk %s,backup=no leaves it out", d.Format, d.Target)

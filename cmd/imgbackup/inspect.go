@@ -9,34 +9,40 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/foreign"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
 func (a *app) inspectCommand() *cobra.Command {
 	var (
-		format string
-		dirs   []string
+		format  string
+		keyFile string
+		dirs    []string
 	)
 	cmd := &cobra.Command{
 		Use:   "inspect IMAGE",
 		Short: "Show an image's header, backing chain and bitmaps",
 		Long: `inspect reads an image natively and shows its header, its backing chain, its
 internal snapshots and its persistent dirty bitmaps with their dirty bytes, and
-whether the image is fit for incremental backups, or why not.
+whether the image is fit for incremental backups, or why not. An image that is
+not read natively (vmdk, vhdx, vdi, qed, LUKS) is read through qemu-nbd; it says so.
 
-It changes nothing, takes no locks, and needs no repository.` + exitHelp(),
+It changes nothing, takes no locks itself, and needs no repository.` + exitHelp(),
 		Example: `  imgbackup inspect /vm/web.qcow2
   imgbackup inspect --json /vm/web.qcow2`,
 		Args: exactArgs(1, "one IMAGE"),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			f := qcow2.Format(format)
-			if f != qcow2.Raw && f != qcow2.Qcow2 {
-				return usageError{fmt.Errorf("--format %q: want qcow2 or raw", format)}
+			if !readable(f) {
+				return usageError{fmt.Errorf("--format %q: want %s", format, formatNames())}
 			}
-			return a.inspect(args[0], f, dirs)
+			return a.inspect(args[0], f, qcow2.OpenOptions{
+				AllowDirs: dirs, Foreign: foreign.Opener(cmd.Context(), foreign.Options{KeyFile: keyFile}),
+			})
 		},
 	}
-	cmd.Flags().StringVar(&format, "format", "qcow2", "`FORMAT` of the image: qcow2 or raw; it is never guessed")
+	cmd.Flags().StringVar(&format, "format", "qcow2", "`FORMAT` of the image: "+formatNames()+"; it is never guessed")
+	cmd.Flags().StringVar(&keyFile, "keyfile", "", "the passphrase of an encrypted image is in this `FILE`")
 	cmd.Flags().StringArrayVar(&dirs, "allow-dir", nil, "allow backing and data files in this `DIR`, besides the image's own folder")
 	return cmd
 }
@@ -55,6 +61,7 @@ type inspectJSON struct {
 type layerJSON struct {
 	Path         string         `json:"path"`
 	Format       qcow2.Format   `json:"format"`
+	ReadBy       string         `json:"read_by,omitempty"` // and why, if not natively
 	VirtualSize  int64          `json:"virtual_size"`
 	FileSize     int64          `json:"file_size"`
 	Version      int            `json:"version,omitempty"`
@@ -83,8 +90,8 @@ type bitmapJSON struct {
 	Problem     string `json:"problem,omitempty"`
 }
 
-func (a *app) inspect(path string, format qcow2.Format, dirs []string) error {
-	c, err := qcow2.OpenChain(path, format, qcow2.OpenOptions{AllowDirs: dirs})
+func (a *app) inspect(path string, format qcow2.Format, options qcow2.OpenOptions) error {
+	c, err := qcow2.OpenChain(path, format, options)
 	if err != nil {
 		return err
 	}
@@ -105,7 +112,7 @@ func (a *app) inspect(path string, format qcow2.Format, dirs []string) error {
 }
 
 func describeLayer(l *qcow2.Layer) layerJSON {
-	out := layerJSON{Path: l.Path, Format: l.Format, VirtualSize: l.Size, DataFile: l.DataFile}
+	out := layerJSON{Path: l.Path, Format: l.Format, ReadBy: l.ReadBy(), VirtualSize: l.Size, DataFile: l.DataFile}
 	if id, err := l.Stat(); err == nil {
 		out.FileSize = id.Size
 	}
@@ -177,6 +184,9 @@ func (a *app) printInspect(i inspectJSON) error {
 }
 
 func describeFormat(l layerJSON) string {
+	if l.ReadBy != "" {
+		return fmt.Sprintf("%s, read by %s", l.Format, l.ReadBy)
+	}
 	if l.Format != qcow2.Qcow2 {
 		return string(l.Format)
 	}

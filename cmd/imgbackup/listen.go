@@ -230,6 +230,9 @@ func (f *deviceFailures) add(err error) (tell bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var failed *nbd.DeviceError
+	if errors.Is(err, errInterrupted) {
+		return false // a client that was at work when the server was told to end
+	}
 	if errors.As(err, &failed) {
 		if f.n++; f.n == 1 || archive.IsDamage(err) && !archive.IsDamage(f.first) {
 			f.first = err

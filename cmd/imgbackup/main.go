@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -90,8 +91,8 @@ func tryProcesses() {
 	}
 }
 
-// waitForChildren returns at a moment when no process of ours runs: a qemu-img
-// that writes into an image is waited for whatever happens.
+// waitForChildren returns at a moment when no process of ours runs but those that
+// only read: a qemu-img that writes into an image is waited for whatever happens.
 func waitForChildren() {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -103,7 +104,11 @@ func waitForChildren() {
 		running := false
 		for _, task := range tasks {
 			children, err := os.ReadFile(task)
-			running = running || err == nil && len(children) > 0
+			for _, pid := range strings.Fields(string(children)) {
+				// A qemu-nbd only reads for us, and ends with us.
+				name, nerr := os.ReadFile("/proc/" + pid + "/comm")
+				running = running || err == nil && (nerr != nil || string(name) != "qemu-nbd\n")
+			}
 		}
 		if !running {
 			return
