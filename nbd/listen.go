@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -54,7 +55,7 @@ func listenUnix(path string) (_ net.Listener, err error) {
 	}
 	defer func() { _ = dir.Close() }()
 	// Of two servers that start at the same time, the second sees the first.
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+	if err := lockFolder(dir); err != nil {
 		return nil, fmt.Errorf("lock its folder: %w", err)
 	}
 	if err := checkStale(path); err != nil {
@@ -89,6 +90,19 @@ func listenUnix(path string) (_ net.Listener, err error) {
 		return nil, err
 	}
 	return &unixListener{UnixListener: l, path: path, dev: st.Dev, ino: st.Ino}, nil
+}
+
+// lockFolder waits some seconds for whoever has locked the folder: a server that
+// starts needs no longer than a moment.
+func lockFolder(dir *os.File) error {
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 }
 
 // checkStale returns nil when there is nothing at path, or a socket on which

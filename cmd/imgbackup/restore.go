@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/convert"
 	dom "github.com/imgbackup/imgbackup/domain"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
@@ -27,6 +28,7 @@ type restoreRequest struct {
 	format     string
 	adjust     bool
 	options    restore.Options
+	convert    convert.Options
 }
 
 func (a *app) restoreCommand() *cobra.Command {
@@ -44,12 +46,17 @@ names (not with --disk). --adjust-xml lets that definition name the files where
 they are restored, and else it is byte by byte what it was. --to names a file, or
 with --force a block device; --to TARGET=- writes the raw disk, zeros and all, to
 stdout, and whoever reads it must look at the exit status. --continue gives a restored qcow2 image the checkpoint's bitmap,
-so that its next backup is incremental from there.` + progressHelp + exitHelp(exitDamage, exitInUse, exitInterrupted),
+so that its next backup is incremental from there.
+
+raw and qcow2 are written natively. Formats that only qemu-img writes, and
+compressed and encrypted images, are written by it, as a client of serve's server
+on a private socket; nothing that exists is replaced then.` + progressHelp + exitHelp(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup restore web --output /restored
   imgbackup restore web --checkpoint monday --disk vda --output /restored --format qcow2
   imgbackup restore web --output /restored --format qcow2 --adjust-xml
   imgbackup restore web --to vda=/vm/web.qcow2 --format qcow2 --continue --verify
   imgbackup restore web --to vda=/dev/vg/web --force
+  imgbackup restore web --to vda=web.vmdk --format vmdk --format-option subformat=streamOptimized
   imgbackup restore web --to vda=- | ssh host 'cat >web.raw'`,
 		Args: exactArgs(1, "one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -62,7 +69,10 @@ so that its next backup is incremental from there.` + progressHelp + exitHelp(ex
 	f.StringArrayVar(&r.disks, "disk", nil, "restore only this disk `TARGET`; may be repeated")
 	f.StringVarP(&r.output, "output", "o", "", "write to `DIR`/TARGET.FORMAT; the folder is made if it is not there")
 	f.StringArrayVar(&r.to, "to", nil, "write one disk to a file, block device or stdout (-): `TARGET=PATH`; may be repeated")
-	f.StringVar(&r.format, "format", "", "`FORMAT`: raw or qcow2 (default: raw; with --continue: qcow2)")
+	f.StringVar(&r.format, "format", "", "`FORMAT`: raw or qcow2 (default: raw; with --continue: qcow2); by qemu-img: vmdk, vhdx, vdi, qed")
+	f.BoolVar(&r.convert.Compressed, "compressed", false, "compress each cluster of a qcow2 or vmdk, by qemu-img")
+	f.StringVar(&r.convert.SecretFile, "secret-file", "", "encrypt a qcow2 (LUKS) with the passphrase that is in `FILE`, to its last byte, by qemu-img")
+	f.StringArrayVar(&r.convert.Settings, "format-option", nil, "`KEY=VALUE` for qemu-img's -o, as subformat=streamOptimized; may be repeated")
 	f.BoolVar(&r.adjust, "adjust-xml", false, "let the restored definition of the domain name the restored files")
 	f.BoolVar(&r.options.Force, "force", false, "replace a target that exists; write to a block device")
 	f.BoolVar(&r.options.Continue, "continue", false, "give the restored qcow2 images the checkpoint's bitmap, so that the next backup is incremental")
@@ -80,9 +90,15 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	case r.adjust && (r.output == "" || len(r.disks) > 0):
 		return usage("--adjust-xml goes with --output and all disks, where the definition is restored")
 	}
-	format, err := restoreFormat(r)
+	byQemuImg, err := r.byQemuImg()
 	if err != nil {
 		return err
+	}
+	format := qcow2.Format(r.format)
+	if !byQemuImg {
+		if format, err = restoreFormat(r); err != nil {
+			return err
+		}
 	}
 	if err := chain.ValidDomain(r.domain); err != nil {
 		return usageError{err}
@@ -103,6 +119,9 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 		if r.options.Files, err = restoreFiles(m, r, targets); err != nil {
 			return err
 		}
+	}
+	if byQemuImg {
+		return a.restoreByQemuImg(cmd.Context(), repo, m, targets, r)
 	}
 	if slices.ContainsFunc(targets, func(t restore.Target) bool { return t.Path == stdoutPath }) {
 		return a.restoreToStdout(cmd.Context(), repo, m, targets, r)

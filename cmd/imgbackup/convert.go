@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/convert"
+	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/restore"
+	"github.com/imgbackup/imgbackup/serve"
+)
+
+// byQemuImg tells whether what is asked for is written by qemu-img.
+func (r *restoreRequest) byQemuImg() (bool, error) {
+	plain := !r.convert.Compressed && r.convert.SecretFile == "" && len(r.convert.Settings) == 0
+	if plain && (r.format == "" || r.format == string(qcow2.Raw) || r.format == string(qcow2.Qcow2)) {
+		return false, nil
+	}
+	r.convert.Format, r.convert.Verify = r.format, r.options.Verify
+	if err := r.convert.Check(); err != nil {
+		return false, usageError{fmt.Errorf("--format: %w", err)}
+	}
+	if r.options.Force || r.options.Continue || r.adjust {
+		return false, usageError{errors.New("what qemu-img writes has no --force, --continue or --adjust-xml")}
+	}
+	return true, nil
+}
+
+// restoreByQemuImg writes the disks in a format that is qemu-img's.
+func (a *app) restoreByQemuImg(ctx context.Context, repo *chain.Repository, m *chain.Manifest, targets []restore.Target, r restoreRequest) (err error) {
+	var names []string
+	for i, t := range targets {
+		names = append(names, t.Disk)
+		for _, u := range targets[:i] {
+			if t.Disk == u.Disk || t.Path == u.Path {
+				return usageError{fmt.Errorf("--to: %s and %s are one disk or one file", t.Disk, u.Disk)}
+			}
+		}
+		if t.Path == stdoutPath {
+			return usageError{errors.New("--to TARGET=-: only raw can be written in order")}
+		}
+	}
+	c, err := serve.Open(ctx, repo, m, serve.Options{Disks: names})
+	if errors.Is(err, serve.ErrUnknownDisk) {
+		return usageError{err}
+	}
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if r.output != "" {
+		if len(r.disks) == 0 && len(m.Files) > 0 {
+			a.note("the domain's definition and its firmware's files are restored with raw and qcow2 only")
+		}
+		switch mkdir := os.Mkdir(r.output, 0o777); {
+		case mkdir == nil:
+			defer func() {
+				if err != nil {
+					_ = os.Remove(r.output) // if it is empty
+				}
+			}()
+		case !errors.Is(mkdir, fs.ErrExist):
+			return fmt.Errorf("make the targets' folder: %w", mkdir)
+		}
+	}
+	a.events.expect(m.Domain, names...)
+	var jobs []convert.Target
+	for i, t := range targets {
+		jobs = append(jobs, convert.Target{Disk: c.Disks[i], Path: t.Path})
+	}
+	written, err := convert.Run(ctx, jobs, r.convert)
+	if errors.Is(err, convert.ErrUsage) {
+		return usageError{err}
+	}
+	if err != nil {
+		return err
+	}
+	result := &restore.Result{}
+	for i, w := range written {
+		d := restore.DiskResult{Disk: names[i], Path: w.Path, Format: r.format, Size: w.Size, Verified: r.convert.Verify}
+		d.Data = c.Disks[i].Size()
+		for e, err := range c.Disks[i].Allocation(ctx, 0, d.Data) {
+			if err != nil {
+				return err
+			}
+			d.Zero += min(e.End, c.Disks[i].Size()) - e.Start
+		}
+		d.Data -= d.Zero
+		result.Disks = append(result.Disks, d)
+		if size := c.Disks[i].Size(); w.Size != size {
+			a.note(fmt.Sprintf("disk %s: %s has rounded its size up from %d to %d bytes", names[i], r.format, size, w.Size))
+		}
+	}
+	return a.printRestore(m, result)
+}

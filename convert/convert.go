@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package convert restores disks into the formats that only qemu-img writes: it is
+// the client of a server of ours, on a socket in a private folder.
+//
+// Invariants:
+//
+//   - The files appear under their final names only when all of them are complete
+//     and durable; until then they are in a folder beside their targets that is
+//     locked (flock), so that the next run removes what a killed one has left.
+//   - Nothing that exists is replaced.
+//   - Every byte is proven by the digest in the map before qemu-img gets it. What
+//     the repository holds damaged is the error, whatever qemu-img says.
+//   - A secret is never on a command line: qemu-img reads it from its file.
+package convert
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/nbd"
+	"github.com/imgbackup/imgbackup/serve"
+)
+
+// Formats are those that qemu-img writes for us.
+var formats = []string{"qcow2", "vmdk", "vhdx", "vdi", "qed"}
+
+// Options say what is written.
+type Options struct {
+	Format     string   // one of qemu-img's: qcow2, vmdk, vhdx, vdi, qed
+	Compressed bool     // each cluster compressed: qcow2, vmdk
+	SecretFile string   // of qcow2: encrypt it (LUKS) with the passphrase in this file
+	Settings   []string // KEY=VALUE, as qemu-img's -o takes them
+	Verify     bool     // compare afterwards
+}
+
+// Target says where a disk goes.
+type Target struct {
+	Disk *serve.Disk
+	Path string // in a folder that exists; nothing stands there
+}
+
+// Result is one disk that was written.
+type Result struct {
+	Path string // absolute
+	Size int64  // virtual size of the image, bytes: the format may have rounded it up
+}
+
+// ErrUsage says that what was asked for contradicts itself.
+var ErrUsage = errors.New("wrong usage")
+
+// Check judges the options.
+func (o Options) Check() error {
+	switch {
+	case !slices.Contains(formats, o.Format):
+		return fmt.Errorf("%w: format %.40q: want raw, %s", ErrUsage, o.Format, strings.Join(formats, ", "))
+	case o.Compressed && o.Format != "qcow2" && o.Format != "vmdk":
+		return fmt.Errorf("%w: %s cannot be compressed", ErrUsage, o.Format)
+	case o.SecretFile != "" && o.Format != "qcow2":
+		return fmt.Errorf("%w: only qcow2 can be encrypted", ErrUsage)
+	}
+	for _, s := range o.Settings {
+		key, value, ok := strings.Cut(s, "=")
+		if !ok || key == "" || value == "" {
+			return fmt.Errorf("%w: %.80q is no KEY=VALUE", ErrUsage, s)
+		}
+		// Only what changes the form of the one file that is written.
+		if strings.HasPrefix(key, "backing") || strings.HasPrefix(key, "data_file") || strings.HasPrefix(key, "encrypt") ||
+			key == "encryption" || key == "size" || key == "subformat" && value != "monolithicSparse" && value != "streamOptimized" && value != "dynamic" && value != "fixed" {
+			return fmt.Errorf("%w: %.80q is not possible here", ErrUsage, s)
+		}
+	}
+	return nil
+}
+
+// arguments are those of qemu-img for the format.
+func (o Options) arguments(secret string) []string {
+	args := []string{"-O", o.Format}
+	if o.Compressed {
+		args = append(args, "-c")
+	}
+	settings := slices.Clone(o.Settings)
+	if secret != "" {
+		settings = append(settings, "encrypt.format=luks", "encrypt.key-secret=secret")
+	}
+	for _, s := range settings {
+		args = append(args, "-o", strings.ReplaceAll(s, ",", ",,"))
+	}
+	return args
+}
+
+// Run writes the targets, all of them or none.
+func Run(ctx context.Context, targets []Target, o Options) (_ []Result, err error) {
+	if err := o.Check(); err != nil {
+		return nil, err
+	}
+	var jobs []*job
+	defer func() {
+		for _, j := range jobs {
+			err = errors.Join(err, j.folder.remove())
+		}
+	}()
+	for _, t := range targets {
+		j, err := newJob(t)
+		if err != nil {
+			return nil, fmt.Errorf("disk %s: %w", t.Disk.Target, err)
+		}
+		jobs = append(jobs, j)
+	}
+	var all []Result
+	for _, j := range jobs {
+		size, err := j.run(ctx, o)
+		if err != nil {
+			return nil, fmt.Errorf("disk %s: %w", j.Disk.Target, err)
+		}
+		all = append(all, Result{Path: j.Path, Size: size})
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	return all, publish(jobs)
+}
+
+// publish gives the files their names, or none of them.
+func publish(jobs []*job) error {
+	for i, j := range jobs {
+		err := unix.Renameat2(unix.AT_FDCWD, filepath.Join(j.folder.path, imageName), unix.AT_FDCWD, j.Path, unix.RENAME_NOREPLACE)
+		if err == nil {
+			err = outfile.SyncFolder(filepath.Dir(j.Path))
+			i++
+		}
+		if err == nil {
+			continue
+		}
+		for _, done := range jobs[:i] {
+			err = errors.Join(err, os.Remove(done.Path))
+		}
+		return fmt.Errorf("%s: give the file its name: %w", j.Path, err)
+	}
+	return nil
+}
+
+// The names in the private folder.
+const (
+	imageName  = "image"
+	socketDir  = "server" // its own, which nobody has locked
+	socketName = socketDir + "/s"
+)
+
+// job is one disk.
+type job struct {
+	Target
+	folder *folder
+}
+
+func newJob(t Target) (*job, error) {
+	base := filepath.Base(t.Path)
+	if t.Path == "" || strings.HasSuffix(t.Path, "/") || base == "." || base == ".." {
+		return nil, fmt.Errorf("%w: %q is no name of a file", ErrUsage, t.Path)
+	}
+	dir, err := filepath.EvalSymlinks(filepath.Dir(t.Path))
+	if err == nil {
+		dir, err = filepath.Abs(dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the target's folder: %w", err)
+	}
+	t.Path = filepath.Join(dir, base)
+	if _, err := os.Lstat(t.Path); err == nil {
+		return nil, fmt.Errorf("%s: the target exists already (in a format that qemu-img writes nothing is replaced: remove it, or name another)", t.Path)
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	f, err := newFolder(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &job{Target: t, folder: f}, nil
+}
+
+// run writes the image and returns its virtual size.
+func (j *job) run(ctx context.Context, o Options) (size int64, err error) {
+	var mu sync.Mutex
+	var failed error
+	server, err := nbd.NewServer([]nbd.Export{{Name: "disk", Size: j.Disk.Size(), Device: j.Disk,
+		Contexts: []nbd.Context{{Name: nbd.BaseAllocation, Extents: j.Disk.Allocation}}}}, nbd.ServerOptions{Notify: func(err error) {
+		var device *nbd.DeviceError
+		mu.Lock()
+		defer mu.Unlock()
+		if failed == nil && errors.As(err, &device) {
+			failed = err
+		}
+	}})
+	if err != nil {
+		return 0, err
+	}
+	if err := os.Mkdir(filepath.Join(j.folder.path, socketDir), 0o700); err != nil {
+		return 0, err
+	}
+	l, err := nbd.ListenUnix(filepath.Join(j.folder.path, socketName))
+	if err != nil {
+		return 0, err
+	}
+	serving, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(serving, l) }()
+	defer func() {
+		stop()
+		err = errors.Join(err, <-ended)
+		mu.Lock()
+		defer mu.Unlock()
+		if failed != nil {
+			err = failed // and qemu-img only its victim
+		}
+	}()
+	return j.convert(ctx, o)
+}
+
+func (j *job) convert(ctx context.Context, o Options) (int64, error) {
+	const source = "nbd+unix:///disk?socket=" + socketName
+	var object []string
+	image := "driver=" + o.Format + ",file.driver=file,file.filename=" + imageName
+	if o.SecretFile != "" {
+		path, err := filepath.Abs(o.SecretFile)
+		if err != nil {
+			return 0, err
+		}
+		object = []string{"--object", "secret,id=secret,file=" + strings.ReplaceAll(path, ",", ",,")}
+		image += ",encrypt.key-secret=secret"
+	}
+	args := slices.Concat([]string{"convert"}, object, []string{"-f", "raw"}, o.arguments(o.SecretFile), []string{source, imageName})
+	if _, err := j.qemuImg(ctx, args...); err != nil {
+		return 0, err
+	}
+	size, err := j.look(ctx, object, image)
+	if err != nil {
+		return 0, err
+	}
+	if size < j.Disk.Size() {
+		return 0, fmt.Errorf("the image that qemu-img has written has %d bytes instead of %d", size, j.Disk.Size())
+	}
+	if o.Verify {
+		args := slices.Concat([]string{"compare"}, object, []string{"--image-opts", "driver=nbd,server.type=unix,server.path=" + socketName + ",export=disk", image})
+		if _, err := j.qemuImg(ctx, args...); err != nil {
+			return 0, fmt.Errorf("read back: %w", err)
+		}
+	}
+	f, err := os.Open(filepath.Join(j.folder.path, imageName))
+	if err != nil {
+		return 0, err
+	}
+	return size, errors.Join(f.Chmod(0o600), f.Sync(), f.Close())
+}
+
+// look asks for the virtual size of what was written.
+func (j *job) look(ctx context.Context, object []string, image string) (int64, error) {
+	out, err := j.qemuImg(ctx, slices.Concat([]string{"info", "--output=json"}, object, []string{"--image-opts", image})...)
+	if err != nil {
+		return 0, err
+	}
+	var info struct {
+		Size int64 `json:"virtual-size"`
+	}
+	if err := json.Unmarshal(out, &info); err != nil {
+		return 0, fmt.Errorf("qemu-img info: %w", err)
+	}
+	return info.Size, nil
+}
+
+// qemuImg runs qemu-img in the private folder. It writes nothing that lasts but the
+// new image, so that it may be ended at any moment.
+func (j *job) qemuImg(ctx context.Context, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, "qemu-img", args...)
+	cmd.Dir = j.folder.path
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is ours to handle
+	cmd.WaitDelay = 10 * time.Second
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return nil, fmt.Errorf("qemu-img %s: %w: %.2000s", args[0], err, strings.TrimSpace(stderr.String()+out.String()))
+	}
+	return out.Bytes(), nil
+}
