@@ -105,9 +105,7 @@ func (s *session) compareIdentity() error {
 					return &chain.DiskError{Disk: d.req.Target, Err: err}
 				}
 				if open != d.id[at] || path != d.id[at] {
-					return &chain.DiskError{Disk: d.req.Target, Err: &qcow2.InUseError{
-						Path: f.Path(), Why: "it was written to or exchanged while it was read; nothing was committed",
-					}}
+					return &chain.DiskError{Disk: d.req.Target, Err: &qcow2.InUseError{Path: f.Path(), Why: s.changedWhile()}}
 				}
 				at++
 			}
@@ -119,4 +117,16 @@ func (s *session) compareIdentity() error {
 		}
 	}
 	return nil
+}
+
+// changedWhile says what became of an image while we had it.
+func (s *session) changedWhile() string {
+	const what = "it was written to or exchanged while it was read"
+	switch {
+	case s.afterCommit == nil:
+		return what + "; nothing was committed"
+	case s.makesCheckpoint:
+		return what + "; if the checkpoint was made before, it stays"
+	}
+	return what
 }
