@@ -18,6 +18,9 @@ import (
 type FetcherOptions struct {
 	Parallel int   // requests and decoders at work at once; 0: one per CPU, at least 4, at most 16
 	MaxGap   int64 // bytes of a pack read for nothing rather than begin a second request; 0: 256 KiB
+	// Buffer, if it is not nil, lends Batch a buffer of GridSize bytes for each
+	// chunk. The chunk that fn gets begins where the buffer does, and is fn's.
+	Buffer func() []byte
 }
 
 // Fetcher reads and proves chunks. A request is a stream that is decoded frame by
@@ -133,7 +136,7 @@ func (e *EntryError) Unwrap() error { return e.Err }
 // Batch fetches the chunks of entries, each once, with one or two requests for each
 // pack and several at a time. fn gets a chunk, proven, together with the indexes of all
 // entries that use it; it is called from several goroutines at once and must not
-// keep the chunk or the indexes. Entries that are zeros are passed over. The first
+// keep the indexes, nor the chunk unless FetcherOptions.Buffer lent it. Entries that are zeros are passed over. The first
 // error stops the batch: an [EntryError] for what could not be fetched (damage or
 // outage, by what it wraps), or what fn returned.
 func (f *Fetcher) Batch(ctx context.Context, entries []Entry, fn func(indexes []int, chunk []byte) error) error {
@@ -228,7 +231,9 @@ func (f *Fetcher) deliver(s *fetchSlot, entries []Entry, uses []int, in *frameSt
 	err := in.read(e.FrameOffset, s.stored)
 	var chunk []byte
 	if err == nil {
-		if chunk, err = s.decode(e, s.stored, s.chunk); err == nil {
+		if f.o.Buffer != nil {
+			chunk, err = s.decode(e, s.stored, f.o.Buffer())
+		} else if chunk, err = s.decode(e, s.stored, s.chunk); err == nil {
 			s.chunk = chunk
 		}
 	}

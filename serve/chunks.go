@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // chunks fetches decoded chunks and keeps the last ones used. One object serves all
@@ -25,7 +26,7 @@ type chunks struct {
 	byKey map[archive.Digest]*chunk
 	used  list.List // of *chunk; the one last used is in front
 	kept  int64
-	bufs  sync.Pool // of *[]byte, archive.GridSize long
+	bufs  sync.Pool // of *gridBuffer
 	work  sync.WaitGroup
 }
 
@@ -38,14 +39,18 @@ type chunk struct {
 
 	// Under the lock of chunks.
 	users int
-	buf   *[]byte // where data is, if it is lent from the pool
-	size  int64   // what it counts for, 0 while it is fetched
+	buf   *gridBuffer // where data is, if it is lent from the pool
+	size  int64       // what it counts for, 0 while it is fetched
 	elem  *list.Element
 }
 
-func newChunks(ctx context.Context, fetcher *archive.Fetcher, limit int64) *chunks {
-	c := &chunks{ctx: ctx, fetcher: fetcher, limit: limit, loads: make(chan struct{}, 8), byKey: make(map[archive.Digest]*chunk)}
-	c.bufs.New = func() any { b := make([]byte, archive.GridSize); return &b }
+// gridBuffer holds any chunk.
+type gridBuffer [archive.GridSize]byte
+
+func newChunks(ctx context.Context, store objstore.Store, limit int64) *chunks {
+	c := &chunks{ctx: ctx, limit: limit, loads: make(chan struct{}, 8), byKey: make(map[archive.Digest]*chunk)}
+	c.bufs.New = func() any { return new(gridBuffer) }
+	c.fetcher = archive.NewFetcher(store, archive.FetcherOptions{Parallel: 8, Buffer: func() []byte { return c.bufs.Get().(*gridBuffer)[:] }})
 	return c
 }
 
@@ -145,16 +150,17 @@ func (c *chunks) shrink() {
 	}
 }
 
-// done sets what has become of a chunk that was fetched.
+// done sets what has become of a chunk that was fetched. data, if there is any,
+// lies at the beginning of a buffer of the pool.
 func (c *chunks) done(k *chunk, data []byte, err error) {
-	var buf *[]byte
-	switch {
-	case err != nil:
-	case len(data) > archive.GridSize/2:
-		buf = c.bufs.Get().(*[]byte)
-		data = (*buf)[:copy(*buf, data)]
-	default: // a small one must not keep a large buffer
-		data = slices.Clone(data)
+	var buf *gridBuffer
+	if err == nil && cap(data) >= archive.GridSize {
+		buf = (*gridBuffer)(data[:archive.GridSize])
+		if len(data) <= archive.GridSize/2 { // a small one must not keep a large buffer
+			data = slices.Clone(data)
+			c.bufs.Put(buf)
+			buf = nil
+		}
 	}
 	c.mu.Lock()
 	k.data, k.err, k.buf = data, err, buf
@@ -183,7 +189,10 @@ func (c *chunks) load(entries []archive.Entry, fresh []*chunk) {
 	got := make([]bool, len(entries))
 	var mu sync.Mutex
 	err := c.fetcher.Batch(c.ctx, entries, func(indexes []int, data []byte) error {
-		for _, i := range indexes {
+		for at, i := range indexes {
+			if at > 0 { // a chunk has one buffer
+				data = slices.Clone(data)
+			}
 			mu.Lock()
 			had := got[i]
 			got[i] = true
@@ -207,7 +216,7 @@ func (c *chunks) load(entries []archive.Entry, fresh []*chunk) {
 			c.done(fresh[i], nil, err)
 			continue
 		}
-		data, err := c.fetcher.Chunk(c.ctx, entries[i], nil)
+		data, err := c.fetcher.Chunk(c.ctx, entries[i], c.bufs.Get().(*gridBuffer)[:])
 		c.done(fresh[i], data, err)
 	}
 }

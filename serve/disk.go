@@ -189,7 +189,7 @@ func Open(ctx context.Context, repo *chain.Repository, m *chain.Manifest, o Opti
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	c := &Checkpoint{Manifest: m, repo: repo, cancel: cancel}
-	c.chunks = newChunks(ctx, archive.NewFetcher(repo.Store, archive.FetcherOptions{Parallel: 8}), o.Cache)
+	c.chunks = newChunks(ctx, repo.Store, o.Cache)
 	if err := c.open(ctx, o.Disks); err != nil {
 		c.Close()
 		return nil, err
