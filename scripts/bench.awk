@@ -49,6 +49,7 @@ END {
   ratio("S3, restore: imgbackup", "S3, restore: the same, local", "1.11", "S3, restore: raw GETs of its packs")
   # At least 0.8 times as fast.
   ratio("NBD: nbdcopy from serve", "NBD: restore", "1.25")
+  ratio("NBD: nbdcopy from serve, to nothing", "NBD: restore", "1.25")
   ratio("NBD: nbdcopy from export", "NBD: nbdcopy from qemu-nbd", "1")
   limit("NBD: first bytes of a chain of 101", "0.1")
 }
