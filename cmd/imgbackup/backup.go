@@ -30,7 +30,7 @@ func (a *app) backupCommand() *cobra.Command {
 		force       bool
 	)
 	cmd := &cobra.Command{
-		Use:   "backup [DOMAIN] {--disk TARGET=PATH,format=qcow2|raw … | --domain-xml FILE | --all-domains DIR}",
+		Use:   "backup [DOMAIN] {--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE | --all-domains DIR}",
 		Short: "Back up a shut-down domain's disks",
 		Long: `backup archives the disks of a domain, all of them in one transaction, and
 makes a checkpoint: in every qcow2 image a dirty bitmap is added that records
@@ -44,26 +44,34 @@ stands every check, and else reads the whole disk and stores what differs from
 the newest archived state; it says why. --mode incremental ends with exit
 status 4 instead. --mode full stores everything.
 
+A --disk is TARGET=PATH,format=FORMAT; a comma in a path is doubled. The format
+is never guessed. qcow2 and raw are read natively; luks, vmdk, vhdx, vdi, qed and
+encrypted qcow2 (keyfile=FILE holds the passphrase) through qemu-nbd, and always
+by content. backupmode= and incremental= give one disk a mode of its own.
+
 With --target, once for each disk, the disks go to files or block devices
 instead (push mode), full unless an incremental is asked for, and a checkpoint
-is made only if --checkpoint names one; an incremental qcow2 holds the clusters
-that changed, and reads as the disk once it is put over the backup before it:
+is made only if --checkpoint names one. The repository is needed for an
+incremental or a checkpoint. An incremental qcow2 holds the clusters that
+changed, and reads as the disk once it is put over the backup before it:
 qemu-img rebase -u -b BASE -F qcow2 FILE. An incremental raw file holds the
 changes and reads as zeros elsewhere; with reuse=yes they are written into the
-file that is there. The repository is needed for an incremental or a checkpoint.
+file that is there. A --target is TARGET=PATH and may have more:
 
-A comma in a path is doubled.
+    driver=qcow2|raw                          default: qcow2
+    backing=FILE,backingformat=qcow2|raw      recorded in the file, not opened
+    cluster_size=SIZE                         default: the image's own
+    reuse=yes                                 write into the raw file there
 
 --domain-xml names a domain's definition, as libvirt keeps it or virsh dumpxml
-prints it, and --backup-xml and --checkpoint-xml describe the backup as libvirt's
-domainbackup and domaincheckpoint do; - is standard input. DOMAIN is then the
-definition's name. Every disk of it is taken that can be written to; --disk then
-only says what differs: --disk vdb,backup=no. When the backup XML gives the disks
-targets, they are written there, and else into the repository. --all-domains takes every
-definition (*.xml) in a folder, one after the other.
-
---print-xml prints the XML with all that was left out filled
-in, as libvirt fills it in, and stops: it needs no repository and no images.` + progressHelp + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
+prints it. DOMAIN is then the definition's name, and every disk of it is taken
+that can be written to; --disk only says what differs: --disk vdb,backup=no.
+--backup-xml and --checkpoint-xml describe the backup as libvirt's domainbackup
+and domaincheckpoint do. Disks to which the backup XML gives targets are written
+there, and else into the repository. A FILE of - is standard input. --print-xml
+prints the XML with all that was left out filled in, as libvirt fills it in, and
+stops: it needs no repository and no images. --all-domains takes every definition
+(*.xml) in a folder, one after the other.` + progressHelp + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
 		Example: `  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2
   imgbackup backup web --disk vda=/vm/a.qcow2,format=qcow2 --disk vdb=/dev/vg/web,format=raw
   imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --mode incremental --checkpoint monday
@@ -143,19 +151,19 @@ in, as libvirt fills it in, and stops: it needs no repository and no images.` + 
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVar(&disks, "disk", nil, "a disk: `"+diskForm+"`; may be repeated")
+	f.StringArrayVar(&disks, "disk", nil, "`DISK`: "+diskForm+"; may be repeated")
 	xml.add(f)
 	f.StringVar(&mode, "mode", "auto", "`MODE`: auto, full or incremental")
 	f.StringVar(&req.Since, "incremental", "", "be incremental since this `CHECKPOINT` (default: the newest that can be trusted)")
 	f.StringVar(&req.Checkpoint, "checkpoint", "", "`NAME` of the new checkpoint (default: made from the time)")
 	f.StringVar(&req.Description, "description", "", "`TEXT` to keep with the checkpoint")
 	f.BoolVar(&dryRun, "dry-run", false, "print the plan and write nothing")
-	f.StringArrayVar(&targets, "target", nil, "write a disk to a file or block device: `"+targetForm+"`; for all disks or none")
+	f.StringArrayVar(&targets, "target", nil, "`WHERE` to write a disk: TARGET=PATH[,driver=qcow2|raw]…; for all disks or none")
 	f.BoolVar(&force, "force", false, "with --target: replace files that exist, and write to block devices")
 	f.StringVar(&compression, "compression", "fastest", "`LEVEL`: "+archive.LevelNames)
 	f.StringVar(&rate, "limit-rate", "", "read at most so many `BYTES` per second, as 50M")
 	f.DurationVar(&req.MaxLock, "max-lock", 0, "give up rather than keep the images locked for longer than this `TIME`, as 30m")
-	f.BoolVar(&req.NoCheckpoint, "no-checkpoint", false, "write nothing into the images; nothing can be incremental since this backup by bitmap")
+	f.BoolVar(&req.NoCheckpoint, "no-checkpoint", false, "write nothing into the images; nothing can be incremental by bitmap since this backup")
 	f.BoolVar(&req.NoLock, "no-lock", false, "do not take QEMU's image locks, where the file system has none; recorded in the manifest")
 	f.BoolVar(&req.NoVerify, "no-verify", false, "do not decode each compressed chunk again before it is stored")
 	f.BoolVar(&req.Adopt, "adopt", false, "go on with a domain that another host began")

@@ -167,8 +167,8 @@ the definition that can be written to, as far as the checkpoint's XML lists them
 		},
 	}
 	images.add(cmd)
-	cmd.Flags().StringVar(&xml.domain, "domain-xml", "", "the domain's definition is in this `FILE`; - is stdin")
-	cmd.Flags().StringVar(&xml.checkpoint, "checkpoint-xml", "", "the checkpoint is described in this `FILE`, as a domaincheckpoint")
+	cmd.Flags().StringVar(&xml.domain, "domain-xml", "", "the domain's definition is in this `FILE` (-: standard input)")
+	cmd.Flags().StringVar(&xml.checkpoint, "checkpoint-xml", "", "the checkpoint is described in this `FILE`, as a domaincheckpoint (-: standard input)")
 	cmd.Flags().StringVar(&name, "checkpoint", "", "`NAME` of the checkpoint (default: made from the time)")
 	cmd.Flags().StringVar(&description, "description", "", "`TEXT` to keep with the checkpoint")
 	cmd.Flags().BoolVar(&images.req.Adopt, "adopt", false, "go on with a domain that another host began")

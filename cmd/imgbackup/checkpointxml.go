@@ -127,12 +127,13 @@ func (a *app) checkpointRedefineCommand() *cobra.Command {
 definition back into the repository, after it was removed with --metadata. Every
 bitmap that it names is looked for in the images: it must be there, sound, and
 record. The images are those of --disk, or those of the domain in the XML, or
-else where other checkpoints found them. FILE may be -, which is stdin.
+else where other checkpoints found them. A FILE of - is standard input.
 
 What the first definition had recorded to tell later whether the bitmaps can be
 trusted does not come back.` + exitHelp(exitDamage, exitInUse, exitTaken, exitInterrupted),
-		Example: `  imgbackup checkpoint redefine web monday.xml --disk vda=/vm/web.qcow2,format=qcow2`,
-		Args:    exactArgs(2, "a DOMAIN and a FILE"),
+		Example: `  imgbackup checkpoint redefine web monday.xml --disk vda=/vm/web.qcow2,format=qcow2
+  imgbackup checkpoint redefine --repo /backup web - <monday.xml`,
+		Args: exactArgs(2, "a DOMAIN and a FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req, err := images.request(args[0])
 			if err != nil {

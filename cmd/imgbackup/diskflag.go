@@ -33,7 +33,7 @@ func splitOptions(s string) []string {
 }
 
 // diskForm is what --disk takes in all commands that back up.
-const diskForm = "TARGET=PATH,format=qcow2|raw[,keyfile=PATH][,backupmode=full|incremental][,incremental=CHECKPOINT]"
+const diskForm = "TARGET=PATH,format=FORMAT[,keyfile=FILE][,backupmode=full|incremental][,incremental=CHECKPOINT]"
 
 // readable tells whether images of a format can be read.
 func readable(f qcow2.Format) bool {

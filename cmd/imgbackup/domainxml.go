@@ -35,9 +35,9 @@ func (f *xmlFlags) add(flags *pflag.FlagSet) {
 
 // addFiles adds the flags that name files of one domain.
 func (f *xmlFlags) addFiles(flags *pflag.FlagSet) {
-	flags.StringVar(&f.domain, "domain-xml", "", "the domain's definition is in this `FILE`")
-	flags.StringVar(&f.backup, "backup-xml", "", "what to do is in this `FILE`, as a domainbackup")
-	flags.StringVar(&f.checkpoint, "checkpoint-xml", "", "the new checkpoint is described in this `FILE`, as a domaincheckpoint")
+	flags.StringVar(&f.domain, "domain-xml", "", "the domain's definition is in this `FILE` (-: standard input)")
+	flags.StringVar(&f.backup, "backup-xml", "", "what to do is in this `FILE`, as a domainbackup (-: standard input)")
+	flags.StringVar(&f.checkpoint, "checkpoint-xml", "", "the new checkpoint is described in this `FILE`, as a domaincheckpoint (-: standard input)")
 }
 
 // conflicts refuses flags that say the same thing in two ways.

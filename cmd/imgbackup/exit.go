@@ -43,7 +43,7 @@ func exitHelp(codes ...int) string {
 		{exitFailed, "failed; nothing half-written is left under a final name"},
 		{exitUsage, "wrong usage"},
 		{exitDamage, "damage found"},
-		{exitNotTrusted, "an incremental was demanded (--mode incremental) and cannot be\n         trusted"},
+		{exitNotTrusted, "an incremental was demanded and cannot be trusted"},
 		{exitInUse, "an image, the target of a restore, a socket or a scratch file is\n         in use"},
 		{exitTaken, "the checkpoint's name is taken, someone else committed first, or\n         the domain belongs to another host"},
 		{exitInterrupted, "interrupted"},

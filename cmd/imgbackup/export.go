@@ -13,9 +13,6 @@ import (
 	"github.com/imgbackup/imgbackup/pull"
 )
 
-// exportForm is what export's --disk takes besides what others take.
-const exportForm = diskForm + "[,exportname=NAME][,exportbitmap=NAME][,checkpoint=no]"
-
 func (a *app) exportCommand() *cobra.Command {
 	var (
 		job   exportJob
@@ -23,11 +20,12 @@ func (a *app) exportCommand() *cobra.Command {
 		xml   xmlFlags
 	)
 	cmd := &cobra.Command{
-		Use:   "export [DOMAIN] {--disk TARGET=PATH,format=qcow2|raw … | --domain-xml FILE} {--socket PATH | --listen ADDRESS}",
+		Use:   "export [DOMAIN] {--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE} {--socket PATH | --listen ADDRESS}",
 		Short: "Offer a shut-down domain's disks over NBD, for a client to pull",
 		Long: `export offers the disks of a domain as read-only NBD exports, straight from the
 images: libvirt's backup in pull mode, for a domain that is shut down. Each
-export is named by its disk's target (or exportname=).
+export is named by its disk's target (or exportname=). A --disk is that of backup,
+and may have exportname=NAME, exportbitmap=NAME and checkpoint=no.
 
 With --incremental, or incremental= for one disk, an export has the context
 qemu:dirty-bitmap:backup-TARGET (or exportbitmap=), in which is dirty what may
@@ -46,8 +44,8 @@ The repository is needed for an incremental or a checkpoint only.
 
 --domain-xml names a domain's definition, whose writable disks are then served;
 --disk only says what differs. --backup-xml and --checkpoint-xml say all of it as
-libvirt's domainbackup, with mode='pull', and domaincheckpoint do; - is standard
-input. Scratch files in it are not used.
+libvirt's domainbackup, with mode='pull', and domaincheckpoint do; scratch files
+in it are not used. A FILE of - is standard input.
 
 ` + listenHelp + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
 		Example: `  imgbackup export web --disk vda=/vm/web.qcow2,format=qcow2 --socket /run/web.sock --checkpoint c1
@@ -86,7 +84,7 @@ input. Scratch files in it are not used.
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVar(&disks, "disk", nil, "a disk: `"+exportForm+"`; may be repeated")
+	f.StringArrayVar(&disks, "disk", nil, "`DISK`: TARGET=PATH,format=FORMAT…; may be repeated")
 	f.StringVar(&job.req.Since, "incremental", "", "tell what changed since this `CHECKPOINT` in each disk that says nothing else")
 	f.StringVar(&job.req.Checkpoint, "checkpoint", "", "make a checkpoint of this `NAME`")
 	f.StringVar(&job.req.Description, "description", "", "`TEXT` to keep with the checkpoint")

@@ -17,7 +17,7 @@ func (a *app) initCommand() *cobra.Command {
 		Short: "Make a new, empty repository",
 		Long: `init makes a repository in a new or empty folder, or in a bucket of an S3 store
 that exists, which --repo or the environment variable IMGBACKUP_REPO names. An
-S3 store is tried first: it has to create an object only if there is none
+S3 store is tried first: it must be able to create an object only if there is none
 (If-None-Match: *), to read back what was written, and to check checksums.` + exitHelp(),
 		Example: "  imgbackup init -r /backup\n  imgbackup init -r s3://vm-backups/host1",
 		Args:    exactArgs(0, "no arguments"),

@@ -29,7 +29,8 @@ not read natively (vmdk, vhdx, vdi, qed, LUKS) is read through qemu-nbd; it says
 
 It changes nothing, takes no locks itself, and needs no repository.` + exitHelp(),
 		Example: `  imgbackup inspect /vm/web.qcow2
-  imgbackup inspect --json /vm/web.qcow2`,
+  imgbackup inspect --json /vm/web.qcow2
+  imgbackup inspect --format vmdk /vm/old.vmdk`,
 		Args: exactArgs(1, "one IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f := qcow2.Format(format)

@@ -30,9 +30,9 @@ const progressHelp = `
 which then has nothing else, or to --progress-to. Each has "event" and "time":
 
     begin        "command"
-    disk         "disk" of "domain" is in "state" waiting or started, and at the end done,
-                 failed (with "error"), abandoned (unfinished, and not at fault)
-                 or unknown (it may have been committed)
+    disk         "disk" of "domain" is in "state" waiting or started, and at
+                 the end done, failed (with "error"), abandoned (unfinished,
+                 and not at fault) or unknown (it may have been committed)
     progress     "done" of "total" in "phase", of "disk" or of all; at least
                  once a second, moved or not
     step         "step" of the backup begins

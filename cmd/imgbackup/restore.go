@@ -42,15 +42,18 @@ them are complete and durable.
 
 --output DIR writes DIR/TARGET.FORMAT and, of a backup with --domain-xml, the
 domain's definition as DIR/DOMAIN.xml and its firmware's files under their own
-names (not with --disk). --adjust-xml lets that definition name the files where
-they are restored, and else it is byte by byte what it was. --to names a file, or
-with --force a block device; --to TARGET=- writes the raw disk, zeros and all, to
-stdout, and whoever reads it must look at the exit status. --continue gives a restored qcow2 image the checkpoint's bitmap,
-so that its next backup is incremental from there.
+names (not with --disk). With --adjust-xml that definition names the files where
+they are restored; else it is byte by byte what it was.
+
+--to names a file, or with --force a block device; --to TARGET=- writes the raw
+disk, zeros and all, to stdout, and whoever reads it must look at the exit status.
+
+--continue gives a restored qcow2 image the checkpoint's bitmap, so that its next
+backup is incremental from there.
 
 raw and qcow2 are written natively. Formats that only qemu-img writes, and
-compressed and encrypted images, are written by it, as a client of serve's server
-on a private socket; nothing that exists is replaced then.` + progressHelp + exitHelp(exitDamage, exitInUse, exitInterrupted),
+compressed and encrypted images, are written by it, which reads from a server as
+that of serve, on a private socket; nothing that exists is replaced then.` + progressHelp + exitHelp(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup restore web --output /restored
   imgbackup restore web --checkpoint monday --disk vda --output /restored --format qcow2
   imgbackup restore web --output /restored --format qcow2 --adjust-xml

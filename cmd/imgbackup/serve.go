@@ -43,7 +43,7 @@ against older checkpoints (qemu:dirty-bitmap:NAME): the parent, or those that
 --cow makes the disks writable, for example to boot a virtual machine from the
 archive: what is written goes into a scratch file per disk, FILE and FILE.map, and
 the archive stays as it is. A server that is started again with the same file goes
-on from the last flush. The scratch file holds only what was written: it is of use
+on from the last flush at least. The scratch file holds only what was written: it is of use
 together with the checkpoint only.
 
 ` + listenHelp + `

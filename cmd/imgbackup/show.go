@@ -13,7 +13,7 @@ func (a *app) showCommand() *cobra.Command {
 		Use:     "show DOMAIN CHECKPOINT",
 		Short:   "Show one checkpoint",
 		Long:    "show prints what a checkpoint holds and why each disk was backed up as it was.\nWith --json it prints the manifest." + exitHelp(exitDamage, exitInterrupted),
-		Example: "  imgbackup show web monday",
+		Example: "  imgbackup show web monday\n  imgbackup show web monday --json",
 		Args:    exactArgs(2, "a DOMAIN and a CHECKPOINT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			repo, err := a.openRepo(cmd.Context())
