@@ -239,3 +239,40 @@ func TestScratchFilesThatAreRefused(t *testing.T) {
 	refused(c, damaged("link", func(p string) error { return errors.Join(os.Remove(p), os.Symlink(path, p)) }), "symbolic link")
 	refused(c, dir, "directory")
 }
+
+// A scratch file that cannot be made leaves nothing that is in the next try's way.
+func TestScratchFileThatCannotBeMade(t *testing.T) {
+	t.Parallel()
+	h := newHistory(t)
+	h.commit(bytes.Repeat([]byte{7}, blockSize), true, nil)
+	c := h.open(t, 0, Options{})
+	for _, before := range []bool{false, true} {
+		path := filepath.Join(t.TempDir(), "cow")
+		if before {
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		inTheWay := filepath.Join(path+mapSuffix+".new", "x")
+		if err := os.MkdirAll(inTheWay, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.OpenCow(c.Disks[0], path); err == nil {
+			t.Fatal("it was made")
+		}
+		fi, err := os.Stat(path)
+		if before && (err != nil || fi.Size() != 0) || !before && !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("there before: %v; afterwards: %v, %v", before, fi, err)
+		}
+		if err := os.RemoveAll(filepath.Dir(inTheWay)); err != nil {
+			t.Fatal(err)
+		}
+		cow, err := c.OpenCow(c.Disks[0], path)
+		if err != nil {
+			t.Fatalf("the next try: %v", err)
+		}
+		if err := cow.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -84,7 +84,13 @@ func openCowFile(path string, h *cowHeader, blocks int64) (_ *cowFile, bitmap []
 			f.close()
 		}
 	}()
-	f.data, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	// A file that was there stays, whatever becomes of this.
+	made := true
+	f.data, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		made = false
+		f.data, err = os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -104,13 +110,18 @@ func openCowFile(path string, h *cowHeader, blocks int64) (_ *cowFile, bitmap []
 	f.bits, err = os.OpenFile(path+mapSuffix, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && st.Size() == 0:
-		bitmap, err = f.create(path, h, header, blocks)
+		if bitmap, err = f.create(path, h, header, blocks); err != nil {
+			_ = f.data.Truncate(0) // as it was: the next try may begin anew
+		}
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil, fmt.Errorf("%s is there and %s is not: it is no scratch file of this program, or not a whole one; remove it, or name another", path, path+mapSuffix)
 	case err != nil:
 		return nil, nil, err
 	default:
 		bitmap, err = f.resume(h, header, st.Size(), blocks)
+	}
+	if err != nil && made {
+		_ = os.Remove(path) // it is empty
 	}
 	if err != nil {
 		return nil, nil, err
@@ -138,10 +149,11 @@ func (f *cowFile) create(path string, h *cowHeader, header []byte, blocks int64)
 	if err == nil {
 		err = os.Rename(part, path+mapSuffix)
 	}
-	if err == nil {
-		err = syncFolder(filepath.Dir(path))
+	if err != nil {
+		_ = os.Remove(part) // of no use to anybody
+		return nil, err
 	}
-	return bitmap, err
+	return bitmap, syncFolder(filepath.Dir(path))
 }
 
 func syncFolder(path string) error {
