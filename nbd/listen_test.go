@@ -4,9 +4,11 @@ package nbd
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -67,16 +69,9 @@ func TestListenUnix(t *testing.T) {
 
 // certificates writes an authority's certificate and two that it has signed, as
 // libnbd wants them named, and returns their folder.
-func certificates(t *testing.T) string {
+func certificates(t *testing.T, key func() (crypto.Signer, error)) string {
 	t.Helper()
 	dir := t.TempDir()
-	key := func() *ecdsa.PrivateKey {
-		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return k
-	}
 	write := func(name, kind string, der []byte) {
 		b := pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
@@ -84,9 +79,12 @@ func certificates(t *testing.T) string {
 		}
 	}
 	serial := int64(0)
-	sign := func(name string, parent *x509.Certificate, signer *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+	sign := func(name string, parent *x509.Certificate, signer crypto.Signer) (*x509.Certificate, crypto.Signer) {
 		serial++
-		k := key()
+		k, err := key()
+		if err != nil {
+			t.Fatal(err)
+		}
 		c := &x509.Certificate{
 			SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: name},
 			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
@@ -97,7 +95,7 @@ func certificates(t *testing.T) string {
 			c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, x509.KeyUsageCertSign
 			parent, signer = c, k
 		}
-		der, err := x509.CreateCertificate(rand.Reader, c, parent, &k.PublicKey, signer)
+		der, err := x509.CreateCertificate(rand.Reader, c, parent, k.Public(), signer)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -115,9 +113,48 @@ func certificates(t *testing.T) string {
 	return dir
 }
 
+func ecdsaKey() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }
+
+func rsaKey() (crypto.Signer, error) { return rsa.GenerateKey(rand.Reader, 2048) }
+
+// Clients that use GnuTLS must find their RSA certificates fit for the server.
+func TestTLSWithRSA(t *testing.T) {
+	t.Parallel()
+	dir := certificates(t, rsaKey)
+	at := func(name string) string { return filepath.Join(dir, name) }
+	config, err := ServerTLS(at("server-cert.pem"), at("server-key.pem"), at("ca-cert.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := serveIn(t, ServerOptions{TLS: config})
+	ok(t, "qemu-img", "info", "--object", "tls-creds-x509,id=t,endpoint=client,dir="+dir, "--image-opts",
+		"driver=nbd,server.type=unix,server.path="+w.socket+",export=vdb,tls-creds=t,tls-hostname=localhost")
+	// One of another authority, of the same name, does not do.
+	other := certificates(t, ecdsaKey)
+	trust, err := authorities(at("ca-cert.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, good := range map[string]bool{dir: true, other: false} {
+		cert, err := tls.LoadX509KeyPair(filepath.Join(name, "client-cert.pem"), filepath.Join(name, "client-key.pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := Dial(context.Background(), "unix", w.socket, ClientOptions{
+			Export: "vda", TLS: &tls.Config{RootCAs: trust, ServerName: "localhost", Certificates: []tls.Certificate{cert}},
+		})
+		if err == nil {
+			c.Close()
+		}
+		if good != (err == nil) {
+			t.Errorf("a certificate of the authority (%v): %v", good, err)
+		}
+	}
+}
+
 func TestTLS(t *testing.T) {
 	t.Parallel()
-	dir := certificates(t)
+	dir := certificates(t, ecdsaKey)
 	at := func(name string) string { return filepath.Join(dir, name) }
 	config, err := ServerTLS(at("server-cert.pem"), at("server-key.pem"), at("ca-cert.pem"))
 	if err != nil {
