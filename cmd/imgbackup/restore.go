@@ -73,7 +73,7 @@ that of serve, on a private socket; nothing that exists is replaced then.` + pro
 	f.StringVarP(&r.output, "output", "o", "", "write to `DIR`/TARGET.FORMAT; the folder is made if it is not there")
 	f.StringArrayVar(&r.to, "to", nil, "write one disk to a file, block device or stdout (-): `TARGET=PATH`; may be repeated")
 	f.StringVar(&r.format, "format", "", "`FORMAT`: raw or qcow2 (default: raw; with --continue: qcow2); by qemu-img: vmdk, vhdx, vdi, qed")
-	f.BoolVar(&r.convert.Compressed, "compressed", false, "compress each cluster of a qcow2 or vmdk, by qemu-img")
+	f.BoolVar(&r.convert.Compressed, "compressed", false, "compress each cluster of a qcow2 or vmdk, by qemu-img (not with --secret-file)")
 	f.StringVar(&r.convert.SecretFile, "secret-file", "", "encrypt a qcow2 (LUKS) with the passphrase that is in `FILE`, to its last byte, by qemu-img")
 	f.StringArrayVar(&r.convert.Settings, "format-option", nil, "`KEY=VALUE` for qemu-img's -o, as subformat=streamOptimized; may be repeated")
 	f.BoolVar(&r.adjust, "adjust-xml", false, "let the restored definition of the domain name the restored files")
