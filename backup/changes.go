@@ -108,8 +108,6 @@ func (s *session) changesBetween(ctx context.Context, target string, from, to *c
 		"no archives and no recorded bitmaps tell what changed in %s between %s and %s", target, from.Checkpoint, to.Checkpoint)}
 }
 
-// linksOf lists the states that one is linked with, the goal first. Archives are
-// compared with the goal only, which is enough for all of them.
 // linksOf lists the states that one is linked with, the goal first.
 func (s *session) linksOf(ctx context.Context, at state, states []state, goal state) []link {
 	var links []link

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -81,7 +82,7 @@ func (a *app) backupAll(cmd *cobra.Command, req backup.Request, folder string, d
 }
 
 // definitions lists the definitions in a folder by name: regular files that end
-// in .xml. What lies in its own folders (libvirt's networks, autostart) is not
+// in .xml, and symbolic links to such. What lies in its own folders (libvirt's networks, autostart) is not
 // looked at.
 func definitions(folder string) ([]string, error) {
 	entries, err := os.ReadDir(folder)
@@ -90,7 +91,15 @@ func definitions(folder string) ([]string, error) {
 	}
 	var files []string
 	for _, e := range entries {
-		if e.Type().IsRegular() && strings.HasSuffix(e.Name(), ".xml") {
+		if !strings.HasSuffix(e.Name(), ".xml") {
+			continue
+		}
+		// One that cannot be looked at is not passed over: to read it will fail.
+		kind, at := e.Type(), filepath.Join(folder, e.Name())
+		if fi, err := os.Stat(at); err == nil {
+			kind = fi.Mode().Type()
+		}
+		if kind.IsRegular() || kind == fs.ModeSymlink {
 			files = append(files, e.Name())
 		}
 	}

@@ -7,11 +7,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/chain"
 )
 
 func (a *app) changesCommand() *cobra.Command {
@@ -40,7 +42,8 @@ backup would take it: those of --disk, or else where the checkpoints found them.
 			if err != nil {
 				return err
 			}
-			if _, err := a.manifest(cmd, repo, args[0], args[1]); err != nil {
+			from, err := a.manifest(cmd, repo, args[0], args[1])
+			if err != nil {
 				return err
 			}
 			out := changesPrinter{a: a, extents: extents, from: args[1]}
@@ -48,9 +51,12 @@ backup would take it: those of --disk, or else where the checkpoints found them.
 				if len(req.Disks) > 0 {
 					return usageError{fmt.Errorf("--disk is for the changes until now: between two checkpoints no image is opened")}
 				}
-				if _, err := a.manifest(cmd, repo, args[0], args[2]); err != nil {
+				to, err := a.manifest(cmd, repo, args[0], args[2])
+				if err != nil {
 					return err
 				}
+				a.noteAlone(from, to)
+				a.noteAlone(to, from)
 				all, err := backup.ChangesBetween(cmd.Context(), repo, args[0], args[1], args[2])
 				if err != nil {
 					return err
@@ -58,16 +64,12 @@ backup would take it: those of --disk, or else where the checkpoints found them.
 				return out.print(all, args[2])
 			}
 			if len(req.Disks) == 0 {
-				m, err := a.manifest(cmd, repo, args[0], args[1])
-				if err != nil {
-					return err
-				}
 				ms, err := a.allManifests(cmd, repo, args[0])
 				if err != nil {
 					return err
 				}
 				for _, d := range recordedDisks(ms) {
-					if _, ok := m.Disk(d.Target); ok {
+					if _, ok := from.Disk(d.Target); ok {
 						req.Disks = append(req.Disks, d)
 					}
 				}
@@ -86,6 +88,16 @@ backup would take it: those of --disk, or else where the checkpoints found them.
 	images.add(cmd)
 	cmd.Flags().BoolVar(&extents, "map", false, "list the ranges")
 	return cmd
+}
+
+// noteAlone tells of the disks that one checkpoint has and another has not: all of
+// them is a change, and is not among those that are shown.
+func (a *app) noteAlone(has, not *chain.Manifest) {
+	for i := range has.Disks {
+		if target := has.Disks[i].Target; !slices.ContainsFunc(not.Disks, func(d chain.Disk) bool { return d.Target == target }) {
+			a.note(fmt.Sprintf("disk %s: only checkpoint %s has it", target, has.Checkpoint))
+		}
+	}
 }
 
 // changesPrinter writes changes as they are found: there may be very many.

@@ -400,6 +400,11 @@ redefine brings it back.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
 					del.Checkpoints = del.Checkpoints[:len(del.Checkpoints)-1]
 				}
 			}
+			for _, d := range req.Disks {
+				if !slices.ContainsFunc(del.Checkpoints, func(m *chain.Manifest) bool { _, ok := m.Disk(d.Target); return ok }) {
+					return usageError{fmt.Errorf("--disk %s: no checkpoint that is to be deleted has such a disk", d.Target)}
+				}
+			}
 			done, err := backup.DeleteCheckpoints(cmd.Context(), repo, del, backup.Hooks{Note: a.note})
 			if perr := a.printDeleted(done, metadata); err == nil {
 				err = perr
