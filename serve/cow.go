@@ -193,13 +193,13 @@ func (c *Cow) WriteZeroes(ctx context.Context, off, length int64, mayTrim bool) 
 func (c *Cow) zeroBlocks(ctx context.Context, start, end int64, mode uint32) error {
 	c.many.Lock()
 	defer c.many.Unlock()
-	err := unix.Fallocate(int(c.file.data.Fd()), mode, start, end-start)
+	err := restart(func() error { return unix.Fallocate(int(c.file.data.Fd()), mode, start, end-start) })
 	if err == nil {
 		c.take(start/blockSize, (end+blockSize-1)/blockSize)
 		return nil
 	}
 	if !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EINVAL) {
-		return err
+		return fmt.Errorf("%s: %w", c.file.data.Name(), err)
 	}
 	zeros := make([]byte, 1<<20)
 	for pos := start; pos < end; {
@@ -244,14 +244,14 @@ func (c *Cow) Flush(context.Context) error {
 	}
 	clear(c.changed)
 	c.mu.Unlock()
-	err := unix.Fdatasync(int(c.file.data.Fd()))
+	err := syncData(c.file.data)
 	for n, page := range pages {
 		if err == nil {
 			_, err = c.file.bits.WriteAt(page, headerSize+n*pageSize)
 		}
 	}
 	if err == nil && len(pages) > 0 {
-		err = unix.Fdatasync(int(c.file.bits.Fd()))
+		err = syncData(c.file.bits)
 	}
 	c.failed = err // the kernel tells of lost pages only once
 	return err

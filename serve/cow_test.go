@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/imgbackup/imgbackup/nbd"
 )
 
@@ -273,6 +275,23 @@ func TestScratchFileThatCannotBeMade(t *testing.T) {
 		}
 		if err := cow.Close(); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// A signal is no reason to give a scratch file up.
+func TestInterruptedCallsAreRepeated(t *testing.T) {
+	t.Parallel()
+	for _, last := range []error{nil, unix.EIO} {
+		left := 3
+		err := restart(func() error {
+			if left--; left > 0 {
+				return unix.EINTR
+			}
+			return last
+		})
+		if left != 0 || !errors.Is(err, last) {
+			t.Errorf("%d calls left, %v", left, err)
 		}
 	}
 }

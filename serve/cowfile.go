@@ -199,3 +199,21 @@ func (f *cowFile) close() {
 		}
 	}
 }
+
+// restart calls again what a signal has interrupted: the runtime sends itself many,
+// and file systems like FUSE and NFS end a call for any of them.
+func restart(call func() error) error {
+	for {
+		if err := call(); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// syncData makes what was written to a file durable.
+func syncData(f *os.File) error {
+	if err := restart(func() error { return unix.Fdatasync(int(f.Fd())) }); err != nil {
+		return fmt.Errorf("%s: make it durable: %w", f.Name(), err)
+	}
+	return nil
+}
