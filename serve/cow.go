@@ -19,6 +19,10 @@ import (
 // blockSize is the unit in which a [Cow] takes parts of the disk over, bytes.
 const blockSize = 64 << 10
 
+// maxCowSize bounds the disk that a [Cow] can be of, bytes, so that the bits of its
+// blocks take at most 128 MiB of memory.
+const maxCowSize = 64 << 40
+
 // Cow is a disk that can be written to: what is written goes into a scratch file,
 // and the repository stays as it is. It implements [nbd.Device] and [nbd.Writer].
 //
@@ -45,6 +49,9 @@ type Cow struct {
 // OpenCow opens the scratch file at path, or makes it: it, and path with ".map"
 // behind it. A file of another checkpoint or disk is refused.
 func (c *Checkpoint) OpenCow(d *Disk, path string) (*Cow, error) {
+	if d.size > maxCowSize {
+		return nil, fmt.Errorf("disk %s: scratch file: the disk has %d bytes, more than the %d that one can be of", d.Target, d.size, int64(maxCowSize))
+	}
 	blocks := (d.size + blockSize - 1) / blockSize
 	h := &cowHeader{Format: cowFormat, Version: 1, Repository: c.Manifest.RepositoryID, Domain: c.Manifest.Domain,
 		Checkpoint: c.Manifest.Checkpoint, UUID: c.Manifest.UUID, Disk: d.Target, Size: d.size, Block: blockSize}

@@ -240,6 +240,11 @@ func TestScratchFilesThatAreRefused(t *testing.T) {
 	}), "is not the map")
 	refused(c, damaged("link", func(p string) error { return errors.Join(os.Remove(p), os.Symlink(path, p)) }), "symbolic link")
 	refused(c, dir, "directory")
+	c.Disks[0].size = maxCowSize + 512
+	refused(c, filepath.Join(dir, "huge"), "more than")
+	if _, err := os.Stat(filepath.Join(dir, "huge")); err == nil {
+		t.Error("a scratch file was made for a disk that is too large")
+	}
 }
 
 // A scratch file that cannot be made leaves nothing that is in the next try's way.
