@@ -230,6 +230,14 @@ func (j *job) run(ctx context.Context, o Options) (size int64, err error) {
 	return j.convert(ctx, o)
 }
 
+// QEMU measures how fast it derives keys before it makes an encrypted image, and
+// gives up at random where that is too fast for the clock of processes. No data
+// has been read by then.
+const (
+	noClock  = "Unable to get accurate CPU usage"
+	maxTries = 50
+)
+
 func (j *job) convert(ctx context.Context, o Options) (int64, error) {
 	const source = "nbd+unix:///disk?socket=" + socketName
 	var object []string
@@ -243,7 +251,11 @@ func (j *job) convert(ctx context.Context, o Options) (int64, error) {
 		image += ",encrypt.key-secret=secret"
 	}
 	args := slices.Concat([]string{"convert"}, object, []string{"-f", "raw"}, o.arguments(o.SecretFile), []string{source, imageName})
-	if _, err := j.qemuImg(ctx, args...); err != nil {
+	_, err := j.qemuImg(ctx, args...)
+	for tries := 1; err != nil && tries < maxTries && strings.Contains(err.Error(), noClock); tries++ {
+		_, err = j.qemuImg(ctx, args...)
+	}
+	if err != nil {
 		return 0, err
 	}
 	size, err := j.look(ctx, object, image)
