@@ -116,6 +116,24 @@ func waitForChildren() {
 	}
 }
 
+// tellTime is how long a signal's effect waits for somebody to read what is told
+// of it.
+const tellTime = time.Second
+
+// inTime waits for tell to end, but not long: whoever does not read what we write,
+// and so holds it up, must not keep us from being stopped.
+func inTime(tell func()) {
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		tell()
+	}()
+	select {
+	case <-told:
+	case <-time.After(tellTime):
+	}
+}
+
 // interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP
 // cancels. A second one ends the program as soon as no qemu-img runs; what it
 // leaves behind is settled by the next run.
@@ -127,17 +145,21 @@ func interruptible(p program) (context.Context, context.CancelFunc) {
 	go func() {
 		select {
 		case sig := <-signals:
-			p.events.tell(event{Event: "interrupted", Signal: sig.String()})
-			p.say("%v: tidying up; once more to stop at once", sig)
+			inTime(func() {
+				p.events.tell(event{Event: "interrupted", Signal: sig.String()})
+				p.say("%v: tidying up; once more to stop at once", sig)
+			})
 			cancel(errInterrupted)
 		case <-quit:
 			return
 		}
 		select {
 		case <-signals:
-			p.say("stopping as soon as no qemu-img works on an image")
+			inTime(func() { p.say("stopping as soon as no qemu-img works on an image") })
 			waitForChildren()
-			_ = p.events.end(exitInterrupted, errInterrupted, "stopped at once; the next run tidies up")
+			inTime(func() {
+				_ = p.events.end(exitInterrupted, errInterrupted, "stopped at once; the next run tidies up")
+			})
 			os.Exit(exitInterrupted)
 		case <-quit:
 		}

@@ -190,10 +190,13 @@ func (a *app) chosen(cmd *cobra.Command, repo *chain.Repository, domain, checkpo
 		}
 	}
 	m := chain.Newest(archives)
-	if m == nil {
-		return nil, fmt.Errorf("the repository holds no checkpoint of domain %s", domain)
+	switch {
+	case m != nil:
+		return m, nil
+	case len(ms) > 0:
+		return nil, fmt.Errorf("no checkpoint of domain %s holds data: they are only in the images", domain)
 	}
-	return m, nil
+	return nil, fmt.Errorf("the repository holds no checkpoint of domain %s", domain)
 }
 
 func restoreTargets(m *chain.Manifest, r restoreRequest, format qcow2.Format) ([]restore.Target, error) {

@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -93,6 +95,57 @@ func signalAt(t *testing.T, cmd *exec.Cmd, sig syscall.Signal, steps int, random
 	<-ended
 	err = cmd.Wait()
 	return signalled{cmd.ProcessState.ExitCode(), err, stderr.String()}
+}
+
+// stuckPipe is a pipe that is full and that nobody reads: to write to it blocks.
+func stuckPipe(t *testing.T) *os.File {
+	t.Helper()
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fds[0]) })
+	var err error
+	for page := make([]byte, 4096); err == nil; {
+		_, err = unix.Write(fds[1], page)
+	}
+	if !errors.Is(err, unix.EAGAIN) {
+		t.Fatal(err)
+	}
+	if err := unix.SetNonblock(fds[1], false); err != nil {
+		t.Fatal(err)
+	}
+	w := os.NewFile(uintptr(fds[1]), "stuck pipe")
+	t.Cleanup(func() { w.Close() })
+	return w
+}
+
+// Somebody who does not read what is told cannot keep the program, and the images
+// that it has locked, from being let go.
+func TestSignalsWhenNobodyReads(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	whole := w.child(nil, "export", "web", "--disk", "vda="+w.image("vda")+",format=qcow2", "--socket", filepath.Join(w.dir, "s"))
+	cmd := exec.CommandContext(ctx, whole.Path, whole.Args[1:]...)
+	cmd.Dir, cmd.Env, cmd.Stderr = whole.Dir, whole.Env, stuckPipe(t)
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); !strings.HasPrefix(line, "serving ") {
+		t.Errorf("%q, %v", line, err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after a signal: %v", err)
+	}
 }
 
 // A signal to the whole process group at any moment, as Ctrl-C sends it, never
