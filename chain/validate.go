@@ -238,7 +238,8 @@ func (d *Disk) validate(c *checker, m *Manifest) {
 		d.Witnesses[i].validate(c, len(d.Backing))
 	}
 	if d.Held != nil {
-		c.that(m.Kind == KindCheckpoint && d.Held.Name == d.Bitmap && d.Held.Size == d.Size, "held is %.80q, %d bytes", d.Held.Name, d.Held.Size)
+		c.that(m.Kind == KindCheckpoint && d.Held.Name == d.Bitmap && d.Held.Size == d.Size && d.Held.LayerPath == "",
+			"held is %.80q, %d bytes, in %.80q", d.Held.Name, d.Held.Size, d.Held.LayerPath)
 		d.Held.validate(c, 0)
 	}
 }

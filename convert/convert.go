@@ -72,6 +72,8 @@ func (o Options) Check() error {
 		return fmt.Errorf("%w: %s cannot be compressed", ErrUsage, o.Format)
 	case o.SecretFile != "" && o.Format != "qcow2":
 		return fmt.Errorf("%w: only qcow2 can be encrypted", ErrUsage)
+	case o.SecretFile != "" && o.Compressed:
+		return fmt.Errorf("%w: QEMU cannot compress an encrypted image", ErrUsage)
 	}
 	for _, s := range o.Settings {
 		key, value, ok := strings.Cut(s, "=")
