@@ -181,6 +181,10 @@ var errShutdown = errors.New("the server is shutting down")
 // errBusy refuses a connection.
 var errBusy = errors.New("refused: there are as many connections as the server may have")
 
+// socketBuffer is how much of its replies a client on this host may have left
+// unread, bytes, before sending waits.
+const socketBuffer = 2 * pieceSize
+
 // ServeConn serves one client until it leaves or ctx ends, and closes the
 // connection. Its error says why the connection ended, when neither the client
 // nor ctx wished it.
@@ -195,6 +199,11 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	// Work goes on for the time of grace after ctx has ended.
 	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
+	if u, ok := nc.(*net.UnixConn); ok {
+		// The kernel sees to TCP's buffers itself; one of a local socket holds less
+		// than a piece, and the client and we would take turns.
+		_ = u.SetWriteBuffer(socketBuffer) // it may allow less, which only costs time
+	}
 	h := &handshake{s: s, nc: nc}
 	c, err := func() (*conn, error) {
 		stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(past) })
