@@ -133,10 +133,15 @@ type NotTrustedError struct {
 	Disk   string
 	Code   Reason
 	Reason string
+	Hint   string // what to do; may be empty
 }
 
 func (e *NotTrustedError) Error() string {
-	return fmt.Sprintf("an incremental backup cannot be trusted: %s (--mode auto backs up what is needed)", e.Reason)
+	text := "an incremental backup cannot be trusted: " + e.Reason
+	if e.Hint != "" {
+		text += " (" + e.Hint + ")"
+	}
+	return text
 }
 
 // UsageError reports a request that makes no sense whatever the images hold.

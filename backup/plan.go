@@ -135,7 +135,7 @@ func (s *session) chooseMode(ctx context.Context, d *disk, p *DiskPlan) error {
 		return nil
 	}
 	refuse := func(code Reason, reason string) error {
-		return &NotTrustedError{Disk: d.req.Target, Code: code, Reason: reason}
+		return &NotTrustedError{Disk: d.req.Target, Code: code, Reason: reason, Hint: "--mode auto backs up what is needed"}
 	}
 
 	states := withData(all)

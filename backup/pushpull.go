@@ -212,6 +212,9 @@ func recordHeld(ctx context.Context, d *disk, w *archive.Writer, rec *chain.Disk
 	return held, err
 }
 
+// fullInstead is what to do where an increment is refused.
+const fullInstead = "a full needs no checkpoint"
+
 // planWithoutArchive decides what is given out of a disk whose data does not go
 // into the repository.
 func (s *session) planWithoutArchive(ctx context.Context, d *disk, p *DiskPlan, states []state) error {
@@ -227,7 +230,7 @@ func (s *session) planWithoutArchive(ctx context.Context, d *disk, p *DiskPlan, 
 	if d.req.Since != "" {
 		if _, ok := find(states, d.req.Since); !ok {
 			return &NotTrustedError{Disk: d.req.Target, Code: ReasonNoCheckpoint,
-				Reason: fmt.Sprintf("the repository holds no checkpoint %s of disk %s", d.req.Since, d.req.Target)}
+				Reason: fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since), Hint: fullInstead}
 		}
 	}
 	v, err := s.judge(ctx, d, states)
@@ -235,7 +238,7 @@ func (s *session) planWithoutArchive(ctx context.Context, d *disk, p *DiskPlan, 
 		return err
 	}
 	if !v.trusted {
-		return &NotTrustedError{Disk: d.req.Target, Code: v.code, Reason: fmt.Sprintf("disk %s: %s", d.req.Target, v.reason)}
+		return &NotTrustedError{Disk: d.req.Target, Code: v.code, Reason: v.reason, Hint: fullInstead}
 	}
 	p.Mode, p.Detection, p.Code, p.Reason = Incremental, ByBitmap, ReasonTrusted, v.reason
 	p.dirty, p.Since = v.dirty, v.base.Ref()
