@@ -94,7 +94,8 @@ type bitmapJSON struct {
 func (a *app) inspect(path string, format qcow2.Format, options qcow2.OpenOptions) error {
 	c, err := qcow2.OpenChain(path, format, options)
 	if err != nil {
-		return err
+		// What it says of itself may tell how to go on.
+		return errors.Join(a.inspectTop(path, format, err), err)
 	}
 	defer func() { _ = c.Close() }() // opened for reading only
 	out := inspectJSON{Path: path, Format: format, VirtualSize: c.Size()}
@@ -107,6 +108,27 @@ func (a *app) inspect(path string, format qcow2.Format, options qcow2.OpenOption
 		out.Chain = append(out.Chain, describeLayer(l))
 	}
 	if a.json {
+		return a.printJSON(out)
+	}
+	return a.printInspect(out)
+}
+
+// inspectTop shows an image that cannot be opened with all that it needs, by
+// itself, if that can be done.
+func (a *app) inspectTop(path string, format qcow2.Format, cause error) error {
+	if format != qcow2.Qcow2 {
+		return nil
+	}
+	out := inspectJSON{Path: path, Format: format, Why: cause.Error()}
+	err := qcow2.WithTopLayer(path, func(l *qcow2.Layer) error {
+		out.VirtualSize = l.Size
+		out.Chain = append(out.Chain, describeLayer(l))
+		return nil
+	})
+	switch {
+	case err != nil:
+		return nil // the cause says it
+	case a.json:
 		return a.printJSON(out)
 	}
 	return a.printInspect(out)
