@@ -62,6 +62,14 @@ func DeleteCheckpoints(ctx context.Context, repo *chain.Repository, req DeleteRe
 			continue
 		}
 		doomed[i] = bitmapsOf(m, req.Paths)
+		if host, _ := chain.CurrentHost(); !sameHost(host, m.Host) {
+			for _, b := range doomed[i] {
+				if _, here := req.Paths[b.target]; !here {
+					return nil, fmt.Errorf("checkpoint %s was made on host %s, and its bitmaps are there: --disk %s=PATH,format=qcow2 says where the image is here, --metadata removes the definition alone",
+						m.Checkpoint, m.Host.Name, b.target)
+				}
+			}
+		}
 		for _, b := range doomed[i] {
 			if err := lookAt(ctx, guards, b); err != nil {
 				return nil, fmt.Errorf("checkpoint %s, disk %s: %w", m.Checkpoint, b.target, err)

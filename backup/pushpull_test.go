@@ -272,6 +272,30 @@ func TestChangesOfARegrownDisk(t *testing.T) {
 	}
 }
 
+// The bitmaps of another host's checkpoint are not in an image here by chance of
+// its path.
+func TestDeleteOfAnotherHost(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.create("a", "1M")
+	m := l.createCheckpoint("k", l.disk("a")).Manifest
+	theirs := *m
+	theirs.Host = chain.Host{Name: "elsewhere", ID: "0123456789abcdef0123456789abcdef"}
+	del := backup.DeleteRequest{Domain: "vm", Checkpoints: []*chain.Manifest{&theirs}}
+	if _, err := backup.DeleteCheckpoints(t.Context(), l.repo, del, backup.Hooks{}); err == nil || !strings.Contains(err.Error(), "elsewhere") {
+		t.Errorf("got %v", err)
+	}
+	if info := l.tool("qemu-img", "info", "a"); !strings.Contains(info, "name: k.") {
+		t.Errorf("the bitmap is gone: %s", info)
+	}
+	del.Paths = map[string]string{"vda": l.path("a")}
+	_, err := backup.DeleteCheckpoints(t.Context(), l.repo, del, backup.Hooks{})
+	l.must(err)
+	if info := l.tool("qemu-img", "info", "a"); strings.Contains(info, "name: k.") {
+		t.Errorf("the bitmap is still there: %s", info)
+	}
+}
+
 // A push that fails leaves neither bitmap nor checkpoint; one that succeeds makes
 // it for the instant at which the data was read.
 func TestPushCheckpoint(t *testing.T) {
