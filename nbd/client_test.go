@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/internal/zero"
 )
 
 // collect is what a context says, without the extents that have no flag.
@@ -75,7 +76,7 @@ func TestClientReadsOurServer(t *testing.T) {
 		t.Errorf("a part of monday: %v", got)
 	}
 	for _, e := range collect(t, c, BaseAllocation, 0, diskSize) {
-		if !isZero(w.a.b[e.Start:e.End]) || e.Flags != StateHole|StateZero {
+		if !zero.Is(w.a.b[e.Start:e.End]) || e.Flags != StateHole|StateZero {
 			t.Errorf("%v is no hole", e)
 		}
 	}

@@ -3,10 +3,11 @@
 package nbd
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"sync"
+
+	"github.com/imgbackup/imgbackup/internal/zero"
 )
 
 // beginRead takes a read on. With structured replies each piece is a goroutine and
@@ -71,7 +72,7 @@ func (j *readJob) piece(ctx context.Context, off int64, n int) {
 	if err != nil {
 		err = c.failed(ctx, "read", off, int64(n), err)
 	}
-	zero := err == nil && isZero(data)
+	zeros := err == nil && zero.Is(data)
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	flags := uint16(0)
@@ -86,7 +87,7 @@ func (j *readJob) piece(ctx context.Context, off int64, n int) {
 		c.send(simpleReply(j.r, 0), data)
 	case err != nil:
 		c.send(errorChunk(j.r, flags, errnoOf(err), err.Error(), off))
-	case zero && j.r.flags&cmdFlagDF == 0:
+	case zeros && j.r.flags&cmdFlagDF == 0:
 		b := binary.BigEndian.AppendUint64(chunkHead(j.r, flags, replyOffsetHole, 12), uint64(off))
 		c.send(binary.BigEndian.AppendUint32(b, uint32(n)))
 	default:
@@ -150,6 +151,3 @@ func (c *conn) stream(ctx context.Context, r *request) {
 		c.sendLocked(chunkHead(r, replyFlagDone, replyNone, 0))
 	}
 }
-
-// isZero tells whether p, not empty, holds nothing but zeros.
-func isZero(p []byte) bool { return p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1]) }

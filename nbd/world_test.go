@@ -18,6 +18,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/internal/zero"
 )
 
 // memory is a writable device that keeps its content in memory.
@@ -92,9 +93,9 @@ func (m *memory) allocation(_ context.Context, start, end int64) iter.Seq2[Exten
 		for pos := start - start%block; pos < end; pos += block {
 			m.mu.Lock()
 			to := min(pos+block, int64(len(m.b)))
-			zero := isZero(m.b[pos:to])
+			zeros := zero.Is(m.b[pos:to])
 			m.mu.Unlock()
-			if zero && !yield(Extent{pos, to, StateHole | StateZero}, nil) {
+			if zeros && !yield(Extent{pos, to, StateHole | StateZero}, nil) {
 				return
 			}
 		}

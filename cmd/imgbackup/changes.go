@@ -34,15 +34,7 @@ backup would take it: those of --disk, or else where the checkpoints found them.
   imgbackup changes web monday tuesday --map --json`,
 		Args: rangeArgs(2, 3, "a DOMAIN, a checkpoint FROM and perhaps one TO"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req, err := images.request(args[0])
-			if err != nil {
-				return err
-			}
-			repo, err := a.openRepo(cmd.Context())
-			if err != nil {
-				return err
-			}
-			from, err := a.manifest(cmd, repo, args[0], args[1])
+			req, repo, from, err := images.open(a, cmd, args[0], args[1])
 			if err != nil {
 				return err
 			}

@@ -75,6 +75,21 @@ func (i *imageFlags) request(domain string) (backup.Request, error) {
 	return req, nil
 }
 
+// open returns the request for the disks that were named, the repository, and the
+// checkpoint of these names.
+func (i *imageFlags) open(a *app, cmd *cobra.Command, domain, checkpoint string) (backup.Request, *chain.Repository, *chain.Manifest, error) {
+	req, err := i.request(domain)
+	if err != nil {
+		return req, nil, nil, err
+	}
+	repo, err := a.openRepo(cmd.Context())
+	if err != nil {
+		return req, nil, nil, err
+	}
+	m, err := a.manifest(cmd, repo, domain, checkpoint)
+	return req, repo, m, err
+}
+
 // base is a request without disks.
 func (i *imageFlags) base() backup.Request {
 	req := i.req
@@ -374,15 +389,7 @@ redefine brings it back.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
 			if children && childrenOnly {
 				return usageError{fmt.Errorf("--children and --children-only exclude each other")}
 			}
-			req, err := images.request(args[0])
-			if err != nil {
-				return err
-			}
-			repo, err := a.openRepo(cmd.Context())
-			if err != nil {
-				return err
-			}
-			m, err := a.manifest(cmd, repo, args[0], args[1])
+			req, repo, m, err := images.open(a, cmd, args[0], args[1])
 			if err != nil {
 				return err
 			}

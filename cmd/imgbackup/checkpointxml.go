@@ -32,15 +32,7 @@ one. checkpoint redefine reads it again.` + exitHelp(exitDamage, exitInUse, exit
   imgbackup checkpoint dumpxml web monday --size`,
 		Args: exactArgs(2, "a DOMAIN and a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req, err := images.request(args[0])
-			if err != nil {
-				return err
-			}
-			repo, err := a.openRepo(cmd.Context())
-			if err != nil {
-				return err
-			}
-			m, err := a.manifest(cmd, repo, args[0], args[1])
+			req, repo, m, err := images.open(a, cmd, args[0], args[1])
 			if err != nil {
 				return err
 			}
