@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/imgbackup/imgbackup/internal/imagetest"
 )
 
 // qemuIO runs qemu-io commands, one after the other, on an image. A process
@@ -124,14 +126,14 @@ type oracle struct {
 func newOracle(t rapid.TB, path, format string) *oracle {
 	t.Helper()
 	raw := path + ".oracle"
-	createRun(t, "qemu-img", "convert", "-f", format, "-O", "raw", path, raw)
+	imagetest.Tool(t, "qemu-img", "convert", "-f", format, "-O", "raw", path, raw)
 	content, err := os.ReadFile(raw)
 	if err != nil {
 		t.Fatal(err)
 	}
 	os.Remove(raw)
 	o := &oracle{path: path, content: content}
-	out := createRun(t, "qemu-img", "map", "--output=json", "-f", format, path)
+	out := imagetest.Tool(t, "qemu-img", "map", "--output=json", "-f", format, path)
 	if err := json.Unmarshal([]byte(out), &o.entries); err != nil {
 		t.Fatal(err)
 	}
@@ -315,13 +317,13 @@ func variants(source string, rnd func() *rand.Rand) []variant {
 			if options != "" {
 				args = append(args, "-o", options)
 			}
-			createRun(t, "qemu-img", append(args, name, fmt.Sprint(size))...)
+			imagetest.Tool(t, "qemu-img", append(args, name, fmt.Sprint(size))...)
 			qemuIO(t, format, name, life(rnd(), 12, size, 4096, source, false)...)
 			return []string{"-b", name, "-F", format}
 		}
 	}
 	snapshot := func(t *testing.T, path string) {
-		createRun(t, "qemu-img", "snapshot", "-c", "before", path)
+		imagetest.Tool(t, "qemu-img", "snapshot", "-c", "before", path)
 		size := createQemuInfo(t, path).VirtualSize
 		qemuIO(t, "qcow2", path, life(rnd(), 6, size, 65536, source, false)...)
 	}
@@ -377,7 +379,7 @@ func TestReadAsQEMU(t *testing.T) {
 					if v.prepare != nil {
 						args = append(args, v.prepare(t, path, size)...)
 					}
-					createRun(t, "qemu-img", append(args, path, fmt.Sprint(size))...)
+					imagetest.Tool(t, "qemu-img", append(args, path, fmt.Sprint(size))...)
 					qemuIO(t, "qcow2", path, life(rnd(), 25, size, cluster, source, v.compressed)...)
 					if v.after != nil {
 						v.after(t, path)
@@ -404,11 +406,11 @@ func TestReadWhollyCompressed(t *testing.T) {
 				dir := t.TempDir()
 				raw, path := filepath.Join(dir, "raw"), filepath.Join(dir, "image.qcow2")
 				size := diskSize(cluster)
-				createRun(t, "qemu-img", "create", "-q", "-f", "raw", raw, fmt.Sprint(size))
+				imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "raw", raw, fmt.Sprint(size))
 				rnd := rand.New(rand.NewPCG(uint64(cluster), 3))
 				qemuIO(t, "raw", raw, fmt.Sprintf("write -s %s 0 %d", source, size/2&^511))
 				qemuIO(t, "raw", raw, life(rnd, 20, size, 64<<10, source, false)...)
-				createRun(t, "qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2",
+				imagetest.Tool(t, "qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2",
 					"-o", fmt.Sprintf("cluster_size=%d,compression_type=%s", cluster, compression), raw, path)
 				c := mustOpen(t, path, Qcow2)
 				newOracle(t, path, "qcow2").check(t, c, rnd)
@@ -467,13 +469,13 @@ func TestReadLongChain(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(9, 9))
 	below := filepath.Join(dir, "0.raw")
 	format := "raw"
-	createRun(t, "qemu-img", "create", "-q", "-f", "raw", below, "3M")
+	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "raw", below, "3M")
 	qemuIO(t, "raw", below, life(rnd, 10, 3<<20, 4096, source, false)...)
 	clusters := []int64{512, 65536, 4096, 2 << 20, 1024, 32768}
 	for i, cluster := range clusters {
 		path := filepath.Join(dir, fmt.Sprint(i+1, ".qcow2"))
 		size := int64(2<<20 + rnd.IntN(2<<20))
-		createRun(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", fmt.Sprint("cluster_size=", cluster),
+		imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", fmt.Sprint("cluster_size=", cluster),
 			"-b", filepath.Base(below), "-F", format, path, fmt.Sprint(size))
 		qemuIO(t, "qcow2", path, life(rnd, 8, size&^511, cluster, source, true)...)
 		below, format = path, "qcow2"
@@ -493,12 +495,12 @@ func TestResized(t *testing.T) {
 	source := sourceFile(t, dir)
 	rnd := rand.New(rand.NewPCG(11, 9))
 	base, path := filepath.Join(dir, "base"), filepath.Join(dir, "image")
-	createRun(t, "qemu-img", "create", "-q", "-f", "raw", base, "2M")
+	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "raw", base, "2M")
 	qemuIO(t, "raw", base, fmt.Sprintf("write -s %s 0 2M", source))
-	createRun(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "-b", base, "-F", "raw", path, "1M")
+	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "-b", base, "-F", "raw", path, "1M")
 	qemuIO(t, "qcow2", path, life(rnd, 10, 1<<20, 512, source, true)...)
 	for _, size := range []string{"300032", "1M", "1500160"} {
-		createRun(t, "qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", path, size)
+		imagetest.Tool(t, "qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", path, size)
 		func() {
 			c, err := OpenChain(path, Qcow2, OpenOptions{})
 			if err != nil {

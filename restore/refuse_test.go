@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/imagetest"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -76,7 +77,7 @@ func TestRefusals(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			before := strings.Join(names(t, dir), " ")
+			before := strings.Join(imagetest.Names(t, dir), " ")
 			for i := range c.targets {
 				c.targets[i].Path = dir + "/" + c.targets[i].Path
 			}
@@ -87,7 +88,7 @@ func TestRefusals(t *testing.T) {
 			if err == nil || c.want != nil && !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) {
 				t.Errorf("error %v, want %v with %q", err, c.want, c.text)
 			}
-			if after := strings.Join(names(t, dir), " "); after != before {
+			if after := strings.Join(imagetest.Names(t, dir), " "); after != before {
 				t.Errorf("the folder had %s, has %s", before, after)
 			}
 			if got, err := os.ReadFile(filepath.Join(dir, "old")); err != nil || string(got) != "old" {
@@ -107,15 +108,15 @@ func TestTargetInUse(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			path := filepath.Join(dir, "vda.qcow2")
-			tool(t, "qemu-img", "create", "-q", "-f", "qcow2", path, "1M")
-			holdWithNBD(t, path, append(args, "-f", "qcow2")...)
+			imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", path, "1M")
+			imagetest.HoldWithNBD(t, path, append(args, "-f", "qcow2")...)
 			targets := []Target{{"vdb", filepath.Join(dir, "vdb.raw"), qcow2.Raw}, {"vda", path, qcow2.Qcow2}}
 			_, err := Run(context.Background(), r.repo, m, targets, Options{Force: true})
 			var inUse *qcow2.InUseError
 			if !errors.As(err, &inUse) || inUse.Path != path {
 				t.Errorf("a target in use: %v", err)
 			}
-			if got := names(t, dir); len(got) != 1 {
+			if got := imagetest.Names(t, dir); len(got) != 1 {
 				t.Errorf("the folder has %q", got)
 			}
 		})
@@ -156,7 +157,7 @@ func TestForceReplacesAndKeepsAccess(t *testing.T) {
 	if err != nil || fi.Mode() != 0o640 {
 		t.Errorf("mode %v (%v)", fi.Mode(), err)
 	}
-	if got := names(t, dir); len(got) != 1 {
+	if got := imagetest.Names(t, dir); len(got) != 1 {
 		t.Errorf("the folder has %q", got)
 	}
 }

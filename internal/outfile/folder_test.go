@@ -10,21 +10,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-)
 
-// names lists a folder, hidden files included.
-func names(t *testing.T, dir string) []string {
-	t.Helper()
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var list []string
-	for _, e := range entries {
-		list = append(list, e.Name())
-	}
-	return list
-}
+	"github.com/imgbackup/imgbackup/internal/imagetest"
+)
 
 func testFolder(t *testing.T) *folder {
 	t.Helper()
@@ -89,7 +77,7 @@ func TestSweepRemovesOnlyWhatIsStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.sweep()
-	got := names(t, d.path)
+	got := imagetest.Names(t, d.path)
 	slices.Sort(keep)
 	slices.Sort(got)
 	if !slices.Equal(got, keep) {
@@ -119,7 +107,7 @@ func TestPartialIsPrivateAndRemoved(t *testing.T) {
 	if err := p.remove(); err != nil {
 		t.Fatal(err)
 	}
-	if got := names(t, d.path); len(got) != 0 {
+	if got := imagetest.Names(t, d.path); len(got) != 0 {
 		t.Errorf("left: %q", got)
 	}
 }

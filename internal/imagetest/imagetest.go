@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package restore
+// Package imagetest helps tests with QEMU's own tools.
+package imagetest
 
 import (
 	"bytes"
@@ -15,8 +16,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// tool runs a program that must succeed, and returns its standard output.
-func tool(t rapid.TB, name string, args ...string) string {
+// Tool runs a program that must succeed, and returns its standard output.
+func Tool(t rapid.TB, name string, args ...string) string {
 	t.Helper()
 	var stderr bytes.Buffer
 	cmd := exec.Command(name, args...)
@@ -28,15 +29,15 @@ func tool(t rapid.TB, name string, args ...string) string {
 	return string(out)
 }
 
-// holdWithNBD lets a qemu-nbd hold an image until the test ends.
-func holdWithNBD(t *testing.T, path string, args ...string) {
+// HoldWithNBD lets a qemu-nbd hold an image until the test ends.
+func HoldWithNBD(t *testing.T, path string, args ...string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "nbd") // a socket's path must be short
 	if err != nil {
 		t.Fatal(err)
 	}
 	pidFile := filepath.Join(dir, "pid")
-	tool(t, "qemu-nbd", append(args, "--fork", "-t", "--pid-file", pidFile, "-k", filepath.Join(dir, "s"), path)...)
+	Tool(t, "qemu-nbd", append(args, "--fork", "-t", "--pid-file", pidFile, "-k", filepath.Join(dir, "s"), path)...)
 	t.Cleanup(func() {
 		data, err := os.ReadFile(pidFile)
 		if err != nil {
@@ -49,13 +50,17 @@ func holdWithNBD(t *testing.T, path string, args ...string) {
 			return
 		}
 		// SIGTERM is lost on one that has only just forked.
-		_ = syscall.Kill(pid, syscall.SIGKILL)
-		_ = os.RemoveAll(dir)
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Errorf("ending qemu-nbd: %v", err)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
 	})
 }
 
-// names lists a folder, hidden files included.
-func names(t *testing.T, dir string) []string {
+// Names lists a folder, hidden files included.
+func Names(t *testing.T, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
