@@ -98,8 +98,11 @@ func lockFolder(dir *os.File) error {
 	deadline := time.Now().Add(5 * time.Second)
 	for {
 		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+		switch {
+		case !errors.Is(err, unix.EWOULDBLOCK):
 			return err
+		case time.Now().After(deadline):
+			return fmt.Errorf("another program keeps the folder %s locked (flock); name a socket in another: %w", dir.Name(), err)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/outfile"
 )
 
 // A scratch file is two files: FILE has the blocks that were written at their
@@ -153,15 +155,11 @@ func (f *cowFile) create(path string, h *cowHeader, header []byte, blocks int64)
 		_ = os.Remove(part) // of no use to anybody
 		return nil, err
 	}
-	return bitmap, syncFolder(filepath.Dir(path))
-}
-
-func syncFolder(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
+	if err := outfile.SyncFolder(filepath.Dir(path)); err != nil {
+		// A map without its file would stand in the next try's way.
+		return nil, errors.Join(err, os.Remove(path+mapSuffix))
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return bitmap, nil
 }
 
 // resume reads what an earlier server has left.
