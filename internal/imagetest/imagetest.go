@@ -5,6 +5,7 @@ package imagetest
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -50,7 +51,7 @@ func HoldWithNBD(t *testing.T, path string, args ...string) {
 			return
 		}
 		// SIGTERM is lost on one that has only just forked.
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 			t.Errorf("ending qemu-nbd: %v", err)
 		}
 		if err := os.RemoveAll(dir); err != nil {
