@@ -193,6 +193,12 @@ func TestNoSpaceOnTmpfs(t *testing.T) {
 		if err := unix.Unmount(dir, 0); err != nil {
 			t.Error(err)
 		}
+		// Whoever clones the mounts meanwhile keeps the folder busy for a moment.
+		for range 100_000 {
+			if err := os.Remove(dir); !errors.Is(err, unix.EBUSY) {
+				break
+			}
+		}
 	}()
 	r, m, _ := twoDisks(t)
 	for _, format := range bothFormats {
