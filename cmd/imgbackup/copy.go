@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/transfer"
+	"github.com/imgbackup/imgbackup/chain/transfer"
 )
 
 func (a *app) copyCommand() *cobra.Command {

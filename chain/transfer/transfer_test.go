@@ -12,9 +12,9 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/transfer"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/objstoretest"
-	"github.com/imgbackup/imgbackup/transfer"
 )
 
 // newRepo makes a repository in a store.
