@@ -10,9 +10,9 @@ import (
 	"strings"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/push"
 	"github.com/imgbackup/imgbackup/chain"
 	dom "github.com/imgbackup/imgbackup/domain"
-	"github.com/imgbackup/imgbackup/push"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/backup"
-	"github.com/imgbackup/imgbackup/pull"
+	"github.com/imgbackup/imgbackup/backup/pull"
 )
 
 func (a *app) exportCommand() *cobra.Command {

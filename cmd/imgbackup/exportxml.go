@@ -8,7 +8,7 @@ import (
 	"net"
 	"strconv"
 
-	"github.com/imgbackup/imgbackup/pull"
+	"github.com/imgbackup/imgbackup/backup/pull"
 )
 
 // describeExport fills in what the XML of libvirt, and the --disk beside it, say of
