@@ -62,7 +62,7 @@ func ChangesBetween(ctx context.Context, repo *chain.Repository, domain, from, t
 
 // link is what is known to have changed between two states, in either direction.
 type link struct {
-	to   state
+	to   chain.DiskState
 	runs bitmapstore.Runs
 	how  string
 }
@@ -72,35 +72,35 @@ type link struct {
 // other does.
 func (s *session) changesBetween(ctx context.Context, target string, from, to *chain.Manifest) (DiskChanges, error) {
 	states := s.statesOf(target)
-	start, _ := findUUID(states, from.UUID)
-	goal, _ := findUUID(states, to.UUID)
+	start, _ := states.WithUUID(from.UUID)
+	goal, _ := states.WithUUID(to.UUID)
 	type step struct {
-		at   state
+		at   chain.DiskState
 		sets []bitmapstore.Runs
 		size int64 // the smallest on the way
 		how  string
 	}
-	seen := map[string]bool{start.manifest.UUID: true}
-	queue := []step{{at: start, size: start.disk.Size}}
+	seen := map[string]bool{start.Manifest.UUID: true}
+	queue := []step{{at: start, size: start.Disk.Size}}
 	for len(queue) > 0 {
 		here := queue[0]
 		queue = queue[1:]
-		if here.at.manifest == goal.manifest {
-			size := goal.disk.Size
+		if here.at.Manifest == goal.Manifest {
+			size := goal.Disk.Size
 			runs := bitmapstore.Union(append(here.sets, beyond(min(here.size, size), size))...).Clip(size)
 			return DiskChanges{Target: target, Size: size, Runs: runs, How: here.how}, nil
 		}
 		for _, l := range s.linksOf(ctx, here.at, states, goal) {
-			if seen[l.to.manifest.UUID] {
+			if seen[l.to.Manifest.UUID] {
 				continue
 			}
-			seen[l.to.manifest.UUID] = true
+			seen[l.to.Manifest.UUID] = true
 			how := here.how
 			if how != "" {
 				how += ", "
 			}
 			queue = append(queue, step{
-				at: l.to, sets: append(slices.Clone(here.sets), l.runs), size: min(here.size, l.to.disk.Size), how: how + l.how,
+				at: l.to, sets: append(slices.Clone(here.sets), l.runs), size: min(here.size, l.to.Disk.Size), how: how + l.how,
 			})
 		}
 	}
@@ -109,30 +109,30 @@ func (s *session) changesBetween(ctx context.Context, target string, from, to *c
 }
 
 // linksOf lists the states that one is linked with, the goal first.
-func (s *session) linksOf(ctx context.Context, at state, states []state, goal state) []link {
+func (s *session) linksOf(ctx context.Context, at chain.DiskState, states chain.States, goal chain.DiskState) []link {
 	var links []link
 	for _, other := range states {
-		if other.manifest == at.manifest {
+		if other.Manifest == at.Manifest {
 			continue
 		}
 		older, newer := at, other
-		if older.manifest.Sequence > newer.manifest.Sequence {
+		if older.Manifest.Sequence > newer.Manifest.Sequence {
 			older, newer = newer, older
 		}
-		i := slices.IndexFunc(newer.disk.Witnesses, func(r chain.BitmapRecord) bool {
-			return r.Sound && r.Layer == 0 && r.Name == older.disk.Bitmap
+		i := slices.IndexFunc(newer.Disk.Witnesses, func(r chain.BitmapRecord) bool {
+			return r.Sound && r.Layer == 0 && r.Name == older.Disk.Bitmap
 		})
 		switch {
-		case at.hasData() && other.hasData():
-			links = append(links, link{other, s.differences(ctx, other, at), fmt.Sprintf("archives of %s and %s", older.manifest.Checkpoint, newer.manifest.Checkpoint)})
-		case i >= 0 && older.disk.Bitmap != "":
-			runs := opened(func() (bitmapstore.Runs, error) { return s.recordedBitmap(ctx, &newer.disk.Witnesses[i]) })
-			links = append(links, link{other, runs, fmt.Sprintf("bitmap of %s as of %s", older.manifest.Checkpoint, newer.manifest.Checkpoint)})
+		case at.HasData() && other.HasData():
+			links = append(links, link{other, s.differences(ctx, other, at), fmt.Sprintf("archives of %s and %s", older.Manifest.Checkpoint, newer.Manifest.Checkpoint)})
+		case i >= 0 && older.Disk.Bitmap != "":
+			runs := opened(func() (bitmapstore.Runs, error) { return s.recordedBitmap(ctx, &newer.Disk.Witnesses[i]) })
+			links = append(links, link{other, runs, fmt.Sprintf("bitmap of %s as of %s", older.Manifest.Checkpoint, newer.Manifest.Checkpoint)})
 		}
 	}
 	slices.SortStableFunc(links, func(a, b link) int {
 		rank := func(l link) int {
-			if l.to.manifest == goal.manifest {
+			if l.to.Manifest == goal.Manifest {
 				return 0
 			}
 			return 1
@@ -143,13 +143,13 @@ func (s *session) linksOf(ctx context.Context, at state, states []state, goal st
 }
 
 // differences compares two archived states by their maps.
-func (s *session) differences(ctx context.Context, a, b state) bitmapstore.Runs {
+func (s *session) differences(ctx context.Context, a, b chain.DiskState) bitmapstore.Runs {
 	return opened(func() (bitmapstore.Runs, error) {
-		newer, err := chain.ReplayMaps(ctx, s.repo, a.disk)
+		newer, err := chain.ReplayMaps(ctx, s.repo, a.Disk)
 		if err != nil {
 			return nil, err
 		}
-		older, err := chain.ReplayMaps(ctx, s.repo, b.disk)
+		older, err := chain.ReplayMaps(ctx, s.repo, b.Disk)
 		if err != nil {
 			return nil, err
 		}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
@@ -138,10 +137,10 @@ func (s *session) chooseMode(ctx context.Context, d *disk, p *DiskPlan) error {
 		return &NotTrustedError{Disk: d.req.Target, Code: code, Reason: reason, Hint: "--mode auto backs up what is needed"}
 	}
 
-	states := withData(all)
+	states := all.WithData()
 	if d.req.Since != "" {
-		if _, ok := find(states, d.req.Since); !ok {
-			if _, ok := find(all, d.req.Since); ok {
+		if _, ok := states.Named(d.req.Since); !ok {
+			if _, ok := all.Named(d.req.Since); ok {
 				return refuse(ReasonNoData, fmt.Sprintf("checkpoint %s of disk %s holds no data that an archive could build on", d.req.Since, d.req.Target))
 			}
 			return refuse(ReasonNoCheckpoint, fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since))
@@ -180,64 +179,30 @@ func (s *session) chooseMode(ctx context.Context, d *disk, p *DiskPlan) error {
 
 // chooseContent makes p an incremental by content against the newest archived
 // state that can be read, or a full when there is none.
-func (s *session) chooseContent(ctx context.Context, d *disk, p *DiskPlan, states []state, v verdict) error {
+func (s *session) chooseContent(ctx context.Context, d *disk, p *DiskPlan, states chain.States, v verdict) error {
 	if d.req.Since != "" {
-		since, _ := find(states, d.req.Since)
-		states = []state{since}
+		since, _ := states.Named(d.req.Since)
+		states = chain.States{since}
 	}
 	var damage error
 	for _, st := range states {
-		_, err := s.openState(ctx, st.disk)
+		_, err := s.openState(ctx, st.Disk)
 		var bad *archive.DamageError
 		switch {
 		case err == nil:
 			p.Mode, p.Detection = Incremental, ByContent
-			p.base, p.baseDisk, p.Since = st.manifest, st.disk, st.manifest.Ref()
-			p.Reason = fmt.Sprintf("%s; the change since %s is found by reading everything", v.reason, st.manifest.Checkpoint)
+			p.base, p.baseDisk, p.Since = st.Manifest, st.Disk, st.Manifest.Ref()
+			p.Reason = fmt.Sprintf("%s; the change since %s is found by reading everything", v.reason, st.Manifest.Checkpoint)
 			return nil
 		case errors.As(err, &bad):
 			damage = err
-			s.hooks.note("checkpoint %s of disk %s cannot serve as a base: %v", st.manifest.Checkpoint, d.req.Target, err)
+			s.hooks.note("checkpoint %s of disk %s cannot serve as a base: %v", st.Manifest.Checkpoint, d.req.Target, err)
 		default:
 			return err
 		}
 	}
 	p.Reason = fmt.Sprintf("%s; no earlier state can be read (%v)", v.reason, damage)
 	return nil
-}
-
-// state is one recorded state of a disk: archived, or a checkpoint without data.
-type state struct {
-	manifest *chain.Manifest
-	disk     *chain.Disk
-}
-
-func (st state) hasData() bool { return len(st.disk.Maps) > 0 }
-
-// withData returns the states that are archived.
-func withData(states []state) []state {
-	return slices.DeleteFunc(slices.Clone(states), func(st state) bool { return !st.hasData() })
-}
-
-// statesOf returns the recorded states of a disk, newest first.
-func (s *session) statesOf(target string) []state {
-	var states []state
-	for i := len(s.history) - 1; i >= 0; i-- {
-		m := s.history[i]
-		if d, ok := m.Disk(target); ok {
-			states = append(states, state{m, d})
-		}
-	}
-	return states
-}
-
-func find(states []state, checkpoint string) (state, bool) {
-	for _, st := range states {
-		if st.manifest.Checkpoint == checkpoint {
-			return st, true
-		}
-	}
-	return state{}, false
 }
 
 // measure fills in how much will be read.
@@ -298,19 +263,11 @@ func extentRuns(ctx context.Context, c *qcow2.Chain, keep func(qcow2.Kind) bool)
 	}
 }
 
-// ours returns the names of the bitmaps that manifests of the domain added to
-// the disk's image.
-func (s *session) ours(target string) map[string]*chain.Manifest {
-	names := make(map[string]*chain.Manifest)
-	for _, m := range s.history {
-		if d, ok := m.Disk(target); ok && d.Bitmap != "" {
-			names[d.Bitmap] = m
-		}
-	}
-	return names
-}
+// statesOf returns the recorded states of a disk, newest first.
+func (s *session) statesOf(disk string) chain.States { return chain.StatesOf(s.history, disk) }
 
-// oursAnywhere is the same for all disks of the domain.
+// oursAnywhere returns the names of the bitmaps that manifests of the domain
+// added, whatever the disk.
 func (s *session) oursAnywhere() map[string]*chain.Manifest {
 	names := make(map[string]*chain.Manifest)
 	for _, m := range s.history {

@@ -217,7 +217,7 @@ const fullInstead = "a full needs no checkpoint"
 
 // planWithoutArchive decides what is given out of a disk whose data does not go
 // into the repository.
-func (s *session) planWithoutArchive(ctx context.Context, d *disk, p *DiskPlan, states []state) error {
+func (s *session) planWithoutArchive(ctx context.Context, d *disk, p *DiskPlan, states chain.States) error {
 	if s.makesCheckpoint {
 		if err := s.findSound(ctx, d, p, states); err != nil {
 			return err
@@ -228,7 +228,7 @@ func (s *session) planWithoutArchive(ctx context.Context, d *disk, p *DiskPlan, 
 		return nil
 	}
 	if d.req.Since != "" {
-		if _, ok := find(states, d.req.Since); !ok {
+		if _, ok := states.Named(d.req.Since); !ok {
 			return &NotTrustedError{Disk: d.req.Target, Code: ReasonNoCheckpoint,
 				Reason: fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since), Hint: fullInstead}
 		}
@@ -248,13 +248,13 @@ func (s *session) planWithoutArchive(ctx context.Context, d *disk, p *DiskPlan, 
 // findSound examines the bitmaps of ours in a disk's image, so that their records
 // can say later what changed between two checkpoints. Archives are compared by
 // what they hold.
-func (s *session) findSound(ctx context.Context, d *disk, p *DiskPlan, states []state) error {
+func (s *session) findSound(ctx context.Context, d *disk, p *DiskPlan, states chain.States) error {
 	if o, _ := imageObjection(d.chain); o != nil {
 		return nil
 	}
 	p.sound = make(map[string]bool)
 	for _, st := range states {
-		if d.chain.Layers[0].Bitmap(st.disk.Bitmap) == nil || s.archives() && st.hasData() {
+		if d.chain.Layers[0].Bitmap(st.Disk.Bitmap) == nil || s.archives() && st.HasData() {
 			continue
 		}
 		w := &witness{s: s, d: d, states: states, st: st}
@@ -265,7 +265,7 @@ func (s *session) findSound(ctx context.Context, d *disk, p *DiskPlan, states []
 			return err
 		case err != nil:
 		case o == nil:
-			p.sound[st.disk.Bitmap] = w.tellsAlone()
+			p.sound[st.Disk.Bitmap] = w.tellsAlone()
 		case o.all:
 			clear(p.sound)
 			return nil

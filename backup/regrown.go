@@ -41,7 +41,7 @@ func (w *witness) askRegrown(ctx context.Context, archived *archived, clean bitm
 		}
 		if !same {
 			return objectAll(ReasonMap, "the last data that bitmap %s calls unchanged is not that in the archive of %s (a shrunk and regrown disk does this)",
-				w.st.disk.Bitmap, w.st.manifest.Checkpoint), nil
+				w.st.Disk.Bitmap, w.st.Manifest.Checkpoint), nil
 		}
 		if !zero && stop == 0 {
 			stop = max(1, run.Start/cluster*cluster) // the rest of its cluster, too

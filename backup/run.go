@@ -381,7 +381,7 @@ const smallMaps = 1 << 20
 // recordBitmaps stores every bitmap of ours as it is in the image now, for
 // later backups to compare with.
 func (s *session) recordBitmaps(ctx context.Context, d *disk, p *DiskPlan, w *archive.Writer, rec *chain.Disk) error {
-	known := s.ours(d.req.Target)
+	known := s.statesOf(d.req.Target).Bitmaps()
 	for i, layer := range d.chain.Layers {
 		for _, b := range layer.Bitmaps {
 			if known[b.Name] == nil || b.InUse || b.Problem != nil {

@@ -36,7 +36,7 @@ func Sizes(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks
 	for _, d := range s.disks {
 		states := s.statesOf(d.req.Target)
 		for _, st := range states {
-			size := CheckpointSize{Checkpoint: *st.manifest.Ref(), Target: d.req.Target}
+			size := CheckpointSize{Checkpoint: *st.Manifest.Ref(), Target: d.req.Target}
 			if size.Bytes, size.Problem, err = s.sizeSince(ctx, d, states, st); err != nil {
 				return nil, &chain.DiskError{Disk: d.req.Target, Err: err}
 			}
@@ -46,11 +46,11 @@ func Sizes(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks
 	return sizes, nil
 }
 
-func (s *session) sizeSince(ctx context.Context, d *disk, states []state, st state) (bytes int64, problem string, err error) {
+func (s *session) sizeSince(ctx context.Context, d *disk, states chain.States, st chain.DiskState) (bytes int64, problem string, err error) {
 	if o, _ := imageObjection(d.chain); o != nil {
 		return 0, o.reason, nil
 	}
-	if st.disk.Bitmap == "" {
+	if st.Disk.Bitmap == "" {
 		return 0, "the checkpoint added no bitmap", nil
 	}
 	w := &witness{s: s, d: d, states: states, st: st}

@@ -55,13 +55,13 @@ func objectAll(code Reason, format string, args ...any) *objection {
 // judge looks for the newest archived state since which the disk's bitmaps
 // tell every change. Its error is a failure to find out; every doubt is a
 // verdict.
-func (s *session) judge(ctx context.Context, d *disk, states []state) (verdict, error) {
+func (s *session) judge(ctx context.Context, d *disk, states chain.States) (verdict, error) {
 	if o, never := imageObjection(d.chain); o != nil {
 		return verdict{code: o.code, reason: o.reason, neverBitmaps: never}, nil
 	}
 	var first *objection
 	for i, st := range states {
-		if st.disk.Bitmap == "" {
+		if st.Disk.Bitmap == "" {
 			continue
 		}
 		w := &witness{s: s, d: d, states: states, st: st}
@@ -71,22 +71,22 @@ func (s *session) judge(ctx context.Context, d *disk, states []state) (verdict, 
 			if !errors.As(err, &bad) {
 				return verdict{}, err
 			}
-			o = object(ReasonArchive, "the archive of checkpoint %s is damaged: %v", st.manifest.Checkpoint, err)
+			o = object(ReasonArchive, "the archive of checkpoint %s is damaged: %v", st.Manifest.Checkpoint, err)
 		}
-		if s.archives() && !st.hasData() && (o == nil || !o.all) {
+		if s.archives() && !st.HasData() && (o == nil || !o.all) {
 			continue // a witness, and nothing to build on
 		}
-		if o == nil && !st.hasData() {
+		if o == nil && !st.HasData() {
 			// The archived data before it may testify against all bitmaps.
 			if o, err = s.askOlderArchive(ctx, d, states, states[i+1:]); err != nil {
 				return verdict{}, err
 			}
 		}
 		if o == nil {
-			if d.req.Since == "" || d.req.Since == st.manifest.Checkpoint {
+			if d.req.Since == "" || d.req.Since == st.Manifest.Checkpoint {
 				return w.verdict(st), nil
 			}
-			if !st.hasData() {
+			if !st.HasData() {
 				continue // no archive leads from here to the one that was asked for
 			}
 			return s.judgeLine(ctx, d, states, w)
@@ -108,9 +108,9 @@ func (s *session) judge(ctx context.Context, d *disk, states []state) (verdict, 
 
 // askOlderArchive examines the newest archived state whose bitmap is in the
 // image, for an objection to every bitmap.
-func (s *session) askOlderArchive(ctx context.Context, d *disk, states, older []state) (*objection, error) {
+func (s *session) askOlderArchive(ctx context.Context, d *disk, states, older chain.States) (*objection, error) {
 	for _, st := range older {
-		if !st.hasData() || st.disk.Bitmap == "" {
+		if !st.HasData() || st.Disk.Bitmap == "" {
 			continue
 		}
 		w := &witness{s: s, d: d, states: states, st: st}
@@ -133,9 +133,9 @@ func (s *session) askOlderArchive(ctx context.Context, d *disk, states, older []
 // bitmap was found good: either the older one's own bitmap stands every check,
 // or the archived deltas link the two without a gap, and their ranges are
 // united with the bitmap's.
-func (s *session) judgeLine(ctx context.Context, d *disk, states []state, newest *witness) (verdict, error) {
-	goal, _ := find(states, d.req.Since)
-	if goal.disk.Bitmap != "" {
+func (s *session) judgeLine(ctx context.Context, d *disk, states chain.States, newest *witness) (verdict, error) {
+	goal, _ := states.Named(d.req.Since)
+	if goal.Disk.Bitmap != "" {
 		w := &witness{s: s, d: d, states: states, st: goal}
 		o, err := w.examine(ctx)
 		var bad *archive.DamageError
@@ -149,41 +149,32 @@ func (s *session) judgeLine(ctx context.Context, d *disk, states []state, newest
 		}
 	}
 	sets := []bitmapstore.Runs{newest.dirty}
-	for at := newest.st; at.manifest.UUID != goal.manifest.UUID; {
-		from := at.disk.IncrementalFrom
-		next, ok := state{}, false
+	for at := newest.st; at.Manifest.UUID != goal.Manifest.UUID; {
+		from := at.Disk.IncrementalFrom
+		next, ok := chain.DiskState{}, false
 		if from != nil {
-			next, ok = findUUID(states, from.UUID)
+			next, ok = states.WithUUID(from.UUID)
 		}
 		if !ok {
 			return verdict{code: ReasonBrokenLine, reason: fmt.Sprintf(
-				"checkpoint %s has no usable bitmap in the image, and the archive of %s does not build on it", d.req.Since, at.manifest.Checkpoint)}, nil
+				"checkpoint %s has no usable bitmap in the image, and the archive of %s does not build on it", d.req.Since, at.Manifest.Checkpoint)}, nil
 		}
-		changed, err := s.deltaRuns(ctx, at.disk)
+		changed, err := s.deltaRuns(ctx, at.Disk)
 		if err != nil {
 			return verdict{}, err
 		}
 		if changed == nil {
 			return verdict{code: ReasonBrokenLine, reason: fmt.Sprintf(
-				"the archive of %s does not tell what changed since %s", at.manifest.Checkpoint, next.manifest.Checkpoint)}, nil
+				"the archive of %s does not tell what changed since %s", at.Manifest.Checkpoint, next.Manifest.Checkpoint)}, nil
 		}
 		sets = append(sets, changed)
 		at = next
 	}
 	v := newest.verdict(goal)
 	v.dirty = bitmapstore.Union(sets...).Clip(d.chain.Size())
-	v.dirty = bitmapstore.Union(v.dirty, beyond(s.smallestSince(states, goal, d.chain.Size()), d.chain.Size()))
-	v.reason = fmt.Sprintf("the recorded changes from %s to %s and the bitmap since then agree with every witness", goal.manifest.Checkpoint, newest.st.manifest.Checkpoint)
+	v.dirty = bitmapstore.Union(v.dirty, beyond(states.SmallestSince(goal, d.chain.Size()), d.chain.Size()))
+	v.reason = fmt.Sprintf("the recorded changes from %s to %s and the bitmap since then agree with every witness", goal.Manifest.Checkpoint, newest.st.Manifest.Checkpoint)
 	return v, nil
-}
-
-func findUUID(states []state, uuid string) (state, bool) {
-	for _, st := range states {
-		if st.manifest.UUID == uuid {
-			return st, true
-		}
-	}
-	return state{}, false
 }
 
 // deltaRuns is what a state's delta covers: by definition all that differs
@@ -232,15 +223,4 @@ func beyond(from, size int64) bitmapstore.Runs {
 		return bitmapstore.Of()
 	}
 	return bitmapstore.Of(bitmapstore.Run{Start: from, End: size})
-}
-
-// smallestSince is the smallest virtual size that the disk had in st or in any
-// archive since: what lies beyond may have been cut off and grown again.
-func (s *session) smallestSince(states []state, st state, size int64) int64 {
-	for _, later := range states {
-		if later.manifest.Sequence >= st.manifest.Sequence {
-			size = min(size, later.disk.Size)
-		}
-	}
-	return size
 }

@@ -22,8 +22,8 @@ import (
 type witness struct {
 	s      *session
 	d      *disk
-	states []state // all recorded states of the disk, newest first
-	st     state
+	states chain.States // all recorded states of the disk, newest first
+	st     chain.DiskState
 
 	layer  int           // where in the chain the bitmap is
 	flat   bool          // the layer was restored from the checkpoint, flat
@@ -32,11 +32,11 @@ type witness struct {
 	proof  string // what confirmed the bitmap, for people
 }
 
-func (w *witness) verdict(base state) verdict {
+func (w *witness) verdict(base chain.DiskState) verdict {
 	return verdict{
 		trusted:  true,
-		base:     base.manifest,
-		baseDisk: base.disk,
+		base:     base.Manifest,
+		baseDisk: base.Disk,
 		dirty:    w.dirty,
 		code:     ReasonTrusted,
 		reason:   w.proof,
@@ -47,7 +47,7 @@ func (w *witness) verdict(base state) verdict {
 // tellsAlone reports whether all that may have changed is in the bitmap itself.
 func (w *witness) tellsAlone() bool {
 	size := w.d.chain.Size()
-	return w.layer == 0 && w.s.smallestSince(w.states, w.st, size) == size
+	return w.layer == 0 && w.states.SmallestSince(w.st, size) == size
 }
 
 // examine returns nil when the bitmap tells every change since its state was
@@ -72,8 +72,8 @@ func (w *witness) examine(ctx context.Context) (*objection, error) {
 // lies below it with what was recorded.
 func (w *witness) locate(context.Context) (*objection, error) {
 	layers := w.d.chain.Layers
-	backing := w.st.disk.Backing
-	name := w.st.disk.Bitmap
+	backing := w.st.Disk.Backing
+	name := w.st.Disk.Bitmap
 	w.layer = len(layers) - 1 - len(backing)
 	// A disk that was restored with its bitmap is flat and has no snapshots,
 	// whatever it was when it was archived; overlays may stand on it by now. Its
@@ -88,7 +88,7 @@ func (w *witness) locate(context.Context) (*objection, error) {
 	if w.layer < 0 || layers[w.layer].Bitmap(name) == nil {
 		for _, l := range layers {
 			if l.Bitmap(name) != nil {
-				return object(ReasonBacking, "the backing chain has another depth than at checkpoint %s", w.st.manifest.Checkpoint), nil
+				return object(ReasonBacking, "the backing chain has another depth than at checkpoint %s", w.st.Manifest.Checkpoint), nil
 			}
 		}
 		return object(ReasonMissing, "the image holds no bitmap %s", name), nil
@@ -121,18 +121,18 @@ func (w *witness) compareIdentity() *objection {
 	samePath := func(rec chain.Source) bool { return rec.Path == l.Path }
 	tests := []func(chain.Source) bool{sameFile, samePath}
 	// Created is cut to whole seconds.
-	if bornAfter(l.Path, w.st.manifest.Created.Add(time.Second)) {
+	if bornAfter(l.Path, w.st.Manifest.Created.Add(time.Second)) {
 		// The file was not there yet: its inode number may have been any file's.
 		tests = tests[1:]
 	}
 	for _, same := range tests {
-		if same(w.st.disk.Source) {
+		if same(w.st.Disk.Source) {
 			return nil
 		}
-		for i := range w.st.manifest.Disks {
-			other := &w.st.manifest.Disks[i]
-			if other.Target != w.st.disk.Target && same(other.Source) {
-				return objectAll(ReasonOtherDisk, "at checkpoint %s this image was disk %s", w.st.manifest.Checkpoint, other.Target)
+		for i := range w.st.Manifest.Disks {
+			other := &w.st.Manifest.Disks[i]
+			if other.Target != w.st.Disk.Target && same(other.Source) {
+				return objectAll(ReasonOtherDisk, "at checkpoint %s this image was disk %s", w.st.Manifest.Checkpoint, other.Target)
 			}
 		}
 	}
@@ -167,7 +167,7 @@ func compareBacking(l *qcow2.Layer, rec chain.Layer) *objection {
 
 // askBitmap looks at the bitmap itself and what it was made with.
 func (w *witness) askBitmap(context.Context) (*objection, error) {
-	b, name := w.bitmap, w.st.disk.Bitmap
+	b, name := w.bitmap, w.st.Disk.Bitmap
 	layer := w.d.chain.Layers[w.layer]
 	switch {
 	case layer.Header.Incompatible&(qcow2.IncompatDirty|qcow2.IncompatCorrupt) != 0:
@@ -178,10 +178,10 @@ func (w *witness) askBitmap(context.Context) (*objection, error) {
 		return object(ReasonBroken, "bitmap %s is broken: %v", name, b.Problem), nil
 	case !b.Enabled:
 		return object(ReasonDisabled, "bitmap %s is disabled, so it does not record", name), nil
-	case b.Granularity != w.st.disk.Granularity:
-		return object(ReasonGranularity, "bitmap %s has a granularity of %d bytes and was made with %d", name, b.Granularity, w.st.disk.Granularity), nil
+	case b.Granularity != w.st.Disk.Granularity:
+		return object(ReasonGranularity, "bitmap %s has a granularity of %d bytes and was made with %d", name, b.Granularity, w.st.Disk.Granularity), nil
 	case !sameSnapshots(layer.Snapshots, w.snapshots()):
-		return object(ReasonSnapshots, "the image's internal snapshots are not those of checkpoint %s", w.st.manifest.Checkpoint), nil
+		return object(ReasonSnapshots, "the image's internal snapshots are not those of checkpoint %s", w.st.Manifest.Checkpoint), nil
 	}
 	if _, err := b.DirtyBytes(); err != nil {
 		return object(ReasonBroken, "bitmap %s cannot be read: %v", name, err), nil
@@ -194,7 +194,7 @@ func (w *witness) snapshots() []chain.Snapshot {
 	if w.flat {
 		return nil
 	}
-	return w.st.disk.Snapshots
+	return w.st.Disk.Snapshots
 }
 
 func sameSnapshots(now []qcow2.Snapshot, rec []chain.Snapshot) bool {
@@ -206,9 +206,9 @@ func sameSnapshots(now []qcow2.Snapshot, rec []chain.Snapshot) bool {
 func (w *witness) askOlderBitmaps(ctx context.Context) (*objection, error) {
 	layer := w.d.chain.Layers[w.layer]
 	confirmed := 0
-	for i := range w.st.disk.Witnesses {
-		rec := &w.st.disk.Witnesses[i]
-		if rec.Layer != 0 || rec.Name == w.st.disk.Bitmap || !rec.Enabled {
+	for i := range w.st.Disk.Witnesses {
+		rec := &w.st.Disk.Witnesses[i]
+		if rec.Layer != 0 || rec.Name == w.st.Disk.Bitmap || !rec.Enabled {
 			continue
 		}
 		older := layer.Bitmap(rec.Name)
@@ -234,15 +234,15 @@ func (w *witness) askOlderBitmaps(ctx context.Context) (*objection, error) {
 		}
 		if !agree {
 			return objectAll(ReasonWitness, "bitmaps %s and %s disagree about the writes since %s: one of them was cleared, disabled for a while or made anew",
-				w.st.disk.Bitmap, rec.Name, w.st.manifest.Checkpoint), nil
+				w.st.Disk.Bitmap, rec.Name, w.st.Manifest.Checkpoint), nil
 		}
 		if older.Enabled {
 			confirmed++
 		}
 	}
-	w.proof = fmt.Sprintf("bitmap %s is sound", w.st.disk.Bitmap)
+	w.proof = fmt.Sprintf("bitmap %s is sound", w.st.Disk.Bitmap)
 	if confirmed > 0 {
-		w.proof = fmt.Sprintf("bitmap %s is sound and agrees with %d older", w.st.disk.Bitmap, confirmed)
+		w.proof = fmt.Sprintf("bitmap %s is sound and agrees with %d older", w.st.Disk.Bitmap, confirmed)
 	}
 	return nil, nil
 }
@@ -253,7 +253,7 @@ func (w *witness) collectDirty(context.Context) (*objection, error) {
 	size := c.Size()
 	sets := []bitmapstore.Runs{
 		w.bitmap.Runs(),
-		beyond(w.s.smallestSince(w.states, w.st, size), size),
+		beyond(w.states.SmallestSince(w.st, size), size),
 	}
 	// A bitmap in a newer layer may have been made after the layer's first
 	// write: only what the layer holds counts.
@@ -273,15 +273,15 @@ func (w *witness) askLaterRecords(ctx context.Context) (*objection, error) {
 	size := w.d.chain.Layers[w.layer].Size
 	older := false
 	for _, later := range w.states {
-		if later.manifest.Sequence <= w.st.manifest.Sequence {
+		if later.Manifest.Sequence <= w.st.Manifest.Sequence {
 			break
 		}
-		for i := range later.disk.Witnesses {
-			rec := &later.disk.Witnesses[i]
-			if rec.Name != w.st.disk.Bitmap || !rec.Enabled {
+		for i := range later.Disk.Witnesses {
+			rec := &later.Disk.Witnesses[i]
+			if rec.Name != w.st.Disk.Bitmap || !rec.Enabled {
 				continue
 			}
-			if !w.flat && len(later.disk.Backing)-rec.Layer != len(w.st.disk.Backing) {
+			if !w.flat && len(later.Disk.Backing)-rec.Layer != len(w.st.Disk.Backing) {
 				continue // a bitmap of this name in another layer
 			}
 			then, err := w.s.recordedBitmap(ctx, rec)
@@ -305,10 +305,10 @@ func (w *witness) askLaterRecords(ctx context.Context) (*objection, error) {
 			}
 			if !same {
 				return object(ReasonContradicted, "the archive of %s saw writes in bitmap %s that it no longer shows: it was cleared or made anew",
-					later.manifest.Checkpoint, w.st.disk.Bitmap), nil
+					later.Manifest.Checkpoint, w.st.Disk.Bitmap), nil
 			}
 			if !older {
-				w.proof += fmt.Sprintf("; the image is an older copy than %s, its bytes prove it", later.manifest.Checkpoint)
+				w.proof += fmt.Sprintf("; the image is an older copy than %s, its bytes prove it", later.Manifest.Checkpoint)
 			}
 			older = true
 		}
@@ -318,10 +318,10 @@ func (w *witness) askLaterRecords(ctx context.Context) (*objection, error) {
 
 // readsAsArchived reports whether the given ranges read as they were archived.
 func (w *witness) readsAsArchived(ctx context.Context, runs bitmapstore.Runs) (bool, error) {
-	if !w.st.hasData() {
+	if !w.st.HasData() {
 		return false, nil
 	}
-	archived, err := w.s.openState(ctx, w.st.disk)
+	archived, err := w.s.openState(ctx, w.st.Disk)
 	if err != nil {
 		return false, err
 	}

@@ -26,12 +26,12 @@ const (
 // only tables; of the second, and of data that stayed data, samples are read,
 // and the end of the data.
 func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
-	if !w.st.hasData() {
+	if !w.st.HasData() {
 		return w.askHeldData(ctx)
 	}
 	size := w.d.chain.Size()
 	clean := bitmapstore.Subtract(beyond(0, size), w.dirty)
-	archived, err := w.s.openState(ctx, w.st.disk)
+	archived, err := w.s.openState(ctx, w.st.Disk)
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +47,7 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 		}
 		if !same {
 			return objectAll(ReasonMap, "the archive of %s has data at %d that is gone from the image without a mark in bitmap %s (a shrunk and regrown disk or an exchanged backing file does this)",
-				w.st.manifest.Checkpoint, run.Start, w.st.disk.Bitmap), nil
+				w.st.Manifest.Checkpoint, run.Start, w.st.Disk.Bitmap), nil
 		}
 	}
 
@@ -78,7 +78,7 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 			}
 			if !same {
 				return objectAll(ReasonContent, "the image differs from the archive of %s in bytes %d to %d, which bitmap %s calls unchanged",
-					w.st.manifest.Checkpoint, run.Start, run.End, w.st.disk.Bitmap), nil
+					w.st.Manifest.Checkpoint, run.Start, run.End, w.st.Disk.Bitmap), nil
 			}
 		}
 	}
@@ -88,7 +88,7 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 // askHeldData looks for data that vanished without a mark since a checkpoint of
 // which no archive tells the content.
 func (w *witness) askHeldData(ctx context.Context) (*objection, error) {
-	rec := w.st.disk.Held
+	rec := w.st.Disk.Held
 	if rec == nil {
 		return nil, nil
 	}
@@ -102,7 +102,7 @@ func (w *witness) askHeldData(ctx context.Context) (*objection, error) {
 			return nil, err
 		}
 		return objectAll(ReasonMap, "at checkpoint %s the disk held data at %d that is gone from the image without a mark in bitmap %s (a shrunk and regrown disk or an exchanged backing file does this)",
-			w.st.manifest.Checkpoint, run.Start, w.st.disk.Bitmap), nil
+			w.st.Manifest.Checkpoint, run.Start, w.st.Disk.Bitmap), nil
 	}
 	return nil, nil
 }
@@ -127,7 +127,7 @@ func (w *witness) askEnd(ctx context.Context, archived *archived, clean bitmapst
 				return nil, err
 			case !same:
 				return objectAll(ReasonMap, "the last bytes that bitmap %s calls unchanged, up to %d, are not those in the archive of %s (a shrunk and regrown disk does this)",
-					w.st.disk.Bitmap, run.End, w.st.manifest.Checkpoint), nil
+					w.st.Disk.Bitmap, run.End, w.st.Manifest.Checkpoint), nil
 			case !zero:
 				return nil, nil
 			}
