@@ -85,7 +85,7 @@ func tail(from, end int64) bitmapstore.Runs {
 
 // covered is where a map has entries in [start, end).
 func covered(ctx context.Context, m *Map, start, end int64) bitmapstore.Runs {
-	return joined(func(yield func(bitmapstore.Run, error) bool) {
+	return bitmapstore.Join(func(yield func(bitmapstore.Run, error) bool) {
 		for e, err := range m.Entries(ctx, start, end) {
 			if !yield(bitmapstore.Run{Start: e.Offset, End: e.End()}, err) || err != nil {
 				return
@@ -96,7 +96,7 @@ func covered(ctx context.Context, m *Map, start, end int64) bitmapstore.Runs {
 
 // differing compares two replays of [start, end) entry by entry.
 func differing(ctx context.Context, newer, older []*Map, start, end int64) bitmapstore.Runs {
-	return joined(func(yield func(bitmapstore.Run, error) bool) {
+	return bitmapstore.Join(func(yield func(bitmapstore.Run, error) bool) {
 		next, stop := iter.Pull2(Replay(ctx, older, start, end))
 		defer stop()
 		var was Entry
@@ -143,28 +143,4 @@ func sameBytes(a, b Entry) bool {
 		return a.Zero && b.Zero
 	}
 	return a.Chunk == b.Chunk && a.ChunkOffset == b.ChunkOffset
-}
-
-// joined makes a set of ascending runs that may touch.
-func joined(runs iter.Seq2[bitmapstore.Run, error]) bitmapstore.Runs {
-	return func(yield func(bitmapstore.Run, error) bool) {
-		var held bitmapstore.Run
-		for run, err := range runs {
-			if err != nil {
-				yield(bitmapstore.Run{}, err)
-				return
-			}
-			if held.End == run.Start && held.Len() > 0 {
-				held.End = run.End
-				continue
-			}
-			if held.Len() > 0 && !yield(held, nil) {
-				return
-			}
-			held = run
-		}
-		if held.Len() > 0 {
-			yield(held, nil)
-		}
-	}
 }

@@ -53,6 +53,26 @@ func Of(runs ...Run) Runs {
 	}
 }
 
+// Join is the set of the bytes of runs that come in ascending order of their starts; they may touch, overlap and be
+// empty. An error ends them.
+func Join(runs iter.Seq2[Run, error]) Runs {
+	return func(yield func(Run, error) bool) {
+		m := merger{yield: yield}
+		for run, err := range runs {
+			if err != nil {
+				if m.flush() {
+					yield(Run{}, err)
+				}
+				return
+			}
+			if run.Start < run.End && !m.add(run) {
+				return
+			}
+		}
+		m.flush()
+	}
+}
+
 // Fail is a set that cannot be read: its iteration yields err and nothing else. A nil err gives the empty set.
 func Fail(err error) Runs {
 	return func(yield func(Run, error) bool) {
@@ -114,25 +134,17 @@ func (r Runs) Round(granularity, size int64) Runs {
 	if granularity <= 0 {
 		return Fail(errGranularity(granularity))
 	}
-	return func(yield func(Run, error) bool) {
-		m := merger{yield: yield}
+	return Join(func(yield func(Run, error) bool) {
 		for run, err := range r.Clip(size) {
-			if err != nil {
-				if m.flush() {
-					yield(Run{}, err)
-				}
-				return
-			}
 			run.Start -= run.Start % granularity
 			if base := run.End - run.End%granularity; base != run.End {
 				run.End = base + min(granularity, size-base)
 			}
-			if !m.add(run) {
+			if !yield(run, err) {
 				return
 			}
 		}
-		m.flush()
-	}
+	})
 }
 
 // seq is r as something that can be ranged over even when it is nil.

@@ -33,7 +33,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/internal/outfile"
 	"github.com/imgbackup/imgbackup/nbd"
-	"github.com/imgbackup/imgbackup/serve"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // Formats are those that qemu-img writes for us.
@@ -50,7 +50,7 @@ type Options struct {
 
 // Target says where a disk goes.
 type Target struct {
-	Disk *serve.Disk
+	Disk *view.Disk
 	Path string // in a folder that exists; nothing stands there
 }
 
@@ -119,7 +119,7 @@ func Run(ctx context.Context, targets []Target, o Options) (_ []Result, err erro
 	for _, t := range targets {
 		j, err := newJob(t)
 		if err != nil {
-			return nil, fmt.Errorf("disk %s: %w", t.Disk.Target, err)
+			return nil, fmt.Errorf("disk %s: %w", t.Disk.Name, err)
 		}
 		jobs = append(jobs, j)
 	}
@@ -127,7 +127,7 @@ func Run(ctx context.Context, targets []Target, o Options) (_ []Result, err erro
 	for _, j := range jobs {
 		size, err := j.run(ctx, o)
 		if err != nil {
-			return nil, fmt.Errorf("disk %s: %w", j.Disk.Target, err)
+			return nil, fmt.Errorf("disk %s: %w", j.Disk.Name, err)
 		}
 		all = append(all, Result{Path: j.Path, Size: size})
 	}
@@ -199,7 +199,7 @@ func (j *job) run(ctx context.Context, o Options) (size int64, err error) {
 	var mu sync.Mutex
 	var failed error
 	server, err := nbd.NewServer([]nbd.Export{{Name: "disk", Size: j.Disk.Size(), Device: j.Disk,
-		Contexts: []nbd.Context{{Name: nbd.BaseAllocation, Extents: j.Disk.Allocation}}}}, nbd.ServerOptions{Notify: func(err error) {
+		Contexts: []nbd.Context{nbd.Allocation(j.Disk.Zeros)}}}, nbd.ServerOptions{Notify: func(err error) {
 		var device *nbd.DeviceError
 		mu.Lock()
 		defer mu.Unlock()

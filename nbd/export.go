@@ -76,6 +76,12 @@ func RunsContext(name string, flags uint32, runs func(ctx context.Context, start
 	}}
 }
 
+// Allocation is the context base:allocation of a device that is known to be zeros where
+// zeros says so: holes. zeros is as in [RunsContext].
+func Allocation(zeros func(ctx context.Context, start, end int64) bitmapstore.Runs) Context {
+	return RunsContext(BaseAllocation, StateHole|StateZero, zeros)
+}
+
 // DirtyBitmap is the context qemu:dirty-bitmap:NAME of a set of changed bytes.
 func DirtyBitmap(name string, runs func(ctx context.Context, start, end int64) bitmapstore.Runs) Context {
 	return RunsContext(DirtyBitmapPrefix+name, StateDirty, runs)

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"slices"
 	"sync"
 
@@ -14,7 +13,13 @@ import (
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/nbd"
+	"github.com/imgbackup/imgbackup/view"
 )
+
+var _ interface {
+	nbd.Device
+	nbd.Writer
+} = (*Cow)(nil)
 
 // blockSize is the unit in which a [Cow] takes parts of the disk over, bytes.
 const blockSize = 64 << 10
@@ -29,7 +34,7 @@ const maxCowSize = 64 << 40
 // A flush makes durable what was written before it, and a server that is started
 // again with the same file goes on from there at least.
 type Cow struct {
-	base *Disk
+	base *view.Disk
 	file *cowFile
 	size int64
 
@@ -48,18 +53,19 @@ type Cow struct {
 
 // OpenCow opens the scratch file at path, or makes it: it, and path with ".map"
 // behind it. A file of another checkpoint or disk is refused.
-func (c *Checkpoint) OpenCow(d *Disk, path string) (*Cow, error) {
-	if d.size > maxCowSize {
-		return nil, fmt.Errorf("disk %s: scratch file: the disk has %d bytes, more than the %d that one can be of", d.Target, d.size, int64(maxCowSize))
+func OpenCow(c *view.Checkpoint, d *view.Disk, path string) (*Cow, error) {
+	size := d.Size()
+	if size > maxCowSize {
+		return nil, fmt.Errorf("disk %s: scratch file: the disk has %d bytes, more than the %d that one can be of", d.Name, size, int64(maxCowSize))
 	}
-	blocks := (d.size + blockSize - 1) / blockSize
+	blocks := (size + blockSize - 1) / blockSize
 	h := &cowHeader{Format: cowFormat, Version: 1, Repository: c.Manifest.RepositoryID, Domain: c.Manifest.Domain,
-		Checkpoint: c.Manifest.Checkpoint, UUID: c.Manifest.UUID, Disk: d.Target, Size: d.size, Block: blockSize}
+		Checkpoint: c.Manifest.Checkpoint, UUID: c.Manifest.UUID, Disk: d.Name, Size: size, Block: blockSize}
 	file, bitmap, err := openCowFile(path, h, blocks)
 	if err != nil {
-		return nil, fmt.Errorf("disk %s: scratch file: %w", d.Target, err)
+		return nil, fmt.Errorf("disk %s: scratch file: %w", d.Name, err)
 	}
-	return &Cow{base: d, file: file, size: d.size, bitmap: bitmap, changed: make(map[int64]bool)}, nil
+	return &Cow{base: d, file: file, size: size, bitmap: bitmap, changed: make(map[int64]bool)}, nil
 }
 
 // Close makes everything durable and closes the file.
@@ -264,29 +270,29 @@ func (c *Cow) Flush(context.Context) error {
 	return err
 }
 
-// Allocation is the context base:allocation, of the disk and what was written.
-func (c *Cow) Allocation(ctx context.Context, start, end int64) iter.Seq2[nbd.Extent, error] {
-	return func(yield func(nbd.Extent, error) bool) {
+// zeros is where the disk, with what was written, is known to be zeros, of the part in
+// [start, end).
+func (c *Cow) zeros(ctx context.Context, start, end int64) bitmapstore.Runs {
+	return bitmapstore.Join(func(yield func(bitmapstore.Run, error) bool) {
 		for pos := start; pos < end; {
 			to, ours := c.run(pos, end)
-			part := c.base.Allocation(ctx, pos, to)
+			part := c.base.Zeros(ctx, pos, to)
 			if ours {
 				part = c.holes(pos, to)
 			}
-			for e, err := range part {
-				e.Start, e.End = max(e.Start, pos), min(e.End, to)
-				if !yield(e, err) || err != nil {
+			for run, err := range part {
+				if !yield(run, err) || err != nil {
 					return
 				}
 			}
 			pos = to
 		}
-	}
+	})
 }
 
-// holes yields the holes of the scratch file.
-func (c *Cow) holes(start, end int64) iter.Seq2[nbd.Extent, error] {
-	return func(yield func(nbd.Extent, error) bool) {
+// holes is where the scratch file has none of [start, end).
+func (c *Cow) holes(start, end int64) bitmapstore.Runs {
+	return func(yield func(bitmapstore.Run, error) bool) {
 		for pos := start; pos < end; {
 			// The file's own offset is used by nobody.
 			data, err := unix.Seek(int(c.file.data.Fd()), pos, unix.SEEK_DATA)
@@ -297,7 +303,7 @@ func (c *Cow) holes(start, end int64) iter.Seq2[nbd.Extent, error] {
 				return // a file system that cannot tell: it may all be data
 			}
 			data = min(data, end)
-			if pos < data && !yield(nbd.Extent{Start: pos, End: data, Flags: nbd.StateHole | nbd.StateZero}, nil) {
+			if pos < data && !yield(bitmapstore.Run{Start: pos, End: data}, nil) {
 				return
 			}
 			if pos = data; pos < end {

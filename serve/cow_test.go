@@ -17,8 +17,21 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/nbd"
+	"github.com/imgbackup/imgbackup/view"
 )
+
+// open opens checkpoint i for as long as the test runs.
+func open(t testing.TB, h *chaintest.History, i int) *view.Checkpoint {
+	t.Helper()
+	c, err := view.Open(context.Background(), h.Repo, h.Checkpoints[i], view.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
 
 type seq = iter.Seq2[nbd.Extent, error]
 
@@ -30,15 +43,15 @@ func TestAnyWrites(t *testing.T) {
 	for seed := range uint64(20) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		path := filepath.Join(dir, strconv.Itoa(int(seed)))
-		h := newHistory(t)
-		h.random(r, 2, 4096+r.Int64N(2<<20)/512*512)
-		c := h.open(t, 1, Options{})
+		h := chaintest.NewHistory(t)
+		h.Random(r, 2, 4096+r.Int64N(2<<20)/512*512)
+		c := open(t, h, 1)
 		d := c.Disks[0]
 		size := d.Size()
-		want := append([]byte(nil), h.want[1]...)
+		want := append([]byte(nil), h.Want[1]...)
 		ctx := context.Background()
 		for range 2 {
-			cow, err := c.OpenCow(d, path)
+			cow, err := OpenCow(c, d, path)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -56,25 +69,25 @@ func TestAnyWrites(t *testing.T) {
 				case 2:
 					err = cow.Flush(ctx)
 				default:
-					fill(r, want[off:off+length])
+					chaintest.Fill(r, want[off:off+length])
 					err = cow.WriteAt(ctx, want[off:off+length], off)
 				}
 				if err != nil {
 					t.Fatal(err)
 				}
 			}
-			verifyReads(t, r, cow, want)
-			verifyAllocation(t, cow.Allocation, want)
-			e, err := c.Export(ctx, d, cow, h.ms[:1])
+			chaintest.VerifyReads(t, r, cow, want)
+			chaintest.VerifyZeros(t, cow.zeros(ctx, 0, size), want)
+			e, err := Export(ctx, c, d, cow, h.Checkpoints[:1])
 			if err != nil {
 				t.Fatal(err)
 			}
-			verifyExtents(t, e.Contexts[1].Extents(ctx, 0, size), h.want[0], want)
+			verifyExtents(t, e.Contexts[1].Extents(ctx, 0, size), h.Want[0], want)
 			if err := cow.Close(); err != nil {
 				t.Fatal(err)
 			}
 		}
-		verifyReads(t, r, d, h.want[1])
+		chaintest.VerifyReads(t, r, d, h.Want[1])
 	}
 }
 
@@ -99,11 +112,11 @@ func verifyExtents(t *testing.T, extents seq, was, is []byte) {
 
 func TestConcurrentWritesToOneBlock(t *testing.T) {
 	t.Parallel()
-	h := newHistory(t)
+	h := chaintest.NewHistory(t)
 	want := bytes.Repeat([]byte{9}, 4*blockSize)
-	h.commit(want, true, nil)
-	c := h.open(t, 0, Options{})
-	cow, err := c.OpenCow(c.Disks[0], filepath.Join(t.TempDir(), "cow"))
+	h.Commit(want, true, nil)
+	c := open(t, h, 0)
+	cow, err := OpenCow(c, c.Disks[0], filepath.Join(t.TempDir(), "cow"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,12 +157,12 @@ func copyFile(t *testing.T, from, to string) {
 // the medium reads as it did before.
 func TestCrashAfterFlush(t *testing.T) {
 	t.Parallel()
-	h := newHistory(t)
+	h := chaintest.NewHistory(t)
 	content := bytes.Repeat([]byte{7}, 10*blockSize+512)
-	h.commit(content, true, nil)
-	c := h.open(t, 0, Options{})
+	h.Commit(content, true, nil)
+	c := open(t, h, 0)
 	path := filepath.Join(t.TempDir(), "cow")
-	cow, err := c.OpenCow(c.Disks[0], path)
+	cow, err := OpenCow(c, c.Disks[0], path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +184,7 @@ func TestCrashAfterFlush(t *testing.T) {
 		t.Fatal(err)
 	}
 	copyFile(t, path+".kept", path+mapSuffix)
-	if cow, err = c.OpenCow(c.Disks[0], path); err != nil {
+	if cow, err = OpenCow(c, c.Disks[0], path); err != nil {
 		t.Fatal(err)
 	}
 	defer cow.Close()
@@ -192,28 +205,28 @@ func TestCrashAfterFlush(t *testing.T) {
 
 func TestScratchFilesThatAreRefused(t *testing.T) {
 	t.Parallel()
-	h := newHistory(t)
+	h := chaintest.NewHistory(t)
 	content := bytes.Repeat([]byte{7}, 3*blockSize)
-	h.commit(content, true, nil)
-	h.commit(content, false, []change{{0, 512, true}})
-	c := h.open(t, 0, Options{})
-	other := h.open(t, 1, Options{})
+	h.Commit(content, true, nil)
+	h.Commit(content, false, []chaintest.Change{{Start: 0, End: 512, Zero: true}})
+	c := open(t, h, 0)
+	other := open(t, h, 1)
 	dir := t.TempDir()
 	path := filepath.Join(dir, "cow")
-	cow, err := c.OpenCow(c.Disks[0], path)
+	cow, err := OpenCow(c, c.Disks[0], path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var inUse *InUseError
-	if _, err := c.OpenCow(c.Disks[0], path); !errors.As(err, &inUse) {
+	if _, err := OpenCow(c, c.Disks[0], path); !errors.As(err, &inUse) {
 		t.Errorf("a second server: %v", err)
 	}
 	if err := cow.Close(); err != nil {
 		t.Fatal(err)
 	}
-	refused := func(c *Checkpoint, path, why string) {
+	refused := func(c *view.Checkpoint, path, why string) {
 		t.Helper()
-		cow, err := c.OpenCow(c.Disks[0], path)
+		cow, err := OpenCow(c, c.Disks[0], path)
 		if err == nil {
 			cow.Close()
 		}
@@ -240,8 +253,8 @@ func TestScratchFilesThatAreRefused(t *testing.T) {
 	}), "is not the map")
 	refused(c, damaged("link", func(p string) error { return errors.Join(os.Remove(p), os.Symlink(path, p)) }), "symbolic link")
 	refused(c, dir, "directory")
-	c.Disks[0].size = maxCowSize + 512
-	refused(c, filepath.Join(dir, "huge"), "more than")
+	h.CommitZeros(maxCowSize + 512)
+	refused(open(t, h, 2), filepath.Join(dir, "huge"), "more than")
 	if _, err := os.Stat(filepath.Join(dir, "huge")); err == nil {
 		t.Error("a scratch file was made for a disk that is too large")
 	}
@@ -250,9 +263,9 @@ func TestScratchFilesThatAreRefused(t *testing.T) {
 // A scratch file that cannot be made leaves nothing that is in the next try's way.
 func TestScratchFileThatCannotBeMade(t *testing.T) {
 	t.Parallel()
-	h := newHistory(t)
-	h.commit(bytes.Repeat([]byte{7}, blockSize), true, nil)
-	c := h.open(t, 0, Options{})
+	h := chaintest.NewHistory(t)
+	h.Commit(bytes.Repeat([]byte{7}, blockSize), true, nil)
+	c := open(t, h, 0)
 	for _, before := range []bool{false, true} {
 		path := filepath.Join(t.TempDir(), "cow")
 		if before {
@@ -264,7 +277,7 @@ func TestScratchFileThatCannotBeMade(t *testing.T) {
 		if err := os.MkdirAll(inTheWay, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := c.OpenCow(c.Disks[0], path); err == nil {
+		if _, err := OpenCow(c, c.Disks[0], path); err == nil {
 			t.Fatal("it was made")
 		}
 		fi, err := os.Stat(path)
@@ -274,7 +287,7 @@ func TestScratchFileThatCannotBeMade(t *testing.T) {
 		if err := os.RemoveAll(filepath.Dir(inTheWay)); err != nil {
 			t.Fatal(err)
 		}
-		cow, err := c.OpenCow(c.Disks[0], path)
+		cow, err := OpenCow(c, c.Disks[0], path)
 		if err != nil {
 			t.Fatalf("the next try: %v", err)
 		}

@@ -1,16 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package serve makes the disks of a checkpoint devices that package nbd can offer,
-// straight out of a repository: nothing is restored first.
+// Package serve makes the disks of a checkpoint, as package view reads them, devices
+// that package nbd can offer.
 //
 // Invariants:
 //
-//   - A byte is handed out only after the digest in the map has proven the chunk
-//     that it is from. Damage is an error of the reads that need what is damaged,
-//     and of no others.
 //   - The repository is only read. What clients write goes into a scratch file
 //     beside it ([Cow]), which knows the checkpoint that it belongs to.
-//   - Memory is bounded, whatever the disk's size: decoded chunks, the parts of the
-//     map that are resolved, and what is read ahead have fixed limits.
-//   - Of several readers that need a chunk at the same time, one fetches it.
+//   - What a flush has saved is there when a server begins again with the same file.
 package serve

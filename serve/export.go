@@ -9,22 +9,23 @@ import (
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/nbd"
+	"github.com/imgbackup/imgbackup/view"
 )
 
-// Export is a disk as package nbd offers it: under its target's name, with the
-// contexts base:allocation and, for each older checkpoint, qemu:dirty-bitmap:NAME:
-// what may read otherwise than there. cow may be nil: then it is read-only. What
-// was written into the scratch file counts as changed.
-func (c *Checkpoint) Export(ctx context.Context, d *Disk, cow *Cow, older []*chain.Manifest) (nbd.Export, error) {
+// Export is a disk as package nbd offers it: under its name, with the contexts
+// base:allocation (what the repository holds as zeros is a hole) and, for each older
+// checkpoint, qemu:dirty-bitmap:NAME: what may read otherwise than there. cow may be
+// nil: then it is read-only. What was written into the scratch file counts as changed.
+func Export(ctx context.Context, c *view.Checkpoint, d *view.Disk, cow *Cow, older []*chain.Manifest) (nbd.Export, error) {
 	e := nbd.Export{
-		Name: d.Target, Size: d.size, Device: d, BlockSize: blockSize,
-		Description: fmt.Sprintf("disk %s of %s at checkpoint %s", d.Target, c.Manifest.Domain, c.Manifest.Checkpoint),
-		Contexts:    []nbd.Context{{Name: nbd.BaseAllocation, Extents: d.Allocation}},
+		Name: d.Name, Size: d.Size(), Device: d, BlockSize: blockSize,
+		Description: fmt.Sprintf("disk %s of %s at checkpoint %s", d.Name, c.Manifest.Domain, c.Manifest.Checkpoint),
 	}
+	zeros := d.Zeros
 	if cow != nil {
-		e.Device = cow
-		e.Contexts[0].Extents = cow.Allocation
+		e.Device, zeros = cow, cow.zeros
 	}
+	e.Contexts = []nbd.Context{nbd.Allocation(zeros)}
 	for _, m := range older {
 		changes, err := c.Changes(ctx, m, d)
 		if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/convert"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
-	"github.com/imgbackup/imgbackup/serve"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // byQemuImg tells whether what is asked for is written by qemu-img.
@@ -46,8 +46,8 @@ func (a *app) restoreByQemuImg(ctx context.Context, repo *chain.Repository, m *c
 			return usageError{errors.New("--to TARGET=-: only raw can be written in order")}
 		}
 	}
-	c, err := serve.Open(ctx, repo, m, serve.Options{Disks: names})
-	if errors.Is(err, serve.ErrUnknownDisk) {
+	c, err := view.Open(ctx, repo, m, view.Options{Disks: names})
+	if errors.Is(err, view.ErrUnknownDisk) {
 		return usageError{err}
 	}
 	if err != nil {
@@ -84,14 +84,10 @@ func (a *app) restoreByQemuImg(ctx context.Context, repo *chain.Repository, m *c
 	result := &restore.Result{}
 	for i, w := range written {
 		d := restore.DiskResult{Disk: names[i], Path: w.Path, Format: r.format, Size: w.Size, Verified: r.convert.Verify}
-		d.Data = c.Disks[i].Size()
-		for e, err := range c.Disks[i].Allocation(ctx, 0, d.Data) {
-			if err != nil {
-				return err
-			}
-			d.Zero += min(e.End, c.Disks[i].Size()) - e.Start
+		if d.Zero, err = c.Disks[i].Zeros(ctx, 0, c.Disks[i].Size()).Bytes(); err != nil {
+			return err
 		}
-		d.Data -= d.Zero
+		d.Data = c.Disks[i].Size() - d.Zero
 		result.Disks = append(result.Disks, d)
 		if size := c.Disks[i].Size(); w.Size != size {
 			a.note(fmt.Sprintf("disk %s: %s has rounded its size up from %d to %d bytes", names[i], r.format, size, w.Size))

@@ -14,6 +14,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/serve"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // serveRequest is the command line of serve.
@@ -85,8 +86,8 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 	if err != nil {
 		return err
 	}
-	c, err := serve.Open(ctx, repo, m, serve.Options{Disks: r.disks})
-	if errors.Is(err, serve.ErrUnknownDisk) {
+	c, err := view.Open(ctx, repo, m, view.Options{Disks: r.disks})
+	if errors.Is(err, view.ErrUnknownDisk) {
 		return usageError{err}
 	}
 	if err != nil {
@@ -100,13 +101,13 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 	var exports []nbd.Export
 	for _, d := range c.Disks {
 		var cow *serve.Cow
-		if path := files[d.Target]; path != "" {
-			if cow, err = c.OpenCow(d, path); err != nil {
+		if path := files[d.Name]; path != "" {
+			if cow, err = serve.OpenCow(c, d, path); err != nil {
 				return err
 			}
 			defer func() { err = errors.Join(err, cow.Close()) }()
 		}
-		e, err := c.Export(ctx, d, cow, withDisk(older, d.Target))
+		e, err := serve.Export(ctx, c, d, cow, withDisk(older, d.Name))
 		if err != nil {
 			return err
 		}
@@ -211,7 +212,7 @@ func withDisk(ms []*chain.Manifest, target string) []*chain.Manifest {
 }
 
 // cowFiles says which scratch file each disk has.
-func cowFiles(c *serve.Checkpoint, values []string) (map[string]string, error) {
+func cowFiles(c *view.Checkpoint, values []string) (map[string]string, error) {
 	files := make(map[string]string)
 	usage := func(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 	for _, v := range values {
@@ -220,10 +221,10 @@ func cowFiles(c *serve.Checkpoint, values []string) (map[string]string, error) {
 				return nil, usage("--cow %s is a folder for all disks: it goes alone", v)
 			}
 			for _, d := range c.Disks {
-				if err := chain.ValidName(d.Target); err != nil {
-					return nil, usage("disk %.80q cannot name a file: %w", d.Target, err)
+				if err := chain.ValidName(d.Name); err != nil {
+					return nil, usage("disk %.80q cannot name a file: %w", d.Name, err)
 				}
-				files[d.Target] = filepath.Join(v, d.Target+".cow")
+				files[d.Name] = filepath.Join(v, d.Name+".cow")
 			}
 			return files, nil
 		}
@@ -233,7 +234,7 @@ func cowFiles(c *serve.Checkpoint, values []string) (map[string]string, error) {
 		}
 		known := false
 		for _, d := range c.Disks {
-			known = known || d.Target == target
+			known = known || d.Name == target
 		}
 		if !known || files[target] != "" {
 			return nil, usage("--cow %q: no such disk is served, or it is given twice", v)

@@ -13,7 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
-	"github.com/imgbackup/imgbackup/serve"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // stdoutPath is the path that means standard output.
@@ -33,8 +33,8 @@ func (a *app) restoreToStdout(ctx context.Context, repo *chain.Repository, m *ch
 	case f != nil && term.IsTerminal(int(f.Fd())):
 		return usage("--to TARGET=-: stdout is a terminal")
 	}
-	c, err := serve.Open(ctx, repo, m, serve.Options{Disks: []string{targets[0].Disk}})
-	if errors.Is(err, serve.ErrUnknownDisk) {
+	c, err := view.Open(ctx, repo, m, view.Options{Disks: []string{targets[0].Disk}})
+	if errors.Is(err, view.ErrUnknownDisk) {
 		return usageError{err}
 	}
 	if err != nil {
@@ -43,10 +43,10 @@ func (a *app) restoreToStdout(ctx context.Context, repo *chain.Repository, m *ch
 	defer c.Close()
 	d := c.Disks[0]
 	bar := a.newBar("restoring " + m.Checkpoint)
-	a.events.expect(m.Domain, d.Target)
+	a.events.expect(m.Domain, d.Name)
 	err = d.Stream(ctx, a.out, func(done int64) {
 		bar.set(done, d.Size())
-		a.events.setDisk(d.Target, string(restore.Writing), done, d.Size())
+		a.events.setDisk(d.Name, string(restore.Writing), done, d.Size())
 		a.events.set("", done, d.Size())
 	})
 	bar.clear()

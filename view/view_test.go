@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package serve
+package view
 
 import (
 	"bytes"
@@ -13,9 +13,20 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
-	"github.com/imgbackup/imgbackup/nbd"
+	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/objstore"
 )
+
+// open opens checkpoint i for as long as the test runs.
+func open(t testing.TB, h *chaintest.History, i int, o Options) *Checkpoint {
+	t.Helper()
+	c, err := Open(context.Background(), h.Repo, h.Checkpoints[i], o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
 
 // Every checkpoint of any chain reads as it was, from anywhere and by many at
 // once; what is called a hole is zero; and what changed against an older one is
@@ -24,61 +35,30 @@ func TestAnyChain(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(25) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		h := newHistory(t)
-		h.random(r, 2+r.IntN(5), 4096+r.Int64N(5<<19)/512*512)
-		i := r.IntN(len(h.ms))
-		c, err := Open(context.Background(), h.repo, h.ms[i], Options{Cache: 1 + r.Int64N(2<<20)})
+		h := chaintest.NewHistory(t)
+		h.Random(r, 2+r.IntN(5), 4096+r.Int64N(5<<19)/512*512)
+		i := r.IntN(len(h.Checkpoints))
+		c, err := Open(context.Background(), h.Repo, h.Checkpoints[i], Options{Cache: 1 + r.Int64N(2<<20)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		d, want := c.Disks[0], h.want[i]
-		verifyReads(t, r, d, want)
-		verifyAllocation(t, d.Allocation, want)
+		d, want := c.Disks[0], h.Want[i]
+		chaintest.VerifyReads(t, r, d, want)
+		chaintest.VerifyZeros(t, d.Zeros(t.Context(), 0, d.Size()), want)
 		var all bytes.Buffer
 		if err := d.Stream(context.Background(), &all, nil); err != nil || !bytes.Equal(all.Bytes(), want) {
 			t.Fatalf("the stream: %v", err)
 		}
 		older := r.IntN(i + 1)
-		changes, err := c.Changes(context.Background(), h.ms[older], d)
+		changes, err := c.Changes(context.Background(), h.Checkpoints[older], d)
 		if err != nil {
 			t.Fatal(err)
 		}
 		start := r.Int64N(d.Size())
 		end := start + r.Int64N(d.Size()-start+1)
-		verifyChanges(t, changes(context.Background(), 0, d.Size()), h.want[older], want, 0, d.Size())
-		verifyChanges(t, changes(context.Background(), start, end), h.want[older], want, start, end)
+		verifyChanges(t, changes(context.Background(), 0, d.Size()), h.Want[older], want, 0, d.Size())
+		verifyChanges(t, changes(context.Background(), start, end), h.Want[older], want, start, end)
 		c.Close()
-	}
-}
-
-func verifyReads(t *testing.T, r *rand.Rand, d nbd.Device, want []byte) {
-	t.Helper()
-	size := int64(len(want))
-	var wg sync.WaitGroup
-	for range 8 {
-		off := r.Int64N(size)
-		n := 1 + r.Int64N(min(1<<20, size-off))
-		wg.Go(func() {
-			p := make([]byte, n)
-			if err := d.ReadAt(context.Background(), p, off); err != nil || !bytes.Equal(p, want[off:off+n]) {
-				t.Errorf("%d bytes at %d: %v", n, off, err)
-			}
-		})
-	}
-	wg.Wait()
-}
-
-func verifyAllocation(t *testing.T, extents func(context.Context, int64, int64) seq, want []byte) {
-	t.Helper()
-	pos := int64(0)
-	for e, err := range extents(context.Background(), 0, int64(len(want))) {
-		if err != nil || e.Start < pos || e.End <= e.Start {
-			t.Fatalf("extent %v after %d: %v", e, pos, err)
-		}
-		pos = e.End
-		if !isZero(want[e.Start:min(e.End, int64(len(want)))]) {
-			t.Fatalf("%v is no hole", e)
-		}
 	}
 }
 
@@ -103,12 +83,12 @@ func verifyChanges(t *testing.T, runs bitmapstore.Runs, was, is []byte, start, e
 // Reading on fetches ahead, each chunk once, however many want it.
 func TestChunksAreFetchedOnce(t *testing.T) {
 	t.Parallel()
-	h := newHistory(t)
+	h := chaintest.NewHistory(t)
 	content := make([]byte, 40<<20)
 	rand.NewChaCha8([32]byte{1}).Read(content)
-	h.commit(content, true, nil)
-	c := h.open(t, 0, Options{})
-	maps := h.store.of("maps/")
+	h.Commit(content, true, nil)
+	c := open(t, h, 0, Options{})
+	maps := h.Store.Of("maps/")
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
@@ -122,14 +102,14 @@ func TestChunksAreFetchedOnce(t *testing.T) {
 	}
 	wg.Wait()
 	c.chunks.work.Wait()
-	if h.store.read > int64(len(content))*11/10 {
-		t.Errorf("%d bytes of packs were read for %d", h.store.read, len(content))
+	if h.Store.Read() > int64(len(content))*11/10 {
+		t.Errorf("%d bytes of packs were read for %d", h.Store.Read(), len(content))
 	}
 	// A read of its own for each piece of 256 KiB would be 160.
-	if n := h.store.of("packs/"); n > 120 {
+	if n := h.Store.Of("packs/"); n > 120 {
 		t.Errorf("%d reads of packs: nothing was read ahead", n)
 	}
-	if n := h.store.of("maps/"); n != maps {
+	if n := h.Store.Of("maps/"); n != maps {
 		t.Errorf("%d reads of maps after they were opened", n-maps)
 	}
 	if c.chunks.kept > 64<<20 {
@@ -140,14 +120,14 @@ func TestChunksAreFetchedOnce(t *testing.T) {
 // What is over the limit is given up, and comes back whole.
 func TestCacheIsBounded(t *testing.T) {
 	t.Parallel()
-	h := newHistory(t)
+	h := chaintest.NewHistory(t)
 	content := make([]byte, 8<<20)
 	rand.NewChaCha8([32]byte{2}).Read(content)
-	h.commit(content, true, nil)
-	c := h.open(t, 0, Options{Cache: 1 << 20})
+	h.Commit(content, true, nil)
+	c := open(t, h, 0, Options{Cache: 1 << 20})
 	r := rand.New(rand.NewPCG(3, 4))
 	for range 10 {
-		verifyReads(t, r, c.Disks[0], content)
+		chaintest.VerifyReads(t, r, c.Disks[0], content)
 	}
 	c.chunks.work.Wait()
 	if c.chunks.kept > 1<<20 {
@@ -181,11 +161,11 @@ func (s *spoilt) Get(ctx context.Context, key string, offset, length int64) (io.
 // that are fetched together with it.
 func TestDamageIsItsOwn(t *testing.T) {
 	t.Parallel()
-	h := newHistory(t)
+	h := chaintest.NewHistory(t)
 	content := make([]byte, 24<<20)
 	rand.NewChaCha8([32]byte{5}).Read(content)
-	h.commit(content, true, nil)
-	c := h.open(t, 0, Options{})
+	h.Commit(content, true, nil)
+	c := open(t, h, 0, Options{})
 	const bad = 9<<20 + 100
 	entries, err := c.Disks[0].layout.entries(context.Background(), bad, bad+1, nil)
 	if err != nil {
@@ -194,13 +174,13 @@ func TestDamageIsItsOwn(t *testing.T) {
 	var mu sync.Mutex
 	hits := 0
 	e := entries[0]
-	broken := *h.repo
-	broken.Store = &spoilt{Store: h.repo.Store, key: archive.PackKey(e.Pack.Name), off: e.FrameOffset + 10, end: e.FrameOffset + 11, hit: func() {
+	broken := *h.Repo
+	broken.Store = &spoilt{Store: h.Repo.Store, key: archive.PackKey(e.Pack.Name), off: e.FrameOffset + 10, end: e.FrameOffset + 11, hit: func() {
 		mu.Lock()
 		hits++
 		mu.Unlock()
 	}}
-	b, err := Open(context.Background(), &broken, h.ms[0], Options{})
+	b, err := Open(context.Background(), &broken, h.Checkpoints[0], Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,11 +218,11 @@ func (f *failing) Write(p []byte) (int, error) {
 
 func TestStreamEnds(t *testing.T) {
 	t.Parallel()
-	h := newHistory(t)
+	h := chaintest.NewHistory(t)
 	content := make([]byte, 30<<20+512)
 	rand.NewChaCha8([32]byte{7}).Read(content)
-	h.commit(content, true, nil)
-	c := h.open(t, 0, Options{})
+	h.Commit(content, true, nil)
+	c := open(t, h, 0, Options{})
 	var all bytes.Buffer
 	told := int64(0)
 	if err := c.Disks[0].Stream(context.Background(), &all, func(n int64) { told = n }); err != nil || !bytes.Equal(all.Bytes(), content) || told != int64(len(content)) {
@@ -277,14 +257,14 @@ func (o *outage) Get(ctx context.Context, key string, offset, length int64) (io.
 // An outage is an error, not damage, and is not remembered.
 func TestOutageIsNotKept(t *testing.T) {
 	t.Parallel()
-	h := newHistory(t)
+	h := chaintest.NewHistory(t)
 	content := make([]byte, 2<<20)
 	rand.NewChaCha8([32]byte{6}).Read(content)
-	h.commit(content, true, nil)
-	o := &outage{Store: h.repo.Store, down: make(chan struct{})}
-	repo := *h.repo
+	h.Commit(content, true, nil)
+	o := &outage{Store: h.Repo.Store, down: make(chan struct{})}
+	repo := *h.Repo
 	repo.Store = o
-	c, err := Open(context.Background(), &repo, h.ms[0], Options{})
+	c, err := Open(context.Background(), &repo, h.Checkpoints[0], Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package serve
+package view
 
 import (
 	"context"
@@ -37,7 +37,7 @@ func (d *Disk) Stream(ctx context.Context, w io.Writer, tell func(done int64)) e
 	for done := int64(0); done < d.size; {
 		p := parts[0]
 		if err := <-p.read; err != nil {
-			return fmt.Errorf("disk %s, bytes %d to %d: %w", d.Target, done, done+int64(len(p.buf))-1, err)
+			return fmt.Errorf("disk %s, bytes %d to %d: %w", d.Name, done, done+int64(len(p.buf))-1, err)
 		}
 		if _, err := w.Write(p.buf); err != nil {
 			return err
