@@ -144,31 +144,6 @@ func (e *NotTrustedError) Error() string {
 	return text
 }
 
-// UsageError reports a request that makes no sense whatever the images hold.
-type UsageError struct{ Err error }
-
-func (e *UsageError) Error() string { return e.Err.Error() }
-func (e *UsageError) Unwrap() error { return e.Err }
-
-// OwnedError reports that another host, or a domain of another UUID, began the
-// domain's chain.
-type OwnedError struct {
-	Domain string
-	What   string
-}
-
-func (e *OwnedError) Error() string {
-	return fmt.Sprintf("domain %s belongs to %s; give --adopt to go on with it from here", e.Domain, e.What)
-}
-
-// LockTimeError reports that a backup was given up because the images would
-// have stayed locked for longer than the caller allows.
-type LockTimeError struct{ Max time.Duration }
-
-func (e *LockTimeError) Error() string {
-	return fmt.Sprintf("the images were locked for %s, the most that --max-lock allows; nothing was committed", e.Max)
-}
-
 // Result is what a finished backup has stored.
 type Result struct {
 	Manifest *chain.Manifest // nil if no checkpoint was made

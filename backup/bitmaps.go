@@ -81,14 +81,14 @@ func (s *session) verifyAdded(_ context.Context, plan *Plan, intent *chain.Inten
 		d := s.disks[i]
 		layer := d.chain.Layers[0]
 		if err := layer.VerifyBitmapAdded(d.before, name, d.granularity); err != nil {
-			return fmt.Errorf("disk %s: %w: %w", p.Target, errChanged, err)
+			return &chain.DiskError{Disk: p.Target, Err: imageChanged(layer.Path, "%v", err)}
 		}
 		same, err := d.guard.Holds(layer)
 		if err != nil {
 			return &chain.DiskError{Disk: p.Target, Err: err}
 		}
 		if !same {
-			return fmt.Errorf("disk %s: %w: another file stands at %s", p.Target, errChanged, layer.Path)
+			return &chain.DiskError{Disk: p.Target, Err: imageChanged(layer.Path, "another file stands there")}
 		}
 	}
 	return nil

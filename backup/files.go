@@ -119,7 +119,7 @@ func (s *session) storeFiles(ctx context.Context, w *archive.Writer) ([]chain.Fi
 			return nil, fmt.Errorf("%s %s: %w", f.req.Role, path, err)
 		}
 		if f.image != nil && ref.Size != f.id.Size {
-			return nil, fmt.Errorf("%s: %w", f.req.Role, errChanged)
+			return nil, fmt.Errorf("%s: %w", f.req.Role, imageChanged(path, "it had %d bytes, and %d were read", f.id.Size, ref.Size))
 		}
 		all = append(all, chain.File{Role: f.req.Role, Path: path, FileRef: ref})
 	}

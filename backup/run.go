@@ -33,9 +33,6 @@ const (
 // between its plan and its locks.
 const attempts = 3
 
-// errChanged says that something wrote to an image between plan and locks.
-var errChanged = errors.New("the image was written to while the backup began")
-
 // Run backs up the domain's disks. On any error but an [*chain.UnknownOutcomeError]
 // the repository's chain is as it was, and so are the images' bitmaps, unless
 // the error says that an intent was left to be settled by the next run.
@@ -75,14 +72,11 @@ func (s *session) run(ctx context.Context) (*Result, error) {
 	}
 	for try := 1; ; try++ {
 		result, err := s.attempt(ctx)
-		if errors.Is(err, errChanged) && try < attempts {
-			s.hooks.note("%v; beginning again", err)
-			continue
+		var changed *changedError
+		if try == attempts || !errors.As(err, &changed) {
+			return result, err
 		}
-		if errors.Is(err, errChanged) {
-			return nil, &qcow2.InUseError{Path: s.disks[0].req.Path, Why: err.Error()}
-		}
-		return result, err
+		s.hooks.note("%v; beginning again", err)
 	}
 }
 
@@ -267,7 +261,7 @@ func (s *session) planAgain(ctx context.Context, before *Plan) (*Plan, error) {
 	for i, p := range plan.Disks {
 		q := before.Disks[i]
 		if p.worseThan(q) {
-			return nil, fmt.Errorf("disk %s: %w: %s", p.Target, errChanged, p.Reason)
+			return nil, &chain.DiskError{Disk: p.Target, Err: imageChanged(p.Path, "%s", p.Reason)}
 		}
 		if p.Detection == ByContent && q.Detection == ByContent && p.base.UUID == q.base.UUID {
 			// Adding a bitmap makes QEMU drop those that it finds invalid: what

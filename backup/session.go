@@ -227,7 +227,7 @@ func (s *session) open(ctx context.Context) error {
 		}
 		d.chain = c
 		if err := d.req.Defined.check(c); err != nil {
-			return &UsageError{fmt.Errorf("disk %s: %w", d.req.Target, err)}
+			return &UsageError{&chain.DiskError{Disk: d.req.Target, Err: err}}
 		}
 		id, err := c.Layers[0].Stat()
 		if err != nil {
@@ -310,22 +310,34 @@ const flockWait = time.Second
 // until the end.
 func (s *session) guard(ctx context.Context) error {
 	for _, d := range s.disks {
-		if d.guard == nil {
-			g, err := qcow2.FlockImage(ctx, d.req.Path, flockWait)
-			if err != nil {
-				return &chain.DiskError{Disk: d.req.Target, Err: err}
-			}
-			d.guard = g
-		}
-		same, err := d.guard.Holds(d.chain.Layers[0])
-		if err != nil {
+		if err := d.takeGuard(ctx); err != nil {
 			return &chain.DiskError{Disk: d.req.Target, Err: err}
-		}
-		if !same {
-			return fmt.Errorf("disk %s: %w: another file stands at %s", d.req.Target, errChanged, d.req.Path)
 		}
 	}
 	return nil
+}
+
+// takeGuard takes the flock of the disk's image, unless it is held already. An earlier
+// attempt may hold that of a file that has been replaced since.
+func (d *disk) takeGuard(ctx context.Context) error {
+	if d.guard != nil {
+		same, err := d.guard.Holds(d.chain.Layers[0])
+		if same || err != nil {
+			return err
+		}
+		_ = d.guard.Close() // opened for reading only
+		d.guard = nil
+	}
+	g, err := qcow2.FlockImage(ctx, d.req.Path, flockWait)
+	if err != nil {
+		return err
+	}
+	d.guard = g
+	same, err := g.Holds(d.chain.Layers[0])
+	if err == nil && !same {
+		err = imageChanged(d.req.Path, "another file stands there")
+	}
+	return err
 }
 
 // count tells that n more guest bytes of a disk were read; 0: that it begins.

@@ -25,6 +25,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -102,11 +103,11 @@ func New(ctx context.Context, sources []backup.Source, names []Names, tempDir st
 			}
 		}
 		if err := s.Chain.CrossCheck(ctx, backup.CrossCheckSamples, random); err != nil {
-			return nil, fmt.Errorf("disk %s: %w", n.Target, err)
+			return nil, &chain.DiskError{Disk: n.Target, Err: err}
 		}
 		o, err := newOffer(ctx, s, n.complete(), tempDir)
 		if err != nil {
-			return nil, fmt.Errorf("disk %s: %w", n.Target, err)
+			return nil, &chain.DiskError{Disk: n.Target, Err: err}
 		}
 		all = append(all, o)
 	}

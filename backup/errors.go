@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// UsageError reports a request that makes no sense whatever the images hold.
+type UsageError struct{ Err error }
+
+func (e *UsageError) Error() string { return e.Err.Error() }
+func (e *UsageError) Unwrap() error { return e.Err }
+
+// OwnedError reports that another host, or a domain of another UUID, began the
+// domain's chain.
+type OwnedError struct {
+	Domain string
+	What   string
+}
+
+func (e *OwnedError) Error() string {
+	return fmt.Sprintf("domain %s belongs to %s; give --adopt to go on with it from here", e.Domain, e.What)
+}
+
+// LockTimeError reports that a backup was given up because the images would
+// have stayed locked for longer than the caller allows.
+type LockTimeError struct{ Max time.Duration }
+
+func (e *LockTimeError) Error() string {
+	return fmt.Sprintf("the images were locked for %s, the most that --max-lock allows; nothing was committed", e.Max)
+}
+
+// changedError reports that something wrote to an image, or put another file in its
+// place, between the plan and the locks that stay until the commit. The backup begins
+// again then; when it has done so too often, the image is in use, which is what it
+// wraps.
+type changedError struct{ inUse qcow2.InUseError }
+
+func imageChanged(path, format string, args ...any) error {
+	why := "it was written to or exchanged while the backup began: " + fmt.Sprintf(format, args...)
+	return &changedError{qcow2.InUseError{Path: path, Why: why}}
+}
+
+func (e *changedError) Error() string { return e.inUse.Error() }
+func (e *changedError) Unwrap() error { return &e.inUse }
