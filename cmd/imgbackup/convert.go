@@ -10,7 +10,6 @@ import (
 	"os"
 
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/convert"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
 	"github.com/imgbackup/imgbackup/view"
@@ -70,12 +69,12 @@ func (a *app) restoreByQemuImg(ctx context.Context, repo *chain.Repository, m *c
 		}
 	}
 	a.events.expect(m.Domain, names...)
-	var jobs []convert.Target
+	var jobs []restore.QemuImgTarget
 	for i, t := range targets {
-		jobs = append(jobs, convert.Target{Disk: c.Disks[i], Path: t.Path})
+		jobs = append(jobs, restore.QemuImgTarget{Disk: c.Disks[i], Path: t.Path})
 	}
-	written, err := convert.Run(ctx, jobs, r.convert)
-	if errors.Is(err, convert.ErrUsage) {
+	written, err := restore.RunQemuImg(ctx, jobs, r.convert)
+	if errors.Is(err, restore.ErrUsage) {
 		return usageError{err}
 	}
 	if err != nil {

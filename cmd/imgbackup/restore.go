@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/convert"
 	dom "github.com/imgbackup/imgbackup/domain"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
@@ -28,7 +27,7 @@ type restoreRequest struct {
 	format     string
 	adjust     bool
 	options    restore.Options
-	convert    convert.Options
+	convert    restore.QemuImg
 }
 
 func (a *app) restoreCommand() *cobra.Command {

@@ -1,18 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package convert restores disks into the formats that only qemu-img writes: it is
-// the client of a server of ours, on a socket in a private folder.
-//
-// Invariants:
-//
-//   - The files appear under their final names only when all of them are complete
-//     and durable; until then they are in a folder beside their targets that is
-//     locked (flock), so that the next run removes what a killed one has left.
-//   - Nothing that exists is replaced.
-//   - Every byte is proven by the digest in the map before qemu-img gets it. What
-//     the repository holds damaged is the error, whatever qemu-img says.
-//   - A secret is never on a command line: qemu-img reads it from its file.
-package convert
+package restore
 
 import (
 	"bytes"
@@ -39,8 +27,8 @@ import (
 // Formats are those that qemu-img writes for us.
 var formats = []string{"qcow2", "vmdk", "vhdx", "vdi", "qed"}
 
-// Options say what is written.
-type Options struct {
+// QemuImg say what is written.
+type QemuImg struct {
 	Format     string   // one of qemu-img's: qcow2, vmdk, vhdx, vdi, qed
 	Compressed bool     // each cluster compressed: qcow2, vmdk
 	SecretFile string   // of qcow2: encrypt it (LUKS) with the passphrase in this file
@@ -48,23 +36,20 @@ type Options struct {
 	Verify     bool     // compare afterwards
 }
 
-// Target says where a disk goes.
-type Target struct {
+// QemuImgTarget says where a disk goes.
+type QemuImgTarget struct {
 	Disk *view.Disk
 	Path string // in a folder that exists; nothing stands there
 }
 
-// Result is one disk that was written.
-type Result struct {
+// QemuImgResult is one disk that was written.
+type QemuImgResult struct {
 	Path string // absolute
 	Size int64  // virtual size of the image, bytes: the format may have rounded it up
 }
 
-// ErrUsage says that what was asked for contradicts itself.
-var ErrUsage = errors.New("wrong usage")
-
 // Check judges the options.
-func (o Options) Check() error {
+func (o QemuImg) Check() error {
 	switch {
 	case !slices.Contains(formats, o.Format):
 		return fmt.Errorf("%w: format %.40q: want raw, %s", ErrUsage, o.Format, strings.Join(formats, ", "))
@@ -90,7 +75,7 @@ func (o Options) Check() error {
 }
 
 // arguments are those of qemu-img for the format.
-func (o Options) arguments(secret string) []string {
+func (o QemuImg) arguments(secret string) []string {
 	args := []string{"-O", o.Format}
 	if o.Compressed {
 		args = append(args, "-c")
@@ -105,40 +90,40 @@ func (o Options) arguments(secret string) []string {
 	return args
 }
 
-// Run writes the targets, all of them or none.
-func Run(ctx context.Context, targets []Target, o Options) (_ []Result, err error) {
+// RunQemuImg writes the targets, all of them or none.
+func RunQemuImg(ctx context.Context, targets []QemuImgTarget, o QemuImg) (_ []QemuImgResult, err error) {
 	if err := o.Check(); err != nil {
 		return nil, err
 	}
-	var jobs []*job
+	var jobs []*conversion
 	defer func() {
 		for _, j := range jobs {
 			err = errors.Join(err, j.folder.remove())
 		}
 	}()
 	for _, t := range targets {
-		j, err := newJob(t)
+		j, err := newConversion(t)
 		if err != nil {
 			return nil, fmt.Errorf("disk %s: %w", t.Disk.Name, err)
 		}
 		jobs = append(jobs, j)
 	}
-	var all []Result
+	var all []QemuImgResult
 	for _, j := range jobs {
 		size, err := j.run(ctx, o)
 		if err != nil {
 			return nil, fmt.Errorf("disk %s: %w", j.Disk.Name, err)
 		}
-		all = append(all, Result{Path: j.Path, Size: size})
+		all = append(all, QemuImgResult{Path: j.Path, Size: size})
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	return all, publish(jobs)
+	return all, publishConversions(jobs)
 }
 
-// publish gives the files their names, or none of them.
-func publish(jobs []*job) error {
+// publishConversions gives the files their names, or none of them.
+func publishConversions(jobs []*conversion) error {
 	for i, j := range jobs {
 		err := unix.Renameat2(unix.AT_FDCWD, filepath.Join(j.folder.path, imageName), unix.AT_FDCWD, j.Path, unix.RENAME_NOREPLACE)
 		if err == nil {
@@ -163,13 +148,13 @@ const (
 	socketName = socketDir + "/s"
 )
 
-// job is one disk.
-type job struct {
-	Target
+// conversion is one disk.
+type conversion struct {
+	QemuImgTarget
 	folder *folder
 }
 
-func newJob(t Target) (*job, error) {
+func newConversion(t QemuImgTarget) (*conversion, error) {
 	base := filepath.Base(t.Path)
 	if t.Path == "" || strings.HasSuffix(t.Path, "/") || base == "." || base == ".." {
 		return nil, fmt.Errorf("%w: %q is no name of a file", ErrUsage, t.Path)
@@ -191,11 +176,11 @@ func newJob(t Target) (*job, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &job{Target: t, folder: f}, nil
+	return &conversion{QemuImgTarget: t, folder: f}, nil
 }
 
 // run writes the image and returns its virtual size.
-func (j *job) run(ctx context.Context, o Options) (size int64, err error) {
+func (j *conversion) run(ctx context.Context, o QemuImg) (size int64, err error) {
 	var mu sync.Mutex
 	var failed error
 	server, err := nbd.NewServer([]nbd.Export{{Name: "disk", Size: j.Disk.Size(), Device: j.Disk,
@@ -240,7 +225,7 @@ const (
 	maxTries = 50
 )
 
-func (j *job) convert(ctx context.Context, o Options) (int64, error) {
+func (j *conversion) convert(ctx context.Context, o QemuImg) (int64, error) {
 	const source = "nbd+unix:///disk?socket=" + socketName
 	var object []string
 	image := "driver=" + o.Format + ",file.driver=file,file.filename=" + imageName
@@ -281,7 +266,7 @@ func (j *job) convert(ctx context.Context, o Options) (int64, error) {
 }
 
 // look asks for the virtual size of what was written.
-func (j *job) look(ctx context.Context, object []string, image string) (int64, error) {
+func (j *conversion) look(ctx context.Context, object []string, image string) (int64, error) {
 	out, err := j.qemuImg(ctx, slices.Concat([]string{"info", "--output=json"}, object, []string{"--image-opts", image})...)
 	if err != nil {
 		return 0, err
@@ -297,7 +282,7 @@ func (j *job) look(ctx context.Context, object []string, image string) (int64, e
 
 // qemuImg runs qemu-img in the private folder. It writes nothing that lasts but the
 // new image, so that it may be ended at any moment.
-func (j *job) qemuImg(ctx context.Context, args ...string) ([]byte, error) {
+func (j *conversion) qemuImg(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, "qemu-img", args...)
 	cmd.Dir = j.folder.path
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is ours to handle
