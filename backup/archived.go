@@ -97,14 +97,14 @@ func entryRuns(entries iter.Seq2[archive.Entry, error], keep func(archive.Entry)
 }
 
 // equals reports whether the image reads in a range as the state does.
-func (a *archived) equals(ctx context.Context, c *qcow2.Chain, run bitmapstore.Run) (bool, error) {
+func (a *archived) equals(ctx context.Context, c *qcow2.Image, run bitmapstore.Run) (bool, error) {
 	same, _, err := a.compare(ctx, c, run)
 	return same, err
 }
 
 // compare reports whether the image reads in a range as the state does, and
 // whether both are all zeros there.
-func (a *archived) compare(ctx context.Context, c *qcow2.Chain, run bitmapstore.Run) (same, zeros bool, err error) {
+func (a *archived) compare(ctx context.Context, c *qcow2.Image, run bitmapstore.Run) (same, zeros bool, err error) {
 	buf := make([]byte, min(run.Len(), archive.GridSize))
 	chunk := make([]byte, 0, archive.GridSize)
 	zeros = true

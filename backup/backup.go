@@ -51,7 +51,7 @@ func ParseMode(s string) (Mode, error) {
 
 // DiskRequest names one disk of the domain and how it is to be backed up.
 type DiskRequest struct {
-	Target string       // name in the domain, as "vda"
+	Disk   string       // name in the domain, as "vda"
 	Path   string       // of the active image
 	Format qcow2.Format // never probed
 	// KeyFile holds the passphrase of an encrypted image, see [foreign.Options].

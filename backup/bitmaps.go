@@ -26,18 +26,18 @@ func (s *session) intent(plan *Plan) (*chain.Intent, error) {
 			continue
 		}
 		d := s.disks[i]
-		layer := d.chain.Layers[0]
+		layer := d.image.Layers[0]
 		id, err := layer.Stat()
 		if err != nil {
 			return nil, err
 		}
 		if d.before, err = layer.BitmapStates(); err != nil {
-			return nil, &chain.DiskError{Disk: p.Target, Err: err}
+			return nil, &chain.DiskError{Disk: p.Disk, Err: err}
 		}
-		d.image = layer.Path
+		d.active = layer.Path
 		d.granularity = layer.BitmapGranularity()
 		in.Images = append(in.Images, chain.IntentImage{
-			Target: p.Target, Path: layer.Path, Device: id.Dev, Inode: id.Inode,
+			Disk: p.Disk, Path: layer.Path, Device: id.Dev, Inode: id.Inode,
 			Before: names(d.before), Add: chain.BitmapName(s.checkpoint, s.uuid),
 		})
 	}
@@ -54,8 +54,8 @@ func (s *session) addBitmaps(ctx context.Context, plan *Plan, intent *chain.Inte
 		d := s.disks[i]
 		s.hooks.step(StepAdd)
 		name := chain.BitmapName(intent.Checkpoint, intent.CheckpointUUID)
-		if err := d.guard.BitmapAdd(ctx, d.image, name, d.granularity); err != nil {
-			return &chain.DiskError{Disk: p.Target, Err: err}
+		if err := d.guard.BitmapAdd(ctx, d.active, name, d.granularity); err != nil {
+			return &chain.DiskError{Disk: p.Disk, Err: err}
 		}
 	}
 	return nil
@@ -79,16 +79,16 @@ func (s *session) verifyAdded(_ context.Context, plan *Plan, intent *chain.Inten
 			continue
 		}
 		d := s.disks[i]
-		layer := d.chain.Layers[0]
+		layer := d.image.Layers[0]
 		if err := layer.VerifyBitmapAdded(d.before, name, d.granularity); err != nil {
-			return &chain.DiskError{Disk: p.Target, Err: imageChanged(layer.Path, "%v", err)}
+			return &chain.DiskError{Disk: p.Disk, Err: imageChanged(layer.Path, "%v", err)}
 		}
 		same, err := d.guard.Holds(layer)
 		if err != nil {
-			return &chain.DiskError{Disk: p.Target, Err: err}
+			return &chain.DiskError{Disk: p.Disk, Err: err}
 		}
 		if !same {
-			return &chain.DiskError{Disk: p.Target, Err: imageChanged(layer.Path, "another file stands there")}
+			return &chain.DiskError{Disk: p.Disk, Err: imageChanged(layer.Path, "another file stands there")}
 		}
 	}
 	return nil
@@ -120,7 +120,7 @@ func (s *session) undo(ctx context.Context, intent *chain.Intent) error {
 // guardOf returns the flock on the image of one of our disks.
 func (s *session) guardOf(image string) *qcow2.ImageFlock {
 	for _, d := range s.disks {
-		if d.image == image {
+		if d.active == image {
 			return d.guard
 		}
 	}
@@ -176,11 +176,11 @@ func (s *session) retire(ctx context.Context, plan *Plan, manifest *chain.Manife
 		if !p.AddsBitmap {
 			continue
 		}
-		path := s.disks[i].image
+		path := s.disks[i].active
 		for _, name := range s.retirable(p, manifest, names(s.disks[i].before)) {
 			s.hooks.step(StepRetire)
 			if _, err := removeIfThere(ctx, s.disks[i].guard, path, name); err != nil {
-				s.hooks.note("disk %s: the old bitmap %s stays in the image for now: %v", p.Target, name, err)
+				s.hooks.note("disk %s: the old bitmap %s stays in the image for now: %v", p.Disk, name, err)
 			}
 		}
 	}

@@ -37,7 +37,7 @@ func TestChangedDiskIsNamed(t *testing.T) {
 			l.create("a", "1M")
 			l.create("b", "1M")
 			second := l.disk("b")
-			second.Target = "vdb"
+			second.Disk = "vdb"
 			req := l.request("c1", l.disk("a"), second)
 			tries := 0
 			var notes []string

@@ -14,10 +14,10 @@ import (
 
 // DiskChanges is where a disk may differ between two points in time.
 type DiskChanges struct {
-	Target string
-	Size   int64 // of the disk at the later point, bytes
-	Runs   bitmapstore.Runs
-	How    string // what tells it, for people
+	Disk string
+	Size int64 // of the disk at the later point, bytes
+	Runs bitmapstore.Runs
+	How  string // what tells it, for people
 }
 
 // ChangesBetween tells where each disk that both checkpoints have may differ
@@ -44,7 +44,7 @@ func ChangesBetween(ctx context.Context, repo *chain.Repository, domain, from, t
 	}
 	var all []DiskChanges
 	for i := range ends[1].Disks {
-		target := ends[1].Disks[i].Target
+		target := ends[1].Disks[i].Name
 		if _, ok := ends[0].Disk(target); !ok {
 			continue
 		}
@@ -88,7 +88,7 @@ func (s *session) changesBetween(ctx context.Context, target string, from, to *c
 		if here.at.Manifest == goal.Manifest {
 			size := goal.Disk.Size
 			runs := bitmapstore.Union(append(here.sets, beyond(min(here.size, size), size))...).Clip(size)
-			return DiskChanges{Target: target, Size: size, Runs: runs, How: here.how}, nil
+			return DiskChanges{Disk: target, Size: size, Runs: runs, How: here.how}, nil
 		}
 		for _, l := range s.linksOf(ctx, here.at, states, goal) {
 			if seen[l.to.Manifest.UUID] {

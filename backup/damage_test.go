@@ -57,7 +57,7 @@ func TestTrustPackMissing(t *testing.T) {
 func TestContentOverDamagedChunk(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
-	disk := backup.DiskRequest{Target: "vda", Path: l.path("vda"), Format: qcow2.Raw}
+	disk := backup.DiskRequest{Disk: "vda", Path: l.path("vda"), Format: qcow2.Raw}
 	l.img("create", "-q", "-f", "raw", "vda", "4M")
 	l.writeAs("raw", "vda", "write -P 1 0 4M")
 	l.backup("c1", disk)

@@ -11,7 +11,7 @@ import (
 
 // check compares the chain that a definition states with the one that the
 // images state, which has been opened.
-func (want *DefinedChain) check(c *qcow2.Chain) error {
+func (want *DefinedChain) check(c *qcow2.Image) error {
 	if want == nil {
 		return nil
 	}

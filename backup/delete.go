@@ -44,7 +44,7 @@ type doomedBitmap struct {
 // The images are looked at before anything is removed. A run that ends early can
 // be repeated: a definition goes last.
 func DeleteCheckpoints(ctx context.Context, repo *chain.Repository, req DeleteRequest, hooks Hooks) ([]Deleted, error) {
-	if err := repo.Writable(); err != nil {
+	if err := repo.CheckWritable(); err != nil {
 		return nil, err
 	}
 	guards := make(map[string]*qcow2.ImageFlock)
@@ -113,10 +113,10 @@ func bitmapsOf(m *chain.Manifest, paths map[string]string) []doomedBitmap {
 			continue
 		}
 		path := d.Source.Path
-		if p, ok := paths[d.Target]; ok {
+		if p, ok := paths[d.Name]; ok {
 			path = resolved(p)
 		}
-		all = append(all, doomedBitmap{d.Target, path, d.Bitmap})
+		all = append(all, doomedBitmap{d.Name, path, d.Bitmap})
 	}
 	return all
 }

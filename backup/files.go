@@ -28,7 +28,7 @@ type FileRequest struct {
 // file is one file of a running backup.
 type file struct {
 	req    FileRequest
-	image  *qcow2.Chain // nil: Data, or it does not exist
+	image  *qcow2.Image // nil: Data, or it does not exist
 	id     qcow2.FileID // when reading began
 	absent bool         // and that has been told
 }

@@ -147,7 +147,7 @@ func (l *lab) byteAt(name string, offset int64) byte {
 
 // disk is a request for the image NAME as the disk vda, in qcow2.
 func (l *lab) disk(name string) backup.DiskRequest {
-	return backup.DiskRequest{Target: "vda", Path: l.path(name), Format: qcow2.Qcow2}
+	return backup.DiskRequest{Disk: "vda", Path: l.path(name), Format: qcow2.Qcow2}
 }
 
 // request is a request for one checkpoint of the domain vm.
@@ -183,7 +183,7 @@ func (l *lab) remember(domain, checkpoint string, d backup.DiskRequest) {
 	raw := filepath.Join(l.oracles, fmt.Sprintf("%d.raw", l.count))
 	l.count++
 	l.img("convert", "-f", string(d.Format), "-O", "raw", d.Path, raw)
-	l.taken = append(l.taken, oracle{domain, checkpoint, d.Target, raw})
+	l.taken = append(l.taken, oracle{domain, checkpoint, d.Disk, raw})
 }
 
 // restoreAll restores every checkpoint that was made and compares it with what

@@ -112,7 +112,7 @@ func (a *attempt) all() {
 func (a *attempt) name() {
 	a.req.Disks = nil
 	for _, d := range a.disks {
-		a.req.Disks = append(a.req.Disks, backup.DiskRequest{Target: d.target, Path: d.path, Format: qcow2.Format(d.format)})
+		a.req.Disks = append(a.req.Disks, backup.DiskRequest{Disk: d.target, Path: d.path, Format: qcow2.Format(d.format)})
 		a.must[d.target] = d.sound
 	}
 }
@@ -341,7 +341,7 @@ func (a *attempt) done(result *backup.Result) {
 		}
 		l.count.add("verdict: " + verdict)
 		l.count.add("reason: " + rec.ReasonCode)
-		asked := result.Plan.Disks[slices.IndexFunc(result.Plan.Disks, func(p *backup.DiskPlan) bool { return p.Target == d.target })].Requested
+		asked := result.Plan.Disks[slices.IndexFunc(result.Plan.Disks, func(p *backup.DiskPlan) bool { return p.Disk == d.target })].Requested
 		if a.must[d.target] && asked != backup.Full && a.req.Since == "" && rec.Detection != string(backup.ByBitmap) {
 			l.t.Errorf("checkpoint %s of disk %s could have been incremental by its bitmap: %s", p.name, d.target, rec.Reason)
 		}

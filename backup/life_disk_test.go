@@ -177,9 +177,9 @@ func (l *life) rawCopy(d *lifeDisk) string {
 }
 
 // open opens the disk with the project's own reader.
-func (l *life) open(d *lifeDisk) *qcow2.Chain {
+func (l *life) open(d *lifeDisk) *qcow2.Image {
 	l.t.Helper()
-	c, err := qcow2.OpenChain(d.path, qcow2.Format(d.format), qcow2.OpenOptions{AllowDirs: []string{l.dir, filepath.Dir(d.path)}})
+	c, err := qcow2.Open(d.path, qcow2.Format(d.format), qcow2.OpenOptions{AllowDirs: []string{l.dir, filepath.Dir(d.path)}})
 	if err != nil {
 		l.t.Fatalf("disk %s: %v", d.target, err)
 	}

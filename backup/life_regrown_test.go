@@ -117,7 +117,7 @@ func TestCutInsideData(t *testing.T) {
 		t.Fatal("the bitmaps are still there: this tests nothing")
 	}
 	for _, mode := range []backup.Mode{backup.Auto, backup.Full} {
-		req := backup.Request{Domain: "dom", Mode: mode, Disks: []backup.DiskRequest{{Target: "vda", Path: d.path, Format: qcow2.Qcow2}}}
+		req := backup.Request{Domain: "dom", Mode: mode, Disks: []backup.DiskRequest{{Disk: "vda", Path: d.path, Format: qcow2.Qcow2}}}
 		_, err := backup.Run(context.Background(), l.repo, req, backup.Hooks{})
 		var damage *qcow2.DamageError
 		if !errors.As(err, &damage) {

@@ -45,9 +45,9 @@ func (s *session) domainUUID() string {
 }
 
 func (s *session) manifestDisk(d *disk, p *DiskPlan) chain.Disk {
-	active := d.chain.Layers[0]
+	active := d.image.Layers[0]
 	rec := chain.Disk{
-		Target: p.Target, Size: p.VirtualSize,
+		Name: p.Disk, Size: p.VirtualSize,
 		Source:    chain.Source{Path: active.Path, Format: string(p.Format), Device: d.id[0].Dev, Inode: d.id[0].Inode},
 		Snapshots: snapshotRecords(active.Snapshots),
 		Backing:   d.backing,
@@ -72,7 +72,7 @@ func (s *session) manifestDisk(d *disk, p *DiskPlan) chain.Disk {
 func (s *session) rememberIdentity() {
 	for _, d := range s.disks {
 		d.id, d.backing = nil, nil
-		for i, layer := range d.chain.Layers {
+		for i, layer := range d.image.Layers {
 			for _, f := range layer.Files() {
 				d.id = append(d.id, f.Opened())
 			}
@@ -94,18 +94,18 @@ func (s *session) rememberIdentity() {
 func (s *session) compareIdentity() error {
 	for _, d := range s.disks {
 		at := 0
-		for _, layer := range d.chain.Layers {
+		for _, layer := range d.image.Layers {
 			for _, f := range layer.Files() {
 				open, err := f.Stat()
 				if err != nil {
-					return &chain.DiskError{Disk: d.req.Target, Err: err}
+					return &chain.DiskError{Disk: d.req.Disk, Err: err}
 				}
 				path, err := f.PathStat()
 				if err != nil {
-					return &chain.DiskError{Disk: d.req.Target, Err: err}
+					return &chain.DiskError{Disk: d.req.Disk, Err: err}
 				}
 				if open != d.id[at] || path != d.id[at] {
-					return &chain.DiskError{Disk: d.req.Target, Err: &qcow2.InUseError{Path: f.Path(), Why: s.changedWhile()}}
+					return &chain.DiskError{Disk: d.req.Disk, Err: &qcow2.InUseError{Path: f.Path(), Why: s.changedWhile()}}
 				}
 				at++
 			}

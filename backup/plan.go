@@ -34,7 +34,7 @@ type Plan struct {
 
 // DiskPlan says how one disk will be backed up, and why. Sizes are in bytes.
 type DiskPlan struct {
-	Target      string               `json:"target"`
+	Disk        string               `json:"target"`
 	Path        string               `json:"path"`
 	Format      qcow2.Format         `json:"format"`
 	VirtualSize int64                `json:"virtual_size"`
@@ -71,7 +71,7 @@ func (s *session) plan(ctx context.Context, before *Plan) (*Plan, error) {
 	for i, d := range s.disks {
 		p, err := s.planDisk(ctx, d, before == nil)
 		if err != nil {
-			return nil, &chain.DiskError{Disk: d.req.Target, Err: err}
+			return nil, &chain.DiskError{Disk: d.req.Disk, Err: err}
 		}
 		if before != nil {
 			p.AddsBitmap, p.NoBitmapReason = before.Disks[i].AddsBitmap, before.Disks[i].NoBitmapReason
@@ -104,10 +104,10 @@ func (s *session) parent(plan *Plan) *chain.Manifest {
 
 func (s *session) planDisk(ctx context.Context, d *disk, bitmap bool) (*DiskPlan, error) {
 	p := &DiskPlan{
-		Target:      d.req.Target,
+		Disk:        d.req.Disk,
 		Path:        d.req.Path,
 		Format:      d.req.Format,
-		VirtualSize: d.chain.Size(),
+		VirtualSize: d.image.Size(),
 		Requested:   d.req.Mode,
 		Mode:        Full,
 		Detection:   ByNothing,
@@ -125,7 +125,7 @@ func (s *session) planDisk(ctx context.Context, d *disk, bitmap bool) (*DiskPlan
 
 // chooseMode fills in mode, detection, base and reason.
 func (s *session) chooseMode(ctx context.Context, d *disk, p *DiskPlan) error {
-	all := s.statesOf(d.req.Target)
+	all := s.statesOf(d.req.Disk)
 	if !s.archives() {
 		return s.planWithoutArchive(ctx, d, p, all)
 	}
@@ -134,14 +134,14 @@ func (s *session) chooseMode(ctx context.Context, d *disk, p *DiskPlan) error {
 		return nil
 	}
 	refuse := func(code Reason, reason string) error {
-		return &NotTrustedError{Disk: d.req.Target, Code: code, Reason: reason, Hint: "--mode auto backs up what is needed"}
+		return &NotTrustedError{Disk: d.req.Disk, Code: code, Reason: reason, Hint: "--mode auto backs up what is needed"}
 	}
 
 	states := all.WithData()
 	if d.req.Since != "" {
 		if _, ok := states.Named(d.req.Since); !ok {
 			if _, ok := all.Named(d.req.Since); ok {
-				return refuse(ReasonNoData, fmt.Sprintf("checkpoint %s of disk %s holds no data that an archive could build on", d.req.Since, d.req.Target))
+				return refuse(ReasonNoData, fmt.Sprintf("checkpoint %s of disk %s holds no data that an archive could build on", d.req.Since, d.req.Disk))
 			}
 			return refuse(ReasonNoCheckpoint, fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since))
 		}
@@ -196,7 +196,7 @@ func (s *session) chooseContent(ctx context.Context, d *disk, p *DiskPlan, state
 			return nil
 		case errors.As(err, &bad):
 			damage = err
-			s.hooks.note("checkpoint %s of disk %s cannot serve as a base: %v", st.Manifest.Checkpoint, d.req.Target, err)
+			s.hooks.note("checkpoint %s of disk %s cannot serve as a base: %v", st.Manifest.Checkpoint, d.req.Disk, err)
 		default:
 			return err
 		}
@@ -212,7 +212,7 @@ func measure(ctx context.Context, d *disk, p *DiskPlan) error {
 		what = p.dirty
 	}
 	var err error
-	data := dataRuns(ctx, d.chain)
+	data := dataRuns(ctx, d.image)
 	if p.ReadBytes, err = bitmapstore.Intersect(what, data).Bytes(); err != nil {
 		return err
 	}
@@ -225,16 +225,16 @@ func measure(ctx context.Context, d *disk, p *DiskPlan) error {
 
 // dataRuns is where the chain's extents hold data, read from the images' own
 // tables each time.
-func dataRuns(ctx context.Context, c *qcow2.Chain) bitmapstore.Runs {
+func dataRuns(ctx context.Context, c *qcow2.Image) bitmapstore.Runs {
 	return extentRuns(ctx, c, func(k qcow2.Kind) bool { return k == qcow2.Data || k == qcow2.Compressed })
 }
 
 // emptyRuns is where the chain reads as zeros without holding any data.
-func emptyRuns(ctx context.Context, c *qcow2.Chain) bitmapstore.Runs {
+func emptyRuns(ctx context.Context, c *qcow2.Image) bitmapstore.Runs {
 	return extentRuns(ctx, c, func(k qcow2.Kind) bool { return k == qcow2.Hole || k == qcow2.Zero })
 }
 
-func extentRuns(ctx context.Context, c *qcow2.Chain, keep func(qcow2.Kind) bool) bitmapstore.Runs {
+func extentRuns(ctx context.Context, c *qcow2.Image, keep func(qcow2.Kind) bool) bitmapstore.Runs {
 	return func(yield func(bitmapstore.Run, error) bool) {
 		var run bitmapstore.Run
 		for e, err := range c.Extents(0, c.Size()) {
@@ -301,7 +301,7 @@ func (s *session) mayAddBitmap(ctx context.Context, d *disk, p *DiskPlan) error 
 		p.NoBitmapReason = "no bitmap was wanted for this disk"
 		return nil
 	}
-	active := d.chain.Layers[0]
+	active := d.image.Layers[0]
 	if by := active.ReadBy(); by != "" {
 		p.NoBitmapReason = "the image is read by " + by
 		return nil
@@ -310,11 +310,11 @@ func (s *session) mayAddBitmap(ctx context.Context, d *disk, p *DiskPlan) error 
 		p.NoBitmapReason = "raw images hold no bitmaps"
 		return nil
 	}
-	if err := active.CanAddBitmap(); err != nil {
+	if err := active.CheckAddBitmap(); err != nil {
 		p.NoBitmapReason = err.Error()
 		return nil
 	}
-	if err := active.Writable(); err != nil {
+	if err := active.CheckWritable(); err != nil {
 		return fmt.Errorf("%w, so the checkpoint's bitmap cannot be added; --no-checkpoint backs it up without one", err)
 	}
 	// With wrong reference counts QEMU would allocate the new bitmap's
@@ -339,12 +339,12 @@ func (s *session) mayAddBitmap(ctx context.Context, d *disk, p *DiskPlan) error 
 
 // Fit tells whether backups of an image can be incremental by bitmap, and why
 // (not), as far as the image alone tells.
-func Fit(c *qcow2.Chain) (bool, string) {
+func Fit(c *qcow2.Image) (bool, string) {
 	if o, _ := imageObjection(c); o != nil && o.code != ReasonUnusable {
 		return false, o.reason
 	}
 	active := c.Layers[0]
-	if err := active.CanAddBitmap(); err != nil {
+	if err := active.CheckAddBitmap(); err != nil {
 		return false, err.Error()
 	}
 	usable := 0

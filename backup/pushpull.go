@@ -18,7 +18,7 @@ import (
 // that got it returns.
 type Source struct {
 	Plan    *DiskPlan
-	Chain   *qcow2.Chain
+	Chain   *qcow2.Image
 	Changes bitmapstore.Runs // all that may differ from Plan.Since; the whole disk in a full backup
 }
 
@@ -134,7 +134,7 @@ func (s *session) sources(plan *Plan) []Source {
 		if p.Mode == Full {
 			changes = beyond(0, p.VirtualSize)
 		}
-		sources = append(sources, Source{Plan: p, Chain: d.chain, Changes: changes})
+		sources = append(sources, Source{Plan: p, Chain: d.image, Changes: changes})
 	}
 	return sources
 }
@@ -174,15 +174,15 @@ func (s *session) checkpointOnly(ctx context.Context, plan *Plan) (*chain.Manife
 	manifest := s.manifest(plan)
 	for i, d := range s.disks {
 		p := plan.Disks[i]
-		rec, ok := manifest.Disk(p.Target)
+		rec, ok := manifest.Disk(p.Disk)
 		if !ok {
 			continue
 		}
 		if err := s.recordBitmaps(ctx, d, p, w, rec); err != nil {
-			return nil, &chain.DiskError{Disk: p.Target, Err: err}
+			return nil, &chain.DiskError{Disk: p.Disk, Err: err}
 		}
 		if rec.Held, err = recordHeld(ctx, d, w, rec); err != nil {
-			return nil, &chain.DiskError{Disk: p.Target, Err: fmt.Errorf("recording where it holds data: %w", err)}
+			return nil, &chain.DiskError{Disk: p.Disk, Err: fmt.Errorf("recording where it holds data: %w", err)}
 		}
 	}
 	// Of the domain's files only the definition, which is at hand, describes the
@@ -202,7 +202,7 @@ func (s *session) checkpointOnly(ctx context.Context, plan *Plan) (*chain.Manife
 // shows later that the bitmap lies.
 func recordHeld(ctx context.Context, d *disk, w *archive.Writer, rec *chain.Disk) (*chain.BitmapRecord, error) {
 	const sector = 512
-	data := dataRuns(ctx, d.chain).Round(sector, rec.Size)
+	data := dataRuns(ctx, d.image).Round(sector, rec.Size)
 	bytes, err := data.Bytes()
 	if err != nil {
 		return nil, err
@@ -229,7 +229,7 @@ func (s *session) planWithoutArchive(ctx context.Context, d *disk, p *DiskPlan, 
 	}
 	if d.req.Since != "" {
 		if _, ok := states.Named(d.req.Since); !ok {
-			return &NotTrustedError{Disk: d.req.Target, Code: ReasonNoCheckpoint,
+			return &NotTrustedError{Disk: d.req.Disk, Code: ReasonNoCheckpoint,
 				Reason: fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since), Hint: fullInstead}
 		}
 	}
@@ -238,7 +238,7 @@ func (s *session) planWithoutArchive(ctx context.Context, d *disk, p *DiskPlan, 
 		return err
 	}
 	if !v.trusted {
-		return &NotTrustedError{Disk: d.req.Target, Code: v.code, Reason: v.reason, Hint: fullInstead}
+		return &NotTrustedError{Disk: d.req.Disk, Code: v.code, Reason: v.reason, Hint: fullInstead}
 	}
 	p.Mode, p.Detection, p.Code, p.Reason = Incremental, ByBitmap, ReasonTrusted, v.reason
 	p.dirty, p.Since = v.dirty, v.base.Ref()
@@ -249,12 +249,12 @@ func (s *session) planWithoutArchive(ctx context.Context, d *disk, p *DiskPlan, 
 // can say later what changed between two checkpoints. Archives are compared by
 // what they hold.
 func (s *session) findSound(ctx context.Context, d *disk, p *DiskPlan, states chain.States) error {
-	if o, _ := imageObjection(d.chain); o != nil {
+	if o, _ := imageObjection(d.image); o != nil {
 		return nil
 	}
 	p.sound = make(map[string]bool)
 	for _, st := range states {
-		if d.chain.Layers[0].Bitmap(st.Disk.Bitmap) == nil || s.archives() && st.HasData() {
+		if d.image.Layers[0].Bitmap(st.Disk.Bitmap) == nil || s.archives() && st.HasData() {
 			continue
 		}
 		w := &witness{s: s, d: d, states: states, st: st}

@@ -426,7 +426,7 @@ func TestCheckpointOfRawDisk(t *testing.T) {
 	l.create("a", "1M")
 	l.img("create", "-q", "-f", "raw", "b", "1M")
 	b := l.disk("b")
-	b.Target, b.Format = "vdb", "raw"
+	b.Disk, b.Format = "vdb", "raw"
 	_, err := backup.CreateCheckpoint(t.Context(), l.repo, l.request("k", l.disk("a"), b), backup.Hooks{})
 	if err == nil || !strings.Contains(err.Error(), "vdb") || !strings.Contains(err.Error(), "raw images hold no bitmaps") {
 		t.Errorf("got %v", err)
@@ -437,7 +437,7 @@ func TestCheckpointOfRawDisk(t *testing.T) {
 	b.NoCheckpoint = true
 	r, err := backup.CreateCheckpoint(t.Context(), l.repo, l.request("k", l.disk("a"), b), backup.Hooks{})
 	l.must(err)
-	if len(r.Manifest.Disks) != 1 || r.Manifest.Disks[0].Target != "vda" {
+	if len(r.Manifest.Disks) != 1 || r.Manifest.Disks[0].Name != "vda" {
 		t.Errorf("the checkpoint is of %+v", r.Manifest.Disks)
 	}
 }

@@ -19,7 +19,7 @@ import (
 // readDisk feeds one disk's map: the whole disk, the dirty ranges, or what
 // differs from the archived state it builds on.
 func (s *session) readDisk(ctx context.Context, d *disk, p *DiskPlan, w *archive.Writer) (*archive.MapWriter, error) {
-	m := w.NewMap(p.Target, p.VirtualSize, p.Mode == Full)
+	m := w.NewMap(p.Disk, p.VirtualSize, p.Mode == Full)
 	if p.Detection == ByContent {
 		base, err := s.openState(ctx, p.baseDisk)
 		if err != nil {
@@ -55,7 +55,7 @@ func (s *session) readRanges(ctx context.Context, d *disk, what bitmapstore.Runs
 		if err != nil {
 			return err
 		}
-		for e, err := range d.chain.Extents(run.Start, run.End) {
+		for e, err := range d.image.Extents(run.Start, run.End) {
 			if err != nil {
 				return err
 			}
@@ -97,7 +97,7 @@ func (s *session) readPieces(ctx context.Context, d *disk, runs []bitmapstore.Ru
 	for _, r := range runs {
 		part := buf[:r.Len():r.Len()]
 		buf = buf[r.Len():]
-		if err := readFull(ctx, d.chain, part, r.Start); err != nil {
+		if err := readFull(ctx, d.image, part, r.Start); err != nil {
 			return nil, err
 		}
 		s.count(d, r.Len())
@@ -109,7 +109,7 @@ func (s *session) readPieces(ctx context.Context, d *disk, runs []bitmapstore.Ru
 // readByContent reads everything and archives what differs from base, in
 // pieces of [archive.DiffSize].
 func (s *session) readByContent(ctx context.Context, d *disk, p *DiskPlan, base *archived, m *archive.MapWriter) error {
-	data := dataRuns(ctx, d.chain)
+	data := dataRuns(ctx, d.image)
 	then := base.runs(ctx, p.VirtualSize, func(e archive.Entry) bool { return !e.Zero })
 	// Cells that hold nothing now and held nothing then need no look; every
 	// other is compared as a whole.
@@ -161,7 +161,7 @@ func (c *comparedCell) produce(ctx context.Context, buf []byte) ([]archive.Piece
 	now := buf[:c.end-c.start]
 	clear(now)
 	for _, r := range c.runs {
-		if err := readFull(ctx, c.disk.chain, now[r.Start-c.start:r.End-c.start], r.Start); err != nil {
+		if err := readFull(ctx, c.disk.image, now[r.Start-c.start:r.End-c.start], r.Start); err != nil {
 			return nil, err
 		}
 		c.s.count(c.disk, r.Len())

@@ -54,11 +54,11 @@ func Redefine(ctx context.Context, repo *chain.Repository, req Request, def Defi
 	s.rememberIdentity()
 	plan := &Plan{Domain: req.Domain, Checkpoint: def.Name, parent: parent}
 	for _, d := range s.disks {
-		if err := s.checkDefined(d, def.Bitmaps[d.req.Target]); err != nil {
-			return nil, &chain.DiskError{Disk: d.req.Target, Err: err}
+		if err := s.checkDefined(d, def.Bitmaps[d.req.Disk]); err != nil {
+			return nil, &chain.DiskError{Disk: d.req.Disk, Err: err}
 		}
 		plan.Disks = append(plan.Disks, &DiskPlan{
-			Target: d.req.Target, Path: d.req.Path, Format: d.req.Format, VirtualSize: d.chain.Size(), AddsBitmap: true,
+			Disk: d.req.Disk, Path: d.req.Path, Format: d.req.Format, VirtualSize: d.image.Size(), AddsBitmap: true,
 		})
 	}
 	m := s.manifest(plan)
@@ -103,16 +103,16 @@ func (s *session) adoptIdentity(def Definition) (parent *chain.Manifest, err err
 	}
 	half := ""
 	for _, d := range s.disks {
-		name, ok := def.Bitmaps[d.req.Target]
+		name, ok := def.Bitmaps[d.req.Disk]
 		if !ok {
-			return usage("disk %s: the definition has no bitmap for it", d.req.Target)
+			return usage("disk %s: the definition has no bitmap for it", d.req.Disk)
 		}
 		rest, ok := strings.CutPrefix(name, def.Name+".")
 		if !ok || len(rest) != 16 || strings.Trim(rest, "0123456789abcdef") != "" {
-			return usage("disk %s: bitmap %s is none that imgbackup made for checkpoint %s: it would be named %s.<16 hexadecimal digits>", d.req.Target, name, def.Name, def.Name)
+			return usage("disk %s: bitmap %s is none that imgbackup made for checkpoint %s: it would be named %s.<16 hexadecimal digits>", d.req.Disk, name, def.Name, def.Name)
 		}
 		if half != "" && rest != half {
-			return usage("disk %s: bitmap %s belongs to another checkpoint than those of the other disks", d.req.Target, name)
+			return usage("disk %s: bitmap %s belongs to another checkpoint than those of the other disks", d.req.Disk, name)
 		}
 		half = rest
 	}
@@ -162,10 +162,10 @@ func (s *session) sequenceOf(parent *chain.Manifest) int64 {
 // checkDefined looks whether an image holds the bitmap of a checkpoint, fit to
 // be used.
 func (s *session) checkDefined(d *disk, name string) error {
-	if o, _ := imageObjection(d.chain); o != nil {
+	if o, _ := imageObjection(d.image); o != nil {
 		return errors.New(o.reason)
 	}
-	active := d.chain.Layers[0]
+	active := d.image.Layers[0]
 	b := active.Bitmap(name)
 	switch {
 	case b == nil:

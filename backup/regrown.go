@@ -21,12 +21,12 @@ const regrownBytes = 64 << 20
 // a cluster larger than a granule. Behind that cluster all is gone or marked,
 // so it is the last with clean bytes that are not zeros, or has none.
 func (w *witness) askRegrown(ctx context.Context, archived *archived, clean bitmapstore.Runs) (*objection, error) {
-	active := w.d.chain.Layers[0]
+	active := w.d.image.Layers[0]
 	if w.layer > 0 || active.Header.ClusterSize() <= w.bitmap.Granularity {
 		return nil, nil // what newer layers hold counts as dirty anyway
 	}
 	cluster := active.Header.ClusterSize()
-	last, err := lastOf(bitmapstore.Intersect(clean, dataRuns(ctx, w.d.chain)), regrownBytes/archive.GridSize)
+	last, err := lastOf(bitmapstore.Intersect(clean, dataRuns(ctx, w.d.image)), regrownBytes/archive.GridSize)
 	if err != nil {
 		return nil, err
 	}
@@ -35,7 +35,7 @@ func (w *witness) askRegrown(ctx context.Context, archived *archived, clean bitm
 		if run.End <= stop {
 			break
 		}
-		same, zero, err := archived.compare(ctx, w.d.chain, run)
+		same, zero, err := archived.compare(ctx, w.d.image, run)
 		if err != nil {
 			return nil, err
 		}

@@ -261,7 +261,7 @@ func (s *session) planAgain(ctx context.Context, before *Plan) (*Plan, error) {
 	for i, p := range plan.Disks {
 		q := before.Disks[i]
 		if p.worseThan(q) {
-			return nil, &chain.DiskError{Disk: p.Target, Err: imageChanged(p.Path, "%s", p.Reason)}
+			return nil, &chain.DiskError{Disk: p.Disk, Err: imageChanged(p.Path, "%s", p.Reason)}
 		}
 		if p.Detection == ByContent && q.Detection == ByContent && p.base.UUID == q.base.UUID {
 			// Adding a bitmap makes QEMU drop those that it finds invalid: what
@@ -285,8 +285,8 @@ func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, arc
 	for i, d := range s.disks {
 		d.total = plan.Disks[i].ReadBytes
 		total += d.total
-		if err := d.chain.CrossCheck(ctx, CrossCheckSamples, random); err != nil {
-			return nil, none, &chain.DiskError{Disk: d.req.Target, Err: err}
+		if err := d.image.CrossCheck(ctx, CrossCheckSamples, random); err != nil {
+			return nil, none, &chain.DiskError{Disk: d.req.Disk, Err: err}
 		}
 	}
 	s.total.Store(total)
@@ -303,15 +303,15 @@ func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, arc
 			manifest.Disks[i].ReusedBytes = stats.Reused
 		}
 		if err != nil {
-			return nil, none, &chain.DiskError{Disk: p.Target, Err: err}
+			return nil, none, &chain.DiskError{Disk: p.Disk, Err: err}
 		}
 		if damage := s.damage.Swap(nil); damage != nil {
-			s.hooks.note("disk %s: the archive of %s is damaged; what could not be compared is stored again: %v", p.Target, p.base.Checkpoint, damage)
+			s.hooks.note("disk %s: the archive of %s is damaged; what could not be compared is stored again: %v", p.Disk, p.base.Checkpoint, damage)
 		}
 	}
 	for i, d := range s.disks {
 		if err := s.recordBitmaps(ctx, d, plan.Disks[i], w, &manifest.Disks[i]); err != nil {
-			return nil, none, &chain.DiskError{Disk: d.req.Target, Err: err}
+			return nil, none, &chain.DiskError{Disk: d.req.Disk, Err: err}
 		}
 	}
 	if manifest.Files, err = s.storeFiles(ctx, w); err != nil {
@@ -330,7 +330,7 @@ func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, arc
 		if p.Mode == Incremental {
 			list = append(list, p.baseDisk.Maps...)
 			if list, err = s.flatten(ctx, w, p, list); err != nil {
-				return nil, none, &chain.DiskError{Disk: p.Target, Err: err}
+				return nil, none, &chain.DiskError{Disk: p.Disk, Err: err}
 			}
 		}
 		manifest.Disks[i].Maps = list
@@ -357,11 +357,11 @@ func (s *session) flatten(ctx context.Context, w *archive.Writer, p *DiskPlan, l
 	if len(list) <= maxReplay && deltas <= max(full, smallMaps) {
 		return list, nil
 	}
-	maps, err := chain.ReplayMaps(ctx, s.repo, &chain.Disk{Target: p.Target, Size: p.VirtualSize, Maps: list})
+	maps, err := chain.ReplayMaps(ctx, s.repo, &chain.Disk{Name: p.Disk, Size: p.VirtualSize, Maps: list})
 	if err != nil {
 		return nil, err
 	}
-	ref, err := w.WriteMap(ctx, p.Target, p.VirtualSize, true, archive.Replay(ctx, maps, 0, p.VirtualSize))
+	ref, err := w.WriteMap(ctx, p.Disk, p.VirtualSize, true, archive.Replay(ctx, maps, 0, p.VirtualSize))
 	if err != nil {
 		return nil, err
 	}
@@ -375,8 +375,8 @@ const smallMaps = 1 << 20
 // recordBitmaps stores every bitmap of ours as it is in the image now, for
 // later backups to compare with.
 func (s *session) recordBitmaps(ctx context.Context, d *disk, p *DiskPlan, w *archive.Writer, rec *chain.Disk) error {
-	known := s.statesOf(d.req.Target).Bitmaps()
-	for i, layer := range d.chain.Layers {
+	known := s.statesOf(d.req.Disk).Bitmaps()
+	for i, layer := range d.image.Layers {
 		for _, b := range layer.Bitmaps {
 			if known[b.Name] == nil || b.InUse || b.Problem != nil {
 				continue

@@ -23,12 +23,12 @@ import (
 // disk is one disk of a running backup.
 type disk struct {
 	req   DiskRequest
-	chain *qcow2.Chain      // opened anew for each look at the image
+	image *qcow2.Image      // opened anew for each look at the image
 	guard *qcow2.ImageFlock // from the plan to the end
 
 	before []qcow2.BitmapState // the image's bitmaps before ours was added
 
-	image       string // where the new bitmap goes
+	active      string // where the new bitmap goes
 	granularity int64  // of the new bitmap, bytes
 
 	total int64        // guest bytes to be read
@@ -97,11 +97,11 @@ func (s *session) checkRequest() error {
 	usage := func(format string, args ...any) error {
 		return &UsageError{fmt.Errorf(format, args...)}
 	}
-	if err := chain.ValidDomain(s.req.Domain); err != nil {
+	if err := chain.CheckDomain(s.req.Domain); err != nil {
 		return &UsageError{err}
 	}
 	if s.req.Checkpoint != "" {
-		if err := chain.ValidName(s.req.Checkpoint); err != nil {
+		if err := chain.CheckName(s.req.Checkpoint); err != nil {
 			return &UsageError{fmt.Errorf("checkpoint: %w", err)}
 		}
 	}
@@ -113,21 +113,21 @@ func (s *session) checkRequest() error {
 	}
 	seen := make(map[string]bool)
 	for _, r := range s.req.Disks {
-		if err := chain.ValidName(r.Target); err != nil {
+		if err := chain.CheckName(r.Disk); err != nil {
 			return &UsageError{fmt.Errorf("disk: %w", err)}
 		}
-		if seen[r.Target] {
-			return usage("disk %s is named twice", r.Target)
+		if seen[r.Disk] {
+			return usage("disk %s is named twice", r.Disk)
 		}
-		seen[r.Target] = true
+		seen[r.Disk] = true
 		if r.Path == "" {
-			return usage("disk %s: no path", r.Target)
+			return usage("disk %s: no path", r.Disk)
 		}
 		if r.Format != qcow2.Raw && r.Format != qcow2.Qcow2 && !slices.Contains(foreign.Formats(), r.Format) {
-			return usage("disk %s: the format must be given as format=raw or format=qcow2; it is never guessed, since a guest can write any header into its disk", r.Target)
+			return usage("disk %s: the format must be given as format=raw or format=qcow2; it is never guessed, since a guest can write any header into its disk", r.Disk)
 		}
 		if r.Mode == Full && r.Since != "" {
-			return usage("disk %s: a full backup is not incremental since %s", r.Target, r.Since)
+			return usage("disk %s: a full backup is not incremental since %s", r.Disk, r.Since)
 		}
 		if r.Mode == "" {
 			r.Mode = s.req.Mode
@@ -136,8 +136,8 @@ func (s *session) checkRequest() error {
 			r.Since = s.req.Since
 		}
 		if r.Since != "" {
-			if err := chain.ValidName(r.Since); err != nil {
-				return &UsageError{fmt.Errorf("disk %s: incremental: %w", r.Target, err)}
+			if err := chain.CheckName(r.Since); err != nil {
+				return &UsageError{fmt.Errorf("disk %s: incremental: %w", r.Disk, err)}
 			}
 			r.Mode = Incremental // to name a checkpoint is to ask for one
 		}
@@ -215,35 +215,35 @@ func (s *session) open(ctx context.Context) error {
 	type fileKey struct{ dev, inode uint64 }
 	seen := make(map[fileKey]string)
 	for _, d := range s.disks {
-		if d.chain != nil {
-			if err := d.chain.Close(); err != nil {
+		if d.image != nil {
+			if err := d.image.Close(); err != nil {
 				return err
 			}
-			d.chain = nil
+			d.image = nil
 		}
 		c, err := s.openImage(ctx, d.req.Path, d.req.Format, d.req.AllowDirs, d.req.KeyFile)
 		if err != nil {
-			return &chain.DiskError{Disk: d.req.Target, Err: err}
+			return &chain.DiskError{Disk: d.req.Disk, Err: err}
 		}
-		d.chain = c
+		d.image = c
 		if err := d.req.Defined.check(c); err != nil {
-			return &UsageError{&chain.DiskError{Disk: d.req.Target, Err: err}}
+			return &UsageError{&chain.DiskError{Disk: d.req.Disk, Err: err}}
 		}
 		id, err := c.Layers[0].Stat()
 		if err != nil {
-			return &chain.DiskError{Disk: d.req.Target, Err: err}
+			return &chain.DiskError{Disk: d.req.Disk, Err: err}
 		}
 		key := fileKey{id.Dev, id.Inode}
 		if other, ok := seen[key]; ok {
-			return &UsageError{fmt.Errorf("disks %s and %s are the same image %s", other, d.req.Target, d.req.Path)}
+			return &UsageError{fmt.Errorf("disks %s and %s are the same image %s", other, d.req.Disk, d.req.Path)}
 		}
-		seen[key] = d.req.Target
+		seen[key] = d.req.Disk
 	}
 	return s.openFiles(ctx)
 }
 
 // openImage opens an image; allow are folders for its backing and data files.
-func (s *session) openImage(ctx context.Context, path string, format qcow2.Format, allow []string, keyFile string) (*qcow2.Chain, error) {
+func (s *session) openImage(ctx context.Context, path string, format qcow2.Format, allow []string, keyFile string) (*qcow2.Image, error) {
 	if keyFile != "" && format == qcow2.Raw {
 		return nil, &UsageError{fmt.Errorf("%s: a raw image has no passphrase: leave keyfile= out, or name the format luks", path)}
 	}
@@ -252,7 +252,7 @@ func (s *session) openImage(ctx context.Context, path string, format qcow2.Forma
 		Foreign: foreign.Opener(ctx, foreign.Options{KeyFile: keyFile}),
 	}
 	if s.req.NoLock {
-		return qcow2.OpenChain(path, format, options)
+		return qcow2.Open(path, format, options)
 	}
 	// The image is locked before anything is read out of it: a VM that ends
 	// in between would leave us with its old tables.
@@ -260,7 +260,7 @@ func (s *session) openImage(ctx context.Context, path string, format qcow2.Forma
 	if err != nil {
 		return nil, err
 	}
-	c, err := qcow2.OpenChain(path, format, options)
+	c, err := qcow2.Open(path, format, options)
 	if err == nil {
 		if err = c.Lock(ctx, s.req.LockWait); err != nil {
 			err = errors.Join(err, c.Close())
@@ -279,9 +279,9 @@ func (s *session) openImage(ctx context.Context, path string, format qcow2.Forma
 func (s *session) unlock() error {
 	var errs []error
 	for _, d := range s.disks {
-		if d.chain != nil {
-			errs = append(errs, d.chain.Close())
-			d.chain = nil
+		if d.image != nil {
+			errs = append(errs, d.image.Close())
+			d.image = nil
 		}
 	}
 	for _, f := range s.files {
@@ -311,7 +311,7 @@ const flockWait = time.Second
 func (s *session) guard(ctx context.Context) error {
 	for _, d := range s.disks {
 		if err := d.takeGuard(ctx); err != nil {
-			return &chain.DiskError{Disk: d.req.Target, Err: err}
+			return &chain.DiskError{Disk: d.req.Disk, Err: err}
 		}
 	}
 	return nil
@@ -321,7 +321,7 @@ func (s *session) guard(ctx context.Context) error {
 // attempt may hold that of a file that has been replaced since.
 func (d *disk) takeGuard(ctx context.Context) error {
 	if d.guard != nil {
-		same, err := d.guard.Holds(d.chain.Layers[0])
+		same, err := d.guard.Holds(d.image.Layers[0])
 		if same || err != nil {
 			return err
 		}
@@ -333,7 +333,7 @@ func (d *disk) takeGuard(ctx context.Context) error {
 		return err
 	}
 	d.guard = g
-	same, err := g.Holds(d.chain.Layers[0])
+	same, err := g.Holds(d.image.Layers[0])
 	if err == nil && !same {
 		err = imageChanged(d.req.Path, "another file stands there")
 	}
@@ -344,7 +344,7 @@ func (d *disk) takeGuard(ctx context.Context) error {
 func (s *session) count(d *disk, n int64) {
 	done, mine := s.done.Add(n), d.done.Add(n)
 	if s.hooks.Disk != nil {
-		s.hooks.Disk(d.req.Target, mine, d.total)
+		s.hooks.Disk(d.req.Disk, mine, d.total)
 	}
 	if s.hooks.Progress != nil && n > 0 {
 		s.hooks.Progress(done, s.total.Load())

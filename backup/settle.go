@@ -92,7 +92,7 @@ func (s *session) guardImages(ctx context.Context, in *chain.Intent) ([]*qcow2.I
 	for _, image := range in.Images {
 		g, err := qcow2.FlockImage(ctx, image.Path, wait)
 		if err != nil {
-			return guards, &chain.DiskError{Disk: image.Target, Err: err}
+			return guards, &chain.DiskError{Disk: image.Disk, Err: err}
 		}
 		guards = append(guards, g)
 	}

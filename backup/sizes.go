@@ -12,7 +12,7 @@ import (
 // CheckpointSize says how much of a disk changed since a checkpoint.
 type CheckpointSize struct {
 	Checkpoint chain.CheckpointRef
-	Target     string
+	Disk       string
 	Bytes      int64  // dirty, in whole granules
 	Problem    string // why it cannot be told; Bytes is 0 then
 }
@@ -34,11 +34,11 @@ func Sizes(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks
 	}
 	var sizes []CheckpointSize
 	for _, d := range s.disks {
-		states := s.statesOf(d.req.Target)
+		states := s.statesOf(d.req.Disk)
 		for _, st := range states {
-			size := CheckpointSize{Checkpoint: *st.Manifest.Ref(), Target: d.req.Target}
+			size := CheckpointSize{Checkpoint: *st.Manifest.Ref(), Disk: d.req.Disk}
 			if size.Bytes, size.Problem, err = s.sizeSince(ctx, d, states, st); err != nil {
-				return nil, &chain.DiskError{Disk: d.req.Target, Err: err}
+				return nil, &chain.DiskError{Disk: d.req.Disk, Err: err}
 			}
 			sizes = append(sizes, size)
 		}
@@ -47,7 +47,7 @@ func Sizes(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks
 }
 
 func (s *session) sizeSince(ctx context.Context, d *disk, states chain.States, st chain.DiskState) (bytes int64, problem string, err error) {
-	if o, _ := imageObjection(d.chain); o != nil {
+	if o, _ := imageObjection(d.image); o != nil {
 		return 0, o.reason, nil
 	}
 	if st.Disk.Bitmap == "" {

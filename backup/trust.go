@@ -56,7 +56,7 @@ func objectAll(code Reason, format string, args ...any) *objection {
 // tell every change. Its error is a failure to find out; every doubt is a
 // verdict.
 func (s *session) judge(ctx context.Context, d *disk, states chain.States) (verdict, error) {
-	if o, never := imageObjection(d.chain); o != nil {
+	if o, never := imageObjection(d.image); o != nil {
 		return verdict{code: o.code, reason: o.reason, neverBitmaps: never}, nil
 	}
 	var first *objection
@@ -171,8 +171,8 @@ func (s *session) judgeLine(ctx context.Context, d *disk, states chain.States, n
 		at = next
 	}
 	v := newest.verdict(goal)
-	v.dirty = bitmapstore.Union(sets...).Clip(d.chain.Size())
-	v.dirty = bitmapstore.Union(v.dirty, beyond(states.SmallestSince(goal, d.chain.Size()), d.chain.Size()))
+	v.dirty = bitmapstore.Union(sets...).Clip(d.image.Size())
+	v.dirty = bitmapstore.Union(v.dirty, beyond(states.SmallestSince(goal, d.image.Size()), d.image.Size()))
 	v.reason = fmt.Sprintf("the recorded changes from %s to %s and the bitmap since then agree with every witness", goal.Manifest.Checkpoint, newest.st.Manifest.Checkpoint)
 	return v, nil
 }
@@ -193,7 +193,7 @@ func mapRuns(ctx context.Context, m *archive.Map) bitmapstore.Runs {
 
 // imageObjection tells why no bitmap of the image can be believed, whatever
 // its name, and whether the format is one that never has any.
-func imageObjection(c *qcow2.Chain) (o *objection, never bool) {
+func imageObjection(c *qcow2.Image) (o *objection, never bool) {
 	active := c.Layers[0]
 	if by := active.ReadBy(); by != "" {
 		return object(ReasonForeign, "the image is read by %s, which tells nothing of bitmaps that could be believed", by), true

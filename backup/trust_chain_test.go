@@ -255,7 +255,7 @@ func TestTrustCommittedAfterCheckpoint(t *testing.T) {
 	l.restoreAll()
 
 	// Now with the base itself: c1's bitmap has seen the commit.
-	base := backup.DiskRequest{Target: "vda", Path: l.path("base"), Format: qcow2.Qcow2}
+	base := backup.DiskRequest{Disk: "vda", Path: l.path("base"), Format: qcow2.Qcow2}
 	l.trusted(l.backup("c4", base), "c1")
 	l.write("base", "write -P 7 5M 64k")
 	l.trusted(l.backup("c5", base), "c4")

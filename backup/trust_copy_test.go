@@ -83,7 +83,7 @@ func twoDisks(l *lab) (vda, vdb backup.DiskRequest) {
 		l.write(name, "write -P "+string(rune('1'+i))+" 1M 2M", "write -P 5 4M 1M")
 	}
 	vda, vdb = l.disk("vda"), l.disk("vdb")
-	vdb.Target = "vdb"
+	vdb.Disk = "vdb"
 	l.backup("c1", vda, vdb)
 	l.write("vda", "write -P 6 4M 64k")
 	l.write("vdb", "write -P 7 4M 64k")
@@ -152,7 +152,7 @@ func TestTrustInodeUsedAgain(t *testing.T) {
 	l.tool("mv", "vda2", "vda")
 	l.tool("mv", "vdb2", "vdb")
 	inodes := func(name string) (uint64, uint64) {
-		c, err := qcow2.OpenChain(l.path(name), qcow2.Qcow2, qcow2.OpenOptions{})
+		c, err := qcow2.Open(l.path(name), qcow2.Qcow2, qcow2.OpenOptions{})
 		l.must(err)
 		defer c.Close()
 		id, err := c.Layers[0].Stat()

@@ -160,7 +160,7 @@ func TestTrustDisksComeAndGo(t *testing.T) {
 	l.create("vdc", "1M")
 	l.write("vdc", "write -P 1 0 64k")
 	vdc := l.disk("vdc")
-	vdc.Target = "vdc"
+	vdc.Disk = "vdc"
 	r := l.backup("c2", vda, vdc)
 	l.expect(r, "vda", backup.Incremental, backup.ByBitmap, backup.ReasonTrusted)
 	l.expect(r, "vdc", backup.Full, backup.ByNothing, backup.ReasonFirst)
@@ -182,7 +182,7 @@ func TestTrustDisksComeAndGo(t *testing.T) {
 	l.restoreAll()
 	// One image is one disk.
 	same := vda
-	same.Target = "vdx"
+	same.Disk = "vdx"
 	var usage *backup.UsageError
 	l.unchanged(func() {
 		if _, err := l.run(l.request("c5", vda, same), backup.Hooks{}); !errors.As(err, &usage) {
@@ -386,7 +386,7 @@ func TestTrustFormat(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	l.create("vda", "8M")
-	req := l.request("c1", backup.DiskRequest{Target: "vda", Path: l.path("vda")})
+	req := l.request("c1", backup.DiskRequest{Disk: "vda", Path: l.path("vda")})
 	var usage *backup.UsageError
 	l.unchanged(func() {
 		if _, err := l.run(req, backup.Hooks{}); !errors.As(err, &usage) {

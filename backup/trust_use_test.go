@@ -92,7 +92,7 @@ func TestTrustWrittenWhileRead(t *testing.T) {
 			l.img("create", "-q", "-f", "raw", "raw", "1M")
 			l.writeAs("raw", "raw", "write -P 1 0 1M")
 			raw := l.diskAs("raw", "raw")
-			raw.Target = "vdb"
+			raw.Disk = "vdb"
 			req := l.request("c2", l.disk("vda"), raw)
 			for _, step := range []string{backup.StepRead, backup.StepStored} {
 				hooks, hit := at(step, 1, func() { tt.do(l, tt.file) })

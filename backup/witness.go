@@ -46,7 +46,7 @@ func (w *witness) verdict(base chain.DiskState) verdict {
 
 // tellsAlone reports whether all that may have changed is in the bitmap itself.
 func (w *witness) tellsAlone() bool {
-	size := w.d.chain.Size()
+	size := w.d.image.Size()
 	return w.layer == 0 && w.states.SmallestSince(w.st, size) == size
 }
 
@@ -71,7 +71,7 @@ func (w *witness) examine(ctx context.Context) (*objection, error) {
 // locate finds the layer that was active at the checkpoint and compares what
 // lies below it with what was recorded.
 func (w *witness) locate(context.Context) (*objection, error) {
-	layers := w.d.chain.Layers
+	layers := w.d.image.Layers
 	backing := w.st.Disk.Backing
 	name := w.st.Disk.Bitmap
 	w.layer = len(layers) - 1 - len(backing)
@@ -112,7 +112,7 @@ func (w *witness) locate(context.Context) (*objection, error) {
 // All disks of a checkpoint carry bitmaps of one name. A file tells more than
 // its path: files are renamed.
 func (w *witness) compareIdentity() *objection {
-	l := w.d.chain.Layers[w.layer]
+	l := w.d.image.Layers[w.layer]
 	id, err := l.Stat()
 	if err != nil {
 		return object(ReasonOtherDisk, "the image cannot be identified: %v", err)
@@ -131,8 +131,8 @@ func (w *witness) compareIdentity() *objection {
 		}
 		for i := range w.st.Manifest.Disks {
 			other := &w.st.Manifest.Disks[i]
-			if other.Target != w.st.Disk.Target && same(other.Source) {
-				return objectAll(ReasonOtherDisk, "at checkpoint %s this image was disk %s", w.st.Manifest.Checkpoint, other.Target)
+			if other.Name != w.st.Disk.Name && same(other.Source) {
+				return objectAll(ReasonOtherDisk, "at checkpoint %s this image was disk %s", w.st.Manifest.Checkpoint, other.Name)
 			}
 		}
 	}
@@ -168,7 +168,7 @@ func compareBacking(l *qcow2.Layer, rec chain.Layer) *objection {
 // askBitmap looks at the bitmap itself and what it was made with.
 func (w *witness) askBitmap(context.Context) (*objection, error) {
 	b, name := w.bitmap, w.st.Disk.Bitmap
-	layer := w.d.chain.Layers[w.layer]
+	layer := w.d.image.Layers[w.layer]
 	switch {
 	case layer.Header.Incompatible&(qcow2.IncompatDirty|qcow2.IncompatCorrupt) != 0:
 		return object(ReasonDirty, "%s was not closed cleanly", layer.Path), nil
@@ -204,7 +204,7 @@ func sameSnapshots(now []qcow2.Snapshot, rec []chain.Snapshot) bool {
 // askOlderBitmaps compares with the older bitmaps that the state recorded: since
 // then both recorded the same writes.
 func (w *witness) askOlderBitmaps(ctx context.Context) (*objection, error) {
-	layer := w.d.chain.Layers[w.layer]
+	layer := w.d.image.Layers[w.layer]
 	confirmed := 0
 	for i := range w.st.Disk.Witnesses {
 		rec := &w.st.Disk.Witnesses[i]
@@ -249,7 +249,7 @@ func (w *witness) askOlderBitmaps(ctx context.Context) (*objection, error) {
 
 // collectDirty unites all that may have changed since the state.
 func (w *witness) collectDirty(context.Context) (*objection, error) {
-	c := w.d.chain
+	c := w.d.image
 	size := c.Size()
 	sets := []bitmapstore.Runs{
 		w.bitmap.Runs(),
@@ -270,7 +270,7 @@ func (w *witness) collectDirty(context.Context) (*objection, error) {
 // not. The bytes tell: in an older copy the ranges in question read as they
 // did when the state was archived.
 func (w *witness) askLaterRecords(ctx context.Context) (*objection, error) {
-	size := w.d.chain.Layers[w.layer].Size
+	size := w.d.image.Layers[w.layer].Size
 	older := false
 	for _, later := range w.states {
 		if later.Manifest.Sequence <= w.st.Manifest.Sequence {
@@ -325,11 +325,11 @@ func (w *witness) readsAsArchived(ctx context.Context, runs bitmapstore.Runs) (b
 	if err != nil {
 		return false, err
 	}
-	for run, err := range runs.Clip(w.d.chain.Size()) {
+	for run, err := range runs.Clip(w.d.image.Size()) {
 		if err != nil {
 			return false, err
 		}
-		same, err := archived.equals(ctx, w.d.chain, run)
+		same, err := archived.equals(ctx, w.d.image, run)
 		if err != nil || !same {
 			return false, err
 		}
@@ -359,7 +359,7 @@ func (s *session) recordedBitmap(ctx context.Context, rec *chain.BitmapRecord) (
 
 var errShort = errors.New("the image ended early")
 
-func readFull(ctx context.Context, c *qcow2.Chain, p []byte, off int64) error {
+func readFull(ctx context.Context, c *qcow2.Image, p []byte, off int64) error {
 	n, err := c.ReadAtContext(ctx, p, off)
 	if n == len(p) {
 		return nil

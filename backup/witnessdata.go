@@ -29,19 +29,19 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 	if !w.st.HasData() {
 		return w.askHeldData(ctx)
 	}
-	size := w.d.chain.Size()
+	size := w.d.image.Size()
 	clean := bitmapstore.Subtract(beyond(0, size), w.dirty)
 	archived, err := w.s.openState(ctx, w.st.Disk)
 	if err != nil {
 		return nil, err
 	}
 	wasData := archived.runs(ctx, size, func(e archive.Entry) bool { return !e.Zero })
-	vanished := bitmapstore.Intersect(bitmapstore.Intersect(clean, wasData), emptyRuns(ctx, w.d.chain))
+	vanished := bitmapstore.Intersect(bitmapstore.Intersect(clean, wasData), emptyRuns(ctx, w.d.image))
 	for run, err := range vanished {
 		if err != nil {
 			return nil, err
 		}
-		same, err := archived.equals(ctx, w.d.chain, run)
+		same, err := archived.equals(ctx, w.d.image, run)
 		if err != nil {
 			return nil, err
 		}
@@ -58,7 +58,7 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 		return o, err
 	}
 
-	isData := bitmapstore.Intersect(clean, dataRuns(ctx, w.d.chain))
+	isData := bitmapstore.Intersect(clean, dataRuns(ctx, w.d.image))
 	random := rand.New(rand.NewPCG(w.s.seed, w.s.seed))
 	for _, set := range []bitmapstore.Runs{
 		bitmapstore.Subtract(isData, wasData),
@@ -72,7 +72,7 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 			return nil, err
 		}
 		for _, run := range sample {
-			same, err := archived.equals(ctx, w.d.chain, run)
+			same, err := archived.equals(ctx, w.d.image, run)
 			if err != nil {
 				return nil, err
 			}
@@ -96,8 +96,8 @@ func (w *witness) askHeldData(ctx context.Context) (*objection, error) {
 	if err != nil {
 		return nil, err
 	}
-	clean := bitmapstore.Subtract(beyond(0, w.d.chain.Size()), w.dirty)
-	for run, err := range bitmapstore.Intersect(bitmapstore.Intersect(clean, held), emptyRuns(ctx, w.d.chain)) {
+	clean := bitmapstore.Subtract(beyond(0, w.d.image.Size()), w.dirty)
+	for run, err := range bitmapstore.Intersect(bitmapstore.Intersect(clean, held), emptyRuns(ctx, w.d.image)) {
 		if err != nil {
 			return nil, err
 		}
@@ -114,14 +114,14 @@ func (w *witness) askHeldData(ctx context.Context) (*objection, error) {
 // untouched parts of clusters larger than a granule. If the last bytes that
 // could show a cut do not, there was none before them.
 func (w *witness) askEnd(ctx context.Context, archived *archived, clean bitmapstore.Runs) (*objection, error) {
-	end := w.d.chain.Size()
+	end := w.d.image.Size()
 	for count := sampleRuns; end > 0; count *= 2 {
 		last, err := lastOf(clean.Clip(end), count)
 		if err != nil {
 			return nil, err
 		}
 		for _, run := range slices.Backward(last) {
-			same, zero, err := archived.compare(ctx, w.d.chain, run)
+			same, zero, err := archived.compare(ctx, w.d.image, run)
 			switch {
 			case err != nil:
 				return nil, err

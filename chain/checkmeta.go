@@ -70,7 +70,7 @@ func (c *check) refer(m *Manifest) {
 	for i := range m.Disks {
 		d := &m.Disks[i]
 		id := int32(len(c.disks))
-		c.disks = append(c.disks, diskID{domain: m.Domain, checkpoint: m.Checkpoint, disk: d.Target, size: d.Size})
+		c.disks = append(c.disks, diskID{domain: m.Domain, checkpoint: m.Checkpoint, disk: d.Name, size: d.Size})
 		for j, ref := range d.Maps {
 			addUse(c.maps, ref, usedBy{disk: id, first: j == 0, last: j == len(d.Maps)-1})
 		}

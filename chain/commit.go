@@ -48,7 +48,7 @@ func (e *UnknownOutcomeError) Unwrap() error { return e.Err }
 // *TakenError when another one stands there, and an *UnknownOutcomeError when
 // it can't be known. After any other error the manifest is not there.
 func (r *Repository) Commit(ctx context.Context, m *Manifest) error {
-	if err := r.Writable(); err != nil {
+	if err := r.CheckWritable(); err != nil {
 		return err
 	}
 	m.fill(r)

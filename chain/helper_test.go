@@ -51,7 +51,7 @@ func sample(domain, checkpoint string) *Manifest {
 		Created: time.Date(2026, 11, 21, 7, 49, 0, 123456789, time.UTC), Description: "before the <upgrade> & after – ünïcode\nline",
 		Tool: "imgbackup 1.0", Locking: LockingQEMU, Requested: ModeAuto,
 		Disks: []Disk{{
-			Target: "vda", Source: Source{Path: "/images/web.qcow2", Format: "qcow2", Device: 1 << 63, Inode: 1<<64 - 1},
+			Name: "vda", Source: Source{Path: "/images/web.qcow2", Format: "qcow2", Device: 1 << 63, Inode: 1<<64 - 1},
 			Size: 1 << 40, ClusterSize: 65536, Granularity: 65536,
 			Backing:   []Layer{{Path: "/images/base.raw", Format: "raw", FileSize: 1 << 30, Mtime: -5, Ctime: 1 << 60, HeaderDigest: digest("header")}},
 			Snapshots: []Snapshot{{ID: "1", Name: "snap", CreatedNS: 17}},
@@ -63,7 +63,7 @@ func sample(domain, checkpoint string) *Manifest {
 			Witnesses: []BitmapRecord{{Name: "before.0123456789abcdef", Layer: 1, LayerPath: "/images/base.raw", Granularity: 65536,
 				Size: 1 << 30, DirtyBytes: 65536, Enabled: true, Object: archive.Ref{Name: digest("bitmap"), Length: 77}}},
 		}, {
-			Target: "vdb", Source: Source{Path: "/dev/vg/data", Format: "raw"}, Size: 513,
+			Name: "vdb", Source: Source{Path: "/dev/vg/data", Format: "raw"}, Size: 513,
 			Mode: ModeFull, Detection: DetectionNone, NoBitmapReason: "raw has no bitmaps", Maps: []archive.MapRef{mapRef("vdb")},
 		}},
 		Files: []File{

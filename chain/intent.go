@@ -35,7 +35,7 @@ type Intent struct {
 
 // IntentImage is one image that a bitmap is added to.
 type IntentImage struct {
-	Target string   `json:"target"`
+	Disk   string   `json:"target"`
 	Path   string   `json:"path"`
 	Device uint64   `json:"device"`
 	Inode  uint64   `json:"inode"`
@@ -49,8 +49,8 @@ func (in *Intent) Validate() error {
 	c.that(in.Format == IntentFormat && in.Version == 1, "format %.80q, version %d", in.Format, in.Version)
 	c.that(len(in.Requires) == 0, "it requires %.200q, which is not known", in.Requires)
 	c.nilErr("uuid", validUUID(in.UUID))
-	c.nilErr("domain", ValidDomain(in.Domain))
-	c.nilErr("checkpoint", ValidName(in.Checkpoint))
+	c.nilErr("domain", CheckDomain(in.Domain))
+	c.nilErr("checkpoint", CheckName(in.Checkpoint))
 	c.nilErr("checkpoint_uuid", validUUID(in.CheckpointUUID))
 	in.Host.validate(&c)
 	c.text("boot_id", in.BootID, maxShort)
@@ -59,7 +59,7 @@ func (in *Intent) Validate() error {
 	c.that(len(in.Images) <= maxDisks, "%d images", len(in.Images))
 	for i := range in.Images {
 		im := &in.Images[i]
-		c.nilErr("target", ValidName(im.Target))
+		c.nilErr("target", CheckName(im.Disk))
 		c.path("path", im.Path)
 		c.that(im.Add == BitmapName(in.Checkpoint, in.CheckpointUUID), "bitmap %.80q is not named after the checkpoint", im.Add)
 		c.that(len(im.Before) <= maxWitnesses, "%d bitmaps", len(im.Before))
@@ -105,7 +105,7 @@ func (r *Repository) PutIntent(ctx context.Context, in *Intent) error {
 
 // replace stores a small sealed object, whatever stood there.
 func (r *Repository) replace(ctx context.Context, key string, v any) error {
-	if err := r.Writable(); err != nil {
+	if err := r.CheckWritable(); err != nil {
 		return err
 	}
 	data, err := Seal(v)
@@ -155,7 +155,7 @@ func (r *Repository) readIntent(ctx context.Context, domain, id string) (*Intent
 
 // DeleteIntent removes an intent; one that is gone already is no error.
 func (r *Repository) DeleteIntent(ctx context.Context, domain, id string) error {
-	if err := errors.Join(ValidDomain(domain), validUUID(id)); err != nil {
+	if err := errors.Join(CheckDomain(domain), validUUID(id)); err != nil {
 		return err
 	}
 	return r.Store.Delete(ctx, intentKey(domain, id))

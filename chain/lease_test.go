@@ -23,7 +23,7 @@ func testIntent(domain string) *Intent {
 		UUID: NewUUID(), Domain: domain, Checkpoint: "one", CheckpointUUID: cp, Host: Host{Name: "host", ID: "id"}, BootID: "boot", PID: 17,
 		Created: time.Now(),
 		Images: []IntentImage{{
-			Target: "vda", Path: "/images/\xff.qcow2", Device: 1, Inode: 1 << 63,
+			Disk: "vda", Path: "/images/\xff.qcow2", Device: 1, Inode: 1 << 63,
 			Before: []string{"foreign \xfe\x00 bitmap", "ours.0123456789abcdef"}, Add: BitmapName("one", cp),
 		}},
 	}
@@ -101,7 +101,7 @@ func TestIntentValidate(t *testing.T) {
 		"cp uuid":    func(in *Intent) { in.CheckpointUUID = "" },
 		"host":       func(in *Intent) { in.Host.Name = "" },
 		"created":    func(in *Intent) { in.Created = time.Time{} },
-		"target":     func(in *Intent) { in.Images[0].Target = "/" },
+		"target":     func(in *Intent) { in.Images[0].Disk = "/" },
 		"path":       func(in *Intent) { in.Images[0].Path = "" },
 		"add":        func(in *Intent) { in.Images[0].Add = "foreign" },
 		"before":     func(in *Intent) { in.Images[0].Before[0] = "" },

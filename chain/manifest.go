@@ -105,7 +105,7 @@ type Host struct {
 
 // Disk is one disk of a checkpoint. Sizes and counts are in bytes.
 type Disk struct {
-	Target      string     `json:"target"`
+	Name        string     `json:"target"`
 	Source      Source     `json:"source"`
 	Size        int64      `json:"virtual_size"`
 	ClusterSize int64      `json:"cluster_size,omitempty"` // 0: the format has none
@@ -207,7 +207,7 @@ func (m *Manifest) Ref() *CheckpointRef { return &CheckpointRef{Name: m.Checkpoi
 // Disk returns the disk with exactly this target.
 func (m *Manifest) Disk(target string) (*Disk, bool) {
 	for i := range m.Disks {
-		if m.Disks[i].Target == target {
+		if m.Disks[i].Name == target {
 			return &m.Disks[i], true
 		}
 	}

@@ -68,7 +68,7 @@ func TestCommitFillsIn(t *testing.T) {
 func TestDiskByExactTarget(t *testing.T) {
 	t.Parallel()
 	m := sample("web", "one")
-	m.Disks[1].Target = "vdaa"
+	m.Disks[1].Name = "vdaa"
 	if d, ok := m.Disk("vda"); !ok || d != &m.Disks[0] {
 		t.Error("vda")
 	}
@@ -113,8 +113,8 @@ func TestValidate(t *testing.T) {
 		"requested":          func(m *Manifest) { m.Requested = "maybe" },
 		"no disks":           func(m *Manifest) { m.Disks = nil },
 		"too many disks":     func(m *Manifest) { m.Disks = make([]Disk, 5000) },
-		"disk twice":         func(m *Manifest) { m.Disks[1].Target = "vda" },
-		"target":             func(m *Manifest) { m.Disks[0].Target = "../vda" },
+		"disk twice":         func(m *Manifest) { m.Disks[1].Name = "vda" },
+		"target":             func(m *Manifest) { m.Disks[0].Name = "../vda" },
 		"no path":            func(m *Manifest) { m.Disks[0].Source.Path = "" },
 		"path with NUL":      func(m *Manifest) { m.Disks[0].Source.Path = "a\x00" },
 		"source format":      func(m *Manifest) { m.Disks[0].Source.Format = "QCOW 2" },

@@ -29,9 +29,9 @@ const (
 	jsonSuffix        = ".json"
 )
 
-// ValidName says why a string can't name a checkpoint or a disk: libvirt's
+// CheckName says why a string can't name a checkpoint or a disk: libvirt's
 // pattern for checkpoints, [A-Za-z0-9_-][A-Za-z0-9_.-]*, of at most MaxName bytes.
-func ValidName(s string) error {
+func CheckName(s string) error {
 	switch {
 	case s == "":
 		return errors.New("a name must not be empty")
@@ -56,10 +56,10 @@ func nameByte(c byte) bool {
 // key, and a name in a file system, can have.
 const maxEncoded = 255
 
-// ValidDomain says why a string can't name a domain: people give them names of
+// CheckDomain says why a string can't name a domain: people give them names of
 // any printable characters. They are UTF-8, of at most MaxName bytes, and at most
 // 255 bytes when encoded.
-func ValidDomain(s string) error {
+func CheckDomain(s string) error {
 	switch {
 	case s == "":
 		return errors.New("a domain's name must not be empty")
@@ -186,7 +186,7 @@ func parseKey(key string) parsedKey {
 	}
 	p := parsedKey{domain: domain, name: parts[3]}
 	switch {
-	case parts[2] == checkpointsFolder && ValidName(p.name) == nil:
+	case parts[2] == checkpointsFolder && CheckName(p.name) == nil:
 		p.kind = keyManifest
 	case parts[2] == intentsFolder && validUUID(p.name) == nil:
 		p.kind = keyIntent

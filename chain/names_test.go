@@ -12,10 +12,10 @@ import (
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
-func TestValidName(t *testing.T) {
+func TestCheckName(t *testing.T) {
 	t.Parallel()
 	for _, s := range []string{"a", "-", "_", "web-1.example_com", "2026-11-21T074900Z", "a..b", "A.", strings.Repeat("x", 200), "tmp"} {
-		if err := ValidName(s); err != nil {
+		if err := CheckName(s); err != nil {
 			t.Errorf("%q: %v", s, err)
 		}
 		if err := objstore.ValidKey(ManifestKey(s, s)); err != nil {
@@ -23,16 +23,16 @@ func TestValidName(t *testing.T) {
 		}
 	}
 	for _, s := range []string{"", ".", "..", ".x", "a/b", "a b", "ä", "a\x00", "a\n", "a%20", "a:b", "a,b", strings.Repeat("x", 201)} {
-		if ValidName(s) == nil {
+		if CheckName(s) == nil {
 			t.Errorf("%q is valid", s)
 		}
 	}
 }
 
-func TestValidDomain(t *testing.T) {
+func TestCheckDomain(t *testing.T) {
 	t.Parallel()
 	for _, s := range []string{"a", "-", "Windows 10", "büro", "a%20b", "a,b:c", "100%", strings.Repeat("x", 200), strings.Repeat("ü", 42), "日本"} {
-		if err := ValidDomain(s); err != nil {
+		if err := CheckDomain(s); err != nil {
 			t.Errorf("%q: %v", s, err)
 		}
 		if err := objstore.ValidKey(ManifestKey(s, "c1")); err != nil {
@@ -40,7 +40,7 @@ func TestValidDomain(t *testing.T) {
 		}
 	}
 	for _, s := range []string{"", ".", "..", ".x", "a/b", "a\x00", "a\n", "a\tb", "\x7f", "\xff", "\u2028", "\u202e", strings.Repeat("x", 201), strings.Repeat("ü", 43)} {
-		if ValidDomain(s) == nil {
+		if CheckDomain(s) == nil {
 			t.Errorf("%q is valid", s)
 		}
 	}

@@ -69,7 +69,7 @@ func (r *Repository) list(ctx context.Context, prefix string, kind keyKind) ([]s
 // Manifest reads and proves the manifest of a checkpoint. The error is
 // ErrNoCheckpoint, an archive.DamageError, a NewerError, or the store's.
 func (r *Repository) Manifest(ctx context.Context, domain, name string) (*Manifest, error) {
-	if err := errors.Join(ValidDomain(domain), ValidName(name)); err != nil {
+	if err := errors.Join(CheckDomain(domain), CheckName(name)); err != nil {
 		return nil, err
 	}
 	data, err := readSealed(ctx, r.Store, ManifestKey(domain, name))
@@ -174,13 +174,13 @@ func ReplayMaps(ctx context.Context, r *Repository, d *Disk) ([]*archive.Map, er
 				return err
 			}
 			if full := i == len(d.Maps)-1; maps[i].Full() != full {
-				return damaged(archive.MapKey(ref.Name), fmt.Errorf("as map %d of %d of disk %s it should be full: %v", i+1, len(d.Maps), d.Target, full))
+				return damaged(archive.MapKey(ref.Name), fmt.Errorf("as map %d of %d of disk %s it should be full: %v", i+1, len(d.Maps), d.Name, full))
 			}
-			if maps[i].Disk() != d.Target {
-				return damaged(archive.MapKey(ref.Name), fmt.Errorf("it is of disk %.80q, not of disk %s", maps[i].Disk(), d.Target))
+			if maps[i].Disk() != d.Name {
+				return damaged(archive.MapKey(ref.Name), fmt.Errorf("it is of disk %.80q, not of disk %s", maps[i].Disk(), d.Name))
 			}
 			if i == 0 && maps[i].Size() != d.Size {
-				return damaged(archive.MapKey(ref.Name), fmt.Errorf("it is of a disk of %d bytes, disk %s has %d", maps[i].Size(), d.Target, d.Size))
+				return damaged(archive.MapKey(ref.Name), fmt.Errorf("it is of a disk of %d bytes, disk %s has %d", maps[i].Size(), d.Name, d.Size))
 			}
 			return nil
 		})

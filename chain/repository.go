@@ -191,8 +191,8 @@ func (c *Config) validate() error {
 	return k.err
 }
 
-// Writable says why this program may not write to the repository, or nil.
-func (r *Repository) Writable() error {
+// CheckWritable returns the reason why this program may not write to the repository, or nil.
+func (r *Repository) CheckWritable() error {
 	if r.Config.MinWriter > writerVersion {
 		return &NewerError{Object: ConfigKey, What: fmt.Sprintf("its writers need version %d, this program has %d", r.Config.MinWriter, writerVersion)}
 	}

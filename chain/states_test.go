@@ -12,9 +12,9 @@ func TestStates(t *testing.T) {
 	t.Parallel()
 	maps := []archive.MapRef{{}}
 	history := []*Manifest{
-		{Checkpoint: "c1", UUID: "u1", Sequence: 1, Disks: []Disk{{Target: "vda", Size: 4, Bitmap: "b1", Maps: maps}, {Target: "vdb", Size: 1}}},
-		{Checkpoint: "c2", UUID: "u2", Sequence: 2, Disks: []Disk{{Target: "vda", Size: 2, Bitmap: "b2"}}},
-		{Checkpoint: "c3", UUID: "u3", Sequence: 3, Disks: []Disk{{Target: "vda", Size: 8, Maps: maps}}},
+		{Checkpoint: "c1", UUID: "u1", Sequence: 1, Disks: []Disk{{Name: "vda", Size: 4, Bitmap: "b1", Maps: maps}, {Name: "vdb", Size: 1}}},
+		{Checkpoint: "c2", UUID: "u2", Sequence: 2, Disks: []Disk{{Name: "vda", Size: 2, Bitmap: "b2"}}},
+		{Checkpoint: "c3", UUID: "u3", Sequence: 3, Disks: []Disk{{Name: "vda", Size: 8, Maps: maps}}},
 	}
 	states := StatesOf(history, "vda")
 	if len(states) != 3 || states[0].Manifest != history[2] || states[2].Disk != &history[0].Disks[0] {

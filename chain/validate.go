@@ -110,12 +110,12 @@ func (m *Manifest) Validate() error {
 	c.nilErr("info", validInfo(m.Info))
 	c.oneOf("kind", m.Kind, KindArchive, KindCheckpoint)
 	c.nilErr("repository_id", validUUID(m.RepositoryID))
-	c.nilErr("domain", ValidDomain(m.Domain))
+	c.nilErr("domain", CheckDomain(m.Domain))
 	if m.DomainUUID != "" {
 		c.nilErr("domain_uuid", validUUID(m.DomainUUID))
 	}
 	m.Host.validate(&c)
-	c.nilErr("checkpoint", ValidName(m.Checkpoint))
+	c.nilErr("checkpoint", CheckName(m.Checkpoint))
 	c.nilErr("uuid", validUUID(m.UUID))
 	c.that(m.Revision >= 1 && m.Revision < maxSequence, "revision is %d", m.Revision)
 	c.that(m.Sequence >= 1 && m.Sequence < maxSequence, "sequence is %d", m.Sequence)
@@ -138,11 +138,11 @@ func (m *Manifest) Validate() error {
 	seen := make(map[string]struct{}, len(m.Disks))
 	for i := range m.Disks {
 		d := &m.Disks[i]
-		c.nilErr(fmt.Sprintf("disk %d", i), ValidName(d.Target))
-		_, twice := seen[d.Target]
-		c.that(!twice, "disk %.80q occurs twice", d.Target)
-		seen[d.Target] = struct{}{}
-		c.in("disk "+d.Target, func(c *checker) { d.validate(c, m) })
+		c.nilErr(fmt.Sprintf("disk %d", i), CheckName(d.Name))
+		_, twice := seen[d.Name]
+		c.that(!twice, "disk %.80q occurs twice", d.Name)
+		seen[d.Name] = struct{}{}
+		c.in("disk "+d.Name, func(c *checker) { d.validate(c, m) })
 	}
 	m.validateFiles(&c)
 	if c.err != nil {
@@ -184,7 +184,7 @@ func (r *CheckpointRef) validate(c *checker, field, self string) {
 	if r == nil {
 		return
 	}
-	c.nilErr(field+".name", ValidName(r.Name))
+	c.nilErr(field+".name", CheckName(r.Name))
 	c.nilErr(field+".uuid", validUUID(r.UUID))
 	c.that(r.UUID != self, "%s is the checkpoint itself", field)
 }

@@ -48,7 +48,7 @@ func processes(text string) (found []string) {
 func TestImage(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	path := vmdk(t)
-	c, err := qcow2.OpenChain(path, VMDK, qcow2.OpenOptions{Foreign: Opener(t.Context(), Options{})})
+	c, err := qcow2.Open(path, VMDK, qcow2.OpenOptions{Foreign: Opener(t.Context(), Options{})})
 	if err != nil {
 		t.Fatal(err)
 	}

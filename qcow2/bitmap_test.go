@@ -45,7 +45,7 @@ func TestBitmapsAgainstQEMU(t *testing.T) {
 			}
 			bmWant(t, first, bmOracle(t, path, "first"))
 			bmWant(t, second, bmOracle(t, path, "second"))
-			if err := c.Layers[0].CanAddBitmap(); err != nil {
+			if err := c.Layers[0].CheckAddBitmap(); err != nil {
 				t.Fatal(err)
 			}
 		})
@@ -175,7 +175,7 @@ func TestBitmapInUse(t *testing.T) {
 	if c.Layers[0].BitmapsErr != nil || len(c.Layers[0].Bitmaps) != 2 {
 		t.Fatalf("%v, %d bitmaps", c.Layers[0].BitmapsErr, len(c.Layers[0].Bitmaps))
 	}
-	if err := c.Layers[0].CanAddBitmap(); err != nil {
+	if err := c.Layers[0].CheckAddBitmap(); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -306,8 +306,8 @@ func TestBitmapHostile(t *testing.T) {
 				}
 			}
 			dead := h.name == "autoclear bit clear"
-			if err := l.CanAddBitmap(); (err == nil) != dead {
-				t.Fatalf("CanAddBitmap: %v", err)
+			if err := l.CheckAddBitmap(); (err == nil) != dead {
+				t.Fatalf("CheckAddBitmap: %v", err)
 			}
 			if errors.Is(l.BitmapsErr, ErrBitmapsDead) != dead {
 				t.Fatalf("BitmapsErr: %v", l.BitmapsErr)
@@ -384,7 +384,7 @@ func TestBitmapsOfVersion2(t *testing.T) {
 	if !errors.Is(l.BitmapsErr, ErrBitmapsDead) || len(l.Bitmaps) != 0 {
 		t.Fatalf("%v, %d bitmaps", l.BitmapsErr, len(l.Bitmaps))
 	}
-	if err := l.CanAddBitmap(); err == nil {
+	if err := l.CheckAddBitmap(); err == nil {
 		t.Fatal("a bitmap could be added to an image of version 2")
 	}
 }

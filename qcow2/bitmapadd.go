@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CanAddBitmap tells whether a bitmap can be added to the image without harm: nil, or the reason why not. QEMU refuses
+// CheckAddBitmap returns the reason why a bitmap can't be added to the image without harm, or nil. QEMU refuses
 // to open an image whose bitmap metadata it does not like, and others it would repair, or make worse, on the way.
-func (l *Layer) CanAddBitmap() error {
+func (l *Layer) CheckAddBitmap() error {
 	no := func(why string) error { return fmt.Errorf("%s: no bitmap can be added: %s", l.Path, why) }
 	h := l.Header
 	switch {
@@ -49,8 +49,8 @@ func (l *Layer) CanAddBitmap() error {
 	return nil
 }
 
-// Writable tells whether this process may write to the layer's file: nil, or why not.
-func (l *Layer) Writable() error {
+// CheckWritable returns the reason why this process may not write to the layer's file, or nil.
+func (l *Layer) CheckWritable() error {
 	if err := unix.Faccessat(unix.AT_FDCWD, l.Path, unix.W_OK, unix.AT_EACCESS); err != nil {
 		return fmt.Errorf("%s: the image cannot be written to: %w", l.Path, err)
 	}

@@ -85,9 +85,9 @@ func bmOracle(t testing.TB, path, name string) []bitmapstore.Run {
 }
 
 // bmOpen opens a qcow2 image for the length of the test.
-func bmOpen(t testing.TB, path string) *Chain {
+func bmOpen(t testing.TB, path string) *Image {
 	t.Helper()
-	c, err := OpenChain(path, Qcow2, OpenOptions{})
+	c, err := Open(path, Qcow2, OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func bmOpen(t testing.TB, path string) *Chain {
 }
 
 // bmFind gives a bitmap of the active layer.
-func bmFind(t testing.TB, c *Chain, name string) *Bitmap {
+func bmFind(t testing.TB, c *Image, name string) *Bitmap {
 	t.Helper()
 	if err := c.Layers[0].BitmapsErr; err != nil {
 		t.Fatal(err)

@@ -115,7 +115,7 @@ func TestCreatorOverBacking(t *testing.T) {
 				}
 			}
 		}
-		chain, err := OpenChain(img, Qcow2, OpenOptions{})
+		chain, err := Open(img, Qcow2, OpenOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}

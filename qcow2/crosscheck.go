@@ -30,13 +30,13 @@ func (e *DisagreementError) Error() string {
 // [*DisagreementError], or what else keeps this package from reading the
 // sample. Where the other reader cannot tell, because it fails or does not know
 // a feature, nothing is compared.
-func (c *Chain) CrossCheck(ctx context.Context, samples int, rnd *rand.Rand) error {
+func (c *Image) CrossCheck(ctx context.Context, samples int, rnd *rand.Rand) error {
 	_, err := c.crossCheck(ctx, samples, rnd)
 	return err
 }
 
 // crossCheck returns how many clusters were compared, too.
-func (c *Chain) crossCheck(ctx context.Context, samples int, rnd *rand.Rand) (compared int, err error) {
+func (c *Image) crossCheck(ctx context.Context, samples int, rnd *rand.Rand) (compared int, err error) {
 	var layers []int
 	for i, l := range c.Layers {
 		if l.secondOpinion() {
@@ -71,7 +71,7 @@ func (l *Layer) opinionCompressed() bool {
 	return l.Header.ClusterSize() >= 32<<10 && l.Header.Compression == Zlib
 }
 
-func (c *Chain) crossCheckLayer(ctx context.Context, layer, samples int, rnd *rand.Rand) (compared int, err error) {
+func (c *Image) crossCheckLayer(ctx context.Context, layer, samples int, rnd *rand.Rand) (compared int, err error) {
 	l := c.Layers[layer]
 	other := openOpinion(l.file)
 	if other == nil {
@@ -109,7 +109,7 @@ func (c *Chain) crossCheckLayer(ctx context.Context, layer, samples int, rnd *ra
 
 // sample finds a cluster with guest data at or after from, or else before it;
 // length 0: there is none that both readers can read.
-func (c *Chain) sample(ctx context.Context, layer int, from int64) (at, length int64, err error) {
+func (c *Image) sample(ctx context.Context, layer int, from int64) (at, length int64, err error) {
 	l := c.Layers[layer]
 	cs := l.Header.ClusterSize()
 	from &^= cs - 1

@@ -3,9 +3,9 @@
 // Package qcow2 reads disk images that no virtual machine is using: qcow2
 // version 2 and 3 with all their backing files, and raw images.
 //
-// [OpenChain] opens an image read-only together with its backing chain. A
-// [Chain] gives the guest's data ([Chain.ReadAt]), tells where in the chain it
-// comes from ([Chain.Extents]), and holds what else the images record about
+// [Open] opens an image read-only together with its backing chain. A
+// [Image] gives the guest's data ([Image.ReadAt]), tells where in the chain it
+// comes from ([Image.Extents]), and holds what else the images record about
 // themselves: headers, internal snapshots, persistent dirty bitmaps.
 //
 // Invariants:

@@ -50,18 +50,18 @@ const minFileHole = 64 << 10
 // of a file that the file system knows to be a hole is yielded as Zero where it
 // is long enough to matter. An error comes last: a [*DamageError], or one of
 // the operating system's.
-func (c *Chain) Extents(start, end int64) iter.Seq2[Extent, error] {
+func (c *Image) Extents(start, end int64) iter.Seq2[Extent, error] {
 	return c.extents(0, start, end, true)
 }
 
 // LayerExtents yields what the range [start, end) of one layer's own disk is
 // made of, without regard to other layers: what is not allocated in it is a
-// Hole. All of a raw layer is allocated. Otherwise it is like [Chain.Extents].
-func (c *Chain) LayerExtents(layer int, start, end int64) iter.Seq2[Extent, error] {
+// Hole. All of a raw layer is allocated. Otherwise it is like [Image.Extents].
+func (c *Image) LayerExtents(layer int, start, end int64) iter.Seq2[Extent, error] {
 	return c.extents(layer, start, end, false)
 }
 
-func (c *Chain) extents(layer int, start, end int64, descend bool) iter.Seq2[Extent, error] {
+func (c *Image) extents(layer int, start, end int64, descend bool) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
 		if layer < 0 || layer >= len(c.Layers) {
 			yield(Extent{}, fmt.Errorf("the backing chain of %s has no layer %d", c.Layers[0].Path, layer))
@@ -84,7 +84,7 @@ func (c *Chain) extents(layer int, start, end int64, descend bool) iter.Seq2[Ext
 
 // Allocated is the set of bytes that are allocated in a layer itself, as data
 // or as zeros; of a raw layer all of it.
-func (c *Chain) Allocated(layer int) bitmapstore.Runs {
+func (c *Image) Allocated(layer int) bitmapstore.Runs {
 	if layer < 0 || layer >= len(c.Layers) {
 		return bitmapstore.Fail(fmt.Errorf("the backing chain of %s has no layer %d", c.Layers[0].Path, layer))
 	}
@@ -123,7 +123,7 @@ func (c *Chain) Allocated(layer int) bitmapstore.Runs {
 
 // walker turns the mappings of layers into extents.
 type walker struct {
-	c       *Chain
+	c       *Image
 	descend bool
 	yield   func(Extent, error) bool
 	stopped bool // the consumer has enough
@@ -136,7 +136,7 @@ type walker struct {
 // lies between from and start is a hole.
 type dataRegion struct{ from, start, end int64 }
 
-func newWalker(c *Chain, descend bool, yield func(Extent, error) bool) *walker {
+func newWalker(c *Image, descend bool, yield func(Extent, error) bool) *walker {
 	w := &walker{c: c, descend: descend, yield: yield}
 	w.cursors = make([]cursor, len(c.Layers))
 	w.regions = make([]dataRegion, len(c.Layers))

@@ -150,7 +150,7 @@ func FuzzImage(f *testing.F) {
 }
 
 func fuzzRead(t *testing.T, path string) {
-	c, err := OpenChain(path, Qcow2, OpenOptions{})
+	c, err := Open(path, Qcow2, OpenOptions{})
 	if err != nil {
 		if !declared(err) {
 			t.Fatal(err)

@@ -12,7 +12,7 @@ import (
 // read out of it can be older than the locks.
 type Hold struct{ lockFile }
 
-// HoldImage takes on the image at path the locks that [Chain.Lock] takes, with
+// HoldImage takes on the image at path the locks that [Image.Lock] takes, with
 // the same errors. Backing files are not locked: QEMU opens them for writing
 // only together with the image above them.
 func HoldImage(ctx context.Context, path string, wait time.Duration) (*Hold, error) {

@@ -63,7 +63,7 @@ func readUint64(t rapid.TB, path string, off int64) uint64 {
 // openError opens a chain that must not open.
 func openError(t testing.TB, path string, format Format, o OpenOptions) error {
 	t.Helper()
-	c, err := OpenChain(path, format, o)
+	c, err := Open(path, format, o)
 	if err == nil {
 		c.Close()
 		t.Fatalf("%s was opened", path)
@@ -328,7 +328,7 @@ func TestTruncated(t *testing.T) {
 		if err := os.Truncate(path, size); err != nil {
 			t.Fatal(err)
 		}
-		c, err := OpenChain(path, Qcow2, OpenOptions{})
+		c, err := Open(path, Qcow2, OpenOptions{})
 		if err != nil {
 			if !isDamage(err) && !errors.Is(err, ErrNotQcow2) {
 				t.Fatalf("%d bytes: %v", size, err)

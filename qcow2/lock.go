@@ -74,20 +74,20 @@ type lockFile struct {
 
 // Lock takes the image locks that QEMU's readers take, on every file of the chain, so that no QEMU can open one of them
 // for writing, and proves that none has. A conflict is retried until wait has passed; then it is an [*InUseError]. A file
-// system without locks is a [*NoLockError]. The locks are kept until [Chain.Unlock] or Close; other readers of the files,
+// system without locks is a [*NoLockError]. The locks are kept until [Image.Unlock] or Close; other readers of the files,
 // ours and QEMU's, are not disturbed. A chain that is locked stays so.
 //
 // Writers that do not take QEMU's locks are not seen: a loop mount, an image node with locking=off, an incoming migration.
-func (c *Chain) Lock(ctx context.Context, wait time.Duration) error {
+func (c *Image) Lock(ctx context.Context, wait time.Duration) error {
 	return c.locks.lock(ctx, c.lockFiles(), wait)
 }
 
-// Unlock releases the locks of [Chain.Lock].
-func (c *Chain) Unlock() error { return c.locks.unlockImage() }
+// Unlock releases the locks of [Image.Lock].
+func (c *Image) Unlock() error { return c.locks.unlockImage() }
 
 // ProbeWriter tells whether a QEMU has any file of the chain open for writing: an [*InUseError]. It takes no lock, so that
 // the answer may be old at once.
-func (c *Chain) ProbeWriter() error {
+func (c *Image) ProbeWriter() error {
 	for _, f := range c.lockFiles() {
 		if err := f.probe(); err != nil {
 			return err
@@ -113,7 +113,7 @@ func openToLock(path string) (*os.File, error) {
 }
 
 // lockFiles are the files of the chain, the active layer's first.
-func (c *Chain) lockFiles() []lockFile {
+func (c *Image) lockFiles() []lockFile {
 	var files []lockFile
 	for _, l := range c.Layers {
 		for _, f := range l.Files() {
@@ -262,7 +262,7 @@ func (f lockFile) inUse(b int64) error {
 // Flock takes an exclusive flock on the active layer's file, which excludes other runs of imgbackup and nobody else. A
 // conflict is retried until wait has passed (udev takes flocks on block devices for moments); then it is a [*BusyError].
 // It is kept until Close.
-func (c *Chain) Flock(ctx context.Context, wait time.Duration) error {
+func (c *Image) Flock(ctx context.Context, wait time.Duration) error {
 	l := &c.locks
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -281,7 +281,7 @@ func (c *Chain) Flock(ctx context.Context, wait time.Duration) error {
 // ImageFlock is an exclusive flock on an image that outlives the chains that are opened and closed meanwhile.
 type ImageFlock struct{ lockFile }
 
-// FlockImage is [Chain.Flock] for an image that is not open in a chain.
+// FlockImage is [Image.Flock] for an image that is not open in a chain.
 func FlockImage(ctx context.Context, path string, wait time.Duration) (*ImageFlock, error) {
 	file, err := openToLock(path)
 	if err != nil {

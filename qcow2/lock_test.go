@@ -195,7 +195,7 @@ func TestLockBesideReaders(t *testing.T) {
 	_, top := lkChain(t)
 	lkServe(t, "-r", top)
 	c, second := bmOpen(t, top), bmOpen(t, top)
-	for _, chain := range []*Chain{c, second, c} { // a second time is no error
+	for _, chain := range []*Image{c, second, c} { // a second time is no error
 		if err := chain.Lock(t.Context(), 0); err != nil {
 			t.Fatal(err)
 		}
@@ -209,11 +209,11 @@ func TestLockBesideReaders(t *testing.T) {
 // What we have locked nobody can open for writing until we unlock or close it.
 func TestLockKeepsWritersOut(t *testing.T) {
 	t.Parallel()
-	for name, release := range map[string]func(*Chain) error{"unlock": (*Chain).Unlock, "close": (*Chain).Close} {
+	for name, release := range map[string]func(*Image) error{"unlock": (*Image).Unlock, "close": (*Image).Close} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			base, top := lkChain(t)
-			c, err := OpenChain(top, Qcow2, OpenOptions{})
+			c, err := Open(top, Qcow2, OpenOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -313,7 +313,7 @@ func TestLockRawImage(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "d.raw")
 	bmRun(t, "qemu-img", "create", "-q", "-f", "raw", path, "1M")
-	c, err := OpenChain(path, Raw, OpenOptions{})
+	c, err := Open(path, Raw, OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -358,7 +358,7 @@ func TestFlockExcludesAnotherRun(t *testing.T) {
 	t.Parallel()
 	_, top := lkChain(t)
 	second := bmOpen(t, top)
-	first, err := OpenChain(top, Qcow2, OpenOptions{})
+	first, err := Open(top, Qcow2, OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -141,7 +141,7 @@ func newOracle(t rapid.TB, path, format string) *oracle {
 }
 
 // check compares everything that the chain says with the oracle.
-func (o *oracle) check(t rapid.TB, c *Chain, rnd *rand.Rand) {
+func (o *oracle) check(t rapid.TB, c *Image, rnd *rand.Rand) {
 	t.Helper()
 	if c.Size() != int64(len(o.content)) {
 		t.Fatalf("%s: size is %d, QEMU says %d", o.path, c.Size(), len(o.content))
@@ -157,7 +157,7 @@ func (o *oracle) check(t rapid.TB, c *Chain, rnd *rand.Rand) {
 	o.checkMap(t, c)
 }
 
-func (o *oracle) checkReads(t rapid.TB, c *Chain, rnd *rand.Rand) {
+func (o *oracle) checkReads(t rapid.TB, c *Image, rnd *rand.Rand) {
 	t.Helper()
 	got := make([]byte, len(o.content))
 	for off := 0; off < len(got); off += 1 << 20 {
@@ -196,7 +196,7 @@ func (o *oracle) same(t rapid.TB, got []byte, off int) {
 
 // checkExtents checks that extents cover a range, differ from their
 // neighbours, and that those said to be zero are.
-func (o *oracle) checkExtents(t rapid.TB, c *Chain, start, end int64) {
+func (o *oracle) checkExtents(t rapid.TB, c *Image, start, end int64) {
 	t.Helper()
 	pos := start
 	last := Extent{Layer: -2}
@@ -231,7 +231,7 @@ func allZero(b []byte) bool {
 }
 
 // checkMap compares extents with qemu-img map.
-func (o *oracle) checkMap(t rapid.TB, c *Chain) {
+func (o *oracle) checkMap(t rapid.TB, c *Image) {
 	t.Helper()
 	i := 0
 	for e, err := range c.Extents(0, c.Size()) {
@@ -253,7 +253,7 @@ func (o *oracle) checkMap(t rapid.TB, c *Chain) {
 	}
 }
 
-func (o *oracle) agrees(c *Chain, e Extent, m mapEntry, pos int64) bool {
+func (o *oracle) agrees(c *Image, e Extent, m mapEntry, pos int64) bool {
 	switch e.Kind {
 	case Hole:
 		// What QEMU makes up beyond the end of a short layer, it takes for
@@ -270,9 +270,9 @@ func (o *oracle) agrees(c *Chain, e Extent, m mapEntry, pos int64) bool {
 }
 
 // mustOpen opens a chain that the test closes.
-func mustOpen(t testing.TB, path string, format Format) *Chain {
+func mustOpen(t testing.TB, path string, format Format) *Image {
 	t.Helper()
-	c, err := OpenChain(path, format, OpenOptions{})
+	c, err := Open(path, format, OpenOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -502,7 +502,7 @@ func TestResized(t *testing.T) {
 	for _, size := range []string{"300032", "1M", "1500160"} {
 		imagetest.Tool(t, "qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", path, size)
 		func() {
-			c, err := OpenChain(path, Qcow2, OpenOptions{})
+			c, err := Open(path, Qcow2, OpenOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}

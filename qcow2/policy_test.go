@@ -195,7 +195,7 @@ func TestBackingFolders(t *testing.T) {
 				}
 				return
 			}
-			c, err := OpenChain(path, Qcow2, OpenOptions{AllowDirs: allow})
+			c, err := Open(path, Qcow2, OpenOptions{AllowDirs: allow})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -277,7 +277,7 @@ func TestDataFilePolicy(t *testing.T) {
 	if err := openError(t, path, Qcow2, OpenOptions{}); !isPolicy(err) || !strings.Contains(err.Error(), "data file") {
 		t.Fatal(err)
 	}
-	c, err := OpenChain(path, Qcow2, OpenOptions{AllowDirs: []string{dir}})
+	c, err := Open(path, Qcow2, OpenOptions{AllowDirs: []string{dir}})
 	if err != nil {
 		t.Fatal(err)
 	}

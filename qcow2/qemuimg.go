@@ -39,7 +39,7 @@ func defaultQemuImg() qemuImg { return qemuImg{program: "qemu-img", wait: lockWa
 // begun it is seen through.
 //
 // Success proves nothing, nor does failure: look with [VerifyBitmapAdded] afterwards. Look before whether it can be done
-// without harm: [Layer.CanAddBitmap], [FreeSpaceFor], [CheckRefcounts].
+// without harm: [Layer.CheckAddBitmap], [FreeSpaceFor], [CheckRefcounts].
 func BitmapAdd(ctx context.Context, path, name string, granularity int64) error {
 	return defaultQemuImg().bitmapAdd(ctx, path, name, granularity)
 }

@@ -421,7 +421,7 @@ func TestCheckRefcounts(t *testing.T) {
 }
 
 // No bitmap is added to an image that was not closed, or is marked corrupt, or has no room for one.
-func TestCanAddBitmap(t *testing.T) {
+func TestCheckAddBitmap(t *testing.T) {
 	t.Parallel()
 	path := bmTwo(t)
 	data, err := os.ReadFile(path)
@@ -435,25 +435,25 @@ func TestCanAddBitmap(t *testing.T) {
 		if err := os.WriteFile(file, patched, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := bmOpen(t, file).Layers[0].CanAddBitmap(); err == nil {
+		if err := bmOpen(t, file).Layers[0].CheckAddBitmap(); err == nil {
 			t.Errorf("%s: a bitmap could be added", name)
 		}
 	}
 	empty := filepath.Join(t.TempDir(), "empty")
 	bmCreate(t, empty, "", 0)
-	if err := bmOpen(t, empty).Layers[0].CanAddBitmap(); err == nil {
+	if err := bmOpen(t, empty).Layers[0].CheckAddBitmap(); err == nil {
 		t.Error("empty disk: a bitmap could be added")
 	}
-	if err := (&Layer{Format: Raw}).CanAddBitmap(); err == nil {
+	if err := (&Layer{Format: Raw}).CheckAddBitmap(); err == nil {
 		t.Error("raw: a bitmap could be added")
 	}
-	if err := bmOpen(t, path).Layers[0].CanAddBitmap(); err != nil {
+	if err := bmOpen(t, path).Layers[0].CheckAddBitmap(); err != nil {
 		t.Error(err)
 	}
-	if err := bmOpen(t, path).Layers[0].Writable(); err != nil {
+	if err := bmOpen(t, path).Layers[0].CheckWritable(); err != nil {
 		t.Error(err)
 	}
-	if err := (&Layer{Path: filepath.Join(t.TempDir(), "none")}).Writable(); !errors.Is(err, os.ErrNotExist) {
+	if err := (&Layer{Path: filepath.Join(t.TempDir(), "none")}).CheckWritable(); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
 }

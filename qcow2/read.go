@@ -19,13 +19,13 @@ const (
 // ReadAt reads guest data of the active layer, as [io.ReaderAt] says. What is
 // allocated nowhere reads as zeros. It fails with a [*DamageError] where an
 // image's metadata is wrong, or says that data lies beyond the end of a file.
-func (c *Chain) ReadAt(p []byte, off int64) (int, error) {
+func (c *Image) ReadAt(p []byte, off int64) (int, error) {
 	return c.ReadAtContext(context.Background(), p, off)
 }
 
 // ReadAtContext is ReadAt, but gives up when ctx ends while it waits for
 // [OpenOptions.ReadLimit].
-func (c *Chain) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
+func (c *Image) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
 	size := c.Size()
 	if off < 0 {
 		return 0, fmt.Errorf("%s: read at negative offset %d", c.Layers[0].Path, off)
@@ -45,7 +45,7 @@ func (c *Chain) ReadAtContext(ctx context.Context, p []byte, off int64) (int, er
 
 // readLayer fills p with what a layer and those below it hold at off. Beyond
 // the layer's end are zeros.
-func (c *Chain) readLayer(ctx context.Context, layer int, p []byte, off int64) error {
+func (c *Image) readLayer(ctx context.Context, layer int, p []byte, off int64) error {
 	if layer >= len(c.Layers) || off >= c.Layers[layer].Size {
 		clear(p)
 		return nil
@@ -130,7 +130,7 @@ func (r *segmentReader) next() (segment, error) {
 // readHost fills p from a file that holds guest data. What lies beyond the end
 // of the file reads as zeros: the caller has checked that it is less than a
 // cluster.
-func (c *Chain) readHost(ctx context.Context, f *File, p []byte, off int64) error {
+func (c *Image) readHost(ctx context.Context, f *File, p []byte, off int64) error {
 	if beyond := off + int64(len(p)) - f.size; beyond > 0 {
 		inFile := max(0, int64(len(p))-beyond)
 		clear(p[inFile:])
@@ -146,7 +146,7 @@ func (c *Chain) readHost(ctx context.Context, f *File, p []byte, off int64) erro
 }
 
 // waitLimit waits until n bytes may be read.
-func (c *Chain) waitLimit(ctx context.Context, n int) error {
+func (c *Image) waitLimit(ctx context.Context, n int) error {
 	limit := c.opts.ReadLimit
 	if limit == nil {
 		return ctx.Err()
@@ -181,7 +181,7 @@ func (b *buffers) put(p *[]byte) { b.pool.Put(p) }
 // readCompressed decompresses the cluster of segment s, which is at off in the
 // disk, and those that follow it closely in disk and file, into p. It returns
 // how many bytes of p it filled.
-func (c *Chain) readCompressed(ctx context.Context, r *segmentReader, s segment, p []byte, off int64) (int64, error) {
+func (c *Image) readCompressed(ctx context.Context, r *segmentReader, s segment, p []byte, off int64) (int64, error) {
 	run := []segment{s}
 	start, end := s.host, s.host+s.stored
 	for r.ahead.kind == Compressed && r.ahead.length > 0 {
@@ -218,7 +218,7 @@ func (c *Chain) readCompressed(ctx context.Context, r *segmentReader, s segment,
 
 // decompress fills part, which lies within one cluster, from what is stored of
 // that cluster.
-func (c *Chain) decompress(z *decompressor, l *Layer, part, stored []byte, off int64) error {
+func (c *Image) decompress(z *decompressor, l *Layer, part, stored []byte, off int64) error {
 	cs := l.Header.ClusterSize()
 	if int64(len(part)) == cs {
 		return z.cluster(part, stored, l.Header.Compression)

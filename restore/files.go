@@ -47,7 +47,7 @@ func FilesIn(m *chain.Manifest, dir string, disks []Target) []FileTarget {
 		f := &m.Files[i]
 		name := m.Domain + ".xml"
 		if f.Role != chain.RoleDomainXML {
-			if name = filepath.Base(f.Path); chain.ValidName(name) != nil || taken[name] {
+			if name = filepath.Base(f.Path); chain.CheckName(name) != nil || taken[name] {
 				name = m.Domain + "." + f.Role
 			}
 		}
@@ -78,7 +78,7 @@ func filePlaces(sys *outfile.System, disks []*place, o Options) ([]*fileJob, err
 		}
 		for _, d := range disks {
 			if at.Same(d.Place) {
-				return nil, fmt.Errorf("%w: the %s and disk %s would both go to %s", ErrUsage, t.File.Role, d.disk.Target, at.Path)
+				return nil, fmt.Errorf("%w: the %s and disk %s would both go to %s", ErrUsage, t.File.Role, d.disk.Name, at.Path)
 			}
 		}
 		for _, other := range all {

@@ -53,7 +53,7 @@ func TestContinue(t *testing.T) {
 			t.Errorf("bitmaps %s", got)
 		}
 		dirty := func() int64 {
-			c, err := qcow2.OpenChain(tg.Path, qcow2.Qcow2, qcow2.OpenOptions{})
+			c, err := qcow2.Open(tg.Path, qcow2.Qcow2, qcow2.OpenOptions{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -110,7 +110,7 @@ func TestSparse16TiB(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &chain.Manifest{Disks: []chain.Disk{{Target: "vda", Size: size, ClusterSize: 512, Bitmap: "b", Granularity: 64 << 10, Maps: refs}}}
+	m := &chain.Manifest{Disks: []chain.Disk{{Name: "vda", Size: size, ClusterSize: 512, Bitmap: "b", Granularity: 64 << 10, Maps: refs}}}
 	path := filepath.Join(t.TempDir(), "vda.qcow2")
 	// Clusters of 512 bytes cannot hold so large a disk: larger ones are taken.
 	if _, err := Run(ctx, r.repo, m, []Target{{"vda", path, qcow2.Qcow2}}, Options{Continue: true, Verify: true}); err != nil {

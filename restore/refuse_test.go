@@ -125,7 +125,7 @@ func TestTargetInUse(t *testing.T) {
 
 func TestTargetsIn(t *testing.T) {
 	t.Parallel()
-	m := &chain.Manifest{Disks: []chain.Disk{{Target: "vda"}, {Target: "../vdb"}}}
+	m := &chain.Manifest{Disks: []chain.Disk{{Name: "vda"}, {Name: "../vdb"}}}
 	got, err := TargetsIn(m, []string{"vda"}, "/dir", qcow2.Qcow2)
 	if err != nil || len(got) != 1 || got[0] != (Target{"vda", "/dir/vda.qcow2", qcow2.Qcow2}) {
 		t.Errorf("%v, %v", got, err)

@@ -126,7 +126,7 @@ func (r *testRepo) archive(t rapid.TB, disks ...*testDisk) *chain.Manifest {
 	for i, d := range disks {
 		d.maps = slices.Insert(slices.Clone(d.maps), 0, refs[i])
 		d.dirty, d.floor = nil, d.size()
-		m.Disks = append(m.Disks, chain.Disk{Target: d.name, Size: d.size(), ClusterSize: 64 << 10, Granularity: 64 << 10,
+		m.Disks = append(m.Disks, chain.Disk{Name: d.name, Size: d.size(), ClusterSize: 64 << 10, Granularity: 64 << 10,
 			Bitmap: "cp.0123456789abcdef", Maps: d.maps})
 	}
 	return m

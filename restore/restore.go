@@ -166,7 +166,7 @@ func openJobs(ctx context.Context, sys *outfile.System, repo *chain.Repository, 
 	sources := make([]*source, len(all))
 	counts := make([]amounts, len(all))
 	for i, pl := range all {
-		s := &source{disk: pl.disk.Target, size: pl.disk.Size, fetcher: fetcher}
+		s := &source{disk: pl.disk.Name, size: pl.disk.Size, fetcher: fetcher}
 		if s.maps, err = chain.ReplayMaps(ctx, repo, pl.disk); err != nil {
 			return nil, s.damage(err, 0, s.size)
 		}

@@ -27,7 +27,7 @@ type Target struct {
 func TargetsIn(m *chain.Manifest, disks []string, dir string, format qcow2.Format) ([]Target, error) {
 	if len(disks) == 0 {
 		for i := range m.Disks {
-			disks = append(disks, m.Disks[i].Target)
+			disks = append(disks, m.Disks[i].Name)
 		}
 	}
 	var targets []Target
@@ -36,10 +36,10 @@ func TargetsIn(m *chain.Manifest, disks []string, dir string, format qcow2.Forma
 		if err != nil {
 			return nil, err
 		}
-		if err := chain.ValidName(d.Target); err != nil {
-			return nil, fmt.Errorf("%w: disk %.80q cannot name a file: %w", ErrUsage, d.Target, err)
+		if err := chain.CheckName(d.Name); err != nil {
+			return nil, fmt.Errorf("%w: disk %.80q cannot name a file: %w", ErrUsage, d.Name, err)
 		}
-		targets = append(targets, Target{Disk: name, Path: filepath.Join(dir, d.Target+"."+string(format)), Format: format})
+		targets = append(targets, Target{Disk: name, Path: filepath.Join(dir, d.Name+"."+string(format)), Format: format})
 	}
 	return targets, nil
 }
@@ -50,7 +50,7 @@ func findDisk(m *chain.Manifest, name string) (*chain.Disk, error) {
 	}
 	var names []string
 	for i := range m.Disks {
-		names = append(names, m.Disks[i].Target)
+		names = append(names, m.Disks[i].Name)
 	}
 	return nil, fmt.Errorf("%w %s: %.80q (there is %s)", ErrUnknownDisk, m.Checkpoint, name, strings.Join(names, ", "))
 }
@@ -88,7 +88,7 @@ func places(sys *outfile.System, m *chain.Manifest, targets []Target, o Options)
 				return nil, fmt.Errorf("%w: disk %s is given twice", ErrUsage, t.Disk)
 			}
 			if p.Same(q.Place) {
-				return nil, fmt.Errorf("%w: disks %s and %s would both go to %s", ErrUsage, q.disk.Target, t.Disk, p.Path)
+				return nil, fmt.Errorf("%w: disks %s and %s would both go to %s", ErrUsage, q.disk.Name, t.Disk, p.Path)
 			}
 		}
 		all = append(all, p)
@@ -129,7 +129,7 @@ func (p *place) open(ctx context.Context, sys *outfile.System, o Options) (*outf
 	}
 	out, err := outfile.Open(ctx, sys, p.Place, outfile.Spec{Size: p.disk.Size, Create: &create, NoLock: o.NoLock})
 	if err != nil {
-		return nil, &chain.DiskError{Disk: p.disk.Target, Err: err}
+		return nil, &chain.DiskError{Disk: p.disk.Name, Err: err}
 	}
 	return out, nil
 }

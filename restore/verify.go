@@ -43,7 +43,7 @@ func (j *job) verify(ctx context.Context, workers int, p *progress) error {
 			return errors.Join(err, &VerifyError{Disk: s.disk, Path: out.Path, End: s.size, What: "the file's length is not the disk's"})
 		}
 	} else {
-		c, err := qcow2.OpenChain(out.NowAt(), qcow2.Qcow2, qcow2.OpenOptions{})
+		c, err := qcow2.Open(out.NowAt(), qcow2.Qcow2, qcow2.OpenOptions{})
 		if err != nil {
 			return &VerifyError{Disk: s.disk, Path: out.Path, End: s.size, What: err.Error()}
 		}
@@ -59,7 +59,7 @@ func (j *job) verify(ctx context.Context, workers int, p *progress) error {
 }
 
 // checkImage checks what a qcow2 image says of itself.
-func checkImage(c *qcow2.Chain, at *place) error {
+func checkImage(c *qcow2.Image, at *place) error {
 	if c.Size() != at.disk.Size || len(c.Layers) != 1 {
 		return fmt.Errorf("the image has %d bytes and %d layers", c.Size(), len(c.Layers))
 	}
@@ -243,7 +243,7 @@ func (r rawTarget) mayHold(start, end int64) iter.Seq2[[2]int64, error] {
 }
 
 // qcow2Target is a qcow2 image, as our own reader sees it.
-type qcow2Target struct{ *qcow2.Chain }
+type qcow2Target struct{ *qcow2.Image }
 
 func (q qcow2Target) mayHold(start, end int64) iter.Seq2[[2]int64, error] {
 	return func(yield func([2]int64, error) bool) {

@@ -52,7 +52,7 @@ func Open(ctx context.Context, repo *chain.Repository, m *chain.Manifest, o Opti
 func (c *Checkpoint) open(ctx context.Context, names []string) error {
 	if len(names) == 0 {
 		for i := range c.Manifest.Disks {
-			names = append(names, c.Manifest.Disks[i].Target)
+			names = append(names, c.Manifest.Disks[i].Name)
 		}
 	}
 	for _, name := range names {

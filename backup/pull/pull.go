@@ -96,7 +96,7 @@ func New(ctx context.Context, sources []backup.Source, names []Names, tempDir st
 	}()
 	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	for _, s := range sources {
-		n := Names{Target: s.Plan.Target}
+		n := Names{Target: s.Plan.Disk}
 		for _, given := range names {
 			if given.Target == n.Target {
 				n = given
@@ -154,7 +154,7 @@ func (all Offers) Close() {
 }
 
 // device reads a chain.
-type device struct{ c *qcow2.Chain }
+type device struct{ c *qcow2.Image }
 
 // ReadAt is as [nbd.Device] wants it.
 func (d device) ReadAt(ctx context.Context, p []byte, off int64) error {
@@ -166,7 +166,7 @@ func (d device) ReadAt(ctx context.Context, p []byte, off int64) error {
 }
 
 // allocation is base:allocation of a chain.
-func allocation(c *qcow2.Chain) nbd.Context {
+func allocation(c *qcow2.Image) nbd.Context {
 	return nbd.Context{Name: nbd.BaseAllocation, Extents: func(ctx context.Context, start, end int64) iter.Seq2[nbd.Extent, error] {
 		return func(yield func(nbd.Extent, error) bool) {
 			for e, err := range c.Extents(start, end) {
@@ -194,7 +194,7 @@ func allocation(c *qcow2.Chain) nbd.Context {
 
 // blockSize is the unit in which reads are cheapest: no cluster is decompressed
 // twice.
-func blockSize(c *qcow2.Chain) int64 {
+func blockSize(c *qcow2.Image) int64 {
 	const least = 64 << 10
 	if h := c.Layers[0].Header; h != nil {
 		return max(least, h.ClusterSize())

@@ -77,7 +77,7 @@ func (l *lab) write(image string, commands ...string) {
 func (l *lab) request(images ...string) backup.Request {
 	req := backup.Request{Domain: "vm", Tool: "test"}
 	for i, image := range images {
-		req.Disks = append(req.Disks, backup.DiskRequest{Target: disk(i), Path: l.path(image), Format: qcow2.Qcow2})
+		req.Disks = append(req.Disks, backup.DiskRequest{Disk: disk(i), Path: l.path(image), Format: qcow2.Qcow2})
 	}
 	return req
 }

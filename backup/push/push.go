@@ -106,7 +106,7 @@ func newReceiver(sys *outfile.System, req backup.Request, hooks backup.Hooks, ta
 		r.workers = 4
 	}
 	for _, t := range targets {
-		if !slices.ContainsFunc(req.Disks, func(d backup.DiskRequest) bool { return d.Target == t.Disk }) {
+		if !slices.ContainsFunc(req.Disks, func(d backup.DiskRequest) bool { return d.Disk == t.Disk }) {
 			return nil, fmt.Errorf("%w: target %s: no such disk is backed up", ErrUsage, t.Disk)
 		}
 		if err := t.check(); err != nil {
@@ -127,8 +127,8 @@ func newReceiver(sys *outfile.System, req backup.Request, hooks backup.Hooks, ta
 		r.jobs = append(r.jobs, &job{Target: t, at: at})
 	}
 	for _, d := range req.Disks {
-		if r.job(d.Target) == nil {
-			return nil, fmt.Errorf("%w: disk %s has no target: either all disks of a backup go to files, or all into the repository", ErrUsage, d.Target)
+		if r.job(d.Disk) == nil {
+			return nil, fmt.Errorf("%w: disk %s has no target: either all disks of a backup go to files, or all into the repository", ErrUsage, d.Disk)
 		}
 	}
 	// In place last: what goes wrong with the files leaves it as it was.

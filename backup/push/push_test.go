@@ -154,7 +154,7 @@ func (l *life) checkpoint(n int) {
 
 func (l *life) clusterSize(image string) int64 {
 	l.t.Helper()
-	c, err := qcow2.OpenChain(l.path(image), qcow2.Qcow2, qcow2.OpenOptions{})
+	c, err := qcow2.Open(l.path(image), qcow2.Qcow2, qcow2.OpenOptions{})
 	l.must(err)
 	defer func() { _ = c.Close() }()
 	return c.Layers[0].Header.ClusterSize()

@@ -49,7 +49,7 @@ func (r *receiver) job(disk string) *job {
 // Accept is [backup.Receiver]'s.
 func (r *receiver) Accept(disks []backup.Source) error {
 	for _, src := range disks {
-		j := r.job(src.Plan.Target)
+		j := r.job(src.Plan.Disk)
 		if err := r.outsideImages(src.Chain); err != nil {
 			return err
 		}
@@ -72,7 +72,7 @@ func (r *receiver) Accept(disks []backup.Source) error {
 }
 
 // outsideImages refuses targets that are a file of the disk's own chain.
-func (r *receiver) outsideImages(c *qcow2.Chain) error {
+func (r *receiver) outsideImages(c *qcow2.Image) error {
 	for _, layer := range c.Layers {
 		for _, f := range layer.Files() {
 			fi, err := os.Stat(f.Path())
@@ -106,7 +106,7 @@ func (j *job) create(clusterSize int64) *qcow2.CreateOptions {
 func (r *receiver) Write(ctx context.Context, disks []backup.Source) error {
 	sources := make(map[*job]backup.Source)
 	for _, src := range disks {
-		sources[r.job(src.Plan.Target)] = src
+		sources[r.job(src.Plan.Disk)] = src
 	}
 	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	for _, j := range r.jobs {
@@ -231,7 +231,7 @@ func (r *receiver) discard() error {
 func (r *receiver) results(plan *backup.Plan) []DiskResult {
 	var list []DiskResult
 	for _, p := range plan.Disks {
-		j := r.job(p.Target)
+		j := r.job(p.Disk)
 		d := DiskResult{Disk: j.Disk, Path: j.at.Path, Format: j.Format, InPlace: j.at.InPlace(), Data: j.data, Zero: j.zero}
 		if j.out.Creator != nil {
 			d.ClusterSize = j.out.Creator.ClusterSize()

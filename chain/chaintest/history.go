@@ -162,7 +162,7 @@ func (h *History) finish(ctx context.Context, w *archive.Writer, size int64, ful
 		Sequence: int64(n + 1), Created: time.Unix(1e9, 0).UTC(), Locking: chain.LockingQEMU, Requested: chain.ModeAuto,
 	}
 	d := chain.Disk{
-		Target: "vda", Size: size, Source: chain.Source{Path: "/vm/a.raw", Format: "raw"},
+		Name: "vda", Size: size, Source: chain.Source{Path: "/vm/a.raw", Format: "raw"},
 		Requested: chain.ModeAuto, Mode: chain.ModeFull, Detection: chain.DetectionNone, NoBitmapReason: "raw", Maps: maps,
 	}
 	if !full {

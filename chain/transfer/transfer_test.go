@@ -48,7 +48,7 @@ func commit(t *testing.T, repo *chain.Repository, name string, data []byte, base
 		t.Fatal(err)
 	}
 	d := chain.Disk{
-		Target: "vda", Size: int64(len(data)), Source: chain.Source{Path: "/vm/a.raw", Format: "raw"},
+		Name: "vda", Size: int64(len(data)), Source: chain.Source{Path: "/vm/a.raw", Format: "raw"},
 		Requested: chain.ModeAuto, Mode: chain.ModeFull, Detection: chain.DetectionNone, Maps: maps,
 	}
 	man := &chain.Manifest{

@@ -223,7 +223,7 @@ func (a *app) printPlan(plan *backup.Plan, left []leftOut) error {
 
 func printDiskPlans(w *checkedWriter, plan *backup.Plan) error {
 	for _, p := range plan.Disks {
-		w.printf("  %s  %s  %s, %s to read\n", p.Target, describeMode(p), size(p.VirtualSize), size(p.ReadBytes))
+		w.printf("  %s  %s  %s, %s to read\n", p.Disk, describeMode(p), size(p.VirtualSize), size(p.ReadBytes))
 		w.printf("      dirty: %s; why: %s\n", size(p.DirtyBytes), p.Reason)
 		if p.NoBitmapReason != "" {
 			w.printf("      no bitmap is added: %s\n", p.NoBitmapReason)
@@ -287,7 +287,7 @@ func (a *app) printBackup(r *backup.Result, left []leftOut) error {
 	var data, stored int64
 	for i := range m.Disks {
 		d, p := &m.Disks[i], r.Plan.Disks[i]
-		t.printf("  %s\t%s\t%s data\t%s stored\n", d.Target, describeMode(p), size(d.DataBytes), size(d.StoredBytes))
+		t.printf("  %s\t%s\t%s data\t%s stored\n", d.Name, describeMode(p), size(d.DataBytes), size(d.StoredBytes))
 		data, stored = data+d.DataBytes, stored+d.StoredBytes
 	}
 	if t.err == nil {
@@ -298,9 +298,9 @@ func (a *app) printBackup(r *backup.Result, left []leftOut) error {
 	}
 	for i := range m.Disks {
 		p := r.Plan.Disks[i]
-		w.printf("  %s: %s\n", p.Target, p.Reason)
+		w.printf("  %s: %s\n", p.Disk, p.Reason)
 		if p.NoBitmapReason != "" {
-			w.printf("  %s: no bitmap was added: %s\n", p.Target, p.NoBitmapReason)
+			w.printf("  %s: no bitmap was added: %s\n", p.Disk, p.NoBitmapReason)
 		}
 	}
 	w.printf("done in %s: %s of data, %s stored\n", r.Elapsed.Round(10*time.Millisecond), size(data), size(stored))

@@ -61,7 +61,7 @@ backup would take it: those of --disk, or else where the checkpoints found them.
 					return err
 				}
 				for _, d := range recordedDisks(ms) {
-					if _, ok := from.Disk(d.Target); ok {
+					if _, ok := from.Disk(d.Disk); ok {
 						req.Disks = append(req.Disks, d)
 					}
 				}
@@ -70,7 +70,7 @@ backup would take it: those of --disk, or else where the checkpoints found them.
 			_, err = backup.Pull(cmd.Context(), repo, req, backup.Hooks{Note: a.note}, func(_ context.Context, disks []backup.Source) error {
 				var all []backup.DiskChanges
 				for _, d := range disks {
-					all = append(all, backup.DiskChanges{Target: d.Plan.Target, Size: d.Plan.VirtualSize, Runs: d.Changes, How: d.Plan.Reason})
+					all = append(all, backup.DiskChanges{Disk: d.Plan.Disk, Size: d.Plan.VirtualSize, Runs: d.Changes, How: d.Plan.Reason})
 				}
 				return out.print(all, "")
 			})
@@ -86,7 +86,7 @@ backup would take it: those of --disk, or else where the checkpoints found them.
 // them is a change, and is not among those that are shown.
 func (a *app) noteAlone(has, not *chain.Manifest) {
 	for i := range has.Disks {
-		if target := has.Disks[i].Target; !slices.ContainsFunc(not.Disks, func(d chain.Disk) bool { return d.Target == target }) {
+		if target := has.Disks[i].Name; !slices.ContainsFunc(not.Disks, func(d chain.Disk) bool { return d.Name == target }) {
 			a.note(fmt.Sprintf("disk %s: only checkpoint %s has it", target, has.Checkpoint))
 		}
 	}
@@ -136,7 +136,7 @@ func quoted(s string) string {
 func (p *changesPrinter) text(w *checkedWriter, _ int, c backup.DiskChanges) error {
 	if p.extents {
 		err := eachRun(c.Runs, func(_ int, r bitmapstore.Run) {
-			w.printf("%s\t%d\t%d\n", c.Target, r.Start, r.Len())
+			w.printf("%s\t%d\t%d\n", c.Disk, r.Start, r.Len())
 		})
 		if err != nil {
 			return err
@@ -147,7 +147,7 @@ func (p *changesPrinter) text(w *checkedWriter, _ int, c backup.DiskChanges) err
 	if err != nil {
 		return err
 	}
-	w.printf("%s  %s changed of %s (%s)\n", c.Target, size(bytes), size(c.Size), c.How)
+	w.printf("%s  %s changed of %s (%s)\n", c.Disk, size(bytes), size(c.Size), c.How)
 	return w.err
 }
 
@@ -155,7 +155,7 @@ func (p *changesPrinter) jsonDisk(w *checkedWriter, i int, c backup.DiskChanges)
 	if i > 0 {
 		w.printf(",")
 	}
-	w.printf("\n    {\n      \"target\": %s,\n      \"virtual_size\": %d,\n      \"by\": %s", quoted(c.Target), c.Size, quoted(c.How))
+	w.printf("\n    {\n      \"target\": %s,\n      \"virtual_size\": %d,\n      \"by\": %s", quoted(c.Disk), c.Size, quoted(c.How))
 	var total int64
 	if p.extents {
 		w.printf(",\n      \"extents\": [")

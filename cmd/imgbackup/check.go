@@ -26,7 +26,7 @@ It ends with exit status 3 when it finds damage, and says what is affected.` + p
 		Args: maxArgs(1, "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, d := range args {
-				if err := chain.ValidDomain(d); err != nil {
+				if err := chain.CheckDomain(d); err != nil {
 					return usageError{err}
 				}
 			}

@@ -111,12 +111,12 @@ func recordedDisks(ms []*chain.Manifest) []backup.DiskRequest {
 	for _, m := range slices.Backward(ms) {
 		for i := range m.Disks {
 			d := &m.Disks[i]
-			if !slices.ContainsFunc(all, func(r backup.DiskRequest) bool { return r.Target == d.Target }) {
-				all = append(all, backup.DiskRequest{Target: d.Target, Path: d.Source.Path, Format: qcow2.Format(d.Source.Format)})
+			if !slices.ContainsFunc(all, func(r backup.DiskRequest) bool { return r.Disk == d.Name }) {
+				all = append(all, backup.DiskRequest{Disk: d.Name, Path: d.Source.Path, Format: qcow2.Format(d.Source.Format)})
 			}
 		}
 	}
-	slices.SortFunc(all, func(a, b backup.DiskRequest) int { return strings.Compare(a.Target, b.Target) })
+	slices.SortFunc(all, func(a, b backup.DiskRequest) int { return strings.Compare(a.Disk, b.Disk) })
 	return all
 }
 
@@ -201,7 +201,7 @@ func (a *app) printCheckpoint(m *chain.Manifest, what string) error {
 	}
 	w.printf("\n")
 	for i := range m.Disks {
-		w.printf("  %s  bitmap %s in %s\n", m.Disks[i].Target, m.Disks[i].Bitmap, oneLine(m.Disks[i].Source.Path))
+		w.printf("  %s  bitmap %s in %s\n", m.Disks[i].Name, m.Disks[i].Bitmap, oneLine(m.Disks[i].Source.Path))
 	}
 	return w.err
 }
@@ -275,7 +275,7 @@ found them.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
 
 // allManifests returns those of a domain, oldest first, at least one.
 func (a *app) allManifests(cmd *cobra.Command, repo *chain.Repository, domain string) ([]*chain.Manifest, error) {
-	if err := chain.ValidDomain(domain); err != nil {
+	if err := chain.CheckDomain(domain); err != nil {
 		return nil, usageError{err}
 	}
 	ms, damaged, err := repo.Manifests(cmd.Context(), domain)
@@ -312,9 +312,9 @@ func (a *app) listCheckpoints(ms []*chain.Manifest, sizes []backup.CheckpointSiz
 			Current: m == current, Description: m.Description,
 		}
 		for i := range m.Disks {
-			d := listedDisk{Target: m.Disks[i].Target, Bitmap: m.Disks[i].Bitmap}
+			d := listedDisk{Target: m.Disks[i].Name, Bitmap: m.Disks[i].Bitmap}
 			for _, s := range sizes {
-				if s.Checkpoint.UUID == m.UUID && s.Target == d.Target {
+				if s.Checkpoint.UUID == m.UUID && s.Disk == d.Target {
 					if d.Problem = s.Problem; s.Problem == "" {
 						d.Size = &s.Bytes
 					}
@@ -395,7 +395,7 @@ redefine brings it back.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
 			}
 			del := backup.DeleteRequest{Domain: args[0], Checkpoints: []*chain.Manifest{m}, MetadataOnly: metadata, Paths: make(map[string]string)}
 			for _, d := range req.Disks {
-				del.Paths[d.Target] = d.Path
+				del.Paths[d.Disk] = d.Path
 			}
 			if children || childrenOnly {
 				ms, err := a.allManifests(cmd, repo, args[0])
@@ -408,8 +408,8 @@ redefine brings it back.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
 				}
 			}
 			for _, d := range req.Disks {
-				if !slices.ContainsFunc(del.Checkpoints, func(m *chain.Manifest) bool { _, ok := m.Disk(d.Target); return ok }) {
-					return usageError{fmt.Errorf("--disk %s: no checkpoint that is to be deleted has such a disk", d.Target)}
+				if !slices.ContainsFunc(del.Checkpoints, func(m *chain.Manifest) bool { _, ok := m.Disk(d.Disk); return ok }) {
+					return usageError{fmt.Errorf("--disk %s: no checkpoint that is to be deleted has such a disk", d.Disk)}
 				}
 			}
 			done, err := backup.DeleteCheckpoints(cmd.Context(), repo, del, backup.Hooks{Note: a.note})

@@ -74,7 +74,7 @@ one. checkpoint redefine reads it again.` + exitHelp(exitDamage, exitInUse, exit
 func disksOf(m *chain.Manifest, all []backup.DiskRequest) []backup.DiskRequest {
 	var of []backup.DiskRequest
 	for _, d := range all {
-		if _, ok := m.Disk(d.Target); ok {
+		if _, ok := m.Disk(d.Disk); ok {
 			of = append(of, d)
 		}
 	}
@@ -89,7 +89,7 @@ func checkpointXML(m *chain.Manifest, node *chain.Node) *dom.Checkpoint {
 	}
 	for i := range m.Disks {
 		d := &m.Disks[i]
-		c.Disks = append(c.Disks, dom.CheckpointDisk{Name: d.Target, Record: d.Bitmap != "", Bitmap: d.Bitmap})
+		c.Disks = append(c.Disks, dom.CheckpointDisk{Name: d.Name, Record: d.Bitmap != "", Bitmap: d.Bitmap})
 	}
 	return c
 }
@@ -98,11 +98,11 @@ func (a *app) fillSizes(c *dom.Checkpoint, m *chain.Manifest, sizes []backup.Che
 	for i := range c.Disks {
 		d := &c.Disks[i]
 		for _, s := range sizes {
-			if s.Checkpoint.UUID != m.UUID || s.Target != d.Name || !d.Record {
+			if s.Checkpoint.UUID != m.UUID || s.Disk != d.Name || !d.Record {
 				continue
 			}
 			if s.Problem != "" {
-				a.note(fmt.Sprintf("what changed in %s since %s cannot be told: %s", s.Target, m.Checkpoint, s.Problem))
+				a.note(fmt.Sprintf("what changed in %s since %s cannot be told: %s", s.Disk, m.Checkpoint, s.Problem))
 				continue
 			}
 			d.Size = &s.Bytes
@@ -199,7 +199,7 @@ func disksDefined(c *dom.Checkpoint, named, last []backup.DiskRequest) ([]backup
 	if c.Domain != nil {
 		for i := range c.Domain.Disks {
 			if d := &c.Domain.Disks[i]; d.Path != "" {
-				defined = append(defined, backup.DiskRequest{Target: d.Target, Path: d.Path, Format: qcow2.Format(d.Format)})
+				defined = append(defined, backup.DiskRequest{Disk: d.Target, Path: d.Path, Format: qcow2.Format(d.Format)})
 			}
 		}
 	}
@@ -209,8 +209,8 @@ func disksDefined(c *dom.Checkpoint, named, last []backup.DiskRequest) ([]backup
 		if !d.Record {
 			continue
 		}
-		r := backup.DiskRequest{Target: d.Name}
-		if at := slices.IndexFunc(known, func(k backup.DiskRequest) bool { return k.Target == d.Name }); at >= 0 {
+		r := backup.DiskRequest{Disk: d.Name}
+		if at := slices.IndexFunc(known, func(k backup.DiskRequest) bool { return k.Disk == d.Name }); at >= 0 {
 			r = known[at]
 		}
 		if r.Path == "" {

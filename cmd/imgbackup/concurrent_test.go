@@ -84,7 +84,7 @@ func TestTwoRunsOfOneName(t *testing.T) {
 				t.Errorf("exit statuses %v: want one %d and one %d", codes, exitDone, exitTaken)
 			}
 			m := w.checkpoints()[0]
-			winner := m.Disks[0].Target
+			winner := m.Disks[0].Name
 			w.want["c1"] = map[string]digest{winner: w.now[winner]}
 			w.verify("c1")
 		})

@@ -30,7 +30,7 @@ running it again.` + progressHelp + exitHelp(exitDamage, exitTaken, exitInterrup
 				return usageError{errors.New("where to? give --to REPO2")}
 			}
 			for _, d := range args {
-				if err := chain.ValidDomain(d); err != nil {
+				if err := chain.CheckDomain(d); err != nil {
 					return usageError{err}
 				}
 			}

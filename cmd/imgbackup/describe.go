@@ -31,7 +31,7 @@ type diskJSON struct {
 
 func describeDisk(d *chain.Disk) diskJSON {
 	out := diskJSON{
-		Target: d.Target, Source: d.Source.Path, Format: d.Source.Format, VirtualSize: d.Size,
+		Target: d.Name, Source: d.Source.Path, Format: d.Source.Format, VirtualSize: d.Size,
 		BackupMode: d.Requested, Mode: d.Mode, Detection: d.Detection, ReasonCode: d.ReasonCode, Reason: d.Reason,
 		Bitmap: d.Bitmap, NoBitmapReason: d.NoBitmapReason,
 		DirtyBytes: d.DirtyBytes, DataBytes: d.DataBytes, StoredBytes: d.StoredBytes, ReusedBytes: d.ReusedBytes,

@@ -75,7 +75,7 @@ func parseDiskFlag(value string, defined bool, more ...diskKey) (diskFlag, error
 	if target == "" || hasPath && path == "" || !hasPath && !defined {
 		return fail("want %s", diskForm)
 	}
-	r.Target, r.Path = target, path
+	r.Disk, r.Path = target, path
 	seen := make(map[string]bool)
 	for _, part := range parts[1:] {
 		key, val, ok := strings.Cut(part, "=")

@@ -116,17 +116,17 @@ type choice struct {
 func (in *xmlInput) choices(flags []diskFlag) (map[string]choice, error) {
 	all := make(map[string]choice)
 	for _, f := range flags {
-		if _, ok := in.domain.Disk(f.Target); !ok {
-			return nil, fmt.Errorf("--disk %s: the domain %s has no such disk", f.Target, in.domain.Name)
+		if _, ok := in.domain.Disk(f.Disk); !ok {
+			return nil, fmt.Errorf("--disk %s: the domain %s has no such disk", f.Disk, in.domain.Name)
 		}
-		if _, twice := all[f.Target]; twice {
-			return nil, fmt.Errorf("disk %s is named twice", f.Target)
+		if _, twice := all[f.Disk]; twice {
+			return nil, fmt.Errorf("disk %s is named twice", f.Disk)
 		}
 		c := choice{diskFlag: f, wanted: !f.leaveOut}
 		if f.leaveOut {
 			c.dropped = "left out by --disk"
 		}
-		all[f.Target] = c
+		all[f.Disk] = c
 	}
 	if in.backup == nil {
 		return all, nil
@@ -178,7 +178,7 @@ func (c *choice) skips(d *dom.Disk) string {
 // request is how one disk of a definition is backed up.
 func (c *choice) request(d *dom.Disk) (backup.DiskRequest, error) {
 	r := c.DiskRequest
-	r.Target = d.Target
+	r.Disk = d.Target
 	if r.Format == "" {
 		switch r.Format = qcow2.Format(d.Format); {
 		case readable(r.Format):
@@ -226,8 +226,8 @@ func (in *xmlInput) applyCheckpoint(req *backup.Request) error {
 	}
 	for i := range req.Disks {
 		r := &req.Disks[i]
-		r.NoCheckpoint = !record[r.Target]
-		delete(record, r.Target)
+		r.NoCheckpoint = !record[r.Disk]
+		delete(record, r.Disk)
 	}
 	for _, cd := range in.checkpointGiven {
 		if cd.Record && record[cd.Name] {

@@ -122,7 +122,7 @@ func (j *exportJob) parseDisk(value string, defined bool) (diskFlag, error) {
 			}
 			return nil
 		}})
-	n.Target, f.NoCheckpoint = f.Target, none
+	n.Target, f.NoCheckpoint = f.Disk, none
 	if err == nil && !f.leaveOut {
 		j.names = append(j.names, n)
 	}
@@ -194,7 +194,7 @@ func (a *app) printOffers(req backup.Request, offers pull.Offers, s *nbdService)
 		for _, o := range offers {
 			p := o.Source.Plan
 			e := offerJSON{
-				Target: p.Target, Export: o.Export.Name, URI: s.uri(o.Export.Name), VirtualSize: o.Export.Size,
+				Target: p.Disk, Export: o.Export.Name, URI: s.uri(o.Export.Name), VirtualSize: o.Export.Size,
 				Mode: p.Mode, ReasonCode: p.Code, Reason: p.Reason, Context: o.Context, ChangedBytes: o.Changed,
 			}
 			if p.Since != nil {
@@ -210,7 +210,7 @@ func (a *app) printOffers(req backup.Request, offers pull.Offers, s *nbdService)
 	}
 	for _, o := range offers {
 		p := o.Source.Plan
-		w.printf("serving %s  %s, %s, %s", s.uri(o.Export.Name), p.Target, size(o.Export.Size), describeMode(p))
+		w.printf("serving %s  %s, %s, %s", s.uri(o.Export.Name), p.Disk, size(o.Export.Size), describeMode(p))
 		if o.Context != "" {
 			w.printf(": %s dirty in %s", size(o.Changed), o.Context)
 		}

@@ -92,7 +92,7 @@ type bitmapJSON struct {
 }
 
 func (a *app) inspect(path string, format qcow2.Format, options qcow2.OpenOptions) error {
-	c, err := qcow2.OpenChain(path, format, options)
+	c, err := qcow2.Open(path, format, options)
 	if err != nil {
 		// What it says of itself may tell how to go on.
 		return errors.Join(a.inspectTop(path, format, err), err)

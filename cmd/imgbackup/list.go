@@ -35,7 +35,7 @@ they follow one another (a restored disk that goes on makes a branch).` + exitHe
 				if domains, err = repo.Domains(cmd.Context()); err != nil {
 					return err
 				}
-			} else if err := chain.ValidDomain(args[0]); err != nil {
+			} else if err := chain.CheckDomain(args[0]); err != nil {
 				return usageError{err}
 			}
 			return a.list(cmd.Context(), repo, domains, len(args) == 1, tree)
@@ -97,7 +97,7 @@ func printRow(t *checkedWriter, m *chain.Manifest) {
 		if m.Kind == chain.KindCheckpoint {
 			mode = "checkpoint"
 		}
-		disks = append(disks, d.Target+":"+mode)
+		disks = append(disks, d.Name+":"+mode)
 		stored += d.StoredBytes
 	}
 	t.printf("%s\t%s\t%s\t%s\t%s\t%s\t%s\n", m.Domain, m.Checkpoint, parent, m.Created.Local().Format("2006-01-02 15:04:05"),

@@ -124,7 +124,7 @@ func (a *app) hooks(bar *bar) backup.Hooks {
 func (a *app) expect(req backup.Request) {
 	var disks []string
 	for _, d := range req.Disks {
-		disks = append(disks, d.Target)
+		disks = append(disks, d.Disk)
 	}
 	a.events.expect(req.Domain, disks...)
 }

@@ -105,8 +105,8 @@ func pushTargets(cmd *cobra.Command, values []string, targets []push.Target, req
 		targets = append(targets, t)
 	}
 	for _, d := range req.Disks {
-		if !slices.ContainsFunc(targets, func(t push.Target) bool { return t.Disk == d.Target }) {
-			return nil, usageError{fmt.Errorf("disk %s has no --target, and no <target> in the backup XML: either every disk of a backup goes to a file of its own, or all go into the repository (two runs can do both)", d.Target)}
+		if !slices.ContainsFunc(targets, func(t push.Target) bool { return t.Disk == d.Disk }) {
+			return nil, usageError{fmt.Errorf("disk %s has no --target, and no <target> in the backup XML: either every disk of a backup goes to a file of its own, or all go into the repository (two runs can do both)", d.Disk)}
 		}
 	}
 	if req.Checkpoint == "" {
@@ -253,7 +253,7 @@ func (a *app) printPush(domain string, r *push.Result) error {
 		return t.err
 	}
 	for _, p := range r.Plan.Disks {
-		w.printf("  %s: %s\n", p.Target, p.Reason)
+		w.printf("  %s: %s\n", p.Disk, p.Reason)
 	}
 	w.printf("done in %s: %s of data\n", r.Elapsed.Round(10*time.Millisecond), size(data))
 	return w.err

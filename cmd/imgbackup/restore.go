@@ -102,7 +102,7 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 			return err
 		}
 	}
-	if err := chain.ValidDomain(r.domain); err != nil {
+	if err := chain.CheckDomain(r.domain); err != nil {
 		return usageError{err}
 	}
 	repo, err := a.openRepo(cmd.Context())

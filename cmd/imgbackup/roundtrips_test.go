@@ -64,7 +64,7 @@ func longChain(t *testing.T, depth int) (store objstore.Store, content []byte) {
 			Kind: chain.KindArchive, Domain: domain, Host: chain.Host{Name: "host"}, Checkpoint: fmt.Sprintf("c%d", i),
 			UUID: chain.NewUUID(), Sequence: int64(i + 1), Created: time.Now(), Locking: chain.LockingQEMU, Requested: chain.ModeAuto,
 			Disks: []chain.Disk{{
-				Target: "vda", Source: chain.Source{Path: "/vda.raw", Format: "raw"}, Size: int64(len(content)),
+				Name: "vda", Source: chain.Source{Path: "/vda.raw", Format: "raw"}, Size: int64(len(content)),
 				Mode: chain.ModeFull, Detection: chain.DetectionNone, NoBitmapReason: "raw", Maps: maps,
 			}},
 		}

@@ -94,7 +94,7 @@ func (s scene) lateBeforeNext(t *testing.T) {
 	last := ms[len(ms)-1]
 	for _, d := range last.Disks {
 		if d.IncrementalFrom == nil || d.IncrementalFrom.Name != "killed" {
-			t.Errorf("disk %s of %s is incremental from %v, want killed", d.Target, last.Checkpoint, d.IncrementalFrom)
+			t.Errorf("disk %s of %s is incremental from %v, want killed", d.Name, last.Checkpoint, d.IncrementalFrom)
 		}
 	}
 }

@@ -71,7 +71,7 @@ If clients were refused what is damaged, it is 3; if other requests failed, 1.` 
 
 func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 	ctx := cmd.Context()
-	if err := chain.ValidDomain(r.domain); err != nil {
+	if err := chain.CheckDomain(r.domain); err != nil {
 		return usageError{err}
 	}
 	repo, err := a.openRepo(ctx)
@@ -221,7 +221,7 @@ func cowFiles(c *view.Checkpoint, values []string) (map[string]string, error) {
 				return nil, usage("--cow %s is a folder for all disks: it goes alone", v)
 			}
 			for _, d := range c.Disks {
-				if err := chain.ValidName(d.Name); err != nil {
+				if err := chain.CheckName(d.Name); err != nil {
 					return nil, usage("disk %.80q cannot name a file: %w", d.Name, err)
 				}
 				files[d.Name] = filepath.Join(v, d.Name+".cow")

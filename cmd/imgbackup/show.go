@@ -34,10 +34,10 @@ func (a *app) showCommand() *cobra.Command {
 
 // manifest loads a checkpoint by the names that a person gave.
 func (a *app) manifest(cmd *cobra.Command, repo *chain.Repository, domain, checkpoint string) (*chain.Manifest, error) {
-	if err := chain.ValidDomain(domain); err != nil {
+	if err := chain.CheckDomain(domain); err != nil {
 		return nil, usageError{err}
 	}
-	if err := chain.ValidName(checkpoint); err != nil {
+	if err := chain.CheckName(checkpoint); err != nil {
 		return nil, usageError{err}
 	}
 	return repo.Manifest(cmd.Context(), domain, checkpoint)
@@ -78,7 +78,7 @@ func (a *app) showManifest(m *chain.Manifest) error {
 }
 
 func showDisk(w *checkedWriter, kind string, d *chain.Disk) {
-	w.printf("\ndisk %s\n", d.Target)
+	w.printf("\ndisk %s\n", d.Name)
 	w.printf("  source        %s (%s)\n", oneLine(d.Source.Path), d.Source.Format)
 	for _, b := range d.Backing {
 		w.printf("  backed by     %s (%s)\n", oneLine(b.Path), b.Format)

@@ -229,7 +229,7 @@ func TestTableCacheIsBounded(t *testing.T) {
 func TestReadLimit(t *testing.T) {
 	t.Parallel()
 	path := smallImage(t, t.TempDir(), "")
-	c, err := OpenChain(path, Qcow2, OpenOptions{ReadLimit: rate.NewLimiter(rate.Every(time.Hour), 150<<10)})
+	c, err := Open(path, Qcow2, OpenOptions{ReadLimit: rate.NewLimiter(rate.Every(time.Hour), 150<<10)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -47,9 +47,9 @@ type Foreign interface {
 	Close() error
 }
 
-// Chain is one disk's image with its backing chain, opened read-only. It is
+// Image is one disk's image with its backing chain, opened read-only. It is
 // safe for concurrent use; Close must come last.
-type Chain struct {
+type Image struct {
 	// Layers begin with the active layer; each one's backing file is the next.
 	// There is at least one.
 	Layers []*Layer
@@ -84,7 +84,7 @@ type Layer struct {
 	cut   bool // the file's end is missing: bitmap metadata lies beyond it
 }
 
-// OpenChain opens the image at path, which is of the given format, and all its
+// Open opens the image at path, which is of the given format, and all its
 // backing files, read-only.
 //
 // A block device among them is refused with an [*InUseError] when it is mounted
@@ -92,7 +92,7 @@ type Layer struct {
 // that opening it a second time fails, too. Other errors: [ErrNotQcow2],
 // [*DamageError], [*UnsupportedError], [*PolicyError], and those of the
 // operating system. Broken bitmaps are no error here, see Layer.BitmapsErr.
-func OpenChain(path string, format Format, o OpenOptions) (*Chain, error) {
+func Open(path string, format Format, o OpenOptions) (*Image, error) {
 	named, err := absolute(path)
 	if err != nil {
 		return nil, err
@@ -112,7 +112,7 @@ func OpenChain(path string, format Format, o OpenOptions) (*Chain, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image: %w", err)
 	}
-	c := &Chain{opts: o, cache: newTableCache()}
+	c := &Image{opts: o, cache: newTableCache()}
 	if err := c.open(namedFile{path: named, resolved: resolved}, format, rules); err != nil {
 		_ = c.Close() // nothing was written; err is what matters
 		return nil, err
@@ -121,7 +121,7 @@ func OpenChain(path string, format Format, o OpenOptions) (*Chain, error) {
 }
 
 // open opens the active layer and then, layer by layer, what lies below.
-func (c *Chain) open(next namedFile, format Format, rules *policy) error {
+func (c *Image) open(next namedFile, format Format, rules *policy) error {
 	seen := map[fileKey]string{}
 	for {
 		l := &Layer{Path: next.resolved, Format: format, index: len(c.Layers), named: next.path, cache: c.cache}
@@ -251,10 +251,10 @@ func (l *Layer) openData(rules *policy) error {
 
 // Size is the virtual size of the active layer in bytes, as QEMU takes it:
 // whole sectors, rounded down for qcow2 and up for raw files.
-func (c *Chain) Size() int64 { return c.Layers[0].Size }
+func (c *Image) Size() int64 { return c.Layers[0].Size }
 
 // Close releases all locks and closes all files.
-func (c *Chain) Close() error {
+func (c *Image) Close() error {
 	errs := []error{c.locks.unlock()}
 	for _, l := range c.Layers {
 		if l.foreign != nil {
