@@ -24,9 +24,9 @@ func CopyObject(ctx context.Context, from, to objstore.Store, key string, ref Re
 	} else if !IsDamage(err) {
 		return err
 	}
-	r, err := from.Get(ctx, key, 0, ref.Length)
+	r, err := getObject(ctx, from, key, 0, ref.Length)
 	if err != nil {
-		return missing(key, err)
+		return err
 	}
 	s := &spool.Spool{Dir: tempDir}
 	defer s.Close()

@@ -26,7 +26,10 @@ func (e *DamageError) Error() string {
 
 func (e *DamageError) Unwrap() error { return e.Err }
 
-// IsDamage tells whether err is or wraps a [DamageError].
+// Damaged returns a [DamageError] about a whole object.
+func Damaged(object string, err error) error { return &DamageError{Object: object, Err: err} }
+
+// IsDamage reports whether err is or wraps a [DamageError].
 func IsDamage(err error) bool {
 	var d *DamageError
 	return errors.As(err, &d)

@@ -206,8 +206,8 @@ func (f *Fetcher) fetch(ctx context.Context, s *fetchSlot, entries []Entry, r *r
 	pack := entries[r.uses[0]].Pack
 	in := frameStream{ctx: ctx, store: f.store, key: PackKey(pack.Name), length: pack.Length, pos: r.offset, end: r.end}
 	var err error
-	if in.r, err = f.store.Get(ctx, in.key, r.offset, r.end-r.offset); err != nil {
-		return &EntryError{Indexes: slices.Clone(r.uses), Entry: entries[r.uses[0]], Err: missing(in.key, err)}
+	if in.r, err = getObject(ctx, f.store, in.key, r.offset, r.end-r.offset); err != nil {
+		return &EntryError{Indexes: slices.Clone(r.uses), Entry: entries[r.uses[0]], Err: err}
 	}
 	defer in.close()
 	for uses := r.uses; len(uses) > 0; {

@@ -83,9 +83,9 @@ func CopyFile(ctx context.Context, store objstore.Store, f FileRef, out io.Write
 	if _, err := statObject(ctx, store, key, f.Object.Length); err != nil {
 		return err
 	}
-	r, err := store.Get(ctx, key, 0, f.Object.Length)
+	r, err := getObject(ctx, store, key, 0, f.Object.Length)
 	if err != nil {
-		return missing(key, err)
+		return err
 	}
 	read := &tailReader{r: io.LimitReader(r, f.Object.Length), h: sha256.New()}
 	err = decodeFile(read, f, out)

@@ -135,9 +135,9 @@ func (k keptObject) Get(ctx context.Context, key string, offset, length int64) (
 func (m *Map) readHead(ctx context.Context, frames []dirFrame) (err error) {
 	last := frames[len(frames)-1]
 	end := last.offset + int64(last.length)
-	r, err := m.store.Get(ctx, m.key, 0, end)
+	r, err := getObject(ctx, m.store, m.key, 0, end)
 	if err != nil {
-		return missing(m.key, err)
+		return err
 	}
 	defer func() { _ = r.Close() }() // all that is wanted has been read and proven
 	dec, err := newDecoder()

@@ -20,6 +20,16 @@ func missing(key string, err error) error {
 	return err
 }
 
+// getObject opens length bytes of an object from offset on. No other function of
+// this package reads an object, but for what a map has kept ([keptObject]).
+func getObject(ctx context.Context, store objstore.Store, key string, offset, length int64) (io.ReadCloser, error) {
+	r, err := store.Get(ctx, key, offset, length)
+	if err != nil {
+		return nil, missing(key, err)
+	}
+	return r, nil
+}
+
 // statObject checks that an object is there with its length; length < 0: any.
 func statObject(ctx context.Context, store objstore.Store, key string, length int64) (int64, error) {
 	info, err := store.Stat(ctx, key)
@@ -51,9 +61,9 @@ func shortRead(ctx context.Context, store objstore.Store, key string, end, lengt
 // readRange fills buf with the bytes at offset of an object that is length bytes
 // long (< 0: unknown).
 func readRange(ctx context.Context, store objstore.Store, key string, offset int64, buf []byte, length int64) error {
-	r, err := store.Get(ctx, key, offset, int64(len(buf)))
+	r, err := getObject(ctx, store, key, offset, int64(len(buf)))
 	if err != nil {
-		return missing(key, err)
+		return err
 	}
 	_, err = io.ReadFull(r, buf)
 	if cerr := r.Close(); err == nil {
@@ -72,9 +82,9 @@ func hashObject(ctx context.Context, store objstore.Store, key string, name Dige
 	if err != nil {
 		return err
 	}
-	r, err := store.Get(ctx, key, 0, length)
+	r, err := getObject(ctx, store, key, 0, length)
 	if err != nil {
-		return missing(key, err)
+		return err
 	}
 	h := sha256.New()
 	_, err = io.CopyBuffer(onlyWriter{h}, io.LimitReader(r, length), make([]byte, copyBuffer(length)))

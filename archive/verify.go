@@ -106,9 +106,9 @@ func VerifyPack(ctx context.Context, store objstore.Store, pack Ref, deep bool) 
 	if length > maxPackLength {
 		return damagef(key, 0, 0, "a pack can't be %d bytes long", length)
 	}
-	r, err := store.Get(ctx, key, 0, length)
+	r, err := getObject(ctx, store, key, 0, length)
 	if err != nil {
-		return missing(key, err)
+		return err
 	}
 	v := packVerifier{key: key, length: length}
 	h := sha256.New()

@@ -12,8 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/imgbackup/imgbackup/bitmapstore"
-	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -194,26 +192,6 @@ func (w *Writer) NewMap(disk string, size int64, full bool) *MapWriter {
 	w.maps = append(w.maps, m)
 	w.mu.Unlock()
 	return m
-}
-
-// PutBitmap stores a bitmap and returns its object.
-func (w *Writer) PutBitmap(ctx context.Context, h bitmapstore.Header, r bitmapstore.Runs) (Ref, error) {
-	if err := w.err(); err != nil {
-		return Ref{}, err
-	}
-	s := &spool.Spool{Dir: w.o.TempDir}
-	defer s.Close()
-	if _, _, err := bitmapstore.Encode(s, h, r); err != nil {
-		return Ref{}, fmt.Errorf("bitmap %q: %w", h.Name, err)
-	}
-	name, err := hashBody(s)
-	if err != nil {
-		return Ref{}, fmt.Errorf("bitmap %q: %w", h.Name, err)
-	}
-	if err := w.put(ctx, BitmapKey(name), name, s); err != nil {
-		return Ref{}, fmt.Errorf("store bitmap %q: %w", h.Name, err)
-	}
-	return Ref{Name: name, Length: s.Size()}, nil
 }
 
 // WriteMap is the function WriteMap with this session's TempDir. It may be called

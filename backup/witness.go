@@ -340,21 +340,7 @@ func (w *witness) readsAsArchived(ctx context.Context, runs bitmapstore.Runs) (b
 // recordedBitmap opens a bitmap that a manifest recorded, after its bytes have
 // been proven.
 func (s *session) recordedBitmap(ctx context.Context, rec *chain.BitmapRecord) (bitmapstore.Runs, error) {
-	key := archive.BitmapKey(rec.Object.Name)
-	if err := archive.VerifyObject(ctx, s.repo.Store, key, rec.Object.Length, true); err != nil {
-		return nil, err
-	}
-	h, runs, err := bitmapstore.Decode(func() (io.ReadCloser, error) {
-		return s.repo.Store.Get(ctx, key, 0, rec.Object.Length)
-	})
-	var bad *bitmapstore.DamageError
-	switch {
-	case err == nil && (h.Name != rec.Name || h.Granularity != rec.Granularity || h.Size != rec.Size):
-		err = &archive.DamageError{Object: key, Err: errors.New("it is not the bitmap that the manifest describes")}
-	case errors.As(err, &bad):
-		err = &archive.DamageError{Object: key, Err: err}
-	}
-	return runs, err
+	return archive.OpenBitmap(ctx, s.repo.Store, rec.Object, rec.Header())
 }
 
 var errShort = errors.New("the image ended early")

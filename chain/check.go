@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -160,9 +161,8 @@ type usedBy struct {
 
 // bitmapUse is a bitmap as manifests describe it.
 type bitmapUse struct {
-	object                  archive.Ref
-	name                    string
-	granularity, size, dirt int64
+	object archive.Ref
+	header bitmapstore.Header
 }
 
 func (c *check) run(ctx context.Context) error {

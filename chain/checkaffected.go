@@ -44,7 +44,7 @@ func (c *check) findAffected(ctx context.Context) error {
 		if f := byKey[archive.BitmapKey(b.object.Name)]; f != nil {
 			for _, by := range use.by {
 				d := c.disks[by.disk]
-				f.add(d.affected(), "bitmap "+b.name+" of "+d.String()+" (its data is not)")
+				f.add(d.affected(), "bitmap "+b.header.Name+" of "+d.String()+" (its data is not)")
 			}
 		}
 	}

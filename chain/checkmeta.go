@@ -11,7 +11,6 @@ import (
 	"slices"
 
 	"github.com/imgbackup/imgbackup/archive"
-	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -75,8 +74,7 @@ func (c *check) refer(m *Manifest) {
 			addUse(c.maps, ref, usedBy{disk: id, first: j == 0, last: j == len(d.Maps)-1})
 		}
 		for _, w := range d.Records() {
-			b := bitmapUse{object: w.Object, name: w.Name, granularity: w.Granularity, size: w.Size, dirt: w.DirtyBytes}
-			addUse(c.bitmaps, b, usedBy{disk: id})
+			addUse(c.bitmaps, bitmapUse{w.Object, w.Header()}, usedBy{disk: id})
 		}
 	}
 	for _, f := range m.Files {
@@ -137,12 +135,8 @@ func (c *check) gatherPacks(ctx context.Context, ref archive.MapRef) error {
 func (c *check) checkBitmaps(ctx context.Context) error {
 	uses := slices.Collect(maps.Keys(c.bitmaps))
 	return each(ctx, c, "bitmaps", uses, one, func(ctx context.Context, b bitmapUse) error {
-		key := archive.BitmapKey(b.object.Name)
-		err := archive.VerifyObject(ctx, c.Store, key, b.object.Length, true)
-		if err == nil {
-			err = c.decodeBitmap(ctx, key, b)
-		}
-		return c.sound(FindingBitmap, key, b.object.Length, err)
+		_, err := archive.OpenBitmap(ctx, c.Store, b.object, b.header)
+		return c.sound(FindingBitmap, archive.BitmapKey(b.object.Name), b.object.Length, err)
 	})
 }
 
@@ -152,22 +146,6 @@ func (c *check) checkFiles(ctx context.Context) error {
 	return each(ctx, c, "files", refs, one, func(ctx context.Context, f archive.FileRef) error {
 		return c.sound(FindingFile, archive.FileKey(f.Object.Name), f.Object.Length, archive.CopyFile(ctx, c.Store, f, io.Discard))
 	})
-}
-
-func (c *check) decodeBitmap(ctx context.Context, key string, b bitmapUse) error {
-	h, _, err := bitmapstore.Decode(func() (io.ReadCloser, error) {
-		return c.Store.Get(ctx, key, 0, b.object.Length)
-	})
-	var bad *bitmapstore.DamageError
-	switch {
-	case errors.As(err, &bad):
-		return damaged(key, err)
-	case err != nil:
-		return err
-	case h != bitmapstore.Header{Name: b.name, Granularity: b.granularity, Size: b.size, DirtyBytes: b.dirt}:
-		return damaged(key, fmt.Errorf("it is bitmap %q (granularity %d, disk of %d bytes, %d dirty), which is not what the manifest says", h.Name, h.Granularity, h.Size, h.DirtyBytes))
-	}
-	return nil
 }
 
 func (c *check) checkIntents(ctx context.Context) error {

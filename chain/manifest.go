@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/bitmapstore"
 )
 
 // ManifestFormat is the value of a manifest's field "format".
@@ -182,6 +183,11 @@ type BitmapRecord struct {
 	// it tells alone what changed in the disk since its checkpoint.
 	Sound  bool        `json:"sound,omitempty"`
 	Object archive.Ref `json:"object"`
+}
+
+// Header returns the header that the stored bitmap has.
+func (b *BitmapRecord) Header() bitmapstore.Header {
+	return bitmapstore.Header{Name: b.Name, Granularity: b.Granularity, Size: b.Size, DirtyBytes: b.DirtyBytes}
 }
 
 // MaxAncestors bounds the ancestors that a manifest names beside its parent.

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/internal/spool"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// PutBitmap stores a bitmap and returns its object.
+func (w *Writer) PutBitmap(ctx context.Context, h bitmapstore.Header, r bitmapstore.Runs) (Ref, error) {
+	if err := w.err(); err != nil {
+		return Ref{}, err
+	}
+	s := &spool.Spool{Dir: w.o.TempDir}
+	defer s.Close()
+	if _, _, err := bitmapstore.Encode(s, h, r); err != nil {
+		return Ref{}, fmt.Errorf("bitmap %q: %w", h.Name, err)
+	}
+	name, err := hashBody(s)
+	if err != nil {
+		return Ref{}, fmt.Errorf("bitmap %q: %w", h.Name, err)
+	}
+	if err := w.put(ctx, BitmapKey(name), name, s); err != nil {
+		return Ref{}, fmt.Errorf("store bitmap %q: %w", h.Name, err)
+	}
+	return Ref{Name: name, Length: s.Size()}, nil
+}
+
+// OpenBitmap proves a stored bitmap, all its bytes and that its header is want,
+// and returns its runs, which are read and proven anew for each iteration. One
+// that is missing or not what ref and want say is a [DamageError], from here or
+// from the runs.
+func OpenBitmap(ctx context.Context, store objstore.Store, ref Ref, want bitmapstore.Header) (bitmapstore.Runs, error) {
+	key := BitmapKey(ref.Name)
+	if err := hashObject(ctx, store, key, ref.Name, ref.Length); err != nil {
+		return nil, err
+	}
+	h, runs, err := bitmapstore.Decode(func() (io.ReadCloser, error) {
+		return getObject(ctx, store, key, 0, ref.Length)
+	})
+	switch {
+	case err != nil:
+		return nil, bitmapDamage(key, err)
+	case h != want:
+		return nil, damagef(key, 0, 0, "it is bitmap %q (granularity %d, disk of %d bytes, %d dirty), which is not what the manifest says",
+			h.Name, h.Granularity, h.Size, h.DirtyBytes)
+	}
+	return func(yield func(bitmapstore.Run, error) bool) {
+		for run, err := range runs {
+			if !yield(run, bitmapDamage(key, err)) {
+				return
+			}
+		}
+	}, nil
+}
+
+// bitmapDamage says which object the bytes are of that bitmapstore calls damaged.
+func bitmapDamage(key string, err error) error {
+	var bad *bitmapstore.DamageError
+	if errors.As(err, &bad) {
+		return Damaged(key, err)
+	}
+	return err
+}
