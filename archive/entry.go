@@ -2,6 +2,8 @@
 
 package archive
 
+import "fmt"
+
 // GridSize is the size of a grid cell, bytes: no chunk is larger, none crosses a
 // multiple of it on the disk it was read from.
 const GridSize = 1 << 20
@@ -24,7 +26,17 @@ type Entry struct {
 // End is the first byte after the run.
 func (e *Entry) End() int64 { return e.Offset + e.Length }
 
-// continuedBy tells whether n is the immediate continuation of e: zeros after
+// In returns the run's bytes in its whole chunk, which must be that of [Entry.Chunk].
+// It fails with a [DamageError] where the map names more than the chunk has.
+func (e *Entry) In(chunk []byte) ([]byte, error) {
+	if e.ChunkOffset < 0 || e.Length < 0 || int64(e.ChunkOffset)+e.Length > int64(len(chunk)) {
+		return nil, &DamageError{Object: PackKey(e.Pack.Name), Offset: e.FrameOffset, Length: int64(e.FrameLength),
+			Err: fmt.Errorf("a map wants %d bytes at %d of chunk %s, which has %d", e.Length, e.ChunkOffset, e.Chunk, len(chunk))}
+	}
+	return chunk[e.ChunkOffset:][:e.Length], nil
+}
+
+// continuedBy reports whether n is the immediate continuation of e: zeros after
 // zeros, or the next bytes of the same chunk.
 func (e *Entry) continuedBy(n *Entry) bool {
 	if e.Zero != n.Zero || e.Offset+e.Length != n.Offset {

@@ -90,18 +90,10 @@ func (s *fetchSlot) decode(e *Entry, frame, buf []byte) ([]byte, error) {
 	if err != nil {
 		return nil, &DamageError{Object: PackKey(e.Pack.Name), Offset: e.FrameOffset, Length: int64(e.FrameLength), Err: err}
 	}
-	if err := checkSlice(e, chunk); err != nil {
+	if _, err := e.In(chunk); err != nil {
 		return nil, err
 	}
 	return chunk, nil
-}
-
-func checkSlice(e *Entry, chunk []byte) error {
-	if e.ChunkOffset < 0 || e.Length < 0 || int64(e.ChunkOffset)+e.Length > int64(len(chunk)) {
-		return damagef(PackKey(e.Pack.Name), e.FrameOffset, int64(e.FrameLength),
-			"a map wants %d bytes at %d of chunk %s, which has %d", e.Length, e.ChunkOffset, e.Chunk, len(chunk))
-	}
-	return nil
 }
 
 // Chunk returns the whole chunk of e, proven by its digest, in buf if that is
@@ -238,7 +230,7 @@ func (f *Fetcher) deliver(s *fetchSlot, entries []Entry, uses []int, in *frameSt
 		}
 	}
 	for i := 1; i < len(uses) && err == nil; i++ {
-		if err = checkSlice(&entries[uses[i]], chunk); err != nil {
+		if _, err = entries[uses[i]].In(chunk); err != nil {
 			uses = uses[i : i+1]
 		}
 	}

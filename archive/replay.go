@@ -21,7 +21,8 @@ const aheadMaps = 4
 // gaps, in order; end may be at most the size of maps[0]. Each byte comes from the
 // newest map that has it. An older map counts only below the smallest size that
 // it and all newer ones have: what lies beyond was cut off in between and is
-// zero. The first full map ends the list; without one, Replay fails.
+// zero. The first full map ends the list; without one, Replay fails. Readers need
+// not look for gaps: where the maps left one, Replay would fail.
 //
 // It streams: at most one decoded frame of each map (two with up to 4 maps) is in
 // memory, and some 16 MiB of stored ones, which are fetched ahead.
@@ -146,6 +147,9 @@ func (r *replay) run(yield func(Entry, error) bool) {
 	var out Entry
 	for r.pos < r.end {
 		who, to, err := r.step()
+		if err == nil && (to <= r.pos || to > r.end) { // whoever reads on relies on it
+			err = fmt.Errorf("the maps of disk %s give bytes %d to %d after %d", r.maps[0].head.disk, r.pos, to-1, r.pos)
+		}
 		if err != nil {
 			yield(Entry{}, err)
 			return

@@ -5,7 +5,6 @@ package backup
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"iter"
 	"math/rand/v2"
 
@@ -118,7 +117,7 @@ func (a *archived) compare(ctx context.Context, c *qcow2.Image, run bitmapstore.
 			if err != nil {
 				return false, false, err
 			}
-			if then, err = sliceOf(whole, e); err != nil {
+			if then, err = e.In(whole); err != nil {
 				return false, false, err
 			}
 			zeros = zeros && zero.Is(then)
@@ -135,17 +134,6 @@ func (a *archived) compare(ctx context.Context, c *qcow2.Image, run bitmapstore.
 		}
 	}
 	return true, zeros, nil
-}
-
-// sliceOf returns the part of a chunk that an entry names.
-func sliceOf(chunk []byte, e archive.Entry) ([]byte, error) {
-	if int64(e.ChunkOffset)+e.Length > int64(len(chunk)) {
-		return nil, &archive.DamageError{
-			Object: archive.PackKey(e.Pack.Name), Offset: e.FrameOffset, Length: int64(e.FrameLength),
-			Err: fmt.Errorf("a map names bytes %d to %d of a chunk of %d", e.ChunkOffset, int64(e.ChunkOffset)+e.Length, len(chunk)),
-		}
-	}
-	return chunk[e.ChunkOffset:][:e.Length], nil
 }
 
 var zeroBlock [64 << 10]byte

@@ -187,7 +187,7 @@ func (c *comparedCell) produce(ctx context.Context, buf []byte) ([]archive.Piece
 		whole, err := c.base.fetch.Chunk(ctx, e, chunk)
 		var then []byte
 		if err == nil {
-			then, err = sliceOf(whole, e)
+			then, err = e.In(whole)
 		}
 		var damage *archive.DamageError
 		switch {

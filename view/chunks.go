@@ -6,7 +6,6 @@ import (
 	"container/list"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 
@@ -102,11 +101,7 @@ func (k *chunk) wait(ctx context.Context, e *archive.Entry) ([]byte, error) {
 	if k.err != nil {
 		return nil, k.err
 	}
-	if int64(e.ChunkOffset)+e.Length > int64(len(k.data)) {
-		return nil, &archive.DamageError{Object: archive.PackKey(e.Pack.Name), Offset: e.FrameOffset, Length: int64(e.FrameLength),
-			Err: fmt.Errorf("a map wants %d bytes at %d of chunk %s, which has %d", e.Length, e.ChunkOffset, e.Chunk, len(k.data))}
-	}
-	return k.data[e.ChunkOffset : int64(e.ChunkOffset)+e.Length], nil
+	return e.In(k.data)
 }
 
 // release gives up chunks that acquire has returned.
