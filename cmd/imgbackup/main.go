@@ -33,6 +33,9 @@ func main() {
 type program struct {
 	in       io.Reader
 	out, err io.Writer
+	// data is out itself, for the bytes of a disk; out is for results from the
+	// moment that a command runs.
+	data io.Writer
 	// step is told the steps of a backup's writing order; nil outside tests.
 	step func(name string)
 	// wrap is put around every store; nil outside tests.
@@ -50,6 +53,7 @@ func run(args []string, p program) int {
 	signal.Ignore(unix.SIGPIPE)
 	tryProcesses()
 	p.events = &events{}
+	p.data, p.out = p.out, &results{out: p.out}
 	ctx, stop := interruptible(p)
 	defer stop()
 

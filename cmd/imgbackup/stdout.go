@@ -22,7 +22,7 @@ const stdoutPath = "-"
 // restoreToStdout writes one disk, raw, to standard output. Nothing else goes there.
 func (a *app) restoreToStdout(ctx context.Context, repo *chain.Repository, m *chain.Manifest, targets []restore.Target, r restoreRequest) error {
 	usage := func(msg string) error { return usageError{errors.New(msg)} }
-	f, _ := a.out.(*os.File)
+	f, _ := a.data.(*os.File)
 	switch {
 	case len(targets) > 1:
 		return usage("--to TARGET=-: one disk at a time goes to stdout")
@@ -44,7 +44,7 @@ func (a *app) restoreToStdout(ctx context.Context, repo *chain.Repository, m *ch
 	d := c.Disks[0]
 	bar := a.newBar("restoring " + m.Checkpoint)
 	a.events.expect(m.Domain, d.Name)
-	err = d.Stream(ctx, a.out, func(done int64) {
+	err = d.Stream(ctx, a.data, func(done int64) {
 		bar.set(done, d.Size())
 		a.events.setDisk(d.Name, string(restore.Writing), done, d.Size())
 		a.events.set("", done, d.Size())
