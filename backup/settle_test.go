@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup_test
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/chain"
+)
+
+// intent stores one of a run of this host that has ended, for these images.
+func (l *lab) intent(domain, checkpoint, uuid string, images ...string) *chain.Intent {
+	l.t.Helper()
+	host, _ := chain.CurrentHost()
+	in := &chain.Intent{
+		UUID: chain.NewUUID(), Domain: domain, Checkpoint: checkpoint, CheckpointUUID: uuid,
+		Host: host, BootID: "another boot", PID: os.Getpid(), Created: time.Now().UTC().Truncate(time.Second),
+	}
+	for _, name := range images {
+		in.Images = append(in.Images, chain.IntentImage{
+			Disk: name, Path: l.path(name), Add: chain.BitmapName(checkpoint, uuid),
+		})
+	}
+	l.must(l.repo.PutIntent(l.t.Context(), in))
+	return in
+}
+
+// intents returns how many a domain has.
+func (l *lab) intents(domain string) int {
+	l.t.Helper()
+	all, damaged, err := l.repo.Intents(l.t.Context(), domain)
+	l.must(errors.Join(append(damaged, err)...))
+	return len(all)
+}
+
+// noted runs a backup and returns what it told.
+func (l *lab) noted(req backup.Request) string {
+	l.t.Helper()
+	var notes []string
+	_, err := l.run(req, backup.Hooks{Note: func(msg string) { notes = append(notes, msg) }})
+	l.must(err)
+	return strings.Join(notes, "\n")
+}
+
+// An intent reaches only images of the run, or of its domain's checkpoints.
+func TestSettleOtherDomainsImage(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.create("web", "1M")
+	l.create("db", "1M")
+	db := l.request("c1", l.disk("db"))
+	db.Domain = "db"
+	c1 := l.backupAs(db).Manifest
+	l.intent("vm", c1.Checkpoint, c1.UUID, "db")
+	before := l.state(l.path("db"))
+	notes := l.noted(l.request("w1", l.disk("web")))
+	if !strings.Contains(notes, l.path("db")) || !strings.Contains(notes, "is not touched") {
+		t.Errorf("nobody is told: %q", notes)
+	}
+	if l.state(l.path("db")) != before {
+		t.Error("the other domain's image was written to")
+	}
+	l.holds("db", "c1")
+	if n := l.intents("vm"); n != 1 {
+		t.Errorf("%d intents, want the one that was left", n)
+	}
+}
+
+// An intent whose uuid only begins as a checkpoint's that stands does not take that
+// checkpoint's bitmap.
+func TestSettleForgedUUID(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.create("vda", "1M")
+	c1 := l.backup("c1", l.disk("vda")).Manifest
+	forged := c1.UUID[:len(c1.UUID)-12] + strings.Repeat("0", 12)
+	if forged == c1.UUID || chain.BitmapName("c1", forged) != chain.BitmapName("c1", c1.UUID) {
+		t.Fatalf("%s is no such uuid", forged)
+	}
+	l.intent("vm", "c1", forged, "vda")
+	l.trusted(l.backup("c2", l.disk("vda")), "c1")
+}
+
+// Of an intent's images those of the run are settled, and the intent stays until the
+// others are.
+func TestSettleInParts(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	uuid := chain.NewUUID()
+	for _, name := range []string{"vda", "vdb"} {
+		l.create(name, "1M")
+		l.img("bitmap", "--add", l.path(name), chain.BitmapName("lost", uuid))
+	}
+	in := l.intent("vm", "lost", uuid, "vda", "vdb")
+	second := l.disk("vdb")
+	second.Disk = "vdb"
+	if notes := l.noted(l.request("c1", l.disk("vda"))); !strings.Contains(notes, "disk vdb") || strings.Contains(notes, "disk vda") {
+		t.Errorf("told: %q", notes)
+	}
+	l.holds("vda", "c1")
+	if n := l.intents("vm"); n != 1 {
+		t.Errorf("%d intents, want 1", n)
+	}
+	// A person says that the image is this one's.
+	var disk *chain.DiskError
+	if err := backup.Settle(t.Context(), l.repo, in, nil); !errors.As(err, &disk) || disk.Disk != "vdb" {
+		t.Errorf("of an image that nobody named: %v", err)
+	}
+	l.must(backup.Settle(t.Context(), l.repo, in, []string{l.path("vdb")}))
+	if n := l.intents("vm"); n != 0 {
+		t.Errorf("%d intents, want none", n)
+	}
+	l.backup("c2", l.disk("vda"), second)
+	l.holds("vdb", "c2")
+}
+
+// What a host that is gone has left is settled by a person only.
+func TestSettleOtherHosts(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.create("vda", "1M")
+	l.backup("c1", l.disk("vda"))
+	uuid := chain.NewUUID()
+	l.img("bitmap", "--add", l.path("vda"), chain.BitmapName("lost", uuid))
+	in := l.intent("vm", "lost", uuid, "vda")
+	in.Host = chain.Host{Name: "gone", ID: strings.Repeat("a", 32)}
+	l.must(l.repo.PutIntent(t.Context(), in))
+	if notes := l.noted(l.request("c2", l.disk("vda"))); !strings.Contains(notes, "host gone left a backup") {
+		t.Errorf("told: %q", notes)
+	}
+	l.must(backup.Settle(t.Context(), l.repo, in, nil))
+	l.holds("vda", "c1", "c2")
+	if n := l.intents("vm"); n != 0 {
+		t.Errorf("%d intents, want none", n)
+	}
+}
