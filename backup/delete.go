@@ -9,6 +9,7 @@ import (
 	"io/fs"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -57,7 +58,7 @@ func DeleteCheckpoints(ctx context.Context, repo *chain.Repository, req DeleteRe
 	for i, m := range req.Checkpoints {
 		if req.MetadataOnly {
 			if m.Kind != chain.KindCheckpoint {
-				return nil, &UsageError{fmt.Errorf("checkpoint %s is an archive, of which no definition can go without its data", m.Checkpoint)}
+				return nil, usage.Errorf("checkpoint %s is an archive, of which no definition can go without its data", m.Checkpoint)
 			}
 			continue
 		}

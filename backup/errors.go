@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
 // UsageError reports a request that makes no sense whatever the images hold.
-type UsageError struct{ Err error }
-
-func (e *UsageError) Error() string { return e.Err.Error() }
-func (e *UsageError) Unwrap() error { return e.Err }
+type UsageError = usage.Error
 
 // OwnedError reports that another host, or a domain of another UUID, began the
 // domain's chain.

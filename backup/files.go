@@ -13,6 +13,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -37,11 +38,11 @@ func (s *session) checkFiles() error {
 	seen := make(map[string]bool)
 	for _, r := range s.req.Files {
 		if seen[r.Role] {
-			return &UsageError{fmt.Errorf("two files are the %s", r.Role)}
+			return usage.Errorf("two files are the %s", r.Role)
 		}
 		seen[r.Role] = true
 		if r.Data == nil && r.Path == "" {
-			return &UsageError{fmt.Errorf("%s: no path", r.Role)}
+			return usage.Errorf("%s: no path", r.Role)
 		}
 		s.files = append(s.files, &file{req: r})
 	}
@@ -81,9 +82,9 @@ func (s *session) openFile(ctx context.Context, f *file) error {
 	case err != nil:
 		return err
 	case !info.Mode().IsRegular():
-		return &UsageError{fmt.Errorf("%s: %s is no regular file", f.req.Role, f.req.Path)}
+		return usage.Errorf("%s: %s is no regular file", f.req.Role, f.req.Path)
 	case info.Size() > archive.MaxFile:
-		return &UsageError{fmt.Errorf("%s: %s has %d bytes, more than %d MiB", f.req.Role, f.req.Path, info.Size(), archive.MaxFile>>20)}
+		return usage.Errorf("%s: %s has %d bytes, more than %d MiB", f.req.Role, f.req.Path, info.Size(), archive.MaxFile>>20)
 	}
 	f.image, err = s.openImage(ctx, f.req.Path, qcow2.Raw, nil, "")
 	return err

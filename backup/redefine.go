@@ -11,6 +11,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
 // Definition is what is known of a checkpoint whose definition was lost.
@@ -98,21 +99,21 @@ func (s *session) storeDefinition(ctx context.Context) ([]chain.File, error) {
 // adoptIdentity finds the uuid that the checkpoint had, of which its bitmaps'
 // names hold half, and its parent.
 func (s *session) adoptIdentity(def Definition) (parent *chain.Manifest, err error) {
-	usage := func(format string, args ...any) (*chain.Manifest, error) {
-		return nil, &UsageError{fmt.Errorf(format, args...)}
+	wrong := func(format string, args ...any) (*chain.Manifest, error) {
+		return nil, usage.Errorf(format, args...)
 	}
 	half := ""
 	for _, d := range s.disks {
 		name, ok := def.Bitmaps[d.req.Disk]
 		if !ok {
-			return usage("disk %s: the definition has no bitmap for it", d.req.Disk)
+			return wrong("disk %s: the definition has no bitmap for it", d.req.Disk)
 		}
 		rest, ok := strings.CutPrefix(name, def.Name+".")
 		if !ok || len(rest) != 16 || strings.Trim(rest, "0123456789abcdef") != "" {
-			return usage("disk %s: bitmap %s is none that imgbackup made for checkpoint %s: it would be named %s.<16 hexadecimal digits>", d.req.Disk, name, def.Name, def.Name)
+			return wrong("disk %s: bitmap %s is none that imgbackup made for checkpoint %s: it would be named %s.<16 hexadecimal digits>", d.req.Disk, name, def.Name, def.Name)
 		}
 		if half != "" && rest != half {
-			return usage("disk %s: bitmap %s belongs to another checkpoint than those of the other disks", d.req.Disk, name)
+			return wrong("disk %s: bitmap %s belongs to another checkpoint than those of the other disks", d.req.Disk, name)
 		}
 		half = rest
 	}
@@ -135,14 +136,14 @@ func (s *session) adoptIdentity(def Definition) (parent *chain.Manifest, err err
 		return nil, nil
 	}
 	if def.Parent == def.Name {
-		return usage("checkpoint %s cannot be its own parent", def.Name)
+		return wrong("checkpoint %s cannot be its own parent", def.Name)
 	}
 	for _, m := range s.history {
 		if m.Checkpoint == def.Parent {
 			return m, nil
 		}
 	}
-	return usage("the parent %s of checkpoint %s is not in the repository", def.Parent, def.Name)
+	return wrong("the parent %s of checkpoint %s is not in the repository", def.Parent, def.Name)
 }
 
 // sequenceOf places a checkpoint that comes back behind its parent and before

@@ -17,6 +17,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/foreign"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -94,40 +95,37 @@ func newSession(repo *chain.Repository, req Request, hooks Hooks, how func(*sess
 
 // checkRequest refuses what makes no sense before anything is opened.
 func (s *session) checkRequest() error {
-	usage := func(format string, args ...any) error {
-		return &UsageError{fmt.Errorf(format, args...)}
-	}
 	if err := chain.CheckDomain(s.req.Domain); err != nil {
-		return &UsageError{err}
+		return &UsageError{Err: err}
 	}
 	if s.req.Checkpoint != "" {
 		if err := chain.CheckName(s.req.Checkpoint); err != nil {
-			return &UsageError{fmt.Errorf("checkpoint: %w", err)}
+			return usage.Errorf("checkpoint: %w", err)
 		}
 	}
 	if len(s.req.Disks) == 0 {
-		return usage("no disk is named: give --disk TARGET=PATH,format=qcow2|raw")
+		return usage.Errorf("no disk is named: give --disk TARGET=PATH,format=qcow2|raw")
 	}
 	if s.req.Mode == Full && s.req.Since != "" {
-		return usage("a full backup is not incremental since %s: --mode full and --incremental exclude each other", s.req.Since)
+		return usage.Errorf("a full backup is not incremental since %s: --mode full and --incremental exclude each other", s.req.Since)
 	}
 	seen := make(map[string]bool)
 	for _, r := range s.req.Disks {
 		if err := chain.CheckName(r.Disk); err != nil {
-			return &UsageError{fmt.Errorf("disk: %w", err)}
+			return usage.Errorf("disk: %w", err)
 		}
 		if seen[r.Disk] {
-			return usage("disk %s is named twice", r.Disk)
+			return usage.Errorf("disk %s is named twice", r.Disk)
 		}
 		seen[r.Disk] = true
 		if r.Path == "" {
-			return usage("disk %s: no path", r.Disk)
+			return usage.Errorf("disk %s: no path", r.Disk)
 		}
 		if r.Format != qcow2.Raw && r.Format != qcow2.Qcow2 && !slices.Contains(foreign.Formats(), r.Format) {
-			return usage("disk %s: the format must be given as format=raw or format=qcow2; it is never guessed, since a guest can write any header into its disk", r.Disk)
+			return usage.Errorf("disk %s: the format must be given as format=raw or format=qcow2; it is never guessed, since a guest can write any header into its disk", r.Disk)
 		}
 		if r.Mode == Full && r.Since != "" {
-			return usage("disk %s: a full backup is not incremental since %s", r.Disk, r.Since)
+			return usage.Errorf("disk %s: a full backup is not incremental since %s", r.Disk, r.Since)
 		}
 		if r.Mode == "" {
 			r.Mode = s.req.Mode
@@ -137,7 +135,7 @@ func (s *session) checkRequest() error {
 		}
 		if r.Since != "" {
 			if err := chain.CheckName(r.Since); err != nil {
-				return &UsageError{fmt.Errorf("disk %s: incremental: %w", r.Disk, err)}
+				return usage.Errorf("disk %s: incremental: %w", r.Disk, err)
 			}
 			r.Mode = Incremental // to name a checkpoint is to ask for one
 		}
@@ -227,7 +225,7 @@ func (s *session) open(ctx context.Context) error {
 		}
 		d.image = c
 		if err := d.req.Defined.check(c); err != nil {
-			return &UsageError{&chain.DiskError{Disk: d.req.Disk, Err: err}}
+			return &UsageError{Err: &chain.DiskError{Disk: d.req.Disk, Err: err}}
 		}
 		id, err := c.Layers[0].Stat()
 		if err != nil {
@@ -235,7 +233,7 @@ func (s *session) open(ctx context.Context) error {
 		}
 		key := fileKey{id.Dev, id.Inode}
 		if other, ok := seen[key]; ok {
-			return &UsageError{fmt.Errorf("disks %s and %s are the same image %s", other, d.req.Disk, d.req.Path)}
+			return usage.Errorf("disks %s and %s are the same image %s", other, d.req.Disk, d.req.Path)
 		}
 		seen[key] = d.req.Disk
 	}
@@ -245,7 +243,7 @@ func (s *session) open(ctx context.Context) error {
 // openImage opens an image; allow are folders for its backing and data files.
 func (s *session) openImage(ctx context.Context, path string, format qcow2.Format, allow []string, keyFile string) (*qcow2.Image, error) {
 	if keyFile != "" && format == qcow2.Raw {
-		return nil, &UsageError{fmt.Errorf("%s: a raw image has no passphrase: leave keyfile= out, or name the format luks", path)}
+		return nil, usage.Errorf("%s: a raw image has no passphrase: leave keyfile= out, or name the format luks", path)
 	}
 	options := qcow2.OpenOptions{
 		AllowDirs: slices.Concat(s.req.AllowDirs, allow), ReadLimit: s.limiter,

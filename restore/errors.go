@@ -3,10 +3,10 @@
 package restore
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // The refusals that callers decide by. They are matched with errors.Is, and
@@ -14,10 +14,9 @@ import (
 var (
 	// ErrTargetExists says that a target is there already, and Force is not set.
 	ErrTargetExists = outfile.ErrExists
-	// ErrUnknownDisk says that the checkpoint has no disk of that name.
-	ErrUnknownDisk = errors.New("no such disk in the checkpoint")
-	// ErrUsage says that what was asked for contradicts itself or the checkpoint.
-	ErrUsage = outfile.ErrUsage
+	// ErrUnknownDisk says that the checkpoint has no disk of that name. It is wrong
+	// usage.
+	ErrUnknownDisk = view.ErrUnknownDisk
 )
 
 // DamageError says which part of which disk cannot be restored, because what

@@ -13,6 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -71,19 +72,19 @@ func filePlaces(sys *outfile.System, disks []*place, o Options) ([]*fileJob, err
 	for _, t := range o.Files {
 		at, err := outfile.Resolve(sys, outfile.Wanted{Path: t.Path, Format: qcow2.Raw, Force: o.Force})
 		if err == nil && at.Device {
-			err = fmt.Errorf("%w: %s is a block device", ErrUsage, at.Path)
+			err = usage.Errorf("%s is a block device", at.Path)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", t.File.Role, err)
 		}
 		for _, d := range disks {
 			if at.Same(d.Place) {
-				return nil, fmt.Errorf("%w: the %s and disk %s would both go to %s", ErrUsage, t.File.Role, d.disk.Name, at.Path)
+				return nil, usage.Errorf("the %s and disk %s would both go to %s", t.File.Role, d.disk.Name, at.Path)
 			}
 		}
 		for _, other := range all {
 			if at.Same(other.place) {
-				return nil, fmt.Errorf("%w: the %s and the %s would both go to %s", ErrUsage, t.File.Role, other.target.File.Role, at.Path)
+				return nil, usage.Errorf("the %s and the %s would both go to %s", t.File.Role, other.target.File.Role, at.Path)
 			}
 		}
 		all = append(all, &fileJob{target: t, place: at})

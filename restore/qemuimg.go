@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/view"
 )
@@ -52,23 +53,23 @@ type QemuImgResult struct {
 func (o QemuImg) Check() error {
 	switch {
 	case !slices.Contains(formats, o.Format):
-		return fmt.Errorf("%w: format %.40q: want raw, %s", ErrUsage, o.Format, strings.Join(formats, ", "))
+		return usage.Errorf("format %.40q: want raw, %s", o.Format, strings.Join(formats, ", "))
 	case o.Compressed && o.Format != "qcow2" && o.Format != "vmdk":
-		return fmt.Errorf("%w: %s cannot be compressed", ErrUsage, o.Format)
+		return usage.Errorf("%s cannot be compressed", o.Format)
 	case o.SecretFile != "" && o.Format != "qcow2":
-		return fmt.Errorf("%w: only qcow2 can be encrypted", ErrUsage)
+		return usage.Errorf("only qcow2 can be encrypted")
 	case o.SecretFile != "" && o.Compressed:
-		return fmt.Errorf("%w: QEMU cannot compress an encrypted image", ErrUsage)
+		return usage.Errorf("QEMU cannot compress an encrypted image")
 	}
 	for _, s := range o.Settings {
 		key, value, ok := strings.Cut(s, "=")
 		if !ok || key == "" || value == "" {
-			return fmt.Errorf("%w: %.80q is no KEY=VALUE", ErrUsage, s)
+			return usage.Errorf("%.80q is no KEY=VALUE", s)
 		}
 		// Only what changes the form of the one file that is written.
 		if strings.HasPrefix(key, "backing") || strings.HasPrefix(key, "data_file") || strings.HasPrefix(key, "encrypt") ||
 			key == "encryption" || key == "size" || key == "subformat" && value != "monolithicSparse" && value != "streamOptimized" && value != "dynamic" && value != "fixed" {
-			return fmt.Errorf("%w: %.80q is not possible here", ErrUsage, s)
+			return usage.Errorf("%.80q is not possible here", s)
 		}
 	}
 	return nil
@@ -157,7 +158,7 @@ type conversion struct {
 func newConversion(t QemuImgTarget) (*conversion, error) {
 	base := filepath.Base(t.Path)
 	if t.Path == "" || strings.HasSuffix(t.Path, "/") || base == "." || base == ".." {
-		return nil, fmt.Errorf("%w: %q is no name of a file", ErrUsage, t.Path)
+		return nil, usage.Errorf("%q is no name of a file", t.Path)
 	}
 	dir, err := filepath.EvalSymlinks(filepath.Dir(t.Path))
 	if err == nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
 // Options say how a restore is done. The zero value is the strictest.
@@ -52,7 +53,7 @@ type DiskResult struct {
 
 // Run restores disks of the checkpoint m to targets. On any error no file has
 // been created or replaced; see the package documentation. Errors are
-// [ErrUsage], [ErrUnknownDisk], [ErrTargetExists], [DamageError],
+// [usage.Error], [ErrTargetExists], [DamageError],
 // [VerifyError], [qcow2.InUseError], [qcow2.BusyError], [qcow2.NoLockError],
 // the context's, or else of the store or the file system.
 func Run(ctx context.Context, repo *chain.Repository, m *chain.Manifest, targets []Target, o Options) (*Result, error) {
@@ -171,7 +172,7 @@ func openJobs(ctx context.Context, sys *outfile.System, repo *chain.Repository, 
 			return nil, s.damage(err, 0, s.size)
 		}
 		if len(s.maps) == 0 {
-			return nil, fmt.Errorf("%w: the checkpoint holds no data of disk %s, only bitmaps", ErrUsage, s.disk)
+			return nil, usage.Errorf("the checkpoint holds no data of disk %s, only bitmaps", s.disk)
 		}
 		if have := s.maps[0].Size(); have != s.size {
 			return nil, fmt.Errorf("disk %s: the manifest says that it has %d bytes, its map %d", s.disk, s.size, have)

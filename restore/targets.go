@@ -4,13 +4,13 @@ package restore
 
 import (
 	"context"
-	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -37,7 +37,7 @@ func TargetsIn(m *chain.Manifest, disks []string, dir string, format qcow2.Forma
 			return nil, err
 		}
 		if err := chain.CheckName(d.Name); err != nil {
-			return nil, fmt.Errorf("%w: disk %.80q cannot name a file: %w", ErrUsage, d.Name, err)
+			return nil, usage.Errorf("disk %.80q cannot name a file: %w", d.Name, err)
 		}
 		targets = append(targets, Target{Disk: name, Path: filepath.Join(dir, d.Name+"."+string(format)), Format: format})
 	}
@@ -52,7 +52,7 @@ func findDisk(m *chain.Manifest, name string) (*chain.Disk, error) {
 	for i := range m.Disks {
 		names = append(names, m.Disks[i].Name)
 	}
-	return nil, fmt.Errorf("%w %s: %.80q (there is %s)", ErrUnknownDisk, m.Checkpoint, name, strings.Join(names, ", "))
+	return nil, usage.Errorf("%w %s: %.80q (there is %s)", ErrUnknownDisk, m.Checkpoint, name, strings.Join(names, ", "))
 }
 
 // place is a target that has passed all checks that need no lock.
@@ -65,7 +65,7 @@ type place struct {
 // places checks all targets before anything is touched.
 func places(sys *outfile.System, m *chain.Manifest, targets []Target, o Options) ([]*place, error) {
 	if len(targets) == 0 {
-		return nil, fmt.Errorf("%w: there is no disk to restore", ErrUsage)
+		return nil, usage.Errorf("there is no disk to restore")
 	}
 	var all []*place
 	for _, t := range targets {
@@ -85,10 +85,10 @@ func places(sys *outfile.System, m *chain.Manifest, targets []Target, o Options)
 		p := &place{Place: at, disk: d, withBitmap: o.Continue}
 		for _, q := range all {
 			if q.disk == p.disk {
-				return nil, fmt.Errorf("%w: disk %s is given twice", ErrUsage, t.Disk)
+				return nil, usage.Errorf("disk %s is given twice", t.Disk)
 			}
 			if p.Same(q.Place) {
-				return nil, fmt.Errorf("%w: disks %s and %s would both go to %s", ErrUsage, q.disk.Name, t.Disk, p.Path)
+				return nil, usage.Errorf("disks %s and %s would both go to %s", q.disk.Name, t.Disk, p.Path)
 			}
 		}
 		all = append(all, p)
@@ -109,14 +109,14 @@ func places(sys *outfile.System, m *chain.Manifest, targets []Target, o Options)
 // canContinue tells why a target cannot get the checkpoint's bitmap.
 func canContinue(t Target, d *chain.Disk) error {
 	if t.Format != qcow2.Qcow2 {
-		return fmt.Errorf("%w: disk %s: only a qcow2 can carry the bitmap that --continue gives it, not %s", ErrUsage, t.Disk, t.Format)
+		return usage.Errorf("disk %s: only a qcow2 can carry the bitmap that --continue gives it, not %s", t.Disk, t.Format)
 	}
 	if d.Bitmap == "" || d.Granularity == 0 {
 		why := d.NoBitmapReason
 		if why == "" {
 			why = "the backup added none"
 		}
-		return fmt.Errorf("%w: disk %s cannot be continued, since its checkpoint has no bitmap: %s", ErrUsage, t.Disk, why)
+		return usage.Errorf("disk %s cannot be continued, since its checkpoint has no bitmap: %s", t.Disk, why)
 	}
 	return nil
 }

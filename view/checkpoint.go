@@ -10,6 +10,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
 // Checkpoint is the disks of one checkpoint, open.
@@ -28,7 +29,8 @@ type Options struct {
 	Cache int64    // bytes of decoded chunks that are kept; 0: 64 MiB
 }
 
-// ErrUnknownDisk says that the checkpoint has no disk of that name.
+// ErrUnknownDisk says that the checkpoint has no disk of that name. It is wrong usage
+// ([usage.Error]).
 var ErrUnknownDisk = errors.New("no such disk in the checkpoint")
 
 // Open opens the disks of a checkpoint for as long as ctx lasts, or until Close.
@@ -58,7 +60,7 @@ func (c *Checkpoint) open(ctx context.Context, names []string) error {
 	for _, name := range names {
 		entry, ok := c.Manifest.Disk(name)
 		if !ok {
-			return fmt.Errorf("%w %s: %.80q", ErrUnknownDisk, c.Manifest.Checkpoint, name)
+			return usage.Errorf("%w %s: %.80q", ErrUnknownDisk, c.Manifest.Checkpoint, name)
 		}
 		for _, d := range c.Disks {
 			if d.Name == name {

@@ -26,6 +26,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -47,9 +48,6 @@ func (n Names) complete() Names {
 	return n
 }
 
-// ErrNames is wrapped by the error of names that cannot be used.
-var ErrNames = errors.New("the names of exports")
-
 // maxName is the longest string of the NBD protocol, bytes.
 const maxName = 4096
 
@@ -61,11 +59,11 @@ func Check(all []Names) error {
 		n = n.complete()
 		for _, name := range []string{n.Export, nbd.DirtyBitmapPrefix + n.Bitmap} {
 			if len(name) > maxName || !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
-				return fmt.Errorf("%w: disk %s: %.80q is no UTF-8 text of at most %d bytes", ErrNames, n.Target, name, maxName)
+				return usage.Errorf("the names of exports: disk %s: %.80q is no UTF-8 text of at most %d bytes", n.Target, name, maxName)
 			}
 		}
 		if other, ok := seen[n.Export]; ok {
-			return fmt.Errorf("%w: disks %s and %s would both be %q", ErrNames, other, n.Target, n.Export)
+			return usage.Errorf("the names of exports: disks %s and %s would both be %q", other, n.Target, n.Export)
 		}
 		seen[n.Export] = n.Target
 	}

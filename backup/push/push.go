@@ -5,22 +5,17 @@ package push
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
-// The refusals that callers decide by, with errors.Is.
-var (
-	// ErrTargetExists says that a target is there already, and Force is not set.
-	ErrTargetExists = outfile.ErrExists
-	// ErrUsage says that what was asked for contradicts itself.
-	ErrUsage = outfile.ErrUsage
-)
+// ErrTargetExists says that a target is there already, and Force is not set.
+var ErrTargetExists = outfile.ErrExists
 
 // Target says where one disk goes.
 type Target struct {
@@ -66,7 +61,7 @@ type DiskResult struct {
 // needed to judge an incremental and for a checkpoint, which is made if the
 // request names one; see [backup.Push]. On an error no file has been created or
 // replaced, except after a [*chain.UnknownOutcomeError]. Other errors are those of
-// [backup.Push], [ErrUsage], [ErrTargetExists], and [qcow2.InUseError],
+// [backup.Push], [usage.Error], [ErrTargetExists], and [qcow2.InUseError],
 // [qcow2.BusyError] and [qcow2.NoLockError] of a target.
 func Run(ctx context.Context, repo *chain.Repository, req backup.Request, hooks backup.Hooks, targets []Target, o Options) (*Result, error) {
 	return run(ctx, outfile.Linux(), repo, req, hooks, targets, o)
@@ -107,7 +102,7 @@ func newReceiver(sys *outfile.System, req backup.Request, hooks backup.Hooks, ta
 	}
 	for _, t := range targets {
 		if !slices.ContainsFunc(req.Disks, func(d backup.DiskRequest) bool { return d.Disk == t.Disk }) {
-			return nil, fmt.Errorf("%w: target %s: no such disk is backed up", ErrUsage, t.Disk)
+			return nil, usage.Errorf("target %s: no such disk is backed up", t.Disk)
 		}
 		if err := t.check(); err != nil {
 			return nil, about(t.Disk, err)
@@ -118,17 +113,17 @@ func newReceiver(sys *outfile.System, req backup.Request, hooks backup.Hooks, ta
 		}
 		for _, other := range r.jobs {
 			if other.Disk == t.Disk {
-				return nil, fmt.Errorf("%w: disk %s has two targets", ErrUsage, t.Disk)
+				return nil, usage.Errorf("disk %s has two targets", t.Disk)
 			}
 			if at.Same(other.at) {
-				return nil, fmt.Errorf("%w: disks %s and %s would both go to %s", ErrUsage, other.Disk, t.Disk, at.Path)
+				return nil, usage.Errorf("disks %s and %s would both go to %s", other.Disk, t.Disk, at.Path)
 			}
 		}
 		r.jobs = append(r.jobs, &job{Target: t, at: at})
 	}
 	for _, d := range req.Disks {
 		if r.job(d.Disk) == nil {
-			return nil, fmt.Errorf("%w: disk %s has no target: either all disks of a backup go to files, or all into the repository", ErrUsage, d.Disk)
+			return nil, usage.Errorf("disk %s has no target: either all disks of a backup go to files, or all into the repository", d.Disk)
 		}
 	}
 	// In place last: what goes wrong with the files leaves it as it was.
@@ -149,12 +144,12 @@ func (t *Target) check() error {
 	switch {
 	case t.Format == qcow2.Qcow2:
 	case t.Backing != nil:
-		return fmt.Errorf("%w: only a qcow2 image has a backing file", ErrUsage)
+		return usage.Errorf("only a qcow2 image has a backing file")
 	case t.ClusterSize != 0:
-		return fmt.Errorf("%w: only a qcow2 image has clusters", ErrUsage)
+		return usage.Errorf("only a qcow2 image has clusters")
 	}
 	if cs := t.ClusterSize; cs != 0 && (cs < 512 || cs > 2<<20 || cs&(cs-1) != 0) {
-		return fmt.Errorf("%w: cluster size %d is not a power of two from 512 bytes to 2 MiB", ErrUsage, cs)
+		return usage.Errorf("cluster size %d is not a power of two from 512 bytes to 2 MiB", cs)
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -54,7 +55,7 @@ func (r *receiver) Accept(disks []backup.Source) error {
 			return err
 		}
 		if j.Backing != nil && src.Plan.Mode == backup.Full {
-			return about(j.Disk, fmt.Errorf("%w: a full backup has no backing file", ErrUsage))
+			return about(j.Disk, usage.Errorf("a full backup has no backing file"))
 		}
 		if j.Format != qcow2.Qcow2 {
 			continue
@@ -65,7 +66,7 @@ func (r *receiver) Accept(disks []backup.Source) error {
 			return about(j.Disk, err)
 		}
 		if err := j.create(cs).Check(src.Chain.Size()); err != nil {
-			return about(j.Disk, fmt.Errorf("%w: %w", ErrUsage, err))
+			return about(j.Disk, usage.Errorf("%w", err))
 		}
 	}
 	return nil
@@ -82,7 +83,7 @@ func (r *receiver) outsideImages(c *qcow2.Image) error {
 			id, ok := outfile.Identity(fi)
 			for _, j := range r.jobs {
 				if !ok || (j.at.Exists || j.at.Device) && j.at.ID == id {
-					return about(j.Disk, fmt.Errorf("%w: the target %s is an image of the domain itself", ErrUsage, j.at.Path))
+					return about(j.Disk, usage.Errorf("the target %s is an image of the domain itself", j.at.Path))
 				}
 			}
 		}

@@ -46,9 +46,6 @@ func (a *app) restoreByQemuImg(ctx context.Context, repo *chain.Repository, m *c
 		}
 	}
 	c, err := view.Open(ctx, repo, m, view.Options{Disks: names})
-	if errors.Is(err, view.ErrUnknownDisk) {
-		return usageError{err}
-	}
 	if err != nil {
 		return err
 	}
@@ -74,9 +71,6 @@ func (a *app) restoreByQemuImg(ctx context.Context, repo *chain.Repository, m *c
 		jobs = append(jobs, restore.QemuImgTarget{Disk: c.Disks[i], Path: t.Path})
 	}
 	written, err := restore.RunQemuImg(ctx, jobs, r.convert)
-	if errors.Is(err, restore.ErrUsage) {
-		return usageError{err}
-	}
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
@@ -68,8 +69,7 @@ type damageFound struct{ error }
 
 func exitCode(ctx context.Context, err error) int {
 	var (
-		usage   usageError
-		request *backup.UsageError
+		flags   usageError
 		found   damageFound
 		damage  *archive.DamageError
 		trust   *backup.NotTrustedError
@@ -87,7 +87,7 @@ func exitCode(ctx context.Context, err error) int {
 		return several.code
 	case errors.As(err, &unknown):
 		return exitFailed // and not interrupted, after which nothing is there
-	case errors.As(err, &usage), errors.As(err, &request):
+	case errors.As(err, &flags), errors.Is(err, usage.Wrong):
 		return exitUsage
 	case errors.As(err, &inUse), errors.As(err, &busy), errors.As(err, &scratch), errors.Is(err, nbd.ErrSocketInUse):
 		return exitInUse

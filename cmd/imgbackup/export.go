@@ -136,7 +136,7 @@ func (a *app) runExport(ctx context.Context, j exportJob) error {
 		return usageError{errors.New("--description and --adopt belong to a checkpoint: name it with --checkpoint")}
 	}
 	if err := pull.Check(j.names); err != nil {
-		return usageError{err}
+		return err
 	}
 	repo, err := a.pushRepo(ctx, j.req)
 	if err != nil {

@@ -135,7 +135,7 @@ func (a *app) push(cmd *cobra.Command, req backup.Request, targets []push.Target
 	if dryRun {
 		plan, err := push.DryRun(cmd.Context(), repo, req, hooks, targets, options)
 		if err != nil {
-			return pushError(err)
+			return err
 		}
 		return a.printPushPlan(plan, targets)
 	}
@@ -143,16 +143,9 @@ func (a *app) push(cmd *cobra.Command, req backup.Request, targets []push.Target
 	result, err := push.Run(cmd.Context(), repo, req, hooks, targets, options)
 	bar.clear()
 	if err != nil {
-		return pushError(err)
+		return err
 	}
 	return a.printPush(req.Domain, result)
-}
-
-func pushError(err error) error {
-	if errors.Is(err, push.ErrUsage) {
-		return usageError{err}
-	}
-	return err
 }
 
 // pushRepo opens the repository where one is needed: to judge an incremental,

@@ -148,9 +148,6 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	r.options.MakeDir = r.output
 	result, err := restore.Run(cmd.Context(), repo, m, targets, r.options)
 	bar.clear()
-	if errors.Is(err, restore.ErrUsage) || errors.Is(err, restore.ErrUnknownDisk) {
-		return usageError{err}
-	}
 	if err != nil {
 		return err
 	}
@@ -200,11 +197,7 @@ func (a *app) chosen(cmd *cobra.Command, repo *chain.Repository, domain, checkpo
 
 func restoreTargets(m *chain.Manifest, r restoreRequest, format qcow2.Format) ([]restore.Target, error) {
 	if r.output != "" {
-		targets, err := restore.TargetsIn(m, r.disks, r.output, format)
-		if errors.Is(err, restore.ErrUsage) || errors.Is(err, restore.ErrUnknownDisk) {
-			err = usageError{err}
-		}
-		return targets, err
+		return restore.TargetsIn(m, r.disks, r.output, format)
 	}
 	var targets []restore.Target
 	for _, to := range r.to {

@@ -87,9 +87,6 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 		return err
 	}
 	c, err := view.Open(ctx, repo, m, view.Options{Disks: r.disks})
-	if errors.Is(err, view.ErrUnknownDisk) {
-		return usageError{err}
-	}
 	if err != nil {
 		return err
 	}

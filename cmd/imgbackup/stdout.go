@@ -34,9 +34,6 @@ func (a *app) restoreToStdout(ctx context.Context, repo *chain.Repository, m *ch
 		return usage("--to TARGET=-: stdout is a terminal")
 	}
 	c, err := view.Open(ctx, repo, m, view.Options{Disks: []string{targets[0].Disk}})
-	if errors.Is(err, view.ErrUnknownDisk) {
-		return usageError{err}
-	}
 	if err != nil {
 		return err
 	}

@@ -21,11 +21,6 @@ package outfile
 
 import "errors"
 
-// The refusals that callers decide by, with errors.Is. Nothing has been written
-// when they are returned.
-var (
-	// ErrExists says that a target is there already, and Force is not set.
-	ErrExists = errors.New("the target exists already (--force replaces it)")
-	// ErrUsage says that what was asked for contradicts itself.
-	ErrUsage = errors.New("wrong usage")
-)
+// ErrExists says that a target is there already, and Force is not set. Nothing has
+// been written when it is returned.
+var ErrExists = errors.New("the target exists already (--force replaces it)")

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -51,13 +52,13 @@ func Resolve(sys *System, w Wanted) (*Place, error) {
 	p := &Place{Format: w.Format, Reuse: w.Reuse}
 	switch {
 	case w.Format != qcow2.Raw && w.Format != qcow2.Qcow2:
-		return nil, fmt.Errorf("%w: format %.40q is neither raw nor qcow2", ErrUsage, w.Format)
+		return nil, usage.Errorf("format %.40q is neither raw nor qcow2", w.Format)
 	case w.Reuse && w.Format != qcow2.Raw:
-		return nil, fmt.Errorf("%w: only a raw file can be reused", ErrUsage)
+		return nil, usage.Errorf("only a raw file can be reused")
 	}
 	base := filepath.Base(w.Path)
 	if w.Path == "" || strings.HasSuffix(w.Path, "/") || base == "." || base == ".." {
-		return nil, fmt.Errorf("%w: %q is no name of a file", ErrUsage, w.Path)
+		return nil, usage.Errorf("%q is no name of a file", w.Path)
 	}
 	dir, err := filepath.EvalSymlinks(filepath.Dir(w.Path))
 	if err == nil {
@@ -117,7 +118,7 @@ func (p *Place) judge(sys *System, w Wanted, fi fs.FileInfo) error {
 	case sys.IsDevice(fi):
 		p.Device = true
 		if p.Format != qcow2.Raw {
-			return fmt.Errorf("%w: %s is a block device, which is written to in the format raw", ErrUsage, p.Path)
+			return usage.Errorf("%s is a block device, which is written to in the format raw", p.Path)
 		}
 	case fi.IsDir():
 		return fmt.Errorf("the target %s is a folder", p.Path)
