@@ -15,6 +15,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/check"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
 )
@@ -173,7 +174,7 @@ func (l *life) judge() {
 		}
 		os.RemoveAll(dir)
 	}
-	report, err := l.repo.Check(ctx, chain.CheckOptions{ReadData: true})
+	report, err := check.Run(ctx, l.repo, check.Options{ReadData: true})
 	if err != nil {
 		l.t.Fatal(err)
 	}

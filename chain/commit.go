@@ -205,7 +205,7 @@ func (r *Repository) parseManifest(data []byte, domain, name string) (*Manifest,
 		err = fmt.Errorf("it is the manifest of checkpoint %s of domain %s", m.Checkpoint, m.Domain)
 	}
 	if err != nil {
-		return nil, &archive.DamageError{Object: key, Err: err}
+		return nil, archive.Damaged(key, err)
 	}
 	return m, nil
 }

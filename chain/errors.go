@@ -40,7 +40,7 @@ func (e *toldError) Unwrap() []error { return e.is }
 func unsealAs(data []byte, key, format string, v any) error {
 	plain, err := unsealed(data)
 	if err != nil {
-		return &archive.DamageError{Object: key, Err: err}
+		return archive.Damaged(key, err)
 	}
 	// Only what every version has is looked at, since more of a newer one
 	// can't be understood.
@@ -50,20 +50,20 @@ func unsealAs(data []byte, key, format string, v any) error {
 		Requires []string `json:"requires"`
 	}
 	if err := json.Unmarshal(plain, &head); err != nil {
-		return &archive.DamageError{Object: key, Err: fmt.Errorf("its JSON is not valid: %w", err)}
+		return archive.Damaged(key, fmt.Errorf("its JSON is not valid: %w", err))
 	}
 	switch {
 	case head.Format != format:
-		return &archive.DamageError{Object: key, Err: fmt.Errorf("its format is %.80q, not %q", head.Format, format)}
+		return archive.Damaged(key, fmt.Errorf("its format is %.80q, not %q", head.Format, format))
 	case head.Version > readerVersion:
 		return &NewerError{Object: key, What: fmt.Sprintf("it has version %d, this program knows version %d", head.Version, readerVersion)}
 	case head.Version < 1:
-		return &archive.DamageError{Object: key, Err: fmt.Errorf("version %d", head.Version)}
+		return archive.Damaged(key, fmt.Errorf("version %d", head.Version))
 	case len(head.Requires) > 0: // nothing is known yet that could be required
 		return &NewerError{Object: key, What: fmt.Sprintf("it requires %.200q, which this program does not know", head.Requires)}
 	}
 	if err := decodeStrict(plain, v); err != nil {
-		return &archive.DamageError{Object: key, Err: err}
+		return archive.Damaged(key, err)
 	}
 	return nil
 }

@@ -3,14 +3,11 @@
 package chain
 
 import (
-	"context"
-	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
-	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -102,70 +99,4 @@ func get(t *testing.T, s objstore.Store, key string) []byte {
 		t.Fatal(err)
 	}
 	return data
-}
-
-// random returns n bytes that do not compress.
-func random(seed byte, n int) []byte {
-	b := make([]byte, n)
-	_, _ = rand.NewChaCha8([32]byte{seed, 9}).Read(b) // never fails
-	return b
-}
-
-// piece is guest data at an offset.
-type piece struct {
-	off  int64
-	data []byte
-}
-
-// backup archives one disk of a domain, as a full or as a delta over parent.
-func backup(t *testing.T, r *Repository, domain, checkpoint string, size int64, parent *Manifest, pieces ...piece) *Manifest {
-	t.Helper()
-	ctx := t.Context()
-	w, err := archive.NewWriter(ctx, r.Store, archive.WriterOptions{Workers: 2, PackSize: 64 << 10, TempDir: t.TempDir()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Abort()
-	mw := w.NewMap("vda", size, parent == nil)
-	for _, p := range pieces {
-		err := mw.Add(ctx, p.off, int64(len(p.data)), func(context.Context, []byte) ([]archive.Piece, error) {
-			return []archive.Piece{{Offset: p.off, Length: int64(len(p.data)), Data: p.data}}, nil
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	if _, err := mw.Close(ctx); err != nil {
-		t.Fatal(err)
-	}
-	h := bitmapstore.Header{Name: "first.0123456789abcdef", Granularity: 65536, Size: size}
-	dirty := bitmapstore.Of(bitmapstore.Run{Start: 0, End: min(size, 65536)})
-	bitmap, err := w.PutBitmap(ctx, h, dirty)
-	if err != nil {
-		t.Fatal(err)
-	}
-	definition, err := w.PutFile(ctx, strings.NewReader("<domain><name>"+domain+"</name></domain>"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	refs, _, err := w.Finish(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := r.sample(domain, checkpoint)
-	m.Files = []File{{Role: RoleDomainXML, FileRef: definition}}
-	d := m.Disks[0]
-	d.Size, d.Backing = size, nil
-	d.Witnesses = []BitmapRecord{{Name: h.Name, Granularity: h.Granularity, Size: size, DirtyBytes: min(size, 65536), Object: bitmap}}
-	d.Maps = refs
-	m.Parent, m.Sequence = nil, 1
-	d.Mode, d.IncrementalFrom = ModeFull, nil
-	if parent != nil {
-		m.Parent, m.Sequence = parent.Ref(), parent.Sequence+1
-		d.Mode, d.IncrementalFrom = ModeIncremental, parent.Ref()
-		d.Maps = append(d.Maps, parent.Disks[0].Maps...)
-	}
-	m.Disks = []Disk{d}
-	commit(t, r, m)
-	return m
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -73,6 +74,9 @@ func (in *Intent) Validate() error {
 	return nil
 }
 
+// Key returns the key that the intent is stored under.
+func (in *Intent) Key() string { return intentKey(in.Domain, in.UUID) }
+
 func (in *Intent) mapTexts(f func(string) (string, error)) (*Intent, error) {
 	out := *in
 	out.Images = slices.Clone(in.Images)
@@ -119,12 +123,22 @@ func (r *Repository) replace(ctx context.Context, key string, v any) error {
 // damaged or too new there is an error among the second result; the last one is
 // the store's failure.
 func (r *Repository) Intents(ctx context.Context, domain string) ([]*Intent, []error, error) {
-	ids, err := r.list(ctx, intentsPrefix(domain), keyIntent)
+	return r.intents(ctx, intentsPrefix(domain))
+}
+
+// AllIntents returns the intents of all domains, also of those that have no
+// checkpoint yet, as Intents does.
+func (r *Repository) AllIntents(ctx context.Context) ([]*Intent, []error, error) {
+	return r.intents(ctx, domainsPrefix)
+}
+
+func (r *Repository) intents(ctx context.Context, prefix string) ([]*Intent, []error, error) {
+	keys, err := r.list(ctx, prefix, KeyIntent)
 	if err != nil {
 		return nil, nil, err
 	}
-	intents, unusable, err := readEach(ctx, ids, func(ctx context.Context, id string) (*Intent, error) {
-		return r.readIntent(ctx, domain, id)
+	intents, unusable, err := readEach(ctx, keys, func(ctx context.Context, k Key) (*Intent, error) {
+		return r.readIntent(ctx, k.Domain, k.Name)
 	})
 	slices.SortStableFunc(intents, func(a, b *Intent) int { return a.Created.Compare(b.Created) })
 	return intents, unusable, err
@@ -148,7 +162,7 @@ func (r *Repository) readIntent(ctx context.Context, domain, id string) (*Intent
 		err = errors.New("it is another intent's")
 	}
 	if err != nil {
-		return nil, damaged(key, err)
+		return nil, archive.Damaged(key, err)
 	}
 	return in, nil
 }

@@ -10,6 +10,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"github.com/imgbackup/imgbackup/archive"
 )
 
 // LeaseFormat is the value of a lease's field "format".
@@ -82,6 +84,9 @@ func (l *Lease) Validate() error {
 	return nil
 }
 
+// Key returns the key that the lease is stored under.
+func (l *Lease) Key() string { return leaseKey(l.UUID) }
+
 // PutLease stores a lease, durably.
 func (r *Repository) PutLease(ctx context.Context, l *Lease) error {
 	if err := l.Validate(); err != nil {
@@ -112,11 +117,13 @@ func Tidying(ctx context.Context) (context.Context, context.CancelFunc) {
 // new there is an error among the second result; the last one is the store's
 // failure.
 func (r *Repository) Leases(ctx context.Context) ([]*Lease, []error, error) {
-	ids, err := r.list(ctx, leasesPrefix, keyLease)
+	keys, err := r.list(ctx, leasesPrefix, KeyLease)
 	if err != nil {
 		return nil, nil, err
 	}
-	leases, unusable, err := readEach(ctx, ids, r.readLease)
+	leases, unusable, err := readEach(ctx, keys, func(ctx context.Context, k Key) (*Lease, error) {
+		return r.readLease(ctx, k.Name)
+	})
 	slices.SortStableFunc(leases, func(a, b *Lease) int { return a.Started.Compare(b.Started) })
 	return leases, unusable, err
 }
@@ -135,7 +142,7 @@ func (r *Repository) readLease(ctx context.Context, id string) (*Lease, error) {
 		err = errors.New("it is another lease's")
 	}
 	if err != nil {
-		return nil, damaged(key, err)
+		return nil, archive.Damaged(key, err)
 	}
 	return &l, nil
 }

@@ -141,59 +141,60 @@ func intentKey(domain, id string) string { return intentsPrefix(domain) + id + j
 
 func leaseKey(id string) string { return leasesPrefix + id + jsonSuffix }
 
-// keyKind is what a key is the key of.
-type keyKind int
+// KeyKind is what a key is the key of.
+type KeyKind int
 
+// The kinds of keys.
 const (
-	keyUnknown keyKind = iota
-	keyConfig
-	keyManifest
-	keyIntent
-	keyLease
-	keyData // a pack, map, bitmap or index
+	KeyUnknown KeyKind = iota // of no object of a repository
+	KeyConfig
+	KeyManifest
+	KeyIntent
+	KeyLease
+	KeyData // a pack, map, bitmap, file or index: [archive.ParseKey] takes it apart
 )
 
-// parsedKey is a key that has been taken apart.
-type parsedKey struct {
-	kind   keyKind
-	domain string // of a manifest or an intent
-	name   string // of a checkpoint; the uuid of an intent or a lease
+// Key is a key that has been taken apart.
+type Key struct {
+	Kind   KeyKind
+	Domain string // of a manifest or an intent
+	Name   string // of a checkpoint; the uuid of an intent or a lease
 }
 
-// parseKey takes the key of any object of a repository apart. What it does not
-// recognise is keyUnknown; what it does recognise has exactly one key.
-func parseKey(key string) parsedKey {
+// ParseKey takes the key of any object of a repository apart. What it does not
+// recognise is KeyUnknown; what it does recognise has exactly one key.
+func ParseKey(key string) Key {
 	if key == ConfigKey {
-		return parsedKey{kind: keyConfig}
+		return Key{Kind: KeyConfig}
 	}
 	if _, _, ok := archive.ParseKey(key); ok {
-		return parsedKey{kind: keyData}
+		return Key{Kind: KeyData}
 	}
 	base, ok := strings.CutSuffix(key, jsonSuffix)
 	if !ok {
-		return parsedKey{}
+		return Key{}
 	}
 	if id, ok := strings.CutPrefix(base, leasesPrefix); ok && validUUID(id) == nil {
-		return parsedKey{kind: keyLease, name: id}
+		return Key{Kind: KeyLease, Name: id}
 	}
 	parts := strings.Split(base, "/")
 	if len(parts) != 4 || parts[0]+"/" != domainsPrefix {
-		return parsedKey{}
+		return Key{}
 	}
 	domain, err := DecodeDomain(parts[1])
 	if err != nil {
-		return parsedKey{}
+		return Key{}
 	}
-	p := parsedKey{domain: domain, name: parts[3]}
+	k := Key{Domain: domain, Name: parts[3]}
 	switch {
-	case parts[2] == checkpointsFolder && CheckName(p.name) == nil:
-		p.kind = keyManifest
-	case parts[2] == intentsFolder && validUUID(p.name) == nil:
-		p.kind = keyIntent
+	case parts[2] == checkpointsFolder && CheckName(k.Name) == nil:
+		k.Kind = KeyManifest
+	case parts[2] == intentsFolder && validUUID(k.Name) == nil:
+		k.Kind = KeyIntent
 	default:
-		return parsedKey{}
+		return Key{}
 	}
-	return p
+	return k
 }
 
 // NewUUID returns a new random UUID in its canonical form.

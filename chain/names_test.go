@@ -116,27 +116,27 @@ func TestReadable(t *testing.T) {
 
 func FuzzKeys(f *testing.F) {
 	id := "7b0f8f1e-6a2c-4a52-9a53-0a3a4a4a4a4a"
-	seeds := map[string]keyKind{
-		ConfigKey: keyConfig, ManifestKey("a/b", "cp"): keyManifest, intentKey("web", id): keyIntent, leaseKey(id): keyLease,
-		"packs/ab/" + strings.Repeat("ab", 32) + ".zst": keyData, "domains/web/checkpoints/.json": keyUnknown, "domains/%61/checkpoints/a.json": keyUnknown,
-		"leases/" + strings.ToUpper(id) + ".json": keyUnknown, "domains/../checkpoints/a.json": keyUnknown,
+	seeds := map[string]KeyKind{
+		ConfigKey: KeyConfig, ManifestKey("a/b", "cp"): KeyManifest, intentKey("web", id): KeyIntent, leaseKey(id): KeyLease,
+		"packs/ab/" + strings.Repeat("ab", 32) + ".zst": KeyData, "domains/web/checkpoints/.json": KeyUnknown, "domains/%61/checkpoints/a.json": KeyUnknown,
+		"leases/" + strings.ToUpper(id) + ".json": KeyUnknown, "domains/../checkpoints/a.json": KeyUnknown,
 	}
 	for key, kind := range seeds {
-		if got := parseKey(key); got.kind != kind {
-			f.Fatalf("parseKey(%s) = %+v, want kind %d", key, got, kind)
+		if got := ParseKey(key); got.Kind != kind {
+			f.Fatalf("ParseKey(%s) = %+v, want kind %d", key, got, kind)
 		}
 		f.Add(key)
 	}
 	f.Fuzz(func(t *testing.T, key string) {
-		k := parseKey(key)
+		k := ParseKey(key)
 		var again string
-		switch k.kind {
-		case keyManifest:
-			again = ManifestKey(k.domain, k.name)
-		case keyIntent:
-			again = intentKey(k.domain, k.name)
-		case keyLease:
-			again = leaseKey(k.name)
+		switch k.Kind {
+		case KeyManifest:
+			again = ManifestKey(k.Domain, k.Name)
+		case KeyIntent:
+			again = intentKey(k.Domain, k.Name)
+		case KeyLease:
+			again = leaseKey(k.Name)
 		default:
 			return
 		}

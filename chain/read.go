@@ -36,9 +36,9 @@ func (r *Repository) Domains(ctx context.Context) ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list the domains: %w", err)
 		}
-		k := parseKey(info.Key)
-		if k.kind == keyManifest && (len(domains) == 0 || domains[len(domains)-1] != k.domain) {
-			domains = append(domains, k.domain)
+		k := ParseKey(info.Key)
+		if k.Kind == KeyManifest && (len(domains) == 0 || domains[len(domains)-1] != k.Domain) {
+			domains = append(domains, k.Domain)
 		}
 	}
 	slices.Sort(domains)
@@ -48,22 +48,30 @@ func (r *Repository) Domains(ctx context.Context) ([]string, error) {
 // Checkpoints returns the names of a domain's checkpoints, sorted bytewise. An
 // unknown domain has none.
 func (r *Repository) Checkpoints(ctx context.Context, domain string) ([]string, error) {
-	return r.list(ctx, checkpointsPrefix(domain), keyManifest)
+	keys, err := r.list(ctx, checkpointsPrefix(domain), KeyManifest)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, k := range keys {
+		names = append(names, k.Name)
+	}
+	slices.Sort(names)
+	return names, nil
 }
 
-// list returns the names of the objects of a kind under a prefix.
-func (r *Repository) list(ctx context.Context, prefix string, kind keyKind) ([]string, error) {
-	var names []string
+// list returns the keys of the objects of a kind under a prefix.
+func (r *Repository) list(ctx context.Context, prefix string, kind KeyKind) ([]Key, error) {
+	var keys []Key
 	for info, err := range r.Store.List(ctx, prefix) {
 		if err != nil {
 			return nil, fmt.Errorf("list %s: %w", prefix, err)
 		}
-		if k := parseKey(info.Key); k.kind == kind && strings.HasPrefix(info.Key, prefix) {
-			names = append(names, k.name)
+		if k := ParseKey(info.Key); k.Kind == kind && strings.HasPrefix(info.Key, prefix) {
+			keys = append(keys, k)
 		}
 	}
-	slices.Sort(names)
-	return names, nil
+	return keys, nil
 }
 
 // Manifest reads and proves the manifest of a checkpoint. The error is
@@ -104,17 +112,17 @@ func bySequence(a, b *Manifest) int {
 	return cmp.Or(cmp.Compare(a.Sequence, b.Sequence), cmp.Compare(a.UUID, b.UUID))
 }
 
-// readEach reads the objects with these names, several at once. What has been
+// readEach reads the objects of these keys (or names), several at once. What has been
 // removed since it was listed is left out; what is damaged or too new is an
 // error among the second result.
-func readEach[T any](ctx context.Context, names []string, read func(context.Context, string) (*T, error)) ([]*T, []error, error) {
-	found := make([]*T, len(names))
-	errs := make([]error, len(names))
+func readEach[K, T any](ctx context.Context, keys []K, read func(context.Context, K) (*T, error)) ([]*T, []error, error) {
+	found := make([]*T, len(keys))
+	errs := make([]error, len(keys))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(readers)
-	for i, name := range names {
+	for i, key := range keys {
 		g.Go(func() error {
-			v, err := read(ctx, name)
+			v, err := read(ctx, key)
 			switch {
 			case err == nil:
 				found[i] = v
@@ -173,14 +181,8 @@ func ReplayMaps(ctx context.Context, r *Repository, d *Disk) ([]*archive.Map, er
 			if maps[i], err = archive.OpenMapKept(ctx, r.Store, ref, keep); err != nil {
 				return err
 			}
-			if full := i == len(d.Maps)-1; maps[i].Full() != full {
-				return damaged(archive.MapKey(ref.Name), fmt.Errorf("as map %d of %d of disk %s it should be full: %v", i+1, len(d.Maps), d.Name, full))
-			}
-			if maps[i].Disk() != d.Name {
-				return damaged(archive.MapKey(ref.Name), fmt.Errorf("it is of disk %.80q, not of disk %s", maps[i].Disk(), d.Name))
-			}
-			if i == 0 && maps[i].Size() != d.Size {
-				return damaged(archive.MapKey(ref.Name), fmt.Errorf("it is of a disk of %d bytes, disk %s has %d", maps[i].Size(), d.Name, d.Size))
+			if err := d.place(i).Check(maps[i]); err != nil {
+				return archive.Damaged(archive.MapKey(ref.Name), fmt.Errorf("as map %d of %d of disk %s: %w", i+1, len(d.Maps), d.Name, err))
 			}
 			return nil
 		})

@@ -155,7 +155,7 @@ func readConfig(ctx context.Context, store objstore.Store) (*Config, error) {
 	}
 	plain, err := unsealed(data)
 	if err != nil {
-		return nil, damaged(ConfigKey, err)
+		return nil, archive.Damaged(ConfigKey, err)
 	}
 	// What a newer version put there need not be understood to be refused.
 	var head struct {
@@ -163,7 +163,7 @@ func readConfig(ctx context.Context, store objstore.Store) (*Config, error) {
 		Encryption json.RawMessage `json:"encryption"`
 	}
 	if err := json.Unmarshal(plain, &head); err != nil {
-		return nil, damaged(ConfigKey, err)
+		return nil, archive.Damaged(ConfigKey, err)
 	}
 	if head.MinReader > readerVersion {
 		return nil, &NewerError{Object: ConfigKey, What: fmt.Sprintf("its readers need version %d, this program has %d", head.MinReader, readerVersion)}
@@ -176,7 +176,7 @@ func readConfig(ctx context.Context, store objstore.Store) (*Config, error) {
 		return nil, err
 	}
 	if err := c.validate(); err != nil {
-		return nil, damaged(ConfigKey, err)
+		return nil, archive.Damaged(ConfigKey, err)
 	}
 	return &c, nil
 }
@@ -199,14 +199,12 @@ func (r *Repository) CheckWritable() error {
 	return nil
 }
 
-func damaged(key string, err error) error { return &archive.DamageError{Object: key, Err: err} }
-
 // readSealed reads a sealed object, which it does not prove yet. One that is
 // too large to be sealed is damage.
 func readSealed(ctx context.Context, store objstore.Store, key string) ([]byte, error) {
 	data, err := objstore.ReadAll(ctx, store, key, maxSealed)
 	if errors.Is(err, objstore.ErrTooLarge) {
-		return nil, damaged(key, err)
+		return nil, archive.Damaged(key, err)
 	}
 	return data, err
 }

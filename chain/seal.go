@@ -65,7 +65,7 @@ func Unseal(data []byte, key string, v any) error {
 		err = decodeStrict(plain, v)
 	}
 	if err != nil {
-		return &archive.DamageError{Object: key, Err: err}
+		return archive.Damaged(key, err)
 	}
 	return nil
 }

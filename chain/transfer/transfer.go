@@ -144,60 +144,18 @@ func (c *copier) missing(ctx context.Context, domain string) ([]*chain.Manifest,
 	return missing, nil
 }
 
-// object is something that a checkpoint needs.
-type object struct {
-	key string
-	ref archive.Ref
-}
-
-// objects lists what a manifest needs: packs, then maps, bitmaps and
-// files, each once.
-func (c *copier) objects(ctx context.Context, r *chain.Repository, m *chain.Manifest) ([]object, error) {
-	var packs, rest []object
-	seen := make(map[string]bool)
-	add := func(list *[]object, key string, ref archive.Ref) {
-		if !seen[key] {
-			seen[key] = true
-			*list = append(*list, object{key, ref})
-		}
-	}
-	for i := range m.Disks {
-		d := &m.Disks[i]
-		for _, ref := range d.Maps {
-			add(&rest, archive.MapKey(ref.Name), ref.Ref)
-			if c.have[archive.MapKey(ref.Name)] {
-				continue // its packs are there as well
-			}
-			am, err := archive.OpenMap(ctx, r.Store, ref)
-			if err != nil {
-				return nil, err
-			}
-			for _, pack := range am.Packs() {
-				add(&packs, archive.PackKey(pack.Name), pack)
-			}
-		}
-		for _, w := range d.Records() {
-			add(&rest, archive.BitmapKey(w.Object.Name), w.Object)
-		}
-	}
-	for _, f := range m.Files {
-		add(&rest, archive.FileKey(f.Object.Name), f.Object)
-	}
-	return append(packs, rest...), nil
-}
-
 // remember notes what a checkpoint of to names and has, with its length. Where
 // a pack is gone, the maps that name it do not count, so that a copy of another
 // checkpoint with the same maps brings it back.
 func (c *copier) remember(ctx context.Context, m *chain.Manifest) error {
-	objects, err := c.objects(ctx, c.to, m)
+	objects, err := c.to.Needs(ctx, m, c.known)
 	if err != nil {
 		return fmt.Errorf("the destination's checkpoint %s: %w", m.Checkpoint, err)
 	}
-	var stand []object
+	var stand []chain.Object
 	whole := true
-	err = c.each(ctx, objects, func(ctx context.Context, o object) error {
-		ok, err := archive.Stands(ctx, c.to.Store, o.key, o.ref.Length)
+	err = c.each(ctx, objects, func(ctx context.Context, o chain.Object) error {
+		ok, err := archive.Stands(ctx, c.to.Store, o.Key, o.Ref.Length)
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if ok {
@@ -210,8 +168,8 @@ func (c *copier) remember(ctx context.Context, m *chain.Manifest) error {
 		return err
 	}
 	for _, o := range stand {
-		if whole || isPack(o.key) {
-			c.have[o.key] = true
+		if whole || isPack(o.Key) {
+			c.have[o.Key] = true
 		}
 	}
 	if !whole && c.o.Note != nil {
@@ -220,8 +178,11 @@ func (c *copier) remember(ctx context.Context, m *chain.Manifest) error {
 	return nil
 }
 
+// known reports whether an object stands in to; a map that does has its packs.
+func (c *copier) known(key string) bool { return c.have[key] }
+
 // each does something with every object, several at once, until the first error.
-func (c *copier) each(ctx context.Context, objects []object, do func(context.Context, object) error) error {
+func (c *copier) each(ctx context.Context, objects []chain.Object, do func(context.Context, chain.Object) error) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(copies)
 	for _, o := range objects {
@@ -238,22 +199,21 @@ func (c *copier) each(ctx context.Context, objects []object, do func(context.Con
 
 // checkpoint copies one checkpoint.
 func (c *copier) checkpoint(ctx context.Context, m *chain.Manifest) error {
-	all, err := c.objects(ctx, c.from, m)
+	todo, err := c.from.Needs(ctx, m, c.known)
 	if err != nil {
 		return err
 	}
-	todo := slices.DeleteFunc(all, func(o object) bool { return c.have[o.key] })
 	done := Checkpoint{Domain: m.Domain, Name: m.Checkpoint, Objects: len(todo)}
 	for _, o := range todo {
-		done.Bytes += o.ref.Length
+		done.Bytes += o.Ref.Length
 	}
 	c.total += done.Bytes
 	// Packs first: a map that stands has its packs.
-	first := slices.IndexFunc(todo, func(o object) bool { return !isPack(o.key) })
+	first := slices.IndexFunc(todo, func(o chain.Object) bool { return !isPack(o.Key) })
 	if first < 0 {
 		first = len(todo)
 	}
-	for _, part := range [][]object{todo[:first], todo[first:]} {
+	for _, part := range [][]chain.Object{todo[:first], todo[first:]} {
 		if err := c.each(ctx, part, c.object); err != nil {
 			return err
 		}
@@ -277,9 +237,9 @@ func isPack(key string) bool {
 	return ok && prefix == archive.PackPrefix
 }
 
-func (c *copier) object(ctx context.Context, o object) error {
+func (c *copier) object(ctx context.Context, o chain.Object) error {
 	if !c.o.DryRun {
-		if err := archive.CopyObject(ctx, c.from.Store, c.to.Store, o.key, o.ref, c.o.TempDir); err != nil {
+		if err := archive.CopyObject(ctx, c.from.Store, c.to.Store, o.Key, o.Ref, c.o.TempDir); err != nil {
 			if errors.Is(err, objstore.ErrNotFound) || archive.IsDamage(err) {
 				err = fmt.Errorf("the source: %w", err)
 			}
@@ -288,8 +248,8 @@ func (c *copier) object(ctx context.Context, o object) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.have[o.key] = true
-	c.done += o.ref.Length
+	c.have[o.Key] = true
+	c.done += o.Ref.Length
 	if c.o.Progress != nil {
 		c.o.Progress(c.done, c.total)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/check"
 )
 
 func (a *app) checkCommand() *cobra.Command {
@@ -35,9 +36,9 @@ It ends with exit status 3 when it finds damage, and says what is affected.` + p
 				return err
 			}
 			bar := a.newBar("checking")
-			report, err := repo.Check(cmd.Context(), chain.CheckOptions{
+			report, err := check.Run(cmd.Context(), repo, check.Options{
 				ReadData: readData, Domains: args,
-				Progress: func(e chain.CheckEvent) {
+				Progress: func(e check.Event) {
 					bar.set(e.Done, e.Total)
 					a.events.set(e.Phase, e.Done, e.Total)
 				},
@@ -59,7 +60,7 @@ It ends with exit status 3 when it finds damage, and says what is affected.` + p
 	return a.addProgress(cmd)
 }
 
-func (a *app) printReport(r *chain.Report) error {
+func (a *app) printReport(r *check.Report) error {
 	w := &checkedWriter{w: a.out}
 	if a.json {
 		w.err = a.printJSON(r)

@@ -20,6 +20,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/check"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -347,7 +348,7 @@ func (w *world) verifyChain(checkpoints ...string) {
 	for _, name := range names {
 		w.verifyRestore(name)
 	}
-	report, err := w.open().Check(context.Background(), chain.CheckOptions{ReadData: true, Workers: 1})
+	report, err := check.Run(context.Background(), w.open(), check.Options{ReadData: true, Workers: 1})
 	if err != nil {
 		w.Fatal(err)
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package chain
+package check
 
 import (
 	"bytes"
@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -19,7 +20,7 @@ import (
 // listObjects compares what the store lists with what the manifests refer to.
 // A listing proves what is there, not what is absent.
 func (c *check) listObjects(ctx context.Context) error {
-	known := make(map[string]struct{}, len(c.maps)+len(c.bitmaps))
+	known := make(map[string]struct{}, len(c.maps)+len(c.bitmaps)+len(c.files))
 	for ref := range c.maps {
 		known[archive.MapKey(ref.Name)] = struct{}{}
 	}
@@ -30,7 +31,7 @@ func (c *check) listObjects(ctx context.Context) error {
 		known[archive.FileKey(f.Object.Name)] = struct{}{}
 	}
 	var n int64
-	for info, err := range c.Store.List(ctx, "") {
+	for info, err := range c.repo.Store.List(ctx, "") {
 		if err != nil {
 			return err
 		}
@@ -39,7 +40,7 @@ func (c *check) listObjects(ctx context.Context) error {
 		}
 		prefix, name, ok := archive.ParseKey(info.Key)
 		if !ok {
-			if c.all() && parseKey(info.Key).kind == keyUnknown {
+			if c.all() && chain.ParseKey(info.Key).Kind == chain.KeyUnknown {
 				c.note("%s is not an object of a repository", info.Key)
 			}
 			continue
@@ -68,7 +69,7 @@ func (c *check) checkLengths(ctx context.Context) error {
 		}
 	}
 	err := each(ctx, c, "packs that were not listed", refs, one, func(ctx context.Context, ref archive.Ref) error {
-		return c.sound(FindingPack, archive.PackKey(ref.Name), 0, archive.VerifyPack(ctx, c.Store, ref, false))
+		return c.record(KindPack, archive.PackKey(ref.Name), 0, archive.VerifyPack(ctx, c.repo.Store, ref, false))
 	})
 	if err != nil {
 		return err
@@ -104,7 +105,7 @@ func (c *check) readPacks(ctx context.Context) error {
 		if c.damagedKey(key) {
 			return nil
 		}
-		return c.sound(FindingPack, key, ref.Length, archive.VerifyPack(ctx, c.Store, ref, true))
+		return c.record(KindPack, key, ref.Length, archive.VerifyPack(ctx, c.repo.Store, ref, true))
 	})
 }
 
@@ -113,17 +114,17 @@ func (c *check) readPacks(ctx context.Context) error {
 func (c *check) readLoose(ctx context.Context) error {
 	length := func(i objstore.Info) int64 { return i.Size }
 	return each(ctx, c, "indexes and unused objects", c.loose, length, func(ctx context.Context, info objstore.Info) error {
-		err := archive.VerifyObject(ctx, c.Store, info.Key, info.Size, true)
+		err := archive.VerifyObject(ctx, c.repo.Store, info.Key, info.Size, true)
 		if errors.Is(err, objstore.ErrNotFound) {
 			return nil // deleted since it was listed
 		}
 		prefix, _, _ := archive.ParseKey(info.Key)
 		kind := map[string]string{
-			archive.PackPrefix: FindingPack, archive.MapPrefix: FindingMap,
-			archive.BitmapPrefix: FindingBitmap, archive.IndexPrefix: FindingIndex,
-			archive.FilePrefix: FindingFile,
+			archive.PackPrefix: KindPack, archive.MapPrefix: KindMap,
+			archive.BitmapPrefix: KindBitmap, archive.IndexPrefix: KindIndex,
+			archive.FilePrefix: KindFile,
 		}[prefix]
-		return c.sound(kind, info.Key, info.Size, err)
+		return c.record(kind, info.Key, info.Size, err)
 	})
 }
 
@@ -133,7 +134,7 @@ const maxTableChunks = 1 << 19
 // checkReferences proves that each run of each map names a frame that its pack
 // has: that all packs and all maps are sound does not say yet that they match.
 func (c *check) checkReferences(ctx context.Context) error {
-	tables := &packTables{store: c.Store, tables: make(map[archive.Digest]map[int64]archive.PackChunk)}
+	tables := &packTables{store: c.repo.Store, tables: make(map[archive.Digest]map[int64]archive.PackChunk)}
 	var n int64
 	for ref := range c.maps {
 		c.progress("references of maps", n, int64(len(c.maps)))
@@ -145,7 +146,7 @@ func (c *check) checkReferences(ctx context.Context) error {
 		err := c.checkReferencesOf(ctx, ref, tables)
 		if archive.IsDamage(err) {
 			c.mu.Lock()
-			c.found(FindingMap, key, err)
+			c.found(KindMap, key, err)
 			c.mu.Unlock()
 		} else if err != nil {
 			return err
@@ -155,7 +156,7 @@ func (c *check) checkReferences(ctx context.Context) error {
 }
 
 func (c *check) checkReferencesOf(ctx context.Context, ref archive.MapRef, tables *packTables) error {
-	m, err := archive.OpenMap(ctx, c.Store, ref)
+	m, err := archive.OpenMap(ctx, c.repo.Store, ref)
 	if err != nil {
 		return err
 	}
@@ -172,7 +173,7 @@ func (c *check) checkReferencesOf(ctx context.Context, ref archive.MapRef, table
 		}
 		f, ok := table[e.FrameOffset]
 		if !ok || f.FrameLength != e.FrameLength || f.Chunk != e.Chunk || int64(e.ChunkOffset)+e.Length > int64(f.Length) {
-			return damaged(archive.MapKey(ref.Name), fmt.Errorf("its run at guest offset %d names chunk %s in frame %d+%d of %s, which is not there",
+			return archive.Damaged(archive.MapKey(ref.Name), fmt.Errorf("its run at guest offset %d names chunk %s in frame %d+%d of %s, which is not there",
 				e.Offset, e.Chunk, e.FrameOffset, e.FrameLength, archive.PackKey(e.Pack.Name)))
 		}
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package chain
+package check
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
 )
 
 // The part of a check that says what damage means: which disks of which
@@ -27,9 +28,9 @@ func (c *check) findAffected(ctx context.Context) error {
 	for i := range c.report.Findings {
 		f := &c.report.Findings[i]
 		byKey[f.Object] = f
-		packs = packs || f.Kind == FindingPack
-		if k := parseKey(f.Object); k.kind == keyManifest {
-			f.add(Affected{Domain: k.domain, Checkpoint: k.name}, "checkpoint "+k.domain+"/"+k.name)
+		packs = packs || f.Kind == KindPack
+		if k := chain.ParseKey(f.Object); k.Kind == chain.KeyManifest {
+			f.add(Affected{Domain: k.Domain, Checkpoint: k.Name}, "checkpoint "+k.Domain+"/"+k.Name)
 		}
 	}
 	for ref, use := range c.maps {
@@ -99,7 +100,7 @@ func (c *check) findAffectedByPacks(ctx context.Context, byKey map[string]*Findi
 		if c.damagedKey(archive.MapKey(ref.Name)) {
 			continue
 		}
-		m, err := archive.OpenMap(ctx, c.Store, ref)
+		m, err := archive.OpenMap(ctx, c.repo.Store, ref)
 		if err != nil {
 			return err
 		}
@@ -111,7 +112,7 @@ func (c *check) findAffectedByPacks(ctx context.Context, byKey map[string]*Findi
 	}
 	t := &trial{
 		byKey:   byKey,
-		fetcher: archive.NewFetcher(c.Store, archive.FetcherOptions{Parallel: 1}),
+		fetcher: archive.NewFetcher(c.repo.Store, archive.FetcherOptions{Parallel: 1}),
 		lost:    make(map[frameID]bool),
 		buf:     make([]byte, 0, archive.GridSize),
 	}
@@ -125,7 +126,7 @@ func (c *check) findAffectedByPacks(ctx context.Context, byKey map[string]*Findi
 		if n >= maxReplays {
 			c.note("%d more disks of checkpoints have maps that name damaged packs; whether they are affected was not looked at", len(ids)-n)
 			for _, f := range byKey {
-				if f.Kind == FindingPack {
+				if f.Kind == KindPack {
 					f.More += len(ids) - n
 				}
 			}
@@ -170,8 +171,8 @@ func (t *trial) isLost(ctx context.Context, e archive.Entry) (bool, error) {
 // replayDamaged adds one disk of one checkpoint to the findings about the packs
 // that it can't do without.
 func (c *check) replayDamaged(ctx context.Context, d diskID, t *trial) error {
-	m, err := c.Manifest(ctx, d.domain, d.checkpoint)
-	if errors.Is(err, ErrNoCheckpoint) || archive.IsDamage(err) {
+	m, err := c.repo.Manifest(ctx, d.domain, d.checkpoint)
+	if errors.Is(err, chain.ErrNoCheckpoint) || archive.IsDamage(err) {
 		return nil // gone, or reported already
 	}
 	if err != nil {
@@ -181,7 +182,7 @@ func (c *check) replayDamaged(ctx context.Context, d diskID, t *trial) error {
 	if !ok {
 		return nil // its manifest has been replaced
 	}
-	maps, err := ReplayMaps(ctx, c.Repository, disk)
+	maps, err := chain.ReplayMaps(ctx, c.repo, disk)
 	if archive.IsDamage(err) {
 		return nil // all of it is lost, and that is reported already
 	}

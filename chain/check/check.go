@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package chain
+// Package check proves that a repository is whole, and says what damage means:
+// which disks of which checkpoints can't be restored, and which of their bytes.
+package check
 
 import (
 	"context"
@@ -15,35 +17,36 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
-// CheckOptions are the settings of a check; the zero value is good.
-type CheckOptions struct {
+// Options are the settings of [Run]; the zero value is good.
+type Options struct {
 	ReadData bool     // read every pack too, and decode every chunk
 	Domains  []string // only these; nil: all. Only a check of all looks at what no checkpoint uses
 	Workers  int      // objects read at once; 0: one per CPU, 2 to 8
 	// Progress is called often, never by two goroutines at once; may be nil.
-	Progress func(CheckEvent)
+	Progress func(Event)
 }
 
-// CheckEvent is a step of a check's progress.
-type CheckEvent struct {
+// Event is a step of a check's progress.
+type Event struct {
 	Phase       string // what is being checked
 	Done, Total int64  // in this phase: bytes when packs are read, else objects
 }
 
-// Kinds of findings: what kind of object is damaged.
+// The kinds of findings: what kind of object is damaged.
 const (
-	FindingConfig   = "config"
-	FindingManifest = "manifest"
-	FindingMap      = "map"
-	FindingPack     = "pack"
-	FindingBitmap   = "bitmap"
-	FindingFile     = "file"  // of a domain, beside its disks
-	FindingIndex    = "index" // no checkpoint is affected; it can be rebuilt
-	FindingIntent   = "intent"
-	FindingLease    = "lease"
+	KindConfig   = "config"
+	KindManifest = "manifest"
+	KindMap      = "map"
+	KindPack     = "pack"
+	KindBitmap   = "bitmap"
+	KindFile     = "file"  // of a domain, beside its disks
+	KindIndex    = "index" // no checkpoint is affected; it can be rebuilt
+	KindIntent   = "intent"
+	KindLease    = "lease"
 )
 
 // Finding is one damaged or missing object.
@@ -94,7 +97,7 @@ const (
 	maxNotes    = 1000 //
 )
 
-// Check verifies a repository. Without ReadData it proves the manifests, maps
+// Run checks a repository. Without ReadData it proves the manifests, maps
 // and bitmaps in full, and of packs that they are there with their lengths.
 // With it, everything: no flipped bit in any object of the repository escapes it.
 //
@@ -105,19 +108,19 @@ const (
 //
 // Memory grows with the number of packs (about 100 bytes each), not with their
 // size or that of the disks.
-func (r *Repository) Check(ctx context.Context, o CheckOptions) (*Report, error) {
+func Run(ctx context.Context, repo *chain.Repository, o Options) (*Report, error) {
 	if o.Workers <= 0 {
 		o.Workers = min(max(runtime.GOMAXPROCS(0), 2), 8)
 	}
 	c := &check{
-		Repository: r,
-		o:          o,
-		report:     &Report{ReadData: o.ReadData, Findings: []Finding{}},
-		maps:       make(map[archive.MapRef]*use),
-		bitmaps:    make(map[bitmapUse]*use),
-		files:      make(map[archive.FileRef]*use),
-		packs:      make(map[archive.Ref]bool),
-		bad:        make(map[string]struct{}),
+		repo:    repo,
+		o:       o,
+		report:  &Report{ReadData: o.ReadData, Findings: []Finding{}},
+		maps:    make(map[archive.MapRef]*use),
+		bitmaps: make(map[bitmapUse]*use),
+		files:   make(map[archive.FileRef]*use),
+		packs:   make(map[archive.Ref]bool),
+		bad:     make(map[string]struct{}),
 	}
 	err := c.run(ctx)
 	slices.SortFunc(c.report.Findings, func(a, b Finding) int { return strings.Compare(a.Object, b.Object) })
@@ -126,8 +129,8 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (*Report, error)
 
 // check is a check that is under way.
 type check struct {
-	*Repository
-	o CheckOptions
+	repo *chain.Repository
+	o    Options
 
 	disks   []diskID // all disks of all checkpoints
 	maps    map[archive.MapRef]*use
@@ -155,8 +158,8 @@ func (d diskID) String() string { return d.domain + "/" + d.checkpoint + "/" + d
 type use struct{ by []usedBy }
 
 type usedBy struct {
-	disk        int32 // index into check.disks
-	first, last bool  // of the maps of its replay
+	disk         int32 // index into check.disks
+	newest, full bool  // see chain.MapPlace
 }
 
 // bitmapUse is a bitmap as manifests describe it.
@@ -187,6 +190,9 @@ func (c *check) run(ctx context.Context) error {
 
 // all reports whether the whole repository is checked.
 func (c *check) all() bool { return len(c.o.Domains) == 0 }
+
+// wants reports whether the domain is checked.
+func (c *check) wants(domain string) bool { return c.all() || slices.Contains(c.o.Domains, domain) }
 
 // each runs f for each item, several at once, and keeps count.
 func each[T any](ctx context.Context, c *check, phase string, items []T, weight func(T) int64, f func(context.Context, T) error) error {
@@ -227,14 +233,14 @@ func one[T any](T) int64 { return 1 }
 // progress is called with mu held, or while nothing else runs.
 func (c *check) progress(phase string, done, total int64) {
 	if c.o.Progress != nil {
-		c.o.Progress(CheckEvent{Phase: phase, Done: done, Total: total})
+		c.o.Progress(Event{Phase: phase, Done: done, Total: total})
 	}
 }
 
-// sound counts an object that was looked at, and takes note if err says that
+// record counts an object that was looked at, and takes note if err says that
 // it is damaged. Any other error comes back.
-func (c *check) sound(kind, key string, length int64, err error) error {
-	var newer *NewerError
+func (c *check) record(kind, key string, length int64, err error) error {
+	var newer *chain.NewerError
 	if err != nil && !archive.IsDamage(err) && !errors.As(err, &newer) {
 		return err
 	}
@@ -268,7 +274,7 @@ func (c *check) found(kind, key string, err error) {
 	c.report.Findings = append(c.report.Findings, Finding{Object: key, Kind: kind, What: what})
 }
 
-// damagedKey tells whether an object has been found to be damaged.
+// damagedKey reports whether an object has been found to be damaged.
 func (c *check) damagedKey(key string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package chain
+package check_test
 
 import (
 	"bytes"
@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/check"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/objstoretest"
 )
@@ -22,20 +24,20 @@ const diskSize = 4 << 20
 
 // whole returns a repository with a bit of everything: a chain of two, another
 // domain, a lease, an intent, and what a backup that failed left.
-func whole(t *testing.T) (r *Repository, full, delta *Manifest) {
+func whole(t *testing.T) (r *chain.Repository, full, delta *chain.Manifest) {
 	t.Helper()
 	r = newRepository(t)
 	full = backup(t, r, "web", "full", diskSize, nil, piece{0, random(1, 200<<10)}, piece{1 << 20, random(2, 100<<10)}, piece{3 << 20, random(3, 5000)})
 	delta = backup(t, r, "web", "delta", diskSize, full, piece{1 << 20, random(4, 100<<10)})
 	backup(t, r, "db", "one", 1<<20, nil, piece{0, random(5, 20<<10)})
 	lost := backup(t, r, "lost", "one", 2<<20, nil, piece{0, random(6, 30<<10)})
-	if err := r.Store.Delete(t.Context(), ManifestKey(lost.Domain, lost.Checkpoint)); err != nil {
+	if err := r.Store.Delete(t.Context(), chain.ManifestKey(lost.Domain, lost.Checkpoint)); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.PutIntent(t.Context(), testIntent("web")); err != nil {
+	if err := r.PutIntent(t.Context(), intent("web")); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.PutLease(t.Context(), testLease(t)); err != nil {
+	if err := r.PutLease(t.Context(), lease(t)); err != nil {
 		t.Fatal(err)
 	}
 	return r, full, delta
@@ -57,9 +59,9 @@ func keys(t *testing.T, s objstore.Store, prefix string) []string {
 }
 
 // found checks and returns the keys of the findings.
-func found(t *testing.T, r *Repository, o CheckOptions) []string {
+func found(t *testing.T, r *chain.Repository, o check.Options) []string {
 	t.Helper()
-	report, err := r.Check(t.Context(), o)
+	report, err := check.Run(t.Context(), r, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,15 +75,15 @@ func found(t *testing.T, r *Repository, o CheckOptions) []string {
 func TestCheckClean(t *testing.T) {
 	t.Parallel()
 	r, _, _ := whole(t)
-	for _, o := range []CheckOptions{{}, {ReadData: true}, {Domains: []string{"web", "db"}}, {ReadData: true, Domains: []string{"db"}}, {ReadData: true, Workers: 1}} {
-		phases := map[string]CheckEvent{}
-		o.Progress = func(e CheckEvent) {
+	for _, o := range []check.Options{{}, {ReadData: true}, {Domains: []string{"web", "db"}}, {ReadData: true, Domains: []string{"db"}}, {ReadData: true, Workers: 1}} {
+		phases := map[string]check.Event{}
+		o.Progress = func(e check.Event) {
 			if e.Total > 0 && e.Done > e.Total || e.Done < phases[e.Phase].Done {
 				t.Errorf("progress went from %+v to %+v", phases[e.Phase], e)
 			}
 			phases[e.Phase] = e
 		}
-		report, err := r.Check(t.Context(), o)
+		report, err := check.Run(t.Context(), r, o)
 		if err != nil || len(report.Findings) != 0 {
 			t.Fatalf("%+v: %+v, %v", o, report, err)
 		}
@@ -106,7 +108,7 @@ func TestCheckClean(t *testing.T) {
 
 func TestCheckEmpty(t *testing.T) {
 	t.Parallel()
-	if got := found(t, newRepository(t), CheckOptions{ReadData: true}); len(got) != 0 {
+	if got := found(t, newRepository(t), check.Options{ReadData: true}); len(got) != 0 {
 		t.Error(got)
 	}
 }
@@ -114,7 +116,7 @@ func TestCheckEmpty(t *testing.T) {
 func TestCheckUnknownDomain(t *testing.T) {
 	t.Parallel()
 	r, _, _ := whole(t)
-	if _, err := r.Check(t.Context(), CheckOptions{Domains: []string{"we"}}); !errors.Is(err, objstore.ErrNotFound) {
+	if _, err := check.Run(t.Context(), r, check.Options{Domains: []string{"we"}}); !errors.Is(err, objstore.ErrNotFound) {
 		t.Errorf("%v", err)
 	}
 }
@@ -135,7 +137,7 @@ func TestCheckFindsFlippedBits(t *testing.T) {
 			bad := bytes.Clone(data)
 			bad[at] ^= 1 << rnd.IntN(8)
 			put(t, r.Store, key, bad)
-			report, err := r.Check(t.Context(), CheckOptions{ReadData: true})
+			report, err := check.Run(t.Context(), r, check.Options{ReadData: true})
 			if err != nil || len(report.Findings) != 1 || report.Findings[0].Object != key || report.Findings[0].What == "" {
 				t.Fatalf("byte %d of %d of %s: %+v, %v", at, len(data), key, report.Findings, err)
 			}
@@ -143,12 +145,12 @@ func TestCheckFindsFlippedBits(t *testing.T) {
 		}
 		put(t, r.Store, key, data)
 	}
-	for _, kind := range []string{FindingConfig, FindingManifest, FindingMap, FindingPack, FindingBitmap, FindingFile, FindingIndex, FindingIntent, FindingLease} {
+	for _, kind := range []string{check.KindConfig, check.KindManifest, check.KindMap, check.KindPack, check.KindBitmap, check.KindFile, check.KindIndex, check.KindIntent, check.KindLease} {
 		if kinds[kind] < 11 {
 			t.Errorf("%d findings of kind %s", kinds[kind], kind)
 		}
 	}
-	if got := found(t, r, CheckOptions{ReadData: true}); len(got) != 0 {
+	if got := found(t, r, check.Options{ReadData: true}); len(got) != 0 {
 		t.Errorf("all is as it was: %q", got)
 	}
 }
@@ -158,8 +160,8 @@ func TestCheckFindsFlippedBits(t *testing.T) {
 func TestCheckWithoutReadingData(t *testing.T) {
 	t.Parallel()
 	r, full, delta := whole(t)
-	all := []string{ConfigKey, ManifestKey("web", "full"), keys(t, r.Store, "leases/")[0], keys(t, r.Store, "domains/web/intents/")[0]}
-	for _, m := range []*Manifest{full, delta} {
+	all := []string{chain.ConfigKey, chain.ManifestKey("web", "full"), keys(t, r.Store, "leases/")[0], keys(t, r.Store, "domains/web/intents/")[0]}
+	for _, m := range []*chain.Manifest{full, delta} {
 		all = append(all, archive.MapKey(m.Disks[0].Maps[0].Name), archive.BitmapKey(m.Disks[0].Witnesses[0].Object.Name))
 	}
 	for _, key := range slices.Compact(slices.Sorted(slices.Values(all))) {
@@ -172,7 +174,7 @@ func TestCheckWithoutReadingData(t *testing.T) {
 			bad := bytes.Clone(data)
 			bad[at] ^= 1 << (at / step % 8)
 			put(t, r.Store, key, bad)
-			if got := found(t, r, CheckOptions{}); !slices.Equal(got, []string{key}) {
+			if got := found(t, r, check.Options{}); !slices.Equal(got, []string{key}) {
 				t.Fatalf("byte %d of %s: %q", at, key, got)
 			}
 		}
@@ -181,7 +183,7 @@ func TestCheckWithoutReadingData(t *testing.T) {
 }
 
 // usedObjects returns the keys of all packs, maps and bitmaps that checkpoints use.
-func usedObjects(t *testing.T, r *Repository, ms ...*Manifest) []string {
+func usedObjects(t *testing.T, r *chain.Repository, ms ...*chain.Manifest) []string {
 	t.Helper()
 	var used []string
 	for _, m := range ms {
@@ -210,7 +212,7 @@ func TestCheckFindsMissingAndCut(t *testing.T) {
 	}
 	for _, key := range used {
 		data := get(t, r.Store, key)
-		for _, o := range []CheckOptions{{}, {ReadData: true}, {Domains: []string{"web"}}} {
+		for _, o := range []check.Options{{}, {ReadData: true}, {Domains: []string{"web"}}} {
 			if err := r.Store.Delete(t.Context(), key); err != nil {
 				t.Fatal(err)
 			}
@@ -248,9 +250,9 @@ func TestCheckSaysWhatIsAffected(t *testing.T) {
 	if len(entries) != 3 {
 		t.Fatalf("%+v", entries)
 	}
-	check := func(key string) Finding {
+	finding := func(key string) check.Finding {
 		t.Helper()
-		report, err := r.Check(t.Context(), CheckOptions{ReadData: true})
+		report, err := check.Run(t.Context(), r, check.Options{ReadData: true})
 		if err != nil || len(report.Findings) != 1 || report.Findings[0].Object != key {
 			t.Fatalf("%+v, %v", report, err)
 		}
@@ -267,12 +269,12 @@ func TestCheckSaysWhatIsAffected(t *testing.T) {
 
 	// The first chunk is part of both checkpoints.
 	key, undo := damage(entries[0])
-	f := check(key)
-	want := []Affected{
-		{Domain: "web", Checkpoint: "delta", Disk: "vda", Ranges: []Range{{0, 200 << 10}}, Bytes: 200 << 10},
-		{Domain: "web", Checkpoint: "full", Disk: "vda", Ranges: []Range{{0, 200 << 10}}, Bytes: 200 << 10},
+	f := finding(key)
+	want := []check.Affected{
+		{Domain: "web", Checkpoint: "delta", Disk: "vda", Ranges: []check.Range{{0, 200 << 10}}, Bytes: 200 << 10},
+		{Domain: "web", Checkpoint: "full", Disk: "vda", Ranges: []check.Range{{0, 200 << 10}}, Bytes: 200 << 10},
 	}
-	slices.SortFunc(f.Details, func(a, b Affected) int { return strings.Compare(a.Checkpoint, b.Checkpoint) })
+	slices.SortFunc(f.Details, func(a, b check.Affected) int { return strings.Compare(a.Checkpoint, b.Checkpoint) })
 	if !slices.EqualFunc(f.Details, want, equalAffected) || len(f.Affects) != 2 {
 		t.Errorf("first chunk: %+v", f)
 	}
@@ -280,8 +282,8 @@ func TestCheckSaysWhatIsAffected(t *testing.T) {
 
 	// The second one was overwritten by the delta.
 	key, undo = damage(entries[1])
-	f = check(key)
-	want = []Affected{{Domain: "web", Checkpoint: "full", Disk: "vda", Ranges: []Range{{1 << 20, 100 << 10}}, Bytes: 100 << 10}}
+	f = finding(key)
+	want = []check.Affected{{Domain: "web", Checkpoint: "full", Disk: "vda", Ranges: []check.Range{{1 << 20, 100 << 10}}, Bytes: 100 << 10}}
 	if !slices.EqualFunc(f.Details, want, equalAffected) {
 		t.Errorf("second chunk: %+v", f)
 	}
@@ -292,7 +294,7 @@ func TestCheckSaysWhatIsAffected(t *testing.T) {
 	bad := bytes.Clone(data)
 	bad[len(bad)-3] ^= 1
 	put(t, r.Store, key, bad)
-	if f = check(key); len(f.Details) != 0 || len(f.Affects) != 0 {
+	if f = finding(key); len(f.Details) != 0 || len(f.Affects) != 0 {
 		t.Errorf("table: %+v", f)
 	}
 	put(t, r.Store, key, data)
@@ -301,8 +303,8 @@ func TestCheckSaysWhatIsAffected(t *testing.T) {
 	key = archive.MapKey(delta.Disks[0].Maps[0].Name)
 	data = get(t, r.Store, key)
 	put(t, r.Store, key, nil)
-	f = check(key)
-	want = []Affected{{Domain: "web", Checkpoint: "delta", Disk: "vda", Ranges: []Range{{0, diskSize}}, Bytes: diskSize}}
+	f = finding(key)
+	want = []check.Affected{{Domain: "web", Checkpoint: "delta", Disk: "vda", Ranges: []check.Range{{0, diskSize}}, Bytes: diskSize}}
 	if !slices.EqualFunc(f.Details, want, equalAffected) {
 		t.Errorf("map: %+v", f)
 	}
@@ -312,22 +314,22 @@ func TestCheckSaysWhatIsAffected(t *testing.T) {
 	key = archive.FileKey(full.Files[0].Object.Name)
 	data = get(t, r.Store, key)
 	put(t, r.Store, key, nil)
-	f = check(key)
-	want = []Affected{{Domain: "web", Checkpoint: "delta", File: RoleDomainXML}, {Domain: "web", Checkpoint: "full", File: RoleDomainXML}}
-	slices.SortFunc(f.Details, func(a, b Affected) int { return strings.Compare(a.Checkpoint, b.Checkpoint) })
-	if !slices.EqualFunc(f.Details, want, equalAffected) || f.Kind != FindingFile {
+	f = finding(key)
+	want = []check.Affected{{Domain: "web", Checkpoint: "delta", File: chain.RoleDomainXML}, {Domain: "web", Checkpoint: "full", File: chain.RoleDomainXML}}
+	slices.SortFunc(f.Details, func(a, b check.Affected) int { return strings.Compare(a.Checkpoint, b.Checkpoint) })
+	if !slices.EqualFunc(f.Details, want, equalAffected) || f.Kind != check.KindFile {
 		t.Errorf("file: %+v", f)
 	}
 	put(t, r.Store, key, data)
 
-	key = ManifestKey("db", "one")
+	key = chain.ManifestKey("db", "one")
 	put(t, r.Store, key, nil)
-	if f = check(key); len(f.Affects) != 1 || f.Affects[0] != "checkpoint db/one" {
+	if f = finding(key); len(f.Affects) != 1 || f.Affects[0] != "checkpoint db/one" {
 		t.Errorf("manifest: %+v", f)
 	}
 }
 
-func equalAffected(a, b Affected) bool {
+func equalAffected(a, b check.Affected) bool {
 	return a.Domain == b.Domain && a.Checkpoint == b.Checkpoint && a.Disk == b.Disk && a.File == b.File && a.Bytes == b.Bytes && slices.Equal(a.Ranges, b.Ranges)
 }
 
@@ -360,12 +362,12 @@ func TestCheckMapsMatchPacks(t *testing.T) {
 			t.Logf("%s: the writer refuses it: %v", name, err)
 			continue
 		}
-		bad := r.sample("web", "bad")
+		bad := manifest("web", "bad", diskSize)
 		bad.Disks, bad.Files = slices.Clone(full.Disks), full.Files
 		bad.Disks[0].Maps = []archive.MapRef{ref}
 		bad.Disks[0].Bitmap, bad.Disks[0].Granularity = "", 0
 		commit(t, r, bad)
-		if got := found(t, r, CheckOptions{ReadData: true}); !slices.Equal(got, []string{archive.MapKey(ref.Name)}) {
+		if got := found(t, r, check.Options{ReadData: true}); !slices.Equal(got, []string{archive.MapKey(ref.Name)}) {
 			t.Errorf("%s: %q", name, got)
 		}
 	}
@@ -375,27 +377,27 @@ func TestCheckMapsMatchPacks(t *testing.T) {
 // maps and bitmaps that they name.
 func TestCheckManifestsMatchMaps(t *testing.T) {
 	t.Parallel()
-	for name, change := range map[string]func(d *Disk){
-		"another size":   func(d *Disk) { d.Size++ },
-		"no full map":    func(d *Disk) { d.Maps = d.Maps[:1] },
-		"wrong order":    func(d *Disk) { slices.Reverse(d.Maps) },
-		"other bitmap":   func(d *Disk) { d.Witnesses[0].DirtyBytes = 0 },
-		"bitmap's size":  func(d *Disk) { d.Witnesses[0].Size++ },
-		"bitmap's grain": func(d *Disk) { d.Witnesses[0].Granularity *= 2 },
-		"bitmap's name":  func(d *Disk) { d.Witnesses[0].Name += "0" },
-		"directory":      func(d *Disk) { d.Maps[0].DirDigest[3] ^= 8 },
-		"map's length":   func(d *Disk) { d.Maps[1].Length++ },
+	for name, change := range map[string]func(d *chain.Disk){
+		"another size":   func(d *chain.Disk) { d.Size++ },
+		"no full map":    func(d *chain.Disk) { d.Maps = d.Maps[:1] },
+		"wrong order":    func(d *chain.Disk) { slices.Reverse(d.Maps) },
+		"other bitmap":   func(d *chain.Disk) { d.Witnesses[0].DirtyBytes = 0 },
+		"bitmap's size":  func(d *chain.Disk) { d.Witnesses[0].Size++ },
+		"bitmap's grain": func(d *chain.Disk) { d.Witnesses[0].Granularity *= 2 },
+		"bitmap's name":  func(d *chain.Disk) { d.Witnesses[0].Name += "0" },
+		"directory":      func(d *chain.Disk) { d.Maps[0].DirDigest[3] ^= 8 },
+		"map's length":   func(d *chain.Disk) { d.Maps[1].Length++ },
 	} {
 		r, _, delta := whole(t)
 		m := *delta
-		m.Checkpoint, m.UUID = "bad", NewUUID()
+		m.Checkpoint, m.UUID = "bad", chain.NewUUID()
 		m.Disks = slices.Clone(m.Disks)
 		d := &m.Disks[0]
 		d.Maps, d.Witnesses = slices.Clone(d.Maps), slices.Clone(d.Witnesses)
 		d.Bitmap, d.Granularity = "", 0
 		change(d)
 		commit(t, r, &m)
-		report, err := r.Check(t.Context(), CheckOptions{})
+		report, err := check.Run(t.Context(), r, check.Options{})
 		if err != nil || len(report.Findings) == 0 {
 			t.Errorf("%s: %+v, %v", name, report, err)
 		}
@@ -417,7 +419,7 @@ func TestCheckOutage(t *testing.T) {
 			put(t, r.Store, key, bad)
 		}
 		counter := objstoretest.NewFaulty(t, r.Store)
-		want, err := r.with(counter).Check(t.Context(), CheckOptions{ReadData: true, Workers: 1})
+		want, err := check.Run(t.Context(), with(r, counter), check.Options{ReadData: true, Workers: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -427,7 +429,7 @@ func TestCheckOutage(t *testing.T) {
 		}
 		for i := range n {
 			s := objstoretest.NewFaulty(t, r.Store, objstoretest.Fault{After: i, Times: 1, Err: errOutage})
-			report, err := r.with(s).Check(t.Context(), CheckOptions{ReadData: true, Workers: 1})
+			report, err := check.Run(t.Context(), with(r, s), check.Options{ReadData: true, Workers: 1})
 			if !errors.Is(err, errOutage) || archive.IsDamage(err) {
 				t.Errorf("operation %d of %d fails: %v", i, n, err)
 			}
@@ -443,13 +445,13 @@ func TestCheckCancelled(t *testing.T) {
 	t.Parallel()
 	r, _, _ := whole(t)
 	counter := objstoretest.NewFaulty(t, r.Store)
-	if _, err := r.with(counter).Check(t.Context(), CheckOptions{ReadData: true}); err != nil {
+	if _, err := check.Run(t.Context(), with(r, counter), check.Options{ReadData: true}); err != nil {
 		t.Fatal(err)
 	}
 	for i := range counter.Count(objstoretest.Stat) {
 		ctx, cancel := context.WithCancel(t.Context())
 		s := &hooked{Store: r.Store, after: i, hook: cancel}
-		if report, err := r.with(s).Check(ctx, CheckOptions{ReadData: true, Workers: 1}); !errors.Is(err, context.Canceled) || len(report.Findings) != 0 {
+		if report, err := check.Run(ctx, with(r, s), check.Options{ReadData: true, Workers: 1}); !errors.Is(err, context.Canceled) || len(report.Findings) != 0 {
 			t.Errorf("cancelled at operation %d: %+v, %v", i, report, err)
 		}
 		cancel()
@@ -474,10 +476,14 @@ func (h *hooked) Stat(ctx context.Context, key string) (objstore.Info, error) {
 func TestCheckNewer(t *testing.T) {
 	t.Parallel()
 	r, _, _ := whole(t)
-	put(t, r.Store, ManifestKey("web", "newer"), reseal("{\n\"format\": \""+ManifestFormat+"\", \"version\": 7"))
-	report, err := r.Check(t.Context(), CheckOptions{})
-	var newer *NewerError
-	if !errors.As(err, &newer) || len(report.Findings) != 0 {
+	newer, err := chain.Seal(map[string]any{"format": chain.ManifestFormat, "version": 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, r.Store, chain.ManifestKey("web", "newer"), newer)
+	report, err := check.Run(t.Context(), r, check.Options{})
+	var tooNew *chain.NewerError
+	if !errors.As(err, &tooNew) || len(report.Findings) != 0 {
 		t.Errorf("%+v, %v", report, err)
 	}
 }
@@ -488,9 +494,9 @@ func TestCheckUnderWay(t *testing.T) {
 	r, _, _ := whole(t)
 	extra := backup(t, r, "web", "extra", diskSize, nil, piece{0, random(9, 1000)})
 	ids := keys(t, r.Store, "leases/")
-	gone := append(ids, ManifestKey("web", extra.Checkpoint), keys(t, r.Store, "domains/web/intents/")[0])
+	gone := append(ids, chain.ManifestKey("web", extra.Checkpoint), keys(t, r.Store, "domains/web/intents/")[0])
 	s := &vanishing{Store: r.Store, gone: gone}
-	if got := found(t, r.with(s), CheckOptions{ReadData: true}); len(got) != 0 {
+	if got := found(t, with(r, s), check.Options{ReadData: true}); len(got) != 0 {
 		t.Error(got)
 	}
 }

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// The part of a check that reads what the repository says about its data.
+
+func (c *check) checkConfig(ctx context.Context) error {
+	again, err := chain.Open(ctx, c.repo.Store)
+	switch {
+	case err == nil && again.Config.ID != c.repo.Config.ID:
+		err = archive.Damaged(chain.ConfigKey, errors.New("it is no longer the one that was opened"))
+	case errors.Is(err, chain.ErrNotRepository):
+		err = archive.Damaged(chain.ConfigKey, err)
+	}
+	return c.record(KindConfig, chain.ConfigKey, 0, err)
+}
+
+// readManifests proves the manifests and notes what they refer to.
+func (c *check) readManifests(ctx context.Context) error {
+	domains := c.o.Domains
+	if c.all() {
+		var err error
+		if domains, err = c.repo.Domains(ctx); err != nil {
+			return err
+		}
+	}
+	for _, domain := range domains {
+		names, err := c.repo.Checkpoints(ctx, domain)
+		if err != nil {
+			return err
+		}
+		if len(names) == 0 && !c.all() {
+			return fmt.Errorf("there is no domain %s in the repository: %w", domain, objstore.ErrNotFound)
+		}
+		err = each(ctx, c, "checkpoints of "+domain, names, one, func(ctx context.Context, name string) error {
+			m, err := c.repo.Manifest(ctx, domain, name)
+			if errors.Is(err, chain.ErrNoCheckpoint) {
+				return nil // forgotten since it was listed
+			}
+			if err == nil {
+				c.refer(m)
+			}
+			return c.record(KindManifest, chain.ManifestKey(domain, name), 0, err)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refer notes what a manifest refers to.
+func (c *check) refer(m *chain.Manifest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.report.Checkpoints++
+	disks := make(map[*chain.Disk]int32, len(m.Disks))
+	for i := range m.Disks {
+		d := &m.Disks[i]
+		disks[d] = c.addDisk(diskID{domain: m.Domain, checkpoint: m.Checkpoint, disk: d.Name, size: d.Size})
+	}
+	for ref := range m.References() {
+		by := usedBy{disk: disks[ref.Disk], newest: ref.Place.Newest, full: ref.Place.Full}
+		switch {
+		case ref.Map != nil:
+			addUse(c.maps, *ref.Map, by)
+		case ref.Bitmap != nil:
+			addUse(c.bitmaps, bitmapUse{ref.Object, ref.Bitmap.Header()}, by)
+		case ref.File != nil:
+			// What a file is for stands where a disk's name stands.
+			by.disk = c.addDisk(diskID{domain: m.Domain, checkpoint: m.Checkpoint, disk: ref.File.Role})
+			addUse(c.files, ref.File.FileRef, by)
+		}
+	}
+}
+
+func (c *check) addDisk(d diskID) int32 {
+	c.disks = append(c.disks, d)
+	return int32(len(c.disks) - 1)
+}
+
+func addUse[K comparable](uses map[K]*use, key K, by usedBy) {
+	u := uses[key]
+	if u == nil {
+		u = &use{}
+		uses[key] = u
+	}
+	u.by = append(u.by, by)
+}
+
+// checkMaps proves all maps, and gathers the packs that they name.
+func (c *check) checkMaps(ctx context.Context) error {
+	refs := slices.Collect(maps.Keys(c.maps))
+	return each(ctx, c, "maps", refs, one, func(ctx context.Context, ref archive.MapRef) error {
+		err := archive.VerifyMap(ctx, c.repo.Store, ref, true)
+		if err == nil {
+			err = c.gatherPacks(ctx, ref)
+		}
+		return c.record(KindMap, archive.MapKey(ref.Name), ref.Length, err)
+	})
+}
+
+func (c *check) gatherPacks(ctx context.Context, ref archive.MapRef) error {
+	m, err := archive.OpenMap(ctx, c.repo.Store, ref)
+	if err != nil {
+		return err
+	}
+	for _, by := range c.maps[ref].by {
+		d := c.disks[by.disk]
+		place := chain.MapPlace{Disk: d.disk, Size: d.size, Newest: by.newest, Full: by.full}
+		if err := place.Check(m); err != nil {
+			return archive.Damaged(archive.MapKey(ref.Name), fmt.Errorf("%s: %w", d, err))
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range m.Packs() {
+		c.packs[p] = false
+	}
+	return nil
+}
+
+// checkBitmaps proves all bitmaps.
+func (c *check) checkBitmaps(ctx context.Context) error {
+	uses := slices.Collect(maps.Keys(c.bitmaps))
+	return each(ctx, c, "bitmaps", uses, one, func(ctx context.Context, b bitmapUse) error {
+		_, err := archive.OpenBitmap(ctx, c.repo.Store, b.object, b.header)
+		return c.record(KindBitmap, archive.BitmapKey(b.object.Name), b.object.Length, err)
+	})
+}
+
+// checkFiles proves all files, and their content.
+func (c *check) checkFiles(ctx context.Context) error {
+	refs := slices.Collect(maps.Keys(c.files))
+	return each(ctx, c, "files", refs, one, func(ctx context.Context, f archive.FileRef) error {
+		return c.record(KindFile, archive.FileKey(f.Object.Name), f.Object.Length, archive.CopyFile(ctx, c.repo.Store, f, io.Discard))
+	})
+}
+
+func (c *check) checkIntents(ctx context.Context) error {
+	intents, unusable, err := c.repo.AllIntents(ctx)
+	if err != nil {
+		return err
+	}
+	for _, in := range intents {
+		if !c.wants(in.Domain) {
+			continue
+		}
+		c.note("a backup of domain %s on host %s (checkpoint %s, begun %v) has not finished: it is running, or the next one settles it",
+			in.Domain, in.Host.Name, in.Checkpoint, in.Created)
+		if err := c.record(KindIntent, in.Key(), 0, nil); err != nil {
+			return err
+		}
+	}
+	return c.recordUnusable(KindIntent, unusable)
+}
+
+func (c *check) checkLeases(ctx context.Context) error {
+	if !c.all() {
+		return nil
+	}
+	leases, unusable, err := c.repo.Leases(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range leases {
+		c.note("host %s has held a lease since %v (%s)", l.Host.Name, l.Started, l.Purpose)
+		if err := c.record(KindLease, l.Key(), 0, nil); err != nil {
+			return err
+		}
+	}
+	return c.recordUnusable(KindLease, unusable)
+}
+
+// recordUnusable records objects that are damaged or too new, as far as they
+// are of the domains that are checked.
+func (c *check) recordUnusable(kind string, errs []error) error {
+	for _, err := range errs {
+		key := objectOf(err)
+		if k := chain.ParseKey(key); k.Domain != "" && !c.wants(k.Domain) {
+			continue
+		}
+		if err := c.record(kind, key, 0, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// objectOf is the key of the object that is damaged or too new.
+func objectOf(err error) string {
+	var damage *archive.DamageError
+	var newer *chain.NewerError
+	switch {
+	case errors.As(err, &damage):
+		return damage.Object
+	case errors.As(err, &newer):
+		return newer.Object
+	}
+	return ""
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/imgbackup/imgbackup/archive"
+)
+
+// What a checkpoint needs: the objects that its manifest names, which are
+// [Manifest.References], and the packs that its maps name. Together they are
+// what [Repository.Needs] lists. Whoever checks, copies or keeps checkpoints
+// asks here, so that no kind of object is ever forgotten.
+
+// Reference is an object that a manifest names.
+type Reference struct {
+	Key    string
+	Object archive.Ref
+	Disk   *Disk // nil: of a file
+
+	// Exactly one of these is set.
+	Map    *archive.MapRef
+	Bitmap *BitmapRecord
+	File   *File
+
+	Place MapPlace // of a map
+}
+
+// References yields the objects that the manifest names: the maps and bitmaps of
+// each disk, disk by disk, and then the files. One that is named twice comes twice.
+func (m *Manifest) References() iter.Seq[Reference] {
+	return func(yield func(Reference) bool) {
+		for i := range m.Disks {
+			for ref := range m.Disks[i].references() {
+				if !yield(ref) {
+					return
+				}
+			}
+		}
+		for i := range m.Files {
+			f := &m.Files[i]
+			if !yield(Reference{Key: archive.FileKey(f.Object.Name), Object: f.Object, File: f}) {
+				return
+			}
+		}
+	}
+}
+
+func (d *Disk) references() iter.Seq[Reference] {
+	return func(yield func(Reference) bool) {
+		for i := range d.Maps {
+			m := &d.Maps[i]
+			if !yield(Reference{Key: archive.MapKey(m.Name), Object: m.Ref, Disk: d, Map: m, Place: d.place(i)}) {
+				return
+			}
+		}
+		for _, b := range d.Records() {
+			if !yield(Reference{Key: archive.BitmapKey(b.Object.Name), Object: b.Object, Disk: d, Bitmap: &b}) {
+				return
+			}
+		}
+	}
+}
+
+// MapPlace is where a manifest names a map, and so what map it must be.
+type MapPlace struct {
+	Disk   string
+	Size   int64 // the disk's virtual size, bytes
+	Newest bool  // the first of the disk's maps
+	Full   bool  // the last
+}
+
+// place is where the disk's i-th map stands.
+func (d *Disk) place(i int) MapPlace {
+	return MapPlace{Disk: d.Name, Size: d.Size, Newest: i == 0, Full: i == len(d.Maps)-1}
+}
+
+// Check returns what makes the map unfit for the place, or nil.
+func (p MapPlace) Check(m *archive.Map) error {
+	switch {
+	case m.Full() != p.Full:
+		return fmt.Errorf("it is needed as a full map: %v; it is one: %v", p.Full, m.Full())
+	case m.Disk() != p.Disk:
+		return fmt.Errorf("it is of disk %.80q, not of disk %s", m.Disk(), p.Disk)
+	case p.Newest && m.Size() != p.Size:
+		return fmt.Errorf("it is of a disk of %d bytes, disk %s has %d", m.Size(), p.Disk, p.Size)
+	}
+	return nil
+}
+
+// Object is an object that a checkpoint needs.
+type Object struct {
+	Key string
+	Ref archive.Ref
+}
+
+// Needs lists the objects that a checkpoint needs, each once: first the packs,
+// then what the manifest itself names, so that they can be stored in this order.
+// What is known is left out, and so are the packs of a map that is known; known
+// may be nil. A map that is missing or damaged is an [archive.DamageError]: then
+// what is needed can't be told.
+func (r *Repository) Needs(ctx context.Context, m *Manifest, known func(key string) bool) ([]Object, error) {
+	var packs, named []Object
+	var maps []archive.MapRef
+	seen := make(map[string]bool)
+	first := func(key string) bool {
+		if seen[key] || known != nil && known(key) {
+			return false
+		}
+		seen[key] = true
+		return true
+	}
+	for ref := range m.References() {
+		if !first(ref.Key) {
+			continue
+		}
+		named = append(named, Object{ref.Key, ref.Object})
+		if ref.Map != nil {
+			maps = append(maps, *ref.Map)
+		}
+	}
+	each, err := r.packsOf(ctx, maps)
+	if err != nil {
+		return nil, err
+	}
+	for _, pack := range slices.Concat(each...) {
+		if key := archive.PackKey(pack.Name); first(key) {
+			packs = append(packs, Object{key, pack})
+		}
+	}
+	return append(packs, named...), nil
+}
+
+// packsOf returns the packs that each of the maps names.
+func (r *Repository) packsOf(ctx context.Context, maps []archive.MapRef) ([][]archive.Ref, error) {
+	packs := make([][]archive.Ref, len(maps))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(mapReaders)
+	for i, ref := range maps {
+		g.Go(func() error {
+			m, err := archive.OpenMap(ctx, r.Store, ref)
+			if err != nil {
+				return err
+			}
+			packs[i] = m.Packs()
+			return nil
+		})
+	}
+	return packs, g.Wait()
+}
