@@ -138,14 +138,14 @@ func benchReplay(b *testing.B, full, deltas int64) {
 	}
 	see := seen{store}
 	size := full * GridSize
-	base, err := WriteMap(b.Context(), see, "vda", size, true, benchMap(full, GridSize, GridSize, packs))
+	base, err := WriteMap(b.Context(), see, MapOptions{Disk: "vda", Size: size, Full: true}, benchMap(full, GridSize, GridSize, packs))
 	if err != nil {
 		b.Fatal(err)
 	}
 	refs := []MapRef{base}
 	for i := range deltas {
 		step := int64(GridSize) * (3 + i)
-		d, err := WriteMap(b.Context(), see, "vda", size, false, benchMap(size/step, step, 65536, packs))
+		d, err := WriteMap(b.Context(), see, MapOptions{Disk: "vda", Size: size, Full: false}, benchMap(size/step, step, 65536, packs))
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -153,7 +153,7 @@ func benchReplay(b *testing.B, full, deltas int64) {
 	}
 	var maps []*Map
 	for _, r := range refs {
-		m, err := OpenMap(b.Context(), store, r)
+		m, err := OpenMap(b.Context(), store, r, 0)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -191,8 +191,9 @@ func BenchmarkReplay(b *testing.B) {
 
 func BenchmarkFrame(b *testing.B) {
 	for _, kind := range []string{"text", "random"} {
-		for _, level := range []Level{LevelFastest, LevelDefault, LevelBetter, LevelNone} {
-			b.Run(kind+"/"+level.String(), func(b *testing.B) {
+		for _, name := range []string{"fastest", "default", "better", "none"} {
+			level := must2(ParseLevel(name))(b)
+			b.Run(kind+"/"+name, func(b *testing.B) {
 				data := benchData(kind)[0]
 				enc, err := newEncoder(level, false)
 				if err != nil {

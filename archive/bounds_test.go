@@ -83,7 +83,7 @@ func TestBatchIsBounded(t *testing.T) {
 	disk := random(1, 24*GridSize)
 	ref, _ := fullBackup(t, store, disk)
 	var entries []Entry
-	for e, err := range must2(OpenMap(t.Context(), store, ref))(t).Entries(t.Context(), 0, int64(len(disk))) {
+	for e, err := range must2(OpenMap(t.Context(), store, ref, 0))(t).Entries(t.Context(), 0, int64(len(disk))) {
 		entries = append(entries, must(t, e, err))
 	}
 	gets := 0
@@ -118,7 +118,7 @@ func TestBatchErrors(t *testing.T) {
 	disk := random(1, 9*GridSize)
 	ref, _ := fullBackup(t, store, disk)
 	var entries []Entry
-	for e, err := range must2(OpenMap(t.Context(), store, ref))(t).Entries(t.Context(), 0, int64(len(disk))) {
+	for e, err := range must2(OpenMap(t.Context(), store, ref, 0))(t).Entries(t.Context(), 0, int64(len(disk))) {
 		entries = append(entries, must(t, e, err))
 	}
 	f := NewFetcher(store, FetcherOptions{})

@@ -32,7 +32,7 @@ func verifyAll(t *testing.T, store objstore.Store, refs []MapRef) error {
 	var errs []error
 	for _, r := range refs {
 		errs = append(errs, VerifyMap(t.Context(), store, r, true))
-		m, err := OpenMap(t.Context(), store, r)
+		m, err := OpenMap(t.Context(), store, r, 0)
 		if errs = append(errs, err); err != nil {
 			continue
 		}
@@ -149,7 +149,7 @@ func TestBatchSaysWhichEntries(t *testing.T) {
 	store := objstore.NewMem()
 	disk := random(1, 4*GridSize)
 	ref, _ := fullBackup(t, store, disk)
-	m := must2(OpenMap(t.Context(), store, ref))(t)
+	m := must2(OpenMap(t.Context(), store, ref, 0))(t)
 	var entries []Entry
 	for e, err := range m.Entries(t.Context(), 0, m.Size()) {
 		entries = append(entries, must(t, e, err))
@@ -226,11 +226,11 @@ func TestWrongReferences(t *testing.T) {
 	} {
 		r := refs[0]
 		change(&r)
-		if _, err := OpenMap(ctx, store, r); !IsDamage(err) {
+		if _, err := OpenMap(ctx, store, r, 0); !IsDamage(err) {
 			t.Errorf("%+v: %v", r, err)
 		}
 	}
-	m := must2(OpenMap(ctx, store, refs[1]))(t)
+	m := must2(OpenMap(ctx, store, refs[1], 0))(t)
 	var e Entry
 	for v, err := range m.Entries(ctx, 0, m.Size()) {
 		e = must(t, v, err)
@@ -265,17 +265,19 @@ func TestWrongReferences(t *testing.T) {
 	}
 }
 
-func TestDecodeFrame(t *testing.T) {
+func TestDecodeChunk(t *testing.T) {
 	t.Parallel()
 	enc := must2(newEncoder(LevelFastest, true))(t)
 	data := text(1, 5000)
 	frame := must2(enc.frame(nil, data))(t)
-	got, err := DecodeFrame(frame, nil, Sum(data))
+	dec := must2(newDecoder())(t)
+	defer dec.close()
+	got, err := dec.chunk(frame, nil, Sum(data))
 	if err != nil || !bytes.Equal(got, data) {
 		t.Fatalf("%v", err)
 	}
 	raw := appendRawFrame(nil, random(1, GridSize))
-	if _, err := DecodeFrame(raw, nil, Sum(random(1, GridSize))); err != nil {
+	if _, err := dec.chunk(raw, nil, Sum(random(1, GridSize))); err != nil {
 		t.Error(err)
 	}
 	for name, bad := range map[string][]byte{
@@ -287,11 +289,11 @@ func TestDecodeFrame(t *testing.T) {
 		"too long":     appendRawFrame(nil, make([]byte, GridSize+1)),
 		"far too long": appendRawFrame(nil, make([]byte, maxText+1)),
 	} {
-		if _, err := DecodeFrame(bad, nil, Sum(data)); err == nil {
+		if _, err := dec.chunk(bad, nil, Sum(data)); err == nil {
 			t.Errorf("%s is decoded", name)
 		}
 	}
-	if _, err := DecodeFrame(frame, nil, Digest{}); err == nil {
+	if _, err := dec.chunk(frame, nil, Digest{}); err == nil {
 		t.Error("a wrong digest is not seen")
 	}
 }

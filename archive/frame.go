@@ -158,18 +158,6 @@ func (d *decoder) chunk(frame, buf []byte, want Digest) ([]byte, error) {
 	return out, nil
 }
 
-// DecodeFrame decodes exactly one zstd frame of at most GridSize bytes of content,
-// with nothing after it, and proves the content by its digest. The result lies in
-// buf if that is large enough. For many frames use a [Fetcher].
-func DecodeFrame(frame, buf []byte, want Digest) ([]byte, error) {
-	d, err := newDecoder()
-	if err != nil {
-		return nil, err
-	}
-	defer d.close()
-	return d.chunk(frame, buf, want)
-}
-
 // encoder makes frames. It is for one goroutine at a time.
 type encoder struct {
 	z      *zstd.Encoder // nil: store

@@ -91,7 +91,7 @@ func FuzzMap(f *testing.F) {
 		if dir > 0 && dir <= int64(len(data)) {
 			ref.DirDigest = Sum(data[int64(len(data))-dir:])
 		}
-		return OpenMap(context.Background(), store, ref)
+		return OpenMap(context.Background(), store, ref, 0)
 	}
 	for _, data := range seeds(f, MapPrefix) {
 		i := bytes.LastIndex(data, []byte(dirMagic))

@@ -115,7 +115,7 @@ func fullBackup(t fatal, store objstore.Store, disk []byte) (MapRef, Stats) {
 func tryRestore(ctx context.Context, store objstore.Store, refs ...MapRef) ([]byte, error) {
 	var maps []*Map
 	for _, r := range refs {
-		m, err := OpenMap(ctx, store, r)
+		m, err := OpenMap(ctx, store, r, 0)
 		if err != nil {
 			return nil, err
 		}

@@ -41,21 +41,6 @@ func ParseLevel(s string) (Level, error) {
 	return 0, fmt.Errorf("unknown compression level %.40q (one of %s)", s, LevelNames)
 }
 
-// String returns the level's name.
-func (l Level) String() string {
-	switch l {
-	case LevelNone:
-		return "none"
-	case LevelDefault:
-		return "default"
-	case LevelBetter:
-		return "better"
-	case LevelBest:
-		return "best"
-	}
-	return "fastest"
-}
-
 func (l Level) encoderLevel() zstd.EncoderLevel {
 	switch l {
 	case LevelDefault:

@@ -216,21 +216,25 @@ func (b *mapBuilder) close() {
 	b.runs.out.Close()
 }
 
+// MapOptions say what [WriteMap] writes.
+type MapOptions struct {
+	Disk    string
+	Size    int64  // the disk's virtual size, bytes
+	Full    bool   // what the map leaves out is zero; else it is as in the parent
+	TempDir string // for a map too large for memory; "": os.TempDir
+}
+
 // WriteMap stores a map made of entries, which come in order and do not overlap:
 // a synthetic full is WriteMap of a [Replay]. In a full map zero entries are left
 // out. The map counts only after each pack that it names has been seen in the
-// store with its length. Maps too large for memory are spooled to os.TempDir.
-func WriteMap(ctx context.Context, store objstore.Store, disk string, size int64, full bool, entries iter.Seq2[Entry, error]) (MapRef, error) {
-	return writeMap(ctx, store, "", mapHead{disk: disk, size: size, full: full}, entries)
-}
-
-func writeMap(ctx context.Context, store objstore.Store, tempDir string, head mapHead, entries iter.Seq2[Entry, error]) (MapRef, error) {
+// store with its length.
+func WriteMap(ctx context.Context, store objstore.Store, o MapOptions, entries iter.Seq2[Entry, error]) (MapRef, error) {
 	enc, err := newEncoder(LevelFastest, false)
 	if err != nil {
 		return MapRef{}, err
 	}
 	defer enc.close()
-	b, err := newMapBuilder(head.disk, head.size, head.full, enc, tempDir)
+	b, err := newMapBuilder(o.Disk, o.Size, o.Full, enc, o.TempDir)
 	if err != nil {
 		return MapRef{}, err
 	}
@@ -250,14 +254,14 @@ func writeMap(ctx context.Context, store objstore.Store, tempDir string, head ma
 		}
 	}
 	if err := statPacks(ctx, store, packs.refs); err != nil {
-		return MapRef{}, fmt.Errorf("map of disk %s: %w", head.disk, err)
+		return MapRef{}, fmt.Errorf("map of disk %s: %w", o.Disk, err)
 	}
 	m, err := b.seal(len(packs.refs), slices.Values(packs.refs))
 	if err != nil {
 		return MapRef{}, err
 	}
 	if _, err := putObject(ctx, store, MapKey(m.ref.Name), m.ref.Name, m.body); err != nil {
-		return MapRef{}, fmt.Errorf("store the map of disk %s: %w", head.disk, err)
+		return MapRef{}, fmt.Errorf("store the map of disk %s: %w", o.Disk, err)
 	}
 	return m.ref, nil
 }

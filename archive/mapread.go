@@ -29,15 +29,10 @@ type Map struct {
 }
 
 // OpenMap fetches a map's directory and header, and proves both by ref. A map that
-// is missing or not what ref says is a [DamageError].
-func OpenMap(ctx context.Context, store objstore.Store, ref MapRef) (*Map, error) {
-	return OpenMapKept(ctx, store, ref, 0)
-}
-
-// OpenMapKept is OpenMap, of a map that is kept in memory if it has at most keep
-// bytes: it is fetched with one request, and never again. Any map of up to 512 KiB
-// is kept.
-func OpenMapKept(ctx context.Context, store objstore.Store, ref MapRef, keep int64) (*Map, error) {
+// is missing or not what ref says is a [DamageError]. A map of at most keep bytes,
+// and any of up to 512 KiB, is fetched with one request, kept in memory, and never
+// fetched again.
+func OpenMap(ctx context.Context, store objstore.Store, ref MapRef, keep int64) (*Map, error) {
 	m := &Map{store: store, ref: ref, key: MapKey(ref.Name)}
 	if ref.DirLength < skippableHead || ref.DirLength > maxDirLength || ref.Length > maxMapLength || ref.DirLength > ref.Length {
 		return nil, damagef(m.key, 0, 0, "a map of %d bytes with a directory of %d bytes can't be", ref.Length, ref.DirLength)

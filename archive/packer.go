@@ -94,9 +94,6 @@ func (p *packer) cell(c *cell) error {
 		m.local = nil
 		close(m.closed)
 	}
-	if p.w.o.Progress != nil {
-		p.w.o.Progress(Event{Disk: m.build.head.disk, Offset: c.off + c.length, Data: m.stats.Data, Stored: m.stats.Stored})
-	}
 	return nil
 }
 

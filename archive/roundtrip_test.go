@@ -183,7 +183,7 @@ func openAll(t fatal, store objstore.Store, refs []MapRef) []*Map {
 	t.Helper()
 	var maps []*Map
 	for _, r := range refs {
-		m, err := OpenMap(context.Background(), store, r)
+		m, err := OpenMap(context.Background(), store, r, 0)
 		maps = append(maps, must(t, m, err))
 	}
 	return maps
@@ -193,7 +193,7 @@ func synthetic(t fatal, store objstore.Store, refs []MapRef) MapRef {
 	t.Helper()
 	ctx := context.Background()
 	maps := openAll(t, store, refs)
-	ref, err := WriteMap(ctx, store, "vda", maps[0].Size(), true, Replay(ctx, maps, 0, maps[0].Size()))
+	ref, err := WriteMap(ctx, store, MapOptions{Disk: "vda", Size: maps[0].Size(), Full: true}, Replay(ctx, maps, 0, maps[0].Size()))
 	return must(t, ref, err)
 }
 
@@ -316,8 +316,8 @@ func TestSpooledMap(t *testing.T) {
 	want := func(i int) Entry {
 		return Entry{Offset: int64(i) * 4096, Length: 2048, Pack: refs[i%packs], FrameOffset: int64(i % 100), FrameLength: 100, Chunk: Sum(fmt.Append(nil, i))}
 	}
-	head := mapHead{disk: "vda", size: n * 4096}
-	ref, err := writeMap(t.Context(), store, dir, head, func(yield func(Entry, error) bool) {
+	o := MapOptions{Disk: "vda", Size: n * 4096, TempDir: dir}
+	ref, err := WriteMap(t.Context(), store, o, func(yield func(Entry, error) bool) {
 		for i := range n {
 			if !yield(want(i), nil) {
 				return
@@ -328,7 +328,7 @@ func TestSpooledMap(t *testing.T) {
 	if ref.Length < 2*spool.Memory {
 		t.Fatalf("the map has only %d bytes", ref.Length)
 	}
-	m := must2(OpenMap(t.Context(), store, ref))(t)
+	m := must2(OpenMap(t.Context(), store, ref, 0))(t)
 	i := 0
 	for e, err := range m.Entries(t.Context(), 0, m.Size()) {
 		if err != nil || e != want(i) {

@@ -34,7 +34,7 @@ func largeMaps(t *testing.T, store objstore.Store, count int) (refs []MapRef, si
 				}
 			}
 		})
-		r, err := WriteMap(t.Context(), store, "vda", size, i == count-1, entries)
+		r, err := WriteMap(t.Context(), store, MapOptions{Disk: "vda", Size: size, Full: i == count-1}, entries)
 		refs = append(refs, must(t, r, err))
 		if r.Length <= smallMap {
 			t.Fatalf("the map has only %d bytes", r.Length)
@@ -56,7 +56,7 @@ func TestLargeMapsAreNear(t *testing.T) {
 		maps = make([]*Map, len(refs))
 		for i, r := range refs {
 			go func() {
-				maps[i], _ = OpenMap(t.Context(), s, r)
+				maps[i], _ = OpenMap(t.Context(), s, r, 0)
 				opened <- struct{}{}
 			}()
 		}

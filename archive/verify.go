@@ -39,7 +39,7 @@ func VerifyMap(ctx context.Context, store objstore.Store, ref MapRef, deep bool)
 	if _, err := statObject(ctx, store, MapKey(ref.Name), ref.Length); err != nil {
 		return err
 	}
-	m, err := OpenMap(ctx, store, ref)
+	m, err := OpenMap(ctx, store, ref, 0)
 	if err != nil || !deep {
 		return err
 	}

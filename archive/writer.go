@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"os"
 	"runtime"
 	"sync"
@@ -18,19 +17,10 @@ import (
 // WriterOptions are the settings of a backup session; the zero value is good.
 type WriterOptions struct {
 	Level      Level
-	Workers    int         // goroutines that read, hash and compress; 0: two more than CPUs, at most 16
-	SkipVerify bool        // do not decode each frame again to compare it with the data
-	PackSize   int64       // target size of a pack, bytes, 64 KiB to 256 MiB; 0: 32 MiB
-	TempDir    string      // for maps and bitmaps too large for memory; "": os.TempDir
-	Progress   func(Event) // called often, from one goroutine at a time; must not block; may be nil
-}
-
-// Event is a step of progress on one disk.
-type Event struct {
-	Disk   string
-	Offset int64 // everything given before this guest offset is done
-	Data   int64 // guest bytes that were data so far
-	Stored int64 // bytes of new frames so far
+	Workers    int    // goroutines that read, hash and compress; 0: two more than CPUs, at most 16
+	SkipVerify bool   // do not decode each frame again to compare it with the data
+	PackSize   int64  // target size of a pack, bytes, 64 KiB to 256 MiB; 0: 32 MiB
+	TempDir    string // for maps and bitmaps too large for memory; "": os.TempDir
 }
 
 // DiskStats counts what one map holds; guest bytes unless said.
@@ -192,12 +182,6 @@ func (w *Writer) NewMap(disk string, size int64, full bool) *MapWriter {
 	w.maps = append(w.maps, m)
 	w.mu.Unlock()
 	return m
-}
-
-// WriteMap is the function WriteMap with this session's TempDir. It may be called
-// before and after Finish, and returns what is not part of Finish's maps.
-func (w *Writer) WriteMap(ctx context.Context, disk string, size int64, full bool, entries iter.Seq2[Entry, error]) (MapRef, error) {
-	return writeMap(ctx, w.store, w.o.TempDir, mapHead{disk: disk, size: size, full: full}, entries)
 }
 
 func (w *Writer) put(ctx context.Context, key string, name Digest, body objstore.Body) error {

@@ -51,7 +51,7 @@ func newLabIn(t *testing.T, images, scratch string) *lab {
 	store, err := objstore.CreateLocal(l.repoDir)
 	l.must(err)
 	t.Cleanup(func() { l.must(store.Close()) })
-	l.repo, err = chain.Init(t.Context(), store)
+	l.repo, err = chain.Init(t.Context(), store, chain.InitOptions{})
 	l.must(err)
 	return l
 }

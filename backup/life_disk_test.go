@@ -87,7 +87,7 @@ func newLife(t *testing.T, seed uint64, events []*event, count *tally) *life {
 		t.Cleanup(func() { local.Close() })
 		l.store = local
 	}
-	repo, err := chain.Init(context.Background(), l.store)
+	repo, err := chain.Init(context.Background(), l.store, chain.InitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

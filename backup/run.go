@@ -329,7 +329,7 @@ func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, arc
 		list := []archive.MapRef{maps[i]}
 		if p.Mode == Incremental {
 			list = append(list, p.baseDisk.Maps...)
-			if list, err = s.flatten(ctx, w, p, list); err != nil {
+			if list, err = s.flatten(ctx, p, list); err != nil {
 				return nil, none, &chain.DiskError{Disk: p.Disk, Err: err}
 			}
 		}
@@ -348,7 +348,7 @@ const maxReplay = 64
 
 // flatten replaces a long or heavy list of maps by one resolved full map,
 // which names the chunks that the list names. No data is copied.
-func (s *session) flatten(ctx context.Context, w *archive.Writer, p *DiskPlan, list []archive.MapRef) ([]archive.MapRef, error) {
+func (s *session) flatten(ctx context.Context, p *DiskPlan, list []archive.MapRef) ([]archive.MapRef, error) {
 	var deltas int64
 	for _, ref := range list[:len(list)-1] {
 		deltas += ref.Length
@@ -361,7 +361,7 @@ func (s *session) flatten(ctx context.Context, w *archive.Writer, p *DiskPlan, l
 	if err != nil {
 		return nil, err
 	}
-	ref, err := w.WriteMap(ctx, p.Disk, p.VirtualSize, true, archive.Replay(ctx, maps, 0, p.VirtualSize))
+	ref, err := archive.WriteMap(ctx, s.repo.Store, archive.MapOptions{Disk: p.Disk, Size: p.VirtualSize, Full: true, TempDir: s.req.TempDir}, archive.Replay(ctx, maps, 0, p.VirtualSize))
 	if err != nil {
 		return nil, err
 	}

@@ -180,7 +180,7 @@ func (s *session) judgeLine(ctx context.Context, d *disk, states chain.States, n
 // deltaRuns is what a state's delta covers: by definition all that differs
 // from the state it builds on. It is nil when the state was stored whole.
 func (s *session) deltaRuns(ctx context.Context, cd *chain.Disk) (bitmapstore.Runs, error) {
-	m, err := archive.OpenMap(ctx, s.repo.Store, cd.Maps[0])
+	m, err := archive.OpenMap(ctx, s.repo.Store, cd.Maps[0], 0)
 	if err != nil || m.Full() {
 		return nil, err
 	}

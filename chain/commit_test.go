@@ -158,7 +158,7 @@ func TestCommitOnLocal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := Init(t.Context(), s)
+	r, err := Init(t.Context(), s, InitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -63,7 +63,7 @@ func (c lateCase) run(t *testing.T, server *s3test.Server, config objstore.S3Con
 		}
 		return objstore.Retry(s, objstore.RetryOptions{FirstDelay: time.Millisecond})
 	}
-	plain, err := Init(t.Context(), open(config, true))
+	plain, err := Init(t.Context(), open(config, true), InitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

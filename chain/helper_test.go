@@ -13,7 +13,7 @@ import (
 
 func newRepository(t *testing.T) *Repository {
 	t.Helper()
-	r, err := Init(t.Context(), objstore.NewMem())
+	r, err := Init(t.Context(), objstore.NewMem(), InitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -178,7 +178,7 @@ func ReplayMaps(ctx context.Context, r *Repository, d *Disk) ([]*archive.Map, er
 	g.SetLimit(mapReaders)
 	for i, ref := range d.Maps {
 		g.Go(func() (err error) {
-			if maps[i], err = archive.OpenMapKept(ctx, r.Store, ref, keep); err != nil {
+			if maps[i], err = archive.OpenMap(ctx, r.Store, ref, keep); err != nil {
 				return err
 			}
 			if err := d.place(i).Check(maps[i]); err != nil {

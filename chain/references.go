@@ -144,7 +144,7 @@ func (r *Repository) packsOf(ctx context.Context, maps []archive.MapRef) ([][]ar
 	g.SetLimit(mapReaders)
 	for i, ref := range maps {
 		g.Go(func() error {
-			m, err := archive.OpenMap(ctx, r.Store, ref)
+			m, err := archive.OpenMap(ctx, r.Store, ref, 0)
 			if err != nil {
 				return err
 			}

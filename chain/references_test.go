@@ -81,7 +81,7 @@ func TestNeeds(t *testing.T) {
 		t.Errorf("twice, or no packs: %q", keys)
 	}
 	for _, mp := range m.Disks[0].Maps {
-		opened, err := archive.OpenMap(t.Context(), h.Repo.Store, mp)
+		opened, err := archive.OpenMap(t.Context(), h.Repo.Store, mp, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -55,12 +55,7 @@ type InitOptions struct {
 // Init makes a new repository in an empty store, which is tried first where its
 // abilities can't be known (an objstore.Prober). Where there is a repository
 // already, or anything else, the error wraps objstore.ErrExists.
-func Init(ctx context.Context, store objstore.Store) (*Repository, error) {
-	return InitWith(ctx, store, InitOptions{})
-}
-
-// InitWith is Init with options.
-func InitWith(ctx context.Context, store objstore.Store, o InitOptions) (*Repository, error) {
+func Init(ctx context.Context, store objstore.Store, o InitOptions) (*Repository, error) {
 	for info, err := range store.List(ctx, "") {
 		if err != nil {
 			return nil, fmt.Errorf("look whether there is a repository already: %w", err)

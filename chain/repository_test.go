@@ -23,7 +23,7 @@ func TestInitAndOpen(t *testing.T) {
 	if _, err := Open(t.Context(), s); !errors.Is(err, ErrNotRepository) || !strings.Contains(err.Error(), "imgbackup init") {
 		t.Errorf("open of an empty store: %v", err)
 	}
-	r, err := Init(t.Context(), s)
+	r, err := Init(t.Context(), s, InitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,12 +34,12 @@ func TestInitAndOpen(t *testing.T) {
 	if !reflect.DeepEqual(got.Config, r.Config) || validUUID(got.Config.ID) != nil || got.Config.ChunkSize != 1<<20 {
 		t.Errorf("opened %+v, made %+v", got.Config, r.Config)
 	}
-	if _, err := Init(t.Context(), s); !errors.Is(err, objstore.ErrExists) || !strings.Contains(err.Error(), "already") {
+	if _, err := Init(t.Context(), s, InitOptions{}); !errors.Is(err, objstore.ErrExists) || !strings.Contains(err.Error(), "already") {
 		t.Errorf("second init: %v", err)
 	}
 	foreign := objstore.NewMem()
 	put(t, foreign, "somebody/else", nil)
-	if _, err := Init(t.Context(), foreign); !errors.Is(err, objstore.ErrExists) || !strings.Contains(err.Error(), "somebody/else") {
+	if _, err := Init(t.Context(), foreign, InitOptions{}); !errors.Is(err, objstore.ErrExists) || !strings.Contains(err.Error(), "somebody/else") {
 		t.Errorf("init over foreign objects: %v", err)
 	}
 	if _, err := Open(t.Context(), foreign); !errors.Is(err, ErrNotRepository) {
@@ -54,7 +54,7 @@ func TestInitOutage(t *testing.T) {
 		"put":  {Op: objstoretest.Put, Err: errOutage},
 	} {
 		s := objstore.NewMem()
-		if _, err := Init(t.Context(), objstoretest.NewFaulty(t, s, fault)); !errors.Is(err, errOutage) {
+		if _, err := Init(t.Context(), objstoretest.NewFaulty(t, s, fault), InitOptions{}); !errors.Is(err, errOutage) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if _, err := Open(t.Context(), s); !errors.Is(err, ErrNotRepository) {
@@ -62,7 +62,7 @@ func TestInitOutage(t *testing.T) {
 		}
 	}
 	s := objstoretest.NewFaulty(t, objstore.NewMem(), objstoretest.Fault{Op: objstoretest.Put, Times: 1, Lost: true, Err: errOutage})
-	if _, err := Init(t.Context(), s); err != nil {
+	if _, err := Init(t.Context(), s, InitOptions{}); err != nil {
 		t.Errorf("a lost answer: %v", err)
 	}
 	s = objstoretest.NewFaulty(t, newRepository(t).Store, objstoretest.Fault{Op: objstoretest.Get, Err: errOutage})
@@ -77,7 +77,7 @@ func TestInitRace(t *testing.T) {
 	var wg sync.WaitGroup
 	errs := make([]error, 8)
 	for i := range errs {
-		wg.Go(func() { _, errs[i] = Init(t.Context(), s) })
+		wg.Go(func() { _, errs[i] = Init(t.Context(), s, InitOptions{}) })
 	}
 	wg.Wait()
 	made := 0
@@ -273,7 +273,7 @@ func TestTree(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", got.String(), want)
 	}
 	n := tree.Find(d.UUID)
-	if n == nil || n.Manifest != d || len(n.Line()) != 2 || n.Line()[1] != a {
+	if n == nil || n.Manifest != d || n.Parent == nil || n.Parent.Manifest != a {
 		t.Errorf("found %+v", n)
 	}
 	if tree.Find("none") != nil {

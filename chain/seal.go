@@ -56,20 +56,6 @@ func Seal(v any) ([]byte, error) {
 
 func sealLine(sum archive.Digest) string { return sealBegin + sum.String() + sealEnd }
 
-// Unseal proves data by its last line and decodes it into v, strictly: unknown
-// and repeated fields are refused, but for what is inside of "info". An error
-// is an [archive.DamageError] that names key.
-func Unseal(data []byte, key string, v any) error {
-	plain, err := unsealed(data)
-	if err == nil {
-		err = decodeStrict(plain, v)
-	}
-	if err != nil {
-		return archive.Damaged(key, err)
-	}
-	return nil
-}
-
 // unsealed proves data and returns the JSON without the digest.
 func unsealed(data []byte) ([]byte, error) {
 	at := len(data) - sealLength

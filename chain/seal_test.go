@@ -46,7 +46,7 @@ func TestSealRoundTrip(t *testing.T) {
 			t.Fatal(err)
 		}
 		var out sealed
-		if err := Unseal(data, "key", &out); err != nil {
+		if err := unseal(data, "key", &out); err != nil {
 			t.Fatal(err)
 		}
 		if in.Name != out.Name || in.Count != out.Count || len(in.List) != len(out.List) || len(in.List) > 0 && !reflect.DeepEqual(in.List, out.List) {
@@ -96,6 +96,18 @@ func TestFlipEveryBit(t *testing.T) {
 	}
 }
 
+// unseal proves and decodes an object of any format.
+func unseal(data []byte, key string, v any) error {
+	plain, err := unsealed(data)
+	if err == nil {
+		err = decodeStrict(plain, v)
+	}
+	if err != nil {
+		return archive.Damaged(key, err)
+	}
+	return nil
+}
+
 // reseal seals a text that Seal would not write.
 func reseal(body string) []byte {
 	body += ",\n"
@@ -106,10 +118,10 @@ func TestUnsealIsStrict(t *testing.T) {
 	t.Parallel()
 	good := "{\n\"name\": \"x\""
 	var out sealed
-	if err := Unseal(reseal(good), "key", &out); err != nil || out.Name != "x" {
+	if err := unseal(reseal(good), "key", &out); err != nil || out.Name != "x" {
 		t.Fatalf("%+v, %v", out, err)
 	}
-	if err := Unseal(reseal(good+`, "info": {"Free": {"b":1}, "a": [2]}`), "key", &out); err != nil {
+	if err := unseal(reseal(good+`, "info": {"Free": {"b":1}, "a": [2]}`), "key", &out); err != nil {
 		t.Errorf("free info: %v", err)
 	}
 	for name, body := range map[string]string{
@@ -130,7 +142,7 @@ func TestUnsealIsStrict(t *testing.T) {
 		"empty":                    "",
 	} {
 		var out sealed
-		err := Unseal(reseal(body), "some/key", &out)
+		err := unseal(reseal(body), "some/key", &out)
 		if !archive.IsDamage(err) || !strings.Contains(err.Error(), "some/key") {
 			t.Errorf("%s: %v, want damage of some/key", name, err)
 		}
@@ -202,20 +214,20 @@ func normal(m *Manifest) *Manifest {
 
 func FuzzUnseal(f *testing.F) {
 	seed, err := Seal(sealed{Name: "a", List: []string{"b"}})
-	if err != nil || Unseal(seed, "key", &sealed{}) != nil {
+	if err != nil || unseal(seed, "key", &sealed{}) != nil {
 		f.Fatal("the seed is not valid")
 	}
 	f.Add(seed)
 	f.Add([]byte(nil))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var v sealed
-		if err := Unseal(data, "key", &v); err != nil {
+		if err := unseal(data, "key", &v); err != nil {
 			if !archive.IsDamage(err) {
 				t.Fatalf("%v is not damage", err)
 			}
 			return
 		}
-		if again, err := Seal(v); err != nil || Unseal(again, "key", &v) != nil {
+		if again, err := Seal(v); err != nil || unseal(again, "key", &v) != nil {
 			t.Fatalf("what was read can't be stored: %v", err)
 		}
 	})

@@ -22,7 +22,7 @@ func initS3(t *testing.T, c objstore.S3Config, o chain.InitOptions) (*chain.Repo
 	}
 	t.Cleanup(func() { s.Close() })
 	store := objstore.Retry(s, objstore.RetryOptions{})
-	r, err := chain.InitWith(t.Context(), store, o)
+	r, err := chain.Init(t.Context(), store, o)
 	return r, store, err
 }
 
@@ -90,7 +90,7 @@ func TestInitS3(t *testing.T) {
 func TestInitUnfit(t *testing.T) {
 	t.Parallel()
 	unfit := errors.New("unfit")
-	_, err := chain.InitWith(t.Context(), unfitStore{objstore.NewMem(), unfit}, chain.InitOptions{SingleWriter: true})
+	_, err := chain.Init(t.Context(), unfitStore{objstore.NewMem(), unfit}, chain.InitOptions{SingleWriter: true})
 	if !errors.Is(err, unfit) {
 		t.Errorf("init: %v", err)
 	}

@@ -111,12 +111,3 @@ func (t *Tree) Find(uuid string) *Node {
 	})
 	return found
 }
-
-// Line returns n and its ancestors, newest first.
-func (n *Node) Line() []*Manifest {
-	var line []*Manifest
-	for ; n != nil; n = n.Parent {
-		line = append(line, n.Manifest)
-	}
-	return line
-}

@@ -26,7 +26,7 @@ type testRepo struct {
 func newTestRepo(t rapid.TB) *testRepo {
 	t.Helper()
 	store := objstore.NewMem()
-	repo, err := chain.Init(context.Background(), store)
+	repo, err := chain.Init(context.Background(), store, chain.InitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

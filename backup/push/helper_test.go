@@ -30,7 +30,7 @@ type lab struct {
 
 func newLab(t *testing.T) *lab {
 	t.Helper()
-	repo, err := chain.Init(t.Context(), objstore.NewMem())
+	repo, err := chain.Init(t.Context(), objstore.NewMem(), chain.InitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -69,7 +69,7 @@ func (c *Counting) Of(prefix string) (n int) {
 // NewHistory makes an empty repository in memory.
 func NewHistory(t testing.TB) *History {
 	store := &Counting{Store: objstore.NewMem(), gets: make(map[string]int)}
-	repo, err := chain.Init(context.Background(), store)
+	repo, err := chain.Init(context.Background(), store, chain.InitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

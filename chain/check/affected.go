@@ -100,7 +100,7 @@ func (c *check) findAffectedByPacks(ctx context.Context, byKey map[string]*Findi
 		if c.damagedKey(archive.MapKey(ref.Name)) {
 			continue
 		}
-		m, err := archive.OpenMap(ctx, c.repo.Store, ref)
+		m, err := archive.OpenMap(ctx, c.repo.Store, ref, 0)
 		if err != nil {
 			return err
 		}

@@ -189,7 +189,7 @@ func usedObjects(t *testing.T, r *chain.Repository, ms ...*chain.Manifest) []str
 	for _, m := range ms {
 		for _, ref := range m.Disks[0].Maps {
 			used = append(used, archive.MapKey(ref.Name))
-			mp, err := archive.OpenMap(t.Context(), r.Store, ref)
+			mp, err := archive.OpenMap(t.Context(), r.Store, ref, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -236,7 +236,7 @@ func TestCheckFindsMissingAndCut(t *testing.T) {
 func TestCheckSaysWhatIsAffected(t *testing.T) {
 	t.Parallel()
 	r, full, delta := whole(t)
-	m, err := archive.OpenMap(t.Context(), r.Store, full.Disks[0].Maps[0])
+	m, err := archive.OpenMap(t.Context(), r.Store, full.Disks[0].Maps[0], 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,11 +344,11 @@ func TestCheckMapsMatchPacks(t *testing.T) {
 		"beyond the pack": func(e *archive.Entry) { e.FrameOffset += 50 },
 	} {
 		r, full, _ := whole(t)
-		m, err := archive.OpenMap(t.Context(), r.Store, full.Disks[0].Maps[0])
+		m, err := archive.OpenMap(t.Context(), r.Store, full.Disks[0].Maps[0], 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		ref, err := archive.WriteMap(t.Context(), r.Store, "vda", diskSize, true, func(yield func(archive.Entry, error) bool) {
+		ref, err := archive.WriteMap(t.Context(), r.Store, archive.MapOptions{Disk: "vda", Size: diskSize, Full: true}, func(yield func(archive.Entry, error) bool) {
 			for e, err := range m.Entries(t.Context(), 0, m.Size()) {
 				if e.Offset == 1<<20 {
 					change(&e)

@@ -156,7 +156,7 @@ func (c *check) checkReferences(ctx context.Context) error {
 }
 
 func (c *check) checkReferencesOf(ctx context.Context, ref archive.MapRef, tables *packTables) error {
-	m, err := archive.OpenMap(ctx, c.repo.Store, ref)
+	m, err := archive.OpenMap(ctx, c.repo.Store, ref, 0)
 	if err != nil {
 		return err
 	}

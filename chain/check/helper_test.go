@@ -20,7 +20,7 @@ var errOutage = errors.New("outage")
 
 func newRepository(t *testing.T) *chain.Repository {
 	t.Helper()
-	r, err := chain.Init(t.Context(), objstore.NewMem())
+	r, err := chain.Init(t.Context(), objstore.NewMem(), chain.InitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

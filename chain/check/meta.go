@@ -114,7 +114,7 @@ func (c *check) checkMaps(ctx context.Context) error {
 }
 
 func (c *check) gatherPacks(ctx context.Context, ref archive.MapRef) error {
-	m, err := archive.OpenMap(ctx, c.repo.Store, ref)
+	m, err := archive.OpenMap(ctx, c.repo.Store, ref, 0)
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,7 @@ import (
 // newRepo makes a repository in a store.
 func newRepo(t *testing.T, store objstore.Store) *chain.Repository {
 	t.Helper()
-	repo, err := chain.Init(t.Context(), store)
+	repo, err := chain.Init(t.Context(), store, chain.InitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

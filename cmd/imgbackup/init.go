@@ -26,7 +26,7 @@ S3 store is tried first: it must be able to create an object only if there is no
 			if err != nil {
 				return err
 			}
-			repo, err := chain.InitWith(cmd.Context(), store, o)
+			repo, err := chain.Init(cmd.Context(), store, o)
 			if err != nil {
 				return err
 			}

@@ -158,7 +158,7 @@ func (a *app) pushRepo(ctx context.Context, req backup.Request) (*chain.Reposito
 	if incremental || req.Checkpoint != "" {
 		return a.openRepo(ctx)
 	}
-	return chain.Init(ctx, objstore.NewMem())
+	return chain.Init(ctx, objstore.NewMem(), chain.InitOptions{})
 }
 
 func (a *app) printPushPlan(plan *backup.Plan, targets []push.Target) error {

@@ -26,7 +26,7 @@ func longChain(t *testing.T, depth int) (store objstore.Store, content []byte) {
 	t.Helper()
 	ctx := t.Context()
 	store = objstore.NewMem()
-	repo, err := chain.Init(ctx, store)
+	repo, err := chain.Init(ctx, store, chain.InitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

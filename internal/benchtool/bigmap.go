@@ -70,7 +70,7 @@ func bigMap(what, dir string) error {
 		}
 		var maps []*archive.Map
 		for _, ref := range refs {
-			m, err := archive.OpenMap(ctx, store, ref)
+			m, err := archive.OpenMap(ctx, store, ref, 0)
 			if err != nil {
 				return err
 			}
@@ -114,7 +114,7 @@ func writeBig(ctx context.Context, store objstore.Store, generation, step int64)
 			}
 		}
 	}
-	return archive.WriteMap(ctx, claimsPacks{store}, "vda", bigSize, step == 1, iter.Seq2[archive.Entry, error](entries))
+	return archive.WriteMap(ctx, claimsPacks{store}, archive.MapOptions{Disk: "vda", Size: bigSize, Full: step == 1}, iter.Seq2[archive.Entry, error](entries))
 }
 
 // claimsPacks says that every pack is there.
