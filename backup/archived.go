@@ -124,7 +124,7 @@ func (a *archived) compare(ctx context.Context, c *qcow2.Image, run bitmapstore.
 		}
 		for off := e.Offset; off < e.End(); {
 			now := buf[:min(int64(len(buf)), e.End()-off)]
-			if err := readFull(ctx, c, now, off); err != nil {
+			if err := c.ReadAt(ctx, now, off); err != nil {
 				return false, false, err
 			}
 			if e.Zero && !zero.Is(now) || !e.Zero && !bytes.Equal(now, then[off-e.Offset:][:len(now)]) {

@@ -212,7 +212,7 @@ func measure(ctx context.Context, d *disk, p *DiskPlan) error {
 		what = p.dirty
 	}
 	var err error
-	data := dataRuns(ctx, d.image)
+	data := d.image.Data(ctx)
 	if p.ReadBytes, err = bitmapstore.Intersect(what, data).Bytes(); err != nil {
 		return err
 	}
@@ -221,46 +221,6 @@ func measure(ctx context.Context, d *disk, p *DiskPlan) error {
 		p.DirtyBytes, err = p.dirty.Bytes()
 	}
 	return err
-}
-
-// dataRuns is where the chain's extents hold data, read from the images' own
-// tables each time.
-func dataRuns(ctx context.Context, c *qcow2.Image) bitmapstore.Runs {
-	return extentRuns(ctx, c, func(k qcow2.Kind) bool { return k == qcow2.Data || k == qcow2.Compressed })
-}
-
-// emptyRuns is where the chain reads as zeros without holding any data.
-func emptyRuns(ctx context.Context, c *qcow2.Image) bitmapstore.Runs {
-	return extentRuns(ctx, c, func(k qcow2.Kind) bool { return k == qcow2.Hole || k == qcow2.Zero })
-}
-
-func extentRuns(ctx context.Context, c *qcow2.Image, keep func(qcow2.Kind) bool) bitmapstore.Runs {
-	return func(yield func(bitmapstore.Run, error) bool) {
-		var run bitmapstore.Run
-		for e, err := range c.Extents(0, c.Size()) {
-			if err == nil {
-				err = ctx.Err()
-			}
-			if err != nil {
-				yield(bitmapstore.Run{}, err)
-				return
-			}
-			if !keep(e.Kind) {
-				continue
-			}
-			if run.End == e.Offset && run.End > run.Start {
-				run.End += e.Length
-				continue
-			}
-			if run.End > run.Start && !yield(run, nil) {
-				return
-			}
-			run = bitmapstore.Run{Start: e.Offset, End: e.Offset + e.Length}
-		}
-		if run.End > run.Start {
-			yield(run, nil)
-		}
-	}
 }
 
 // statesOf returns the recorded states of a disk, newest first.

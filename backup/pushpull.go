@@ -202,7 +202,7 @@ func (s *session) checkpointOnly(ctx context.Context, plan *Plan) (*chain.Manife
 // shows later that the bitmap lies.
 func recordHeld(ctx context.Context, d *disk, w *archive.Writer, rec *chain.Disk) (*chain.BitmapRecord, error) {
 	const sector = 512
-	data := dataRuns(ctx, d.image).Round(sector, rec.Size)
+	data := d.image.Data(ctx).Round(sector, rec.Size)
 	bytes, err := data.Bytes()
 	if err != nil {
 		return nil, err

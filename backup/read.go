@@ -97,7 +97,7 @@ func (s *session) readPieces(ctx context.Context, d *disk, runs []bitmapstore.Ru
 	for _, r := range runs {
 		part := buf[:r.Len():r.Len()]
 		buf = buf[r.Len():]
-		if err := readFull(ctx, d.image, part, r.Start); err != nil {
+		if err := d.image.ReadAt(ctx, part, r.Start); err != nil {
 			return nil, err
 		}
 		s.count(d, r.Len())
@@ -109,7 +109,7 @@ func (s *session) readPieces(ctx context.Context, d *disk, runs []bitmapstore.Ru
 // readByContent reads everything and archives what differs from base, in
 // pieces of [archive.DiffSize].
 func (s *session) readByContent(ctx context.Context, d *disk, p *DiskPlan, base *archived, m *archive.MapWriter) error {
-	data := dataRuns(ctx, d.image)
+	data := d.image.Data(ctx)
 	then := base.runs(ctx, p.VirtualSize, func(e archive.Entry) bool { return !e.Zero })
 	// Cells that hold nothing now and held nothing then need no look; every
 	// other is compared as a whole.
@@ -161,7 +161,7 @@ func (c *comparedCell) produce(ctx context.Context, buf []byte) ([]archive.Piece
 	now := buf[:c.end-c.start]
 	clear(now)
 	for _, r := range c.runs {
-		if err := readFull(ctx, c.disk.image, now[r.Start-c.start:r.End-c.start], r.Start); err != nil {
+		if err := c.disk.image.ReadAt(ctx, now[r.Start-c.start:r.End-c.start], r.Start); err != nil {
 			return nil, err
 		}
 		c.s.count(c.disk, r.Len())

@@ -26,7 +26,7 @@ func (w *witness) askRegrown(ctx context.Context, archived *archived, clean bitm
 		return nil, nil // what newer layers hold counts as dirty anyway
 	}
 	cluster := active.Header.ClusterSize()
-	last, err := lastOf(bitmapstore.Intersect(clean, dataRuns(ctx, w.d.image)), regrownBytes/archive.GridSize)
+	last, err := lastOf(bitmapstore.Intersect(clean, w.d.image.Data(ctx)), regrownBytes/archive.GridSize)
 	if err != nil {
 		return nil, err
 	}

@@ -4,9 +4,7 @@ package backup
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"time"
 
@@ -248,7 +246,7 @@ func (w *witness) askOlderBitmaps(ctx context.Context) (*objection, error) {
 }
 
 // collectDirty unites all that may have changed since the state.
-func (w *witness) collectDirty(context.Context) (*objection, error) {
+func (w *witness) collectDirty(ctx context.Context) (*objection, error) {
 	c := w.d.image
 	size := c.Size()
 	sets := []bitmapstore.Runs{
@@ -258,7 +256,7 @@ func (w *witness) collectDirty(context.Context) (*objection, error) {
 	// A bitmap in a newer layer may have been made after the layer's first
 	// write: only what the layer holds counts.
 	for i := 0; i < w.layer; i++ {
-		sets = append(sets, c.Allocated(i))
+		sets = append(sets, c.Allocated(ctx, i))
 	}
 	w.dirty = bitmapstore.Union(sets...).Clip(size)
 	return nil, nil
@@ -341,17 +339,4 @@ func (w *witness) readsAsArchived(ctx context.Context, runs bitmapstore.Runs) (b
 // been proven.
 func (s *session) recordedBitmap(ctx context.Context, rec *chain.BitmapRecord) (bitmapstore.Runs, error) {
 	return archive.OpenBitmap(ctx, s.repo.Store, rec.Object, rec.Header())
-}
-
-var errShort = errors.New("the image ended early")
-
-func readFull(ctx context.Context, c *qcow2.Image, p []byte, off int64) error {
-	n, err := c.ReadAtContext(ctx, p, off)
-	if n == len(p) {
-		return nil
-	}
-	if err == nil || errors.Is(err, io.EOF) {
-		err = errShort
-	}
-	return err
 }

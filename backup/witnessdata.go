@@ -36,7 +36,7 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 		return nil, err
 	}
 	wasData := archived.runs(ctx, size, func(e archive.Entry) bool { return !e.Zero })
-	vanished := bitmapstore.Intersect(bitmapstore.Intersect(clean, wasData), emptyRuns(ctx, w.d.image))
+	vanished := bitmapstore.Intersect(bitmapstore.Intersect(clean, wasData), w.d.image.Empty(ctx))
 	for run, err := range vanished {
 		if err != nil {
 			return nil, err
@@ -58,7 +58,7 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 		return o, err
 	}
 
-	isData := bitmapstore.Intersect(clean, dataRuns(ctx, w.d.image))
+	isData := bitmapstore.Intersect(clean, w.d.image.Data(ctx))
 	random := rand.New(rand.NewPCG(w.s.seed, w.s.seed))
 	for _, set := range []bitmapstore.Runs{
 		bitmapstore.Subtract(isData, wasData),
@@ -97,7 +97,7 @@ func (w *witness) askHeldData(ctx context.Context) (*objection, error) {
 		return nil, err
 	}
 	clean := bitmapstore.Subtract(beyond(0, w.d.image.Size()), w.dirty)
-	for run, err := range bitmapstore.Intersect(bitmapstore.Intersect(clean, held), emptyRuns(ctx, w.d.image)) {
+	for run, err := range bitmapstore.Intersect(bitmapstore.Intersect(clean, held), w.d.image.Empty(ctx)) {
 		if err != nil {
 			return nil, err
 		}

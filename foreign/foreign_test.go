@@ -69,7 +69,7 @@ func TestImage(t *testing.T) {
 		t.Errorf("extents of %d bytes, %d of data", end, data)
 	}
 	p := make([]byte, 100<<10)
-	if _, err := c.ReadAt(p, 1<<20-4096); err != nil {
+	if err := c.ReadAt(t.Context(), p, 1<<20-4096); err != nil {
 		t.Fatal(err)
 	}
 	want := append(make([]byte, 4096), bytes.Repeat([]byte{7}, 64<<10)...)

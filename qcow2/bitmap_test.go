@@ -286,7 +286,7 @@ func TestBitmapHostile(t *testing.T) {
 			c := bmOpen(t, path)
 			l := c.Layers[0]
 			data := make([]byte, 65536)
-			if _, err := c.ReadAt(data, 131072); err != nil || !bytes.Equal(data, bytes.Repeat([]byte{7}, len(data))) {
+			if err := c.ReadAt(t.Context(), data, 131072); err != nil || !bytes.Equal(data, bytes.Repeat([]byte{7}, len(data))) {
 				t.Fatalf("the guest's data: %v", err)
 			}
 			if (l.BitmapsErr != nil) != h.err {

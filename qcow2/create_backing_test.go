@@ -121,7 +121,7 @@ func TestCreatorOverBacking(t *testing.T) {
 		}
 		defer func() { _ = chain.Close() }()
 		got := make([]byte, size)
-		if _, err := chain.ReadAt(got, 0); err != nil || string(got) != string(model) {
+		if err := chain.ReadAt(t.Context(), got, 0); err != nil || string(got) != string(model) {
 			t.Fatalf("our own reader reads something else (%v)", err)
 		}
 	})

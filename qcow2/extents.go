@@ -3,6 +3,7 @@
 package qcow2
 
 import (
+	"context"
 	"fmt"
 	"iter"
 
@@ -84,7 +85,7 @@ func (c *Image) extents(layer int, start, end int64, descend bool) iter.Seq2[Ext
 
 // Allocated is the set of bytes that are allocated in a layer itself, as data
 // or as zeros; of a raw layer all of it.
-func (c *Image) Allocated(layer int) bitmapstore.Runs {
+func (c *Image) Allocated(ctx context.Context, layer int) bitmapstore.Runs {
 	if layer < 0 || layer >= len(c.Layers) {
 		return bitmapstore.Fail(fmt.Errorf("the backing chain of %s has no layer %d", c.Layers[0].Path, layer))
 	}
@@ -92,33 +93,30 @@ func (c *Image) Allocated(layer int) bitmapstore.Runs {
 	if l.Header == nil {
 		return bitmapstore.Of(bitmapstore.Run{Start: 0, End: l.Size})
 	}
-	return func(yield func(bitmapstore.Run, error) bool) {
-		var run bitmapstore.Run
-		for e, err := range c.LayerExtents(layer, 0, l.Size) {
-			if err != nil {
-				if run.Len() == 0 || yield(run, nil) {
-					yield(bitmapstore.Run{}, err)
-				}
+	return runsOf(ctx, c.LayerExtents(layer, 0, l.Size), func(k Kind) bool { return k != Hole })
+}
+
+// Data is where the disk's extents hold data, in whichever layer. The images' own tables are read anew each time.
+func (c *Image) Data(ctx context.Context) bitmapstore.Runs {
+	return runsOf(ctx, c.Extents(0, c.Size()), func(k Kind) bool { return k == Data || k == Compressed })
+}
+
+// Empty is where the disk reads as zeros without holding any data: what Data leaves out.
+func (c *Image) Empty(ctx context.Context) bitmapstore.Runs {
+	return runsOf(ctx, c.Extents(0, c.Size()), func(k Kind) bool { return k == Hole || k == Zero })
+}
+
+func runsOf(ctx context.Context, extents iter.Seq2[Extent, error], keep func(Kind) bool) bitmapstore.Runs {
+	return bitmapstore.Join(func(yield func(bitmapstore.Run, error) bool) {
+		for e, err := range extents {
+			if err == nil {
+				err = ctx.Err()
+			}
+			if (err != nil || keep(e.Kind)) && !yield(bitmapstore.Run{Start: e.Offset, End: e.Offset + e.Length}, err) {
 				return
 			}
-			if e.Kind == Hole {
-				continue
-			}
-			if run.Len() > 0 && run.End != e.Offset {
-				if !yield(run, nil) {
-					return
-				}
-				run = bitmapstore.Run{}
-			}
-			if run.Len() == 0 {
-				run.Start = e.Offset
-			}
-			run.End = e.Offset + e.Length
 		}
-		if run.Len() > 0 {
-			yield(run, nil)
-		}
-	}
+	})
 }
 
 // walker turns the mappings of layers into extents.

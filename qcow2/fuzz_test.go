@@ -5,7 +5,6 @@ package qcow2
 import (
 	"bytes"
 	"errors"
-	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -178,14 +177,14 @@ func fuzzRead(t *testing.T, path string) {
 		if n > 500 {
 			continue
 		}
-		got, err := c.ReadAt(p[:min(e.Length, int64(len(p)))], e.Offset)
-		if err != nil && err != io.EOF {
+		got := p[:min(e.Length, int64(len(p)))]
+		if err := c.ReadAt(t.Context(), got, e.Offset); err != nil {
 			if !declared(err) {
 				t.Fatal(err)
 			}
 			continue
 		}
-		if (e.Kind == Zero || e.Kind == Hole) && !allZero(p[:got]) {
+		if (e.Kind == Zero || e.Kind == Hole) && !allZero(got) {
 			t.Fatalf("%+v holds data", e)
 		}
 	}

@@ -16,31 +16,16 @@ const (
 	maxCompressedGap = 4 << 10
 )
 
-// ReadAt reads guest data of the active layer, as [io.ReaderAt] says. What is
-// allocated nowhere reads as zeros. It fails with a [*DamageError] where an
-// image's metadata is wrong, or says that data lies beyond the end of a file.
-func (c *Image) ReadAt(p []byte, off int64) (int, error) {
-	return c.ReadAtContext(context.Background(), p, off)
-}
-
-// ReadAtContext is ReadAt, but gives up when ctx ends while it waits for
-// [OpenOptions.ReadLimit].
-func (c *Image) ReadAtContext(ctx context.Context, p []byte, off int64) (int, error) {
-	size := c.Size()
-	if off < 0 {
-		return 0, fmt.Errorf("%s: read at negative offset %d", c.Layers[0].Path, off)
+// ReadAt fills p with guest data of the active layer. What is allocated nowhere reads as zeros; bytes beyond the end
+// of the disk are an error that is [io.ErrUnexpectedEOF]. It fails with a [*DamageError] where an image's metadata is
+// wrong, or says that data lies beyond the end of a file. It gives up when ctx ends while it waits for
+// [OpenOptions.ReadLimit], or for another program that reads the image.
+func (c *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if size := c.Size(); off < 0 || int64(len(p)) > size-off {
+		return fmt.Errorf("%s: %d bytes at %d are not all within the disk, which has %d: %w",
+			c.Layers[0].Path, len(p), off, size, io.ErrUnexpectedEOF)
 	}
-	if off >= size {
-		return 0, io.EOF
-	}
-	var eof error
-	if int64(len(p)) > size-off {
-		p, eof = p[:size-off], io.EOF
-	}
-	if err := c.readLayer(ctx, 0, p, off); err != nil {
-		return 0, err
-	}
-	return len(p), eof
+	return c.readLayer(ctx, 0, p, off)
 }
 
 // readLayer fills p with what a layer and those below it hold at off. Beyond

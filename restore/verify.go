@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"os"
 	"sync"
@@ -23,7 +22,8 @@ import (
 
 // written is a disk as it reads from its target.
 type written interface {
-	io.ReaderAt
+	// ReadAt fills p with the bytes at off, or fails.
+	ReadAt(ctx context.Context, p []byte, off int64) error
 	// mayHold yields the ranges of [start, end) that may hold anything but
 	// zeros, in ascending order.
 	mayHold(start, end int64) iter.Seq2[[2]int64, error]
@@ -105,7 +105,7 @@ func (v *verifier) run(ctx context.Context) error {
 		if e.Zero {
 			return v.zeros(gctx, e.Offset, e.End())
 		}
-		g.Go(func() error { return v.digest(e) })
+		g.Go(func() error { return v.digest(gctx, e) })
 		if v.pending() < windowEntries {
 			return nil
 		}
@@ -132,8 +132,11 @@ func (v *verifier) wrong(start, end int64, what string) error {
 	return &VerifyError{Disk: v.disk, Path: v.out.Path, Start: start, End: end, What: what}
 }
 
-func (v *verifier) read(p []byte, off int64) error {
-	if n, err := v.w.ReadAt(p, off); n < len(p) {
+func (v *verifier) read(ctx context.Context, p []byte, off int64) error {
+	if err := v.w.ReadAt(ctx, p, off); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		return v.wrong(off, off+int64(len(p)), fmt.Sprintf("it cannot be read: %v", err))
 	}
 	return nil
@@ -152,7 +155,7 @@ func (v *verifier) zeros(ctx context.Context, start, end int64) error {
 				return err
 			}
 			p := (*buf)[:min(int64(len(*buf)), r[1]-pos)]
-			if err := v.read(p, pos); err != nil {
+			if err := v.read(ctx, p, pos); err != nil {
 				return err
 			}
 			if !zero.Is(p) {
@@ -168,12 +171,12 @@ func (v *verifier) zeros(ctx context.Context, start, end int64) error {
 }
 
 // digest proves an entry that is a whole chunk; others are left for compare.
-func (v *verifier) digest(e archive.Entry) error {
+func (v *verifier) digest(ctx context.Context, e archive.Entry) error {
 	if e.ChunkOffset == 0 {
 		buf := v.pool.Get().(*[]byte)
 		defer v.pool.Put(buf)
 		p := (*buf)[:e.Length]
-		if err := v.read(p, e.Offset); err != nil {
+		if err := v.read(ctx, p, e.Offset); err != nil {
 			return err
 		}
 		if archive.Sum(p) == e.Chunk {
@@ -198,7 +201,7 @@ func (v *verifier) compare(ctx context.Context) error {
 		defer v.pool.Put(buf)
 		p := (*buf)[:len(data)]
 		e := &entries[i]
-		if err := v.read(p, e.Offset); err != nil {
+		if err := v.read(ctx, p, e.Offset); err != nil {
 			return err
 		}
 		if !bytes.Equal(p, data) {
@@ -211,6 +214,14 @@ func (v *verifier) compare(ctx context.Context) error {
 
 // rawTarget is a raw file or a device.
 type rawTarget struct{ *os.File }
+
+func (r rawTarget) ReadAt(_ context.Context, p []byte, off int64) error {
+	n, err := r.File.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	return err
+}
 
 func (r rawTarget) mayHold(start, end int64) iter.Seq2[[2]int64, error] {
 	return func(yield func([2]int64, error) bool) {

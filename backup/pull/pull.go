@@ -15,9 +15,7 @@ package pull
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"math/rand/v2"
 	"strings"
@@ -116,7 +114,7 @@ func newOffer(ctx context.Context, s backup.Source, n Names, tempDir string) (Of
 	o := Offer{Source: s, Changed: s.Plan.VirtualSize}
 	o.Export = nbd.Export{
 		Name: n.Export, Description: "disk " + n.Target, Size: s.Chain.Size(), ReadOnly: true,
-		Device: device{s.Chain}, Contexts: []nbd.Context{allocation(s.Chain)}, BlockSize: blockSize(s.Chain),
+		Device: s.Chain, Contexts: []nbd.Context{allocation(s.Chain)}, BlockSize: blockSize(s.Chain),
 	}
 	if s.Plan.Mode != backup.Incremental {
 		return o, nil
@@ -149,18 +147,6 @@ func (all Offers) Close() {
 			all[i].changes.Close()
 		}
 	}
-}
-
-// device reads a chain.
-type device struct{ c *qcow2.Image }
-
-// ReadAt is as [nbd.Device] wants it.
-func (d device) ReadAt(ctx context.Context, p []byte, off int64) error {
-	n, err := d.c.ReadAtContext(ctx, p, off)
-	if n == len(p) && errors.Is(err, io.EOF) {
-		return nil
-	}
-	return err
 }
 
 // allocation is base:allocation of a chain.

@@ -4,9 +4,6 @@ package push
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io"
 	"iter"
 
 	"golang.org/x/sync/errgroup"
@@ -174,10 +171,7 @@ func (j *job) zeros(ctx context.Context, src backup.Source, p piece) error {
 
 func (j *job) copyChunk(ctx context.Context, src backup.Source, c chunk, buf []byte) error {
 	buf = buf[:c.end-c.start]
-	if n, err := src.Chain.ReadAtContext(ctx, buf, c.start); n < len(buf) {
-		if err == nil || errors.Is(err, io.EOF) {
-			err = fmt.Errorf("the disk ends at %d: %w", c.start+int64(n), io.ErrUnexpectedEOF)
-		}
+	if err := src.Chain.ReadAt(ctx, buf, c.start); err != nil {
 		return err
 	}
 	for _, r := range c.runs {
