@@ -200,7 +200,7 @@ func TestShutdown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := ListenUnix(dir + "/s")
+	l, err := ListenUnix(t.Context(), dir+"/s")
 	if err != nil {
 		t.Fatal(err)
 	}

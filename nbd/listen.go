@@ -3,6 +3,9 @@
 package nbd
 
 import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,9 +13,12 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // ErrSocketInUse says that a living server listens on a socket.
@@ -39,23 +45,24 @@ func (l *unixListener) Close() error {
 // ListenUnix listens on a socket that only its owner may connect to, from the
 // moment it is there (mode 0600). A socket that a dead server has left is replaced;
 // one of a living server is [ErrSocketInUse]; anything else at the path is refused.
-// The socket is removed when the listener is closed.
-func ListenUnix(path string) (net.Listener, error) {
-	l, err := listenUnix(path)
+// The socket is removed when the listener is closed. ctx ends the waiting for another
+// server that just starts, and not the listener.
+func ListenUnix(ctx context.Context, path string) (net.Listener, error) {
+	l, err := listenUnix(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	return l, nil
 }
 
-func listenUnix(path string) (_ net.Listener, err error) {
+func listenUnix(ctx context.Context, path string) (_ net.Listener, err error) {
 	dir, err := os.OpenFile(filepath.Dir(path), os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = dir.Close() }()
 	// Of two servers that start at the same time, the second sees the first.
-	if err := lockFolder(dir); err != nil {
+	if err := lockFolder(ctx, dir); err != nil {
 		return nil, fmt.Errorf("lock its folder: %w", err)
 	}
 	if err := checkStale(path); err != nil {
@@ -63,17 +70,16 @@ func listenUnix(path string) (_ net.Listener, err error) {
 	}
 	// The socket is made where nobody else can reach it, and appears under its name
 	// with its final mode. The detour over /proc keeps its path short, too.
-	private, err := os.MkdirTemp(filepath.Dir(path), ".imgbackup-socket-")
+	_ = sys.Sweep(dir, func(name string, folder bool) bool { return folder && strings.HasPrefix(name, privatePrefix) })
+	in, private, err := sys.MkdirLocked(dir, privateName, 0o700)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = os.Remove(private) }()
-	in, err := os.OpenFile(private, os.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = in.Close() }()
-	first := filepath.Join(private, "s")
+	defer func() {
+		_ = sys.RemoveLocked(dir, private)
+		_ = in.Close()
+	}()
+	first := filepath.Join(in.Name(), "s")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: fmt.Sprintf("/proc/self/fd/%d/s", in.Fd()), Net: "unix"})
 	if err != nil {
 		return nil, err
@@ -85,27 +91,35 @@ func listenUnix(path string) (_ net.Listener, err error) {
 		err = os.Rename(first, path)
 	}
 	if err != nil {
-		_ = os.Remove(first)
 		_ = l.Close()
 		return nil, err
 	}
 	return &unixListener{UnixListener: l, path: path, dev: st.Dev, ino: st.Ino}, nil
 }
 
-// lockFolder waits some seconds for whoever has locked the folder: a server that
+// Private folders are called .imgbackup-socket-<16 hex digits>.
+const privatePrefix = ".imgbackup-socket-"
+
+func privateName() string {
+	var r [8]byte
+	_, _ = rand.Read(r[:]) // never fails
+	return privatePrefix + hex.EncodeToString(r[:])
+}
+
+// lockWait bounds how long whoever has locked the folder is waited for: a server that
 // starts needs no longer than a moment.
-func lockFolder(dir *os.File) error {
-	deadline := time.Now().Add(5 * time.Second)
-	for {
-		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		switch {
-		case !errors.Is(err, unix.EWOULDBLOCK):
-			return err
-		case time.Now().After(deadline):
-			return fmt.Errorf("another program keeps the folder %s locked (flock); name a socket in another: %w", dir.Name(), err)
-		}
-		time.Sleep(5 * time.Millisecond)
+const lockWait = 5 * time.Second
+
+// lockFolder locks a folder, where its file system has locks.
+func lockFolder(ctx context.Context, dir *os.File) error {
+	err := sys.Lock(ctx, dir, lockWait)
+	switch {
+	case errors.Is(err, sys.ErrNoLocks):
+		return nil
+	case errors.Is(err, sys.ErrLocked):
+		return fmt.Errorf("another program keeps the folder %s locked (flock); name a socket in another: %w", dir.Name(), err)
 	}
+	return err
 }
 
 // checkStale returns nil when there is nothing at path, or a socket on which

@@ -30,19 +30,19 @@ func TestListenUnix(t *testing.T) {
 			t.Fatal(err)
 		}
 		path := filepath.Join(dir, "s")
-		first, err := ListenUnix(path)
+		first, err := ListenUnix(t.Context(), path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if fi, err := os.Stat(path); err != nil || fi.Mode() != os.ModeSocket|0o600 {
 			t.Fatalf("the socket: %v, %v", fi.Mode(), err)
 		}
-		if _, err := ListenUnix(path); !errors.Is(err, ErrSocketInUse) {
+		if _, err := ListenUnix(t.Context(), path); !errors.Is(err, ErrSocketInUse) {
 			t.Errorf("a second server: %v", err)
 		}
 		// A server that died leaves its socket.
 		first.(*unixListener).UnixListener.Close()
-		second, err := ListenUnix(path)
+		second, err := ListenUnix(t.Context(), path)
 		if err != nil {
 			t.Fatalf("after a dead server: %v", err)
 		}
@@ -58,7 +58,7 @@ func TestListenUnix(t *testing.T) {
 		if err := os.WriteFile(path, []byte("mine"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := ListenUnix(path); err == nil || errors.Is(err, ErrSocketInUse) {
+		if _, err := ListenUnix(t.Context(), path); err == nil || errors.Is(err, ErrSocketInUse) {
 			t.Errorf("on a file: %v", err)
 		}
 		if b, err := os.ReadFile(path); err != nil || string(b) != "mine" {

@@ -161,7 +161,7 @@ func serveIn(t *testing.T, o ServerOptions) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := ListenUnix(w.socket)
+	l, err := ListenUnix(t.Context(), w.socket)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,76 +7,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
-// The few system calls that the local store is made of. They work relative to
-// an open folder and never follow a symbolic link, so that nothing that lies
-// in a repository can lead out of it.
-
-// restart calls f again as long as a signal interrupts it.
-func restart(f func() error) error {
-	for {
-		if err := f(); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
-
-// openAt opens name in the folder dir. path is what errors and the file call it.
-func openAt(dir *os.File, name, path string, flags int, perm uint32) (*os.File, error) {
-	var fd int
-	err := restart(func() (err error) {
-		fd, err = unix.Openat(int(dir.Fd()), name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, perm)
-		return err
-	})
-	runtime.KeepAlive(dir)
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
-	}
-	return os.NewFile(uintptr(fd), path), nil
-}
-
-// statAt describes name in the folder dir; a symbolic link as the link it is.
-func statAt(dir *os.File, name, path string) (unix.Stat_t, error) {
-	var st unix.Stat_t
-	err := restart(func() error {
-		return unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
-	})
-	runtime.KeepAlive(dir)
-	if err != nil {
-		return st, &fs.PathError{Op: "stat", Path: path, Err: err}
-	}
-	return st, nil
-}
-
-func unlinkAt(dir *os.File, name, path string) error {
-	err := restart(func() error { return unix.Unlinkat(int(dir.Fd()), name, 0) })
-	runtime.KeepAlive(dir)
-	if err != nil {
-		return &fs.PathError{Op: "remove", Path: path, Err: err}
-	}
-	return nil
-}
-
-// tryFlock takes an exclusive lock on f. held is false when another has it.
-// Where the file system has no such locks, supported is false.
-func tryFlock(f *os.File) (held, supported bool, err error) {
-	err = restart(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
-	switch {
-	case err == nil:
-		return true, true, nil
-	case errors.Is(err, unix.EWOULDBLOCK):
-		return false, true, nil
-	case errors.Is(err, unix.ENOLCK), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL):
-		return false, false, nil
-	}
-	return false, true, &fs.PathError{Op: "lock", Path: f.Name(), Err: err}
-}
+// The local store works relative to open folders and never follows a symbolic
+// link, so that nothing that lies in a repository can lead out of it.
 
 // notThere says whether err is the file system's word that a name does not
 // exist, as opposed to any failure to find out.
@@ -129,19 +69,17 @@ func splitKey(key string) (dir, name string) {
 
 // openFolder opens the folder dir of the repository, "" being its root.
 func (l *Local) openFolder(dir string) (*os.File, error) {
-	at, err := openAt(l.root, ".", l.dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	at, err := sys.OpenAt(l.root, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, l.absent(err)
 	}
 	if dir == "" {
 		return at, nil
 	}
-	path := l.dir
 	for part := range strings.SplitSeq(dir, "/") {
-		path = filepath.Join(path, part)
-		next, err := openAt(at, part, path, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		next, err := sys.OpenAt(at, part, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-			err = notFolder(at, part, path, err)
+			err = notFolder(at, part, err)
 		}
 		_ = at.Close() // opened for reading only
 		if err != nil {
@@ -154,8 +92,9 @@ func (l *Local) openFolder(dir string) (*os.File, error) {
 
 // notFolder tells a file where a folder was looked for, below which there can
 // be no object, from a symbolic link, behind which there might be one.
-func notFolder(at *os.File, part, path string, err error) error {
-	st, serr := statAt(at, part, path)
+func notFolder(at *os.File, part string, err error) error {
+	path := filepath.Join(at.Name(), part)
+	st, serr := sys.StatAt(at, part)
 	if serr != nil {
 		return serr
 	}
@@ -182,9 +121,9 @@ func (l *Local) absent(err error) error {
 	if !notThere(err) {
 		return err
 	}
-	var st unix.Stat_t
-	if serr := restart(func() error { return unix.Fstat(int(l.root.Fd()), &st) }); serr != nil {
-		return &fs.PathError{Op: "stat", Path: l.dir, Err: serr}
+	st, serr := sys.Stat(l.root)
+	if serr != nil {
+		return serr
 	}
 	if st.Nlink == 0 {
 		return &fs.PathError{Op: "open", Path: l.dir, Err: errRemoved}

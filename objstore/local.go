@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // repositoryMarker is the object that every repository has. A folder that has
@@ -39,6 +41,8 @@ type Local struct {
 	dir  string   // absolute; for messages
 	root *os.File // every path is resolved from here
 
+	folders *sys.FolderSyncer
+
 	mu     sync.Mutex          // guards temps and synced
 	temps  *os.File            // the folder tmp/; nil before the first Put
 	synced map[string]struct{} // folders that this store knows to be durable
@@ -50,13 +54,15 @@ var _ Store = (*Local)(nil)
 
 // OpenLocal opens the folder dir as a store, for reading and writing. Where
 // there is no such folder the error is ErrNotFound.
-func OpenLocal(dir string) (*Local, error) {
+func OpenLocal(dir string) (*Local, error) { return openLocal(dir, new(sys.FolderSyncer)) }
+
+func openLocal(dir string, folders *sys.FolderSyncer) (*Local, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", dir, err)
 	}
 	var fd int
-	err = restart(func() (err error) {
+	err = sys.Restart(func() (err error) {
 		fd, err = unix.Open(abs, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		return err
 	})
@@ -71,6 +77,7 @@ func OpenLocal(dir string) (*Local, error) {
 	return &Local{
 		dir:     abs,
 		root:    os.NewFile(uintptr(fd), abs),
+		folders: folders,
 		synced:  make(map[string]struct{}),
 		buffers: sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }},
 	}, nil
@@ -78,12 +85,14 @@ func OpenLocal(dir string) (*Local, error) {
 
 // CreateLocal makes the folder dir, its missing parents too, durably, and
 // opens it. A folder that is there already has to be empty, or a repository.
-func CreateLocal(dir string) (*Local, error) {
+func CreateLocal(dir string) (*Local, error) { return createLocal(dir, new(sys.FolderSyncer)) }
+
+func createLocal(dir string, folders *sys.FolderSyncer) (*Local, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("create repository %s: %w", dir, err)
 	}
-	if err := mkdirAllSynced(abs); err != nil {
+	if err := mkdirAllSynced(folders, abs); err != nil {
 		return nil, fmt.Errorf("create repository: %w", explain(err))
 	}
 	entries, err := os.ReadDir(abs)
@@ -94,7 +103,7 @@ func CreateLocal(dir string) (*Local, error) {
 	for _, e := range entries {
 		switch e.Name() {
 		case repositoryMarker:
-			return OpenLocal(dir)
+			return openLocal(dir, folders)
 		case tempDir, lostFound:
 		default:
 			foreign = e.Name()
@@ -103,12 +112,12 @@ func CreateLocal(dir string) (*Local, error) {
 	if foreign != "" {
 		return nil, fmt.Errorf("create repository: %s is not empty (it holds %q) and is not a repository: choose an empty or a new folder", dir, foreign)
 	}
-	return OpenLocal(dir)
+	return openLocal(dir, folders)
 }
 
 // mkdirAllSynced makes path and its missing parents, each durable before the
 // next one.
-func mkdirAllSynced(path string) error {
+func mkdirAllSynced(folders *sys.FolderSyncer, path string) error {
 	info, err := os.Stat(path)
 	switch {
 	case err == nil && info.IsDir():
@@ -122,17 +131,13 @@ func mkdirAllSynced(path string) error {
 	if parent == path {
 		return err
 	}
-	if err := mkdirAllSynced(parent); err != nil {
+	if err := mkdirAllSynced(folders, parent); err != nil {
 		return err
 	}
 	if err := os.Mkdir(path, dirMode); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	f, err := os.Open(parent)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return folders.SyncPath(parent)
 }
 
 // Dir returns the absolute path of the store's folder.
@@ -173,7 +178,7 @@ func (l *Local) open(key string) (*os.File, int64, error) {
 	defer func() { _ = dir.Close() }() // only read
 	path := filepath.Join(l.dir, key)
 	// Not blocking: a pipe in the place of an object would wait for a writer.
-	f, err := openAt(dir, name, path, unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := sys.OpenAt(dir, name, unix.O_RDONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ELOOP) {
 		err = &fs.PathError{Op: "open", Path: path, Err: errSymlink}
 	}
@@ -229,7 +234,7 @@ func (l *Local) stat(key string) (int64, error) {
 	}
 	defer func() { _ = dir.Close() }() // only read
 	path := filepath.Join(l.dir, key)
-	st, err := statAt(dir, name, path)
+	st, err := sys.StatAt(dir, name)
 	if err != nil {
 		return 0, l.absent(err)
 	}
@@ -261,15 +266,15 @@ func (l *Local) remove(key string) (err error) {
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
 	path := filepath.Join(l.dir, key)
-	st, err := statAt(dir, name, path)
+	st, err := sys.StatAt(dir, name)
 	if err != nil {
 		return l.absent(err)
 	}
 	if err := l.regular(path, st.Mode); err != nil {
 		return err
 	}
-	if err := unlinkAt(dir, name, path); err != nil {
+	if err := sys.UnlinkAt(dir, name); err != nil {
 		return l.absent(err)
 	}
-	return dir.Sync()
+	return l.folders.Sync(dir)
 }

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // List implements Store. It holds the names of one folder per level in memory.
@@ -106,7 +108,7 @@ func (l *Local) entries(dir, begin string) ([]Info, error) {
 // there is false for what was removed meanwhile.
 func (l *Local) describe(dir *os.File, name string, e *Info) (there bool, err error) {
 	path := filepath.Join(l.dir, e.Key)
-	st, err := statAt(dir, name, path)
+	st, err := sys.StatAt(dir, name)
 	if notThere(err) {
 		return false, nil
 	}

@@ -16,6 +16,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 const (
@@ -24,8 +26,6 @@ const (
 	// dropCacheFrom is the size in bytes from which on an object that was
 	// written does not stay in the page cache.
 	dropCacheFrom = 4 << 20
-	// tempTries bounds how often a new temporary file may lose its name.
-	tempTries = 16
 )
 
 // Put implements Store.
@@ -78,7 +78,7 @@ func (l *Local) put(ctx context.Context, key string, body Body, mode Mode) error
 	if err != nil && !errors.Is(err, ErrExists) {
 		return err
 	}
-	if serr := dir.Sync(); serr != nil {
+	if serr := l.folders.Sync(dir); serr != nil {
 		return serr
 	}
 	return err
@@ -93,7 +93,7 @@ func (l *Local) exists(key string) error {
 		return err
 	}
 	defer func() { _ = dir.Close() }() // only for reading
-	if err := dir.Sync(); err != nil {
+	if err := l.folders.Sync(dir); err != nil {
 		return err
 	}
 	return ErrExists
@@ -157,17 +157,15 @@ func (l *Local) makeFolder(dir string) (*os.File, error) {
 // makeIn opens the folder part in the folder at, after making it if need be.
 // rel is its path in the repository.
 func (l *Local) makeIn(at *os.File, part, rel string) (*os.File, error) {
-	name := filepath.Join(l.dir, rel)
-	next, err := openAt(at, part, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	next, err := sys.OpenAt(at, part, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if notThere(err) {
-		err = restart(func() error { return unix.Mkdirat(int(at.Fd()), part, dirMode) })
-		if err != nil && !errors.Is(err, unix.EEXIST) {
-			return nil, &fs.PathError{Op: "mkdir", Path: name, Err: err}
+		if err := sys.MkdirAt(at, part, dirMode); err != nil && !errors.Is(err, unix.EEXIST) {
+			return nil, err
 		}
-		next, err = openAt(at, part, name, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		next, err = sys.OpenAt(at, part, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	}
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		err = notFolder(at, part, name, err)
+		err = notFolder(at, part, err)
 	}
 	if err != nil {
 		return nil, err
@@ -188,7 +186,7 @@ func (l *Local) syncOnce(at *os.File, rel string) error {
 	if known {
 		return nil
 	}
-	if err := at.Sync(); err != nil {
+	if err := l.folders.Sync(at); err != nil {
 		return err
 	}
 	l.mu.Lock()
@@ -210,62 +208,33 @@ func (l *Local) newTemp() (*temp, error) {
 	if err != nil {
 		return nil, err
 	}
-	for range tempTries {
-		var random [16]byte
-		if _, err := rand.Read(random[:]); err != nil {
-			return nil, err
-		}
-		t := &temp{dir: dir, name: hex.EncodeToString(random[:])}
-		path := filepath.Join(l.dir, tempDir, t.name)
-		t.file, err = openAt(dir, t.name, path, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, fileMode)
-		if err != nil {
-			return nil, err
-		}
-		lost, err := t.lock()
-		if err != nil {
-			t.discard()
-			return nil, err
-		}
-		if !lost {
-			return t, nil
-		}
-		// One who sweeps has taken it for a stale one before we had it locked,
-		// and removes it.
-		_ = t.file.Close()
+	f, name, err := sys.CreateLocked(dir, randomName, fileMode)
+	if err != nil {
+		return nil, err
 	}
-	return nil, fmt.Errorf("%s: each of %d new files was removed by another process", filepath.Join(l.dir, tempDir), tempTries)
+	return &temp{dir: dir, file: f, name: name}, nil
 }
 
-// lock locks the file, and says whether it has lost its name to a sweeper.
-func (t *temp) lock() (lost bool, err error) {
-	held, supported, err := tryFlock(t.file)
-	if err != nil {
-		return false, err
-	}
-	if !supported {
-		return false, nil // then nobody can sweep either
-	}
-	var st unix.Stat_t
-	if err := restart(func() error { return unix.Fstat(int(t.file.Fd()), &st) }); err != nil {
-		return false, err
-	}
-	return !held || st.Nlink == 0, nil
+func randomName() string {
+	var random [16]byte
+	_, _ = rand.Read(random[:]) // never fails
+	return hex.EncodeToString(random[:])
 }
 
 // discard closes the file and removes its name in tmp/, if it still has it.
 // What can't be removed does no harm, and is swept later.
 func (t *temp) discard() {
 	if t.name != "" {
-		_ = unlinkAt(t.dir, t.name, t.file.Name())
+		_ = sys.UnlinkAt(t.dir, t.name)
 	}
 	_ = t.file.Close() // it is synced, or not wanted
 }
 
 func (t *temp) renameTo(dir *os.File, name, path string) error {
-	if st, err := statAt(dir, name, path); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+	if st, err := sys.StatAt(dir, name); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return &fs.PathError{Op: "replace", Path: path, Err: errors.New("is not a file")}
 	}
-	err := restart(func() error { return unix.Renameat(int(t.dir.Fd()), t.name, int(dir.Fd()), name) })
+	err := sys.Restart(func() error { return unix.Renameat(int(t.dir.Fd()), t.name, int(dir.Fd()), name) })
 	if err != nil {
 		return &os.LinkError{Op: "rename", Old: t.file.Name(), New: path, Err: err}
 	}
@@ -275,12 +244,12 @@ func (t *temp) renameTo(dir *os.File, name, path string) error {
 
 // linkTo gives the file its final name, if nothing has that name.
 func (t *temp) linkTo(dir *os.File, name, path string) error {
-	err := restart(func() error { return unix.Linkat(int(t.dir.Fd()), t.name, int(dir.Fd()), name, 0) })
+	err := sys.Restart(func() error { return unix.Linkat(int(t.dir.Fd()), t.name, int(dir.Fd()), name, 0) })
 	switch {
 	case errors.Is(err, unix.EEXIST):
 		// A network file system may have done it and lost the answer, and then
 		// have asked again.
-		return t.isAt(dir, name, path)
+		return t.isAt(dir, name)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EMLINK):
 		// A file system without hard links.
 		rerr := unix.Renameat2(int(t.dir.Fd()), t.name, int(dir.Fd()), name, unix.RENAME_NOREPLACE)
@@ -299,19 +268,19 @@ func (t *temp) linkTo(dir *os.File, name, path string) error {
 }
 
 // isAt returns nil when name is this very file, and else ErrExists.
-func (t *temp) isAt(dir *os.File, name, path string) error {
-	st, err := statAt(dir, name, path)
+func (t *temp) isAt(dir *os.File, name string) error {
+	there, err := sys.StatAt(dir, name)
 	if err != nil {
 		return err
 	}
-	var own unix.Stat_t
-	if err := restart(func() error { return unix.Fstat(int(t.file.Fd()), &own) }); err != nil {
+	own, err := sys.Stat(t.file)
+	if err != nil {
 		return err
 	}
-	if st.Dev == own.Dev && st.Ino == own.Ino {
-		return nil
+	if sys.IdentityOf(&there) != sys.IdentityOf(&own) {
+		return ErrExists
 	}
-	return ErrExists
+	return nil
 }
 
 // tempFolder opens tmp/. The first time it makes and sweeps it.
@@ -321,40 +290,18 @@ func (l *Local) tempFolder() (*os.File, error) {
 	if l.temps != nil {
 		return l.temps, nil
 	}
-	path := filepath.Join(l.dir, tempDir)
-	err := restart(func() error { return unix.Mkdirat(int(l.root.Fd()), tempDir, dirMode) })
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return nil, &fs.PathError{Op: "mkdir", Path: path, Err: err}
+	if err := sys.MkdirAt(l.root, tempDir, dirMode); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, err
 	}
-	dir, err := openAt(l.root, tempDir, path, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	dir, err := sys.OpenAt(l.root, tempDir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}
-	if err := sweep(dir, path); err != nil {
+	// All that is there is ours, and has been given up if nobody has it locked.
+	if err := sys.Sweep(dir, func(_ string, folder bool) bool { return !folder }); err != nil {
 		_ = dir.Close()
 		return nil, err
 	}
 	l.temps = dir
 	return dir, nil
-}
-
-// sweep removes the temporary files of writers that are gone: those whose lock
-// can be had.
-func sweep(dir *os.File, path string) error {
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		file := filepath.Join(path, name)
-		f, err := openAt(dir, name, file, unix.O_RDONLY|unix.O_NONBLOCK, 0)
-		if err != nil {
-			continue // gone meanwhile, another user's, or nothing of ours
-		}
-		if held, _, err := tryFlock(f); err == nil && held {
-			_ = unlinkAt(dir, name, file) // a leftover that stays does no harm
-		}
-		_ = f.Close() // only read
-	}
-	return nil
 }

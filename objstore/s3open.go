@@ -8,12 +8,16 @@ import (
 	"time"
 
 	"github.com/minio/minio-go/v7"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // OpenOptions say how to open a place.
 type OpenOptions struct {
 	// Create: a directory that is not there is made. Buckets never are.
 	Create bool
+	// Note, if any, is told what a person should know about the place.
+	Note func(msg string)
 	// Retry is for places that are reached over a network.
 	Retry RetryOptions
 }
@@ -26,9 +30,9 @@ func Open(place string, o OpenOptions) (Store, error) {
 	scheme, _, ok := strings.Cut(place, "://")
 	switch {
 	case !ok && o.Create:
-		return CreateLocal(place)
+		return createLocal(place, &sys.FolderSyncer{Note: o.Note})
 	case !ok:
-		return OpenLocal(place)
+		return openLocal(place, &sys.FolderSyncer{Note: o.Note})
 	case scheme+"://" != s3Scheme:
 		return nil, badPlace("places are directories or begin with %s; this one begins with %q", s3Scheme, printable(scheme, 40)+"://")
 	}

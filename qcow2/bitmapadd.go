@@ -9,6 +9,8 @@ import (
 	"math/bits"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // CheckAddBitmap returns the reason why a bitmap can't be added to the image without harm, or nil. QEMU refuses
@@ -114,20 +116,7 @@ func freeSpace(l *Layer) (int64, error) {
 		end, err := l.imageEnd()
 		return l.file.size - end, err
 	}
-	var st unix.Statfs_t
-	for {
-		err := unix.Statfs(l.Path, &st)
-		if err == nil {
-			break
-		}
-		if err != unix.EINTR {
-			return 0, fmt.Errorf("%s: find the free space of its file system: %w", l.Path, err)
-		}
-	}
-	if blocks, size := st.Bavail, uint64(st.Bsize); size == 0 || blocks < 1<<62/size {
-		return int64(blocks * size), nil
-	}
-	return 1 << 62, nil
+	return sys.FreeSpace(l.file.f)
 }
 
 // imageEnd is the end of the last cluster that the refcounts call used. A qcow2 image on a block device can grow from

@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // File is an open file of a chain: an image, or an external data file.
@@ -73,24 +75,24 @@ func openRead(path string, exclusive bool) (*os.File, error) {
 	if exclusive {
 		flags |= unix.O_EXCL
 	}
-	for {
-		fd, err := unix.Open(path, flags, 0)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err == unix.EBUSY && exclusive:
-			return nil, &InUseError{Path: path, Why: "the block device is mounted or claimed by another program"}
-		case err != nil:
-			return nil, &fs.PathError{Op: "open", Path: path, Err: err}
-		}
-		// Regular files and block devices know no waiting; the flag was for
-		// whatever else might have stood there.
-		if err := unix.SetNonblock(fd, false); err != nil {
-			_ = unix.Close(fd)
-			return nil, &fs.PathError{Op: "fcntl", Path: path, Err: err}
-		}
-		return os.NewFile(uintptr(fd), path), nil
+	var fd int
+	err := sys.Restart(func() (err error) {
+		fd, err = unix.Open(path, flags, 0)
+		return err
+	})
+	switch {
+	case err == unix.EBUSY && exclusive:
+		return nil, &InUseError{Path: path, Why: "the block device is mounted or claimed by another program"}
+	case err != nil:
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
+	// Regular files and block devices know no waiting; the flag was for
+	// whatever else might have stood there.
+	if err := unix.SetNonblock(fd, false); err != nil {
+		_ = unix.Close(fd)
+		return nil, &fs.PathError{Op: "fcntl", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // describe checks that what was opened is what was looked at before, and finds
@@ -192,10 +194,11 @@ func (f *File) readData(p []byte, off int64) error {
 func (f *File) preadFull(fd int, p []byte, off int64) error {
 	start, want := off, int64(len(p))
 	for len(p) > 0 {
-		n, err := f.pread(fd, p, off)
-		if err == unix.EINTR {
-			continue
-		}
+		n := 0
+		err := sys.Restart(func() (err error) {
+			n, err = f.pread(fd, p, off)
+			return err
+		})
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // Hold is an image that is locked before it is opened, so that nothing that is
@@ -21,7 +23,7 @@ func HoldImage(ctx context.Context, path string, wait time.Duration) (*Hold, err
 		return nil, err
 	}
 	h := &Hold{lockFile{path: path, file: file}}
-	if err := retry(ctx, wait, func() error { return lockAll([]lockFile{h.lockFile}) }); err != nil {
+	if err := sys.Retry(ctx, wait, conflict, func() error { return lockAll([]lockFile{h.lockFile}) }); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
 	return h, nil

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // QEMU's image locks are shared open file description locks on single bytes of an image file (block/file-posix.c): byte
@@ -129,7 +131,7 @@ func (l *imageLocks) lock(ctx context.Context, files []lockFile, wait time.Durat
 	if l.locked != nil {
 		return nil
 	}
-	return retry(ctx, wait, func() error {
+	return sys.Retry(ctx, wait, conflict, func() error {
 		err := lockAll(files)
 		if err == nil {
 			l.locked = files
@@ -158,7 +160,7 @@ func (l *imageLocks) unlockFlock() error {
 	if f == nil {
 		return nil
 	}
-	return lockFile{file: f}.unflock()
+	return sys.Unlock(f)
 }
 
 // lockAll locks first and looks then, as QEMU does: of two that come at once at least one sees the other. It holds all
@@ -214,26 +216,7 @@ func (f lockFile) set(kind int16, b int64) error {
 }
 
 func (f lockFile) fcntl(cmd int, lock *unix.Flock_t) error {
-	return f.control(func(fd uintptr) error { return unix.FcntlFlock(fd, cmd, lock) })
-}
-
-// control calls do with the descriptor, which is not closed meanwhile, until it is not interrupted.
-func (f lockFile) control(do func(fd uintptr) error) error {
-	conn, err := f.file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var result error
-	if err := conn.Control(func(fd uintptr) {
-		for {
-			if result = do(fd); result != unix.EINTR {
-				return
-			}
-		}
-	}); err != nil {
-		return err
-	}
-	return result
+	return sys.Control(f.file, func(fd int) error { return unix.FcntlFlock(uintptr(fd), cmd, lock) })
 }
 
 // lockError says what a failed lock on byte b means.
@@ -241,7 +224,7 @@ func (f lockFile) lockError(b int64, err error) error {
 	switch {
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
 		return f.inUse(b)
-	case errors.Is(err, unix.ENOLCK), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS):
+	case sys.NoLocks(err):
 		return &NoLockError{Path: f.path, Err: err}
 	}
 	return fmt.Errorf("%s: lock byte %d: %w", f.path, b, err)
@@ -271,7 +254,7 @@ func (c *Image) Flock(ctx context.Context, wait time.Duration) error {
 	}
 	active := c.Layers[0].file
 	f := lockFile{path: active.path, file: active.f}
-	if err := retry(ctx, wait, f.flock); err != nil {
+	if err := sys.Retry(ctx, wait, conflict, f.flock); err != nil {
 		return err
 	}
 	l.flocked = active.f
@@ -288,7 +271,7 @@ func FlockImage(ctx context.Context, path string, wait time.Duration) (*ImageFlo
 		return nil, err
 	}
 	f := lockFile{path: path, file: file}
-	if err := retry(ctx, wait, f.flock); err != nil {
+	if err := sys.Retry(ctx, wait, conflict, f.flock); err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
 	return &ImageFlock{f}, nil
@@ -308,25 +291,15 @@ func (f *ImageFlock) Holds(l *Layer) (bool, error) {
 }
 
 // Close releases the flock.
-func (f *ImageFlock) Close() error { return errors.Join(f.unflock(), f.file.Close()) }
+func (f *ImageFlock) Close() error { return errors.Join(sys.Unlock(f.file), f.file.Close()) }
 
 func (f lockFile) flock() error {
-	err := f.control(func(fd uintptr) error { return unix.Flock(int(fd), unix.LOCK_EX|unix.LOCK_NB) })
+	err := sys.TryLock(f.file)
 	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, unix.EWOULDBLOCK):
+	case errors.Is(err, sys.ErrLocked):
 		return &BusyError{Path: f.path, Why: "another run of imgbackup works on it" + flockHolders(f.file)}
-	case errors.Is(err, unix.ENOLCK), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EBADF):
+	case errors.Is(err, sys.ErrNoLocks):
 		return &NoLockError{Path: f.path, Err: err}
-	}
-	return fmt.Errorf("%s: flock: %w", f.path, err)
-}
-
-func (f lockFile) unflock() error {
-	err := f.control(func(fd uintptr) error { return unix.Flock(int(fd), unix.LOCK_UN) })
-	if errors.Is(err, os.ErrClosed) {
-		return nil
 	}
 	return err
 }

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // lkQemuIO is a qemu-io that has images open until its end.
@@ -253,7 +255,7 @@ func TestLockWaits(t *testing.T) {
 	result := make(chan error, 1)
 	go func() {
 		once := false
-		result <- retry(t.Context(), time.Minute, func() error {
+		result <- sys.Retry(t.Context(), time.Minute, conflict, func() error {
 			err := c.Lock(t.Context(), 0)
 			if !once {
 				once = true
@@ -292,7 +294,7 @@ func TestRetryGivesUpAtOnceOnOtherErrors(t *testing.T) {
 	t.Parallel()
 	tries := 0
 	want := errors.New("broken")
-	err := retry(t.Context(), time.Hour, func() error { tries++; return want })
+	err := sys.Retry(t.Context(), time.Hour, conflict, func() error { tries++; return want })
 	if !errors.Is(err, want) || tries != 1 {
 		t.Fatalf("%v after %d tries", err, tries)
 	}

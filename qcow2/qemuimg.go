@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // qemuImg runs qemu-img. A qemu-img that has an image open for writing must never be interrupted: all bitmaps of the
@@ -106,7 +108,7 @@ const (
 func (q qemuImg) checkRefcounts(ctx context.Context, path string) (CheckResult, error) {
 	var result CheckResult
 	what := "check " + path
-	err := retry(ctx, q.wait, func() error {
+	err := sys.Retry(ctx, q.wait, conflict, func() error {
 		run, err := q.run(ctx, false, path, "check", "--output", "json", "--image-opts", "--", imageFile)
 		if err != nil {
 			return fmt.Errorf("%s: %w", what, err)
@@ -151,7 +153,7 @@ func parseCheck(report []byte, status int) (CheckResult, error) {
 // write runs a qemu-img that opens the image for writing.
 func (q qemuImg) write(ctx context.Context, what, path string, args ...string) error {
 	what += " " + path
-	return retry(ctx, q.wait, func() error {
+	return sys.Retry(ctx, q.wait, conflict, func() error {
 		run, err := q.run(ctx, true, path, args...)
 		if err != nil {
 			return fmt.Errorf("%s: %w", what, err)

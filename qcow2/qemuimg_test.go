@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // qiStates describes the bitmaps of an image as it is now.
@@ -325,7 +327,7 @@ func TestQemuImgKeepsTheFlock(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer null.Close()
-	if err := held.control(func(fd uintptr) error { return unix.Dup3(int(null.Fd()), int(fd), unix.O_CLOEXEC) }); err != nil {
+	if err := sys.Control(held.file, func(fd int) error { return unix.Dup3(int(null.Fd()), fd, unix.O_CLOEXEC) }); err != nil {
 		t.Fatal(err)
 	}
 	defer held.file.Close()

@@ -19,7 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/view"
@@ -128,7 +128,7 @@ func publishConversions(jobs []*conversion) error {
 	for i, j := range jobs {
 		err := unix.Renameat2(unix.AT_FDCWD, filepath.Join(j.folder.path, imageName), unix.AT_FDCWD, j.Path, unix.RENAME_NOREPLACE)
 		if err == nil {
-			err = outfile.SyncFolder(filepath.Dir(j.Path))
+			err = new(sys.FolderSyncer).SyncPath(filepath.Dir(j.Path))
 			i++
 		}
 		if err == nil {
@@ -199,7 +199,7 @@ func (j *conversion) run(ctx context.Context, o QemuImg) (size int64, err error)
 	if err := os.Mkdir(filepath.Join(j.folder.path, socketDir), 0o700); err != nil {
 		return 0, err
 	}
-	l, err := nbd.ListenUnix(filepath.Join(j.folder.path, socketName))
+	l, err := nbd.ListenUnix(ctx, filepath.Join(j.folder.path, socketName))
 	if err != nil {
 		return 0, err
 	}

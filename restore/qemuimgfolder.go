@@ -3,6 +3,8 @@
 package restore
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -10,64 +12,45 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
-// folder is a private folder beside a target.
+// folder is a private folder beside a target, locked.
 type folder struct {
-	path string
+	in   *os.File // the target's folder
+	name string   // in it
 	lock *os.File
+	path string
 }
 
 // Private folders are called .imgbackup-convert-<digits>.
 const folderPrefix = ".imgbackup-convert-"
 
+func folderName() string {
+	var r [8]byte
+	_, _ = rand.Read(r[:]) // never fails
+	return folderPrefix + hex.EncodeToString(r[:])
+}
+
 // newFolder makes one in dir, after it has removed those that killed runs left.
 func newFolder(dir string) (*folder, error) {
-	sweep(dir)
-	path, err := os.MkdirTemp(dir, folderPrefix)
+	in, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return nil, fmt.Errorf("make a folder for the image: %w", err)
+		return nil, err
 	}
-	f := &folder{path: path}
-	if f.lock, err = os.Open(path); err == nil {
-		err = unix.Flock(int(f.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	}
-	if err == nil {
-		// A sweep may have taken it for stale before it was locked.
-		_, err = os.Lstat(path)
-	}
+	// What cannot be swept stays.
+	_ = sys.Sweep(in, func(name string, folder bool) bool { return folder && strings.HasPrefix(name, folderPrefix) })
+	lock, name, err := sys.MkdirLocked(in, folderName, 0o700)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("lock the folder for the image: %w", err), f.remove())
+		return nil, errors.Join(fmt.Errorf("make a folder for the image: %w", err), in.Close())
 	}
-	return f, nil
+	return &folder{in: in, name: name, lock: lock, path: filepath.Join(dir, name)}, nil
 }
 
 func (f *folder) remove() error {
-	err := os.RemoveAll(f.path)
-	if f.lock != nil {
-		_ = f.lock.Close() // it is only a lock
-	}
+	err := sys.RemoveLocked(f.in, f.name)
+	_ = f.lock.Close() // it is only a lock
+	_ = f.in.Close()   // only read
 	return err
-}
-
-// sweep removes the private folders that nobody has locked. It does what it can.
-func sweep(dir string) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return
-	}
-	for _, e := range entries {
-		if !e.IsDir() || !strings.HasPrefix(e.Name(), folderPrefix) {
-			continue
-		}
-		path := filepath.Join(dir, e.Name())
-		f, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-		if err != nil {
-			continue
-		}
-		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			_ = os.RemoveAll(path)
-		}
-		_ = f.Close()
-	}
 }

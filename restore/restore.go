@@ -16,6 +16,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -60,8 +61,10 @@ func Run(ctx context.Context, repo *chain.Repository, m *chain.Manifest, targets
 	return run(ctx, outfile.Linux(), repo, m, targets, o)
 }
 
-func run(ctx context.Context, sys *outfile.System, repo *chain.Repository, m *chain.Manifest, targets []Target, o Options) (res *Result, err error) {
-	undo, err := makeDir(o.MakeDir)
+func run(ctx context.Context, kernel *outfile.System, repo *chain.Repository, m *chain.Manifest, targets []Target, o Options) (res *Result, err error) {
+	p := &progress{tell: o.Progress}
+	kernel.Folders.Note = p.warn
+	undo, err := makeDir(kernel.Folders, o.MakeDir)
 	if err != nil {
 		return nil, err
 	}
@@ -70,16 +73,15 @@ func run(ctx context.Context, sys *outfile.System, repo *chain.Repository, m *ch
 			undo()
 		}
 	}()
-	all, err := places(sys, m, targets, o)
+	all, err := places(kernel, m, targets, o)
 	if err != nil {
 		return nil, err
 	}
-	files, err := filePlaces(sys, all, o)
+	files, err := filePlaces(kernel, all, o)
 	if err != nil {
 		return nil, err
 	}
-	p := &progress{tell: o.Progress}
-	jobs, err := openJobs(ctx, sys, repo, all, o, p)
+	jobs, err := openJobs(ctx, kernel, repo, all, o, p)
 	defer func() {
 		for _, f := range files {
 			if f.out == nil {
@@ -101,7 +103,7 @@ func run(ctx context.Context, sys *outfile.System, repo *chain.Repository, m *ch
 	warnIfFull(jobs, p)
 	// Before the disks, of which devices are written in place.
 	for _, f := range files {
-		if err := f.do(ctx, sys, repo, o); err != nil {
+		if err := f.do(ctx, kernel, repo, o); err != nil {
 			return nil, err
 		}
 	}
@@ -120,7 +122,7 @@ func run(ctx context.Context, sys *outfile.System, repo *chain.Repository, m *ch
 	for _, j := range jobs {
 		outs = append(outs, j.out)
 	}
-	if err := outfile.Publish(sys, outs); err != nil {
+	if err := outfile.Publish(kernel, outs); err != nil {
 		return nil, err
 	}
 	outfile.Settle(outs)
@@ -133,7 +135,7 @@ func run(ctx context.Context, sys *outfile.System, repo *chain.Repository, m *ch
 
 // makeDir makes a folder if it is missing. undo removes it, if it was made and is
 // still empty.
-func makeDir(path string) (undo func(), err error) {
+func makeDir(folders *sys.FolderSyncer, path string) (undo func(), err error) {
 	if path == "" {
 		return func() {}, nil
 	}
@@ -145,7 +147,7 @@ func makeDir(path string) (undo func(), err error) {
 		return nil, fmt.Errorf("make the targets' folder: %w", err)
 	}
 	undo = func() { _ = os.Remove(path) }
-	if err := outfile.SyncFolder(filepath.Dir(filepath.Clean(path))); err != nil {
+	if err := folders.SyncPath(filepath.Dir(filepath.Clean(path))); err != nil {
 		undo()
 		return nil, err
 	}
@@ -162,7 +164,7 @@ type job struct {
 
 // openJobs proves the maps of all disks, and only then opens the targets. On an
 // error, what it returns is still to be discarded.
-func openJobs(ctx context.Context, sys *outfile.System, repo *chain.Repository, all []*place, o Options, p *progress) (jobs []*job, err error) {
+func openJobs(ctx context.Context, kernel *outfile.System, repo *chain.Repository, all []*place, o Options, p *progress) (jobs []*job, err error) {
 	fetcher := archive.NewFetcher(repo.Store, archive.FetcherOptions{Parallel: o.Workers})
 	sources := make([]*source, len(all))
 	counts := make([]amounts, len(all))
@@ -184,7 +186,7 @@ func openJobs(ctx context.Context, sys *outfile.System, repo *chain.Repository, 
 		p.event.Total += counts[i].work(pl, o)
 	}
 	for i, pl := range all {
-		out, err := pl.open(ctx, sys, o)
+		out, err := pl.open(ctx, kernel, o)
 		if err != nil {
 			return jobs, err
 		}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/zero"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -238,7 +239,7 @@ func (r rawTarget) mayHold(start, end int64) iter.Seq2[[2]int64, error] {
 				to, err = r.Seek(from, unix.SEEK_HOLE)
 			}
 			if err != nil { // a device, or a file system that cannot tell
-				if outfile.Unsupported(err) {
+				if sys.Unsupported(err) {
 					err = nil
 				}
 				yield([2]int64{pos, end}, err)

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/view"
 )
@@ -52,8 +53,9 @@ type Cow struct {
 }
 
 // OpenCow opens the scratch file at path, or makes it: it, and path with ".map"
-// behind it. A file of another checkpoint or disk is refused.
-func OpenCow(c *view.Checkpoint, d *view.Disk, path string) (*Cow, error) {
+// behind it. A file of another checkpoint or disk is refused. note, if any, is told
+// what a person should know.
+func OpenCow(c *view.Checkpoint, d *view.Disk, path string, note func(msg string)) (*Cow, error) {
 	size := d.Size()
 	if size > maxCowSize {
 		return nil, fmt.Errorf("disk %s: scratch file: the disk has %d bytes, more than the %d that one can be of", d.Name, size, int64(maxCowSize))
@@ -61,7 +63,7 @@ func OpenCow(c *view.Checkpoint, d *view.Disk, path string) (*Cow, error) {
 	blocks := (size + blockSize - 1) / blockSize
 	h := &cowHeader{Format: cowFormat, Version: 1, Repository: c.Manifest.RepositoryID, Domain: c.Manifest.Domain,
 		Checkpoint: c.Manifest.Checkpoint, UUID: c.Manifest.UUID, Disk: d.Name, Size: size, Block: blockSize}
-	file, bitmap, err := openCowFile(path, h, blocks)
+	file, bitmap, err := openCowFile(path, h, blocks, &sys.FolderSyncer{Note: note})
 	if err != nil {
 		return nil, fmt.Errorf("disk %s: scratch file: %w", d.Name, err)
 	}
@@ -206,7 +208,7 @@ func (c *Cow) WriteZeroes(ctx context.Context, off, length int64, mayTrim bool) 
 func (c *Cow) zeroBlocks(ctx context.Context, start, end int64, mode uint32) error {
 	c.many.Lock()
 	defer c.many.Unlock()
-	err := restart(func() error { return unix.Fallocate(int(c.file.data.Fd()), mode, start, end-start) })
+	err := sys.Control(c.file.data, func(fd int) error { return unix.Fallocate(fd, mode, start, end-start) })
 	if err == nil {
 		c.take(start/blockSize, (end+blockSize-1)/blockSize)
 		return nil

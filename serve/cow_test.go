@@ -15,8 +15,6 @@ import (
 	"sync"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/view"
@@ -51,7 +49,7 @@ func TestAnyWrites(t *testing.T) {
 		want := append([]byte(nil), h.Want[1]...)
 		ctx := context.Background()
 		for range 2 {
-			cow, err := OpenCow(c, d, path)
+			cow, err := OpenCow(c, d, path, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -116,7 +114,7 @@ func TestConcurrentWritesToOneBlock(t *testing.T) {
 	want := bytes.Repeat([]byte{9}, 4*blockSize)
 	h.Commit(want, true, nil)
 	c := open(t, h, 0)
-	cow, err := OpenCow(c, c.Disks[0], filepath.Join(t.TempDir(), "cow"))
+	cow, err := OpenCow(c, c.Disks[0], filepath.Join(t.TempDir(), "cow"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +160,7 @@ func TestCrashAfterFlush(t *testing.T) {
 	h.Commit(content, true, nil)
 	c := open(t, h, 0)
 	path := filepath.Join(t.TempDir(), "cow")
-	cow, err := OpenCow(c, c.Disks[0], path)
+	cow, err := OpenCow(c, c.Disks[0], path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +182,7 @@ func TestCrashAfterFlush(t *testing.T) {
 		t.Fatal(err)
 	}
 	copyFile(t, path+".kept", path+mapSuffix)
-	if cow, err = OpenCow(c, c.Disks[0], path); err != nil {
+	if cow, err = OpenCow(c, c.Disks[0], path, nil); err != nil {
 		t.Fatal(err)
 	}
 	defer cow.Close()
@@ -213,12 +211,12 @@ func TestScratchFilesThatAreRefused(t *testing.T) {
 	other := open(t, h, 1)
 	dir := t.TempDir()
 	path := filepath.Join(dir, "cow")
-	cow, err := OpenCow(c, c.Disks[0], path)
+	cow, err := OpenCow(c, c.Disks[0], path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var inUse *InUseError
-	if _, err := OpenCow(c, c.Disks[0], path); !errors.As(err, &inUse) {
+	if _, err := OpenCow(c, c.Disks[0], path, nil); !errors.As(err, &inUse) {
 		t.Errorf("a second server: %v", err)
 	}
 	if err := cow.Close(); err != nil {
@@ -226,7 +224,7 @@ func TestScratchFilesThatAreRefused(t *testing.T) {
 	}
 	refused := func(c *view.Checkpoint, path, why string) {
 		t.Helper()
-		cow, err := OpenCow(c, c.Disks[0], path)
+		cow, err := OpenCow(c, c.Disks[0], path, nil)
 		if err == nil {
 			cow.Close()
 		}
@@ -277,7 +275,7 @@ func TestScratchFileThatCannotBeMade(t *testing.T) {
 		if err := os.MkdirAll(inTheWay, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := OpenCow(c, c.Disks[0], path); err == nil {
+		if _, err := OpenCow(c, c.Disks[0], path, nil); err == nil {
 			t.Fatal("it was made")
 		}
 		fi, err := os.Stat(path)
@@ -287,29 +285,12 @@ func TestScratchFileThatCannotBeMade(t *testing.T) {
 		if err := os.RemoveAll(filepath.Dir(inTheWay)); err != nil {
 			t.Fatal(err)
 		}
-		cow, err := OpenCow(c, c.Disks[0], path)
+		cow, err := OpenCow(c, c.Disks[0], path, nil)
 		if err != nil {
 			t.Fatalf("the next try: %v", err)
 		}
 		if err := cow.Close(); err != nil {
 			t.Fatal(err)
-		}
-	}
-}
-
-// A signal is no reason to give a scratch file up.
-func TestInterruptedCallsAreRepeated(t *testing.T) {
-	t.Parallel()
-	for _, last := range []error{nil, unix.EIO} {
-		left := 3
-		err := restart(func() error {
-			if left--; left > 0 {
-				return unix.EINTR
-			}
-			return last
-		})
-		if left != 0 || !errors.Is(err, last) {
-			t.Errorf("%d calls left, %v", left, err)
 		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // A scratch file is two files: FILE has the blocks that were written at their
@@ -75,7 +75,7 @@ type cowFile struct {
 
 // openCowFile opens or makes the files, for this process alone, and returns the
 // bitmap.
-func openCowFile(path string, h *cowHeader, blocks int64) (_ *cowFile, bitmap []byte, err error) {
+func openCowFile(path string, h *cowHeader, blocks int64, folders *sys.FolderSyncer) (_ *cowFile, bitmap []byte, err error) {
 	header, err := h.encode()
 	if err != nil {
 		return nil, nil, err
@@ -96,11 +96,11 @@ func openCowFile(path string, h *cowHeader, blocks int64) (_ *cowFile, bitmap []
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := unix.Flock(int(f.data.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, nil, &InUseError{path}
-		}
-		return nil, nil, fmt.Errorf("%s: lock the scratch file: %w", path, err)
+	switch err := sys.TryLock(f.data); {
+	case errors.Is(err, sys.ErrLocked):
+		return nil, nil, &InUseError{path}
+	case err != nil:
+		return nil, nil, fmt.Errorf("lock the scratch file: %w", err)
 	}
 	st, err := f.data.Stat()
 	if err != nil {
@@ -112,7 +112,7 @@ func openCowFile(path string, h *cowHeader, blocks int64) (_ *cowFile, bitmap []
 	f.bits, err = os.OpenFile(path+mapSuffix, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && st.Size() == 0:
-		if bitmap, err = f.create(path, h, header, blocks); err != nil {
+		if bitmap, err = f.create(path, h, header, blocks, folders); err != nil {
 			_ = f.data.Truncate(0) // as it was: the next try may begin anew
 		}
 	case errors.Is(err, fs.ErrNotExist):
@@ -133,7 +133,7 @@ func openCowFile(path string, h *cowHeader, blocks int64) (_ *cowFile, bitmap []
 
 // create makes a new scratch file. The map comes last and whole: without it the
 // file counts as empty.
-func (f *cowFile) create(path string, h *cowHeader, header []byte, blocks int64) ([]byte, error) {
+func (f *cowFile) create(path string, h *cowHeader, header []byte, blocks int64, folders *sys.FolderSyncer) ([]byte, error) {
 	if err := f.data.Truncate(h.Size); err != nil {
 		return nil, err
 	}
@@ -155,7 +155,7 @@ func (f *cowFile) create(path string, h *cowHeader, header []byte, blocks int64)
 		_ = os.Remove(part) // of no use to anybody
 		return nil, err
 	}
-	if err := outfile.SyncFolder(filepath.Dir(path)); err != nil {
+	if err := folders.SyncPath(filepath.Dir(path)); err != nil {
 		// A map without its file would stand in the next try's way.
 		return nil, errors.Join(err, os.Remove(path+mapSuffix))
 	}
@@ -198,19 +198,9 @@ func (f *cowFile) close() {
 	}
 }
 
-// restart calls again what a signal has interrupted: the runtime sends itself many,
-// and file systems like FUSE and NFS end a call for any of them.
-func restart(call func() error) error {
-	for {
-		if err := call(); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
-
 // syncData makes what was written to a file durable.
 func syncData(f *os.File) error {
-	if err := restart(func() error { return unix.Fdatasync(int(f.Fd())) }); err != nil {
+	if err := sys.Control(f, unix.Fdatasync); err != nil {
 		return fmt.Errorf("%s: make it durable: %w", f.Name(), err)
 	}
 	return nil

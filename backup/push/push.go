@@ -68,6 +68,7 @@ func Run(ctx context.Context, repo *chain.Repository, req backup.Request, hooks 
 }
 
 func run(ctx context.Context, sys *outfile.System, repo *chain.Repository, req backup.Request, hooks backup.Hooks, targets []Target, o Options) (res *Result, err error) {
+	sys.Folders.Note = hooks.Note
 	r, err := newReceiver(sys, req, hooks, targets, o)
 	if err != nil {
 		return nil, err

@@ -12,6 +12,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -80,7 +81,7 @@ func (r *receiver) outsideImages(c *qcow2.Image) error {
 			if err != nil {
 				return err
 			}
-			id, ok := outfile.Identity(fi)
+			id, ok := sys.Identity(fi)
 			for _, j := range r.jobs {
 				if !ok || (j.at.Exists || j.at.Device) && j.at.ID == id {
 					return about(j.Disk, usage.Errorf("the target %s is an image of the domain itself", j.at.Path))

@@ -143,7 +143,7 @@ func (a *app) runExport(ctx context.Context, j exportJob) error {
 		return err
 	}
 	// Before a checkpoint is made that nobody could pull.
-	service, err := a.listenNBD(j.listen)
+	service, err := a.listenNBD(ctx, j.listen)
 	if err != nil {
 		return err
 	}

@@ -67,7 +67,7 @@ type nbdService struct {
 
 // listenNBD opens the sockets. They are open before anything else is done, so
 // that nothing is done in vain where they cannot be.
-func (a *app) listenNBD(f listenFlags) (*nbdService, error) {
+func (a *app) listenNBD(ctx context.Context, f listenFlags) (*nbdService, error) {
 	s := &nbdService{a: a, pidFile: f.pidFile, once: f.once}
 	if err := s.loadTLS(f); err != nil {
 		return nil, err
@@ -76,7 +76,7 @@ func (a *app) listenNBD(f listenFlags) (*nbdService, error) {
 	case f.socket != "" && f.address != "":
 		return nil, usageError{errors.New("--socket and --listen exclude each other")}
 	case f.socket != "":
-		l, err := nbd.ListenUnix(f.socket)
+		l, err := nbd.ListenUnix(ctx, f.socket)
 		if err != nil {
 			return nil, err
 		}

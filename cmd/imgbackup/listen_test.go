@@ -29,7 +29,7 @@ func TestServiceURIs(t *testing.T) {
 		{listenFlags{address: "localhost:0"}, "nbd://localhost:", "/vda%20/"},
 		{listenFlags{address: ":0"}, "nbd://localhost:", "/vda%20/"},
 	} {
-		s, err := a.listenNBD(c.flags)
+		s, err := a.listenNBD(t.Context(), c.flags)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -45,7 +45,7 @@ func TestServiceURIs(t *testing.T) {
 		{socket: path, key: "key.pem"},
 		{socket: path, ca: "ca.pem"},
 	} {
-		if _, err := a.listenNBD(flags); exitCode(t.Context(), err) != exitUsage {
+		if _, err := a.listenNBD(t.Context(), flags); exitCode(t.Context(), err) != exitUsage {
 			t.Errorf("%v: %v", flags, err)
 		}
 	}
@@ -54,7 +54,7 @@ func TestServiceURIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if _, err := a.listenNBD(listenFlags{address: l.Addr().String()}); exitCode(t.Context(), err) != exitFailed {
+	if _, err := a.listenNBD(t.Context(), listenFlags{address: l.Addr().String()}); exitCode(t.Context(), err) != exitFailed {
 		t.Errorf("an address in use: %v", err)
 	}
 }
@@ -78,7 +78,7 @@ func TestServiceFailures(t *testing.T) {
 		var stderr bytes.Buffer
 		a := &app{program: program{err: &stderr}}
 		path := filepath.Join(t.TempDir(), "s")
-		s, err := a.listenNBD(listenFlags{socket: path})
+		s, err := a.listenNBD(t.Context(), listenFlags{socket: path})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -136,7 +136,7 @@ func (a *app) openStore(create bool) (objstore.Store, error) {
 	}
 	retry := a.retry
 	retry.Notify = a.retryNote
-	store, err := objstore.Open(a.repoFlag, objstore.OpenOptions{Create: create, Retry: retry})
+	store, err := objstore.Open(a.repoFlag, objstore.OpenOptions{Create: create, Retry: retry, Note: a.note})
 	var place *objstore.PlaceError
 	if errors.As(err, &place) {
 		return nil, usageError{fmt.Errorf("repository: %w", err)}

@@ -99,7 +99,7 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 	for _, d := range c.Disks {
 		var cow *serve.Cow
 		if path := files[d.Name]; path != "" {
-			if cow, err = serve.OpenCow(c, d, path); err != nil {
+			if cow, err = serve.OpenCow(c, d, path, a.note); err != nil {
 				return err
 			}
 			defer func() { err = errors.Join(err, cow.Close()) }()
@@ -110,7 +110,7 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 		}
 		exports = append(exports, e)
 	}
-	service, err := a.listenNBD(r.listen)
+	service, err := a.listenNBD(ctx, r.listen)
 	if err != nil {
 		return err
 	}

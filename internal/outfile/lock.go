@@ -5,12 +5,12 @@ package outfile
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -28,7 +28,7 @@ const lockWait = 5 * time.Second
 // VM nor another run of this program uses it until it is closed. noLock does
 // without where the file system has no locks.
 func lockExclusive(ctx context.Context, f *os.File, noLock bool) error {
-	if err := flockFor(ctx, f); err != nil {
+	if err := flock(ctx, f); err != nil {
 		return err
 	}
 	fd := f.Fd()
@@ -38,7 +38,7 @@ func lockExclusive(ctx context.Context, f *os.File, noLock bool) error {
 		case err == nil:
 		case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES):
 			return &qcow2.InUseError{Path: f.Name(), Why: "another program has locked the image"}
-		case noLock && (Unsupported(err) || errors.Is(err, unix.ENOLCK)):
+		case noLock && sys.NoLocks(err):
 			return nil
 		default:
 			return &qcow2.NoLockError{Path: f.Name(), Err: err}
@@ -61,32 +61,17 @@ func lockExclusive(ctx context.Context, f *os.File, noLock bool) error {
 	return nil
 }
 
-func flockFor(ctx context.Context, f *os.File) error {
-	deadline := time.Now().Add(lockWait)
-	for {
-		err := flock(f)
-		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) {
-			return err
-		}
-		if time.Now().After(deadline) {
-			return &qcow2.BusyError{Path: f.Name(), Why: "another run of imgbackup, or a program that uses flock, works on it"}
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
-}
-
-// flock takes an exclusive flock without waiting. Where the file system has no
-// flock, that is no error: it is a courtesy among runs of this program.
-func flock(f *os.File) error {
-	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil || errors.Is(err, unix.ENOLCK) || Unsupported(err) {
+// flock takes a flock on a file. Where the file system has none, that is no error: it
+// is a courtesy among runs of this program.
+func flock(ctx context.Context, f *os.File) error {
+	err := sys.Lock(ctx, f, lockWait)
+	switch {
+	case errors.Is(err, sys.ErrNoLocks):
 		return nil
+	case errors.Is(err, sys.ErrLocked):
+		return &qcow2.BusyError{Path: f.Name(), Why: "another run of imgbackup, or a program that uses flock, works on it"}
 	}
-	return fmt.Errorf("%s: flock: %w", f.Name(), err)
+	return err
 }
 
 // release gives up all locks on a file and closes it. Closing alone is not
@@ -95,6 +80,6 @@ func release(f *os.File) error {
 	for _, b := range qemuLockBytes {
 		_ = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK, Start: b, Len: 1})
 	}
-	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	_ = sys.Unlock(f)
 	return f.Close()
 }

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/zero"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -31,7 +32,7 @@ type Output struct {
 	*Place
 	Creator *qcow2.Creator // nil: raw
 
-	sys      *System
+	kernel   *System
 	spec     Spec
 	f        *os.File
 	dir      *folder      // nil: written in place
@@ -54,13 +55,13 @@ const pushEvery = 32 << 20
 
 // Open makes the partial file of a target, or opens what is written in place. A
 // failure leaves nothing.
-func Open(ctx context.Context, sys *System, p *Place, spec Spec) (*Output, error) {
-	o := &Output{Place: p, sys: sys, spec: spec, push: make(chan struct{}, 1), pushEnd: make(chan struct{})}
+func Open(ctx context.Context, kernel *System, p *Place, spec Spec) (*Output, error) {
+	o := &Output{Place: p, kernel: kernel, spec: spec, push: make(chan struct{}, 1), pushEnd: make(chan struct{})}
 	go o.writeback()
 	var err error
 	switch {
 	case p.Device:
-		o.f, err = p.openDevice(ctx, sys, spec)
+		o.f, err = p.openDevice(ctx, kernel, spec)
 	case p.Reuse:
 		o.f, err = p.openExisting(ctx, os.O_RDWR, spec.NoLock)
 	default:
@@ -137,9 +138,9 @@ func (o *Output) FreeSpace() (filesystem uint64, folder string, free int64, ok b
 	if err != nil {
 		return 0, "", 0, false
 	}
-	id, ok := Identity(fi)
-	free, err = o.sys.FreeSpace(o.dir.f)
-	return id[0], o.dir.path, free, ok && err == nil
+	id, ok := sys.Identity(fi)
+	free, err = o.kernel.FreeSpace(o.dir.f)
+	return id.Dev, o.dir.path, free, ok && err == nil
 }
 
 // takeOverAccess gives the new file the owner and mode of the one it replaces,
@@ -202,7 +203,7 @@ func (o *Output) pwrite(p []byte, off int64) error {
 	if len(p) == 0 {
 		return nil
 	}
-	if _, err := o.sys.Pwrite(o.f, p, off); err != nil {
+	if _, err := o.kernel.Pwrite(o.f, p, off); err != nil {
 		if errors.Is(err, unix.ENOSPC) && !o.Device {
 			return fmt.Errorf("no space is left in %s: %w", filepath.Dir(o.Path), err)
 		}
@@ -247,8 +248,8 @@ func (o *Output) Zero(ctx context.Context, start, end int64) error {
 			return err
 		}
 		n := min(step, last-pos)
-		err := o.sys.ZeroOut(o.f, pos, n)
-		if Unsupported(err) {
+		err := o.kernel.ZeroOut(o.f, pos, n)
+		if sys.Unsupported(err) {
 			err = o.writeZeros(ctx, pos, pos+n)
 		}
 		if err != nil {

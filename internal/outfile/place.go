@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -24,7 +25,7 @@ type Place struct {
 	Device bool // a block device
 	Exists bool // a regular file stands there
 	Reuse  bool // and is written in place, rather than replaced
-	ID     [2]uint64
+	ID     sys.ID
 }
 
 // Wanted says where a disk is to go.
@@ -48,7 +49,7 @@ func (p *Place) Same(q *Place) bool {
 
 // Resolve finds out what stands at a target's path, and refuses what may not be
 // written to.
-func Resolve(sys *System, w Wanted) (*Place, error) {
+func Resolve(kernel *System, w Wanted) (*Place, error) {
 	p := &Place{Format: w.Format, Reuse: w.Reuse}
 	switch {
 	case w.Format != qcow2.Raw && w.Format != qcow2.Qcow2:
@@ -68,7 +69,7 @@ func Resolve(sys *System, w Wanted) (*Place, error) {
 		return nil, fmt.Errorf("the target's folder: %w", err)
 	}
 	p.Path = filepath.Join(dir, base)
-	fi, err := p.look(sys)
+	fi, err := p.look(kernel)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && w.Reuse:
 		return nil, fmt.Errorf("there is nothing that could be reused: %w", err)
@@ -77,7 +78,7 @@ func Resolve(sys *System, w Wanted) (*Place, error) {
 	case err != nil:
 		return nil, err
 	}
-	return p, p.judge(sys, w, fi)
+	return p, p.judge(kernel, w, fi)
 }
 
 // missing tells whether nothing stands at the path, not even a link to nowhere.
@@ -88,7 +89,7 @@ func (p *Place) missing() bool {
 
 // look returns what stands at the path. Logical volumes are known by symbolic
 // links to their devices.
-func (p *Place) look(sys *System) (fs.FileInfo, error) {
+func (p *Place) look(kernel *System) (fs.FileInfo, error) {
 	fi, err := os.Lstat(p.Path)
 	if err != nil || fi.Mode()&fs.ModeSymlink == 0 {
 		return fi, err
@@ -100,7 +101,7 @@ func (p *Place) look(sys *System) (fs.FileInfo, error) {
 	if fi, err = os.Lstat(real); err != nil {
 		return nil, err
 	}
-	if !sys.IsDevice(fi) {
+	if !kernel.IsDevice(fi) {
 		return nil, fmt.Errorf("%s is a symbolic link, which is not followed: give the path of the file itself", p.Path)
 	}
 	p.Path = real
@@ -108,14 +109,14 @@ func (p *Place) look(sys *System) (fs.FileInfo, error) {
 }
 
 // judge refuses what stands there, unless it may be written to.
-func (p *Place) judge(sys *System, w Wanted, fi fs.FileInfo) error {
-	id, ok := Identity(fi)
+func (p *Place) judge(kernel *System, w Wanted, fi fs.FileInfo) error {
+	id, ok := sys.Identity(fi)
 	if !ok {
 		return fmt.Errorf("%s: the file has no identity", p.Path)
 	}
 	p.ID = id
 	switch {
-	case sys.IsDevice(fi):
+	case kernel.IsDevice(fi):
 		p.Device = true
 		if p.Format != qcow2.Raw {
 			return usage.Errorf("%s is a block device, which is written to in the format raw", p.Path)
@@ -156,15 +157,15 @@ func (p *Place) stillThere(f *os.File) error {
 	if err != nil {
 		return err
 	}
-	if id, ok := Identity(fi); !ok || id != p.ID {
+	if id, ok := sys.Identity(fi); !ok || id != p.ID {
 		return fmt.Errorf("%s: another file was put there meanwhile", p.Path)
 	}
 	return nil
 }
 
 // openDevice opens a block device for this process alone and locks it.
-func (p *Place) openDevice(ctx context.Context, sys *System, spec Spec) (*os.File, error) {
-	f, err := sys.OpenDevice(p.Path)
+func (p *Place) openDevice(ctx context.Context, kernel *System, spec Spec) (*os.File, error) {
+	f, err := kernel.OpenDevice(p.Path)
 	if errors.Is(err, unix.EBUSY) {
 		return nil, &qcow2.InUseError{Path: p.Path, Why: "the device is mounted, or is part of a volume group, an array or another mapping"}
 	}

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // naming is a finished partial file that is to get its final name.
@@ -32,13 +34,13 @@ const (
 // durable, or leaves (as far as the file system allows) everything as it was. A
 // crash in between leaves some files with their final names: each of them is
 // complete. Until [Settle], [Retract] can take it back.
-func Publish(sys *System, outs []*Output) error {
+func Publish(kernel *System, outs []*Output) error {
 	for _, o := range outs {
 		if o.part != nil {
 			o.naming = &naming{p: o.part, final: o.Base(), replaces: o.existing}
 		}
 	}
-	return publish(sys, namings(outs))
+	return publish(kernel, namings(outs))
 }
 
 // Settle removes what published outputs have replaced.
@@ -50,7 +52,7 @@ func Settle(outs []*Output) {
 
 // Retract takes the names of published outputs back, so that [Output.Discard]
 // removes them. What was written in place stays.
-func Retract(sys *System, outs []*Output) error { return retract(sys, namings(outs)) }
+func Retract(kernel *System, outs []*Output) error { return retract(kernel, namings(outs)) }
 
 // namings are those of the outputs that have been published.
 func namings(outs []*Output) []*naming {
@@ -63,17 +65,17 @@ func namings(outs []*Output) []*naming {
 	return files
 }
 
-func publish(sys *System, files []*naming) error {
+func publish(kernel *System, files []*naming) error {
 	err := func() error {
 		for _, n := range files {
-			if err := n.name(sys); err != nil {
+			if err := n.name(kernel); err != nil {
 				return err
 			}
 		}
-		return syncFolders(files)
+		return syncFolders(kernel, files)
 	}()
 	if err != nil {
-		return errors.Join(err, retract(sys, files))
+		return errors.Join(err, retract(kernel, files))
 	}
 	for _, n := range files {
 		n.p.named = true
@@ -81,22 +83,22 @@ func publish(sys *System, files []*naming) error {
 	return nil
 }
 
-func retract(sys *System, files []*naming) error {
+func retract(kernel *System, files []*naming) error {
 	var errs []error
 	for i := len(files) - 1; i >= 0; i-- {
 		n := files[i]
-		if err := n.unname(sys); err != nil {
+		if err := n.unname(kernel); err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		n.p.named = false
 	}
-	return errors.Join(append(errs, syncFolders(files))...)
+	return errors.Join(append(errs, syncFolders(kernel, files))...)
 }
 
-func syncFolders(files []*naming) error {
+func syncFolders(kernel *System, files []*naming) error {
 	for _, n := range files {
-		if err := n.p.dir.sync(); err != nil {
+		if err := kernel.Folders.Sync(n.p.dir.f); err != nil {
 			return err
 		}
 	}
@@ -107,16 +109,16 @@ func syncFolders(files []*naming) error {
 // next run's sweep removes it.
 func (n *naming) settle() {
 	if n.p.named && n.done == exchanged {
-		_ = unix.Unlinkat(int(n.p.dir.f.Fd()), n.p.name, 0)
+		_ = sys.UnlinkAt(n.p.dir.f, n.p.name)
 	}
 }
 
 func (n *naming) path() string { return filepath.Join(n.p.dir.path, n.final) }
 
-func (n *naming) name(sys *System) error {
+func (n *naming) name(kernel *System) error {
 	if n.replaces == nil {
-		err := sys.Rename(n.p.dir.f, n.p.name, n.final, unix.RENAME_NOREPLACE)
-		if Unsupported(err) {
+		err := kernel.Rename(n.p.dir.f, n.p.name, n.final, unix.RENAME_NOREPLACE)
+		if sys.Unsupported(err) {
 			err = n.link()
 		}
 		if errors.Is(err, unix.EEXIST) {
@@ -128,9 +130,9 @@ func (n *naming) name(sys *System) error {
 		n.done = moved
 		return nil
 	}
-	err := sys.Rename(n.p.dir.f, n.p.name, n.final, unix.RENAME_EXCHANGE)
-	if Unsupported(err) {
-		if err := sys.Rename(n.p.dir.f, n.p.name, n.final, 0); err != nil {
+	err := kernel.Rename(n.p.dir.f, n.p.name, n.final, unix.RENAME_EXCHANGE)
+	if sys.Unsupported(err) {
+		if err := kernel.Rename(n.p.dir.f, n.p.name, n.final, 0); err != nil {
 			return fmt.Errorf("replace %s: %w", n.path(), err)
 		}
 		n.done = replaced
@@ -140,14 +142,11 @@ func (n *naming) name(sys *System) error {
 		return fmt.Errorf("replace %s: %w", n.path(), err)
 	}
 	n.done = exchanged
-	var was, now unix.Stat_t
-	if err := unix.Fstat(int(n.replaces.Fd()), &was); err != nil {
+	same, err := sys.Named(n.p.dir.f, n.p.name, n.replaces)
+	if err != nil {
 		return fmt.Errorf("%s: %w", n.path(), err)
 	}
-	if err := unix.Fstatat(int(n.p.dir.f.Fd()), n.p.name, &now, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return fmt.Errorf("%s: %w", n.path(), err)
-	}
-	if was.Ino != now.Ino || was.Dev != now.Dev {
+	if !same {
 		return fmt.Errorf("%s was replaced by someone else in the meantime: nothing has been changed", n.path())
 	}
 	return nil
@@ -155,21 +154,21 @@ func (n *naming) name(sys *System) error {
 
 // link is rename without replacing, where the file system has no such call.
 func (n *naming) link() error {
-	dir := int(n.p.dir.f.Fd())
-	if err := unix.Linkat(dir, n.p.name, dir, n.final, 0); err != nil {
+	dir := n.p.dir.f
+	if err := sys.Control(dir, func(fd int) error { return unix.Linkat(fd, n.p.name, fd, n.final, 0) }); err != nil {
 		return err
 	}
-	return unix.Unlinkat(dir, n.p.name, 0)
+	return sys.UnlinkAt(dir, n.p.name)
 }
 
 // unname takes the final name back.
-func (n *naming) unname(sys *System) error {
+func (n *naming) unname(kernel *System) error {
 	var err error
 	switch n.done {
 	case moved:
-		err = sys.Rename(n.p.dir.f, n.final, n.p.name, 0)
+		err = kernel.Rename(n.p.dir.f, n.final, n.p.name, 0)
 	case exchanged:
-		err = sys.Rename(n.p.dir.f, n.final, n.p.name, unix.RENAME_EXCHANGE)
+		err = kernel.Rename(n.p.dir.f, n.final, n.p.name, unix.RENAME_EXCHANGE)
 	case replaced:
 		return fmt.Errorf("%s has been replaced by the (complete) new file", n.path())
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -231,5 +232,37 @@ func TestPublishNeverReplacesAnotherFile(t *testing.T) {
 	}
 	if got := contents(t, d.path); got != "b=theirs" {
 		t.Error(got)
+	}
+}
+
+// Where a folder cannot be synced the files get their names all the same, and that
+// is told once; a medium that fails takes them back.
+func TestPublishInAFolderThatCannotBeSynced(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		answer error
+		want   string
+	}{
+		{unix.EINVAL, "a=new0 b=new1"},
+		{unix.EIO, "PARTIAL=new0 PARTIAL=new1"},
+	} {
+		kernel := Linux()
+		var notes []string
+		calls := 0
+		kernel.Folders.Note = func(msg string) { notes = append(notes, msg) }
+		kernel.Folders.Call = func(*os.File) error { calls++; return c.answer }
+		d := testFolder(t)
+		err := publish(kernel, testNamings(t, d, 2))
+		got := strings.Fields(contents(t, d.path))
+		slices.Sort(got)
+		if strings.Join(got, " ") != c.want || calls == 0 {
+			t.Errorf("%v: %q after %d syncs", c.answer, got, calls)
+		}
+		if c.answer == unix.EIO && (!errors.Is(err, unix.EIO) || len(notes) != 0) {
+			t.Errorf("%v, notes %q", err, notes)
+		}
+		if c.answer == unix.EINVAL && (err != nil || len(notes) != 1) {
+			t.Errorf("%v, notes %q", err, notes)
+		}
 	}
 }

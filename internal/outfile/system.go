@@ -3,14 +3,14 @@
 package outfile
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // System is what this package asks of the kernel where the answer depends on
@@ -30,6 +30,8 @@ type System struct {
 	// FreeSpace returns the bytes that an unprivileged user may still write to
 	// the file system of an open folder.
 	FreeSpace func(dir *os.File) (int64, error)
+	// Folders makes folders durable. Its Note may be set before the first use.
+	Folders *sys.FolderSyncer
 }
 
 // zeroAlign is what every device's logical blocks divide, bytes.
@@ -45,27 +47,15 @@ func Linux() *System {
 		},
 		ZeroOut: zeroOut,
 		Rename: func(dir *os.File, from, to string, flags uint) error {
-			return unix.Renameat2(int(dir.Fd()), from, int(dir.Fd()), to, flags)
+			return sys.Control(dir, func(fd int) error { return unix.Renameat2(fd, from, fd, to, flags) })
 		},
-		FreeSpace: freeSpace,
+		FreeSpace: sys.FreeSpace,
+		Folders:   new(sys.FolderSyncer),
 	}
 }
 
 func isBlockDevice(fi fs.FileInfo) bool {
 	return fi.Mode()&fs.ModeDevice != 0 && fi.Mode()&fs.ModeCharDevice == 0
-}
-
-// Identity tells files apart whatever their path: a device by its number, any
-// other file by device and inode.
-func Identity(fi fs.FileInfo) (id [2]uint64, ok bool) {
-	st, ok := fi.Sys().(*syscall.Stat_t)
-	if !ok {
-		return id, false
-	}
-	if isBlockDevice(fi) {
-		return [2]uint64{1 << 63, uint64(st.Rdev)}, true
-	}
-	return [2]uint64{uint64(st.Dev), st.Ino}, true
 }
 
 // deviceSize returns the capacity of a block device in bytes.
@@ -80,25 +70,13 @@ func deviceSize(f *os.File) (int64, error) {
 // zeroOut gives the range back to a thin device if that leaves zeros for
 // certain, and else lets the kernel write zeros as fast as the device can.
 func zeroOut(f *os.File, off, length int64) error {
-	err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length)
-	if Unsupported(err) {
-		err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, length)
+	err := fallocate(f, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length)
+	if sys.Unsupported(err) {
+		err = fallocate(f, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, length)
 	}
 	return err
 }
 
-func freeSpace(dir *os.File) (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(dir.Fd()), &st); err != nil {
-		return 0, fmt.Errorf("%s: ask for free space: %w", dir.Name(), err)
-	}
-	if st.Frsize <= 0 || st.Bavail > uint64(1<<62/st.Frsize) {
-		return 1 << 62, nil
-	}
-	return int64(st.Bavail) * st.Frsize, nil
-}
-
-// Unsupported tells whether a file system or a device lacks an operation.
-func Unsupported(err error) bool {
-	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY)
+func fallocate(f *os.File, mode uint32, off, length int64) error {
+	return sys.Control(f, func(fd int) error { return unix.Fallocate(fd, mode, off, length) })
 }

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package sys
+
+import (
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// plenty is more bytes than any file system has.
+const plenty = 1 << 62
+
+// FreeSpace returns the bytes that an unprivileged user may still write to the file
+// system of an open file or folder, as far as the file system tells: quotas are not
+// asked.
+func FreeSpace(f *os.File) (int64, error) {
+	var st unix.Statfs_t
+	if err := Control(f, func(fd int) error { return unix.Fstatfs(fd, &st) }); err != nil {
+		return 0, &fs.PathError{Op: "ask for free space", Path: f.Name(), Err: err}
+	}
+	return bytesOf(uint64(st.Bavail), uint64(st.Frsize)), nil // their types differ from machine to machine
+}
+
+// bytesOf is how many bytes blocks of that size are.
+func bytesOf(blocks, size uint64) int64 {
+	if size == 0 || size > plenty || blocks > plenty/size {
+		return plenty
+	}
+	return int64(blocks * size)
+}
