@@ -165,6 +165,10 @@ func (s *S3) getVersion(ctx context.Context, key string, offset, length int64, v
 	case err != nil:
 		return nil, s.failed(ctx, "read", key, err)
 	}
+	if version != "" && strongETag(info.ETag) != version { // the condition got lost on its way
+		_ = body.Close() // not wanted
+		return nil, fmt.Errorf("read %s: %w", key, errReplaced)
+	}
 	got, size, err := gotRange(header, opts.Header().Get("Range") != "")
 	if err == nil && got.offset != offset {
 		err = fmt.Errorf("asked for the bytes from %d on, got those from %d on", offset, got.offset)
@@ -296,7 +300,7 @@ func (s *S3) Stat(ctx context.Context, key string) (Info, error) {
 		err = &protocolError{"the answer does not tell the object's size"}
 	}
 	size := info.Size
-	if status := httpStatus(err); 400 <= status && status < 500 {
+	if status := httpStatus(err); 300 <= status && status < 500 {
 		// The answer to HEAD has no body, and does not tell a missing object
 		// from a missing bucket, nor why something is forbidden.
 		size, err = s.statByGet(ctx, key)

@@ -33,6 +33,8 @@ func TestS3(t *testing.T) {
 				"folders":               testS3Folders,
 				"listing":               testS3List,
 				"no S3 server":          testS3NotS3,
+				"no S3 server for once": testS3NotS3Once,
+				"pages of listings":     testS3ListPages,
 				"requests":              testS3Requests,
 				"credentials":           testS3Credentials,
 				"missing bucket":        testS3NoBucket,

@@ -103,6 +103,7 @@ func testS3Doubt(t *testing.T, server *s3test.Server) {
 	bucket := server.Bucket()
 	for how, doubt := range map[s3test.How]bool{
 		s3test.Reset: true, s3test.Lost: true, s3test.Late: true, s3test.Internal: true, s3test.NotS3: true,
+		s3test.Portal: true, s3test.ErrorOK: true, s3test.Empty: true, s3test.Forbidden: true,
 		s3test.Unavailable: false, s3test.Conflict: false, s3test.Skewed: false, s3test.Full: false,
 	} {
 		proxy := s3test.NewProxy(t, server, s3test.Fault{How: how, Method: http.MethodPut})
@@ -277,20 +278,15 @@ func testS3Folders(t *testing.T, server *s3test.Server) {
 	wg.Wait()
 }
 
-// A listing that fails on its second page is no shorter one.
-func testS3List(t *testing.T, server *s3test.Server) {
-	proxy := s3test.NewProxy(t, server,
-		s3test.Fault{How: s3test.Internal, Method: "LIST", Query: "continuation-token", Times: 2},
-		s3test.Fault{How: s3test.Unavailable, Method: "LIST", Query: "start-after", Times: 2},
-	)
-	bucket := server.Bucket()
-	direct := openS3(t, server.Config(bucket, "a/b"))
+// fill stores small objects: k/0000 and so on.
+func fill(t *testing.T, s objstore.Store, count int) {
+	t.Helper()
+	const parts = 10
 	done := make(chan error)
-	const count, parts = 1030, 10
 	for part := range parts {
 		go func() {
 			for i := part; i < count; i += parts {
-				if err := direct.Put(t.Context(), fmt.Sprintf("k/%04d", i), strings.NewReader("x"), objstore.Create); err != nil {
+				if err := s.Put(t.Context(), fmt.Sprintf("k/%04d", i), strings.NewReader("x"), objstore.Create); err != nil {
 					done <- err
 					return
 				}
@@ -303,6 +299,18 @@ func testS3List(t *testing.T, server *s3test.Server) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// A listing that fails on its second page is no shorter one.
+func testS3List(t *testing.T, server *s3test.Server) {
+	proxy := s3test.NewProxy(t, server,
+		s3test.Fault{How: s3test.Internal, Method: "LIST", Query: "continuation-token", Times: 2},
+		s3test.Fault{How: s3test.Unavailable, Method: "LIST", Query: "start-after", Times: 2},
+	)
+	bucket := server.Bucket()
+	direct := openS3(t, server.Config(bucket, "a/b"))
+	const count = 1030
+	fill(t, direct, count)
 	list := func(s objstore.Store) (n int, err error) {
 		for info, err := range s.List(t.Context(), "k/") {
 			if err != nil {
@@ -325,24 +333,82 @@ func testS3List(t *testing.T, server *s3test.Server) {
 	}
 }
 
-// What is no S3 server can't say that there is no object.
+// elsewhere are the answers that something on the way gives for the store.
+func elsewhere() []s3test.How {
+	return []s3test.How{
+		s3test.NotS3, s3test.Portal, s3test.PortalXML, s3test.ErrorOK, s3test.Empty, s3test.NotModified,
+		s3test.Redirected, s3test.Forbidden, s3test.Precondition,
+	}
+}
+
+// What is no S3 server can't say that there is no object, nor that there is one,
+// nor that it is stored, nor that a listing is empty.
 func testS3NotS3(t *testing.T, server *s3test.Server) {
-	proxy := s3test.NewProxy(t, server, s3test.Fault{How: s3test.NotS3})
-	s := openS3(t, proxy.Config(server, server.Bucket(), ""))
-	_, stat := s.Stat(t.Context(), "object")
-	_, get := s.Get(t.Context(), "object", 0, -1)
-	for op, err := range map[string]error{
-		"stat": stat, "get": get,
-		"put":    s.Put(t.Context(), "object", strings.NewReader("x"), objstore.Create),
-		"delete": s.Delete(t.Context(), "object"),
-	} {
-		if err == nil || errors.Is(err, objstore.ErrNotFound) || errors.Is(err, objstore.ErrExists) || objstore.Permanent(err) {
-			t.Errorf("%s: %v, want an outage", op, err)
+	for _, how := range elsewhere() {
+		proxy := s3test.NewProxy(t, server, s3test.Fault{How: how})
+		s := openS3(t, proxy.Config(server, server.Bucket(), ""))
+		for op, err := range operations(t, s, "object") {
+			if err == nil || errors.Is(err, objstore.ErrNotFound) || errors.Is(err, objstore.ErrExists) || objstore.Permanent(err) {
+				t.Errorf("answer %d, %s: %v, want an outage", how, op, err)
+				continue
+			}
+			wantLine(t, err, "is not an S3 server's")
 		}
 	}
-	for _, err := range s.List(t.Context(), "") {
-		if err == nil || errors.Is(err, objstore.ErrNotFound) {
-			t.Errorf("list: %v, want an outage", err)
+}
+
+// What something on the way has answered once is asked again.
+func testS3NotS3Once(t *testing.T, server *s3test.Server) {
+	for _, how := range elsewhere() {
+		var faults []s3test.Fault
+		for _, method := range []string{http.MethodPut, http.MethodGet, http.MethodHead, http.MethodDelete, "LIST"} {
+			faults = append(faults, s3test.Fault{How: how, Method: method, Times: 2})
+		}
+		proxy := s3test.NewProxy(t, server, faults...)
+		s := objstore.Retry(openS3(t, proxy.Config(server, server.Bucket(), "")), quick)
+		if err := s.Put(t.Context(), "object", strings.NewReader("content"), objstore.Create); err != nil {
+			t.Errorf("answer %d, put: %v", how, err)
+		}
+		if info, err := s.Stat(t.Context(), "object"); err != nil || info.Size != 7 {
+			t.Errorf("answer %d, stat: %+v, %v", how, info, err)
+		}
+		if got, err := objstore.ReadAll(t.Context(), s, "object", 10); string(got) != "content" || err != nil {
+			t.Errorf("answer %d, get: %q, %v", how, got, err)
+		}
+		n := 0
+		for info, err := range s.List(t.Context(), "") {
+			if n++; err != nil || info.Key != "object" {
+				t.Errorf("answer %d, list: %+v, %v", how, info, err)
+			}
+		}
+		if n != 1 {
+			t.Errorf("answer %d: %d objects listed, want 1", how, n)
+		}
+		if err := s.Delete(t.Context(), "object"); err != nil {
+			t.Errorf("answer %d, delete: %v", how, err)
+		}
+		if _, err := s.Stat(t.Context(), "object"); !errors.Is(err, objstore.ErrNotFound) {
+			t.Errorf("answer %d, stat of what was deleted: %v", how, err)
+		}
+	}
+}
+
+// A listing whose second page is something else is no shorter one.
+func testS3ListPages(t *testing.T, server *s3test.Server) {
+	bucket := server.Bucket()
+	const count = 1001
+	fill(t, openS3(t, server.Config(bucket, "")), count)
+	for _, how := range elsewhere() {
+		proxy := s3test.NewProxy(t, server, s3test.Fault{How: how, Method: "LIST", Query: "continuation-token"})
+		n := 0
+		var last error
+		for _, err := range openS3(t, proxy.Config(server, bucket, "")).List(t.Context(), "k/") {
+			if last = err; err == nil {
+				n++
+			}
+		}
+		if n != 1000 || last == nil || objstore.Permanent(last) {
+			t.Errorf("answer %d for a listing's second page: %d keys, %v", how, n, last)
 		}
 	}
 }

@@ -3,13 +3,10 @@
 package objstore
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/xml"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -115,8 +112,7 @@ func (c *stallConn) Write(p []byte) (n int, err error) {
 }
 
 // s3Round is the round tripper of a store. It sends large bodies only when the
-// server wants them, and sees to it that "no such object" and "exists already"
-// are an S3 server's word and not some proxy's.
+// server wants them, and lets no answer pass that is not an S3 server's.
 type s3Round struct{ next http.RoundTripper }
 
 func (t s3Round) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -126,26 +122,8 @@ func (t s3Round) RoundTrip(req *http.Request) (*http.Response, error) {
 		req.Header.Set("Expect", "100-continue")
 	}
 	resp, err := t.next.RoundTrip(req)
-	if err != nil || req.Method == http.MethodHead {
-		return resp, err
-	}
-	if resp.StatusCode != http.StatusNotFound && resp.StatusCode != http.StatusPreconditionFailed {
-		return resp, nil
-	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
-	_ = resp.Body.Close() // read as far as it matters
 	if err != nil {
 		return nil, err
 	}
-	var e struct {
-		XMLName xml.Name `xml:"Error"`
-		Code    string
-	}
-	if err := xml.Unmarshal(body, &e); err != nil || e.Code == "" {
-		return nil, &protocolError{fmt.Sprintf("the answer %q is not an S3 server's: is the endpoint right, or is something on the way broken?", resp.Status)}
-	}
-	resp.Body = io.NopCloser(bytes.NewReader(body))
-	return resp, nil
+	return judge(req, resp)
 }
-
-const maxErrorBody = 64 << 10

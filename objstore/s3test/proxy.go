@@ -30,22 +30,30 @@ type How int
 
 // The ways to fail.
 const (
-	Reset       How = iota // the connection is reset, before the server sees anything
-	ResetUpload            // the connections break in the middle of the body that is sent
-	Lost                   // the server does it, then the connection is reset
-	Unavailable            // 503 SlowDown
-	Internal               // 500 InternalError
-	Conflict               // 409 ConditionalRequestConflict
-	Folder                 // 409 ExistingObjectIsDirectory, as of versitygw when a folder vanishes
-	NotS3                  // 404 by something that is no S3 server
-	Skewed                 // 403 RequestTimeTooSkewed
-	Cut                    // the answer's body ends after Bytes
-	Stall                  // the answer's body stands still after Bytes
-	Full                   // 507, as of a full disk
-	Overwrite              // an object that stands there is removed before
-	Pretend                // 200, and nothing is done
-	Late                   // the connection is reset, and the server gets it at Deliver
-	Meanwhile              // none, but Do is called in the middle of it
+	Reset        How = iota // the connection is reset, before the server sees anything
+	ResetUpload             // the connections break in the middle of the body that is sent
+	Lost                    // the server does it, then the connection is reset
+	Unavailable             // 503 SlowDown
+	Internal                // 500 InternalError
+	Conflict                // 409 ConditionalRequestConflict
+	Folder                  // 409 ExistingObjectIsDirectory, as of versitygw when a folder vanishes
+	NotS3                   // 404 by something that is no S3 server
+	Portal                  // 200 with a page to log in at
+	PortalXML               // likewise, as XHTML
+	ErrorOK                 // 200 with an error document
+	Empty                   // 200 and nothing else
+	NotModified             // 304, as of a cache
+	Redirected              // 302 to a page to log in at
+	Forbidden               // 403 by a proxy
+	Precondition            // 412 by something that is no S3 server
+	Skewed                  // 403 RequestTimeTooSkewed
+	Cut                     // the answer's body ends after Bytes
+	Stall                   // the answer's body stands still after Bytes
+	Full                    // 507, as of a full disk
+	Overwrite               // an object that stands there is removed before
+	Pretend                 // the server's words that it is done, and nothing is
+	Late                    // the connection is reset, and the server gets it at Deliver
+	Meanwhile               // none, but Do is called in the middle of it
 )
 
 // Fault says which requests fail, and how. Zero fields but How match all.
@@ -238,6 +246,11 @@ func (p *Proxy) serve(ctx context.Context, forward http.Handler, w http.Response
 		forward.ServeHTTP(w, r)
 	case Pretend:
 		_, _ = io.Copy(io.Discard, r.Body)
+		if r.Method == http.MethodDelete {
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		w.Header().Set("ETag", `"d41d8cd98f00b204e9800998ecf8427e"`)
 		w.WriteHeader(http.StatusOK)
 	case Unavailable:
 		answer(w, r, http.StatusServiceUnavailable, "SlowDown")
@@ -252,7 +265,24 @@ func (p *Proxy) serve(ctx context.Context, forward http.Handler, w http.Response
 	case Full:
 		answer(w, r, http.StatusInsufficientStorage, "XMinioStorageFull")
 	case NotS3:
-		http.Error(w, "<html><body>no backend</body></html>", http.StatusNotFound)
+		page(w, r, http.StatusNotFound, "text/html", "<html><body>no backend</body></html>")
+	case Precondition:
+		page(w, r, http.StatusPreconditionFailed, "text/html", "<html><body>no backend</body></html>")
+	case Forbidden:
+		page(w, r, http.StatusForbidden, "text/html", "<html><body>not allowed here</body></html>")
+	case Portal:
+		page(w, r, http.StatusOK, "text/html; charset=utf-8", "<html><body>Please log in.</body></html>")
+	case PortalXML:
+		page(w, r, http.StatusOK, "application/xml", `<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"><body>Please log in.</body></html>`)
+	case ErrorOK:
+		answer(w, r, http.StatusOK, "InternalError")
+	case Empty:
+		page(w, r, http.StatusOK, "application/octet-stream", "")
+	case NotModified:
+		page(w, r, http.StatusNotModified, "", "")
+	case Redirected:
+		w.Header().Set("Location", "http://portal.example.org/login")
+		page(w, r, http.StatusFound, "text/html", "")
 	case Meanwhile:
 		if r.ContentLength > 0 {
 			half := io.LimitReader(r.Body, r.ContentLength/2)
@@ -318,12 +348,20 @@ func reset(w http.ResponseWriter) {
 }
 
 func answer(w http.ResponseWriter, r *http.Request, status int, code string) {
+	page(w, r, status, "application/xml", fmt.Sprintf("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>%s</Code><Message>injected</Message></Error>", code))
+}
+
+// page answers with a text; kind is its media type.
+func page(w http.ResponseWriter, r *http.Request, status int, kind, text string) {
 	_, _ = io.Copy(io.Discard, r.Body)
-	text := fmt.Sprintf("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>%s</Code><Message>injected</Message></Error>", code)
-	w.Header().Set("Content-Type", "application/xml")
-	w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+	if status != http.StatusNotModified {
+		w.Header().Set("Content-Type", kind)
+		w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+	}
 	w.WriteHeader(status)
-	_, _ = io.WriteString(w, text)
+	if r.Method != http.MethodHead {
+		_, _ = io.WriteString(w, text)
+	}
 }
 
 type spoiled struct{}
