@@ -42,9 +42,9 @@ func (e *UnknownOutcomeError) Unwrap() error { return e.Err }
 // on the checkpoint exists. It first fills in Format, Version, RepositoryID and
 // Revision where they are unset.
 //
-// It returns nil when the manifest stands there, durably; also when the store
-// had said that it failed, or that it stood there already, and also when ctx was
-// cancelled while the store was at it. It returns a
+// It returns nil when the manifest stands there, durably, and was read back;
+// also when the store had said that it failed, or that it stood there already,
+// and also when ctx was cancelled while the store was at it. It returns a
 // *TakenError when another one stands there, and an *UnknownOutcomeError when
 // it can't be known. After any other error the manifest is not there.
 func (r *Repository) Commit(ctx context.Context, m *Manifest) error {
@@ -65,6 +65,9 @@ func (r *Repository) Commit(ctx context.Context, m *Manifest) error {
 	}
 	key := ManifestKey(m.Domain, m.Checkpoint)
 	err = r.create(ctx, key, data)
+	if err == nil {
+		err = r.readBack(ctx, key, data)
+	}
 	var stands *standsError
 	var unknown *unknownError
 	switch {
@@ -182,6 +185,24 @@ func (r *Repository) create(ctx context.Context, key string, data []byte) error 
 	// it durable failed. Storing the same bytes again leaves no doubt.
 	if err := r.Store.Put(ctx, key, bytes.NewReader(data), objstore.Replace); err != nil {
 		return &unknownError{err: errors.Join(put, err)}
+	}
+	return nil
+}
+
+// readBack sees that the store has what it says that it has stored: to be told
+// so by something on the way to it is not enough for a checkpoint. Its errors
+// are those of create that are no plain failure.
+func (r *Repository) readBack(ctx context.Context, key string, data []byte) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), confirmTime)
+	defer cancel()
+	stands, err := objstore.ReadAll(ctx, r.Store, key, maxSealed)
+	switch {
+	case errors.Is(err, objstore.ErrTooLarge):
+		return &standsError{}
+	case err != nil:
+		return &unknownError{err: fmt.Errorf("the store says that it is stored, but: %w", err)}
+	case !bytes.Equal(stands, data):
+		return &standsError{data: stands}
 	}
 	return nil
 }

@@ -98,6 +98,8 @@ func TestCommitOutcome(t *testing.T) {
 		{"repeated request, then down", []objstoretest.Fault{repeated, down(objstoretest.Get)}, "unknown", true},
 		{"stood there and is gone", []objstoretest.Fault{vanished}, "unknown", false},
 		{"answer lost, not confirmed", []objstoretest.Fault{lost, {Op: objstoretest.Put, After: 1, Err: errOutage}}, "unknown", true},
+		{"a store that lies", []objstoretest.Fault{{Op: objstoretest.Put, Times: 1}}, "unknown", false},
+		{"stored, then down", []objstoretest.Fault{down(objstoretest.Get)}, "unknown", true},
 		{"cut while reading it again", []objstoretest.Fault{lost, {Op: objstoretest.Get, Cut: 10, Err: errOutage}}, "unknown", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -116,7 +118,7 @@ func TestCommitOutcome(t *testing.T) {
 			if got != c.want {
 				t.Errorf("%s (%v), want %s", got, err, c.want)
 			}
-			if err != nil && c.name != "stood there and is gone" && !errors.Is(err, errOutage) {
+			if err != nil && c.name != "stood there and is gone" && c.name != "a store that lies" && !errors.Is(err, errOutage) {
 				t.Errorf("%v does not tell the cause", err)
 			}
 			if _, err := plain.Manifest(t.Context(), "web", "one"); (err == nil) != c.stands {
