@@ -104,7 +104,7 @@ func (s *session) undo(ctx context.Context, intent *chain.Intent) error {
 		return nil
 	}
 	for _, image := range intent.Images {
-		if _, err := removeIfThere(ctx, s.guardOf(image.Path), image.Path, image.Add); err != nil {
+		if _, err := RemoveBitmap(ctx, s.guardOf(image.Path), image.Path, image.Add); err != nil {
 			return fmt.Errorf("the bitmap %s could not be taken out of %s again (the next backup of %s does it): %w",
 				image.Add, image.Path, intent.Domain, err)
 		}
@@ -127,44 +127,6 @@ func (s *session) guardOf(image string) *qcow2.ImageFlock {
 	return nil
 }
 
-// removeIfThere removes a bitmap of ours from an image, if the image holds it,
-// and looks whether all others are as they were. guard is the flock on it. It
-// reports whether the image held the bitmap.
-func removeIfThere(ctx context.Context, guard *qcow2.ImageFlock, path, name string) (held bool, err error) {
-	crashed := false
-	var before []qcow2.BitmapState
-	err = qcow2.WithTopLayer(path, func(l *qcow2.Layer) error {
-		held = l.Bitmap(name) != nil
-		if !held {
-			return nil
-		}
-		var err error
-		if before, err = l.BitmapStates(); err != nil {
-			return err
-		}
-		crashed = l.Header.Has(qcow2.IncompatDirty) || slices.ContainsFunc(before, func(b qcow2.BitmapState) bool { return b.InUse })
-		return qcow2.FreeSpaceFor(l, 0)
-	})
-	if err != nil || !held {
-		return held, err
-	}
-	if crashed {
-		// Whoever did not close the image may have left wrong reference counts,
-		// and QEMU would store the other bitmaps over guest data.
-		check, err := qcow2.CheckRefcounts(ctx, path)
-		if err == nil {
-			err = check.Err()
-		}
-		if err != nil {
-			return held, fmt.Errorf("%s: nothing is written into the image (qemu-img check -r all may repair it; keep a copy): %w", path, err)
-		}
-	}
-	if err := guard.BitmapRemove(ctx, path, name); err != nil {
-		return held, err
-	}
-	return held, qcow2.VerifyBitmapRemoved(path, before, name)
-}
-
 // keepBitmaps is how many checkpoints' bitmaps stay in an image: the newest,
 // which the next incremental rests on, and one more as its witness.
 const keepBitmaps = 2
@@ -179,7 +141,7 @@ func (s *session) retire(ctx context.Context, plan *Plan, manifest *chain.Manife
 		path := s.disks[i].active
 		for _, name := range s.retirable(p, manifest, names(s.disks[i].before)) {
 			s.hooks.step(StepRetire)
-			if _, err := removeIfThere(ctx, s.disks[i].guard, path, name); err != nil {
+			if _, err := RemoveBitmap(ctx, s.disks[i].guard, path, name); err != nil {
 				s.hooks.note("disk %s: the old bitmap %s stays in the image for now: %v", p.Disk, name, err)
 			}
 		}

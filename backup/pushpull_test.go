@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/checkpoint"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore/objstoretest"
@@ -229,6 +230,17 @@ func (l *lab) randomWrites(image string, random *rand.Rand) {
 	l.write(image, commands...)
 }
 
+// delete plans a deletion and carries it out.
+func (l *lab) delete(req checkpoint.DeleteRequest) ([]checkpoint.Deleted, error) {
+	l.t.Helper()
+	p, err := checkpoint.PlanDelete(l.t.Context(), l.repo, req)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	return p.Run(l.t.Context(), func(msg string) { l.t.Log(msg) })
+}
+
 // deleteCheckpoint deletes a checkpoint, with or without data, if its image can
 // still be written to.
 func (l *lab) deleteCheckpoint(name string) {
@@ -238,7 +250,7 @@ func (l *lab) deleteCheckpoint(name string) {
 		return
 	}
 	l.must(err)
-	_, err = backup.DeleteCheckpoints(l.t.Context(), l.repo, backup.DeleteRequest{Domain: "vm", Checkpoints: []*chain.Manifest{m}}, backup.Hooks{})
+	_, err = l.delete(checkpoint.DeleteRequest{Domain: "vm", Checkpoint: name})
 	l.must(err)
 	if _, err = l.repo.Manifest(l.t.Context(), "vm", name); (m.Kind == chain.KindCheckpoint) != errors.Is(err, chain.ErrNoCheckpoint) {
 		l.t.Errorf("checkpoint %s of kind %s: %v", name, m.Kind, err)
@@ -269,30 +281,6 @@ func TestChangesOfARegrownDisk(t *testing.T) {
 	}
 	if _, err := backup.ChangesBetween(t.Context(), l.repo, "vm", "k0", "k2"); !errors.As(err, &trust) {
 		t.Errorf("from k0 to k2: %v", err)
-	}
-}
-
-// The bitmaps of another host's checkpoint are not in an image here by chance of
-// its path.
-func TestDeleteOfAnotherHost(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	l.create("a", "1M")
-	m := l.createCheckpoint("k", l.disk("a")).Manifest
-	theirs := *m
-	theirs.Host = chain.Host{Name: "elsewhere", ID: "0123456789abcdef0123456789abcdef"}
-	del := backup.DeleteRequest{Domain: "vm", Checkpoints: []*chain.Manifest{&theirs}}
-	if _, err := backup.DeleteCheckpoints(t.Context(), l.repo, del, backup.Hooks{}); err == nil || !strings.Contains(err.Error(), "elsewhere") {
-		t.Errorf("got %v", err)
-	}
-	if info := l.tool("qemu-img", "info", "a"); !strings.Contains(info, "name: k.") {
-		t.Errorf("the bitmap is gone: %s", info)
-	}
-	del.Paths = map[string]string{"vda": l.path("a")}
-	_, err := backup.DeleteCheckpoints(t.Context(), l.repo, del, backup.Hooks{})
-	l.must(err)
-	if info := l.tool("qemu-img", "info", "a"); strings.Contains(info, "name: k.") {
-		t.Errorf("the bitmap is still there: %s", info)
 	}
 }
 

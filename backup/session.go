@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -193,19 +192,10 @@ func (s *session) checkOwner() error {
 		if s.req.DomainUUID != last.DomainUUID {
 			return &OwnedError{s.req.Domain, "the VM with UUID " + last.DomainUUID}
 		}
-	case !sameHost(s.host, last.Host):
+	case !s.host.Same(last.Host):
 		return &OwnedError{s.req.Domain, "host " + last.Host.Name}
 	}
 	return nil
-}
-
-// sameHost compares hosts by their ids, or by their names where a host has no
-// id.
-func sameHost(a, b chain.Host) bool {
-	if a.ID != "" && b.ID != "" {
-		return a.ID == b.ID
-	}
-	return a.Name == b.Name
 }
 
 // open opens every image, under QEMU's locks.
@@ -300,10 +290,6 @@ func (s *session) close() {
 	}
 }
 
-// flockWait is how long another holder of an image's flock is waited for. udev
-// takes them on block devices for moments.
-const flockWait = time.Second
-
 // guard excludes other runs of this program from the images, which are open,
 // until the end.
 func (s *session) guard(ctx context.Context) error {
@@ -326,7 +312,7 @@ func (d *disk) takeGuard(ctx context.Context) error {
 		_ = d.guard.Close() // opened for reading only
 		d.guard = nil
 	}
-	g, err := qcow2.FlockImage(ctx, d.req.Path, flockWait)
+	g, err := qcow2.FlockImage(ctx, d.req.Path, FlockWait)
 	if err != nil {
 		return err
 	}
@@ -365,20 +351,4 @@ func snapshotRecords(now []qcow2.Snapshot) []chain.Snapshot {
 		rec = append(rec, chain.Snapshot{ID: sn.ID, Name: sn.Name, CreatedNS: sn.Created.UnixNano()})
 	}
 	return rec
-}
-
-// resolved is the path under which manifests and intents know an image.
-func resolved(path string) string {
-	if real, err := filepath.EvalSymlinks(absolute(path)); err == nil {
-		return real
-	}
-	return absolute(path)
-}
-
-// absolute returns the path as the manifest and intents record it.
-func absolute(path string) string {
-	if abs, err := filepath.Abs(path); err == nil {
-		return abs
-	}
-	return path
 }

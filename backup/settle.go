@@ -93,7 +93,7 @@ func (s *session) mustSettle(err error) bool {
 		return false
 	}
 	for _, d := range s.disks {
-		if resolved(d.req.Path) == inUse.Path {
+		if ImagePath(d.req.Path) == inUse.Path {
 			return true
 		}
 	}
@@ -119,7 +119,7 @@ func newSettler(ctx context.Context, repo *chain.Repository, domain string, imag
 	_, bootID := chain.CurrentHost()
 	s := &settler{repo: repo, bootID: bootID, images: make(map[string]bool)}
 	for _, path := range images {
-		s.images[resolved(path)] = true
+		s.images[ImagePath(path)] = true
 	}
 	for _, m := range history {
 		for i := range m.Disks {
@@ -160,7 +160,7 @@ func (s *settler) settle(ctx context.Context, in *chain.Intent) error {
 			if g == nil {
 				continue
 			}
-			if _, err := removeIfThere(ctx, g, image.Path, image.Add); err != nil {
+			if _, err := RemoveBitmap(ctx, g, image.Path, image.Add); err != nil {
 				left = append(left, &chain.DiskError{Disk: image.Disk, Err: err})
 			}
 		}
@@ -180,7 +180,7 @@ func (s *settler) guard(ctx context.Context, in *chain.Intent, image chain.Inten
 	if guards[image.Path] != nil {
 		return nil
 	}
-	wait := flockWait
+	wait := FlockWait
 	if !s.alive(in) {
 		wait = orphanWait
 	}

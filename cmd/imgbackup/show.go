@@ -34,11 +34,8 @@ func (a *app) showCommand() *cobra.Command {
 
 // manifest loads a checkpoint by the names that a person gave.
 func (a *app) manifest(cmd *cobra.Command, repo *chain.Repository, domain, checkpoint string) (*chain.Manifest, error) {
-	if err := chain.CheckDomain(domain); err != nil {
-		return nil, usageError{err}
-	}
-	if err := chain.CheckName(checkpoint); err != nil {
-		return nil, usageError{err}
+	if err := checkNames(domain, checkpoint); err != nil {
+		return nil, err
 	}
 	return repo.Manifest(cmd.Context(), domain, checkpoint)
 }

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// FlockWait is how long another holder of an image's flock is waited for. udev takes
+// them on block devices for moments.
+const FlockWait = time.Second
+
+// ImagePath is the path under which manifests and intents know an image.
+func ImagePath(path string) string {
+	if real, err := filepath.EvalSymlinks(absolute(path)); err == nil {
+		return real
+	}
+	return absolute(path)
+}
+
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}
+
+// RemoveBitmap removes a bitmap of ours from an image, if the image holds it,
+// and looks whether all others are as they were. guard is the flock on it. It
+// reports whether the image held the bitmap.
+func RemoveBitmap(ctx context.Context, guard *qcow2.ImageFlock, path, name string) (held bool, err error) {
+	crashed := false
+	var before []qcow2.BitmapState
+	err = qcow2.WithTopLayer(path, func(l *qcow2.Layer) error {
+		held = l.Bitmap(name) != nil
+		if !held {
+			return nil
+		}
+		var err error
+		if before, err = l.BitmapStates(); err != nil {
+			return err
+		}
+		crashed = l.Header.Has(qcow2.IncompatDirty) || slices.ContainsFunc(before, func(b qcow2.BitmapState) bool { return b.InUse })
+		return qcow2.FreeSpaceFor(l, 0)
+	})
+	if err != nil || !held {
+		return held, err
+	}
+	if crashed {
+		// Whoever did not close the image may have left wrong reference counts,
+		// and QEMU would store the other bitmaps over guest data.
+		check, err := qcow2.CheckRefcounts(ctx, path)
+		if err == nil {
+			err = check.Err()
+		}
+		if err != nil {
+			return held, fmt.Errorf("%s: nothing is written into the image (qemu-img check -r all may repair it; keep a copy): %w", path, err)
+		}
+	}
+	if err := guard.BitmapRemove(ctx, path, name); err != nil {
+		return held, err
+	}
+	return held, qcow2.VerifyBitmapRemoved(path, before, name)
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imgbackup/imgbackup/backup/checkpoint"
+	"github.com/imgbackup/imgbackup/chain"
+)
+
+func (a *app) checkpointDeleteCommand() *cobra.Command {
+	var images imageFlags
+	var children, childrenOnly, metadata, dryRun bool
+	cmd := &cobra.Command{
+		Use:   "delete DOMAIN NAME",
+		Short: "Delete a checkpoint and its bitmaps",
+		Long: `delete takes a checkpoint's bitmaps out of the images and removes its
+definition. No change is lost: every other checkpoint's bitmap records all
+writes since it was made. Those that followed the checkpoint follow its parent.
+
+The archive of a checkpoint that a backup made stays and can be restored; only
+its bitmaps go, so that no later backup can be incremental since it by bitmap.
+
+The images are looked for where the checkpoint found them, or where --disk says.
+All of them are looked at before anything is removed; --dry-run does only that,
+and shows what would be. --metadata removes the definition alone and leaves the
+bitmaps; checkpoint redefine brings it back.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
+		Example: `  imgbackup checkpoint delete web monday
+  imgbackup checkpoint delete web monday --children --dry-run
+  imgbackup checkpoint delete web monday --metadata`,
+		Args: exactArgs(2, "a DOMAIN and a NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if children && childrenOnly {
+				return usageError{fmt.Errorf("--children and --children-only exclude each other")}
+			}
+			del := checkpoint.DeleteRequest{Domain: args[0], Checkpoint: args[1], MetadataOnly: metadata, Paths: make(map[string]string)}
+			switch {
+			case children:
+				del.Scope = checkpoint.WithChildren
+			case childrenOnly:
+				del.Scope = checkpoint.ChildrenOnly
+			}
+			req, err := images.request(args[0])
+			if err != nil {
+				return err
+			}
+			for _, d := range req.Disks {
+				del.Paths[d.Disk] = d.Path
+			}
+			return a.deleteCheckpoints(cmd.Context(), del, dryRun)
+		},
+	}
+	images.add(cmd)
+	f := cmd.Flags()
+	f.BoolVar(&children, "children", false, "delete all that follow it, too")
+	f.BoolVar(&childrenOnly, "children-only", false, "delete all that follow it, and keep it")
+	f.BoolVar(&metadata, "metadata", false, "remove the definition only; the bitmaps stay in the images")
+	f.BoolVar(&dryRun, "dry-run", false, "show what would be deleted, and delete nothing")
+	return cmd
+}
+
+func (a *app) deleteCheckpoints(ctx context.Context, del checkpoint.DeleteRequest, dryRun bool) error {
+	if err := checkNames(del.Domain, del.Checkpoint); err != nil {
+		return err
+	}
+	repo, err := a.openRepo(ctx)
+	if err != nil {
+		return err
+	}
+	plan, err := checkpoint.PlanDelete(ctx, repo, del)
+	if err != nil {
+		return err
+	}
+	defer plan.Close()
+	if dryRun {
+		return a.printDeletion(plan)
+	}
+	done, err := plan.Run(ctx, a.note)
+	if perr := a.printDeleted(done, del.MetadataOnly); err == nil {
+		err = perr
+	}
+	return err
+}
+
+// checkNames refuses what can be no domain's and no checkpoint's name.
+func checkNames(domain, checkpoint string) error {
+	err := chain.CheckDomain(domain)
+	if err == nil {
+		err = chain.CheckName(checkpoint)
+	}
+	if err != nil {
+		return usageError{err}
+	}
+	return nil
+}
+
+// deletionJSON is what checkpoint delete --dry-run --json prints.
+type deletionJSON struct {
+	Domain      string       `json:"domain"`
+	DryRun      bool         `json:"dry_run"`
+	Checkpoints []doomedJSON `json:"checkpoints"` // in the order in which they would go
+}
+
+type doomedJSON struct {
+	Name    string             `json:"name"`
+	UUID    string             `json:"uuid"`
+	Kept    bool               `json:"archive_kept"` // only its bitmaps go
+	Bitmaps []doomedBitmapJSON `json:"bitmaps"`
+}
+
+type doomedBitmapJSON struct {
+	Disk   string `json:"disk"`
+	Path   string `json:"path"`
+	Bitmap string `json:"bitmap"`
+	Held   bool   `json:"held"` // the image holds it
+}
+
+// printDeletion shows what would be deleted.
+func (a *app) printDeletion(p *checkpoint.Deletion) error {
+	if a.json {
+		out := deletionJSON{Domain: p.Domain, DryRun: true, Checkpoints: []doomedJSON{}}
+		for _, d := range p.Checkpoints {
+			view := doomedJSON{Name: d.Checkpoint.Name, UUID: d.Checkpoint.UUID, Kept: d.KeepsData, Bitmaps: []doomedBitmapJSON{}}
+			for _, b := range d.Bitmaps {
+				view.Bitmaps = append(view.Bitmaps, doomedBitmapJSON{Disk: b.Disk, Path: b.Path, Bitmap: b.Name, Held: b.Held})
+			}
+			out.Checkpoints = append(out.Checkpoints, view)
+		}
+		return a.printJSON(out)
+	}
+	w := &checkedWriter{w: a.out}
+	w.printf("Plan for %s (nothing has been deleted)\n", p.Domain)
+	if len(p.Checkpoints) == 0 {
+		w.printf("  no checkpoint follows\n")
+	}
+	for _, d := range p.Checkpoints {
+		switch {
+		case p.MetadataOnly:
+			w.printf("  checkpoint %s: its definition would be deleted; its bitmaps stay in the images\n", d.Checkpoint.Name)
+		case d.KeepsData:
+			w.printf("  checkpoint %s: its bitmaps would be removed; its archive stays\n", d.Checkpoint.Name)
+		default:
+			w.printf("  checkpoint %s would be deleted with its bitmaps\n", d.Checkpoint.Name)
+		}
+		for _, b := range d.Bitmaps {
+			missing := ""
+			if !b.Held {
+				missing = ", which holds none of this name"
+			}
+			w.printf("    %s  bitmap %s in %s%s\n", b.Disk, b.Name, oneLine(b.Path), missing)
+		}
+	}
+	return w.err
+}
+
+func (a *app) printDeleted(all []checkpoint.Deleted, metadata bool) error {
+	type deletedJSON struct {
+		Name    string   `json:"name"`
+		UUID    string   `json:"uuid"`
+		Bitmaps []string `json:"bitmaps_removed_from"`
+		Kept    bool     `json:"archive_kept"`
+	}
+	out := []deletedJSON{}
+	w := &checkedWriter{w: a.out}
+	for _, d := range all {
+		out = append(out, deletedJSON{d.Checkpoint.Name, d.Checkpoint.UUID, append([]string{}, d.Bitmaps...), d.Kept})
+		if a.json {
+			continue
+		}
+		switch {
+		case metadata:
+			w.printf("checkpoint %s deleted; its bitmaps stay in the images\n", d.Checkpoint.Name)
+		case d.Kept:
+			w.printf("checkpoint %s: %d bitmap(s) removed; its archive stays\n", d.Checkpoint.Name, len(d.Bitmaps))
+		default:
+			w.printf("checkpoint %s deleted, %d bitmap(s) removed\n", d.Checkpoint.Name, len(d.Bitmaps))
+		}
+	}
+	if a.json {
+		return a.printJSON(map[string]any{"deleted": out})
+	}
+	return w.err
+}
