@@ -92,6 +92,9 @@ func createLocal(dir string, folders *sys.FolderSyncer) (*Local, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create repository %s: %w", dir, err)
 	}
+	if err := checkNotWithin(abs); err != nil {
+		return nil, fmt.Errorf("create repository: %w", err)
+	}
 	if err := mkdirAllSynced(folders, abs); err != nil {
 		return nil, fmt.Errorf("create repository: %w", explain(err))
 	}

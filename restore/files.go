@@ -67,10 +67,10 @@ type fileJob struct {
 }
 
 // filePlaces checks the files' targets before anything is touched.
-func filePlaces(sys *outfile.System, disks []*place, o Options) ([]*fileJob, error) {
+func filePlaces(sys *outfile.System, repo *chain.Repository, disks []*place, o Options) ([]*fileJob, error) {
 	var all []*fileJob
 	for _, t := range o.Files {
-		at, err := outfile.Resolve(sys, outfile.Wanted{Path: t.Path, Format: qcow2.Raw, Force: o.Force})
+		at, err := outfile.Resolve(sys, outfile.Wanted{Path: t.Path, Format: qcow2.Raw, Force: o.Force, Outside: outside(repo)})
 		if err == nil && at.Device {
 			err = usage.Errorf("%s is a block device", at.Path)
 		}

@@ -64,7 +64,7 @@ func Run(ctx context.Context, repo *chain.Repository, m *chain.Manifest, targets
 func run(ctx context.Context, kernel *outfile.System, repo *chain.Repository, m *chain.Manifest, targets []Target, o Options) (res *Result, err error) {
 	p := &progress{tell: o.Progress}
 	kernel.Folders.Note = p.warn
-	undo, err := makeDir(kernel.Folders, o.MakeDir)
+	undo, err := makeDir(repo, kernel.Folders, o.MakeDir)
 	if err != nil {
 		return nil, err
 	}
@@ -73,11 +73,11 @@ func run(ctx context.Context, kernel *outfile.System, repo *chain.Repository, m 
 			undo()
 		}
 	}()
-	all, err := places(kernel, m, targets, o)
+	all, err := places(kernel, repo, m, targets, o)
 	if err != nil {
 		return nil, err
 	}
-	files, err := filePlaces(kernel, all, o)
+	files, err := filePlaces(kernel, repo, all, o)
 	if err != nil {
 		return nil, err
 	}
@@ -135,9 +135,12 @@ func run(ctx context.Context, kernel *outfile.System, repo *chain.Repository, m 
 
 // makeDir makes a folder if it is missing. undo removes it, if it was made and is
 // still empty.
-func makeDir(folders *sys.FolderSyncer, path string) (undo func(), err error) {
+func makeDir(repo *chain.Repository, folders *sys.FolderSyncer, path string) (undo func(), err error) {
 	if path == "" {
 		return func() {}, nil
+	}
+	if err := outside(repo)(path); err != nil {
+		return nil, err
 	}
 	err = os.Mkdir(path, 0o777)
 	if errors.Is(err, fs.ErrExist) {

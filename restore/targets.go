@@ -11,6 +11,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
 	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -63,7 +64,7 @@ type place struct {
 }
 
 // places checks all targets before anything is touched.
-func places(sys *outfile.System, m *chain.Manifest, targets []Target, o Options) ([]*place, error) {
+func places(sys *outfile.System, repo *chain.Repository, m *chain.Manifest, targets []Target, o Options) ([]*place, error) {
 	if len(targets) == 0 {
 		return nil, usage.Errorf("there is no disk to restore")
 	}
@@ -78,7 +79,7 @@ func places(sys *outfile.System, m *chain.Manifest, targets []Target, o Options)
 				return nil, err
 			}
 		}
-		at, err := outfile.Resolve(sys, outfile.Wanted{Path: t.Path, Format: t.Format, Force: o.Force})
+		at, err := outfile.Resolve(sys, outfile.Wanted{Path: t.Path, Format: t.Format, Force: o.Force, Outside: outside(repo)})
 		if err != nil {
 			return nil, &chain.DiskError{Disk: t.Disk, Err: err}
 		}
@@ -104,6 +105,11 @@ func places(sys *outfile.System, m *chain.Manifest, targets []Target, o Options)
 		return 1
 	})
 	return all, nil
+}
+
+// outside refuses what lies in the repository's folder.
+func outside(repo *chain.Repository) func(path string) error {
+	return func(path string) error { return objstore.CheckOutside(repo.Store, path) }
 }
 
 // canContinue tells why a target cannot get the checkpoint's bitmap.

@@ -11,6 +11,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
 	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -69,7 +70,7 @@ func Run(ctx context.Context, repo *chain.Repository, req backup.Request, hooks 
 
 func run(ctx context.Context, sys *outfile.System, repo *chain.Repository, req backup.Request, hooks backup.Hooks, targets []Target, o Options) (res *Result, err error) {
 	sys.Folders.Note = hooks.Note
-	r, err := newReceiver(sys, req, hooks, targets, o)
+	r, err := newReceiver(sys, repo, req, hooks, targets, o)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +89,7 @@ func run(ctx context.Context, sys *outfile.System, repo *chain.Repository, req b
 // DryRun returns the plan that [Run] would carry out, and writes nothing. What
 // can be known of the targets without opening them is looked at, too.
 func DryRun(ctx context.Context, repo *chain.Repository, req backup.Request, hooks backup.Hooks, targets []Target, o Options) (*backup.Plan, error) {
-	r, err := newReceiver(outfile.Linux(), req, hooks, targets, o)
+	r, err := newReceiver(outfile.Linux(), repo, req, hooks, targets, o)
 	if err != nil {
 		return nil, err
 	}
@@ -96,11 +97,12 @@ func DryRun(ctx context.Context, repo *chain.Repository, req backup.Request, hoo
 }
 
 // newReceiver checks the targets, as far as they can be without the disks.
-func newReceiver(sys *outfile.System, req backup.Request, hooks backup.Hooks, targets []Target, o Options) (*receiver, error) {
+func newReceiver(sys *outfile.System, repo *chain.Repository, req backup.Request, hooks backup.Hooks, targets []Target, o Options) (*receiver, error) {
 	r := &receiver{sys: sys, hooks: hooks, noLock: req.NoLock, workers: o.Workers}
 	if r.workers <= 0 {
 		r.workers = 4
 	}
+	outside := func(path string) error { return objstore.CheckOutside(repo.Store, path) }
 	for _, t := range targets {
 		if !slices.ContainsFunc(req.Disks, func(d backup.DiskRequest) bool { return d.Disk == t.Disk }) {
 			return nil, usage.Errorf("target %s: no such disk is backed up", t.Disk)
@@ -108,7 +110,7 @@ func newReceiver(sys *outfile.System, req backup.Request, hooks backup.Hooks, ta
 		if err := t.check(); err != nil {
 			return nil, about(t.Disk, err)
 		}
-		at, err := outfile.Resolve(sys, outfile.Wanted{Path: t.Path, Format: t.Format, Force: o.Force, Reuse: t.Reuse})
+		at, err := outfile.Resolve(sys, outfile.Wanted{Path: t.Path, Format: t.Format, Force: o.Force, Reuse: t.Reuse, Outside: outside})
 		if err != nil {
 			return nil, about(t.Disk, err)
 		}

@@ -52,6 +52,19 @@ type Checkpoint struct {
 // copies is how many objects are on their way at once.
 const copies = 4
 
+// checkApart refuses a repository in another one's folder: its objects might take the
+// other's places.
+func checkApart(from, to objstore.Store) error {
+	for _, pair := range [][2]objstore.Store{{from, to}, {to, from}} {
+		if p, ok := pair[1].(objstore.Placed); ok {
+			if err := objstore.CheckOutside(pair[0], p.Dir()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // Copy copies the checkpoints of from that to does not have, oldest first. A
 // checkpoint of the same name and another uuid is a [*chain.TakenError]. What is
 // damaged in from ends the copy with an [*archive.DamageError]; the checkpoints
@@ -60,6 +73,9 @@ func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *R
 	c := &copier{from: from, to: to, o: o, have: make(map[string]bool), result: &Result{DryRun: o.DryRun, Checkpoints: []Checkpoint{}}}
 	if from.Config.ID == to.Config.ID {
 		return nil, errors.New("source and destination are the same repository")
+	}
+	if err := checkApart(from.Store, to.Store); err != nil {
+		return nil, err
 	}
 	if len(o.Domains) == 0 {
 		if c.o.Domains, err = from.Domains(ctx); err != nil {

@@ -41,6 +41,9 @@ func (a *app) restoreByQemuImg(ctx context.Context, repo *chain.Repository, m *c
 				return usageError{fmt.Errorf("--to: %s and %s are one disk or one file", t.Disk, u.Disk)}
 			}
 		}
+		if err := a.checkOutside("--to", t.Path); err != nil {
+			return err
+		}
 		if t.Path == stdoutPath {
 			return usageError{errors.New("--to TARGET=-: only raw can be written in order")}
 		}

@@ -72,6 +72,9 @@ func (a *app) listenNBD(ctx context.Context, f listenFlags) (*nbdService, error)
 	if err := s.loadTLS(f); err != nil {
 		return nil, err
 	}
+	if err := f.checkOutside(a); err != nil {
+		return nil, err
+	}
 	switch {
 	case f.socket != "" && f.address != "":
 		return nil, usageError{errors.New("--socket and --listen exclude each other")}
@@ -111,6 +114,19 @@ func (a *app) listenNBD(ctx context.Context, f listenFlags) (*nbdService, error)
 		}
 	}
 	return s, nil
+}
+
+// checkOutside refuses files in the repository's folder.
+func (f listenFlags) checkOutside(a *app) error {
+	if f.socket != "" {
+		if err := a.checkOutside("--socket", f.socket); err != nil {
+			return err
+		}
+	}
+	if f.pidFile == "" {
+		return nil
+	}
+	return a.checkOutside("--pid-file", f.pidFile)
 }
 
 func (s *nbdService) loadTLS(f listenFlags) (err error) {

@@ -10,7 +10,7 @@ import (
 )
 
 // manCommand writes the man pages, which are made from the commands' own help.
-func manCommand(root *cobra.Command) *cobra.Command {
+func (a *app) manCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
 		Use:     "man DIR",
 		Short:   "Write the man pages into a folder",
@@ -19,6 +19,9 @@ func manCommand(root *cobra.Command) *cobra.Command {
 		Hidden:  true,
 		Args:    exactArgs(1, "one DIR"),
 		RunE: func(_ *cobra.Command, args []string) error {
+			if err := a.checkOutside("man", args[0]); err != nil {
+				return err
+			}
 			// A fixed date keeps the generated files the same from day to day.
 			date := time.Date(2026, time.November, 1, 0, 0, 0, 0, time.UTC)
 			root.DisableAutoGenTag = true

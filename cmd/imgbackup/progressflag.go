@@ -82,6 +82,11 @@ func (a *app) startProgress(cmd *cobra.Command, to string) error {
 		a.events.start(a.err, nil, true, cmd.Name())
 		return nil
 	}
+	if !strings.HasPrefix(to, "fd:") {
+		if err := a.checkOutside("--progress-to", to); err != nil {
+			return err
+		}
+	}
 	f, err := openProgress(to)
 	if err != nil {
 		return usageError{fmt.Errorf("--progress-to %s: %w", to, err)}

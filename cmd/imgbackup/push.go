@@ -128,6 +128,11 @@ func (a *app) push(cmd *cobra.Command, req backup.Request, targets []push.Target
 	if err != nil {
 		return err
 	}
+	for _, t := range targets {
+		if err := a.checkOutside("the target of disk "+t.Disk, t.Path); err != nil {
+			return err
+		}
+	}
 	bar := a.newBar("pushing " + req.Domain)
 	req.Tool, req.TempDir = "imgbackup "+version(), tempDir()
 	hooks := a.hooks(bar)

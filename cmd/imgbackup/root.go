@@ -75,7 +75,7 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 		a.checkpointCommand(),
 		a.changesCommand(),
 		a.exportCommand(),
-		manCommand(root),
+		a.manCommand(root),
 	)
 	root.SetOut(p.out) // where the completion commands write to
 	root.InitDefaultCompletionCmd()
@@ -126,11 +126,17 @@ func (a *app) store(create bool) (objstore.Store, error) {
 	return store, err
 }
 
-func (a *app) openStore(create bool) (objstore.Store, error) {
+// place is where the repository is, or empty.
+func (a *app) place() string {
 	// Not the flag's default, which help and man pages would show.
 	if a.repoFlag == "" {
-		a.repoFlag = os.Getenv("IMGBACKUP_REPO")
+		return os.Getenv("IMGBACKUP_REPO")
 	}
+	return a.repoFlag
+}
+
+func (a *app) openStore(create bool) (objstore.Store, error) {
+	a.repoFlag = a.place()
 	if a.repoFlag == "" {
 		return nil, usageError{errors.New("no repository: give --repo PATH or set IMGBACKUP_REPO")}
 	}

@@ -99,6 +99,9 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 	for _, d := range c.Disks {
 		var cow *serve.Cow
 		if path := files[d.Name]; path != "" {
+			if err := a.checkOutside("--cow", path); err != nil {
+				return err
+			}
 			if cow, err = serve.OpenCow(c, d, path, a.note); err != nil {
 				return err
 			}

@@ -34,6 +34,10 @@ type Wanted struct {
 	Format qcow2.Format // of a device: qcow2.Raw
 	Force  bool         // replace a file that exists, and write to a block device
 	Reuse  bool         // write into the raw file or block device that is there
+
+	// Outside refuses a path, with the folder's links resolved, that lies where none
+	// of ours may; nil: there is no such place.
+	Outside func(path string) error
 }
 
 // Base is the target's file name in its folder.
@@ -70,6 +74,11 @@ func Resolve(kernel *System, w Wanted) (*Place, error) {
 	}
 	p.Path = filepath.Join(dir, base)
 	fi, err := p.look(kernel)
+	if w.Outside != nil {
+		if err := w.Outside(p.Path); err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && w.Reuse:
 		return nil, fmt.Errorf("there is nothing that could be reused: %w", err)
