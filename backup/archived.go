@@ -6,27 +6,34 @@ import (
 	"bytes"
 	"context"
 	"iter"
-	"math/rand/v2"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/zero"
-	"github.com/imgbackup/imgbackup/qcow2"
 )
 
-// archived is one archived state of a disk, readable like the disk itself.
-type archived struct {
-	maps  []*archive.Map
-	fetch *archive.Fetcher
-	kept  *keptChunks
-	size  int64
+// archives are the archived states of disks. Each is opened once, since every
+// check of trust asks for the same few.
+type archives struct {
+	repo   *chain.Repository
+	fetch  *archive.Fetcher
+	opened map[*chain.Disk]*archived
+	kept   keptChunks
 }
 
-// openState opens an archived state; it is kept for the rest of the session,
-// since every check of trust asks for the same few. A state of which a map or a
-// pack is missing or damaged is an [archive.DamageError].
-func (s *session) openState(ctx context.Context, cd *chain.Disk) (*archived, error) {
+func newArchives(repo *chain.Repository) *archives {
+	return &archives{
+		repo:   repo,
+		fetch:  archive.NewFetcher(repo.Store, archive.FetcherOptions{}),
+		opened: make(map[*chain.Disk]*archived),
+	}
+}
+
+// open opens an archived state. One of which a map or a pack is missing or
+// damaged is an [archive.DamageError].
+func (s *archives) open(ctx context.Context, cd *chain.Disk) (*archived, error) {
 	if a, ok := s.opened[cd]; ok {
 		return a, nil
 	}
@@ -43,29 +50,59 @@ func (s *session) openState(ctx context.Context, cd *chain.Disk) (*archived, err
 	return a, nil
 }
 
+// State is open, for [trust.Archive].
+func (s *archives) State(ctx context.Context, cd *chain.Disk) (trust.State, error) {
+	a, err := s.open(ctx, cd)
+	if err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// Bitmap opens a bitmap that a manifest recorded, for [trust.Archive].
+func (s *archives) Bitmap(ctx context.Context, rec *chain.BitmapRecord) (bitmapstore.Runs, error) {
+	return archive.OpenBitmap(ctx, s.repo.Store, rec.Object, rec.Header())
+}
+
+// Delta is what a state's delta covers, for [trust.Archive]; nil: the state was
+// stored whole.
+func (s *archives) Delta(ctx context.Context, cd *chain.Disk) (bitmapstore.Runs, error) {
+	m, err := archive.OpenMap(ctx, s.repo.Store, cd.Maps[0], 0)
+	if err != nil || m.Full() {
+		return nil, err
+	}
+	return entryRuns(m.Entries(ctx, 0, m.Size()), func(archive.Entry) bool { return true }), nil
+}
+
+// archived is one archived state of a disk, readable like the disk itself.
+type archived struct {
+	maps  []*archive.Map
+	fetch *archive.Fetcher
+	kept  *keptChunks
+	size  int64
+}
+
 // entries yields what the state holds in [start, end), without gaps; what lies
 // beyond its size reads as zeros.
 func (a *archived) entries(ctx context.Context, start, end int64) iter.Seq2[archive.Entry, error] {
 	return func(yield func(archive.Entry, error) bool) {
-		if inside := min(end, a.size); start < inside {
+		inside := min(end, a.size)
+		if start < inside {
 			for e, err := range archive.Replay(ctx, a.maps, start, inside) {
 				if !yield(e, err) || err != nil {
 					return
 				}
 			}
-			start = inside
 		}
-		if start < end {
-			yield(archive.Entry{Offset: start, Length: end - start, Zero: true}, nil)
+		if behind := max(start, inside); behind < end {
+			yield(archive.Entry{Offset: behind, Length: end - behind, Zero: true}, nil)
 		}
 	}
 }
 
-// runs is where the state's entries in [0, size) satisfy keep.
-func (a *archived) runs(ctx context.Context, size int64, keep func(archive.Entry) bool) bitmapstore.Runs {
-	return func(yield func(bitmapstore.Run, error) bool) {
-		entryRuns(a.entries(ctx, 0, size), keep)(yield)
-	}
+// Data is where the state holds data in [0, size).
+func (a *archived) Data(ctx context.Context, size int64) bitmapstore.Runs {
+	return entryRuns(a.entries(ctx, 0, size), func(e archive.Entry) bool { return !e.Zero })
 }
 
 // entryRuns joins the ranges of the entries that satisfy keep.
@@ -95,15 +132,9 @@ func entryRuns(entries iter.Seq2[archive.Entry, error], keep func(archive.Entry)
 	}
 }
 
-// equals reports whether the image reads in a range as the state does.
-func (a *archived) equals(ctx context.Context, c *qcow2.Image, run bitmapstore.Run) (bool, error) {
-	same, _, err := a.compare(ctx, c, run)
-	return same, err
-}
-
-// compare reports whether the image reads in a range as the state does, and
-// whether both are all zeros there.
-func (a *archived) compare(ctx context.Context, c *qcow2.Image, run bitmapstore.Run) (same, zeros bool, err error) {
+// Compare reports whether a disk reads in a range as the state does, and whether
+// both are all zeros there.
+func (a *archived) Compare(ctx context.Context, disk trust.Reader, run bitmapstore.Run) (same, zeros bool, err error) {
 	buf := make([]byte, min(run.Len(), archive.GridSize))
 	chunk := make([]byte, 0, archive.GridSize)
 	zeros = true
@@ -124,7 +155,7 @@ func (a *archived) compare(ctx context.Context, c *qcow2.Image, run bitmapstore.
 		}
 		for off := e.Offset; off < e.End(); {
 			now := buf[:min(int64(len(buf)), e.End()-off)]
-			if err := c.ReadAt(ctx, now, off); err != nil {
+			if err := disk.ReadAt(ctx, now, off); err != nil {
 				return false, false, err
 			}
 			if e.Zero && !zero.Is(now) || !e.Zero && !bytes.Equal(now, then[off-e.Offset:][:len(now)]) {
@@ -137,34 +168,3 @@ func (a *archived) compare(ctx context.Context, c *qcow2.Image, run bitmapstore.
 }
 
 var zeroBlock [64 << 10]byte
-
-// sampleOf draws up to count runs at random, each cut to a random part of at
-// most length bytes.
-func sampleOf(set bitmapstore.Runs, count int, length int64, random *rand.Rand) ([]bitmapstore.Run, error) {
-	var sample []bitmapstore.Run
-	seen := 0
-	for run, err := range set {
-		if err != nil {
-			return nil, err
-		}
-		// Long runs stand for as many draws as they have grid cells.
-		for start := run.Start; start < run.End; {
-			end := min(run.End, start/archive.GridSize*archive.GridSize+archive.GridSize)
-			part := bitmapstore.Run{Start: start, End: end}
-			seen++
-			if len(sample) < count {
-				sample = append(sample, part)
-			} else if i := random.IntN(seen); i < count {
-				sample[i] = part
-			}
-			start = end
-		}
-	}
-	for i, run := range sample {
-		if free := run.Len() - length; free > 0 {
-			run.Start += random.Int64N(free + 1)
-			sample[i] = bitmapstore.Run{Start: run.Start, End: run.Start + length}
-		}
-	}
-	return sample, nil
-}

@@ -11,7 +11,7 @@
 //     therefore lead to too much being backed up later, never to too little.
 //   - All disks of a domain commit in one manifest, or none does.
 //   - A bitmap is a witness, not proof. An incremental backup rests on one
-//     only after the checks of trust.go have failed to contradict it.
+//     only after the checks of package trust have failed to contradict it.
 //   - Only bitmaps that a manifest or an intent of the repository names are
 //     ever removed from an image.
 package backup
@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -131,7 +132,7 @@ func (h Hooks) step(name string) {
 // it cannot be trusted. Nothing has been written.
 type NotTrustedError struct {
 	Disk   string
-	Code   Reason
+	Code   trust.Reason
 	Reason string
 	Hint   string // what to do; may be empty
 }

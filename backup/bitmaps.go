@@ -154,7 +154,7 @@ func (s *session) retirable(p *DiskPlan, manifest *chain.Manifest, names []strin
 	// A clone of another disk's image brings that disk's bitmaps with it.
 	known := s.oursAnywhere()
 	var mine []string
-	worthless := p.Detection != ByBitmap && p.distrust
+	worthless := p.Detection != ByBitmap && p.verdict.DistrustAll
 	for _, name := range names {
 		m := known[name]
 		if m == nil || m.UUID == manifest.UUID {

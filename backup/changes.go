@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 )
@@ -25,7 +26,7 @@ type DiskChanges struct {
 // recorded and found sound. Where nothing links the two, it is a
 // *NotTrustedError. No image is opened.
 func ChangesBetween(ctx context.Context, repo *chain.Repository, domain, from, to string) ([]DiskChanges, error) {
-	s := &session{repo: repo, req: Request{Domain: domain}, kind: chain.KindCheckpoint}
+	s := &session{repo: repo, req: Request{Domain: domain}, kind: chain.KindCheckpoint, states: newArchives(repo)}
 	history, damaged, err := repo.Manifests(ctx, domain)
 	if err != nil {
 		return nil, err
@@ -87,7 +88,7 @@ func (s *session) changesBetween(ctx context.Context, target string, from, to *c
 		queue = queue[1:]
 		if here.at.Manifest == goal.Manifest {
 			size := goal.Disk.Size
-			runs := bitmapstore.Union(append(here.sets, beyond(min(here.size, size), size))...).Clip(size)
+			runs := bitmapstore.Union(append(here.sets, bitmapstore.Between(min(here.size, size), size))...).Clip(size)
 			return DiskChanges{Disk: target, Size: size, Runs: runs, How: here.how}, nil
 		}
 		for _, l := range s.linksOf(ctx, here.at, states, goal) {
@@ -104,7 +105,7 @@ func (s *session) changesBetween(ctx context.Context, target string, from, to *c
 			})
 		}
 	}
-	return DiskChanges{}, &NotTrustedError{Disk: target, Code: ReasonBrokenLine, Reason: fmt.Sprintf(
+	return DiskChanges{}, &NotTrustedError{Disk: target, Code: trust.ReasonBrokenLine, Reason: fmt.Sprintf(
 		"no archives and no recorded bitmaps tell what changed in %s between %s and %s", target, from.Checkpoint, to.Checkpoint)}
 }
 
@@ -126,7 +127,7 @@ func (s *session) linksOf(ctx context.Context, at chain.DiskState, states chain.
 		case at.HasData() && other.HasData():
 			links = append(links, link{other, s.differences(ctx, other, at), fmt.Sprintf("archives of %s and %s", older.Manifest.Checkpoint, newer.Manifest.Checkpoint)})
 		case i >= 0 && older.Disk.Bitmap != "":
-			runs := opened(func() (bitmapstore.Runs, error) { return s.recordedBitmap(ctx, &newer.Disk.Witnesses[i]) })
+			runs := opened(func() (bitmapstore.Runs, error) { return s.states.Bitmap(ctx, &newer.Disk.Witnesses[i]) })
 			links = append(links, link{other, runs, fmt.Sprintf("bitmap of %s as of %s", older.Manifest.Checkpoint, newer.Manifest.Checkpoint)})
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -42,12 +43,12 @@ func TestTrustPackMissing(t *testing.T) {
 		req.Mode = backup.Incremental
 		l.unchanged(func() {
 			var refused *backup.NotTrustedError
-			if err := l.fails(req, backup.Hooks{}); !errors.As(err, &refused) || refused.Code != backup.ReasonArchive {
+			if err := l.fails(req, backup.Hooks{}); !errors.As(err, &refused) || refused.Code != trust.ReasonArchive {
 				t.Errorf("pack %s, mode incremental: %v", name, err)
 			}
 		})
 		l.taken = nil // these cannot be restored any more
-		l.expect(l.backup("c3", l.disk("vda")), "vda", backup.Full, backup.ByNothing, backup.ReasonArchive)
+		l.expect(l.backup("c3", l.disk("vda")), "vda", backup.Full, backup.ByNothing, trust.ReasonArchive)
 		l.restoreAll()
 	}
 }
@@ -70,7 +71,7 @@ func TestContentOverDamagedChunk(t *testing.T) {
 	l.writeAs("raw", "vda", "write -P 2 64k 64k", "write -P 2 1M 64k", "write -P 2 2M 64k", "write -P 2 3M 64k")
 	l.taken = nil // c1 cannot be restored any more
 	r := l.backup("c2", disk)
-	d := l.expect(r, "vda", backup.Incremental, backup.ByContent, backup.ReasonRaw)
+	d := l.expect(r, "vda", backup.Incremental, backup.ByContent, trust.ReasonRaw)
 	if d.DataBytes != 4<<20 {
 		t.Errorf("%d bytes were stored, not the whole disk", d.DataBytes)
 	}

@@ -17,6 +17,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/qcow2"
@@ -230,7 +231,7 @@ func (l *lab) same(want, got, what string) {
 }
 
 // expect checks how a disk was backed up.
-func (l *lab) expect(r *backup.Result, target string, mode backup.Mode, detection backup.Detection, code backup.Reason) *chain.Disk {
+func (l *lab) expect(r *backup.Result, target string, mode backup.Mode, detection backup.Detection, code trust.Reason) *chain.Disk {
 	l.t.Helper()
 	d, ok := r.Manifest.Disk(target)
 	if !ok {
@@ -250,7 +251,7 @@ func (l *lab) expect(r *backup.Result, target string, mode backup.Mode, detectio
 // checkpoint.
 func (l *lab) trusted(r *backup.Result, since string) *chain.Disk {
 	l.t.Helper()
-	d := l.expect(r, "vda", backup.Incremental, backup.ByBitmap, backup.ReasonTrusted)
+	d := l.expect(r, "vda", backup.Incremental, backup.ByBitmap, trust.ReasonTrusted)
 	if d.IncrementalFrom == nil || d.IncrementalFrom.Name != since {
 		l.t.Errorf("%s is incremental from %v, want %s", r.Manifest.Checkpoint, d.IncrementalFrom, since)
 	}
@@ -312,14 +313,14 @@ func differences(before, after string) string {
 
 // refused demands an incremental and checks that it is refused for the given
 // reason and that nothing was written.
-func (l *lab) refused(code backup.Reason, disks ...backup.DiskRequest) {
+func (l *lab) refused(code trust.Reason, disks ...backup.DiskRequest) {
 	l.t.Helper()
 	req := l.request("refused", disks...)
 	req.Mode = backup.Incremental
 	l.refusedAs(req, code)
 }
 
-func (l *lab) refusedAs(req backup.Request, code backup.Reason) {
+func (l *lab) refusedAs(req backup.Request, code trust.Reason) {
 	l.t.Helper()
 	l.unchanged(func() {
 		l.t.Helper()

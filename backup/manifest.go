@@ -5,6 +5,7 @@ package backup
 import (
 	"fmt"
 
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -49,7 +50,7 @@ func (s *session) manifestDisk(d *disk, p *DiskPlan) chain.Disk {
 	rec := chain.Disk{
 		Name: p.Disk, Size: p.VirtualSize,
 		Source:    chain.Source{Path: active.Path, Format: string(p.Format), Device: d.id[0].Dev, Inode: d.id[0].Inode},
-		Snapshots: snapshotRecords(active.Snapshots),
+		Snapshots: trust.SnapshotRecords(active.Snapshots),
 		Backing:   d.backing,
 	}
 	if s.kind == chain.KindArchive {
@@ -77,7 +78,7 @@ func (s *session) rememberIdentity() {
 				d.id = append(d.id, f.Opened())
 			}
 			if i > 0 {
-				d.backing = append(d.backing, layerRecord(layer))
+				d.backing = append(d.backing, trust.LayerRecord(layer))
 			}
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
@@ -41,7 +42,7 @@ type DiskPlan struct {
 	Requested   Mode                 `json:"requested"`
 	Mode        Mode                 `json:"mode"` // full or incremental
 	Detection   Detection            `json:"detection"`
-	Code        Reason               `json:"reason_code"`
+	Code        trust.Reason         `json:"reason_code"`
 	Reason      string               `json:"reason"`
 	Since       *chain.CheckpointRef `json:"incremental_from,omitempty"`
 	DirtyBytes  int64                `json:"dirty_bytes"` // what is known to have changed; by content and full: what is read
@@ -50,11 +51,9 @@ type DiskPlan struct {
 	AddsBitmap     bool   `json:"adds_bitmap"`
 	NoBitmapReason string `json:"no_bitmap_reason,omitempty"`
 
-	base     *chain.Manifest // what the delta map builds on; nil for a full map
-	baseDisk *chain.Disk
-	dirty    bitmapstore.Runs // what to read, for ByBitmap
-	distrust bool             // every earlier bitmap of ours was shown to be worthless
-	sound    map[string]bool  // bitmaps of ours that stood every check and tell alone what changed
+	base    chain.DiskState // what the delta map builds on; none for a full map
+	verdict trust.Verdict   // on the image's bitmaps, if it was asked for
+	sound   map[string]bool // bitmaps of ours that stood every check, and whether each alone tells what changed
 }
 
 // worseThan reports whether p promises less than an earlier plan q did: the
@@ -92,8 +91,8 @@ func (s *session) plan(ctx context.Context, before *Plan) (*Plan, error) {
 func (s *session) parent(plan *Plan) *chain.Manifest {
 	var parent *chain.Manifest
 	for _, p := range plan.Disks {
-		if p.base != nil && (parent == nil || p.base.Sequence > parent.Sequence) {
-			parent = p.base
+		if base := p.base.Manifest; base != nil && (parent == nil || base.Sequence > parent.Sequence) {
+			parent = base
 		}
 	}
 	if parent == nil {
@@ -125,74 +124,77 @@ func (s *session) planDisk(ctx context.Context, d *disk, bitmap bool) (*DiskPlan
 
 // chooseMode fills in mode, detection, base and reason.
 func (s *session) chooseMode(ctx context.Context, d *disk, p *DiskPlan) error {
-	all := s.statesOf(d.req.Disk)
 	if !s.archives() {
-		return s.planWithoutArchive(ctx, d, p, all)
+		return s.planWithoutArchive(ctx, d, p)
 	}
 	if d.req.Mode == Full {
-		p.Code, p.Reason = ReasonRequested, "a full backup was asked for"
+		p.Code, p.Reason = trust.ReasonRequested, "a full backup was asked for"
 		return nil
 	}
-	refuse := func(code Reason, reason string) error {
+	refuse := func(code trust.Reason, reason string) error {
 		return &NotTrustedError{Disk: d.req.Disk, Code: code, Reason: reason, Hint: "--mode auto backs up what is needed"}
 	}
 
-	states := all.WithData()
+	judge := s.judge(d)
+	all, states := judge.States, judge.States.WithData()
 	if d.req.Since != "" {
 		if _, ok := states.Named(d.req.Since); !ok {
 			if _, ok := all.Named(d.req.Since); ok {
-				return refuse(ReasonNoData, fmt.Sprintf("checkpoint %s of disk %s holds no data that an archive could build on", d.req.Since, d.req.Disk))
+				return refuse(trust.ReasonNoData, fmt.Sprintf("checkpoint %s of disk %s holds no data that an archive could build on", d.req.Since, d.req.Disk))
 			}
-			return refuse(ReasonNoCheckpoint, fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since))
+			return refuse(trust.ReasonNoCheckpoint, fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since))
 		}
 	}
 	if len(states) == 0 {
 		const first = "the repository holds no earlier state of this disk"
 		if d.req.Mode == Incremental {
-			return refuse(ReasonFirst, first)
+			return refuse(trust.ReasonFirst, first)
 		}
-		p.Code, p.Reason = ReasonFirst, first
+		p.Code, p.Reason = trust.ReasonFirst, first
 		return nil
 	}
 
-	v, err := s.judge(ctx, d, all)
+	v, err := judge.Verdict(ctx, trust.Question{Since: d.req.Since, WithData: true})
 	if err != nil {
 		return err
 	}
-	if v.trusted {
-		p.Mode, p.Detection = Incremental, ByBitmap
-		p.Code, p.Reason = ReasonTrusted, v.reason
-		p.base, p.baseDisk, p.dirty = v.base, v.baseDisk, v.dirty
-		p.Since = v.base.Ref()
-		if err := s.findSound(ctx, d, p, all); err != nil {
+	p.Code, p.verdict = v.Code, v
+	if v.Trusted {
+		p.Mode, p.Detection, p.Reason = Incremental, ByBitmap, v.Reason
+		p.base, p.Since = v.Base, v.Base.Manifest.Ref()
+		if p.sound, err = judge.Sound(ctx, true); err != nil {
 			return err
 		}
-		p.sound[v.baseDisk.Bitmap] = v.alone
+		p.sound[v.Base.Disk.Bitmap] = v.Alone
 		return nil
 	}
-	if d.req.Mode == Incremental && !v.neverBitmaps {
-		return refuse(v.code, v.reason)
+	if d.req.Mode == Incremental && !v.NeverBitmaps {
+		return refuse(v.Code, v.Reason)
 	}
-	p.Code, p.distrust = v.code, v.distrustAll
 	return s.chooseContent(ctx, d, p, states, v)
+}
+
+// judge judges the bitmaps in a disk's image, which is open.
+func (s *session) judge(d *disk) *trust.Judge {
+	return &trust.Judge{Image: trust.Look(d.image), States: s.statesOf(d.req.Disk), Archive: s.states, Seed: s.seed}
 }
 
 // chooseContent makes p an incremental by content against the newest archived
 // state that can be read, or a full when there is none.
-func (s *session) chooseContent(ctx context.Context, d *disk, p *DiskPlan, states chain.States, v verdict) error {
+func (s *session) chooseContent(ctx context.Context, d *disk, p *DiskPlan, states chain.States, v trust.Verdict) error {
 	if d.req.Since != "" {
 		since, _ := states.Named(d.req.Since)
 		states = chain.States{since}
 	}
 	var damage error
 	for _, st := range states {
-		_, err := s.openState(ctx, st.Disk)
+		_, err := s.states.open(ctx, st.Disk)
 		var bad *archive.DamageError
 		switch {
 		case err == nil:
 			p.Mode, p.Detection = Incremental, ByContent
-			p.base, p.baseDisk, p.Since = st.Manifest, st.Disk, st.Manifest.Ref()
-			p.Reason = fmt.Sprintf("%s; the change since %s is found by reading everything", v.reason, st.Manifest.Checkpoint)
+			p.base, p.Since = st, st.Manifest.Ref()
+			p.Reason = fmt.Sprintf("%s; the change since %s is found by reading everything", v.Reason, st.Manifest.Checkpoint)
 			return nil
 		case errors.As(err, &bad):
 			damage = err
@@ -201,7 +203,7 @@ func (s *session) chooseContent(ctx context.Context, d *disk, p *DiskPlan, state
 			return err
 		}
 	}
-	p.Reason = fmt.Sprintf("%s; no earlier state can be read (%v)", v.reason, damage)
+	p.Reason = fmt.Sprintf("%s; no earlier state can be read (%v)", v.Reason, damage)
 	return nil
 }
 
@@ -209,7 +211,7 @@ func (s *session) chooseContent(ctx context.Context, d *disk, p *DiskPlan, state
 func measure(ctx context.Context, d *disk, p *DiskPlan) error {
 	what := bitmapstore.Of(bitmapstore.Run{Start: 0, End: p.VirtualSize})
 	if p.Detection == ByBitmap {
-		what = p.dirty
+		what = p.verdict.Dirty
 	}
 	var err error
 	data := d.image.Data(ctx)
@@ -218,7 +220,7 @@ func measure(ctx context.Context, d *disk, p *DiskPlan) error {
 	}
 	p.DirtyBytes = p.ReadBytes
 	if p.Detection == ByBitmap {
-		p.DirtyBytes, err = p.dirty.Bytes()
+		p.DirtyBytes, err = p.verdict.Dirty.Bytes()
 	}
 	return err
 }
@@ -295,29 +297,4 @@ func (s *session) mayAddBitmap(ctx context.Context, d *disk, p *DiskPlan) error 
 	}
 	p.AddsBitmap = true
 	return nil
-}
-
-// Fit tells whether backups of an image can be incremental by bitmap, and why
-// (not), as far as the image alone tells.
-func Fit(c *qcow2.Image) (bool, string) {
-	if o, _ := imageObjection(c); o != nil && o.code != ReasonUnusable {
-		return false, o.reason
-	}
-	active := c.Layers[0]
-	if err := active.CheckAddBitmap(); err != nil {
-		return false, err.Error()
-	}
-	usable := 0
-	for _, b := range active.Bitmaps {
-		if b.Problem == nil && !b.InUse && b.Enabled {
-			usable++
-		}
-	}
-	switch {
-	case active.BitmapsErr != nil:
-		return true, fmt.Sprintf("after the next backup; now no bitmap can be used: %v", active.BitmapsErr)
-	case usable == 0:
-		return true, "after the next backup; now no bitmap can be used"
-	}
-	return true, fmt.Sprintf("%d bitmap(s) can be used", usable)
 }

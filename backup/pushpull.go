@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
@@ -130,9 +131,9 @@ func (s *session) sources(plan *Plan) []Source {
 	var sources []Source
 	for i, d := range s.disks {
 		p := plan.Disks[i]
-		changes := p.dirty
+		changes := p.verdict.Dirty
 		if p.Mode == Full {
-			changes = beyond(0, p.VirtualSize)
+			changes = bitmapstore.Between(0, p.VirtualSize)
 		}
 		sources = append(sources, Source{Plan: p, Chain: d.image, Changes: changes})
 	}
@@ -217,59 +218,32 @@ const fullInstead = "a full needs no checkpoint"
 
 // planWithoutArchive decides what is given out of a disk whose data does not go
 // into the repository.
-func (s *session) planWithoutArchive(ctx context.Context, d *disk, p *DiskPlan, states chain.States) error {
+func (s *session) planWithoutArchive(ctx context.Context, d *disk, p *DiskPlan) error {
+	judge := s.judge(d)
 	if s.makesCheckpoint {
-		if err := s.findSound(ctx, d, p, states); err != nil {
+		var err error
+		if p.sound, err = judge.Sound(ctx, false); err != nil {
 			return err
 		}
 	}
 	if d.req.Mode != Incremental {
-		p.Code, p.Reason = ReasonRequested, "no incremental was asked for"
+		p.Code, p.Reason = trust.ReasonRequested, "no incremental was asked for"
 		return nil
 	}
 	if d.req.Since != "" {
-		if _, ok := states.Named(d.req.Since); !ok {
-			return &NotTrustedError{Disk: d.req.Disk, Code: ReasonNoCheckpoint,
+		if _, ok := judge.States.Named(d.req.Since); !ok {
+			return &NotTrustedError{Disk: d.req.Disk, Code: trust.ReasonNoCheckpoint,
 				Reason: fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since), Hint: fullInstead}
 		}
 	}
-	v, err := s.judge(ctx, d, states)
+	v, err := judge.Verdict(ctx, trust.Question{Since: d.req.Since})
 	if err != nil {
 		return err
 	}
-	if !v.trusted {
-		return &NotTrustedError{Disk: d.req.Disk, Code: v.code, Reason: v.reason, Hint: fullInstead}
+	if !v.Trusted {
+		return &NotTrustedError{Disk: d.req.Disk, Code: v.Code, Reason: v.Reason, Hint: fullInstead}
 	}
-	p.Mode, p.Detection, p.Code, p.Reason = Incremental, ByBitmap, ReasonTrusted, v.reason
-	p.dirty, p.Since = v.dirty, v.base.Ref()
-	return nil
-}
-
-// findSound examines the bitmaps of ours in a disk's image, so that their records
-// can say later what changed between two checkpoints. Archives are compared by
-// what they hold.
-func (s *session) findSound(ctx context.Context, d *disk, p *DiskPlan, states chain.States) error {
-	if o, _ := imageObjection(d.image); o != nil {
-		return nil
-	}
-	p.sound = make(map[string]bool)
-	for _, st := range states {
-		if d.image.Layers[0].Bitmap(st.Disk.Bitmap) == nil || s.archives() && st.HasData() {
-			continue
-		}
-		w := &witness{s: s, d: d, states: states, st: st}
-		o, err := w.examine(ctx)
-		var bad *archive.DamageError
-		switch {
-		case err != nil && !errors.As(err, &bad):
-			return err
-		case err != nil:
-		case o == nil:
-			p.sound[st.Disk.Bitmap] = w.tellsAlone()
-		case o.all:
-			clear(p.sound)
-			return nil
-		}
-	}
+	p.Mode, p.Detection, p.Code, p.Reason = Incremental, ByBitmap, v.Code, v.Reason
+	p.verdict, p.Since = v, v.Base.Manifest.Ref()
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/checkpoint"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore/objstoretest"
@@ -275,11 +276,11 @@ func TestChangesOfARegrownDisk(t *testing.T) {
 	// No checkpoint saw this one: the data that is gone tells.
 	l.img("resize", "-q", "-f", "qcow2", "--shrink", "a", "2M")
 	l.img("resize", "-q", "-f", "qcow2", "a", "4M")
-	var trust *backup.NotTrustedError
-	if runs, err := l.changesSince("k2", l.disk("a")); !errors.As(err, &trust) || trust.Code != backup.ReasonMap {
+	var noTrust *backup.NotTrustedError
+	if runs, err := l.changesSince("k2", l.disk("a")); !errors.As(err, &noTrust) || noTrust.Code != trust.ReasonMap {
 		t.Errorf("since k2: %v, %v", runs, err)
 	}
-	if _, err := backup.ChangesBetween(t.Context(), l.repo, "vm", "k0", "k2"); !errors.As(err, &trust) {
+	if _, err := backup.ChangesBetween(t.Context(), l.repo, "vm", "k0", "k2"); !errors.As(err, &noTrust) {
 		t.Errorf("from k0 to k2: %v", err)
 	}
 }

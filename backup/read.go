@@ -21,15 +21,15 @@ import (
 func (s *session) readDisk(ctx context.Context, d *disk, p *DiskPlan, w *archive.Writer) (*archive.MapWriter, error) {
 	m := w.NewMap(p.Disk, p.VirtualSize, p.Mode == Full)
 	if p.Detection == ByContent {
-		base, err := s.openState(ctx, p.baseDisk)
+		base, err := s.states.open(ctx, p.base.Disk)
 		if err != nil {
 			return nil, err
 		}
 		return m, s.readByContent(ctx, d, p, base, m)
 	}
-	what := beyond(0, p.VirtualSize)
+	what := bitmapstore.Between(0, p.VirtualSize)
 	if p.Detection == ByBitmap {
-		what = p.dirty
+		what = p.verdict.Dirty
 	}
 	return m, s.readRanges(ctx, d, what, m)
 }
@@ -110,7 +110,7 @@ func (s *session) readPieces(ctx context.Context, d *disk, runs []bitmapstore.Ru
 // pieces of [archive.DiffSize].
 func (s *session) readByContent(ctx context.Context, d *disk, p *DiskPlan, base *archived, m *archive.MapWriter) error {
 	data := d.image.Data(ctx)
-	then := base.runs(ctx, p.VirtualSize, func(e archive.Entry) bool { return !e.Zero })
+	then := base.Data(ctx, p.VirtualSize)
 	// Cells that hold nothing now and held nothing then need no look; every
 	// other is compared as a whole.
 	cells := bitmapstore.Union(data, then).Clip(p.VirtualSize).Round(archive.GridSize, p.VirtualSize)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
@@ -163,8 +164,8 @@ func (s *session) sequenceOf(parent *chain.Manifest) int64 {
 // checkDefined looks whether an image holds the bitmap of a checkpoint, fit to
 // be used.
 func (s *session) checkDefined(d *disk, name string) error {
-	if o, _ := imageObjection(d.image); o != nil {
-		return errors.New(o.reason)
+	if o := trust.Look(d.image).Objection(); o != nil {
+		return errors.New(o.Reason)
 	}
 	active := d.image.Layers[0]
 	b := active.Bitmap(name)

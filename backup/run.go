@@ -189,7 +189,7 @@ func (s *session) writeUnderIntent(ctx context.Context, plan *Plan, intent *chai
 	if s.hooks.Planned != nil {
 		s.hooks.Planned(plan)
 	}
-	s.kept.drop()
+	s.states.kept.drop()
 	s.hooks.step(StepRead)
 	var manifest *chain.Manifest
 	var stats archive.Stats
@@ -263,10 +263,11 @@ func (s *session) planAgain(ctx context.Context, before *Plan) (*Plan, error) {
 		if p.worseThan(q) {
 			return nil, &chain.DiskError{Disk: p.Disk, Err: imageChanged(p.Path, "%s", p.Reason)}
 		}
-		if p.Detection == ByContent && q.Detection == ByContent && p.base.UUID == q.base.UUID {
+		if p.Detection == ByContent && q.Detection == ByContent && p.base.Manifest.UUID == q.base.Manifest.UUID {
 			// Adding a bitmap makes QEMU drop those that it finds invalid: what
 			// was seen before it says why none was believed.
-			p.Code, p.Reason, p.distrust = q.Code, q.Reason, p.distrust || q.distrust
+			p.Code, p.Reason = q.Code, q.Reason
+			p.verdict.DistrustAll = p.verdict.DistrustAll || q.verdict.DistrustAll
 		}
 	}
 	return plan, nil
@@ -306,7 +307,7 @@ func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, arc
 			return nil, none, &chain.DiskError{Disk: p.Disk, Err: err}
 		}
 		if damage := s.damage.Swap(nil); damage != nil {
-			s.hooks.note("disk %s: the archive of %s is damaged; what could not be compared is stored again: %v", p.Disk, p.base.Checkpoint, damage)
+			s.hooks.note("disk %s: the archive of %s is damaged; what could not be compared is stored again: %v", p.Disk, p.base.Manifest.Checkpoint, damage)
 		}
 	}
 	for i, d := range s.disks {
@@ -328,7 +329,7 @@ func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, arc
 		p := plan.Disks[i]
 		list := []archive.MapRef{maps[i]}
 		if p.Mode == Incremental {
-			list = append(list, p.baseDisk.Maps...)
+			list = append(list, p.base.Disk.Maps...)
 			if list, err = s.flatten(ctx, p, list); err != nil {
 				return nil, none, &chain.DiskError{Disk: p.Disk, Err: err}
 			}

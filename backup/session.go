@@ -55,9 +55,7 @@ type session struct {
 	disks   []*disk
 	giveUp  context.CancelCauseFunc // ends the context of the attempt
 	files   []*file
-	fetch   *archive.Fetcher
-	opened  map[*chain.Disk]*archived
-	kept    keptChunks
+	states  *archives
 	limiter *rate.Limiter
 	damage  atomic.Pointer[archive.DamageError] // found in the state that a disk is compared with
 
@@ -77,8 +75,7 @@ func newSession(repo *chain.Repository, req Request, hooks Hooks, how func(*sess
 		kind:    chain.KindArchive,
 		uuid:    chain.NewUUID(),
 		started: time.Now().UTC().Truncate(time.Second),
-		fetch:   archive.NewFetcher(repo.Store, archive.FetcherOptions{}),
-		opened:  make(map[*chain.Disk]*archived),
+		states:  newArchives(repo),
 		seed:    rand.Uint64(),
 	}
 	if req.RateLimit > 0 {
@@ -333,22 +330,4 @@ func (s *session) count(d *disk, n int64) {
 	if s.hooks.Progress != nil && n > 0 {
 		s.hooks.Progress(done, s.total.Load())
 	}
-}
-
-// layerRecord describes a layer, as it was when it was opened, for a manifest.
-func layerRecord(l *qcow2.Layer) chain.Layer {
-	id := l.Files()[0].Opened()
-	return chain.Layer{
-		Path: l.Path, Format: string(l.Format), Device: id.Dev, Inode: id.Inode,
-		FileSize: id.Size, Mtime: id.MtimeNs, Ctime: id.CtimeNs,
-		HeaderDigest: archive.Digest(l.HeaderDigest()),
-	}
-}
-
-func snapshotRecords(now []qcow2.Snapshot) []chain.Snapshot {
-	var rec []chain.Snapshot
-	for _, sn := range now {
-		rec = append(rec, chain.Snapshot{ID: sn.ID, Name: sn.Name, CreatedNS: sn.Created.UnixNano()})
-	}
-	return rec
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
 )
 
@@ -34,10 +35,10 @@ func Sizes(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks
 	}
 	var sizes []CheckpointSize
 	for _, d := range s.disks {
-		states := s.statesOf(d.req.Disk)
-		for _, st := range states {
+		judge := s.judge(d)
+		for _, st := range judge.States {
 			size := CheckpointSize{Checkpoint: *st.Manifest.Ref(), Disk: d.req.Disk}
-			if size.Bytes, size.Problem, err = s.sizeSince(ctx, d, states, st); err != nil {
+			if size.Bytes, size.Problem, err = sizeSince(ctx, judge, st); err != nil {
 				return nil, &chain.DiskError{Disk: d.req.Disk, Err: err}
 			}
 			sizes = append(sizes, size)
@@ -46,23 +47,16 @@ func Sizes(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks
 	return sizes, nil
 }
 
-func (s *session) sizeSince(ctx context.Context, d *disk, states chain.States, st chain.DiskState) (bytes int64, problem string, err error) {
-	if o, _ := imageObjection(d.image); o != nil {
-		return 0, o.reason, nil
-	}
-	if st.Disk.Bitmap == "" {
-		return 0, "the checkpoint added no bitmap", nil
-	}
-	w := &witness{s: s, d: d, states: states, st: st}
-	o, err := w.examine(ctx)
+func sizeSince(ctx context.Context, judge *trust.Judge, st chain.DiskState) (bytes int64, problem string, err error) {
+	dirty, o, err := judge.Since(ctx, st)
 	switch {
 	case archive.IsDamage(err):
 		return 0, err.Error(), nil
 	case err != nil:
 		return 0, "", err
 	case o != nil:
-		return 0, o.reason, nil
+		return 0, o.Reason, nil
 	}
-	bytes, err = w.dirty.Bytes()
+	bytes, err = dirty.Bytes()
 	return bytes, "", err
 }

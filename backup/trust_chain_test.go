@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -31,35 +32,35 @@ func TestTrustBackingChanged(t *testing.T) {
 			l.create("other", "8M")
 			l.write("other", "write -P 7 0 8M")
 			l.img("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "other", "vda")
-		}, code: backup.ReasonBacking},
+		}, code: trust.ReasonBacking},
 		{name: "rebase -u to nothing", do: func(l *lab) {
 			l.img("rebase", "-u", "-f", "qcow2", "-b", "", "vda")
-		}, code: backup.ReasonBacking},
+		}, code: trust.ReasonBacking},
 		{name: "another format", do: func(l *lab) {
 			l.img("rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "base", "vda")
-		}, code: backup.ReasonBacking},
+		}, code: trust.ReasonBacking},
 		{name: "deeper", do: func(l *lab) {
 			l.create("below", "8M")
 			l.write("below", "write -P 7 0 8M")
 			l.img("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "below", "base")
-		}, code: backup.ReasonBacking},
+		}, code: trust.ReasonBacking},
 		{name: "written to", do: func(l *lab) {
 			l.write("base", "write -P 7 3M 64k")
-		}, code: backup.ReasonBacking},
+		}, code: trust.ReasonBacking},
 		{name: "touched", do: func(l *lab) {
 			l.tool("touch", "base")
-		}, code: backup.ReasonBacking},
+		}, code: trust.ReasonBacking},
 		{name: "touched, its time put back", do: func(l *lab) {
 			info, err := os.Stat(l.path("base"))
 			l.must(err)
 			l.must(os.Chtimes(l.path("base"), time.Time{}, info.ModTime()))
-		}, code: backup.ReasonBacking},
+		}, code: trust.ReasonBacking},
 		{name: "exchanged", do: func(l *lab) {
 			l.create("other", "8M")
 			l.write("other", "write -P 7 0 4M")
 			l.tool("touch", "-r", "base", "other")
 			l.tool("mv", "other", "base")
-		}, code: backup.ReasonBacking},
+		}, code: trust.ReasonBacking},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -92,7 +93,7 @@ func TestTrustBackingRecord(t *testing.T) {
 			l := newLab(t)
 			overBase(l)
 			l.doctor("c1", func(m *chain.Manifest) { change(&m.Disks[0].Backing[0]) })
-			l.refused(backup.ReasonBacking, l.disk("vda"))
+			l.refused(trust.ReasonBacking, l.disk("vda"))
 		})
 	}
 	// Devices are numbered anew when the host starts.
@@ -115,8 +116,8 @@ func TestTrustBackingDataFile(t *testing.T) {
 	l.overlay("vda", "base")
 	l.backup("c1", l.disk("vda"))
 	l.write("vda", "write -P 3 1M 64k")
-	l.refused(backup.ReasonBacking, l.disk("vda"))
-	l.expect(l.backup("c2", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, backup.ReasonBacking)
+	l.refused(trust.ReasonBacking, l.disk("vda"))
+	l.expect(l.backup("c2", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, trust.ReasonBacking)
 	l.restoreAll()
 }
 
@@ -134,7 +135,7 @@ func TestTrustBackingUnchanged(t *testing.T) {
 	// A safe rebase copies, and marks what it copies; but it leaves what an
 	// unsafe one leaves, too.
 	l.img("rebase", "-f", "qcow2", "-b", "", "vda")
-	l.expect(l.backup("c4", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, backup.ReasonBacking)
+	l.expect(l.backup("c4", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, trust.ReasonBacking)
 	l.restoreAll()
 }
 
@@ -234,8 +235,8 @@ func TestTrustSmallerLayerBetween(t *testing.T) {
 	l.tool("mv", "vda", "base")
 	l.overlay("mid", "base", "-o", "size=6M")
 	l.overlay("vda", "mid", "-o", "size=8M")
-	l.refused(backup.ReasonMap, l.disk("vda"))
-	l.expect(l.backup("c2", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, backup.ReasonMap)
+	l.refused(trust.ReasonMap, l.disk("vda"))
+	l.expect(l.backup("c2", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, trust.ReasonMap)
 	l.restoreAll()
 }
 
@@ -268,14 +269,14 @@ func TestTrustLowerLayerUnsound(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		do   func(l *lab)
-		code backup.Reason
+		code trust.Reason
 	}{
-		{"dirty", func(l *lab) { l.patch("base", 79, []byte{l.byteAt("base", 79) | 1}) }, backup.ReasonDirty},
-		{"corrupt", func(l *lab) { l.patch("base", 79, []byte{l.byteAt("base", 79) | 2}) }, backup.ReasonDirty},
-		{"killed", func(l *lab) { l.crash("base", "write -P 6 7M 64k") }, backup.ReasonInUse},
-		{"disabled", func(l *lab) { l.img("bitmap", "--disable", "base", l.bitmapOf("c1")) }, backup.ReasonDisabled},
-		{"autoclear", func(l *lab) { l.patch("base", 95, []byte{l.byteAt("base", 95) &^ 1}) }, backup.ReasonUnusable},
-		{"snapshot", func(l *lab) { l.img("snapshot", "-c", "s", "base") }, backup.ReasonSnapshots},
+		{"dirty", func(l *lab) { l.patch("base", 79, []byte{l.byteAt("base", 79) | 1}) }, trust.ReasonDirty},
+		{"corrupt", func(l *lab) { l.patch("base", 79, []byte{l.byteAt("base", 79) | 2}) }, trust.ReasonDirty},
+		{"killed", func(l *lab) { l.crash("base", "write -P 6 7M 64k") }, trust.ReasonInUse},
+		{"disabled", func(l *lab) { l.img("bitmap", "--disable", "base", l.bitmapOf("c1")) }, trust.ReasonDisabled},
+		{"autoclear", func(l *lab) { l.patch("base", 95, []byte{l.byteAt("base", 95) &^ 1}) }, trust.ReasonUnusable},
+		{"snapshot", func(l *lab) { l.img("snapshot", "-c", "s", "base") }, trust.ReasonSnapshots},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

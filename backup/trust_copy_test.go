@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -24,9 +25,9 @@ func TestTrustNameUsedAgain(t *testing.T) {
 	oneCheckpoint(l)
 	l.must(os.Remove(filepath.Join(l.repoDir, filepath.FromSlash(chain.ManifestKey("vm", "c1")))))
 	l.taken = nil
-	l.refused(backup.ReasonFirst, l.disk("vda"))
+	l.refused(trust.ReasonFirst, l.disk("vda"))
 	first := l.bitmaps("vda")
-	l.expect(l.backup("c1", l.disk("vda")), "vda", backup.Full, backup.ByNothing, backup.ReasonFirst)
+	l.expect(l.backup("c1", l.disk("vda")), "vda", backup.Full, backup.ByNothing, trust.ReasonFirst)
 	l.holds("vda", "c1", "c1")
 	l.write("vda", "write -P 4 4M 64k")
 	d := l.trusted(l.backup("c2", l.disk("vda")), "c1")
@@ -54,12 +55,12 @@ func TestTrustClone(t *testing.T) {
 	req := l.request("d1", l.disk("clone"))
 	req.Domain = "clone"
 	req.Mode = backup.Incremental
-	l.refusedAs(req, backup.ReasonFirst)
+	l.refusedAs(req, trust.ReasonFirst)
 	req.Mode = backup.Auto
-	l.expect(l.backupAs(req), "vda", backup.Full, backup.ByNothing, backup.ReasonFirst)
+	l.expect(l.backupAs(req), "vda", backup.Full, backup.ByNothing, trust.ReasonFirst)
 	l.write("clone", "write -P 8 6M 64k")
 	req.Checkpoint = "d2"
-	d := l.expect(l.backupAs(req), "vda", backup.Incremental, backup.ByBitmap, backup.ReasonTrusted)
+	d := l.expect(l.backupAs(req), "vda", backup.Incremental, backup.ByBitmap, trust.ReasonTrusted)
 	if d.DirtyBytes != 64<<10 {
 		t.Errorf("%d bytes are dirty, want %d", d.DirtyBytes, 64<<10)
 	}
@@ -97,28 +98,28 @@ func TestTrustDisksExchanged(t *testing.T) {
 	for _, tt := range []struct {
 		name       string
 		do         func(l *lab, vda, vdb *backup.DiskRequest)
-		vda, vdb   backup.Reason
+		vda, vdb   trust.Reason
 		vdaDetects backup.Detection
 	}{
 		{"paths swapped", func(_ *lab, vda, vdb *backup.DiskRequest) {
 			vda.Path, vdb.Path = vdb.Path, vda.Path
-		}, backup.ReasonOtherDisk, backup.ReasonOtherDisk, backup.ByContent},
+		}, trust.ReasonOtherDisk, trust.ReasonOtherDisk, backup.ByContent},
 		{"files swapped", func(l *lab, _, _ *backup.DiskRequest) {
 			l.tool("mv", "vda", "tmp")
 			l.tool("mv", "vdb", "vda")
 			l.tool("mv", "tmp", "vdb")
-		}, backup.ReasonOtherDisk, backup.ReasonOtherDisk, backup.ByContent},
+		}, trust.ReasonOtherDisk, trust.ReasonOtherDisk, backup.ByContent},
 		{"moved over the other", func(l *lab, vda, _ *backup.DiskRequest) {
 			l.tool("mv", "vda", "vdb")
 			l.create("vda", "8M")
-		}, backup.ReasonMissing, backup.ReasonOtherDisk, backup.ByContent},
+		}, trust.ReasonMissing, trust.ReasonOtherDisk, backup.ByContent},
 		{"copied over the other", func(l *lab, _, _ *backup.DiskRequest) {
 			l.tool("cp", "vda", "vdb")
-		}, backup.ReasonTrusted, backup.ReasonContent, backup.ByBitmap},
+		}, trust.ReasonTrusted, trust.ReasonContent, backup.ByBitmap},
 		{"a copy put in place of the other", func(l *lab, _, _ *backup.DiskRequest) {
 			l.tool("cp", "vda", "tmp")
 			l.tool("mv", "tmp", "vdb")
-		}, backup.ReasonTrusted, backup.ReasonContent, backup.ByBitmap},
+		}, trust.ReasonTrusted, trust.ReasonContent, backup.ByBitmap},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -126,7 +127,7 @@ func TestTrustDisksExchanged(t *testing.T) {
 			vda, vdb := twoDisks(l)
 			tt.do(l, &vda, &vdb)
 			refusal := tt.vda
-			if refusal == backup.ReasonTrusted {
+			if refusal == trust.ReasonTrusted {
 				refusal = tt.vdb
 			}
 			l.refused(refusal, vda, vdb)
@@ -134,8 +135,8 @@ func TestTrustDisksExchanged(t *testing.T) {
 			l.expect(r, "vda", backup.Incremental, tt.vdaDetects, tt.vda)
 			l.expect(r, "vdb", backup.Incremental, backup.ByContent, tt.vdb)
 			r = l.backup("c3", vda, vdb)
-			l.expect(r, "vda", backup.Incremental, backup.ByBitmap, backup.ReasonTrusted)
-			l.expect(r, "vdb", backup.Incremental, backup.ByBitmap, backup.ReasonTrusted)
+			l.expect(r, "vda", backup.Incremental, backup.ByBitmap, trust.ReasonTrusted)
+			l.expect(r, "vdb", backup.Incremental, backup.ByBitmap, trust.ReasonTrusted)
 			l.restoreAll()
 		})
 	}
@@ -165,8 +166,8 @@ func TestTrustInodeUsedAgain(t *testing.T) {
 		m.Created = m.Created.Add(-10e9)
 	})
 	r := l.backup("c2", vda, vdb)
-	l.expect(r, "vda", backup.Incremental, backup.ByBitmap, backup.ReasonTrusted)
-	l.expect(r, "vdb", backup.Incremental, backup.ByBitmap, backup.ReasonTrusted)
+	l.expect(r, "vda", backup.Incremental, backup.ByBitmap, trust.ReasonTrusted)
+	l.expect(r, "vdb", backup.Incremental, backup.ByBitmap, trust.ReasonTrusted)
 	l.restoreAll()
 }
 
@@ -217,8 +218,8 @@ func TestTrustOldestCopy(t *testing.T) {
 	l.write("vda", "write -P 3 1M 64k")
 	l.backup("c2", l.disk("vda"))
 	l.tool("cp", "copy", "vda")
-	l.refused(backup.ReasonMissing, l.disk("vda"))
-	l.expect(l.backup("c3", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, backup.ReasonMissing)
+	l.refused(trust.ReasonMissing, l.disk("vda"))
+	l.expect(l.backup("c3", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, trust.ReasonMissing)
 	l.restoreAll()
 }
 
@@ -248,7 +249,7 @@ func TestTrustForeignBitmaps(t *testing.T) {
 	before := foreign()
 	l.backup("c1", l.disk("vda"))
 	l.backup("c2", l.disk("vda"))
-	l.expect(l.backup("c3", l.disk("vda")), "vda", backup.Incremental, backup.ByBitmap, backup.ReasonTrusted)
+	l.expect(l.backup("c3", l.disk("vda")), "vda", backup.Incremental, backup.ByBitmap, trust.ReasonTrusted)
 	if after := foreign(); after != before {
 		t.Errorf("foreign bitmaps have changed: %q, before %q", after, before)
 	}
@@ -263,11 +264,11 @@ func TestTrustBrokenBitmaps(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		ours bool
-		code backup.Reason
+		code trust.Reason
 		does backup.Detection
 	}{
-		{"ours", true, backup.ReasonBroken, backup.ByContent},
-		{"another's", false, backup.ReasonTrusted, backup.ByBitmap},
+		{"ours", true, trust.ReasonBroken, backup.ByContent},
+		{"another's", false, trust.ReasonTrusted, backup.ByBitmap},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -370,7 +371,7 @@ func TestTrustContinuedWithoutSnapshots(t *testing.T) {
 	// A snapshot that the restored disk gets later was not there at c3.
 	l.img("snapshot", "-c", "after", "vda")
 	l.write("vda", "write -P 4 6M 64k")
-	l.refused(backup.ReasonSnapshots, l.disk("vda"))
-	l.expect(l.backup("c4", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, backup.ReasonSnapshots)
+	l.refused(trust.ReasonSnapshots, l.disk("vda"))
+	l.expect(l.backup("c4", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, trust.ReasonSnapshots)
 	l.restoreAll()
 }

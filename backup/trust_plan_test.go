@@ -11,6 +11,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -50,7 +51,7 @@ func TestTrustSince(t *testing.T) {
 		{"c1", func(l *lab) { l.img("bitmap", "--remove", "vda", l.bitmapOf("c3")) }, 192 << 10},
 		{"c1", func(l *lab) { // a state that was found by content is a link of the line, too
 			l.crash("vda", "write -P 7 3M 64k")
-			l.expect(l.backup("c4", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, backup.ReasonInUse)
+			l.expect(l.backup("c4", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, trust.ReasonInUse)
 		}, 256 << 10},
 		{"c1", func(l *lab) { // what was smaller in between is read
 			l.img("resize", "-q", "-f", "qcow2", "--shrink", "vda", "6M")
@@ -80,30 +81,30 @@ func TestTrustSinceRefused(t *testing.T) {
 	for _, tt := range []struct {
 		name, from string
 		do         func(l *lab)
-		code       backup.Reason
+		code       trust.Reason
 	}{
-		{"unknown", "c9", nil, backup.ReasonNoCheckpoint},
+		{"unknown", "c9", nil, trust.ReasonNoCheckpoint},
 		{"a full in between", "c1", func(l *lab) {
 			req := l.request("full", l.disk("vda"))
 			req.Mode = backup.Full
 			l.backupAs(req)
 			l.backup("c4", l.disk("vda"))
-		}, backup.ReasonBrokenLine},
+		}, trust.ReasonBrokenLine},
 		{"a link forgotten", "c1", func(l *lab) {
 			l.must(os.Remove(l.repoDir + "/" + chain.ManifestKey("vm", "c2")))
 			l.taken = append(l.taken[:1], l.taken[2:]...)
-		}, backup.ReasonBrokenLine},
+		}, trust.ReasonBrokenLine},
 		{"no bitmap left", "c1", func(l *lab) {
 			for _, b := range l.bitmaps("vda") {
 				l.img("bitmap", "--remove", "vda", b.Name)
 			}
-		}, backup.ReasonMissing},
+		}, trust.ReasonMissing},
 		{"newer than the image", "c3", func(l *lab) {
 			l.img("bitmap", "--remove", "vda", l.bitmapOf("c3"))
-		}, backup.ReasonBrokenLine},
+		}, trust.ReasonBrokenLine},
 		{"witnesses differ", "c2", func(l *lab) {
 			l.img("bitmap", "--clear", "vda", l.bitmapOf("c2"))
-		}, backup.ReasonWitness},
+		}, trust.ReasonWitness},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -148,7 +149,7 @@ func TestTrustSyntheticFull(t *testing.T) {
 	if d, _ := l.manifest("c064").Disk("vda"); len(d.Maps) != 1 || d.Mode != string(backup.Incremental) {
 		t.Errorf("c064 is %s with %d maps, want a synthetic full", d.Mode, len(d.Maps))
 	}
-	l.refusedAs(l.since("after", "c060"), backup.ReasonBrokenLine)
+	l.refusedAs(l.since("after", "c060"), trust.ReasonBrokenLine)
 	l.restoreAll()
 }
 
@@ -162,12 +163,12 @@ func TestTrustDisksComeAndGo(t *testing.T) {
 	vdc := l.disk("vdc")
 	vdc.Disk = "vdc"
 	r := l.backup("c2", vda, vdc)
-	l.expect(r, "vda", backup.Incremental, backup.ByBitmap, backup.ReasonTrusted)
-	l.expect(r, "vdc", backup.Full, backup.ByNothing, backup.ReasonFirst)
+	l.expect(r, "vda", backup.Incremental, backup.ByBitmap, trust.ReasonTrusted)
+	l.expect(r, "vdc", backup.Full, backup.ByNothing, trust.ReasonFirst)
 	l.write("vdb", "write -P 8 7M 64k")
 	r = l.backup("c3", vda, vdb, vdc)
 	for target, from := range map[string]string{"vda": "c2", "vdb": "c1", "vdc": "c2"} {
-		d := l.expect(r, target, backup.Incremental, backup.ByBitmap, backup.ReasonTrusted)
+		d := l.expect(r, target, backup.Incremental, backup.ByBitmap, trust.ReasonTrusted)
 		if d.IncrementalFrom.Name != from {
 			t.Errorf("%s is incremental from %s, want %s", target, d.IncrementalFrom.Name, from)
 		}
@@ -175,8 +176,8 @@ func TestTrustDisksComeAndGo(t *testing.T) {
 	// Per disk, as libvirt has it.
 	vda.Mode, vdb.Since = backup.Full, "c1"
 	r = l.backup("c4", vda, vdb, vdc)
-	l.expect(r, "vda", backup.Full, backup.ByNothing, backup.ReasonRequested)
-	if d := l.expect(r, "vdb", backup.Incremental, backup.ByBitmap, backup.ReasonTrusted); d.IncrementalFrom.Name != "c1" {
+	l.expect(r, "vda", backup.Full, backup.ByNothing, trust.ReasonRequested)
+	if d := l.expect(r, "vdb", backup.Incremental, backup.ByBitmap, trust.ReasonTrusted); d.IncrementalFrom.Name != "c1" {
 		t.Errorf("vdb is incremental from %s, want c1", d.IncrementalFrom.Name)
 	}
 	l.restoreAll()
@@ -197,10 +198,10 @@ func TestTrustOneDiskOfTwo(t *testing.T) {
 	l := newLab(t)
 	vda, vdb := twoDisks(l)
 	l.img("bitmap", "--disable", "vdb", l.bitmapOf("c1"))
-	l.refused(backup.ReasonDisabled, vda, vdb)
+	l.refused(trust.ReasonDisabled, vda, vdb)
 	r := l.backup("c2", vda, vdb)
-	l.expect(r, "vda", backup.Incremental, backup.ByBitmap, backup.ReasonTrusted)
-	l.expect(r, "vdb", backup.Incremental, backup.ByContent, backup.ReasonDisabled)
+	l.expect(r, "vda", backup.Incremental, backup.ByBitmap, trust.ReasonTrusted)
+	l.expect(r, "vdb", backup.Incremental, backup.ByContent, trust.ReasonDisabled)
 	l.restoreAll()
 }
 
@@ -252,7 +253,7 @@ func TestTrustNoCheckpoint(t *testing.T) {
 	req := l.request("c1", l.disk("vda"))
 	req.NoCheckpoint = true
 	images := l.state(l.images)
-	d := l.expect(l.backupAs(req), "vda", backup.Full, backup.ByNothing, backup.ReasonFirst)
+	d := l.expect(l.backupAs(req), "vda", backup.Full, backup.ByNothing, trust.ReasonFirst)
 	if d.Bitmap != "" || d.NoBitmapReason == "" {
 		t.Errorf("bitmap %q was added (%q)", d.Bitmap, d.NoBitmapReason)
 	}
@@ -260,10 +261,10 @@ func TestTrustNoCheckpoint(t *testing.T) {
 		t.Error("the image was written to")
 	}
 	l.write("vda", "write -P 2 1M 64k", "write -z 0 64k")
-	l.refused(backup.ReasonMissing, l.disk("vda"))
+	l.refused(trust.ReasonMissing, l.disk("vda"))
 	req.Checkpoint = "c2"
-	l.expect(l.backupAs(req), "vda", backup.Incremental, backup.ByContent, backup.ReasonMissing)
-	l.expect(l.backup("c3", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, backup.ReasonMissing)
+	l.expect(l.backupAs(req), "vda", backup.Incremental, backup.ByContent, trust.ReasonMissing)
+	l.expect(l.backup("c3", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, trust.ReasonMissing)
 	l.write("vda", "write -P 3 1M 64k")
 	l.trusted(l.backup("c4", l.disk("vda")), "c3")
 	l.restoreAll()
@@ -289,9 +290,9 @@ func TestTrustZeros(t *testing.T) {
 				l.writeAs(format, "vda", "write -P 5 5M 64k")
 				l.img("bitmap", "--disable", "vda", l.bitmapOf("c1"))
 				l.crash("vda", "write -P 0 7M 64k")
-				l.expect(l.backup("c3", disk), "vda", backup.Incremental, backup.ByContent, backup.ReasonInUse)
+				l.expect(l.backup("c3", disk), "vda", backup.Incremental, backup.ByContent, trust.ReasonInUse)
 			} else {
-				l.expect(r, "vda", backup.Incremental, backup.ByContent, backup.ReasonRaw)
+				l.expect(r, "vda", backup.Incremental, backup.ByContent, trust.ReasonRaw)
 			}
 			l.writeAs(format, "vda", "write -P 9 0 64k", "write -P 9 5M 4k", "write -P 0 6M 1M")
 			l.backup("c4", disk)
@@ -338,7 +339,7 @@ func TestTrustContentStoresDifferences(t *testing.T) {
 	l.backup("c1", l.disk("vda"))
 	l.write("vda", "write -s /dev/urandom 3M 64k")
 	l.img("bitmap", "--remove", "vda", l.bitmapOf("c1"))
-	d := l.expect(l.backup("c2", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, backup.ReasonMissing)
+	d := l.expect(l.backup("c2", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, trust.ReasonMissing)
 	if d.DataBytes != archive.DiffSize || d.StoredBytes > archive.DiffSize+4096 {
 		t.Errorf("%d bytes of data, %d stored, want %d", d.DataBytes, d.StoredBytes, archive.DiffSize)
 	}

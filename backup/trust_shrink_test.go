@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/trust"
 )
 
 // A disk that shrinks and grows again loses data without a mark in any bitmap.
@@ -28,13 +29,13 @@ func TestTrustShrunkAndGrown(t *testing.T) {
 			l.write("vda", "write -P 1 0 40M", "write -P 2 60M 64k")
 		}, do: func(l *lab) {
 			shrink(l, "50M")
-		}, code: backup.ReasonMap},
+		}, code: trust.ReasonMap},
 		{name: "grown with preallocated clusters", begin: func(l *lab) {
 			l.create("vda", "64M")
 			l.write("vda", "write -P 1 0 40M", "write -P 2 60M 64k")
 		}, do: func(l *lab) {
 			shrink(l, "50M", "--preallocation=full")
-		}, code: backup.ReasonMap},
+		}, code: trust.ReasonMap},
 		{name: "zeros behind the lost data", begin: func(l *lab) {
 			// The last clean chunk is data, of which only the dirty part is
 			// not zero: it cannot testify.
@@ -43,7 +44,7 @@ func TestTrustShrunkAndGrown(t *testing.T) {
 		}, do: func(l *lab) {
 			shrink(l, "50M", "--preallocation=full")
 			l.write("vda", "write -P 4 61M 64k")
-		}, code: backup.ReasonMap},
+		}, code: trust.ReasonMap},
 		{name: "clusters larger than the granularity", begin: func(l *lab) {
 			l.create("vda", "64M", "-o", "cluster_size=2M")
 			l.write("vda", "write -P 1 0 40M", "write -P 2 49M 64k")
@@ -52,32 +53,32 @@ func TestTrustShrunkAndGrown(t *testing.T) {
 			shrink(l, "48M")
 			l.write("vda", "write -P 9 50688k 64k")
 			l.write("vda", "write -P 9 48M 64k")
-		}, code: backup.ReasonMap},
+		}, code: trust.ReasonMap},
 		{name: "cut inside a cluster", begin: func(l *lab) {
 			l.create("vda", "64M")
 			l.write("vda", "write -P 1 0 40M", "write -P 2 48M 64k", "write -P 2 49M 1M")
 		}, do: func(l *lab) {
 			shrink(l, "50348032") // 48M + 16384
-		}, code: backup.ReasonMap},
+		}, code: trust.ReasonMap},
 		{name: "over a backing file", begin: func(l *lab) {
 			withBase(l)
 			l.write("vda", "write -P 2 48M 64k", "write -P 2 60M 64k")
 		}, do: func(l *lab) {
 			shrink(l, "50M")
-		}, code: backup.ReasonMap},
+		}, code: trust.ReasonMap},
 		{name: "over a backing file, cut inside a cluster", begin: func(l *lab) {
 			withBase(l)
 			l.write("vda", "write -P 2 48M 64k")
 		}, do: func(l *lab) {
 			shrink(l, "50348032")
-		}, code: backup.ReasonMap},
+		}, code: trust.ReasonMap},
 		{name: "over a backing file, cut inside a cluster, the next one written", begin: func(l *lab) {
 			withBase(l)
 			l.write("vda", "write -P 2 48M 64k")
 		}, do: func(l *lab) {
 			shrink(l, "50348032")
 			l.write("vda", "write -P 3 50397184 64k")
-		}, code: backup.ReasonMap},
+		}, code: trust.ReasonMap},
 		{name: "before an overlay was made over it", begin: func(l *lab) {
 			withBase(l)
 			l.write("vda", "write -P 2 48M 64k")
@@ -87,7 +88,7 @@ func TestTrustShrunkAndGrown(t *testing.T) {
 			l.tool("mv", "vda", "mid")
 			l.overlay("vda", "mid")
 			l.write("vda", "write -P 3 50397184 64k")
-		}, code: backup.ReasonMap},
+		}, code: trust.ReasonMap},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -115,8 +116,8 @@ func TestTrustShrunkAndGrownWitness(t *testing.T) {
 	l.backup("c3", l.disk("vda"))
 	l.img("resize", "-q", "-f", "qcow2", "--shrink", "vda", "6M")
 	l.img("resize", "-q", "-f", "qcow2", "vda", "8M")
-	l.refused(backup.ReasonWitness, l.disk("vda"))
-	l.expect(l.backup("c4", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, backup.ReasonWitness)
+	l.refused(trust.ReasonWitness, l.disk("vda"))
+	l.expect(l.backup("c4", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, trust.ReasonWitness)
 	l.holds("vda", "c4")
 	l.restoreAll()
 }

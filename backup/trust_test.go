@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
@@ -18,7 +19,7 @@ func twoCheckpoints(l *lab) {
 	l.t.Helper()
 	l.create("vda", "8M")
 	l.write("vda", "write -P 1 0 2M", "write -P 2 5M 2M")
-	l.expect(l.backup("c1", l.disk("vda")), "vda", backup.Full, backup.ByNothing, backup.ReasonFirst)
+	l.expect(l.backup("c1", l.disk("vda")), "vda", backup.Full, backup.ByNothing, trust.ReasonFirst)
 	l.write("vda", "write -P 3 1M 64k")
 	l.trusted(l.backup("c2", l.disk("vda")), "c1")
 	l.write("vda", "write -P 4 5M 64k")
@@ -40,7 +41,7 @@ type lie struct {
 	name  string
 	begin func(l *lab)
 	do    func(l *lab)
-	code  backup.Reason
+	code  trust.Reason
 	after []string // whose bitmaps are in the image after the next backup
 }
 
@@ -52,65 +53,65 @@ func TestTrustLies(t *testing.T) {
 		{"disabled", oneCheckpoint, func(l *lab) {
 			l.img("bitmap", "--disable", "vda", l.bitmapOf("c1"))
 			l.write("vda", "write -P 9 6M 128k")
-		}, backup.ReasonDisabled, []string{"c1", "c3"}},
+		}, trust.ReasonDisabled, []string{"c1", "c3"}},
 		{"cleared, the newer", twoCheckpoints, func(l *lab) {
 			l.img("bitmap", "--clear", "vda", l.bitmapOf("c2"))
-		}, backup.ReasonWitness, []string{"c3"}},
+		}, trust.ReasonWitness, []string{"c3"}},
 		{"cleared, the older", twoCheckpoints, func(l *lab) {
 			l.img("bitmap", "--clear", "vda", l.bitmapOf("c1"))
-		}, backup.ReasonWitness, []string{"c3"}},
+		}, trust.ReasonWitness, []string{"c3"}},
 		{"cleared, both", twoCheckpoints, func(l *lab) {
 			l.img("bitmap", "--clear", "vda", l.bitmapOf("c1"))
 			l.img("bitmap", "--clear", "vda", l.bitmapOf("c2"))
-		}, backup.ReasonWitness, []string{"c3"}},
+		}, trust.ReasonWitness, []string{"c3"}},
 		{"cleared, the only one", oneCheckpoint, func(l *lab) {
 			l.write("vda", "write -P 9 0 1M")
 			l.img("bitmap", "--clear", "vda", l.bitmapOf("c1"))
-		}, backup.ReasonContent, []string{"c3"}},
+		}, trust.ReasonContent, []string{"c3"}},
 		{"cleared, zeros became data", oneCheckpoint, func(l *lab) {
 			l.write("vda", "write -P 9 3M 1M")
 			l.img("bitmap", "--clear", "vda", l.bitmapOf("c1"))
 			l.write("vda", "write -P 9 1M 64k")
-		}, backup.ReasonContent, []string{"c3"}},
+		}, trust.ReasonContent, []string{"c3"}},
 		{"removed and added again", twoCheckpoints, func(l *lab) {
 			name := l.bitmapOf("c2")
 			l.img("bitmap", "--remove", "vda", name)
 			l.img("bitmap", "--add", "vda", name)
 			l.write("vda", "write -P 9 6M 64k")
-		}, backup.ReasonWitness, []string{"c3"}},
+		}, trust.ReasonWitness, []string{"c3"}},
 		{"disabled for a while", twoCheckpoints, func(l *lab) {
 			l.img("bitmap", "--disable", "vda", l.bitmapOf("c2"))
 			l.write("vda", "write -P 9 6M 64k")
 			l.img("bitmap", "--enable", "vda", l.bitmapOf("c2"))
-		}, backup.ReasonWitness, []string{"c3"}},
+		}, trust.ReasonWitness, []string{"c3"}},
 		{"the older disabled, the newer cleared", twoCheckpoints, func(l *lab) {
 			// What the disabled one has seen is enough to contradict.
 			l.img("bitmap", "--disable", "vda", l.bitmapOf("c1"))
 			l.img("bitmap", "--clear", "vda", l.bitmapOf("c2"))
-		}, backup.ReasonWitness, []string{"c3"}},
+		}, trust.ReasonWitness, []string{"c3"}},
 		{"granularity changed", oneCheckpoint, func(l *lab) {
 			name := l.bitmapOf("c1")
 			l.img("bitmap", "--add", "-g", "4k", "--merge", name, "vda", "copy")
 			l.img("bitmap", "--remove", "vda", name)
 			l.img("bitmap", "--add", "-g", "4k", "--merge", "copy", "vda", name)
 			l.img("bitmap", "--remove", "vda", "copy")
-		}, backup.ReasonGranularity, []string{"c1", "c3"}},
+		}, trust.ReasonGranularity, []string{"c1", "c3"}},
 		{"internal snapshot made", oneCheckpoint, func(l *lab) {
 			l.img("snapshot", "-c", "s1", "vda")
-		}, backup.ReasonSnapshots, []string{"c1", "c3"}},
+		}, trust.ReasonSnapshots, []string{"c1", "c3"}},
 		{"bitmap missing", oneCheckpoint, func(l *lab) {
 			l.img("bitmap", "--remove", "vda", l.bitmapOf("c1"))
-		}, backup.ReasonMissing, []string{"c3"}},
+		}, trust.ReasonMissing, []string{"c3"}},
 		{"killed", twoCheckpoints, func(l *lab) {
 			l.crash("vda", "write -P 9 6M 64k")
-		}, backup.ReasonInUse, []string{"c2", "c3"}},
+		}, trust.ReasonInUse, []string{"c2", "c3"}},
 		{"autoclear bit gone", oneCheckpoint, func(l *lab) {
 			l.patch("vda", 95, []byte{l.byteAt("vda", 95) &^ 1})
-		}, backup.ReasonUnusable, []string{"c3"}},
+		}, trust.ReasonUnusable, []string{"c3"}},
 		{"downgraded and upgraded", oneCheckpoint, func(l *lab) {
 			l.img("amend", "-f", "qcow2", "-o", "compat=0.10", "vda")
 			l.img("amend", "-f", "qcow2", "-o", "compat=1.1", "vda")
-		}, backup.ReasonMissing, []string{"c3"}},
+		}, trust.ReasonMissing, []string{"c3"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -164,8 +165,8 @@ func TestTrustLaterRecordContradicts(t *testing.T) {
 	l.img("bitmap", "--remove", "vda", l.bitmapOf("c2"))
 	l.img("bitmap", "--clear", "vda", l.bitmapOf("c1"))
 	l.write("vda", "write -P 9 6M 64k")
-	l.refused(backup.ReasonContradicted, l.disk("vda"))
-	l.expect(l.backup("c3", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, backup.ReasonContradicted)
+	l.refused(trust.ReasonContradicted, l.disk("vda"))
+	l.expect(l.backup("c3", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, trust.ReasonContradicted)
 	l.restoreAll()
 }
 
@@ -188,11 +189,11 @@ func TestTrustStateWithoutBitmaps(t *testing.T) {
 		name   string
 		offset int64
 		change func(byte) byte
-		code   backup.Reason
+		code   trust.Reason
 	}{
-		{"dirty", 79, func(b byte) byte { return b | 1 }, backup.ReasonDirty},
-		{"corrupt", 79, func(b byte) byte { return b | 2 }, backup.ReasonCorrupt},
-		{"autoclear", 95, func(b byte) byte { return b &^ 1 }, backup.ReasonUnusable},
+		{"dirty", 79, func(b byte) byte { return b | 1 }, trust.ReasonDirty},
+		{"corrupt", 79, func(b byte) byte { return b | 2 }, trust.ReasonCorrupt},
+		{"autoclear", 95, func(b byte) byte { return b &^ 1 }, trust.ReasonUnusable},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -219,10 +220,10 @@ func TestTrustHeaderFlags(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		bit  byte
-		code backup.Reason
+		code trust.Reason
 	}{
-		{"dirty", 1, backup.ReasonDirty},
-		{"corrupt", 2, backup.ReasonCorrupt},
+		{"dirty", 1, trust.ReasonDirty},
+		{"corrupt", 2, trust.ReasonCorrupt},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -250,17 +251,17 @@ func TestTrustFormatsWithoutBitmaps(t *testing.T) {
 		name   string
 		format string
 		make   []string
-		code   backup.Reason
+		code   trust.Reason
 	}{
-		{"raw", "raw", []string{"create", "-q", "-f", "raw", "vda", "8M"}, backup.ReasonRaw},
-		{"version 2", "qcow2", []string{"create", "-q", "-f", "qcow2", "-o", "compat=0.10", "vda", "8M"}, backup.ReasonVersion2},
+		{"raw", "raw", []string{"create", "-q", "-f", "raw", "vda", "8M"}, trust.ReasonRaw},
+		{"version 2", "qcow2", []string{"create", "-q", "-f", "qcow2", "-o", "compat=0.10", "vda", "8M"}, trust.ReasonVersion2},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t)
 			l.img(tt.make...)
 			disk := l.diskAs(tt.format, "vda")
-			l.refused(backup.ReasonFirst, disk)
+			l.refused(trust.ReasonFirst, disk)
 			l.writeAs(tt.format, "vda", "write -P 1 0 3M", "write -P 2 5M 2M")
 			l.backup("c1", disk)
 			l.writeAs(tt.format, "vda", "write -P 3 1M 64k", "write -z 5M 1M")
@@ -303,8 +304,8 @@ func TestTrustDataFile(t *testing.T) {
 				l.trusted(l.backup("c2", l.disk("vda")), "c1")
 			} else {
 				l.patch("data", 2<<20, []byte("written past every bitmap"))
-				l.refused(backup.ReasonDataFileRaw, l.disk("vda"))
-				l.expect(l.backup("c2", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, backup.ReasonDataFileRaw)
+				l.refused(trust.ReasonDataFileRaw, l.disk("vda"))
+				l.expect(l.backup("c2", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, trust.ReasonDataFileRaw)
 			}
 			l.restoreAll()
 		})

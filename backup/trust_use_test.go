@@ -14,6 +14,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -287,7 +288,7 @@ func TestTrustMaxLock(t *testing.T) {
 		t.Log("the time was up before the data were read")
 	}
 	req.RateLimit, req.MaxLock = 1<<40, time.Hour
-	l.expect(l.backupAs(req), "vda", backup.Full, backup.ByNothing, backup.ReasonRequested)
+	l.expect(l.backupAs(req), "vda", backup.Full, backup.ByNothing, trust.ReasonRequested)
 	l.restoreAll()
 }
 
@@ -359,7 +360,7 @@ func TestTrustSecondDiskFails(t *testing.T) {
 	l.tool("mv", "away", "vdb")
 	r := l.backupAs(req)
 	for _, target := range []string{"vda", "vdb"} {
-		l.expect(r, target, backup.Incremental, backup.ByBitmap, backup.ReasonTrusted)
+		l.expect(r, target, backup.Incremental, backup.ByBitmap, trust.ReasonTrusted)
 		l.holds(target, "c1", "c2")
 	}
 	l.restoreAll()
@@ -372,14 +373,14 @@ func TestTrustWrongRefcounts(t *testing.T) {
 		l := newLab(t)
 		req := l.request("after", l.disk("vda"))
 		req.Mode = mode
-		want := []any{backup.Full, backup.ByNothing, backup.ReasonFirst}
+		want := []any{backup.Full, backup.ByNothing, trust.ReasonFirst}
 		switch mode {
 		case backup.Full:
 			twoCheckpoints(l)
-			want[2] = backup.ReasonRequested
+			want[2] = trust.ReasonRequested
 		case backup.Incremental:
 			twoCheckpoints(l)
-			want = []any{backup.Incremental, backup.ByBitmap, backup.ReasonTrusted}
+			want = []any{backup.Incremental, backup.ByBitmap, trust.ReasonTrusted}
 		default:
 			l.create("vda", "8M")
 			l.write("vda", "write -P 1 0 2M")
@@ -388,7 +389,7 @@ func TestTrustWrongRefcounts(t *testing.T) {
 		// The refcount of the last data cluster that was written becomes 0.
 		l.dropRefcount("vda")
 		before := l.state(l.images)
-		d := l.expect(l.backupAs(req), "vda", want[0].(backup.Mode), want[1].(backup.Detection), want[2].(backup.Reason))
+		d := l.expect(l.backupAs(req), "vda", want[0].(backup.Mode), want[1].(backup.Detection), want[2].(trust.Reason))
 		if d.Bitmap != "" || !strings.Contains(d.NoBitmapReason, "refcounts are wrong") {
 			t.Errorf("bitmap %q was added (%q)", d.Bitmap, d.NoBitmapReason)
 		}

@@ -23,6 +23,9 @@ func (r Run) Len() int64 { return r.End - r.Start }
 // Runs is a set of bytes of a virtual disk. See the package documentation for what every Runs promises.
 type Runs iter.Seq2[Run, error]
 
+// Between is the set of the bytes from start on that lie before end, if there are any.
+func Between(start, end int64) Runs { return Of(Run{Start: start, End: end}) }
+
 // Of is the set of all bytes of runs, which may come in any order, overlap, touch and be empty. What lies below 0 is
 // left out.
 func Of(runs ...Run) Runs {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/pull"
+	"github.com/imgbackup/imgbackup/backup/trust"
 )
 
 func (a *app) exportCommand() *cobra.Command {
@@ -171,16 +172,16 @@ func (a *app) runExport(ctx context.Context, j exportJob) error {
 
 // offerJSON is one export as export --json shows it. Sizes are in bytes.
 type offerJSON struct {
-	Target          string        `json:"target"`
-	Export          string        `json:"export"`
-	URI             string        `json:"uri"`
-	VirtualSize     int64         `json:"virtual_size"`
-	Mode            backup.Mode   `json:"mode"`
-	ReasonCode      backup.Reason `json:"reason_code"`
-	Reason          string        `json:"reason"`
-	IncrementalFrom string        `json:"incremental_from,omitempty"`
-	Context         string        `json:"context,omitempty"` // of what changed
-	ChangedBytes    int64         `json:"changed_bytes"`     // of a full disk its size
+	Target          string       `json:"target"`
+	Export          string       `json:"export"`
+	URI             string       `json:"uri"`
+	VirtualSize     int64        `json:"virtual_size"`
+	Mode            backup.Mode  `json:"mode"`
+	ReasonCode      trust.Reason `json:"reason_code"`
+	Reason          string       `json:"reason"`
+	IncrementalFrom string       `json:"incremental_from,omitempty"`
+	Context         string       `json:"context,omitempty"` // of what changed
+	ChangedBytes    int64        `json:"changed_bytes"`     // of a full disk its size
 }
 
 // printOffers tells what is served from now on, and where.

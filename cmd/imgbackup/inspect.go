@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/foreign"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -103,7 +103,7 @@ func (a *app) inspect(path string, format qcow2.Format, options qcow2.OpenOption
 	if err := qcow2.ProbeWriter(path); errors.As(err, &inUse) {
 		out.InUse = inUse.Why
 	}
-	out.Incremental, out.Why = backup.Fit(c)
+	out.Incremental, out.Why = trust.Fit(c)
 	for _, l := range c.Layers {
 		out.Chain = append(out.Chain, describeLayer(l))
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/push"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/qcow2"
@@ -205,22 +206,22 @@ type pushJSON struct {
 }
 
 type pushDiskJSON struct {
-	Target          string        `json:"target"`
-	Source          string        `json:"source"`
-	Format          qcow2.Format  `json:"format"`
-	VirtualSize     int64         `json:"virtual_size"`
-	BackupMode      backup.Mode   `json:"backupmode"` // what was asked for
-	Mode            backup.Mode   `json:"mode"`       // what was done: full or incremental
-	ReasonCode      backup.Reason `json:"reason_code"`
-	Reason          string        `json:"reason"`
-	IncrementalFrom string        `json:"incremental_from,omitempty"`
-	DirtyBytes      int64         `json:"dirty_bytes"`
-	Path            string        `json:"path"`   // what was written
-	Driver          qcow2.Format  `json:"driver"` // its format
-	InPlace         bool          `json:"in_place"`
-	ClusterSize     int64         `json:"cluster_size,omitempty"`
-	DataBytes       int64         `json:"data_bytes"` // of the disk that went there as data
-	ZeroBytes       int64         `json:"zero_bytes"` // and as zeros
+	Target          string       `json:"target"`
+	Source          string       `json:"source"`
+	Format          qcow2.Format `json:"format"`
+	VirtualSize     int64        `json:"virtual_size"`
+	BackupMode      backup.Mode  `json:"backupmode"` // what was asked for
+	Mode            backup.Mode  `json:"mode"`       // what was done: full or incremental
+	ReasonCode      trust.Reason `json:"reason_code"`
+	Reason          string       `json:"reason"`
+	IncrementalFrom string       `json:"incremental_from,omitempty"`
+	DirtyBytes      int64        `json:"dirty_bytes"`
+	Path            string       `json:"path"`   // what was written
+	Driver          qcow2.Format `json:"driver"` // its format
+	InPlace         bool         `json:"in_place"`
+	ClusterSize     int64        `json:"cluster_size,omitempty"`
+	DataBytes       int64        `json:"data_bytes"` // of the disk that went there as data
+	ZeroBytes       int64        `json:"zero_bytes"` // and as zeros
 }
 
 func (a *app) printPush(domain string, r *push.Result) error {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package backup
+package trust
 
 import (
 	"context"
@@ -8,50 +8,41 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
-// witness examines one bitmap: the one that the archived state st added.
+// witness examines one bitmap: the one that the recorded state st added.
 type witness struct {
-	s      *session
-	d      *disk
-	states chain.States // all recorded states of the disk, newest first
-	st     chain.DiskState
+	*Judge
+	st chain.DiskState
 
-	layer  int           // where in the chain the bitmap is
-	flat   bool          // the layer was restored from the checkpoint, flat
-	bitmap *qcow2.Bitmap // as it is now
+	layer  int     // where in the chain the bitmap is
+	flat   bool    // the layer was restored from the checkpoint, flat
+	bitmap *Bitmap // as it is now
 	dirty  bitmapstore.Runs
 	proof  string // what confirmed the bitmap, for people
 }
 
-func (w *witness) verdict(base chain.DiskState) verdict {
-	return verdict{
-		trusted:  true,
-		base:     base.Manifest,
-		baseDisk: base.Disk,
-		dirty:    w.dirty,
-		code:     ReasonTrusted,
-		reason:   w.proof,
-		alone:    w.tellsAlone(),
+// verdict trusts the bitmap.
+func (w *witness) verdict(base chain.DiskState) Verdict {
+	return Verdict{
+		Trusted: true, Base: base, Dirty: w.dirty, Alone: w.tellsAlone(),
+		Code: ReasonTrusted, Reason: w.proof,
 	}
 }
 
 // tellsAlone reports whether all that may have changed is in the bitmap itself.
 func (w *witness) tellsAlone() bool {
-	size := w.d.image.Size()
-	return w.layer == 0 && w.states.SmallestSince(w.st, size) == size
+	size := w.Image.Size()
+	return w.layer == 0 && w.States.SmallestSince(w.st, size) == size
 }
 
 // examine returns nil when the bitmap tells every change since its state was
 // archived, as far as anything can contradict it, and fills in w.dirty.
-func (w *witness) examine(ctx context.Context) (*objection, error) {
-	for _, step := range []func(context.Context) (*objection, error){
+func (w *witness) examine(ctx context.Context) (*Objection, error) {
+	for _, step := range []func(context.Context) (*Objection, error){
 		w.locate,
 		w.askBitmap,
 		w.askOlderBitmaps,
@@ -68,8 +59,8 @@ func (w *witness) examine(ctx context.Context) (*objection, error) {
 
 // locate finds the layer that was active at the checkpoint and compares what
 // lies below it with what was recorded.
-func (w *witness) locate(context.Context) (*objection, error) {
-	layers := w.d.image.Layers
+func (w *witness) locate(context.Context) (*Objection, error) {
+	layers := w.Image.Layers
 	backing := w.st.Disk.Backing
 	name := w.st.Disk.Bitmap
 	w.layer = len(layers) - 1 - len(backing)
@@ -81,11 +72,11 @@ func (w *witness) locate(context.Context) (*objection, error) {
 		w.layer, w.flat = bottom, true
 	}
 	if w.layer >= 0 && layers[w.layer].BitmapsErr != nil {
-		return object(ReasonUnusable, "no bitmap of %s can be used: %v", layers[w.layer].Path, layers[w.layer].BitmapsErr), nil
+		return object(ReasonUnusable, "no bitmap of %s can be used: %v", layers[w.layer].Record.Path, layers[w.layer].BitmapsErr), nil
 	}
 	if w.layer < 0 || layers[w.layer].Bitmap(name) == nil {
-		for _, l := range layers {
-			if l.Bitmap(name) != nil {
+		for i := range layers {
+			if layers[i].Bitmap(name) != nil {
 				return object(ReasonBacking, "the backing chain has another depth than at checkpoint %s", w.st.Manifest.Checkpoint), nil
 			}
 		}
@@ -99,7 +90,7 @@ func (w *witness) locate(context.Context) (*objection, error) {
 		return nil, nil
 	}
 	for i, rec := range backing {
-		if o := compareBacking(layers[w.layer+1+i], rec); o != nil {
+		if o := compareBacking(&layers[w.layer+1+i], rec); o != nil {
 			return o, nil
 		}
 	}
@@ -109,17 +100,13 @@ func (w *witness) locate(context.Context) (*objection, error) {
 // compareIdentity objects when the image was another disk's at the checkpoint.
 // All disks of a checkpoint carry bitmaps of one name. A file tells more than
 // its path: files are renamed.
-func (w *witness) compareIdentity() *objection {
-	l := w.d.image.Layers[w.layer]
-	id, err := l.Stat()
-	if err != nil {
-		return object(ReasonOtherDisk, "the image cannot be identified: %v", err)
-	}
-	sameFile := func(rec chain.Source) bool { return rec.Device == id.Dev && rec.Inode == id.Inode }
-	samePath := func(rec chain.Source) bool { return rec.Path == l.Path }
+func (w *witness) compareIdentity() *Objection {
+	now := w.Image.Layers[w.layer].Record
+	sameFile := func(rec chain.Source) bool { return rec.Device == now.Device && rec.Inode == now.Inode }
+	samePath := func(rec chain.Source) bool { return rec.Path == now.Path }
 	tests := []func(chain.Source) bool{sameFile, samePath}
 	// Created is cut to whole seconds.
-	if bornAfter(l.Path, w.st.Manifest.Created.Add(time.Second)) {
+	if w.Image.Layers[w.layer].Born.After(w.st.Manifest.Created.Add(time.Second)) {
 		// The file was not there yet: its inode number may have been any file's.
 		tests = tests[1:]
 	}
@@ -137,39 +124,30 @@ func (w *witness) compareIdentity() *objection {
 	return nil
 }
 
-// bornAfter reports whether the file system says that a file was made after t.
-func bornAfter(path string, t time.Time) bool {
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_BTIME, &st); err != nil || st.Mask&unix.STATX_BTIME == 0 {
-		return false
-	}
-	return time.Unix(st.Btime.Sec, int64(st.Btime.Nsec)).After(t)
-}
-
 // compareBacking objects unless a backing file is the one that was recorded.
-func compareBacking(l *qcow2.Layer, rec chain.Layer) *objection {
-	now := layerRecord(l)
+func compareBacking(l *Layer, rec chain.Layer) *Objection {
+	now := l.Record
 	// Devices are renumbered and files are moved with their folder; the rest
 	// tells whether the content can have changed.
 	switch {
 	case now.Path != rec.Path || now.Format != rec.Format:
 		return object(ReasonBacking, "the backing file was %s (%s) and is %s (%s)", rec.Path, rec.Format, now.Path, now.Format)
 	case now.FileSize != rec.FileSize, now.Mtime != rec.Mtime, now.Ctime != rec.Ctime, now.HeaderDigest != rec.HeaderDigest,
-		l.DataFile != "":
+		l.DataFile:
 		return object(ReasonBacking, "the backing file %s was written to or exchanged since", rec.Path)
-	case l.Device():
+	case l.Device:
 		return object(ReasonBacking, "the backing file %s is a block device, which cannot be shown to be unchanged", rec.Path)
 	}
 	return nil
 }
 
 // askBitmap looks at the bitmap itself and what it was made with.
-func (w *witness) askBitmap(context.Context) (*objection, error) {
+func (w *witness) askBitmap(context.Context) (*Objection, error) {
 	b, name := w.bitmap, w.st.Disk.Bitmap
-	layer := w.d.image.Layers[w.layer]
+	layer := &w.Image.Layers[w.layer]
 	switch {
 	case layer.Header.Incompatible&(qcow2.IncompatDirty|qcow2.IncompatCorrupt) != 0:
-		return object(ReasonDirty, "%s was not closed cleanly", layer.Path), nil
+		return object(ReasonDirty, "%s was not closed cleanly", layer.Record.Path), nil
 	case b.InUse:
 		return object(ReasonInUse, "bitmap %s was left in use: the VM or a tool did not close the image cleanly", name), nil
 	case b.Problem != nil:
@@ -178,10 +156,10 @@ func (w *witness) askBitmap(context.Context) (*objection, error) {
 		return object(ReasonDisabled, "bitmap %s is disabled, so it does not record", name), nil
 	case b.Granularity != w.st.Disk.Granularity:
 		return object(ReasonGranularity, "bitmap %s has a granularity of %d bytes and was made with %d", name, b.Granularity, w.st.Disk.Granularity), nil
-	case !sameSnapshots(layer.Snapshots, w.snapshots()):
+	case !slices.Equal(layer.Snapshots, w.snapshots()):
 		return object(ReasonSnapshots, "the image's internal snapshots are not those of checkpoint %s", w.st.Manifest.Checkpoint), nil
 	}
-	if _, err := b.DirtyBytes(); err != nil {
+	if _, err := b.Dirty.Bytes(); err != nil {
 		return object(ReasonBroken, "bitmap %s cannot be read: %v", name, err), nil
 	}
 	return nil, nil
@@ -195,14 +173,10 @@ func (w *witness) snapshots() []chain.Snapshot {
 	return w.st.Disk.Snapshots
 }
 
-func sameSnapshots(now []qcow2.Snapshot, rec []chain.Snapshot) bool {
-	return slices.Equal(snapshotRecords(now), rec)
-}
-
 // askOlderBitmaps compares with the older bitmaps that the state recorded: since
 // then both recorded the same writes.
-func (w *witness) askOlderBitmaps(ctx context.Context) (*objection, error) {
-	layer := w.d.image.Layers[w.layer]
+func (w *witness) askOlderBitmaps(ctx context.Context) (*Objection, error) {
+	layer := &w.Image.Layers[w.layer]
 	confirmed := 0
 	for i := range w.st.Disk.Witnesses {
 		rec := &w.st.Disk.Witnesses[i]
@@ -213,14 +187,14 @@ func (w *witness) askOlderBitmaps(ctx context.Context) (*objection, error) {
 		if older == nil || older.InUse || older.Problem != nil {
 			continue // it cannot testify
 		}
-		then, err := w.s.recordedBitmap(ctx, rec)
+		then, err := w.Archive.Bitmap(ctx, rec)
 		if err != nil {
 			return nil, err
 		}
 		grain := max(rec.Granularity, older.Granularity, w.bitmap.Granularity)
 		size := min(rec.Size, layer.Size)
-		expect := bitmapstore.Union(then, w.bitmap.Runs()).Clip(size).Round(grain, size)
-		now := older.Runs().Clip(size).Round(grain, size)
+		expect := bitmapstore.Union(then, w.bitmap.Dirty).Clip(size).Round(grain, size)
+		now := older.Dirty.Clip(size).Round(grain, size)
 		agree, err := bitmapstore.Equal(expect, now)
 		if !older.Enabled {
 			// It stopped recording at some time, but cannot know of writes
@@ -246,17 +220,16 @@ func (w *witness) askOlderBitmaps(ctx context.Context) (*objection, error) {
 }
 
 // collectDirty unites all that may have changed since the state.
-func (w *witness) collectDirty(ctx context.Context) (*objection, error) {
-	c := w.d.image
-	size := c.Size()
+func (w *witness) collectDirty(ctx context.Context) (*Objection, error) {
+	size := w.Image.Size()
 	sets := []bitmapstore.Runs{
-		w.bitmap.Runs(),
-		beyond(w.states.SmallestSince(w.st, size), size),
+		w.bitmap.Dirty,
+		bitmapstore.Between(w.States.SmallestSince(w.st, size), size),
 	}
 	// A bitmap in a newer layer may have been made after the layer's first
 	// write: only what the layer holds counts.
 	for i := 0; i < w.layer; i++ {
-		sets = append(sets, c.Allocated(ctx, i))
+		sets = append(sets, w.Image.Content.Allocated(ctx, i))
 	}
 	w.dirty = bitmapstore.Union(sets...).Clip(size)
 	return nil, nil
@@ -267,10 +240,10 @@ func (w *witness) collectDirty(ctx context.Context) (*objection, error) {
 // put back, which is fine, or the bitmap was cleared or made anew, which is
 // not. The bytes tell: in an older copy the ranges in question read as they
 // did when the state was archived.
-func (w *witness) askLaterRecords(ctx context.Context) (*objection, error) {
-	size := w.d.image.Layers[w.layer].Size
+func (w *witness) askLaterRecords(ctx context.Context) (*Objection, error) {
+	size := w.Image.Layers[w.layer].Size
 	older := false
-	for _, later := range w.states {
+	for _, later := range w.States {
 		if later.Manifest.Sequence <= w.st.Manifest.Sequence {
 			break
 		}
@@ -282,13 +255,13 @@ func (w *witness) askLaterRecords(ctx context.Context) (*objection, error) {
 			if !w.flat && len(later.Disk.Backing)-rec.Layer != len(w.st.Disk.Backing) {
 				continue // a bitmap of this name in another layer
 			}
-			then, err := w.s.recordedBitmap(ctx, rec)
+			then, err := w.Archive.Bitmap(ctx, rec)
 			if err != nil {
 				return nil, err
 			}
 			both := min(size, rec.Size)
 			grain := max(rec.Granularity, w.bitmap.Granularity)
-			gone := bitmapstore.Subtract(then.Clip(both).Round(grain, both), w.bitmap.Runs().Clip(both).Round(grain, both))
+			gone := bitmapstore.Subtract(then.Clip(both).Round(grain, both), w.bitmap.Dirty.Clip(both).Round(grain, both))
 			gone = bitmapstore.Subtract(gone, w.dirty)
 			bytes, err := gone.Bytes()
 			if err != nil {
@@ -319,24 +292,18 @@ func (w *witness) readsAsArchived(ctx context.Context, runs bitmapstore.Runs) (b
 	if !w.st.HasData() {
 		return false, nil
 	}
-	archived, err := w.s.openState(ctx, w.st.Disk)
+	archived, err := w.Archive.State(ctx, w.st.Disk)
 	if err != nil {
 		return false, err
 	}
-	for run, err := range runs.Clip(w.d.image.Size()) {
+	for run, err := range runs.Clip(w.Image.Size()) {
 		if err != nil {
 			return false, err
 		}
-		same, err := archived.equals(ctx, w.d.image, run)
+		same, _, err := archived.Compare(ctx, w.Image.Content, run)
 		if err != nil || !same {
 			return false, err
 		}
 	}
 	return true, nil
-}
-
-// recordedBitmap opens a bitmap that a manifest recorded, after its bytes have
-// been proven.
-func (s *session) recordedBitmap(ctx context.Context, rec *chain.BitmapRecord) (bitmapstore.Runs, error) {
-	return archive.OpenBitmap(ctx, s.repo.Store, rec.Object, rec.Header())
 }

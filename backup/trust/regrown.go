@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package backup
+package trust
 
 import (
 	"context"
@@ -20,13 +20,13 @@ const regrownBytes = 64 << 20
 // what was written there before shows again, and its marks are gone. That takes
 // a cluster larger than a granule. Behind that cluster all is gone or marked,
 // so it is the last with clean bytes that are not zeros, or has none.
-func (w *witness) askRegrown(ctx context.Context, archived *archived, clean bitmapstore.Runs) (*objection, error) {
-	active := w.d.image.Layers[0]
+func (w *witness) askRegrown(ctx context.Context, archived State, clean bitmapstore.Runs) (*Objection, error) {
+	active := &w.Image.Layers[0]
 	if w.layer > 0 || active.Header.ClusterSize() <= w.bitmap.Granularity {
 		return nil, nil // what newer layers hold counts as dirty anyway
 	}
 	cluster := active.Header.ClusterSize()
-	last, err := lastOf(bitmapstore.Intersect(clean, w.d.image.Data(ctx)), regrownBytes/archive.GridSize)
+	last, err := lastOf(bitmapstore.Intersect(clean, w.Image.Content.Data(ctx)), regrownBytes/archive.GridSize)
 	if err != nil {
 		return nil, err
 	}
@@ -35,7 +35,7 @@ func (w *witness) askRegrown(ctx context.Context, archived *archived, clean bitm
 		if run.End <= stop {
 			break
 		}
-		same, zero, err := archived.compare(ctx, w.d.image, run)
+		same, zero, err := archived.Compare(ctx, w.Image.Content, run)
 		if err != nil {
 			return nil, err
 		}

@@ -1,22 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package backup
+package trust
 
 import (
 	"context"
 	"math/rand/v2"
 	"slices"
 
-	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/chain"
 )
 
-// sampleRuns and sampleBytes bound how much clean data is read again as a spot
-// check.
-const (
-	sampleRuns  = 16
-	sampleBytes = 256 << 10
-)
+// Archive is what the repository holds of the disk. What of it is missing or
+// damaged is an [archive.DamageError].
+type Archive interface {
+	// State opens an archived state.
+	State(ctx context.Context, disk *chain.Disk) (State, error)
+	// Bitmap opens a bitmap that was recorded, after its bytes have been proven.
+	Bitmap(ctx context.Context, rec *chain.BitmapRecord) (bitmapstore.Runs, error)
+	// Delta is what a state's delta covers: by definition all that differs from
+	// the state it builds on. It is nil when the state was stored whole.
+	Delta(ctx context.Context, disk *chain.Disk) (bitmapstore.Runs, error)
+}
+
+// State is the content of a disk as it was archived. Beyond its end it reads as
+// zeros.
+type State interface {
+	// Data is where it holds data in [0, size).
+	Data(ctx context.Context, size int64) bitmapstore.Runs
+	// Compare reports whether a disk reads in a range as the state does, and
+	// whether both are all zeros there.
+	Compare(ctx context.Context, disk Reader, run bitmapstore.Run) (same, zeros bool, err error)
+	// Prefetch fetches what Compare will need for some runs, all at once. What
+	// cannot be had is asked for again, and told of then.
+	Prefetch(ctx context.Context, runs []bitmapstore.Run) error
+}
 
 // askArchivedData compares what the bitmap calls clean with the archive.
 //
@@ -25,23 +43,23 @@ const (
 // hold other bytes now. The first is asked of the whole disk, since it takes
 // only tables; of the second, and of data that stayed data, samples are read,
 // and the end of the data.
-func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
+func (w *witness) askArchivedData(ctx context.Context) (*Objection, error) {
 	if !w.st.HasData() {
 		return w.askHeldData(ctx)
 	}
-	size := w.d.image.Size()
-	clean := bitmapstore.Subtract(beyond(0, size), w.dirty)
-	archived, err := w.s.openState(ctx, w.st.Disk)
+	size := w.Image.Size()
+	clean := bitmapstore.Subtract(bitmapstore.Between(0, size), w.dirty)
+	archived, err := w.Archive.State(ctx, w.st.Disk)
 	if err != nil {
 		return nil, err
 	}
-	wasData := archived.runs(ctx, size, func(e archive.Entry) bool { return !e.Zero })
-	vanished := bitmapstore.Intersect(bitmapstore.Intersect(clean, wasData), w.d.image.Empty(ctx))
+	wasData := archived.Data(ctx, size)
+	vanished := bitmapstore.Intersect(bitmapstore.Intersect(clean, wasData), w.Image.Content.Empty(ctx))
 	for run, err := range vanished {
 		if err != nil {
 			return nil, err
 		}
-		same, err := archived.equals(ctx, w.d.image, run)
+		same, _, err := archived.Compare(ctx, w.Image.Content, run)
 		if err != nil {
 			return nil, err
 		}
@@ -58,8 +76,8 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 		return o, err
 	}
 
-	isData := bitmapstore.Intersect(clean, w.d.image.Data(ctx))
-	random := rand.New(rand.NewPCG(w.s.seed, w.s.seed))
+	isData := bitmapstore.Intersect(clean, w.Image.Content.Data(ctx))
+	random := rand.New(rand.NewPCG(w.Seed, w.Seed))
 	for _, set := range []bitmapstore.Runs{
 		bitmapstore.Subtract(isData, wasData),
 		bitmapstore.Intersect(isData, wasData),
@@ -68,11 +86,11 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := archived.prefetch(ctx, sample); err != nil {
+		if err := archived.Prefetch(ctx, sample); err != nil {
 			return nil, err
 		}
 		for _, run := range sample {
-			same, err := archived.equals(ctx, w.d.image, run)
+			same, _, err := archived.Compare(ctx, w.Image.Content, run)
 			if err != nil {
 				return nil, err
 			}
@@ -87,17 +105,17 @@ func (w *witness) askArchivedData(ctx context.Context) (*objection, error) {
 
 // askHeldData looks for data that vanished without a mark since a checkpoint of
 // which no archive tells the content.
-func (w *witness) askHeldData(ctx context.Context) (*objection, error) {
+func (w *witness) askHeldData(ctx context.Context) (*Objection, error) {
 	rec := w.st.Disk.Held
 	if rec == nil {
 		return nil, nil
 	}
-	held, err := w.s.recordedBitmap(ctx, rec)
+	held, err := w.Archive.Bitmap(ctx, rec)
 	if err != nil {
 		return nil, err
 	}
-	clean := bitmapstore.Subtract(beyond(0, w.d.image.Size()), w.dirty)
-	for run, err := range bitmapstore.Intersect(bitmapstore.Intersect(clean, held), w.d.image.Empty(ctx)) {
+	clean := bitmapstore.Subtract(bitmapstore.Between(0, w.Image.Size()), w.dirty)
+	for run, err := range bitmapstore.Intersect(bitmapstore.Intersect(clean, held), w.Image.Content.Empty(ctx)) {
 		if err != nil {
 			return nil, err
 		}
@@ -113,15 +131,15 @@ func (w *witness) askHeldData(ctx context.Context) (*objection, error) {
 // preallocated as it grew, the rest of the cluster that it was cut in, the
 // untouched parts of clusters larger than a granule. If the last bytes that
 // could show a cut do not, there was none before them.
-func (w *witness) askEnd(ctx context.Context, archived *archived, clean bitmapstore.Runs) (*objection, error) {
-	end := w.d.image.Size()
+func (w *witness) askEnd(ctx context.Context, archived State, clean bitmapstore.Runs) (*Objection, error) {
+	end := w.Image.Size()
 	for count := sampleRuns; end > 0; count *= 2 {
 		last, err := lastOf(clean.Clip(end), count)
 		if err != nil {
 			return nil, err
 		}
 		for _, run := range slices.Backward(last) {
-			same, zero, err := archived.compare(ctx, w.d.image, run)
+			same, zero, err := archived.Compare(ctx, w.Image.Content, run)
 			switch {
 			case err != nil:
 				return nil, err
@@ -138,26 +156,4 @@ func (w *witness) askEnd(ctx context.Context, archived *archived, clean bitmapst
 		}
 	}
 	return nil, nil
-}
-
-// lastOf returns the last count grid cells' parts of a set, in ascending order.
-func lastOf(set bitmapstore.Runs, count int) ([]bitmapstore.Run, error) {
-	var last []bitmapstore.Run
-	for run, err := range set {
-		if err != nil {
-			return nil, err
-		}
-		// What a long run begins with would be pushed out again.
-		cell := int64(archive.GridSize)
-		start := max(run.Start, (run.End-1)/cell*cell-int64(count)*cell)
-		for start < run.End {
-			stop := min(run.End, start/cell*cell+cell)
-			last = append(last, bitmapstore.Run{Start: start, End: stop})
-			start = stop
-		}
-		if len(last) > 2*count {
-			last = slices.Clone(last[len(last)-count:])
-		}
-	}
-	return last[max(0, len(last)-count):], nil
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package backup
+package trust
 
 // Reason says as a code, for programs, why a disk is backed up as it is. The
 // manifest keeps it beside a sentence for people.

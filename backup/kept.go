@@ -67,10 +67,10 @@ func (k *keptChunks) room(n int) bool {
 	return k.bytes+int64(n)*archive.GridSize <= maxKept
 }
 
-// prefetch fetches the chunks that lie in some runs, all at once, so that they are
+// Prefetch fetches the chunks that lie in some runs, all at once, so that they are
 // compared without waiting for each. What can't be had is asked for again when it
 // is compared, and told of then.
-func (a *archived) prefetch(ctx context.Context, runs []bitmapstore.Run) error {
+func (a *archived) Prefetch(ctx context.Context, runs []bitmapstore.Run) error {
 	var entries []archive.Entry
 	for _, run := range runs {
 		for e, err := range a.entries(ctx, run.Start, run.End) {
