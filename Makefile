@@ -3,7 +3,9 @@ GO ?= go
 TOOLS := $(CURDIR)/.cache/bin
 GOLANGCI := v2.15.0
 
-.PHONY: all build test race lint demo bench man fuzz clean deps servers
+ARCHITECTURES := amd64 arm64 ppc64le riscv64 s390x
+
+.PHONY: all build test race lint demo bench man fuzz clean deps servers cross bigendian debian13
 
 all: build
 
@@ -25,6 +27,23 @@ test: deps servers
 
 race: TESTFLAGS = -race
 race: test
+
+# The program on every architecture that KVM is at home on, built and vetted.
+cross:
+	set -e; for arch in $(ARCHITECTURES); do \
+	  echo "build and vet for $$arch"; \
+	  CGO_ENABLED=0 GOARCH=$$arch $(GO) build -o /dev/null ./cmd/imgbackup; \
+	  CGO_ENABLED=0 GOARCH=$$arch $(GO) vet ./...; \
+	done
+
+# What reads and writes stored bytes, on a big-endian machine.
+bigendian:
+	@scripts/need qemu-s390x-static qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh zstd jq
+	CGO_ENABLED=0 GOARCH=s390x scripts/gotest -exec qemu-s390x-static ./archive/... ./chain/... ./qcow2/... ./bitmapstore/... ./nbd/...
+
+# The same demo and tests with Debian 13's QEMU, libvirt and libnbd.
+debian13: servers
+	scripts/debian13 make demo test
 
 lint: $(TOOLS)/golangci-lint-$(GOLANGCI)
 	$< run ./...
