@@ -6,16 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
-	"github.com/spf13/cobra"
-
-	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/request"
 )
 
 // domainsFailed is returned when at least one of several domains could not be
@@ -48,12 +44,11 @@ type domainOutcome struct {
 
 // backupAll backs up every domain whose definition lies in a folder. One that
 // fails does not keep the others from being backed up.
-func (a *app) backupAll(cmd *cobra.Command, req backup.Request, folder string, dryRun bool) error {
-	files, err := definitions(folder)
+func (a *app) backupAll(ctx context.Context, b backupOptions) error {
+	files, err := request.Definitions(b.folder)
 	if err != nil {
-		return usageError{err}
+		return err
 	}
-	ctx := cmd.Context()
 	repo, err := a.openRepo(ctx)
 	if err != nil {
 		return err
@@ -61,7 +56,7 @@ func (a *app) backupAll(cmd *cobra.Command, req backup.Request, folder string, d
 	var all []domainOutcome
 	code := exitDone
 	for _, file := range files {
-		o := a.backupDefinition(ctx, repo, req, folder, file, dryRun)
+		o := a.backupDefinition(ctx, repo, b, file)
 		if err := ctx.Err(); err != nil && o.Status != exitDone {
 			return fmt.Errorf("%d of %d domains were dealt with: %w", len(all), len(files), err)
 		}
@@ -81,66 +76,34 @@ func (a *app) backupAll(cmd *cobra.Command, req backup.Request, folder string, d
 	return nil
 }
 
-// definitions lists the definitions in a folder by name: regular files that end
-// in .xml, and symbolic links to such. What lies in its own folders (libvirt's networks, autostart) is not
-// looked at.
-func definitions(folder string) ([]string, error) {
-	entries, err := os.ReadDir(folder)
-	if err != nil {
-		return nil, fmt.Errorf("--all-domains: %w", err)
-	}
-	var files []string
-	for _, e := range entries {
-		if !strings.HasSuffix(e.Name(), ".xml") {
-			continue
-		}
-		// One that cannot be looked at is not passed over: to read it will fail.
-		kind, at := e.Type(), filepath.Join(folder, e.Name())
-		if fi, err := os.Stat(at); err == nil {
-			kind = fi.Mode().Type()
-		}
-		if kind.IsRegular() || kind == fs.ModeSymlink {
-			files = append(files, e.Name())
-		}
-	}
-	if len(files) == 0 {
-		return nil, fmt.Errorf("--all-domains: there is no definition (*.xml) in %s", folder)
-	}
-	return files, nil
-}
-
 // backupDefinition deals with one definition; a person sees the result at once.
-func (a *app) backupDefinition(ctx context.Context, repo *chain.Repository, req backup.Request, folder, file string, dryRun bool) domainOutcome {
+func (a *app) backupDefinition(ctx context.Context, repo *chain.Repository, b backupOptions, file string) domainOutcome {
 	o := domainOutcome{File: file}
 	err := func() error {
-		in, err := a.readXML(xmlFlags{domain: filepath.Join(folder, file)})
-		if err != nil {
+		b.XML = request.Files{Domain: filepath.Join(b.folder, file)}
+		job, err := a.backupJob(b.Backup)
+		if o.Domain = job.Request.Domain; err != nil {
 			return err
 		}
-		o.Domain, req.Domain = in.domain.Name, in.domain.Name
-		left, err := a.describe(&req, &in, nil)
-		if err != nil {
-			return err
-		}
-		plan, result, err := a.carryOut(ctx, repo, req, dryRun)
+		plan, result, err := a.carryOut(ctx, repo, job.Request, b.dryRun)
 		switch {
 		case err != nil:
 			return err
-		case dryRun:
-			o.Plan = &planJSON{plan, left}
+		case b.dryRun:
+			o.Plan = &planJSON{plan, job.LeftOut}
 		default:
-			o.Backup = describeBackup(result, left)
+			o.Backup = viewBackup(result, job.LeftOut)
 		}
 		if a.json {
 			return nil
 		}
-		if dryRun {
-			return a.printPlan(plan, left)
+		if b.dryRun {
+			return a.printPlan(plan, job.LeftOut)
 		}
-		return a.printBackup(result, left)
+		return a.printBackup(result, job.LeftOut)
 	}()
 	switch {
-	case errors.Is(err, errNoDisks):
+	case errors.Is(err, request.ErrNoDisks):
 		o.Skipped, o.Error = true, err.Error()
 	case err != nil:
 		o.Status, o.Error = exitCode(ctx, err), explain(ctx, err)

@@ -4,35 +4,22 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
 	"text/tabwriter"
 	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/request"
 )
 
-func (a *app) backupCommand() *cobra.Command {
-	var (
-		req         backup.Request
-		disks       []string
-		mode        string
-		compression string
-		rate        string
-		dryRun      bool
-		xml         xmlFlags
-		targets     []string
-		force       bool
-	)
-	cmd := &cobra.Command{
-		Use:   "backup [DOMAIN] {--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE | --all-domains DIR}",
-		Short: "Back up a shut-down domain's disks",
-		Long: `backup archives the disks of a domain, all of them in one transaction, and
+const backupHelp = `backup archives the disks of a domain, all of them in one transaction, and
 makes a checkpoint: in every qcow2 image a dirty bitmap is added that records
 what is written from now on, so that the next backup need only take that.
 
@@ -71,8 +58,9 @@ and domaincheckpoint do. Disks to which the backup XML gives targets are written
 there, and else into the repository. A FILE of - is standard input. --print-xml
 prints the XML with all that was left out filled in, as libvirt fills it in, and
 stops: it needs no repository and no images. --all-domains takes every definition
-(*.xml) in a folder, one after the other.` + progressHelp + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
-		Example: `  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2
+(*.xml) in a folder, one after the other.`
+
+const backupExamples = `  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2
   imgbackup backup web --disk vda=/vm/a.qcow2,format=qcow2 --disk vdb=/dev/vg/web,format=raw
   imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --mode incremental --checkpoint monday
   imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --dry-run
@@ -80,117 +68,157 @@ stops: it needs no repository and no images. --all-domains takes every definitio
   imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --target vda=/b/inc.qcow2 --incremental c1
   virsh dumpxml web | imgbackup backup --domain-xml -
   imgbackup backup --all-domains /etc/libvirt/qemu
-  imgbackup backup --domain-xml web.xml --backup-xml backup.xml --print-xml`,
-		Args: maxArgs(1, "at most one DOMAIN"),
+  imgbackup backup --domain-xml web.xml --backup-xml backup.xml --print-xml`
+
+// backupOptions are the command line of backup.
+type backupOptions struct {
+	request.Backup
+	folder   string // of definitions: all of them are taken
+	printXML bool
+	force    bool
+	dryRun   bool
+}
+
+func (a *app) backupCommand() *cobra.Command {
+	var o backupOptions
+	cmd := &cobra.Command{
+		Use:     "backup [DOMAIN] {--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE | --all-domains DIR}",
+		Short:   "Back up a shut-down domain's disks",
+		Long:    backupHelp + progressHelp + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
+		Example: backupExamples,
+		Args:    takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := xml.conflicts(cmd.Flags(), args); err != nil {
+			if err := o.complete(cmd.Flags(), args); err != nil {
 				return err
 			}
-			in, err := a.readXML(xml)
-			if err != nil {
-				return err
-			}
-			if xml.print {
-				if _, err := domainName(args, in); err != nil {
-					return err
-				}
-				return a.printXML(in, req.Checkpoint)
-			}
-			if req.Mode, err = backup.ParseMode(mode); err != nil {
-				return usageError{fmt.Errorf("--mode: %w", err)}
-			}
-			if req.Level, err = archive.ParseLevel(compression); err != nil {
-				return usageError{fmt.Errorf("--compression: %w", err)}
-			}
-			if rate != "" {
-				n, err := humanize.ParseBytes(rate)
-				if err != nil || n == 0 || n > 1<<50 {
-					return usageError{fmt.Errorf("--limit-rate %q: want bytes per second, as 50M or 200MiB", rate)}
-				}
-				req.RateLimit = int64(n)
-			}
-			if req.MaxLock < 0 {
-				return usageError{fmt.Errorf("--max-lock %s: want a time, as 90s or 30m", req.MaxLock)}
-			}
-			if cmd.Flags().Changed("incremental") && !cmd.Flags().Changed("mode") {
-				req.Mode = backup.Incremental
-			}
-			if cmd.Flags().Changed("checkpoint") && req.Checkpoint == "" {
-				return usageError{fmt.Errorf("--checkpoint: the name is empty")}
-			}
-			if xml.folder != "" {
-				return a.backupAll(cmd, req, xml.folder, dryRun)
-			}
-			if req.Domain, err = domainName(args, in); err != nil {
-				return err
-			}
-			flags := make([]diskFlag, len(disks))
-			for i, d := range disks {
-				if flags[i], err = parseDiskFlag(d, in.domain != nil); err != nil {
-					return err
-				}
-			}
-			left, err := a.describe(&req, &in, flags)
-			if err != nil {
-				return err
-			}
-			if len(targets) > 0 || len(in.targets) > 0 {
-				to, err := in.pushTargets()
-				if err == nil {
-					to, err = pushTargets(cmd, targets, to, req)
-				}
-				if err != nil {
-					return err
-				}
-				return a.push(cmd, req, to, force, dryRun)
-			}
-			if force {
-				return usageError{fmt.Errorf("--force replaces files that --target names, and there is none")}
-			}
-			return a.backup(cmd, req, left, dryRun)
+			return a.runBackup(cmd.Context(), o)
 		},
 	}
-	f := cmd.Flags()
-	f.StringArrayVar(&disks, "disk", nil, "`DISK`: "+diskForm+"; may be repeated")
-	xml.add(f)
-	f.StringVar(&mode, "mode", "auto", "`MODE`: auto, full or incremental")
-	f.StringVar(&req.Since, "incremental", "", "be incremental since this `CHECKPOINT` (default: the newest that can be trusted)")
-	f.StringVar(&req.Checkpoint, "checkpoint", "", "`NAME` of the new checkpoint (default: made from the time)")
-	f.StringVar(&req.Description, "description", "", "`TEXT` to keep with the checkpoint")
-	f.BoolVar(&dryRun, "dry-run", false, "print the plan and write nothing")
-	f.StringArrayVar(&targets, "target", nil, "`WHERE` to write a disk: TARGET=PATH[,driver=qcow2|raw]…; for all disks or none")
-	f.BoolVar(&force, "force", false, "with --target: replace files that exist, and write to block devices")
-	f.StringVar(&compression, "compression", "fastest", "`LEVEL`: "+archive.LevelNames)
-	f.StringVar(&rate, "limit-rate", "", "read at most so many `BYTES` per second, as 50M")
-	f.DurationVar(&req.MaxLock, "max-lock", 0, "give up rather than keep the images locked for longer than this `TIME`, as 30m")
-	f.BoolVar(&req.NoCheckpoint, "no-checkpoint", false, "write nothing into the images; nothing can be incremental by bitmap since this backup")
-	f.BoolVar(&req.NoLock, "no-lock", false, "do not take QEMU's image locks, where the file system has none; recorded in the manifest")
-	f.BoolVar(&req.NoVerify, "no-verify", false, "do not decode each compressed chunk again before it is stored")
-	f.BoolVar(&req.Adopt, "adopt", false, "go on with a domain that another host began")
-	f.StringArrayVar(&req.AllowDirs, "allow-dir", nil, "allow backing and data files in this `DIR`, besides each image's own folder")
+	o.addFlags(cmd.Flags())
 	return a.addProgress(cmd)
 }
 
-// backup carries out a request and prints what came of it.
-func (a *app) backup(cmd *cobra.Command, req backup.Request, left []leftOut, dryRun bool) error {
-	repo, err := a.openRepo(cmd.Context())
+func (o *backupOptions) addFlags(f *pflag.FlagSet) {
+	f.StringArrayVar(&o.Disks, "disk", nil, "`DISK`: "+request.DiskForm+"; may be repeated")
+	addXMLFlags(f, &o.XML)
+	f.StringVar(&o.folder, "all-domains", "", "back up every domain whose definition (*.xml) is in this `DIR`")
+	f.BoolVar(&o.printXML, "print-xml", false, "print the completed XML and do nothing else")
+	f.StringVar(&o.Mode, "mode", string(backup.Auto), "`MODE`: auto, full or incremental")
+	f.StringVar(&o.Engine.Since, "incremental", "", "be incremental since this `CHECKPOINT` (default: the newest that can be trusted)")
+	f.StringVar(&o.Engine.Checkpoint, "checkpoint", "", "`NAME` of the new checkpoint (default: made from the time)")
+	f.StringVar(&o.Engine.Description, "description", "", "`TEXT` to keep with the checkpoint")
+	f.BoolVar(&o.dryRun, "dry-run", false, "print the plan and write nothing")
+	f.StringArrayVar(&o.Targets, "target", nil, "`WHERE` to write a disk: TARGET=PATH[,driver=qcow2|raw]…; for all disks or none")
+	f.BoolVar(&o.force, "force", false, "with --target: replace files that exist, and write to block devices")
+	f.StringVar(&o.Compression, "compression", "fastest", "`LEVEL`: "+archive.LevelNames)
+	f.StringVar(&o.LimitRate, "limit-rate", "", "read at most so many `BYTES` per second, as 50M")
+	f.DurationVar(&o.Engine.MaxLock, "max-lock", 0, "give up rather than keep the images locked for longer than this `TIME`, as 30m")
+	f.BoolVar(&o.Engine.NoCheckpoint, "no-checkpoint", false, "write nothing into the images; nothing can be incremental by bitmap since this backup")
+	f.BoolVar(&o.Engine.NoVerify, "no-verify", false, "do not decode each compressed chunk again before it is stored")
+	addImageFlags(f, &o.Engine)
+	addAdoptFlag(f, &o.Engine)
+}
+
+// complete takes what is no flag, and refuses flags that exclude each other.
+func (o *backupOptions) complete(f *pflag.FlagSet, args []string) (err error) {
+	if o.folder != "" && len(args) > 0 {
+		return usage.Errorf("--all-domains takes the names from the definitions: no DOMAIN can be given")
+	}
+	if o.Domain, err = givenDomain(args); err != nil {
+		return err
+	}
+	err = errors.Join(
+		exclude(f, "all-domains", "disk", "incremental", "domain-xml", "backup-xml", "checkpoint-xml", "print-xml", "target"),
+		exclude(f, "backup-xml", "disk", "mode", "incremental", "target"),
+		notEmpty(f, "checkpoint", "incremental"),
+	)
 	if err != nil {
 		return err
 	}
-	plan, result, err := a.carryOut(cmd.Context(), repo, req, dryRun)
+	if !f.Changed("mode") {
+		o.Mode = "" // as the rest says
+	}
+	return o.Check()
+}
+
+func (a *app) runBackup(ctx context.Context, o backupOptions) error {
+	switch {
+	case o.printXML:
+		return a.printXML(o.Backup)
+	case o.folder != "":
+		return a.backupAll(ctx, o)
+	}
+	job, err := a.backupJob(o.Backup)
 	switch {
 	case err != nil:
 		return err
-	case dryRun:
-		return a.printPlan(plan, left)
+	case len(job.Targets) > 0:
+		return a.push(ctx, job, o)
+	case o.force:
+		return usage.Errorf("--force replaces files that --target names, and there is none")
 	}
-	return a.printBackup(result, left)
+	repo, err := a.openRepo(ctx)
+	if err != nil {
+		return err
+	}
+	plan, result, err := a.carryOut(ctx, repo, job.Request, o.dryRun)
+	switch {
+	case err != nil:
+		return err
+	case o.dryRun:
+		return a.printPlan(plan, job.LeftOut)
+	}
+	return a.printBackup(result, job.LeftOut)
+}
+
+// backupJob makes the request, and notes which disks it leaves out.
+func (a *app) backupJob(b request.Backup) (request.Job, error) {
+	job, err := b.Job(a.in)
+	a.noteLeftOut(job.Request.Domain, job.LeftOut)
+	return job, err
+}
+
+func (a *app) noteLeftOut(domain string, left []request.LeftOut) {
+	for _, l := range left {
+		a.note(fmt.Sprintf("disk %s of %s is left out: %s", l.Disk, domain, l.Reason))
+	}
+}
+
+// printXML prints the completed XML.
+func (a *app) printXML(b request.Backup) error {
+	in, err := b.XML.Read(a.in)
+	if err != nil {
+		return err
+	}
+	if _, err := in.DomainName(b.Domain); err != nil {
+		return err
+	}
+	todo, checkpoint, err := in.Complete(b.Engine.Checkpoint, time.Now())
+	if err != nil {
+		return err
+	}
+	if a.json {
+		out := struct {
+			Backup     string `json:"backup"`
+			Checkpoint string `json:"checkpoint,omitempty"`
+		}{Backup: string(todo.Format())}
+		if checkpoint != nil {
+			out.Checkpoint = string(checkpoint.Format())
+		}
+		return a.printJSON(out)
+	}
+	text := todo.Format()
+	if checkpoint != nil {
+		text = append(text, checkpoint.Format()...)
+	}
+	_, err = a.out.Write(text)
+	return err
 }
 
 // carryOut returns a plan, in a dry run, or else a result.
 func (a *app) carryOut(ctx context.Context, repo *chain.Repository, req backup.Request, dryRun bool) (*backup.Plan, *backup.Result, error) {
 	bar := a.newBar("backing up " + req.Domain)
-	req.Tool, req.TempDir = "imgbackup "+version(), tempDir()
+	req.Tool, req.TempDir = tool(), tempDir()
 	hooks := a.hooks(bar)
 	if dryRun {
 		plan, err := backup.DryRun(ctx, repo, req, hooks)
@@ -206,10 +234,10 @@ func (a *app) carryOut(ctx context.Context, repo *chain.Repository, req backup.R
 // planJSON is what backup --dry-run --json prints.
 type planJSON struct {
 	*backup.Plan
-	LeftOut []leftOut `json:"left_out,omitempty"`
+	LeftOut []request.LeftOut `json:"left_out,omitempty"`
 }
 
-func (a *app) printPlan(plan *backup.Plan, left []leftOut) error {
+func (a *app) printPlan(plan *backup.Plan, left []request.LeftOut) error {
 	if a.json {
 		return a.printJSON(planJSON{plan, left})
 	}
@@ -244,19 +272,19 @@ func describeMode(p *backup.DiskPlan) string {
 
 // backupJSON is what backup --json prints.
 type backupJSON struct {
-	Domain     string     `json:"domain"`
-	Checkpoint string     `json:"checkpoint"`
-	UUID       string     `json:"uuid"`
-	Parent     string     `json:"parent,omitempty"`
-	Disks      []diskJSON `json:"disks"`
-	LeftOut    []leftOut  `json:"left_out,omitempty"`
-	Packs      int64      `json:"packs"`
-	PackBytes  int64      `json:"pack_bytes"`
-	Seconds    float64    `json:"seconds"`
-	Notes      []string   `json:"notes,omitempty"`
+	Domain     string            `json:"domain"`
+	Checkpoint string            `json:"checkpoint"`
+	UUID       string            `json:"uuid"`
+	Parent     string            `json:"parent,omitempty"`
+	Disks      []diskJSON        `json:"disks"`
+	LeftOut    []request.LeftOut `json:"left_out,omitempty"`
+	Packs      int64             `json:"packs"`
+	PackBytes  int64             `json:"pack_bytes"`
+	Seconds    float64           `json:"seconds"`
+	Notes      []string          `json:"notes,omitempty"`
 }
 
-func describeBackup(r *backup.Result, left []leftOut) *backupJSON {
+func viewBackup(r *backup.Result, left []request.LeftOut) *backupJSON {
 	m := r.Manifest
 	out := &backupJSON{
 		Domain: m.Domain, Checkpoint: m.Checkpoint, UUID: m.UUID, LeftOut: left, Packs: r.Stats.Packs,
@@ -266,15 +294,15 @@ func describeBackup(r *backup.Result, left []leftOut) *backupJSON {
 		out.Parent = m.Parent.Name
 	}
 	for i := range m.Disks {
-		out.Disks = append(out.Disks, describeDisk(&m.Disks[i]))
+		out.Disks = append(out.Disks, viewDisk(&m.Disks[i]))
 	}
 	return out
 }
 
-func (a *app) printBackup(r *backup.Result, left []leftOut) error {
+func (a *app) printBackup(r *backup.Result, left []request.LeftOut) error {
 	m := r.Manifest
 	if a.json {
-		return a.printJSON(describeBackup(r, left))
+		return a.printJSON(viewBackup(r, left))
 	}
 	w := &checkedWriter{w: a.out}
 	w.printf("checkpoint %s of %s", m.Checkpoint, m.Domain)
@@ -305,14 +333,4 @@ func (a *app) printBackup(r *backup.Result, left []leftOut) error {
 	}
 	w.printf("done in %s: %s of data, %s stored\n", r.Elapsed.Round(10*time.Millisecond), size(data), size(stored))
 	return w.err
-}
-
-// tempDir is where what does not fit into memory goes: not /tmp, which may be
-// memory itself.
-func tempDir() string {
-	const disk = "/var/tmp"
-	if info, err := os.Stat(disk); os.Getenv("TMPDIR") == "" && err == nil && info.IsDir() {
-		return disk
-	}
-	return os.TempDir()
 }

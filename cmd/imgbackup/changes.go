@@ -14,11 +14,21 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/request"
 )
 
+// changesOptions are the command line of changes.
+type changesOptions struct {
+	domain, from string
+	to           string // empty: what changed until now, in the images
+
+	images  imageFlags
+	extents bool
+}
+
 func (a *app) changesCommand() *cobra.Command {
-	var images imageFlags
-	var extents bool
+	var o changesOptions
 	cmd := &cobra.Command{
 		Use:   "changes DOMAIN FROM [TO]",
 		Short: "Show what changed between two checkpoints, or since one",
@@ -32,54 +42,72 @@ backup would take it: those of --disk, or else where the checkpoints found them.
 		Example: `  imgbackup changes web monday tuesday
   imgbackup changes web monday --map
   imgbackup changes web monday tuesday --map --json`,
-		Args: rangeArgs(2, 3, "a DOMAIN, a checkpoint FROM and perhaps one TO"),
+		Args: takes(cobra.RangeArgs(2, 3), "a DOMAIN, a checkpoint FROM and perhaps one TO"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req, repo, from, err := images.open(a, cmd, args[0], args[1])
-			if err != nil {
-				return err
+			o.domain, o.from = args[0], args[1]
+			if len(args) < 3 {
+				return a.changesSince(cmd.Context(), o)
 			}
-			out := changesPrinter{a: a, extents: extents, from: args[1]}
-			if len(args) == 3 {
-				if len(req.Disks) > 0 {
-					return usageError{fmt.Errorf("--disk is for the changes until now: between two checkpoints no image is opened")}
-				}
-				to, err := a.manifest(cmd, repo, args[0], args[2])
-				if err != nil {
-					return err
-				}
-				a.noteAlone(from, to)
-				a.noteAlone(to, from)
-				all, err := backup.ChangesBetween(cmd.Context(), repo, args[0], args[1], args[2])
-				if err != nil {
-					return err
-				}
-				return out.print(all, args[2])
-			}
-			if len(req.Disks) == 0 {
-				ms, err := a.allManifests(cmd, repo, args[0])
-				if err != nil {
-					return err
-				}
-				for _, d := range recordedDisks(ms) {
-					if _, ok := from.Disk(d.Disk); ok {
-						req.Disks = append(req.Disks, d)
-					}
-				}
-			}
-			req.Mode, req.Since = backup.Incremental, args[1]
-			_, err = backup.Pull(cmd.Context(), repo, req, backup.Hooks{Note: a.note}, func(_ context.Context, disks []backup.Source) error {
-				var all []backup.DiskChanges
-				for _, d := range disks {
-					all = append(all, backup.DiskChanges{Disk: d.Plan.Disk, Size: d.Plan.VirtualSize, Runs: d.Changes, How: d.Plan.Reason})
-				}
-				return out.print(all, "")
-			})
-			return err
+			o.to = args[2]
+			return a.changesBetween(cmd.Context(), o)
 		},
 	}
-	images.add(cmd)
-	cmd.Flags().BoolVar(&extents, "map", false, "list the ranges")
+	o.images.add(cmd.Flags())
+	cmd.Flags().BoolVar(&o.extents, "map", false, "list the ranges")
 	return cmd
+}
+
+func (a *app) changesBetween(ctx context.Context, o changesOptions) error {
+	if len(o.images.disks) > 0 {
+		return usage.Errorf("--disk is for the changes until now: between two checkpoints no image is opened")
+	}
+	repo, from, err := a.openCheckpoint(ctx, o.domain, o.from)
+	if err != nil {
+		return err
+	}
+	to, err := manifest(ctx, repo, o.domain, o.to)
+	if err != nil {
+		return err
+	}
+	a.noteAlone(from, to)
+	a.noteAlone(to, from)
+	all, err := backup.ChangesBetween(ctx, repo, o.domain, from.Checkpoint, to.Checkpoint)
+	if err != nil {
+		return err
+	}
+	return a.printChanges(all, o, from.Checkpoint, to.Checkpoint)
+}
+
+func (a *app) changesSince(ctx context.Context, o changesOptions) error {
+	req, err := o.images.request(o.domain)
+	if err != nil {
+		return err
+	}
+	repo, from, err := a.openCheckpoint(ctx, o.domain, o.from)
+	if err != nil {
+		return err
+	}
+	if len(req.Disks) == 0 {
+		ms, err := allManifests(ctx, repo, o.domain)
+		if err != nil {
+			return err
+		}
+		req.Disks = request.Of(from, request.Recorded(ms))
+	}
+	req.Mode, req.Since = backup.Incremental, from.Checkpoint
+	_, err = backup.Pull(ctx, repo, req, backup.Hooks{Note: a.note}, func(_ context.Context, disks []backup.Source) error {
+		var all []backup.DiskChanges
+		for _, d := range disks {
+			all = append(all, backup.DiskChanges{Disk: d.Plan.Disk, Size: d.Plan.VirtualSize, Runs: d.Changes, How: d.Plan.Reason})
+		}
+		return a.printChanges(all, o, from.Checkpoint, "")
+	})
+	return err
+}
+
+func (a *app) printChanges(all []backup.DiskChanges, o changesOptions, from, to string) error {
+	p := changesPrinter{a: a, extents: o.extents, from: from}
+	return p.print(all, to)
 }
 
 // noteAlone tells of the disks that one checkpoint has and another has not: all of

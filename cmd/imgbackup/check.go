@@ -10,6 +10,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/check"
+	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
 func (a *app) checkCommand() *cobra.Command {
@@ -24,11 +25,11 @@ whether every pack that a map names is there with the right length. With
 It ends with exit status 3 when it finds damage, and says what is affected.` + progressHelp + exitHelp(exitDamage, exitInterrupted),
 		Example: `  imgbackup check
   imgbackup check --read-data web`,
-		Args: maxArgs(1, "at most one DOMAIN"),
+		Args: takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, d := range args {
 				if err := chain.CheckDomain(d); err != nil {
-					return usageError{err}
+					return usage.Wrap(err)
 				}
 			}
 			repo, err := a.openRepo(cmd.Context())

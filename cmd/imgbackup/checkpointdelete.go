@@ -4,17 +4,25 @@ package main
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/backup/checkpoint"
-	"github.com/imgbackup/imgbackup/chain"
 )
 
+// checkpointDeleteOptions are the command line of checkpoint delete.
+type checkpointDeleteOptions struct {
+	domain, checkpoint string
+
+	images       imageFlags
+	children     bool
+	childrenOnly bool
+	metadata     bool
+	dryRun       bool
+}
+
 func (a *app) checkpointDeleteCommand() *cobra.Command {
-	var images imageFlags
-	var children, childrenOnly, metadata, dryRun bool
+	var o checkpointDeleteOptions
 	cmd := &cobra.Command{
 		Use:   "delete DOMAIN NAME",
 		Short: "Delete a checkpoint and its bitmaps",
@@ -32,39 +40,46 @@ bitmaps; checkpoint redefine brings it back.` + exitHelp(exitDamage, exitInUse, 
 		Example: `  imgbackup checkpoint delete web monday
   imgbackup checkpoint delete web monday --children --dry-run
   imgbackup checkpoint delete web monday --metadata`,
-		Args: exactArgs(2, "a DOMAIN and a NAME"),
+		Args: takes(cobra.ExactArgs(2), "a DOMAIN and a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if children && childrenOnly {
-				return usageError{fmt.Errorf("--children and --children-only exclude each other")}
-			}
-			del := checkpoint.DeleteRequest{Domain: args[0], Checkpoint: args[1], MetadataOnly: metadata, Paths: make(map[string]string)}
-			switch {
-			case children:
-				del.Scope = checkpoint.WithChildren
-			case childrenOnly:
-				del.Scope = checkpoint.ChildrenOnly
-			}
-			req, err := images.request(args[0])
-			if err != nil {
+			o.domain, o.checkpoint = args[0], args[1]
+			if err := exclude(cmd.Flags(), "children", "children-only"); err != nil {
 				return err
 			}
-			for _, d := range req.Disks {
-				del.Paths[d.Disk] = d.Path
-			}
-			return a.deleteCheckpoints(cmd.Context(), del, dryRun)
+			return a.deleteCheckpoints(cmd.Context(), o)
 		},
 	}
-	images.add(cmd)
+	o.images.add(cmd.Flags())
 	f := cmd.Flags()
-	f.BoolVar(&children, "children", false, "delete all that follow it, too")
-	f.BoolVar(&childrenOnly, "children-only", false, "delete all that follow it, and keep it")
-	f.BoolVar(&metadata, "metadata", false, "remove the definition only; the bitmaps stay in the images")
-	f.BoolVar(&dryRun, "dry-run", false, "show what would be deleted, and delete nothing")
+	f.BoolVar(&o.children, "children", false, "delete all that follow it, too")
+	f.BoolVar(&o.childrenOnly, "children-only", false, "delete all that follow it, and keep it")
+	f.BoolVar(&o.metadata, "metadata", false, "remove the definition only; the bitmaps stay in the images")
+	f.BoolVar(&o.dryRun, "dry-run", false, "show what would be deleted, and delete nothing")
 	return cmd
 }
 
-func (a *app) deleteCheckpoints(ctx context.Context, del checkpoint.DeleteRequest, dryRun bool) error {
-	if err := checkNames(del.Domain, del.Checkpoint); err != nil {
+// request is what the engine is asked for.
+func (o *checkpointDeleteOptions) request() (checkpoint.DeleteRequest, error) {
+	del := checkpoint.DeleteRequest{Domain: o.domain, Checkpoint: o.checkpoint, MetadataOnly: o.metadata, Paths: make(map[string]string)}
+	switch {
+	case o.children:
+		del.Scope = checkpoint.WithChildren
+	case o.childrenOnly:
+		del.Scope = checkpoint.ChildrenOnly
+	}
+	req, err := o.images.request(o.domain)
+	if err != nil {
+		return del, err
+	}
+	for _, d := range req.Disks {
+		del.Paths[d.Disk] = d.Path
+	}
+	return del, checkNames(o.domain, o.checkpoint)
+}
+
+func (a *app) deleteCheckpoints(ctx context.Context, o checkpointDeleteOptions) error {
+	del, err := o.request()
+	if err != nil {
 		return err
 	}
 	repo, err := a.openRepo(ctx)
@@ -76,7 +91,7 @@ func (a *app) deleteCheckpoints(ctx context.Context, del checkpoint.DeleteReques
 		return err
 	}
 	defer plan.Close()
-	if dryRun {
+	if o.dryRun {
 		return a.printDeletion(plan)
 	}
 	done, err := plan.Run(ctx, a.note)
@@ -84,18 +99,6 @@ func (a *app) deleteCheckpoints(ctx context.Context, del checkpoint.DeleteReques
 		err = perr
 	}
 	return err
-}
-
-// checkNames refuses what can be no domain's and no checkpoint's name.
-func checkNames(domain, checkpoint string) error {
-	err := chain.CheckDomain(domain)
-	if err == nil {
-		err = chain.CheckName(checkpoint)
-	}
-	if err != nil {
-		return usageError{err}
-	}
-	return nil
 }
 
 // deletionJSON is what checkpoint delete --dry-run --json prints.

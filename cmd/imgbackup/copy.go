@@ -3,12 +3,11 @@
 package main
 
 import (
-	"errors"
-
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/transfer"
+	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
 func (a *app) copyCommand() *cobra.Command {
@@ -27,11 +26,11 @@ running it again.` + progressHelp + exitHelp(exitDamage, exitTaken, exitInterrup
   imgbackup copy -r /backup --to /mnt/usb/backup web --dry-run`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if to == "" {
-				return usageError{errors.New("where to? give --to REPO2")}
+				return usage.Errorf("where to? give --to REPO2")
 			}
 			for _, d := range args {
 				if err := chain.CheckDomain(d); err != nil {
-					return usageError{err}
+					return usage.Wrap(err)
 				}
 			}
 			from, err := a.openRepo(cmd.Context())

@@ -73,14 +73,11 @@ func exitCode(ctx context.Context, err error) int {
 		found   damageFound
 		damage  *archive.DamageError
 		trust   *backup.NotTrustedError
-		inUse   *qcow2.InUseError
-		busy    *qcow2.BusyError
 		taken   *chain.TakenError
 		owned   *backup.OwnedError
 		differs *restore.VerifyError
 		unknown *chain.UnknownOutcomeError
 		several domainsFailed
-		scratch *serve.InUseError
 	)
 	switch {
 	case errors.As(err, &several):
@@ -89,7 +86,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitFailed // and not interrupted, after which nothing is there
 	case errors.As(err, &flags), errors.Is(err, usage.Wrong):
 		return exitUsage
-	case errors.As(err, &inUse), errors.As(err, &busy), errors.As(err, &scratch), errors.Is(err, nbd.ErrSocketInUse):
+	case somethingInUse(err):
 		return exitInUse
 	case errors.As(err, &trust):
 		return exitNotTrusted
@@ -101,6 +98,16 @@ func exitCode(ctx context.Context, err error) int {
 		return exitInterrupted
 	}
 	return exitFailed
+}
+
+// somethingInUse reports whether another program or run has what err is about.
+func somethingInUse(err error) bool {
+	var (
+		image   *qcow2.InUseError
+		busy    *qcow2.BusyError
+		scratch *serve.InUseError
+	)
+	return errors.As(err, &image) || errors.As(err, &busy) || errors.As(err, &scratch) || errors.Is(err, nbd.ErrSocketInUse)
 }
 
 // explain is what a person is told, in one line.

@@ -8,22 +8,15 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/pull"
 	"github.com/imgbackup/imgbackup/backup/trust"
+	"github.com/imgbackup/imgbackup/request"
 )
 
-func (a *app) exportCommand() *cobra.Command {
-	var (
-		job   exportJob
-		disks []string
-		xml   xmlFlags
-	)
-	cmd := &cobra.Command{
-		Use:   "export [DOMAIN] {--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE} {--socket PATH | --listen ADDRESS}",
-		Short: "Offer a shut-down domain's disks over NBD, for a client to pull",
-		Long: `export offers the disks of a domain as read-only NBD exports, straight from the
+const exportHelp = `export offers the disks of a domain as read-only NBD exports, straight from the
 images: libvirt's backup in pull mode, for a domain that is shut down. Each
 export is named by its disk's target (or exportname=). A --disk is that of backup,
 and may have exportname=NAME, exportbitmap=NAME and checkpoint=no.
@@ -48,116 +41,101 @@ The repository is needed for an incremental or a checkpoint only.
 libvirt's domainbackup, with mode='pull', and domaincheckpoint do; scratch files
 in it are not used. A FILE of - is standard input.
 
-` + listenHelp + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
-		Example: `  imgbackup export web --disk vda=/vm/web.qcow2,format=qcow2 --socket /run/web.sock --checkpoint c1
+`
+
+const exportExamples = `  imgbackup export web --disk vda=/vm/web.qcow2,format=qcow2 --socket /run/web.sock --checkpoint c1
   nbdcopy 'nbd+unix:///vda?socket=/run/web.sock' vda.img
   imgbackup export web --disk vda=/vm/web.qcow2,format=qcow2 --socket /run/web.sock --incremental c1 --checkpoint c2
   imgbackup export --domain-xml web.xml --backup-xml pull.xml --checkpoint-xml checkpoint.xml
-  nbdinfo --map=qemu:dirty-bitmap:backup-vda 'nbd+unix:///vda?socket=/run/web.sock'`,
-		Args: maxArgs(1, "at most one DOMAIN"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := xml.conflicts(cmd.Flags(), args); err != nil {
-				return err
-			}
-			in, err := a.readXML(xml)
-			if err != nil {
-				return err
-			}
-			if job.req.Domain, err = domainName(args, in); err != nil {
-				return err
-			}
-			if cmd.Flags().Changed("checkpoint") && job.req.Checkpoint == "" {
-				return usageError{errors.New("--checkpoint: the name is empty")}
-			}
-			if cmd.Flags().Changed("incremental") && job.req.Since == "" {
-				return usageError{errors.New("--incremental: the checkpoint's name is empty")}
-			}
-			flags := make([]diskFlag, len(disks))
-			for i, d := range disks {
-				if flags[i], err = job.parseDisk(d, in.domain != nil); err != nil {
-					return err
-				}
-			}
-			if err := a.describeExport(&job, &in, flags); err != nil {
-				return err
-			}
-			return a.runExport(cmd.Context(), job)
-		},
-	}
-	f := cmd.Flags()
-	f.StringArrayVar(&disks, "disk", nil, "`DISK`: TARGET=PATH,format=FORMAT…; may be repeated")
-	f.StringVar(&job.req.Since, "incremental", "", "tell what changed since this `CHECKPOINT` in each disk that says nothing else")
-	f.StringVar(&job.req.Checkpoint, "checkpoint", "", "make a checkpoint of this `NAME`")
-	f.StringVar(&job.req.Description, "description", "", "`TEXT` to keep with the checkpoint")
-	xml.addFiles(f)
-	job.listen.add(f)
-	f.BoolVar(&job.req.NoLock, "no-lock", false, "do not take QEMU's image locks, where the file system has none; recorded in the manifest")
-	f.BoolVar(&job.req.Adopt, "adopt", false, "go on with a domain that another host began")
-	f.StringArrayVar(&job.req.AllowDirs, "allow-dir", nil, "allow backing and data files in this `DIR`, besides each image's own folder")
-	return cmd
-}
+  nbdinfo --map=qemu:dirty-bitmap:backup-vda 'nbd+unix:///vda?socket=/run/web.sock'`
 
-// exportJob is what one run of export is to do.
-type exportJob struct {
-	req    backup.Request // an empty mode of a disk: incremental if it or the request names a checkpoint
-	names  []pull.Names
+// exportOptions are the command line of export.
+type exportOptions struct {
+	request.Export
 	listen listenFlags
 }
 
-// parseDisk reads a value of --disk, and keeps what only export wants to know.
-func (j *exportJob) parseDisk(value string, defined bool) (diskFlag, error) {
-	var n pull.Names
-	var none bool
-	name := func(to *string) func(string) error {
-		return func(val string) error {
-			if *to = val; val == "" {
-				return errors.New("the name is empty")
+func (a *app) exportCommand() *cobra.Command {
+	var o exportOptions
+	cmd := &cobra.Command{
+		Use:     "export [DOMAIN] {--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE} {--socket PATH | --listen ADDRESS}",
+		Short:   "Offer a shut-down domain's disks over NBD, for a client to pull",
+		Long:    exportHelp + listenHelp + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
+		Example: exportExamples,
+		Args:    takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			err = errors.Join(
+				exclude(cmd.Flags(), "backup-xml", "disk", "incremental", "socket", "listen"),
+				notEmpty(cmd.Flags(), "checkpoint", "incremental"),
+			)
+			if err != nil {
+				return err
 			}
-			return nil
-		}
-	}
-	f, err := parseDiskFlag(value, defined, diskKey{"exportname", name(&n.Export)}, diskKey{"exportbitmap", name(&n.Bitmap)},
-		diskKey{"checkpoint", func(val string) error {
-			if none = val == "no"; !none {
-				return fmt.Errorf("%q: want no", val)
+			if o.Domain, err = givenDomain(args); err != nil {
+				return err
 			}
-			return nil
-		}})
-	n.Target, f.NoCheckpoint = f.Disk, none
-	if err == nil && !f.leaveOut {
-		j.names = append(j.names, n)
+			return a.runExport(cmd.Context(), o)
+		},
 	}
-	return f, err
+	o.addFlags(cmd.Flags())
+	return cmd
+}
+
+func (o *exportOptions) addFlags(f *pflag.FlagSet) {
+	f.StringArrayVar(&o.Disks, "disk", nil, "`DISK`: TARGET=PATH,format=FORMAT…; may be repeated")
+	f.StringVar(&o.Engine.Since, "incremental", "", "tell what changed since this `CHECKPOINT` in each disk that says nothing else")
+	f.StringVar(&o.Engine.Checkpoint, "checkpoint", "", "make a checkpoint of this `NAME`")
+	f.StringVar(&o.Engine.Description, "description", "", "`TEXT` to keep with the checkpoint")
+	addXMLFlags(f, &o.XML)
+	o.listen.add(f)
+	addImageFlags(f, &o.Engine)
+	addAdoptFlag(f, &o.Engine)
+}
+
+// exportJob makes the request, and tells a person what it leaves out.
+func (a *app) exportJob(o *exportOptions) (request.ExportJob, error) {
+	o.TLS = o.listen.cert != ""
+	job, err := o.Job(a.in)
+	a.noteLeftOut(job.Request.Domain, job.LeftOut)
+	if err != nil {
+		return job, err
+	}
+	for _, s := range job.Scratch {
+		a.note(fmt.Sprintf("disk %s: the scratch file %s is not used: the images are locked while they are served, and need none", s.Disk, s.Path))
+	}
+	if s := job.Server; s != nil {
+		o.listen.socket, o.listen.address = s.Socket, s.Address
+	}
+	return job, nil
 }
 
 // runExport serves the disks until a signal ends it.
-func (a *app) runExport(ctx context.Context, j exportJob) error {
-	j.req.Mode, j.req.Tool, j.req.TempDir = backup.Auto, "imgbackup "+version(), tempDir()
-	if j.req.Checkpoint == "" && (j.req.Description != "" || j.req.Adopt) {
-		return usageError{errors.New("--description and --adopt belong to a checkpoint: name it with --checkpoint")}
-	}
-	if err := pull.Check(j.names); err != nil {
+func (a *app) runExport(ctx context.Context, o exportOptions) error {
+	job, err := a.exportJob(&o)
+	if err != nil {
 		return err
 	}
-	repo, err := a.pushRepo(ctx, j.req)
+	req := job.Request
+	req.Mode, req.Tool, req.TempDir = backup.Auto, tool(), tempDir()
+	repo, err := a.repoIfNeeded(ctx, req)
 	if err != nil {
 		return err
 	}
 	// Before a checkpoint is made that nobody could pull.
-	service, err := a.listenNBD(ctx, j.listen)
+	service, err := a.listenNBD(ctx, o.listen)
 	if err != nil {
 		return err
 	}
 	defer service.close()
 	served := false
-	_, err = backup.Pull(ctx, repo, j.req, backup.Hooks{Note: a.note, Step: a.step}, func(ctx context.Context, disks []backup.Source) error {
-		offers, err := pull.New(ctx, disks, j.names, j.req.TempDir)
+	_, err = backup.Pull(ctx, repo, req, backup.Hooks{Note: a.note, Step: a.step}, func(ctx context.Context, disks []backup.Source) error {
+		offers, err := pull.New(ctx, disks, job.Names, req.TempDir)
 		if err != nil {
 			return err
 		}
 		defer offers.Close()
 		if !service.inherited {
-			if err := a.printOffers(j.req, offers, service); err != nil {
+			if err := a.printOffers(req, offers, service); err != nil {
 				return err
 			}
 		}

@@ -5,12 +5,15 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/foreign"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/request"
 )
 
 func (a *app) inspectCommand() *cobra.Command {
@@ -31,18 +34,18 @@ It changes nothing, takes no locks itself, and needs no repository.` + exitHelp(
 		Example: `  imgbackup inspect /vm/web.qcow2
   imgbackup inspect --json /vm/web.qcow2
   imgbackup inspect --format vmdk /vm/old.vmdk`,
-		Args: exactArgs(1, "one IMAGE"),
+		Args: takes(cobra.ExactArgs(1), "one IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			f := qcow2.Format(format)
-			if !readable(f) {
-				return usageError{fmt.Errorf("--format %q: want %s", format, formatNames())}
+			f, err := request.ParseFormat(format)
+			if err != nil {
+				return usage.Errorf("--format: %w", err)
 			}
 			return a.inspect(args[0], f, qcow2.OpenOptions{
 				AllowDirs: dirs, Foreign: foreign.Opener(cmd.Context(), foreign.Options{KeyFile: keyFile}),
 			})
 		},
 	}
-	cmd.Flags().StringVar(&format, "format", "qcow2", "`FORMAT` of the image: "+formatNames()+"; it is never guessed")
+	cmd.Flags().StringVar(&format, "format", "qcow2", "`FORMAT` of the image: "+strings.Join(request.Formats(), ", ")+"; it is never guessed")
 	cmd.Flags().StringVar(&keyFile, "keyfile", "", "the passphrase of an encrypted image is in this `FILE`")
 	cmd.Flags().StringArrayVar(&dirs, "allow-dir", nil, "allow backing and data files in this `DIR`, besides the image's own folder")
 	return cmd
@@ -105,7 +108,7 @@ func (a *app) inspect(path string, format qcow2.Format, options qcow2.OpenOption
 	}
 	out.Incremental, out.Why = trust.Fit(c)
 	for _, l := range c.Layers {
-		out.Chain = append(out.Chain, describeLayer(l))
+		out.Chain = append(out.Chain, viewLayer(l))
 	}
 	if a.json {
 		return a.printJSON(out)
@@ -122,7 +125,7 @@ func (a *app) inspectTop(path string, format qcow2.Format, cause error) error {
 	out := inspectJSON{Path: path, Format: format, Why: cause.Error()}
 	err := qcow2.WithTopLayer(path, func(l *qcow2.Layer) error {
 		out.VirtualSize = l.Size
-		out.Chain = append(out.Chain, describeLayer(l))
+		out.Chain = append(out.Chain, viewLayer(l))
 		return nil
 	})
 	switch {
@@ -134,7 +137,7 @@ func (a *app) inspectTop(path string, format qcow2.Format, cause error) error {
 	return a.printInspect(out)
 }
 
-func describeLayer(l *qcow2.Layer) layerJSON {
+func viewLayer(l *qcow2.Layer) layerJSON {
 	out := layerJSON{Path: l.Path, Format: l.Format, ReadBy: l.ReadBy(), VirtualSize: l.Size, DataFile: l.DataFile}
 	if id, err := l.Stat(); err == nil {
 		out.FileSize = id.Size

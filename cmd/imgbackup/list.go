@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
 func (a *app) listCommand() *cobra.Command {
@@ -24,7 +25,7 @@ they follow one another (a restored disk that goes on makes a branch).` + exitHe
 		Example: `  imgbackup list
   imgbackup list web
   imgbackup list web --tree`,
-		Args: maxArgs(1, "at most one DOMAIN"),
+		Args: takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			repo, err := a.openRepo(cmd.Context())
 			if err != nil {
@@ -36,7 +37,7 @@ they follow one another (a restored disk that goes on makes a branch).` + exitHe
 					return err
 				}
 			} else if err := chain.CheckDomain(args[0]); err != nil {
-				return usageError{err}
+				return usage.Wrap(err)
 			}
 			return a.list(cmd.Context(), repo, domains, len(args) == 1, tree)
 		},
@@ -69,7 +70,7 @@ func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string
 			continue
 		}
 		for _, m := range ms {
-			all = append(all, describeCheckpoint(m))
+			all = append(all, viewCheckpoint(m))
 			if !a.json {
 				printRow(t, m)
 			}
@@ -102,24 +103,4 @@ func printRow(t *checkedWriter, m *chain.Manifest) {
 	}
 	t.printf("%s\t%s\t%s\t%s\t%s\t%s\t%s\n", m.Domain, m.Checkpoint, parent, m.Created.Local().Format("2006-01-02 15:04:05"),
 		strings.Join(disks, " "), size(stored), oneLine(m.Description))
-}
-
-// oneLine keeps a description from breaking a table or steering a terminal.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			return ' '
-		}
-		return r
-	}, s)
-}
-
-func printTree(w *checkedWriter, tree *chain.Tree) {
-	tree.Walk(func(n *chain.Node, depth int) {
-		w.printf("%s%s", strings.Repeat("  ", depth+1), n.Manifest.Checkpoint)
-		if n.Note != "" {
-			w.printf(" (%s)", n.Note)
-		}
-		w.printf("\n")
-	})
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/nbd"
 )
 
@@ -77,7 +78,7 @@ func (a *app) listenNBD(ctx context.Context, f listenFlags) (*nbdService, error)
 	}
 	switch {
 	case f.socket != "" && f.address != "":
-		return nil, usageError{errors.New("--socket and --listen exclude each other")}
+		return nil, usage.Errorf("--socket and --listen exclude each other")
 	case f.socket != "":
 		l, err := nbd.ListenUnix(ctx, f.socket)
 		if err != nil {
@@ -100,7 +101,7 @@ func (a *app) listenNBD(ctx context.Context, f listenFlags) (*nbdService, error)
 			return nil, err
 		}
 		if len(all) == 0 {
-			return nil, usageError{errors.New("where to listen? give --socket PATH or --listen ADDRESS")}
+			return nil, usage.Errorf("where to listen? give --socket PATH or --listen ADDRESS")
 		}
 		s.inherited = true
 		for _, l := range all {
@@ -134,7 +135,7 @@ func (s *nbdService) loadTLS(f listenFlags) (err error) {
 	case f.cert == "" && f.key == "" && f.ca == "":
 		return nil
 	case f.cert == "" || f.key == "":
-		return usageError{errors.New("TLS needs both --tls-cert and --tls-key")}
+		return usage.Errorf("TLS needs both --tls-cert and --tls-key")
 	}
 	s.tls, err = nbd.ServerTLS(f.cert, f.key, f.ca)
 	return err

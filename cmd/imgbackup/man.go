@@ -17,7 +17,7 @@ func (a *app) manCommand(root *cobra.Command) *cobra.Command {
 		Long:    "man writes a page for each command into a folder that is there." + exitHelp(),
 		Example: "  imgbackup man /usr/local/share/man/man1",
 		Hidden:  true,
-		Args:    exactArgs(1, "one DIR"),
+		Args:    takes(cobra.ExactArgs(1), "one DIR"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if err := a.checkOutside("man", args[0]); err != nil {
 				return err

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
 
@@ -94,9 +93,6 @@ func (b *bar) clear() {
 		_ = b.bar.Clear()
 	}
 }
-
-// size writes bytes for people.
-func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 
 // hooks tell of a backup's progress in every way that was asked for.
 func (a *app) hooks(bar *bar) backup.Hooks {

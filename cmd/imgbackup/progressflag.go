@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
 // The values of --progress.
@@ -67,11 +69,11 @@ func (a *app) addProgress(cmd *cobra.Command) *cobra.Command {
 
 func (a *app) startProgress(cmd *cobra.Command, to string) error {
 	if !slices.Contains([]string{progressAuto, progressBar, progressPlain, progressJSON, progressNone}, a.progress) {
-		return usageError{fmt.Errorf("--progress %q: want auto, bar, plain, json or none", a.progress)}
+		return usage.Errorf("--progress %q: want auto, bar, plain, json or none", a.progress)
 	}
 	if to != "" {
 		if a.progress != progressJSON && cmd.Flags().Changed("progress") {
-			return usageError{errors.New("--progress-to is for --progress json")}
+			return usage.Errorf("--progress-to is for --progress json")
 		}
 		a.progress = progressJSON
 	}
@@ -89,7 +91,7 @@ func (a *app) startProgress(cmd *cobra.Command, to string) error {
 	}
 	f, err := openProgress(to)
 	if err != nil {
-		return usageError{fmt.Errorf("--progress-to %s: %w", to, err)}
+		return usage.Errorf("--progress-to %s: %w", to, err)
 	}
 	a.events.start(f, f, false, cmd.Name())
 	return nil

@@ -4,167 +4,46 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"slices"
-	"strings"
 	"text/tabwriter"
 	"time"
-
-	"github.com/dustin/go-humanize"
-	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/push"
 	"github.com/imgbackup/imgbackup/backup/trust"
-	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/request"
 )
 
-const targetForm = "TARGET=PATH[,driver=qcow2|raw][,backing=FILE,backingformat=qcow2|raw][,cluster_size=SIZE][,reuse=yes]"
-
-// parseTarget reads the value of backup's --target.
-func parseTarget(value string) (push.Target, error) {
-	t := push.Target{Format: qcow2.Qcow2}
-	fail := func(format string, args ...any) (push.Target, error) {
-		return t, usageError{fmt.Errorf("--target %q: %s", value, fmt.Sprintf(format, args...))}
-	}
-	parts := splitOptions(value)
-	disk, path, ok := strings.Cut(parts[0], "=")
-	if !ok || disk == "" || path == "" {
-		return fail("want %s", targetForm)
-	}
-	t.Disk, t.Path = disk, path
-	var backing qcow2.CreateBacking
-	seen := make(map[string]bool)
-	for _, part := range parts[1:] {
-		key, val, ok := strings.Cut(part, "=")
-		if !ok {
-			return fail("%q is no key=value (a comma in a path is doubled)", part)
-		}
-		if seen[key] {
-			return fail("%s is given twice", key)
-		}
-		seen[key] = true
-		switch key {
-		case "driver", "backingformat":
-			f := qcow2.Format(val)
-			if f != qcow2.Raw && f != qcow2.Qcow2 {
-				return fail("%s %q: want qcow2 or raw", key, val)
-			}
-			if key == "driver" {
-				t.Format = f
-			} else {
-				backing.Format = f
-			}
-		case "backing":
-			if val == "" {
-				return fail("backing= names no file")
-			}
-			backing.File = val
-		case "cluster_size":
-			n, err := humanize.ParseBytes(binarySize(val))
-			if err != nil || n < 512 || n > 2<<20 || n&(n-1) != 0 {
-				return fail("cluster_size %q: want a power of two from 512 to 2M", val)
-			}
-			t.ClusterSize = int64(n)
-		case "reuse":
-			if val != "yes" && val != "no" {
-				return fail("reuse %q: want yes or no", val)
-			}
-			t.Reuse = val == "yes"
-		default:
-			return fail("unknown key %q: want driver, backing, backingformat, cluster_size or reuse", key)
-		}
-	}
-	switch {
-	case seen["backing"] != seen["backingformat"]:
-		return fail("backing and backingformat go together: formats are never guessed")
-	case seen["backing"]:
-		t.Backing = &backing
-	}
-	return t, nil
-}
-
-// binarySize makes QEMU's 64k of what would be 64000 bytes elsewhere.
-func binarySize(s string) string {
-	if s != "" && strings.ContainsAny(s[len(s)-1:], "kKmM") {
-		return s + "iB"
-	}
-	return s
-}
-
-// pushTargets reads all values of --target, adds them to those of a backup's XML,
-// and refuses what only an archive has use for.
-func pushTargets(cmd *cobra.Command, values []string, targets []push.Target, req backup.Request) ([]push.Target, error) {
-	for _, v := range values {
-		t, err := parseTarget(v)
-		if err != nil {
-			return nil, err
-		}
-		targets = append(targets, t)
-	}
-	for _, d := range req.Disks {
-		if !slices.ContainsFunc(targets, func(t push.Target) bool { return t.Disk == d.Disk }) {
-			return nil, usageError{fmt.Errorf("disk %s has no --target, and no <target> in the backup XML: either every disk of a backup goes to a file of its own, or all go into the repository (two runs can do both)", d.Disk)}
-		}
-	}
-	if req.Checkpoint == "" {
-		for _, name := range []string{"description", "adopt"} {
-			if cmd.Flags().Changed(name) {
-				return nil, usageError{fmt.Errorf("--%s with --target belongs to a checkpoint: name it with --checkpoint", name)}
-			}
-		}
-	}
-	if req.NoCheckpoint && req.Checkpoint != "" {
-		return nil, usageError{errors.New("--checkpoint and --no-checkpoint exclude each other")}
-	}
-	return targets, nil
-}
-
 // push writes the disks to files rather than into the repository.
-func (a *app) push(cmd *cobra.Command, req backup.Request, targets []push.Target, force, dryRun bool) error {
-	repo, err := a.pushRepo(cmd.Context(), req)
+func (a *app) push(ctx context.Context, job request.Job, o backupOptions) error {
+	req := job.Request
+	repo, err := a.repoIfNeeded(ctx, req)
 	if err != nil {
 		return err
 	}
-	for _, t := range targets {
+	for _, t := range job.Targets {
 		if err := a.checkOutside("the target of disk "+t.Disk, t.Path); err != nil {
 			return err
 		}
 	}
 	bar := a.newBar("pushing " + req.Domain)
-	req.Tool, req.TempDir = "imgbackup "+version(), tempDir()
+	req.Tool, req.TempDir = tool(), tempDir()
 	hooks := a.hooks(bar)
-	options := push.Options{Force: force}
-	if dryRun {
-		plan, err := push.DryRun(cmd.Context(), repo, req, hooks, targets, options)
+	options := push.Options{Force: o.force}
+	if o.dryRun {
+		plan, err := push.DryRun(ctx, repo, req, hooks, job.Targets, options)
 		if err != nil {
 			return err
 		}
-		return a.printPushPlan(plan, targets)
+		return a.printPushPlan(plan, job.Targets)
 	}
 	a.expect(req)
-	result, err := push.Run(cmd.Context(), repo, req, hooks, targets, options)
+	result, err := push.Run(ctx, repo, req, hooks, job.Targets, options)
 	bar.clear()
 	if err != nil {
 		return err
 	}
 	return a.printPush(req.Domain, result)
-}
-
-// pushRepo opens the repository where one is needed: to judge an incremental,
-// and for a checkpoint. Else an empty one stands in for it.
-func (a *app) pushRepo(ctx context.Context, req backup.Request) (*chain.Repository, error) {
-	incremental := req.Mode == backup.Incremental || req.Since != ""
-	for _, d := range req.Disks {
-		incremental = incremental || d.Mode == backup.Incremental || d.Since != ""
-	}
-	if incremental || req.Checkpoint != "" {
-		return a.openRepo(ctx)
-	}
-	return chain.Init(ctx, objstore.NewMem(), chain.InitOptions{})
 }
 
 func (a *app) printPushPlan(plan *backup.Plan, targets []push.Target) error {
@@ -226,7 +105,7 @@ type pushDiskJSON struct {
 
 func (a *app) printPush(domain string, r *push.Result) error {
 	if a.json {
-		return a.printJSON(describePush(domain, r))
+		return a.printJSON(viewPush(domain, r))
 	}
 	w := &checkedWriter{w: a.out}
 	if m := r.Manifest; m != nil {
@@ -258,7 +137,7 @@ func (a *app) printPush(domain string, r *push.Result) error {
 	return w.err
 }
 
-func describePush(domain string, r *push.Result) pushJSON {
+func viewPush(domain string, r *push.Result) pushJSON {
 	out := pushJSON{Domain: domain, Seconds: r.Elapsed.Seconds(), Notes: r.Notes}
 	if m := r.Manifest; m != nil {
 		out.Checkpoint, out.UUID = m.Checkpoint, m.UUID

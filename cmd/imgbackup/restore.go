@@ -60,7 +60,7 @@ that of serve, on a private socket; nothing that exists is replaced then.` + pro
   imgbackup restore web --to vda=/dev/vg/web --force
   imgbackup restore web --to vda=web.vmdk --format vmdk --format-option subformat=streamOptimized
   imgbackup restore web --to vda=- | ssh host 'cat >web.raw'`,
-		Args: exactArgs(1, "one DOMAIN"),
+		Args: takes(cobra.ExactArgs(1), "one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.domain = args[0]
 			return a.restore(cmd, r)
@@ -109,7 +109,7 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	if err != nil {
 		return err
 	}
-	m, err := a.chosen(cmd, repo, r.domain, r.checkpoint)
+	m, err := chosen(cmd.Context(), repo, r.domain, r.checkpoint)
 	if err != nil {
 		return err
 	}
@@ -164,35 +164,6 @@ func restoreFormat(r restoreRequest) (qcow2.Format, error) {
 		return qcow2.Format(r.format), nil
 	}
 	return "", usageError{fmt.Errorf("--format %q: want raw or qcow2", r.format)}
-}
-
-// chosen is the checkpoint that was named, or the newest.
-func (a *app) chosen(cmd *cobra.Command, repo *chain.Repository, domain, checkpoint string) (*chain.Manifest, error) {
-	if checkpoint != "" {
-		return a.manifest(cmd, repo, domain, checkpoint)
-	}
-	ms, damaged, err := repo.Manifests(cmd.Context(), domain)
-	if err != nil {
-		return nil, err
-	}
-	// The newest cannot be told while one that may be it is unreadable.
-	if len(damaged) > 0 {
-		return nil, fmt.Errorf("the newest checkpoint cannot be told, name one with --checkpoint: %w", errors.Join(damaged...))
-	}
-	archives := ms[:0:0]
-	for _, m := range ms {
-		if m.Kind == chain.KindArchive {
-			archives = append(archives, m)
-		}
-	}
-	m := chain.Newest(archives)
-	switch {
-	case m != nil:
-		return m, nil
-	case len(ms) > 0:
-		return nil, fmt.Errorf("no checkpoint of domain %s holds data: they are only in the images", domain)
-	}
-	return nil, fmt.Errorf("the repository holds no checkpoint of domain %s", domain)
 }
 
 func restoreTargets(m *chain.Manifest, r restoreRequest, format qcow2.Format) ([]restore.Target, error) {

@@ -3,19 +3,15 @@
 package main
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"runtime/debug"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -49,7 +45,7 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 		SilenceUsage:  true,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q", args[0])}
+				return usage.Errorf("unknown command %q", args[0])
 			}
 			return nil
 		},
@@ -61,7 +57,7 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 	flags.StringVarP(&a.repoFlag, "repo", "r", "", "repository: the `PATH` of a directory, or s3://BUCKET/PREFIX (default: IMGBACKUP_REPO)")
 	flags.BoolVar(&a.json, "json", false, "write results as JSON, for programs")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no notes on stderr")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage.Wrap(err) })
 	root.AddCommand(
 		a.initCommand(),
 		a.inspectCommand(),
@@ -89,34 +85,6 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 	return root
 }
 
-// exactArgs is cobra's, with an error that counts as wrong usage.
-func exactArgs(n int, names string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) != n {
-			return usageError{fmt.Errorf("%s takes %s, and got %d arguments", cmd.CommandPath(), names, len(args))}
-		}
-		return nil
-	}
-}
-
-func rangeArgs(low, high int, names string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) < low || len(args) > high {
-			return usageError{fmt.Errorf("%s takes %s, and got %d arguments", cmd.CommandPath(), names, len(args))}
-		}
-		return nil
-	}
-}
-
-func maxArgs(n int, names string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) > n {
-			return usageError{fmt.Errorf("%s takes %s, and got %d arguments", cmd.CommandPath(), names, len(args))}
-		}
-		return nil
-	}
-}
-
 // store opens the place that --repo names.
 func (a *app) store(create bool) (objstore.Store, error) {
 	store, err := a.openStore(create)
@@ -138,14 +106,14 @@ func (a *app) place() string {
 func (a *app) openStore(create bool) (objstore.Store, error) {
 	a.repoFlag = a.place()
 	if a.repoFlag == "" {
-		return nil, usageError{errors.New("no repository: give --repo PATH or set IMGBACKUP_REPO")}
+		return nil, usage.Errorf("no repository: give --repo PATH or set IMGBACKUP_REPO")
 	}
 	retry := a.retry
 	retry.Notify = a.retryNote
 	store, err := objstore.Open(a.repoFlag, objstore.OpenOptions{Create: create, Retry: retry, Note: a.note})
 	var place *objstore.PlaceError
 	if errors.As(err, &place) {
-		return nil, usageError{fmt.Errorf("repository: %w", err)}
+		return nil, usage.Errorf("repository: %w", err)
 	}
 	return store, err
 }
@@ -158,22 +126,6 @@ func (a *app) retryNote(err error, wait time.Duration) {
 	}
 }
 
-func (a *app) openRepo(ctx context.Context) (*chain.Repository, error) {
-	store, err := a.store(false)
-	if err != nil {
-		return nil, err
-	}
-	return chain.Open(ctx, store)
-}
-
-// printJSON writes one JSON document to stdout.
-func (a *app) printJSON(v any) error {
-	enc := json.NewEncoder(a.out)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
-}
-
 // note tells a person something beside the result.
 func (a *app) note(msg string) {
 	a.events.tell(event{Event: "note", Message: msg})
@@ -184,25 +136,4 @@ func (a *app) tellNote(msg string) {
 	if !a.quiet {
 		a.say("note: %s", msg)
 	}
-}
-
-// checkedWriter keeps the first error of the many small writes of a table.
-type checkedWriter struct {
-	w   io.Writer
-	err error
-}
-
-func (c *checkedWriter) printf(format string, args ...any) {
-	if c.err == nil {
-		_, c.err = fmt.Fprintf(c.w, format, args...)
-	}
-}
-
-// version is what the module's build information says.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
-		return "0.1.0-dev"
-	}
-	return info.Main.Version
 }

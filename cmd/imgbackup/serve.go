@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/serve"
 	"github.com/imgbackup/imgbackup/view"
@@ -54,7 +55,7 @@ If clients were refused what is damaged, it is 3; if other requests failed, 1.` 
   nbdcopy -- [ imgbackup serve web --checkpoint monday --disk vda ] web.raw
   imgbackup serve web --cow vda=/var/tmp/web.cow --socket /run/web.sock
   qemu-system-x86_64 -m 2G -drive file='nbd+unix:///vda?socket=/run/web.sock',format=raw`,
-		Args: exactArgs(1, "one DOMAIN"),
+		Args: takes(cobra.ExactArgs(1), "one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.domain = args[0]
 			return a.serve(cmd, r)
@@ -72,13 +73,13 @@ If clients were refused what is damaged, it is 3; if other requests failed, 1.` 
 func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 	ctx := cmd.Context()
 	if err := chain.CheckDomain(r.domain); err != nil {
-		return usageError{err}
+		return usage.Wrap(err)
 	}
 	repo, err := a.openRepo(ctx)
 	if err != nil {
 		return err
 	}
-	m, err := a.chosen(cmd, repo, r.domain, r.checkpoint)
+	m, err := chosen(cmd.Context(), repo, r.domain, r.checkpoint)
 	if err != nil {
 		return err
 	}
@@ -169,15 +170,15 @@ func (a *app) olderThan(cmd *cobra.Command, repo *chain.Repository, m *chain.Man
 	var all []*chain.Manifest
 	seen := make(map[string]bool)
 	for _, name := range names {
-		o, err := a.manifest(cmd, repo, m.Domain, name)
+		o, err := manifest(cmd.Context(), repo, m.Domain, name)
 		if err != nil {
 			return nil, err
 		}
 		switch {
 		case seen[name]:
-			return nil, usageError{fmt.Errorf("--changes-since %s is given twice", name)}
+			return nil, usage.Errorf("--changes-since %s is given twice", name)
 		case o.Sequence >= m.Sequence:
-			return nil, usageError{fmt.Errorf("--changes-since %s: it is not older than %s", name, m.Checkpoint)}
+			return nil, usage.Errorf("--changes-since %s: it is not older than %s", name, m.Checkpoint)
 		case o.Kind != chain.KindArchive:
 			return nil, fmt.Errorf("--changes-since %s: it holds no data to compare with, it is only in the images", name)
 		}
@@ -214,15 +215,14 @@ func withDisk(ms []*chain.Manifest, target string) []*chain.Manifest {
 // cowFiles says which scratch file each disk has.
 func cowFiles(c *view.Checkpoint, values []string) (map[string]string, error) {
 	files := make(map[string]string)
-	usage := func(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
 	for _, v := range values {
 		if fi, err := os.Stat(v); err == nil && fi.IsDir() {
 			if len(values) > 1 {
-				return nil, usage("--cow %s is a folder for all disks: it goes alone", v)
+				return nil, usage.Errorf("--cow %s is a folder for all disks: it goes alone", v)
 			}
 			for _, d := range c.Disks {
 				if err := chain.CheckName(d.Name); err != nil {
-					return nil, usage("disk %.80q cannot name a file: %w", d.Name, err)
+					return nil, usage.Errorf("disk %.80q cannot name a file: %w", d.Name, err)
 				}
 				files[d.Name] = filepath.Join(v, d.Name+".cow")
 			}
@@ -230,14 +230,14 @@ func cowFiles(c *view.Checkpoint, values []string) (map[string]string, error) {
 		}
 		target, path, ok := strings.Cut(v, "=")
 		if !ok || target == "" || path == "" {
-			return nil, usage("--cow %q: want TARGET=FILE, or a folder that is there", v)
+			return nil, usage.Errorf("--cow %q: want TARGET=FILE, or a folder that is there", v)
 		}
 		known := false
 		for _, d := range c.Disks {
 			known = known || d.Name == target
 		}
 		if !known || files[target] != "" {
-			return nil, usage("--cow %q: no such disk is served, or it is given twice", v)
+			return nil, usage.Errorf("--cow %q: no such disk is served, or it is given twice", v)
 		}
 		files[target] = path
 	}

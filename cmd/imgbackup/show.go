@@ -14,13 +14,13 @@ func (a *app) showCommand() *cobra.Command {
 		Short:   "Show one checkpoint",
 		Long:    "show prints what a checkpoint holds and why each disk was backed up as it was.\nWith --json it prints the manifest." + exitHelp(exitDamage, exitInterrupted),
 		Example: "  imgbackup show web monday\n  imgbackup show web monday --json",
-		Args:    exactArgs(2, "a DOMAIN and a CHECKPOINT"),
+		Args:    takes(cobra.ExactArgs(2), "a DOMAIN and a CHECKPOINT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			repo, err := a.openRepo(cmd.Context())
 			if err != nil {
 				return err
 			}
-			m, err := a.manifest(cmd, repo, args[0], args[1])
+			m, err := manifest(cmd.Context(), repo, args[0], args[1])
 			if err != nil {
 				return err
 			}
@@ -30,14 +30,6 @@ func (a *app) showCommand() *cobra.Command {
 			return a.showManifest(m)
 		},
 	}
-}
-
-// manifest loads a checkpoint by the names that a person gave.
-func (a *app) manifest(cmd *cobra.Command, repo *chain.Repository, domain, checkpoint string) (*chain.Manifest, error) {
-	if err := checkNames(domain, checkpoint); err != nil {
-		return nil, err
-	}
-	return repo.Manifest(cmd.Context(), domain, checkpoint)
 }
 
 func (a *app) showManifest(m *chain.Manifest) error {

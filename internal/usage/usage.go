@@ -22,3 +22,11 @@ func (e *Error) Is(target error) bool { return target == Wrong }
 
 // Errorf is [fmt.Errorf] for wrong usage.
 func Errorf(format string, args ...any) error { return &Error{fmt.Errorf(format, args...)} }
+
+// Wrap makes err one of wrong usage; nil stays nil.
+func Wrap(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &Error{err}
+}

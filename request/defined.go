@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package request
 
 import (
 	"errors"
@@ -8,48 +8,53 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/imgbackup/imgbackup/backup"
-	"github.com/imgbackup/imgbackup/backup/push"
 	"github.com/imgbackup/imgbackup/chain"
 	dom "github.com/imgbackup/imgbackup/domain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
-// leftOut is a disk of a definition that a backup does not take, and why.
-type leftOut struct {
+// LeftOut is a disk of a definition that a backup does not take, and why.
+type LeftOut struct {
 	Disk   string `json:"disk"`
 	Reason string `json:"reason"`
 }
 
-// errNoDisks says that a definition has no disk that could be backed up.
-var errNoDisks = errors.New("no disk of the domain is left to be backed up")
+// ErrNoDisks says that a definition has no disk that could be backed up.
+var ErrNoDisks = errors.New("no disk of the domain is left to be backed up")
 
-// describe fills in what a definition, and the XML of a backup and a checkpoint,
-// say of a backup. flags are the --disk that were given beside them.
-func (in *xmlInput) describe(req *backup.Request, flags []diskFlag) ([]leftOut, error) {
+// fill takes into a request what the files and the disks named beside them say of
+// it, for a backup that is made now.
+func (in *XML) fill(req *backup.Request, disks []disk, p purpose) ([]LeftOut, error) {
 	if in.domain == nil {
 		if in.backup != nil || in.checkpoint != nil {
-			return nil, usageError{errors.New("--backup-xml and --checkpoint-xml need the domain's definition: --domain-xml FILE")}
+			return nil, usage.Errorf("--backup-xml and --checkpoint-xml need the domain's definition: --domain-xml FILE")
 		}
-		for _, f := range flags {
-			req.Disks = append(req.Disks, f.DiskRequest)
-		}
+		req.Disks = append(req.Disks, requests(disks)...)
 		return nil, nil
 	}
+	if err := in.align(req.Checkpoint, time.Now()); err != nil {
+		return nil, err
+	}
+	left, err := in.fillDefined(req, disks, p)
+	return left, usage.Wrap(err)
+}
+
+func (in *XML) fillDefined(req *backup.Request, disks []disk, p purpose) (left []LeftOut, err error) {
 	req.DomainUUID = in.domain.UUID
-	var err error
 	if req.Files, err = in.files(); err != nil {
-		return nil, usageError{err}
+		return nil, err
 	}
-	if err := in.describeCheckpoint(req); err != nil {
-		return nil, usageError{err}
+	if err := in.fillCheckpoint(req); err != nil {
+		return nil, err
 	}
-	choices, err := in.choices(flags)
+	choices, err := in.choices(disks, p)
 	if err != nil {
-		return nil, usageError{err}
+		return nil, err
 	}
-	var left []leftOut
 	for i := range in.domain.Disks {
 		d := &in.domain.Disks[i]
 		c := choices[d.Target]
@@ -57,24 +62,24 @@ func (in *xmlInput) describe(req *backup.Request, flags []diskFlag) ([]leftOut, 
 		if reason == "" {
 			r, err := c.request(d)
 			if err != nil {
-				return nil, usageError{fmt.Errorf("disk %s: %w", d.Target, err)}
+				return nil, fmt.Errorf("disk %s: %w", d.Target, err)
 			}
 			req.Disks = append(req.Disks, r)
 			continue
 		}
 		if c.wanted {
-			return nil, usageError{fmt.Errorf("disk %s cannot be backed up: it is %s", d.Target, reason)}
+			return nil, fmt.Errorf("disk %s cannot be backed up: it is %s", d.Target, reason)
 		}
-		left = append(left, leftOut{Disk: d.Target, Reason: reason})
+		left = append(left, LeftOut{Disk: d.Target, Reason: reason})
 	}
 	if len(req.Disks) == 0 {
-		return left, usageError{errNoDisks}
+		return left, ErrNoDisks
 	}
 	return left, in.applyCheckpoint(req)
 }
 
 // files are the definition itself and what it names of firmware.
-func (in *xmlInput) files() ([]backup.FileRequest, error) {
+func (in *XML) files() ([]backup.FileRequest, error) {
 	files := []backup.FileRequest{{Role: chain.RoleDomainXML, Path: in.domainPath, Data: in.domainXML}}
 	for role, path := range map[string]string{chain.RoleNVRAM: in.domain.NVRAM, chain.RoleLoader: in.domain.Loader} {
 		if path == "" {
@@ -89,8 +94,8 @@ func (in *xmlInput) files() ([]backup.FileRequest, error) {
 	return files, nil
 }
 
-// describeCheckpoint takes name and description from the checkpoint's XML.
-func (in *xmlInput) describeCheckpoint(req *backup.Request) error {
+// fillCheckpoint takes name and description from the checkpoint's XML.
+func (in *XML) fillCheckpoint(req *backup.Request) error {
 	c := in.checkpoint
 	if c == nil {
 		return nil
@@ -107,22 +112,22 @@ func (in *xmlInput) describeCheckpoint(req *backup.Request) error {
 
 // choice is what was said of one disk beside the definition.
 type choice struct {
-	diskFlag
+	disk
 	wanted  bool // it was named
 	dropped string
 }
 
-// choices gathers what the backup's XML, or the flags, say.
-func (in *xmlInput) choices(flags []diskFlag) (map[string]choice, error) {
+// choices gathers what the backup's XML, or the values of --disk, say.
+func (in *XML) choices(disks []disk, p purpose) (map[string]choice, error) {
 	all := make(map[string]choice)
-	for _, f := range flags {
+	for _, f := range disks {
 		if _, ok := in.domain.Disk(f.Disk); !ok {
 			return nil, fmt.Errorf("--disk %s: the domain %s has no such disk", f.Disk, in.domain.Name)
 		}
 		if _, twice := all[f.Disk]; twice {
 			return nil, fmt.Errorf("disk %s is named twice", f.Disk)
 		}
-		c := choice{diskFlag: f, wanted: !f.leaveOut}
+		c := choice{disk: f, wanted: !f.leaveOut}
 		if f.leaveOut {
 			c.dropped = "left out by --disk"
 		}
@@ -132,9 +137,9 @@ func (in *xmlInput) choices(flags []diskFlag) (map[string]choice, error) {
 		return all, nil
 	}
 	switch mode := in.backup.Mode; {
-	case mode == dom.Pull && !in.pull:
+	case mode == dom.Pull && p != toExport:
 		return nil, errors.New("a pull backup offers the disks over NBD and archives nothing: imgbackup export does that")
-	case mode != dom.Pull && in.pull:
+	case mode != dom.Pull && p == toExport:
 		return nil, errors.New("a push backup writes the disks to files and serves nothing: imgbackup backup does that")
 	}
 	for _, bd := range in.backup.Disks {
@@ -181,7 +186,7 @@ func (c *choice) request(d *dom.Disk) (backup.DiskRequest, error) {
 	r.Disk = d.Target
 	if r.Format == "" {
 		switch r.Format = qcow2.Format(d.Format); {
-		case readable(r.Format):
+		case slices.Contains(Formats(), d.Format):
 		case r.Format == "":
 			return r, errors.New("the definition has no <driver type=…>, and a format is never guessed: add --disk " + d.Target + ",format=qcow2|raw")
 		default:
@@ -216,7 +221,7 @@ func (c *choice) request(d *dom.Disk) (backup.DiskRequest, error) {
 // applyCheckpoint takes from the checkpoint's XML which disks get a bitmap. A
 // bitmap in a disk that is not backed up would record changes since a state that
 // nothing holds.
-func (in *xmlInput) applyCheckpoint(req *backup.Request) error {
+func (in *XML) applyCheckpoint(req *backup.Request) error {
 	if in.checkpoint == nil {
 		return nil
 	}
@@ -231,33 +236,8 @@ func (in *xmlInput) applyCheckpoint(req *backup.Request) error {
 	}
 	for _, cd := range in.checkpointGiven {
 		if cd.Record && record[cd.Name] {
-			return usageError{fmt.Errorf("the checkpoint XML wants a bitmap in disk %s, which is not backed up (checkpoint create makes a checkpoint without data)", cd.Name)}
+			return fmt.Errorf("the checkpoint XML wants a bitmap in disk %s, which is not backed up (checkpoint create makes a checkpoint without data)", cd.Name)
 		}
 	}
 	return nil
-}
-
-// pushTargets are the files that the backup's XML names.
-func (in *xmlInput) pushTargets() ([]push.Target, error) {
-	var targets []push.Target
-	for _, bd := range in.targets {
-		t := push.Target{Disk: bd.Name, Path: bd.Store.Path, Format: qcow2.Qcow2}
-		if bd.Format != "" {
-			t.Format = qcow2.Format(bd.Format)
-		}
-		var err error
-		switch {
-		case t.Format != qcow2.Raw && t.Format != qcow2.Qcow2:
-			err = fmt.Errorf("driver type %s: target files are raw or qcow2", bd.Format)
-		case bd.Store.Encryption != nil:
-			err = errors.New("encrypted target files cannot be written")
-		case slices.ContainsFunc(bd.Store.SecLabels, func(l dom.SecLabel) bool { return !l.NoRelabel }):
-			err = errors.New("target files cannot be labelled (<seclabel>)")
-		}
-		if err != nil {
-			return nil, usageError{fmt.Errorf("backup XML: disk %s: %w", bd.Name, err)}
-		}
-		targets = append(targets, t)
-	}
-	return targets, nil
 }

@@ -29,7 +29,7 @@ type diskJSON struct {
 	Maps            int    `json:"maps"` // that a restore reads
 }
 
-func describeDisk(d *chain.Disk) diskJSON {
+func viewDisk(d *chain.Disk) diskJSON {
 	out := diskJSON{
 		Target: d.Name, Source: d.Source.Path, Format: d.Source.Format, VirtualSize: d.Size,
 		BackupMode: d.Requested, Mode: d.Mode, Detection: d.Detection, ReasonCode: d.ReasonCode, Reason: d.Reason,
@@ -56,7 +56,7 @@ type checkpointJSON struct {
 	Disks       []diskJSON `json:"disks"`
 }
 
-func describeCheckpoint(m *chain.Manifest) checkpointJSON {
+func viewCheckpoint(m *chain.Manifest) checkpointJSON {
 	out := checkpointJSON{
 		Domain: m.Domain, Checkpoint: m.Checkpoint, UUID: m.UUID, Sequence: m.Sequence,
 		Created: m.Created, Kind: m.Kind, Description: m.Description,
@@ -65,7 +65,7 @@ func describeCheckpoint(m *chain.Manifest) checkpointJSON {
 		out.Parent = m.Parent.Name
 	}
 	for i := range m.Disks {
-		out.Disks = append(out.Disks, describeDisk(&m.Disks[i]))
+		out.Disks = append(out.Disks, viewDisk(&m.Disks[i]))
 	}
 	return out
 }

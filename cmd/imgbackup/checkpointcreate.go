@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/request"
+)
+
+const checkpointCreateHelp = `create adds a bitmap to every disk, all of them for the same instant, and
+records the checkpoint in the repository. Nothing of the disks is stored:
+backups to files and over NBD can be incremental since it.
+
+A disk that can hold no bitmap fails it.
+
+--domain-xml and --checkpoint-xml take libvirt's XML: the disks are then those of
+the definition that can be written to, as far as the checkpoint's XML lists them;
+--disk vdb,backup=no leaves one out.`
+
+// checkpointCreateOptions are the command line of checkpoint create.
+type checkpointCreateOptions struct{ request.Checkpoint }
+
+func (a *app) checkpointCreateCommand() *cobra.Command {
+	var o checkpointCreateOptions
+	cmd := &cobra.Command{
+		Use:   "create [DOMAIN] [NAME] --disk TARGET=PATH,format=qcow2 …",
+		Short: "Create a checkpoint without data",
+		Long:  checkpointCreateHelp + exitHelp(exitDamage, exitInUse, exitTaken, exitInterrupted),
+		Example: `  imgbackup checkpoint create web monday --disk vda=/vm/web.qcow2,format=qcow2
+  imgbackup checkpoint create --domain-xml web.xml --checkpoint-xml monday.xml`,
+		Args: takes(cobra.MaximumNArgs(2), "a DOMAIN and perhaps a NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.complete(cmd.Flags(), args); err != nil {
+				return err
+			}
+			return a.createCheckpoint(cmd.Context(), o)
+		},
+	}
+	o.addFlags(cmd.Flags())
+	return cmd
+}
+
+func (o *checkpointCreateOptions) addFlags(f *pflag.FlagSet) {
+	f.StringArrayVar(&o.Disks, "disk", nil, "a disk: `TARGET=PATH,format=qcow2`; may be repeated")
+	addDomainXMLFlag(f, &o.XML)
+	addCheckpointXMLFlag(f, &o.XML)
+	f.StringVar(&o.Engine.Checkpoint, "checkpoint", "", "`NAME` of the checkpoint (default: made from the time)")
+	f.StringVar(&o.Engine.Description, "description", "", "`TEXT` to keep with the checkpoint")
+	addImageFlags(f, &o.Engine)
+	addAdoptFlag(f, &o.Engine)
+}
+
+// complete takes what is no flag.
+func (o *checkpointCreateOptions) complete(f *pflag.FlagSet, args []string) (err error) {
+	if err := notEmpty(f, "checkpoint"); err != nil {
+		return err
+	}
+	if o.Domain, err = givenDomain(args); err != nil || len(args) < 2 {
+		return err
+	}
+	switch name := args[1]; {
+	case name == "":
+		return usage.Errorf("the checkpoint's name is empty")
+	case o.Engine.Checkpoint != "" && o.Engine.Checkpoint != name:
+		return usage.Errorf("the checkpoint is named twice: %s and %s", name, o.Engine.Checkpoint)
+	default:
+		o.Engine.Checkpoint = name
+	}
+	return nil
+}
+
+func (a *app) createCheckpoint(ctx context.Context, o checkpointCreateOptions) error {
+	req, left, err := o.Request(a.in)
+	a.noteLeftOut(req.Domain, left)
+	if err != nil {
+		return err
+	}
+	req.Tool, req.TempDir = tool(), tempDir()
+	repo, err := a.openRepo(ctx)
+	if err != nil {
+		return err
+	}
+	result, err := backup.CreateCheckpoint(ctx, repo, req, backup.Hooks{Note: a.note, Step: a.step})
+	if err != nil {
+		return err
+	}
+	return a.printCheckpoint(result.Manifest, "created")
+}

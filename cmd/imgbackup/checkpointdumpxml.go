@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/chain"
+	dom "github.com/imgbackup/imgbackup/domain"
+	"github.com/imgbackup/imgbackup/request"
+)
+
+// checkpointDumpXMLOptions are the command line of checkpoint dumpxml.
+type checkpointDumpXMLOptions struct {
+	domain, checkpoint string
+
+	images   imageFlags
+	size     bool
+	noDomain bool
+}
+
+func (a *app) checkpointDumpXMLCommand() *cobra.Command {
+	var o checkpointDumpXMLOptions
+	cmd := &cobra.Command{
+		Use:   "dumpxml DOMAIN NAME",
+		Short: "Print a checkpoint's definition as libvirt's XML",
+		Long: `dumpxml prints a checkpoint as a domaincheckpoint of libvirt. With --size it looks
+into the images and tells for each disk how many bytes changed since, where that
+can be told. The domain's definition is part of it, if the checkpoint was made with
+one. checkpoint redefine reads it again.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
+		Example: `  imgbackup checkpoint dumpxml web monday
+  imgbackup checkpoint dumpxml web monday --size`,
+		Args: takes(cobra.ExactArgs(2), "a DOMAIN and a NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.domain, o.checkpoint = args[0], args[1]
+			return a.dumpCheckpoint(cmd.Context(), o)
+		},
+	}
+	o.images.add(cmd.Flags())
+	cmd.Flags().BoolVar(&o.size, "size", false, "tell how much changed in each disk since")
+	cmd.Flags().BoolVar(&o.noDomain, "no-domain", false, "leave the domain's definition out")
+	return cmd
+}
+
+func (a *app) dumpCheckpoint(ctx context.Context, o checkpointDumpXMLOptions) error {
+	req, err := o.images.request(o.domain)
+	if err != nil {
+		return err
+	}
+	repo, m, err := a.openCheckpoint(ctx, o.domain, o.checkpoint)
+	if err != nil {
+		return err
+	}
+	ms, err := allManifests(ctx, repo, o.domain)
+	if err != nil {
+		return err
+	}
+	c := viewCheckpointXML(m, chain.BuildTree(ms).Find(m.UUID))
+	if o.size || len(req.Disks) > 0 {
+		if len(req.Disks) == 0 {
+			req.Disks = request.Of(m, request.Recorded(ms))
+		}
+		sizes, err := backup.Sizes(ctx, repo, req, backup.Hooks{Note: a.note})
+		if err != nil {
+			return err
+		}
+		a.fillSizes(c, m, sizes)
+	}
+	if f, ok := m.File(chain.RoleDomainXML); ok && !o.noDomain {
+		var xml bytes.Buffer
+		if err := archive.CopyFile(ctx, repo.Store, f.FileRef, &xml); err != nil {
+			return err
+		}
+		if err := c.SetDomain(xml.Bytes()); err != nil {
+			return fmt.Errorf("the domain's definition: %w", err)
+		}
+	}
+	_, err = a.out.Write(c.Format())
+	return err
+}
+
+// viewCheckpointXML describes a checkpoint in libvirt's terms.
+func viewCheckpointXML(m *chain.Manifest, node *chain.Node) *dom.Checkpoint {
+	c := &dom.Checkpoint{Name: m.Checkpoint, Description: m.Description, Created: m.Created.Unix()}
+	if node != nil && node.Parent != nil {
+		c.Parent = node.Parent.Manifest.Checkpoint
+	}
+	for i := range m.Disks {
+		d := &m.Disks[i]
+		c.Disks = append(c.Disks, dom.CheckpointDisk{Name: d.Name, Record: d.Bitmap != "", Bitmap: d.Bitmap})
+	}
+	return c
+}
+
+func (a *app) fillSizes(c *dom.Checkpoint, m *chain.Manifest, sizes []backup.CheckpointSize) {
+	for i := range c.Disks {
+		d := &c.Disks[i]
+		for _, s := range sizes {
+			if s.Checkpoint.UUID != m.UUID || s.Disk != d.Name || !d.Record {
+				continue
+			}
+			if s.Problem != "" {
+				a.note(fmt.Sprintf("what changed in %s since %s cannot be told: %s", s.Disk, m.Checkpoint, s.Problem))
+				continue
+			}
+			d.Size = &s.Bytes
+		}
+	}
+}

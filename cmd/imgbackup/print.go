@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/imgbackup/imgbackup/chain"
+)
+
+// printJSON writes one JSON document to stdout.
+func (a *app) printJSON(v any) error {
+	enc := json.NewEncoder(a.out)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// checkedWriter keeps the first error of the many small writes of a table.
+type checkedWriter struct {
+	w   io.Writer
+	err error
+}
+
+func (c *checkedWriter) printf(format string, args ...any) {
+	if c.err == nil {
+		_, c.err = fmt.Fprintf(c.w, format, args...)
+	}
+}
+
+// size writes bytes for people.
+func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
+
+// oneLine keeps a description from breaking a table or steering a terminal.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+func printTree(w *checkedWriter, tree *chain.Tree) {
+	tree.Walk(func(n *chain.Node, depth int) {
+		w.printf("%s%s", strings.Repeat("  ", depth+1), n.Manifest.Checkpoint)
+		if n.Note != "" {
+			w.printf(" (%s)", n.Note)
+		}
+		w.printf("\n")
+	})
+}

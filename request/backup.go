@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package request
+
+import (
+	"io"
+	"slices"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/push"
+	"github.com/imgbackup/imgbackup/internal/usage"
+)
+
+// Backup is what a person says of a backup, in the words of the command line.
+type Backup struct {
+	Domain      string   // empty: the definition's
+	XML         Files    // libvirt's
+	Disks       []string // TARGET=PATH,format=FORMAT…; beside a definition what differs from it
+	Targets     []string // TARGET=PATH…: push mode
+	Mode        string   // empty: auto, or incremental if a checkpoint is named
+	Compression string   // a level of [archive.LevelNames]; empty: the fastest
+	LimitRate   string   // bytes per second, as 50M; empty: no limit
+	// Engine is what the engine takes as it is: Since, Checkpoint, Description, MaxLock
+	// and all that is yes or no.
+	Engine backup.Request
+}
+
+// Job is the backup of one domain, as the engines take it.
+type Job struct {
+	Request backup.Request
+	Targets []push.Target // push mode; none: the disks go into the repository
+	LeftOut []LeftOut     // of the definition's disks
+}
+
+// Check returns an error for words that are wrong whatever the XML says.
+func (b *Backup) Check() error {
+	_, err := b.engine()
+	return err
+}
+
+// engine is the request as far as no XML is needed for it.
+func (b *Backup) engine() (req backup.Request, err error) {
+	req = b.Engine
+	mode := backup.Mode(b.Mode)
+	switch {
+	case mode == "" && req.Since != "":
+		mode = backup.Incremental
+	case mode == "":
+		mode = backup.Auto
+	}
+	if req.Mode, err = backup.ParseMode(string(mode)); err != nil {
+		return req, usage.Errorf("--mode: %w", err)
+	}
+	if req.Level, err = archive.ParseLevel(b.Compression); err != nil {
+		return req, usage.Errorf("--compression: %w", err)
+	}
+	if b.LimitRate != "" {
+		n, err := humanize.ParseBytes(b.LimitRate)
+		if err != nil || n == 0 || n > 1<<50 {
+			return req, usage.Errorf("--limit-rate %q: want bytes per second, as 50M or 200MiB", b.LimitRate)
+		}
+		req.RateLimit = int64(n)
+	}
+	if req.MaxLock < 0 {
+		return req, usage.Errorf("--max-lock %s: want a time, as 90s or 30m", req.MaxLock)
+	}
+	return req, nil
+}
+
+// Job reads what is named and makes the request of it. What it leaves out is also
+// returned with an error that wraps [ErrNoDisks].
+func (b *Backup) Job(stdin io.Reader) (Job, error) {
+	req, err := b.engine()
+	if err != nil {
+		return Job{}, err
+	}
+	in, err := b.XML.Read(stdin)
+	if err != nil {
+		return Job{}, err
+	}
+	j := Job{Request: req}
+	if j.Request.Domain, err = in.DomainName(b.Domain); err != nil {
+		return j, err
+	}
+	disks, err := parseDisks(b.Disks, toBackUp, in.domain != nil)
+	if err != nil {
+		return j, err
+	}
+	if j.LeftOut, err = in.fill(&j.Request, disks, toBackUp); err != nil {
+		return j, err
+	}
+	j.Targets, err = b.targets(in, &j.Request)
+	return j, err
+}
+
+// targets are those that the backup's XML or --target give, and what only an
+// archive has use for is refused beside them.
+func (b *Backup) targets(in *XML, req *backup.Request) ([]push.Target, error) {
+	if len(b.Targets) == 0 && len(in.stores) == 0 {
+		return nil, nil
+	}
+	targets, err := in.pushTargets()
+	if err != nil {
+		return nil, err
+	}
+	given, err := parseTargets(b.Targets)
+	if err != nil {
+		return nil, err
+	}
+	targets = append(targets, given...)
+	for _, d := range req.Disks {
+		if !slices.ContainsFunc(targets, func(t push.Target) bool { return t.Disk == d.Disk }) {
+			return nil, usage.Errorf("disk %s has no --target, and no <target> in the backup XML: either every disk of a backup goes to a file of its own, or all go into the repository (two runs can do both)", d.Disk)
+		}
+	}
+	switch {
+	case req.Checkpoint == "" && req.Description != "":
+		return nil, usage.Errorf("--description with --target belongs to a checkpoint: name it with --checkpoint")
+	case req.Checkpoint == "" && req.Adopt:
+		return nil, usage.Errorf("--adopt with --target belongs to a checkpoint: name it with --checkpoint")
+	case req.NoCheckpoint && req.Checkpoint != "":
+		return nil, usage.Errorf("--checkpoint and --no-checkpoint exclude each other")
+	}
+	return targets, nil
+}
