@@ -10,6 +10,7 @@ import (
 	"os"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
 	"github.com/imgbackup/imgbackup/view"
@@ -23,10 +24,10 @@ func (r *restoreRequest) byQemuImg() (bool, error) {
 	}
 	r.convert.Format, r.convert.Verify = r.format, r.options.Verify
 	if err := r.convert.Check(); err != nil {
-		return false, usageError{fmt.Errorf("--format: %w", err)}
+		return false, usage.Errorf("--format: %w", err)
 	}
 	if r.options.Force || r.options.Continue || r.adjust {
-		return false, usageError{errors.New("what qemu-img writes has no --force, --continue or --adjust-xml")}
+		return false, usage.Errorf("what qemu-img writes has no --force, --continue or --adjust-xml")
 	}
 	return true, nil
 }
@@ -38,14 +39,14 @@ func (a *app) restoreByQemuImg(ctx context.Context, repo *chain.Repository, m *c
 		names = append(names, t.Disk)
 		for _, u := range targets[:i] {
 			if t.Disk == u.Disk || t.Path == u.Path {
-				return usageError{fmt.Errorf("--to: %s and %s are one disk or one file", t.Disk, u.Disk)}
+				return usage.Errorf("--to: %s and %s are one disk or one file", t.Disk, u.Disk)
 			}
 		}
 		if err := a.checkOutside("--to", t.Path); err != nil {
 			return err
 		}
 		if t.Path == stdoutPath {
-			return usageError{errors.New("--to TARGET=-: only raw can be written in order")}
+			return usage.Errorf("--to TARGET=-: only raw can be written in order")
 		}
 	}
 	c, err := view.Open(ctx, repo, m, view.Options{Disks: names})

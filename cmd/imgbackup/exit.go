@@ -59,17 +59,11 @@ func exitHelp(codes ...int) string {
 
 var errInterrupted = errors.New("interrupted")
 
-// usageError marks an error of the command line itself.
-type usageError struct{ error }
-
-func (e usageError) Unwrap() error { return e.error }
-
 // damageFound is returned by check, which has told the findings already.
 type damageFound struct{ error }
 
 func exitCode(ctx context.Context, err error) int {
 	var (
-		flags   usageError
 		found   damageFound
 		damage  *archive.DamageError
 		trust   *backup.NotTrustedError
@@ -84,7 +78,7 @@ func exitCode(ctx context.Context, err error) int {
 		return several.code
 	case errors.As(err, &unknown):
 		return exitFailed // and not interrupted, after which nothing is there
-	case errors.As(err, &flags), errors.Is(err, usage.Wrong):
+	case errors.Is(err, usage.Wrong):
 		return exitUsage
 	case somethingInUse(err):
 		return exitInUse

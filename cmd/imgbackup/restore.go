@@ -3,8 +3,6 @@
 package main
 
 import (
-	"errors"
-	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,6 +11,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/chain"
 	dom "github.com/imgbackup/imgbackup/domain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
 )
@@ -83,14 +82,13 @@ that of serve, on a private socket; nothing that exists is replaced then.` + pro
 }
 
 func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
-	usage := func(msg string) error { return usageError{errors.New(msg)} }
 	switch {
 	case r.output == "" && len(r.to) == 0:
-		return usage("where to? give --output DIR or --to TARGET=PATH")
+		return usage.Errorf("where to? give --output DIR or --to TARGET=PATH")
 	case r.output != "" && len(r.to) > 0:
-		return usage("--output and --to exclude each other")
+		return usage.Errorf("--output and --to exclude each other")
 	case r.adjust && (r.output == "" || len(r.disks) > 0):
-		return usage("--adjust-xml goes with --output and all disks, where the definition is restored")
+		return usage.Errorf("--adjust-xml goes with --output and all disks, where the definition is restored")
 	}
 	byQemuImg, err := r.byQemuImg()
 	if err != nil {
@@ -103,7 +101,7 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 		}
 	}
 	if err := chain.CheckDomain(r.domain); err != nil {
-		return usageError{err}
+		return usage.Wrap(err)
 	}
 	repo, err := a.openRepo(cmd.Context())
 	if err != nil {
@@ -163,7 +161,7 @@ func restoreFormat(r restoreRequest) (qcow2.Format, error) {
 	case r.format == string(qcow2.Raw), r.format == string(qcow2.Qcow2):
 		return qcow2.Format(r.format), nil
 	}
-	return "", usageError{fmt.Errorf("--format %q: want raw or qcow2", r.format)}
+	return "", usage.Errorf("--format %q: want raw or qcow2", r.format)
 }
 
 func restoreTargets(m *chain.Manifest, r restoreRequest, format qcow2.Format) ([]restore.Target, error) {
@@ -174,16 +172,16 @@ func restoreTargets(m *chain.Manifest, r restoreRequest, format qcow2.Format) ([
 	for _, to := range r.to {
 		disk, path, ok := strings.Cut(to, "=")
 		if !ok || disk == "" || path == "" {
-			return nil, usageError{fmt.Errorf("--to %q: want TARGET=PATH", to)}
+			return nil, usage.Errorf("--to %q: want TARGET=PATH", to)
 		}
 		if len(r.disks) > 0 && !slices.Contains(r.disks, disk) {
-			return nil, usageError{fmt.Errorf("--to %q: --disk does not name %s", to, disk)}
+			return nil, usage.Errorf("--to %q: --disk does not name %s", to, disk)
 		}
 		targets = append(targets, restore.Target{Disk: disk, Path: path, Format: format})
 	}
 	for _, disk := range r.disks {
 		if !slices.ContainsFunc(targets, func(t restore.Target) bool { return t.Disk == disk }) {
-			return nil, usageError{fmt.Errorf("--disk %s: no --to says where it goes", disk)}
+			return nil, usage.Errorf("--disk %s: no --to says where it goes", disk)
 		}
 	}
 	return targets, nil
@@ -196,7 +194,7 @@ func restoreFiles(m *chain.Manifest, r restoreRequest, disks []restore.Target) (
 		return files, nil
 	}
 	if _, ok := m.File(chain.RoleDomainXML); !ok {
-		return nil, usageError{fmt.Errorf("--adjust-xml: checkpoint %s holds no definition of the domain", m.Checkpoint)}
+		return nil, usage.Errorf("--adjust-xml: checkpoint %s holds no definition of the domain", m.Checkpoint)
 	}
 	dir, err := filepath.Abs(r.output)
 	if err != nil {

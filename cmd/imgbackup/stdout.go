@@ -4,13 +4,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 
 	"golang.org/x/term"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
 	"github.com/imgbackup/imgbackup/view"
@@ -21,17 +21,16 @@ const stdoutPath = "-"
 
 // restoreToStdout writes one disk, raw, to standard output. Nothing else goes there.
 func (a *app) restoreToStdout(ctx context.Context, repo *chain.Repository, m *chain.Manifest, targets []restore.Target, r restoreRequest) error {
-	usage := func(msg string) error { return usageError{errors.New(msg)} }
 	f, _ := a.data.(*os.File)
 	switch {
 	case len(targets) > 1:
-		return usage("--to TARGET=-: one disk at a time goes to stdout")
+		return usage.Errorf("--to TARGET=-: one disk at a time goes to stdout")
 	case targets[0].Format != qcow2.Raw:
-		return usage("--to TARGET=-: only raw can be written in order")
+		return usage.Errorf("--to TARGET=-: only raw can be written in order")
 	case r.options.Continue || r.options.Verify || r.options.Force || a.json:
-		return usage("--to TARGET=- has no --continue, --verify, --force or --json")
+		return usage.Errorf("--to TARGET=- has no --continue, --verify, --force or --json")
 	case f != nil && term.IsTerminal(int(f.Fd())):
-		return usage("--to TARGET=-: stdout is a terminal")
+		return usage.Errorf("--to TARGET=-: stdout is a terminal")
 	}
 	c, err := view.Open(ctx, repo, m, view.Options{Disks: []string{targets[0].Disk}})
 	if err != nil {
