@@ -82,11 +82,12 @@ type backupOptions struct {
 func (a *app) backupCommand() *cobra.Command {
 	var o backupOptions
 	cmd := &cobra.Command{
-		Use:     "backup [DOMAIN] {--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE | --all-domains DIR}",
-		Short:   "Back up a shut-down domain's disks",
-		Long:    backupHelp + progressHelp + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
-		Example: backupExamples,
-		Args:    takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
+		Use:        "backup [DOMAIN] {--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE | --all-domains DIR}",
+		Short:      "Back up a shut-down domain's disks",
+		SuggestFor: []string{"save", "push"},
+		Long:       backupHelp + progressHelp + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
+		Example:    backupExamples,
+		Args:       takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.complete(cmd.Flags(), args); err != nil {
 				return err

@@ -30,8 +30,9 @@ type changesOptions struct {
 func (a *app) changesCommand() *cobra.Command {
 	var o changesOptions
 	cmd := &cobra.Command{
-		Use:   "changes DOMAIN FROM [TO]",
-		Short: "Show what changed between two checkpoints, or since one",
+		Use:        "changes DOMAIN FROM [TO]",
+		Short:      "Show what changed between two checkpoints, or since one",
+		SuggestFor: []string{"diff"},
 		Long: `changes tells where each disk may differ between two checkpoints, in bytes of the
 virtual disk: between archives by what they hold, else by the bitmaps as they
 were recorded. It never leaves out a change; it may name ranges that were written

@@ -16,8 +16,9 @@ import (
 func (a *app) checkCommand() *cobra.Command {
 	var readData bool
 	cmd := &cobra.Command{
-		Use:   "check [DOMAIN]",
-		Short: "Check that a repository is whole",
+		Use:        "check [DOMAIN]",
+		Short:      "Check that a repository is whole",
+		SuggestFor: []string{"verify", "fsck", "scrub"},
 		Long: `check reads every manifest, map and bitmap, proves their digests, and looks
 whether every pack that a map names is there with the right length. With
 --read-data it reads every pack, too, and decodes every chunk.

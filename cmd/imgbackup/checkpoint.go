@@ -6,7 +6,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
 func (a *app) checkpointCommand() *cobra.Command {
@@ -20,13 +19,6 @@ libvirt's checkpoints, for domains that are shut down.` + exitHelp(),
 		Example: `  imgbackup checkpoint create web monday --disk vda=/vm/web.qcow2,format=qcow2
   imgbackup checkpoint list web --size
   imgbackup checkpoint delete web monday`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usage.Errorf("unknown command %q of %s", args[0], cmd.CommandPath())
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
 		a.checkpointCreateCommand(),
@@ -35,7 +27,7 @@ libvirt's checkpoints, for domains that are shut down.` + exitHelp(),
 		a.checkpointDeleteCommand(),
 		a.checkpointRedefineCommand(),
 	)
-	return cmd
+	return group(cmd)
 }
 
 func (a *app) printCheckpoint(m *chain.Manifest, what string) error {

@@ -29,9 +29,10 @@ type checkpointCreateOptions struct{ request.Checkpoint }
 func (a *app) checkpointCreateCommand() *cobra.Command {
 	var o checkpointCreateOptions
 	cmd := &cobra.Command{
-		Use:   "create [DOMAIN] [NAME] --disk TARGET=PATH,format=qcow2 …",
-		Short: "Create a checkpoint without data",
-		Long:  checkpointCreateHelp + exitHelp(exitDamage, exitInUse, exitTaken, exitInterrupted),
+		Use:        "create [DOMAIN] [NAME] --disk TARGET=PATH,format=qcow2 …",
+		Short:      "Create a checkpoint without data",
+		SuggestFor: []string{"add", "new"},
+		Long:       checkpointCreateHelp + exitHelp(exitDamage, exitInUse, exitTaken, exitInterrupted),
 		Example: `  imgbackup checkpoint create web monday --disk vda=/vm/web.qcow2,format=qcow2
   imgbackup checkpoint create --domain-xml web.xml --checkpoint-xml monday.xml`,
 		Args: takes(cobra.MaximumNArgs(2), "a DOMAIN and perhaps a NAME"),

@@ -24,8 +24,9 @@ type checkpointDeleteOptions struct {
 func (a *app) checkpointDeleteCommand() *cobra.Command {
 	var o checkpointDeleteOptions
 	cmd := &cobra.Command{
-		Use:   "delete DOMAIN NAME",
-		Short: "Delete a checkpoint and its bitmaps",
+		Use:        "delete DOMAIN NAME",
+		Short:      "Delete a checkpoint and its bitmaps",
+		SuggestFor: []string{"rm", "remove", "del"},
 		Long: `delete takes a checkpoint's bitmaps out of the images and removes its
 definition. No change is lost: every other checkpoint's bitmap records all
 writes since it was made. Those that followed the checkpoint follow its parent.

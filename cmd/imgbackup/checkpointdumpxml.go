@@ -28,8 +28,9 @@ type checkpointDumpXMLOptions struct {
 func (a *app) checkpointDumpXMLCommand() *cobra.Command {
 	var o checkpointDumpXMLOptions
 	cmd := &cobra.Command{
-		Use:   "dumpxml DOMAIN NAME",
-		Short: "Print a checkpoint's definition as libvirt's XML",
+		Use:        "dumpxml DOMAIN NAME",
+		Short:      "Print a checkpoint's definition as libvirt's XML",
+		SuggestFor: []string{"show", "dump", "xml"},
 		Long: `dumpxml prints a checkpoint as a domaincheckpoint of libvirt. With --size it looks
 into the images and tells for each disk how many bytes changed since, where that
 can be told. The domain's definition is part of it, if the checkpoint was made with

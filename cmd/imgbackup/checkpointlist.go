@@ -47,8 +47,9 @@ type checkpointListOptions struct {
 func (a *app) checkpointListCommand() *cobra.Command {
 	var o checkpointListOptions
 	cmd := &cobra.Command{
-		Use:   "list DOMAIN",
-		Short: "List checkpoints and how much changed since",
+		Use:        "list DOMAIN",
+		Short:      "List checkpoints and how much changed since",
+		SuggestFor: []string{"ls"},
 		Long: `list shows the checkpoints of a domain, oldest first; the current one, which the
 next will follow, is marked. With --size it looks into the images and tells, disk
 by disk, how much was written since each checkpoint, as an incremental backup

@@ -16,8 +16,9 @@ func (a *app) copyCommand() *cobra.Command {
 		dryRun bool
 	)
 	cmd := &cobra.Command{
-		Use:   "copy --to REPO2 [DOMAIN…]",
-		Short: "Copy checkpoints to another repository",
+		Use:        "copy --to REPO2 [DOMAIN…]",
+		Short:      "Copy checkpoints to another repository",
+		SuggestFor: []string{"sync", "mirror", "clone"},
 		Long: `copy copies the checkpoints of the named domains (all by default) to another
 repository that init has made: only what is missing there, and every object
 proven by its digest on the way. A copy that was cut off is gone on with by

@@ -58,11 +58,12 @@ type exportOptions struct {
 func (a *app) exportCommand() *cobra.Command {
 	var o exportOptions
 	cmd := &cobra.Command{
-		Use:     "export [DOMAIN] {--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE} {--socket PATH | --listen ADDRESS}",
-		Short:   "Offer a shut-down domain's disks over NBD, for a client to pull",
-		Long:    exportHelp + listenHelp + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
-		Example: exportExamples,
-		Args:    takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
+		Use:        "export [DOMAIN] {--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE} {--socket PATH | --listen ADDRESS}",
+		Short:      "Offer a shut-down domain's disks over NBD, for a client to pull",
+		SuggestFor: []string{"pull"},
+		Long:       exportHelp + listenHelp + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
+		Example:    exportExamples,
+		Args:       takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			err = errors.Join(
 				exclude(cmd.Flags(), "backup-xml", "disk", "incremental", "socket", "listen"),

@@ -18,8 +18,9 @@ import (
 func (a *app) listCommand() *cobra.Command {
 	var tree bool
 	cmd := &cobra.Command{
-		Use:   "list [DOMAIN]",
-		Short: "List domains and checkpoints",
+		Use:        "list [DOMAIN]",
+		Short:      "List domains and checkpoints",
+		SuggestFor: []string{"ls", "snapshots", "dir"},
 		Long: `list shows the checkpoints of a domain, or of all, oldest first; with --tree how
 they follow one another (a restored disk that goes on makes a branch).` + exitHelp(exitDamage, exitInterrupted),
 		Example: `  imgbackup list

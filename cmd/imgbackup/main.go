@@ -72,6 +72,9 @@ func run(args []string, p program) int {
 	code, text := exitCode(ctx, err), explain(ctx, err)
 	p.say("%s", text)
 	if code == exitUsage && !p.events.hasStderr() {
+		if cmd.Name() == "help" {
+			cmd = cmd.Root()
+		}
 		fmt.Fprintf(p.err, "Run '%s --help' for usage.\n", cmd.CommandPath())
 	}
 	// What is wrong with the stream itself is no news after that.

@@ -32,8 +32,9 @@ type restoreRequest struct {
 func (a *app) restoreCommand() *cobra.Command {
 	var r restoreRequest
 	cmd := &cobra.Command{
-		Use:   "restore DOMAIN [--checkpoint NAME] {--output DIR | --to TARGET=PATH …}",
-		Short: "Restore disks at any checkpoint",
+		Use:        "restore DOMAIN [--checkpoint NAME] {--output DIR | --to TARGET=PATH …}",
+		Short:      "Restore disks at any checkpoint",
+		SuggestFor: []string{"extract", "recover"},
 		Long: `restore writes the disks of a checkpoint (the newest by default), every byte
 proven by its digest. Files appear under their final names only when all of
 them are complete and durable.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,21 +44,13 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usage.Errorf("unknown command %q", args[0])
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return cmd.Help()
-		},
 	}
+	group(root)
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.repoFlag, "repo", "r", "", "repository: the `PATH` of a directory, or s3://BUCKET/PREFIX (default: IMGBACKUP_REPO)")
 	flags.BoolVar(&a.json, "json", false, "write results as JSON, for programs")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no notes on stderr")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage.Wrap(err) })
+	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(
 		a.initCommand(),
 		a.inspectCommand(),
@@ -74,8 +67,15 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 		a.manCommand(root),
 	)
 	root.SetOut(p.out) // where the completion commands write to
+	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "help" {
+			helpForKnown(c)
+		}
+	}
 	if completion, _, err := root.Find([]string{"completion"}); err == nil {
+		group(completion)
 		for _, shell := range completion.Commands() {
 			shell.Long = strings.TrimRight(shell.Long, "\n") + exitHelp()
 		}
@@ -83,6 +83,24 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 		completion.Example = "  imgbackup completion bash >/etc/bash_completion.d/imgbackup"
 	}
 	return root
+}
+
+// helpForKnown lets help refuse what is no command.
+func helpForKnown(help *cobra.Command) {
+	show := help.Run
+	help.Run = nil
+	help.RunE = func(cmd *cobra.Command, args []string) error {
+		of := cmd.Root()
+		for _, word := range args {
+			found := slices.IndexFunc(of.Commands(), func(c *cobra.Command) bool { return c.Name() == word || c.HasAlias(word) })
+			if found < 0 {
+				return unknownCommand(of, word)
+			}
+			of = of.Commands()[found]
+		}
+		show(cmd, args)
+		return nil
+	}
 }
 
 // store opens the place that --repo names.

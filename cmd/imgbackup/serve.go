@@ -31,8 +31,9 @@ type serveRequest struct {
 func (a *app) serveCommand() *cobra.Command {
 	var r serveRequest
 	cmd := &cobra.Command{
-		Use:   "serve DOMAIN [--checkpoint NAME] {--socket PATH | --listen ADDRESS}",
-		Short: "Offer an archived checkpoint over NBD, at once",
+		Use:        "serve DOMAIN [--checkpoint NAME] {--socket PATH | --listen ADDRESS}",
+		Short:      "Offer an archived checkpoint over NBD, at once",
+		SuggestFor: []string{"mount", "nbd"},
 		Long: `serve offers the disks of a checkpoint (the newest by default) over NBD, straight
 out of the repository: nothing is restored first. Each disk is an export named by
 its target. What is read is proven by its digest; what is damaged is an I/O error

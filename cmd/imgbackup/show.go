@@ -10,11 +10,12 @@ import (
 
 func (a *app) showCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:     "show DOMAIN CHECKPOINT",
-		Short:   "Show one checkpoint",
-		Long:    "show prints what a checkpoint holds and why each disk was backed up as it was.\nWith --json it prints the manifest." + exitHelp(exitDamage, exitInterrupted),
-		Example: "  imgbackup show web monday\n  imgbackup show web monday --json",
-		Args:    takes(cobra.ExactArgs(2), "a DOMAIN and a CHECKPOINT"),
+		Use:        "show DOMAIN CHECKPOINT",
+		Short:      "Show one checkpoint",
+		SuggestFor: []string{"info", "cat"},
+		Long:       "show prints what a checkpoint holds and why each disk was backed up as it was.\nWith --json it prints the manifest." + exitHelp(exitDamage, exitInterrupted),
+		Example:    "  imgbackup show web monday\n  imgbackup show web monday --json",
+		Args:       takes(cobra.ExactArgs(2), "a DOMAIN and a CHECKPOINT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			repo, err := a.openRepo(cmd.Context())
 			if err != nil {
