@@ -23,7 +23,7 @@ import (
 // open opens checkpoint i for as long as the test runs.
 func open(t testing.TB, h *chaintest.History, i int) *view.Checkpoint {
 	t.Helper()
-	c, err := view.Open(context.Background(), h.Repo, h.Checkpoints[i], view.Options{})
+	c, err := view.Open(context.Background(), h.Repo, h.Checkpoints[i], nil, view.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,9 +27,12 @@ func Export(ctx context.Context, c *view.Checkpoint, d *view.Disk, cow *Cow, old
 	}
 	e.Contexts = []nbd.Context{nbd.Allocation(zeros)}
 	for _, m := range older {
-		changes, err := c.Changes(ctx, m, d)
+		was, err := c.Older(ctx, m, d.Name)
 		if err != nil {
 			return nbd.Export{}, err
+		}
+		changes := func(ctx context.Context, start, end int64) bitmapstore.Runs {
+			return d.ChangedSince(ctx, was, start, end)
 		}
 		if cow != nil {
 			archived := changes

@@ -2,7 +2,11 @@
 
 package view
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/imgbackup/imgbackup/archive"
+)
 
 // The unit and the depth of reading ahead: what a reader that goes on from one
 // segment to the next will want soon is fetched before it asks.
@@ -28,7 +32,7 @@ type recent struct {
 	next int
 }
 
-// add tells whether n is new.
+// add reports whether n is new.
 func (r *recent) add(n int64) bool {
 	if r.set == nil {
 		r.set = make(map[int64]bool)
@@ -66,20 +70,22 @@ func (a *ahead) read(d *Disk, off int64) {
 	}
 }
 
-// fetch has a segment's chunks fetched. What fails is met again, and told, by the
-// read that wants it.
+// fetch has a segment's chunks fetched, unless too many are in use already. What fails
+// is met again, and told, by the read that wants it.
 func (a *ahead) fetch(d *Disk, s int64) {
 	ctx := d.chunks.ctx
-	start := s * segmentSize
-	entries, err := d.layout.entries(ctx, start, min(start+segmentSize, d.size), nil)
-	if err != nil {
-		return
-	}
-	all := d.chunks.acquire(entries)
-	for i := range entries {
-		if all[i] != nil {
-			_, _ = all[i].wait(ctx, &entries[i])
+	end := min((s+1)*segmentSize, d.size)
+	for pos := s * segmentSize; pos < end; {
+		entries, err := d.windows.next(ctx, pos, end, batchEntries)
+		if err != nil {
+			return
 		}
+		b := d.chunks.tryAcquire(entries)
+		if b == nil {
+			return
+		}
+		_ = b.each(ctx, func(*archive.Entry, []byte) {})
+		d.chunks.release(b)
+		pos = entries[len(entries)-1].End()
 	}
-	d.chunks.release(all...)
 }

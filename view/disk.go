@@ -5,20 +5,18 @@ package view
 import (
 	"context"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 )
 
-// Disk is one disk of a checkpoint, to be read. It is safe for concurrent use.
+// Disk is one disk of a checkpoint, to be read from anywhere: its layout, parts of
+// which it keeps, and the chunks that its [Reader] keeps. It is safe for concurrent use.
 type Disk struct {
-	Name   string
-	size   int64
-	layout *layout
-	chunks *chunks
-	ahead  ahead
+	*Layout
+	windows windows
+	chunks  *chunks
+	ahead   *ahead // nil: nothing is read ahead
 }
-
-// Size is the disk's virtual size, bytes.
-func (d *Disk) Size() int64 { return d.size }
 
 // ReadAt fills p with the bytes at off, all of which lie within the disk. What is
 // missing or damaged is an [archive.DamageError], of what p needs and of nothing else.
@@ -26,35 +24,74 @@ func (d *Disk) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if len(p) == 0 {
 		return nil
 	}
-	end := off + int64(len(p))
-	entries, err := d.layout.entries(ctx, off, end, nil)
-	if err != nil {
-		return err
-	}
-	all := d.chunks.acquire(entries)
-	defer d.chunks.release(all...)
-	d.ahead.read(d, off)
-	for i := range entries {
-		e := &entries[i]
-		to := p[e.Offset-off : e.End()-off]
-		if e.Zero {
-			clear(to)
-			continue
-		}
-		data, err := all[i].wait(ctx, e)
+	begin, end := off, off+int64(len(p))
+	for pos := begin; pos < end; {
+		entries, err := d.windows.next(ctx, pos, end, batchEntries)
 		if err != nil {
 			return err
 		}
-		copy(to, data)
+		b, err := d.chunks.acquire(ctx, entries)
+		if err != nil {
+			return err
+		}
+		if d.ahead != nil && pos == begin {
+			d.ahead.read(d, begin) // after what is wanted now
+		}
+		err = b.each(ctx, func(e *archive.Entry, data []byte) {
+			to := p[e.Offset-off : e.End()-off]
+			if e.Zero {
+				clear(to)
+			} else {
+				copy(to, data)
+			}
+		})
+		d.chunks.release(b)
+		if err != nil {
+			return err
+		}
+		pos = entries[len(entries)-1].End()
 	}
 	return nil
+}
+
+// Prefetch fetches what the parts are made of, together, as far as the cache has room
+// for it. What cannot be had is an error only of the read that wants it; only the end
+// of ctx is one here.
+func (d *Disk) Prefetch(ctx context.Context, parts []bitmapstore.Run) error {
+	var wanted []archive.Entry
+	room := d.chunks.limit / archive.GridSize
+	for _, part := range parts {
+		for pos := part.Start; pos < min(part.End, d.size) && int64(len(wanted)) < room; {
+			entries, err := d.windows.next(ctx, pos, min(part.End, d.size), batchEntries)
+			if err != nil {
+				return ctx.Err()
+			}
+			for _, e := range entries {
+				if !e.Zero {
+					wanted = append(wanted, e)
+				}
+			}
+			pos = entries[len(entries)-1].End()
+		}
+	}
+	for len(wanted) > 0 && ctx.Err() == nil {
+		n := min(len(wanted), batchEntries)
+		b, err := d.chunks.acquire(ctx, wanted[:n])
+		if err != nil {
+			return err
+		}
+		_ = b.each(ctx, func(*archive.Entry, []byte) {})
+		d.chunks.release(b)
+		wanted = wanted[n:]
+	}
+	return ctx.Err()
 }
 
 // Zeros is where the repository holds the part of the disk in [start, end) as zeros.
 func (d *Disk) Zeros(ctx context.Context, start, end int64) bitmapstore.Runs {
 	return bitmapstore.Join(func(yield func(bitmapstore.Run, error) bool) {
 		for pos := start; pos < end; {
-			w, err := d.layout.at(ctx, pos)
+			w, err := d.windows.at(ctx, pos)
 			if err != nil {
 				yield(bitmapstore.Run{}, err)
 				return

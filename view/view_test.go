@@ -20,7 +20,7 @@ import (
 // open opens checkpoint i for as long as the test runs.
 func open(t testing.TB, h *chaintest.History, i int, o Options) *Checkpoint {
 	t.Helper()
-	c, err := Open(context.Background(), h.Repo, h.Checkpoints[i], o)
+	c, err := Open(context.Background(), h.Repo, h.Checkpoints[i], nil, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +38,7 @@ func TestAnyChain(t *testing.T) {
 		h := chaintest.NewHistory(t)
 		h.Random(r, 2+r.IntN(5), 4096+r.Int64N(5<<19)/512*512)
 		i := r.IntN(len(h.Checkpoints))
-		c, err := Open(context.Background(), h.Repo, h.Checkpoints[i], Options{Cache: 1 + r.Int64N(2<<20)})
+		c, err := Open(context.Background(), h.Repo, h.Checkpoints[i], nil, Options{Cache: 1 + r.Int64N(2<<20)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -50,9 +50,12 @@ func TestAnyChain(t *testing.T) {
 			t.Fatalf("the stream: %v", err)
 		}
 		older := r.IntN(i + 1)
-		changes, err := c.Changes(context.Background(), h.Checkpoints[older], d)
+		was, err := c.Older(context.Background(), h.Checkpoints[older], "vda")
 		if err != nil {
 			t.Fatal(err)
+		}
+		changes := func(ctx context.Context, start, end int64) bitmapstore.Runs {
+			return d.ChangedSince(ctx, was, start, end)
 		}
 		start := r.Int64N(d.Size())
 		end := start + r.Int64N(d.Size()-start+1)
@@ -101,7 +104,7 @@ func TestChunksAreFetchedOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	c.chunks.work.Wait()
+	c.reader.chunks.work.Wait()
 	if h.Store.Read() > int64(len(content))*11/10 {
 		t.Errorf("%d bytes of packs were read for %d", h.Store.Read(), len(content))
 	}
@@ -112,8 +115,8 @@ func TestChunksAreFetchedOnce(t *testing.T) {
 	if n := h.Store.Of("maps/"); n != maps {
 		t.Errorf("%d reads of maps after they were opened", n-maps)
 	}
-	if c.chunks.kept > 64<<20 {
-		t.Errorf("%d bytes are kept", c.chunks.kept)
+	if c.reader.chunks.kept > 64<<20 {
+		t.Errorf("%d bytes are kept", c.reader.chunks.kept)
 	}
 }
 
@@ -129,9 +132,9 @@ func TestCacheIsBounded(t *testing.T) {
 	for range 10 {
 		chaintest.VerifyReads(t, r, c.Disks[0], content)
 	}
-	c.chunks.work.Wait()
-	if c.chunks.kept > 1<<20 {
-		t.Errorf("%d bytes are kept", c.chunks.kept)
+	c.reader.chunks.work.Wait()
+	if c.reader.chunks.kept > 1<<20 {
+		t.Errorf("%d bytes are kept", c.reader.chunks.kept)
 	}
 }
 
@@ -167,7 +170,7 @@ func TestDamageIsItsOwn(t *testing.T) {
 	h.Commit(content, true, nil)
 	c := open(t, h, 0, Options{})
 	const bad = 9<<20 + 100
-	entries, err := c.Disks[0].layout.entries(context.Background(), bad, bad+1, nil)
+	entries, err := c.Disks[0].windows.next(context.Background(), bad, bad+1, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +183,7 @@ func TestDamageIsItsOwn(t *testing.T) {
 		hits++
 		mu.Unlock()
 	}}
-	b, err := Open(context.Background(), &broken, h.Checkpoints[0], Options{})
+	b, err := Open(context.Background(), &broken, h.Checkpoints[0], nil, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,7 +267,7 @@ func TestOutageIsNotKept(t *testing.T) {
 	o := &outage{Store: h.Repo.Store, down: make(chan struct{})}
 	repo := *h.Repo
 	repo.Store = o
-	c, err := Open(context.Background(), &repo, h.Checkpoints[0], Options{})
+	c, err := Open(context.Background(), &repo, h.Checkpoints[0], nil, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ func (a *app) restoreByQemuImg(ctx context.Context, repo *chain.Repository, m *c
 			return usage.Errorf("--to TARGET=-: only raw can be written in order")
 		}
 	}
-	c, err := view.Open(ctx, repo, m, view.Options{Disks: names})
+	c, err := view.Open(ctx, repo, m, names, view.Options{})
 	if err != nil {
 		return err
 	}

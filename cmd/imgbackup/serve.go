@@ -88,7 +88,7 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 	if err != nil {
 		return err
 	}
-	c, err := view.Open(ctx, repo, m, view.Options{Disks: r.disks})
+	c, err := view.Open(ctx, repo, m, r.disks, view.Options{})
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ func (a *app) restoreToStdout(ctx context.Context, repo *chain.Repository, m *ch
 	case f != nil && term.IsTerminal(int(f.Fd())):
 		return usage.Errorf("--to TARGET=-: stdout is a terminal")
 	}
-	c, err := view.Open(ctx, repo, m, view.Options{Disks: []string{targets[0].Disk}})
+	c, err := view.Open(ctx, repo, m, []string{targets[0].Disk}, view.Options{})
 	if err != nil {
 		return err
 	}

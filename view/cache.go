@@ -9,29 +9,64 @@ import (
 	"slices"
 	"sync"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
+const (
+	// batchEntries is how much is fetched together and in use by one read at once:
+	// more than 1 MiB in pieces of [archive.DiffSize], whatever a map says.
+	batchEntries = 64
+	// maxInUse is the number of chunks that all reads together hold at once; each may
+	// take [archive.GridSize] bytes.
+	maxInUse = 256
+)
+
 // chunks fetches decoded chunks and keeps the last ones used. One object serves all
-// disks of a server. It is safe for concurrent use.
+// disks of a reader. It is safe for concurrent use.
+//
+// In memory are at most limit bytes of chunks, or, if that is more, those that are in
+// use: maxInUse of them.
 type chunks struct {
-	ctx     context.Context // of the server: a chunk is fetched for all who wait for it
+	ctx     context.Context // of the reader: a chunk is fetched for all who wait for it
 	fetcher *archive.Fetcher
-	limit   int64         // bytes kept
-	loads   chan struct{} // how many fetch at once
+	limit   int64               // bytes kept
+	inUse   *semaphore.Weighted // of maxInUse chunks
+	loads   chan struct{}       // how many fetch at once
 
 	mu    sync.Mutex
-	byKey map[archive.Digest]*chunk
+	byKey map[place]*chunk
 	used  list.List // of *chunk; the one last used is in front
 	kept  int64
 	bufs  sync.Pool // of *gridBuffer
 	work  sync.WaitGroup
 }
 
-// chunk is one that is fetched or there. Who has acquired it must release it.
+// place is where a chunk lies. The same bytes elsewhere are another chunk: one may be
+// damaged where the other is not.
+type place struct {
+	pack   archive.Ref
+	offset int64
+	length int32
+	chunk  archive.Digest
+}
+
+func placeOf(e *archive.Entry) place {
+	return place{pack: e.Pack, offset: e.FrameOffset, length: e.FrameLength, chunk: e.Chunk}
+}
+
+// batch is some entries with their chunks, nil for zeros.
+type batch struct {
+	entries []archive.Entry
+	chunks  []*chunk
+	held    int64 // of maxInUse
+}
+
+// chunk is one that is fetched or there.
 type chunk struct {
-	key   archive.Digest
+	key   place
 	ready chan struct{} // closed when data or err is set
 	data  []byte
 	err   error
@@ -47,47 +82,93 @@ type chunk struct {
 type gridBuffer [archive.GridSize]byte
 
 func newChunks(ctx context.Context, store objstore.Store, limit int64) *chunks {
-	c := &chunks{ctx: ctx, limit: limit, loads: make(chan struct{}, 8), byKey: make(map[archive.Digest]*chunk)}
+	c := &chunks{ctx: ctx, limit: limit, inUse: semaphore.NewWeighted(maxInUse), loads: make(chan struct{}, 8), byKey: make(map[place]*chunk)}
 	c.bufs.New = func() any { return new(gridBuffer) }
 	c.fetcher = archive.NewFetcher(store, archive.FetcherOptions{Parallel: 8, Buffer: func() []byte { return c.bufs.Get().(*gridBuffer)[:] }})
 	return c
 }
 
-// acquire returns the chunks of entries, nil for zeros, and sees to it that those
-// which are not there are fetched, with as few requests as possible. It does not
-// wait for them.
-func (c *chunks) acquire(entries []archive.Entry) []*chunk {
-	all := make([]*chunk, len(entries))
+// acquire sees to it that the chunks of at most batchEntries entries, which the batch
+// keeps, are fetched if they are not there, with as few requests as possible. It waits
+// while too many are in use, but not for the chunks. The batch must be released.
+func (c *chunks) acquire(ctx context.Context, entries []archive.Entry) (*batch, error) {
+	b := newBatch(entries)
+	if err := c.inUse.Acquire(ctx, b.held); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	c.want(b)
+	return b, nil
+}
+
+// tryAcquire is acquire, or nil where that would have to wait.
+func (c *chunks) tryAcquire(entries []archive.Entry) *batch {
+	b := newBatch(entries)
+	if !c.inUse.TryAcquire(b.held) {
+		return nil
+	}
+	c.want(b)
+	return b
+}
+
+func newBatch(entries []archive.Entry) *batch {
+	b := &batch{entries: entries, chunks: make([]*chunk, len(entries))}
+	for i := range entries {
+		if !entries[i].Zero {
+			b.held++
+		}
+	}
+	return b
+}
+
+// want finds the chunks of a batch, and has those that are missing fetched.
+func (c *chunks) want(b *batch) {
 	var missing []archive.Entry
 	var fresh []*chunk
 	c.mu.Lock()
-	for i := range entries {
-		e := &entries[i]
+	for i := range b.entries {
+		e := &b.entries[i]
 		if e.Zero {
 			continue
 		}
-		k := c.byKey[e.Chunk]
+		key := placeOf(e)
+		k := c.byKey[key]
 		if k == nil {
-			k = &chunk{key: e.Chunk, ready: make(chan struct{}), users: 1} // the loader is its first user
+			k = &chunk{key: key, ready: make(chan struct{}), users: 1} // the loader is its first user
 			k.elem = c.used.PushFront(k)
-			c.byKey[e.Chunk] = k
+			c.byKey[key] = k
 			missing = append(missing, *e)
 			fresh = append(fresh, k)
 		} else {
 			c.used.MoveToFront(k.elem)
 		}
 		k.users++
-		all[i] = k
+		b.chunks[i] = k
 	}
 	c.mu.Unlock()
 	if len(missing) > 0 {
 		c.work.Go(func() { c.load(missing, fresh) })
 	}
-	return all
 }
 
-// wait returns the part of the chunk that the entry wants, valid until k is
-// released.
+// each calls fn for each entry with its bytes, nil for zeros, as they come. What fn
+// gets is valid until the batch is released.
+func (b *batch) each(ctx context.Context, fn func(e *archive.Entry, data []byte)) error {
+	for i := range b.entries {
+		e := &b.entries[i]
+		if e.Zero {
+			fn(e, nil)
+			continue
+		}
+		data, err := b.chunks[i].wait(ctx, e)
+		if err != nil {
+			return err
+		}
+		fn(e, data)
+	}
+	return nil
+}
+
+// wait returns the part of the chunk that the entry wants.
 func (k *chunk) wait(ctx context.Context, e *archive.Entry) ([]byte, error) {
 	select {
 	case <-k.ready:
@@ -104,17 +185,18 @@ func (k *chunk) wait(ctx context.Context, e *archive.Entry) ([]byte, error) {
 	return e.In(k.data)
 }
 
-// release gives up chunks that acquire has returned.
-func (c *chunks) release(all ...*chunk) {
+// release gives a batch up.
+func (c *chunks) release(b *batch) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, k := range all {
+	for _, k := range b.chunks {
 		if k != nil {
 			k.users--
 			c.forget(k)
 		}
 	}
 	c.shrink()
+	c.inUse.Release(b.held)
 }
 
 // forget gives back the memory of a chunk that nobody uses and that is not kept.

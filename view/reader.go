@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package view
+
+import (
+	"context"
+	"sync"
+
+	"github.com/imgbackup/imgbackup/chain"
+)
+
+// Options are the settings of a [Reader]; the zero value is good.
+type Options struct {
+	Cache   int64 // bytes of decoded chunks that are kept; 0: 64 MiB
+	NoAhead bool  // nothing is fetched before it is asked for
+}
+
+// Reader opens disks that share one cache. It is safe for concurrent use, and must be
+// closed.
+type Reader struct {
+	repo    *chain.Repository
+	ctx     context.Context // of all that is fetched for several who wait
+	cancel  context.CancelFunc
+	chunks  *chunks
+	noAhead bool
+	busy    sync.RWMutex // held for reading by all who read maps for others
+}
+
+// NewReader returns a reader that works for as long as ctx lasts, or until Close.
+func NewReader(ctx context.Context, repo *chain.Repository, o Options) *Reader {
+	if o.Cache <= 0 {
+		o.Cache = 64 << 20
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	return &Reader{repo: repo, ctx: ctx, cancel: cancel, chunks: newChunks(ctx, repo.Store, o.Cache), noAhead: o.NoAhead}
+}
+
+// Open opens a disk: see [OpenLayout].
+func (r *Reader) Open(ctx context.Context, d *chain.Disk) (*Disk, error) {
+	l, err := OpenLayout(ctx, r.repo, d)
+	if err != nil {
+		return nil, err
+	}
+	v := &Disk{Layout: l, windows: windows{layout: l, ctx: r.ctx, busy: &r.busy}, chunks: r.chunks}
+	if !r.noAhead {
+		v.ahead = new(ahead)
+	}
+	return v, nil
+}
+
+// Close ends all that is at work. No disk of the reader may be read any more.
+func (r *Reader) Close() {
+	r.cancel()
+	r.chunks.work.Wait() // what reads ahead asks for maps
+	r.busy.Lock()
+	defer r.busy.Unlock()
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package view
+
+import (
+	"context"
+	"slices"
+	"sort"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/imgbackup/imgbackup/archive"
+)
+
+// A window is a part of the disk whose entries are resolved at once and kept: to
+// begin a replay costs a look into every map, however little is wanted of it.
+const (
+	windowSize    = 256 << 20
+	windowEntries = 32 << 10  // one that has more ends earlier
+	keptEntries   = 128 << 10 // of all windows together, some 14 MiB
+)
+
+// window holds the entries of [start, end), which cover it without gaps.
+type window struct {
+	start, end int64
+	entries    []archive.Entry
+}
+
+// from returns the entries that end after off, which lies in the window.
+func (w *window) from(off int64) []archive.Entry {
+	i := sort.Search(len(w.entries), func(i int) bool { return w.entries[i].End() > off })
+	return w.entries[i:]
+}
+
+// windows answers what any part of a disk is made of. It is safe for concurrent use.
+type windows struct {
+	layout *Layout
+	ctx    context.Context // of the disk: a window is resolved for all who wait for it
+	coming singleflight.Group
+	busy   *sync.RWMutex // held for reading by all who resolve
+
+	mu   sync.Mutex
+	all  []*window // the one last used comes last
+	kept int       // entries in them
+}
+
+// at returns a window that holds off, which lies within the disk.
+func (ws *windows) at(ctx context.Context, off int64) (*window, error) {
+	for {
+		w, coming := ws.find(off)
+		if w == nil {
+			select {
+			case got := <-coming:
+				if got.Err != nil {
+					return nil, got.Err
+				}
+				w = got.Val.(*window)
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+		}
+		if off < w.end {
+			return w, nil
+		}
+		// It ended before off: the next one begins there.
+	}
+}
+
+// find returns the window that holds off, or from where it will come.
+func (ws *windows) find(off int64) (*window, <-chan singleflight.Result) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	start := off - off%windowSize
+	for i := len(ws.all) - 1; i >= 0; i-- {
+		w := ws.all[i]
+		if w.start <= off && off < w.end {
+			ws.all = append(slices.Delete(ws.all, i, i+1), w)
+			return w, nil
+		}
+		if w.end <= off {
+			start = max(start, w.end) // the window of this part that ended early
+		}
+	}
+	// Under the lock: whoever resolves the same one has not kept it yet.
+	return nil, ws.coming.DoChan(strconv.FormatInt(start, 10), func() (any, error) { return ws.resolve(start) })
+}
+
+// resolve replays the window that begins at start, and keeps it.
+func (ws *windows) resolve(start int64) (*window, error) {
+	ws.busy.RLock()
+	defer ws.busy.RUnlock()
+	if ws.ctx.Err() != nil {
+		return nil, context.Cause(ws.ctx)
+	}
+	w := &window{start: start, end: start}
+	to := min(start-start%windowSize+windowSize, ws.layout.size)
+	for e, err := range ws.layout.Entries(ws.ctx, start, to) {
+		if err != nil {
+			return nil, err
+		}
+		w.entries = append(w.entries, e)
+		w.end = e.End()
+		if len(w.entries) == windowEntries {
+			break
+		}
+	}
+	w.entries = slices.Clip(w.entries)
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	ws.all = append(ws.all, w)
+	ws.kept += len(w.entries)
+	for ws.kept > keptEntries && len(ws.all) > 1 {
+		ws.kept -= len(ws.all[0].entries)
+		ws.all = slices.Delete(ws.all, 0, 1)
+	}
+	return w, nil
+}
+
+// next returns the entries that [start, end) begins with, clipped to it: at most most.
+func (ws *windows) next(ctx context.Context, start, end int64, most int) ([]archive.Entry, error) {
+	var list []archive.Entry
+	for start < end && len(list) < most {
+		w, err := ws.at(ctx, start)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range w.from(start) {
+			if e.Offset >= end || len(list) == most {
+				break
+			}
+			e.Clip(start, end)
+			list = append(list, e)
+			start = e.End()
+		}
+	}
+	return list, nil
+}
