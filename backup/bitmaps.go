@@ -44,23 +44,6 @@ func (s *session) intent(plan *Plan) (*chain.Intent, error) {
 	return in, nil
 }
 
-// addBitmaps adds the new checkpoint's bitmap to every image that can hold it.
-// From then on every guest write is recorded.
-func (s *session) addBitmaps(ctx context.Context, plan *Plan, intent *chain.Intent) error {
-	for i, p := range plan.Disks {
-		if !p.AddsBitmap {
-			continue
-		}
-		d := s.disks[i]
-		s.hooks.step(StepAdd)
-		name := chain.BitmapName(intent.Checkpoint, intent.CheckpointUUID)
-		if err := d.guard.BitmapAdd(ctx, d.active, name, d.granularity); err != nil {
-			return &chain.DiskError{Disk: p.Disk, Err: err}
-		}
-	}
-	return nil
-}
-
 func names(states []qcow2.BitmapState) []string {
 	var all []string
 	for _, b := range states {

@@ -51,6 +51,8 @@ type DiskPlan struct {
 	AddsBitmap     bool   `json:"adds_bitmap"`
 	NoBitmapReason string `json:"no_bitmap_reason,omitempty"`
 
+	lacksBitmap bool // though it ought to have got one
+
 	base    chain.DiskState // what the delta map builds on; none for a full map
 	verdict trust.Verdict   // on the image's bitmaps, if it was asked for
 	sound   map[string]bool // bitmaps of ours that stood every check, and whether each alone tells what changed
@@ -73,7 +75,8 @@ func (s *session) plan(ctx context.Context, before *Plan) (*Plan, error) {
 			return nil, &chain.DiskError{Disk: d.req.Disk, Err: err}
 		}
 		if before != nil {
-			p.AddsBitmap, p.NoBitmapReason = before.Disks[i].AddsBitmap, before.Disks[i].NoBitmapReason
+			q := before.Disks[i]
+			p.AddsBitmap, p.NoBitmapReason, p.lacksBitmap = q.AddsBitmap, q.NoBitmapReason, q.lacksBitmap
 		}
 		plan.Disks = append(plan.Disks, p)
 	}
@@ -240,61 +243,4 @@ func (s *session) oursAnywhere() map[string]*chain.Manifest {
 		}
 	}
 	return names
-}
-
-// chooseBitmap decides whether the new checkpoint's bitmap can be added to the
-// disk's image.
-func (s *session) chooseBitmap(ctx context.Context, d *disk, p *DiskPlan) error {
-	if err := s.mayAddBitmap(ctx, d, p); err != nil {
-		return err
-	}
-	if s.makesCheckpoint && p.NoBitmapReason != "" && !d.req.NoCheckpoint {
-		return fmt.Errorf("the checkpoint cannot be made: %s (leave the disk out)", p.NoBitmapReason)
-	}
-	return nil
-}
-
-func (s *session) mayAddBitmap(ctx context.Context, d *disk, p *DiskPlan) error {
-	switch {
-	case s.req.NoCheckpoint:
-		p.NoBitmapReason = "no bitmap was wanted (--no-checkpoint)"
-		return nil
-	case d.req.NoCheckpoint:
-		p.NoBitmapReason = "no bitmap was wanted for this disk"
-		return nil
-	}
-	active := d.image.Layers[0]
-	if by := active.ReadBy(); by != "" {
-		p.NoBitmapReason = "the image is read by " + by
-		return nil
-	}
-	if active.Format == qcow2.Raw {
-		p.NoBitmapReason = "raw images hold no bitmaps"
-		return nil
-	}
-	if err := active.CheckAddBitmap(); err != nil {
-		p.NoBitmapReason = err.Error()
-		return nil
-	}
-	if err := active.CheckWritable(); err != nil {
-		return fmt.Errorf("%w, so the checkpoint's bitmap cannot be added; --no-checkpoint backs it up without one", err)
-	}
-	// With wrong reference counts QEMU would allocate the new bitmap's
-	// clusters over guest data. Nothing in the header need tell: other programs
-	// and failing disks leave no mark, and QEMU commits an overlay into an image
-	// with lazy counts that was not closed, and then marks it closed. So they
-	// are looked at each time, which takes reading the tables once more.
-	check, err := qcow2.CheckRefcounts(ctx, active.Path)
-	if err != nil {
-		return err
-	}
-	if err := check.Err(); err != nil {
-		p.NoBitmapReason = fmt.Sprintf("nothing is written into the image: %v; qemu-img check -r all may repair it (keep a copy)", err)
-		return nil
-	}
-	if err := qcow2.FreeSpaceFor(active, active.BitmapGranularity()); err != nil {
-		return err
-	}
-	p.AddsBitmap = true
-	return nil
 }

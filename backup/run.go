@@ -189,6 +189,7 @@ func (s *session) writeUnderIntent(ctx context.Context, plan *Plan, intent *chai
 	if s.hooks.Planned != nil {
 		s.hooks.Planned(plan)
 	}
+	s.noteLacking(plan)
 	s.states.kept.drop()
 	s.hooks.step(StepRead)
 	var manifest *chain.Manifest

@@ -5,13 +5,18 @@ package backup_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/trust"
+	"github.com/imgbackup/imgbackup/qcow2"
 )
 
 // inNamespace runs the running test once more, in a process with its own user
@@ -38,17 +43,77 @@ func inNamespace(t *testing.T, uid int) bool {
 }
 
 // A full file system under the image: qemu-img would lose all bitmaps, so it is
-// not let near it. Image, bitmaps and repository stay as they are.
+// not let near it, and the disk is backed up without a new one. What is nothing
+// but bitmaps is refused.
 func TestTrustFullFileSystem(t *testing.T) {
 	t.Parallel()
 	if !inNamespace(t, 0) {
 		return
 	}
+	l := newLabOn(t, 16)
+	twoCheckpoints(l)
+	next := 3
+	for _, free := range []int64{0, 512 << 10} {
+		l.fill(free)
+		l.unchanged(func() {
+			if _, err := backup.CreateCheckpoint(t.Context(), l.repo, l.request("k", l.disk("vda")), backup.Hooks{}); !errors.Is(err, syscall.ENOSPC) {
+				t.Errorf("%d bytes are free, checkpoint: %v", free, err)
+			}
+		})
+		for _, mode := range []backup.Mode{backup.Auto, backup.Incremental, backup.Full} {
+			req := l.request(fmt.Sprintf("c%d", next), l.disk("vda"))
+			req.Mode = mode
+			next++
+			r := l.withoutBitmap(req, "no space left")
+			if mode == backup.Full {
+				l.expect(r, "vda", backup.Full, backup.ByNothing, trust.ReasonRequested)
+			} else if d, _ := r.Manifest.Disk("vda"); l.trusted(r, "c2") != d || !strings.Contains(d.NoBitmapReason, "what changed since c2 once more") {
+				t.Errorf("what it costs: %s", d.NoBitmapReason)
+			}
+		}
+	}
+	l.must(os.Remove(l.path("filler")))
+	if d := l.trusted(l.backup("last", l.disk("vda")), "c2"); d.Bitmap == "" {
+		t.Errorf("there is room again, and no bitmap was added: %s", d.NoBitmapReason)
+	}
+	l.restoreAll()
+}
+
+// The file system is full only when qemu-img comes to it: it loses all bitmaps,
+// and reports success. That is no small thing, so the backup fails and says it.
+func TestTrustFileSystemFillsUp(t *testing.T) {
+	t.Parallel()
+	if !inNamespace(t, 0) {
+		return
+	}
+	l := newLabOn(t, 16)
+	twoCheckpoints(l)
+	filled := false
+	_, err := l.run(l.request("c3", l.disk("vda")), backup.Hooks{Step: func(name string) {
+		if name == backup.StepAdd {
+			filled = true
+			l.fill(0)
+		}
+	}})
+	var changed *qcow2.BitmapChangedError
+	if !filled || !errors.As(err, &changed) || !strings.Contains(err.Error(), "it did harm") {
+		t.Errorf("filled %v: %v", filled, err)
+	}
+	l.must(os.Remove(l.path("filler")))
+	l.expect(l.backup("c3", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, trust.ReasonInUse)
+	l.trusted(l.backup("c4", l.disk("vda")), "c3")
+	l.restoreAll()
+}
+
+// newLabOn keeps the images on a file system of so many MiB of its own. The test
+// must be in a namespace, as root.
+func newLabOn(t *testing.T, mib int) *lab {
+	t.Helper()
 	images := t.TempDir()
 	if err := syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Mount("tmpfs", images, "tmpfs", 0, "size=16m"); err != nil {
+	if err := syscall.Mount("tmpfs", images, "tmpfs", 0, fmt.Sprintf("size=%dm", mib)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -56,35 +121,47 @@ func TestTrustFullFileSystem(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	l := newLabIn(t, images, t.TempDir())
-	twoCheckpoints(l)
-	for _, free := range []int{0, 512 << 10} {
-		f, err := os.Create(l.path("filler"))
-		l.must(err)
-		var end int64
-		for chunk := make([]byte, 64<<10); ; end += int64(len(chunk)) {
-			if _, err := f.Write(chunk); err != nil {
-				break
-			}
-		}
-		l.must(f.Truncate(end - int64(free)))
-		l.must(f.Close())
-		for _, mode := range []backup.Mode{backup.Auto, backup.Incremental, backup.Full} {
-			req := l.request("c3", l.disk("vda"))
-			req.Mode = mode
-			l.unchanged(func() {
-				if err := l.fails(req, backup.Hooks{}); !errors.Is(err, syscall.ENOSPC) {
-					t.Errorf("%d bytes are free, mode %s: %v", free, mode, err)
-				}
-			})
-		}
-	}
-	l.must(os.Remove(l.path("filler")))
-	l.trusted(l.backup("c3", l.disk("vda")), "c2")
-	l.restoreAll()
+	return newLabIn(t, images, t.TempDir())
 }
 
-// An image that must not be written to needs --no-checkpoint.
+// fill leaves so many bytes free under the images.
+func (l *lab) fill(free int64) {
+	l.t.Helper()
+	f, err := os.Create(l.path("filler"))
+	l.must(err)
+	var end int64
+	for chunk := make([]byte, 64<<10); ; {
+		n, err := f.Write(chunk)
+		end += int64(n)
+		if err != nil {
+			break
+		}
+	}
+	l.must(f.Truncate(end - free))
+	l.must(f.Close())
+}
+
+// withoutBitmap backs up, and checks that the disk vda got no bitmap for the given
+// reason, which is told, and that the images are as they were.
+func (l *lab) withoutBitmap(req backup.Request, why string) *backup.Result {
+	l.t.Helper()
+	images := l.state(l.images)
+	r := l.backupAs(req)
+	if l.state(l.images) != images {
+		l.t.Errorf("%s: the images were written to", req.Checkpoint)
+	}
+	d, _ := r.Manifest.Disk("vda")
+	if d.Bitmap != "" || !strings.Contains(d.NoBitmapReason, why) || !strings.Contains(d.NoBitmapReason, "the next backup has to read") {
+		l.t.Errorf("%s: bitmap %q, %q", req.Checkpoint, d.Bitmap, d.NoBitmapReason)
+	}
+	if !slices.ContainsFunc(r.Notes, func(note string) bool { return strings.Contains(note, d.NoBitmapReason) }) {
+		l.t.Errorf("%s: nothing is said of it: %q", req.Checkpoint, r.Notes)
+	}
+	return r
+}
+
+// An image that must not be written to is read all the same, whether that is
+// known before or only qemu-img finds out.
 func TestTrustReadOnlyImage(t *testing.T) {
 	t.Parallel()
 	if !inNamespace(t, 1000) {
@@ -92,16 +169,42 @@ func TestTrustReadOnlyImage(t *testing.T) {
 	}
 	l := newLab(t)
 	twoCheckpoints(l)
-	l.must(os.Chmod(l.path("vda"), 0o444))
-	req := l.request("c3", l.disk("vda"))
+	l.remember("vm", "c3", l.disk("vda"))
+	images := ""
+	r, err := l.run(l.request("c3", l.disk("vda")), backup.Hooks{Step: func(name string) {
+		if name == backup.StepAdd {
+			l.must(os.Chmod(l.path("vda"), 0o444))
+			images = l.state(l.images)
+		}
+	}})
+	if err != nil || images == "" {
+		t.Fatalf("%v (images: %s)", err, images)
+	}
+	d := l.trusted(r, "c2")
+	if d.Bitmap != "" || !strings.Contains(d.NoBitmapReason, "Permission denied") || !strings.Contains(d.NoBitmapReason, "what changed since c2 once more") {
+		t.Errorf("bitmap %q, %q", d.Bitmap, d.NoBitmapReason)
+	}
+	if len(r.Notes) != 1 || !strings.Contains(r.Notes[0], d.NoBitmapReason) {
+		t.Errorf("notes: %q", r.Notes)
+	}
+	if l.state(l.images) != images {
+		t.Error("the image was written to")
+	}
+	if intents, damaged, err := l.repo.Intents(t.Context(), "vm"); len(intents)+len(damaged) != 0 || err != nil {
+		t.Errorf("intents are left: %v, %v, %v", intents, damaged, err)
+	}
+
 	l.unchanged(func() {
-		if err := l.fails(req, backup.Hooks{}); !errors.Is(err, fs.ErrPermission) {
-			t.Errorf("got %v, want a permission error", err)
+		if _, err := backup.CreateCheckpoint(t.Context(), l.repo, l.request("k", l.disk("vda")), backup.Hooks{}); !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("checkpoint: got %v, want a permission error", err)
 		}
 	})
+	l.trusted(l.withoutBitmap(l.request("c4", l.disk("vda")), "permission denied"), "c2")
+	req := l.request("c5", l.disk("vda"))
 	req.NoCheckpoint = true
-	images := l.state(l.images)
-	l.trusted(l.backupAs(req), "c2")
+	if d := l.trusted(l.backupAs(req), "c2"); d.NoBitmapReason != "no bitmap was wanted (--no-checkpoint)" {
+		t.Errorf("no bitmap was wanted, and it says %q", d.NoBitmapReason)
+	}
 	if l.state(l.images) != images {
 		t.Error("the image was written to")
 	}

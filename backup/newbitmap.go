@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// chooseBitmap decides whether the new checkpoint's bitmap is added to the
+// disk's image. Where it cannot be, an archive goes on without one: it is the
+// data that is to be saved. A checkpoint without data is its bitmaps.
+func (s *session) chooseBitmap(ctx context.Context, d *disk, p *DiskPlan) error {
+	switch {
+	case s.req.NoCheckpoint:
+		p.NoBitmapReason = "no bitmap was wanted (--no-checkpoint)"
+		return nil
+	case d.req.NoCheckpoint:
+		p.NoBitmapReason = "no bitmap was wanted for this disk"
+		return nil
+	}
+	why, expected, err := refusesBitmap(ctx, d.image.Layers[0])
+	switch {
+	case err != nil:
+		return err
+	case why == nil:
+		p.AddsBitmap = true
+	case s.makesCheckpoint:
+		return fmt.Errorf("the checkpoint cannot be made: %w (leave the disk out)", why)
+	case expected:
+		p.NoBitmapReason = why.Error()
+	default:
+		p.goWithoutBitmap(why)
+	}
+	return nil
+}
+
+// refusesBitmap returns the reason why a bitmap cannot be added to an image whose
+// data can be read, or nil, and whether no other is to be expected of an image of
+// its format. Its error is one that ends the backup.
+func refusesBitmap(ctx context.Context, active *qcow2.Layer) (why error, expected bool, err error) {
+	if by := active.ReadBy(); by != "" {
+		return errors.New("the image is read by " + by), true, nil
+	}
+	if active.Format == qcow2.Raw {
+		return errors.New("raw images hold no bitmaps"), true, nil
+	}
+	if err := active.CheckAddBitmap(); err != nil {
+		return err, false, nil
+	}
+	if err := active.CheckWritable(); err != nil {
+		return err, false, nil
+	}
+	// With wrong reference counts QEMU would allocate the new bitmap's
+	// clusters over guest data. Nothing in the header need tell: other programs
+	// and failing disks leave no mark, and QEMU commits an overlay into an image
+	// with lazy counts that was not closed, and then marks it closed. So they
+	// are looked at each time, which takes reading the tables once more.
+	check, err := qcow2.CheckRefcounts(ctx, active.Path)
+	if endsBackup(ctx, err) {
+		return nil, false, err
+	}
+	if err != nil {
+		return fmt.Errorf("nothing is written into the image: %w", err), false, nil
+	}
+	if err := check.Err(); err != nil {
+		return fmt.Errorf("nothing is written into the image: %w; qemu-img check -r all may repair it (keep a copy)", err), false, nil
+	}
+	return qcow2.FreeSpaceFor(active, active.BitmapGranularity()), false, nil
+}
+
+// endsBackup reports whether an error that a qemu-img ended with says more than
+// that the image gets no bitmap.
+func endsBackup(ctx context.Context, err error) bool {
+	var inUse *qcow2.InUseError
+	return err != nil && (ctx.Err() != nil || errors.As(err, &inUse))
+}
+
+// goWithoutBitmap notes why an image that could hold the new bitmap does not get
+// it, and what that costs.
+func (p *DiskPlan) goWithoutBitmap(why error) {
+	cost := "everything"
+	switch {
+	case p.verdict.Trusted:
+		// The bitmap that this backup rests on stays, and records on.
+		cost = "what changed since " + p.Since.Name + " once more"
+	case p.Requested == Full: // older bitmaps were not asked for
+		cost = "more than what changes from now on"
+	}
+	p.AddsBitmap, p.lacksBitmap = false, true
+	p.NoBitmapReason = fmt.Sprintf("%v; so the next backup has to read %s", why, cost)
+}
+
+// noteLacking tells which images ought to have got a bitmap and did not.
+func (s *session) noteLacking(plan *Plan) {
+	for _, p := range plan.Disks {
+		if p.lacksBitmap {
+			s.hooks.note("disk %s: no bitmap was added: %s", p.Disk, p.NoBitmapReason)
+		}
+	}
+}
+
+// addBitmaps adds the new checkpoint's bitmap to every image that can hold it.
+// From then on every guest write is recorded.
+func (s *session) addBitmaps(ctx context.Context, plan *Plan, intent *chain.Intent) error {
+	name := chain.BitmapName(intent.Checkpoint, intent.CheckpointUUID)
+	for i, p := range plan.Disks {
+		if !p.AddsBitmap {
+			continue
+		}
+		s.hooks.step(StepAdd)
+		if err := s.addBitmap(ctx, s.disks[i], p, name); err != nil {
+			return &chain.DiskError{Disk: p.Disk, Err: err}
+		}
+	}
+	return nil
+}
+
+// addBitmap adds a bitmap to a disk's image. Between the look at the image and
+// qemu-img's work its file system may have filled up, so a qemu-img that failed
+// is no reason to have no backup: if it left the image's bitmaps as they were,
+// an archive goes on without a new one.
+func (s *session) addBitmap(ctx context.Context, d *disk, p *DiskPlan, name string) error {
+	err := d.guard.BitmapAdd(ctx, d.active, name, d.granularity)
+	if err == nil || s.makesCheckpoint || endsBackup(ctx, err) {
+		return err
+	}
+	if _, rerr := RemoveBitmap(ctx, d.guard, d.active, name); rerr != nil {
+		return errors.Join(err, rerr)
+	}
+	if verr := qcow2.VerifyBitmapRemoved(d.active, d.before, name); verr != nil {
+		return fmt.Errorf("%w; it did harm: %w", err, verr)
+	}
+	p.goWithoutBitmap(err)
+	return nil
+}
