@@ -73,18 +73,7 @@ func (s *source) each(ctx context.Context, fn func(archive.Entry) error) error {
 // batch fetches the chunks of entries. fn gets each entry's index and bytes,
 // from several goroutines at once.
 func (s *source) batch(ctx context.Context, entries []archive.Entry, fn func(i int, data []byte) error) error {
-	err := s.fetcher.Batch(ctx, entries, func(indexes []int, chunk []byte) error {
-		for _, i := range indexes {
-			data, err := entries[i].In(chunk)
-			if err != nil {
-				return err
-			}
-			if err := fn(i, data); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	err := s.fetcher.Slices(ctx, entries, fn)
 	var in *archive.EntryError
 	if errors.As(err, &in) {
 		return s.damage(err, in.Entry.Offset, in.Entry.End())

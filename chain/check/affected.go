@@ -10,6 +10,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // The part of a check that says what damage means: which disks of which
@@ -182,7 +183,7 @@ func (c *check) replayDamaged(ctx context.Context, d diskID, t *trial) error {
 	if !ok {
 		return nil // its manifest has been replaced
 	}
-	maps, err := chain.ReplayMaps(ctx, c.repo, disk)
+	layout, err := view.OpenLayout(ctx, c.repo, disk)
 	if archive.IsDamage(err) {
 		return nil // all of it is lost, and that is reported already
 	}
@@ -190,7 +191,7 @@ func (c *check) replayDamaged(ctx context.Context, d diskID, t *trial) error {
 		return err
 	}
 	hit := make(map[string]*Affected)
-	for e, err := range archive.Replay(ctx, maps, 0, disk.Size) {
+	for e, err := range layout.Entries(ctx, 0, disk.Size) {
 		if archive.IsDamage(err) {
 			break
 		}
