@@ -84,7 +84,8 @@ type Request struct {
 	Domain      string
 	DomainUUID  string // from the domain's definition; empty if unknown
 	Disks       []DiskRequest
-	Files       []FileRequest // archived beside the disks; at most one of each role
+	Files       []FileRequest   // archived beside the disks; at most one of each role
+	LeftOut     []chain.LeftOut // of the domain's disks; recorded in the manifest
 	Mode        Mode
 	Since       string // for disks that name none; empty: the newest that can be trusted
 	Checkpoint  string // empty: a new name from the time

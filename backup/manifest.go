@@ -20,7 +20,7 @@ func (s *session) manifest(plan *Plan) *chain.Manifest {
 		Kind: s.kind, Domain: s.req.Domain, DomainUUID: s.domainUUID(), Host: s.host,
 		Checkpoint: s.checkpoint, UUID: s.uuid, Sequence: chain.NextSequence(s.history),
 		Created: s.started, Description: s.req.Description, Tool: s.req.Tool,
-		Locking: locking,
+		Locking: locking, LeftOut: s.req.LeftOut,
 	}
 	m.Follow(plan.parent)
 	if s.kind == chain.KindArchive {

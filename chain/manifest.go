@@ -72,7 +72,23 @@ type Manifest struct {
 	Requested    string          `json:"requested,omitempty"` // the mode that the user asked for; of an archive only
 	Disks        []Disk          `json:"disks"`
 	Files        []File          `json:"files,omitempty"` // that belong to the domain beside its disks
+	LeftOut      []LeftOut       `json:"left_out,omitempty"`
 }
+
+// LeftOut is a disk of the domain that is not in the checkpoint, and why.
+type LeftOut struct {
+	Disk   string `json:"disk"`
+	Code   string `json:"reason_code"`
+	Reason string `json:"reason"`
+}
+
+// Why a disk of a domain can be left out of its backup.
+const (
+	LeftOutByRequest = "excluded"
+	LeftOutCdrom     = "cdrom"
+	LeftOutEmpty     = "empty" // it has no medium
+	LeftOutReadOnly  = "read-only"
+)
 
 // The roles of files.
 const (

@@ -145,6 +145,13 @@ func (m *Manifest) Validate() error {
 		c.in("disk "+d.Name, func(c *checker) { d.validate(c, m) })
 	}
 	m.validateFiles(&c)
+	c.that(len(m.LeftOut) <= maxDisks, "%d disks left out", len(m.LeftOut))
+	for _, l := range m.LeftOut {
+		c.that(l.Disk != "", "a disk left out has no name")
+		c.text("a disk left out", l.Disk, maxShort)
+		c.word("reason_code of a disk left out", l.Code, true)
+		c.text("reason of a disk left out", l.Reason, maxText)
+	}
 	if c.err != nil {
 		return fmt.Errorf("invalid manifest: %w", c.err)
 	}

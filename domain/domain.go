@@ -17,6 +17,9 @@ const (
 	TypeBlock = "block"
 )
 
+// TypeVolume is that of a disk which is a volume of a storage pool.
+const TypeVolume = "volume"
+
 // Domain is what a backup needs of a domain's definition.
 type Domain struct {
 	Name  string
@@ -35,6 +38,7 @@ type Disk struct {
 	Type     string // of the source: file, block, network, …
 	Path     string // of a file or block device; empty when there is no medium
 	Protocol string // of a network source
+	Volume   Volume // of a source of type volume
 	Format   string // of the image; empty when the definition does not say
 	ReadOnly bool
 
@@ -43,6 +47,8 @@ type Disk struct {
 	Backing     []BackingImage
 	BackingEnds bool
 	Sliced      bool // only a part of the source is the disk
+
+	Unresolved error // why it is not known where the volume lies; nil: nobody asked, or it is
 
 	bus string // as the definition names it
 }
@@ -59,6 +65,8 @@ func (d *Disk) Empty() bool {
 		return d.Path == ""
 	case "network":
 		return d.Protocol == ""
+	case TypeVolume:
+		return d.Volume.Name == ""
 	}
 	return false
 }
@@ -103,7 +111,7 @@ func (d *diskXML) UnmarshalXML(dec *xml.Decoder, start xml.StartElement) error {
 		}
 	}
 	switch d.kind {
-	case TypeFile, TypeBlock, "dir", "network", "volume", "nvme", "vhostuser", "vhostvdpa":
+	case TypeFile, TypeBlock, "dir", "network", TypeVolume, "nvme", "vhostuser", "vhostvdpa":
 	default:
 		return fmt.Errorf("disk type %q is not known", clip(d.kind))
 	}
@@ -210,6 +218,9 @@ func newDisk(x *diskXML) (Disk, error) {
 	}
 	if x.Source != nil {
 		d.Path, d.Protocol = sourcePath(x.Source)
+		if v := x.Source.Volume; v != nil {
+			d.Volume = Volume{Pool: v.Pool, Name: v.Volume}
+		}
 		d.Sliced = x.Source.Slices != nil && len(x.Source.Slices.Slices) > 0
 	}
 	d.readBacking(x.BackingStore)

@@ -11,6 +11,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/push"
+	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -31,8 +32,8 @@ type Backup struct {
 // Job is the backup of one domain, as the engines take it.
 type Job struct {
 	Request backup.Request
-	Targets []push.Target // push mode; none: the disks go into the repository
-	LeftOut []LeftOut     // of the definition's disks
+	Targets []push.Target   // push mode; none: the disks go into the repository
+	LeftOut []chain.LeftOut // of the definition's disks
 }
 
 // Check returns an error for words that are wrong whatever the XML says.

@@ -25,7 +25,7 @@ type Checkpoint struct {
 }
 
 // Request reads what is named and makes the request of it.
-func (c *Checkpoint) Request(stdin io.Reader) (backup.Request, []LeftOut, error) {
+func (c *Checkpoint) Request(stdin io.Reader) (backup.Request, []chain.LeftOut, error) {
 	req := c.Engine
 	in, err := c.XML.Read(stdin)
 	if err != nil {

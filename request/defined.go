@@ -17,18 +17,15 @@ import (
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
-// LeftOut is a disk of a definition that a backup does not take, and why.
-type LeftOut struct {
-	Disk   string `json:"disk"`
-	Reason string `json:"reason"`
-}
-
 // ErrNoDisks says that a definition has no disk that could be backed up.
 var ErrNoDisks = errors.New("no disk of the domain is left to be backed up")
 
+// errUnreadable says that a backup would lack disks that the guest writes to.
+var errUnreadable = errors.New("a disk that the guest can write to can't be read from here")
+
 // fill takes into a request what the files and the disks named beside them say of
 // it, for a backup that is made now.
-func (in *XML) fill(req *backup.Request, disks []disk, p purpose) ([]LeftOut, error) {
+func (in *XML) fill(req *backup.Request, disks []disk, p purpose) ([]chain.LeftOut, error) {
 	if in.domain == nil {
 		if in.backup != nil || in.checkpoint != nil {
 			return nil, usage.Errorf("--backup-xml and --checkpoint-xml need the domain's definition: --domain-xml FILE")
@@ -40,10 +37,14 @@ func (in *XML) fill(req *backup.Request, disks []disk, p purpose) ([]LeftOut, er
 		return nil, err
 	}
 	left, err := in.fillDefined(req, disks, p)
+	req.LeftOut = left
+	if errors.Is(err, errUnreadable) {
+		return left, err
+	}
 	return left, usage.Wrap(err)
 }
 
-func (in *XML) fillDefined(req *backup.Request, disks []disk, p purpose) (left []LeftOut, err error) {
+func (in *XML) fillDefined(req *backup.Request, disks []disk, p purpose) (left []chain.LeftOut, err error) {
 	req.DomainUUID = in.domain.UUID
 	if req.Files, err = in.files(); err != nil {
 		return nil, err
@@ -55,10 +56,11 @@ func (in *XML) fillDefined(req *backup.Request, disks []disk, p purpose) (left [
 	if err != nil {
 		return nil, err
 	}
+	var unreadable, excluding []string
 	for i := range in.domain.Disks {
 		d := &in.domain.Disks[i]
 		c := choices[d.Target]
-		reason := c.skips(d)
+		code, reason := c.skips(d)
 		if reason == "" {
 			r, err := c.request(d)
 			if err != nil {
@@ -70,12 +72,29 @@ func (in *XML) fillDefined(req *backup.Request, disks []disk, p purpose) (left [
 		if c.wanted {
 			return nil, fmt.Errorf("disk %s cannot be backed up: it is %s", d.Target, reason)
 		}
-		left = append(left, LeftOut{Disk: d.Target, Reason: reason})
+		if code == "" {
+			unreadable = append(unreadable, d.Target+" is "+reason)
+			excluding = append(excluding, in.excluding(d.Target))
+			continue
+		}
+		left = append(left, chain.LeftOut{Disk: d.Target, Code: code, Reason: reason})
+	}
+	if len(unreadable) > 0 {
+		return left, fmt.Errorf("%w: disk %s (a backup without it takes %s)", errUnreadable,
+			strings.Join(unreadable, "; disk "), strings.Join(excluding, " "))
 	}
 	if len(req.Disks) == 0 {
 		return left, ErrNoDisks
 	}
 	return left, in.applyCheckpoint(req)
+}
+
+// excluding is what leaves a disk out of a backup.
+func (in *XML) excluding(disk string) string {
+	if in.backup != nil {
+		return fmt.Sprintf("<disk name='%s' backup='no'/>", disk)
+	}
+	return fmt.Sprintf("--disk %s,backup=no", disk)
 }
 
 // files are the definition itself and what it names of firmware.
@@ -158,26 +177,29 @@ func (in *XML) choices(disks []disk, p purpose) (map[string]choice, error) {
 	return all, nil
 }
 
-// skips says why a disk is not taken; empty: it is. What is read-only can be
-// taken when it is asked for, as in libvirt.
-func (c *choice) skips(d *dom.Disk) string {
+// skips says why a disk is not taken; no reason: it is; no code: a backup without it
+// would lack what the guest has written. What is read-only can be taken when it is
+// asked for, as in libvirt.
+func (c *choice) skips(d *dom.Disk) (code, reason string) {
 	switch {
 	case c.dropped != "":
-		return c.dropped
+		return chain.LeftOutByRequest, c.dropped
 	case d.Empty():
-		return fmt.Sprintf("a %s without a medium", d.Device)
-	case d.Type != dom.TypeFile && d.Type != dom.TypeBlock && c.Path == "":
-		what := d.Type
-		if d.Protocol != "" {
-			what += " (" + d.Protocol + ")"
-		}
-		return fmt.Sprintf("a disk of type %s, no file or block device of this host", what)
+		return chain.LeftOutEmpty, fmt.Sprintf("a %s without a medium", d.Device)
 	case d.Device == "cdrom" && !c.wanted:
-		return "a cdrom, which is read-only"
+		return chain.LeftOutCdrom, "a cdrom, which is read-only"
 	case d.ReadOnly && !c.wanted:
-		return "read-only"
+		return chain.LeftOutReadOnly, "read-only"
+	case c.Path != "" || d.Type == dom.TypeFile || d.Type == dom.TypeBlock:
+		return "", ""
+	case d.Unresolved != nil:
+		return "", fmt.Sprintf("volume %s of storage pool %s: %v", d.Volume.Name, d.Volume.Pool, d.Unresolved)
 	}
-	return ""
+	what := d.Type
+	if d.Protocol != "" {
+		what += " (" + d.Protocol + ")"
+	}
+	return "", fmt.Sprintf("a disk of type %s, no file or block device of this host", what)
 }
 
 // request is how one disk of a definition is backed up.

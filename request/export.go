@@ -11,6 +11,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/pull"
+	"github.com/imgbackup/imgbackup/chain"
 	dom "github.com/imgbackup/imgbackup/domain"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
@@ -28,9 +29,9 @@ type Export struct {
 type ExportJob struct {
 	Request backup.Request // an empty mode of a disk: incremental if it or the request names a checkpoint
 	Names   []pull.Names
-	LeftOut []LeftOut     // of the definition's disks
-	Server  *Server       // that the backup XML demands; nil: it is for the caller to choose
-	Scratch []ScratchFile // that the backup XML names, and that are not used
+	LeftOut []chain.LeftOut // of the definition's disks
+	Server  *Server         // that the backup XML demands; nil: it is for the caller to choose
+	Scratch []ScratchFile   // that the backup XML names, and that are not used
 }
 
 // Server is where a pull backup's XML wants it to be offered: one of the two.

@@ -3,6 +3,7 @@
 package request
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -24,7 +25,12 @@ type Files struct {
 	Domain     string
 	Backup     string // a domainbackup
 	Checkpoint string // a domaincheckpoint
+
+	Pools string // the folder with the definitions of storage pools, NAME.xml
 }
+
+// Pools is where libvirt keeps the definitions of storage pools.
+const Pools = "/etc/libvirt/storage"
 
 // XML is what was read of them; each may be nil.
 type XML struct {
@@ -59,6 +65,9 @@ func (f Files) read(stdin io.Reader) (*XML, error) {
 		if err := in.readDomain(f.Domain, stdin); err != nil {
 			return in, err
 		}
+		in.domain.ResolveVolumes(func(pool string) ([]byte, error) {
+			return readFile(filepath.Join(cmp.Or(f.Pools, Pools), pool+".xml"), stdin)
+		})
 	}
 	if f.Backup != "" {
 		data, err := readFile(f.Backup, stdin)

@@ -80,7 +80,7 @@ func (a *app) backupAll(ctx context.Context, b backupOptions) error {
 func (a *app) backupDefinition(ctx context.Context, repo *chain.Repository, b backupOptions, file string) domainOutcome {
 	o := domainOutcome{File: file}
 	err := func() error {
-		b.XML = request.Files{Domain: filepath.Join(b.folder, file)}
+		b.XML = request.Files{Domain: filepath.Join(b.folder, file), Pools: b.XML.Pools}
 		job, err := a.backupJob(b.Backup)
 		if o.Domain = job.Request.Domain; err != nil {
 			return err

@@ -52,7 +52,8 @@ file that is there. A --target is TARGET=PATH and may have more:
 
 --domain-xml names a domain's definition, as libvirt keeps it or virsh dumpxml
 prints it. DOMAIN is then the definition's name, and every disk of it is taken
-that can be written to; --disk only says what differs: --disk vdb,backup=no.
+that can be written to, or the backup fails; --disk only says what differs:
+--disk vdb,backup=no. Volumes of storage pools are found through --pools DIR.
 --backup-xml and --checkpoint-xml describe the backup as libvirt's domainbackup
 and domaincheckpoint do. Disks to which the backup XML gives targets are written
 there, and else into the repository. A FILE of - is standard input. --print-xml
@@ -179,8 +180,13 @@ func (a *app) backupJob(b request.Backup) (request.Job, error) {
 	return job, err
 }
 
-func (a *app) noteLeftOut(domain string, left []request.LeftOut) {
+// noteLeftOut says which disks a person may miss: not those that were excluded, nor
+// what no guest keeps anything on.
+func (a *app) noteLeftOut(domain string, left []chain.LeftOut) {
 	for _, l := range left {
+		if l.Code != chain.LeftOutReadOnly {
+			continue
+		}
 		a.note(fmt.Sprintf("disk %s of %s is left out: %s", l.Disk, domain, l.Reason))
 	}
 }
@@ -235,10 +241,10 @@ func (a *app) carryOut(ctx context.Context, repo *chain.Repository, req backup.R
 // planJSON is what backup --dry-run --json prints.
 type planJSON struct {
 	*backup.Plan
-	LeftOut []request.LeftOut `json:"left_out,omitempty"`
+	LeftOut []chain.LeftOut `json:"left_out,omitempty"`
 }
 
-func (a *app) printPlan(plan *backup.Plan, left []request.LeftOut) error {
+func (a *app) printPlan(plan *backup.Plan, left []chain.LeftOut) error {
 	if a.json {
 		return a.printJSON(planJSON{plan, left})
 	}
@@ -273,19 +279,19 @@ func describeMode(p *backup.DiskPlan) string {
 
 // backupJSON is what backup --json prints.
 type backupJSON struct {
-	Domain     string            `json:"domain"`
-	Checkpoint string            `json:"checkpoint"`
-	UUID       string            `json:"uuid"`
-	Parent     string            `json:"parent,omitempty"`
-	Disks      []diskJSON        `json:"disks"`
-	LeftOut    []request.LeftOut `json:"left_out,omitempty"`
-	Packs      int64             `json:"packs"`
-	PackBytes  int64             `json:"pack_bytes"`
-	Seconds    float64           `json:"seconds"`
-	Notes      []string          `json:"notes,omitempty"`
+	Domain     string          `json:"domain"`
+	Checkpoint string          `json:"checkpoint"`
+	UUID       string          `json:"uuid"`
+	Parent     string          `json:"parent,omitempty"`
+	Disks      []diskJSON      `json:"disks"`
+	LeftOut    []chain.LeftOut `json:"left_out,omitempty"`
+	Packs      int64           `json:"packs"`
+	PackBytes  int64           `json:"pack_bytes"`
+	Seconds    float64         `json:"seconds"`
+	Notes      []string        `json:"notes,omitempty"`
 }
 
-func viewBackup(r *backup.Result, left []request.LeftOut) *backupJSON {
+func viewBackup(r *backup.Result, left []chain.LeftOut) *backupJSON {
 	m := r.Manifest
 	out := &backupJSON{
 		Domain: m.Domain, Checkpoint: m.Checkpoint, UUID: m.UUID, LeftOut: left, Packs: r.Stats.Packs,
@@ -300,7 +306,7 @@ func viewBackup(r *backup.Result, left []request.LeftOut) *backupJSON {
 	return out
 }
 
-func (a *app) printBackup(r *backup.Result, left []request.LeftOut) error {
+func (a *app) printBackup(r *backup.Result, left []chain.LeftOut) error {
 	m := r.Manifest
 	if a.json {
 		return a.printJSON(viewBackup(r, left))

@@ -73,6 +73,7 @@ func addXMLFlags(f *pflag.FlagSet, files *request.Files) {
 
 func addDomainXMLFlag(f *pflag.FlagSet, files *request.Files) {
 	f.StringVar(&files.Domain, "domain-xml", "", "the domain's definition is in this `FILE` (-: standard input)")
+	f.StringVar(&files.Pools, "pools", request.Pools, "definitions of storage pools, NAME.xml, are in this `DIR`")
 }
 
 func addCheckpointXMLFlag(f *pflag.FlagSet, files *request.Files) {

@@ -246,5 +246,10 @@ func (a *app) printRestore(m *chain.Manifest, r *restore.Result) error {
 		}
 		w.printf("  %s  %s  %s%s\n", f.Role, f.Path, size(f.Size), how)
 	}
+	for _, l := range m.LeftOut {
+		if l.Code == chain.LeftOutByRequest {
+			w.printf("  %s  not in the backup: %s\n", l.Disk, oneLine(l.Reason))
+		}
+	}
 	return w.err
 }

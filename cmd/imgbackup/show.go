@@ -61,6 +61,9 @@ func (a *app) showManifest(m *chain.Manifest) error {
 		}
 		w.printf("\n")
 	}
+	for _, l := range m.LeftOut {
+		w.printf("left out     %s: %s\n", l.Disk, oneLine(l.Reason))
+	}
 	for i := range m.Disks {
 		showDisk(w, m.Kind, &m.Disks[i])
 	}
