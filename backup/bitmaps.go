@@ -5,7 +5,6 @@ package backup
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"time"
 
@@ -18,8 +17,8 @@ import (
 // run can take them out again should this one not come to an end.
 func (s *session) intent(plan *Plan) (*chain.Intent, error) {
 	in := &chain.Intent{
-		UUID: chain.NewUUID(), Domain: s.req.Domain, Checkpoint: s.checkpoint, CheckpointUUID: s.uuid,
-		Host: s.host, BootID: s.bootID, PID: os.Getpid(), Created: time.Now().UTC().Truncate(time.Second),
+		Domain: s.req.Domain, Checkpoint: s.checkpoint, CheckpointUUID: s.uuid,
+		Process: s.self, Created: time.Now().UTC().Truncate(time.Second),
 	}
 	for i, p := range plan.Disks {
 		if !p.AddsBitmap {

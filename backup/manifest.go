@@ -17,7 +17,7 @@ func (s *session) manifest(plan *Plan) *chain.Manifest {
 		locking = chain.LockingNone
 	}
 	m := &chain.Manifest{
-		Kind: s.kind, Domain: s.req.Domain, DomainUUID: s.domainUUID(), Host: s.host,
+		Kind: s.kind, Domain: s.req.Domain, DomainUUID: s.domainUUID(), Host: s.self.Host,
 		Checkpoint: s.checkpoint, UUID: s.uuid, Sequence: chain.NextSequence(s.history),
 		Created: s.started, Description: s.req.Description, Tool: s.req.Tool,
 		Locking: locking, LeftOut: s.req.LeftOut,

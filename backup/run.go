@@ -117,6 +117,7 @@ func (s *session) attempt(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	intent.UUID = lease.UUID // so that whoever settles the one finds the other
 	result, err := s.writeUnderLease(ctx, plan, intent)
 	// The lease only tells others that somebody writes: it goes whatever came
 	// of it, even when we were cancelled.

@@ -43,9 +43,8 @@ type session struct {
 	repo       *chain.Repository
 	req        Request
 	hooks      Hooks
-	host       chain.Host
-	bootID     string
-	kind       string // of the manifest
+	self       chain.Process // who this is
+	kind       string        // of the manifest
 	checkpoint string
 	uuid       string
 	started    time.Time
@@ -69,9 +68,12 @@ type session struct {
 }
 
 func newSession(repo *chain.Repository, req Request, hooks Hooks, how func(*session)) (*session, error) {
-	host, bootID := chain.CurrentHost()
+	self, err := repo.Self()
+	if err != nil {
+		return nil, err
+	}
 	s := &session{
-		repo: repo, req: req, hooks: hooks, host: host, bootID: bootID,
+		repo: repo, req: req, hooks: hooks, self: self,
 		kind:    chain.KindArchive,
 		uuid:    chain.NewUUID(),
 		started: time.Now().UTC().Truncate(time.Second),
@@ -189,7 +191,7 @@ func (s *session) checkOwner() error {
 		if s.req.DomainUUID != last.DomainUUID {
 			return &OwnedError{s.req.Domain, "the VM with UUID " + last.DomainUUID}
 		}
-	case !s.host.Same(last.Host):
+	case !s.self.Host.Same(last.Host):
 		return &OwnedError{s.req.Domain, "host " + last.Host.Name}
 	}
 	return nil

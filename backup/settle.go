@@ -6,32 +6,47 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
+// SettleOptions are what a person says about an intent.
+type SettleOptions struct {
+	Images []string // that may be touched, by path, beside those of the domain's manifests
+	Gone   bool     // images that are not there any more will not come back
+}
+
+// Settled is what became of one image of an intent.
+type Settled struct {
+	Disk    string `json:"disk"`
+	Path    string `json:"path"`
+	Bitmap  string `json:"bitmap"`
+	Removed bool   `json:"removed"` // the bitmap was there, and is not any more
+	Gone    bool   `json:"gone"`    // the image is not there
+}
+
 // Settle ends what the run that wrote an intent left behind: the bitmaps that it added
-// are removed from the images, unless its checkpoint stands; then the intent is. It is for
-// a person who knows that the run has ended, on the machine that has the images: whose
-// host's the intent is, is not asked.
+// are removed from the images, unless its checkpoint stands; then the intent is, and the
+// lease of the run. It is for a person who knows that the run has ended, on the machine
+// that has the images: whose host's the intent is, is not asked.
 //
-// Only images are touched that are named in images, by path, or by a manifest of the
-// intent's domain. Where one cannot be settled, or is neither's, the error is a
-// [*chain.DiskError], and the intent stays.
-func Settle(ctx context.Context, repo *chain.Repository, in *chain.Intent, images []string) error {
+// Only images are touched that o names, or a manifest of the intent's domain. Where one
+// cannot be settled, or is neither's, the error is a [*chain.DiskError], and the intent
+// stays.
+func Settle(ctx context.Context, repo *chain.Repository, in *chain.Intent, o SettleOptions) ([]Settled, error) {
 	if err := repo.CheckWritable(); err != nil {
-		return err
+		return nil, err
 	}
-	s, err := newSettler(ctx, repo, in.Domain, images)
+	s, err := newSettler(ctx, repo, in.Domain, o.Images)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	s.gone = o.Gone
 	return s.settle(ctx, in)
 }
 
@@ -46,7 +61,7 @@ func (s *session) settle(ctx context.Context) error {
 	}
 	var by *settler
 	for _, in := range intents {
-		if in.Host != s.host {
+		if !s.isHere(in) {
 			s.hooks.note("host %s left a backup of %s unfinished (checkpoint %s); only it can tidy up", in.Host.Name, in.Domain, in.Checkpoint)
 			continue
 		}
@@ -55,7 +70,7 @@ func (s *session) settle(ctx context.Context) error {
 				return err
 			}
 		}
-		err := by.settle(ctx, in)
+		_, err := by.settle(ctx, in)
 		switch {
 		case err == nil:
 		case s.mustSettle(err):
@@ -66,6 +81,11 @@ func (s *session) settle(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// isHere reports whether this machine's images are those of an intent.
+func (s *session) isHere(in *chain.Intent) bool {
+	return in.Host == s.self.Host || s.self.SameMachine(in.Process)
 }
 
 // paths are those of the request's images.
@@ -102,11 +122,12 @@ func (s *session) mustSettle(err error) bool {
 
 // settler settles intents of one domain.
 type settler struct {
-	repo   *chain.Repository
-	bootID string
+	repo *chain.Repository
+	self chain.Process
 	// images are those that an intent can make us touch. An intent proves nothing: whoever
 	// can write to the repository can store one, or move one here from another domain.
 	images map[string]bool
+	gone   bool // what is not there will not come back
 }
 
 // newSettler also takes the images that the domain's manifests name. Manifests that
@@ -116,8 +137,11 @@ func newSettler(ctx context.Context, repo *chain.Repository, domain string, imag
 	if err != nil {
 		return nil, err
 	}
-	_, bootID := chain.CurrentHost()
-	s := &settler{repo: repo, bootID: bootID, images: make(map[string]bool)}
+	self, err := repo.Self()
+	if err != nil {
+		return nil, err
+	}
+	s := &settler{repo: repo, self: self, images: make(map[string]bool)}
 	for _, path := range images {
 		s.images[ImagePath(path)] = true
 	}
@@ -129,10 +153,10 @@ func newSettler(ctx context.Context, repo *chain.Repository, domain string, imag
 	return s, nil
 }
 
-// settle removes the bitmaps of an intent whose checkpoint does not stand, and the
-// intent. What is wrong with an image is a [*chain.DiskError], after which the intent
-// stays; its other images are settled all the same.
-func (s *settler) settle(ctx context.Context, in *chain.Intent) error {
+// settle removes the bitmaps of an intent whose checkpoint does not stand, the intent,
+// and then its run's lease. What is wrong with an image is a [*chain.DiskError], after
+// which the intent stays; its other images are settled all the same.
+func (s *settler) settle(ctx context.Context, in *chain.Intent) ([]Settled, error) {
 	guards := make(map[string]*qcow2.ImageFlock)
 	defer func() {
 		for _, g := range guards {
@@ -140,35 +164,44 @@ func (s *settler) settle(ctx context.Context, in *chain.Intent) error {
 		}
 	}()
 	var left []error
-	for _, image := range in.Images {
+	done := make([]Settled, len(in.Images))
+	for i, image := range in.Images {
+		done[i] = Settled{Disk: image.Disk, Path: image.Path, Bitmap: image.Add}
 		// Its flock tells whether the run has ended.
-		if err := s.guard(ctx, in, image, guards); err != nil {
+		err := s.guard(ctx, in, image, guards)
+		if s.gone && errors.Is(err, fs.ErrNotExist) {
+			done[i].Gone = true
+			continue
+		}
+		if err != nil {
 			left = append(left, &chain.DiskError{Disk: image.Disk, Err: err})
 		}
 	}
 	var busy *qcow2.BusyError
 	if err := errors.Join(left...); errors.As(err, &busy) {
-		return err
+		return nil, err
 	}
 	stands, err := s.stands(ctx, in)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if !stands {
-		for _, image := range in.Images {
-			g := guards[image.Path]
-			if g == nil {
-				continue
-			}
-			if _, err := RemoveBitmap(ctx, g, image.Path, image.Add); err != nil {
-				left = append(left, &chain.DiskError{Disk: image.Disk, Err: err})
-			}
+	for i, image := range in.Images {
+		g := guards[image.Path]
+		if stands || g == nil {
+			continue
+		}
+		if done[i].Removed, err = RemoveBitmap(ctx, g, image.Path, image.Add); err != nil {
+			left = append(left, &chain.DiskError{Disk: image.Disk, Err: err})
 		}
 	}
 	if len(left) > 0 {
-		return errors.Join(left...)
+		return done, errors.Join(left...)
 	}
-	return s.repo.DeleteIntent(ctx, in.Domain, in.UUID)
+	if err := s.repo.DeleteIntent(ctx, in.Domain, in.UUID); err != nil {
+		return done, err
+	}
+	// All that the run had under its locks is free: it has ended.
+	return done, s.repo.DeleteLease(ctx, in.UUID)
 }
 
 // guard takes the flock of one of an intent's images.
@@ -180,9 +213,9 @@ func (s *settler) guard(ctx context.Context, in *chain.Intent, image chain.Inten
 	if guards[image.Path] != nil {
 		return nil
 	}
-	wait := FlockWait
-	if !s.alive(in) {
-		wait = orphanWait
+	wait := orphanWait
+	if s.self.Fate(in.Process) == chain.FateAlive {
+		wait = FlockWait
 	}
 	g, err := qcow2.FlockImage(ctx, image.Path, wait)
 	if err == nil {
@@ -194,12 +227,6 @@ func (s *settler) guard(ctx context.Context, in *chain.Intent, image chain.Inten
 // orphanWait is how long the qemu-img of a run that was killed is waited for; it
 // holds the flock until it has ended.
 const orphanWait = 10 * time.Second
-
-// alive reports whether the run that wrote an intent of this host may be at
-// work still.
-func (s *settler) alive(in *chain.Intent) bool {
-	return in.BootID == s.bootID && !errors.Is(unix.Kill(in.PID, 0), unix.ESRCH)
-}
 
 // stands reports whether the checkpoint whose bitmaps an intent names stands in the
 // repository.

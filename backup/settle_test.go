@@ -4,7 +4,6 @@ package backup_test
 
 import (
 	"errors"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -16,10 +15,12 @@ import (
 // intent stores one of a run of this host that has ended, for these images.
 func (l *lab) intent(domain, checkpoint, uuid string, images ...string) *chain.Intent {
 	l.t.Helper()
-	host, _ := chain.CurrentHost()
+	self, err := l.repo.Self()
+	l.must(err)
+	self.BootID = "another boot"
 	in := &chain.Intent{
 		UUID: chain.NewUUID(), Domain: domain, Checkpoint: checkpoint, CheckpointUUID: uuid,
-		Host: host, BootID: "another boot", PID: os.Getpid(), Created: time.Now().UTC().Truncate(time.Second),
+		Process: self, Created: time.Now().UTC().Truncate(time.Second),
 	}
 	for _, name := range images {
 		in.Images = append(in.Images, chain.IntentImage{
@@ -108,10 +109,11 @@ func TestSettleInParts(t *testing.T) {
 	}
 	// A person says that the image is this one's.
 	var disk *chain.DiskError
-	if err := backup.Settle(t.Context(), l.repo, in, nil); !errors.As(err, &disk) || disk.Disk != "vdb" {
+	if _, err := backup.Settle(t.Context(), l.repo, in, backup.SettleOptions{}); !errors.As(err, &disk) || disk.Disk != "vdb" {
 		t.Errorf("of an image that nobody named: %v", err)
 	}
-	l.must(backup.Settle(t.Context(), l.repo, in, []string{l.path("vdb")}))
+	_, err := backup.Settle(t.Context(), l.repo, in, backup.SettleOptions{Images: []string{l.path("vdb")}})
+	l.must(err)
 	if n := l.intents("vm"); n != 0 {
 		t.Errorf("%d intents, want none", n)
 	}
@@ -133,7 +135,8 @@ func TestSettleOtherHosts(t *testing.T) {
 	if notes := l.noted(l.request("c2", l.disk("vda"))); !strings.Contains(notes, "host gone left a backup") {
 		t.Errorf("told: %q", notes)
 	}
-	l.must(backup.Settle(t.Context(), l.repo, in, nil))
+	_, err := backup.Settle(t.Context(), l.repo, in, backup.SettleOptions{})
+	l.must(err)
 	l.holds("vda", "c1", "c2")
 	if n := l.intents("vm"); n != 0 {
 		t.Errorf("%d intents, want none", n)

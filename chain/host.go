@@ -10,99 +10,123 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
-	"strconv"
 	"strings"
 )
 
 // hostSalt makes the host's id useless for anything else, as machine-id(5) asks.
 const hostSalt = "imgbackup host id, version 1\n"
 
-// CurrentHost returns this machine, and the id of its present boot, "" where it
-// has none.
-func CurrentHost() (host Host, bootID string) {
-	return currentHost(os.DirFS("/"))
+// givenPrefix begins the ids that a person gave, so that none is ever taken for
+// one that was derived from a machine id.
+const givenPrefix = "given-"
+
+// maxHostID bounds what a person gives as a host's id, bytes.
+const maxHostID = 1024
+
+// Host is a machine.
+type Host struct {
+	Name string `json:"name"`
+	// ID is derived from the machine id, or from what a person gave instead
+	// ([GivenHostID]); empty where there is neither.
+	ID string `json:"id,omitempty"`
 }
 
-func currentHost(root fs.FS) (Host, string) {
-	host := Host{Name: "unknown"}
-	if name := readWord(root, "proc/sys/kernel/hostname"); name != "" {
+// Is reports whether two hosts are certainly the same machine. Machines that were
+// cloned may share a machine id, hence the name counts as well; an id that a
+// person gave is meant to outlast names.
+func (h Host) Is(other Host) bool {
+	return h.ID != "" && h.ID == other.ID && (h.Name == other.Name || strings.HasPrefix(h.ID, givenPrefix))
+}
+
+// Same reports whether h and other count as one host: by their ids, or by their
+// names where either has no id.
+func (h Host) Same(other Host) bool {
+	if h.ID != "" && other.ID != "" {
+		return h.ID == other.ID
+	}
+	return h.Name == other.Name
+}
+
+// GivenHostID returns the id of a host that a person names by any text, of 1 to
+// 1024 bytes, that only this host has.
+func GivenHostID(text string) (string, error) {
+	text = strings.TrimSpace(text)
+	switch {
+	case text == "":
+		return "", errors.New("a host's id must not be empty")
+	case len(text) > maxHostID:
+		return "", fmt.Errorf("a host's id must not be longer than %d bytes, this one has %d", maxHostID, len(text))
+	}
+	return givenPrefix + hostDigest(text), nil
+}
+
+// hostDigest is 32 hexadecimal digits.
+func hostDigest(id string) string {
+	sum := sha256.Sum256([]byte(hostSalt + id))
+	return hex.EncodeToString(sum[:16])
+}
+
+// currentHost finds out which machine this is. given is its id where a person
+// gave one; it is empty otherwise.
+func currentHost(root fs.FS, given string) (Host, error) {
+	host := Host{Name: "unknown", ID: given}
+	name, err := readWord(root, "proc/sys/kernel/hostname")
+	if err != nil {
+		return host, err
+	}
+	if name != "" {
 		host.Name = readable(name, maxShort)
 	}
+	if given == "" {
+		host.ID, err = machineID(root)
+	}
+	return host, err
+}
+
+// machineID returns the id that the machine id gives, or "" where there is none.
+func machineID(root fs.FS) (string, error) {
 	for _, file := range []string{"etc/machine-id", "var/lib/dbus/machine-id"} {
-		if id := readWord(root, file); len(id) == 32 {
-			sum := sha256.Sum256([]byte(hostSalt + id))
-			host.ID = hex.EncodeToString(sum[:16])
-			break
+		id, err := readWord(root, file)
+		switch {
+		case err != nil:
+			return "", fmt.Errorf("%w (--host-id gives this host an id instead)", err)
+		case id == "" || id == "uninitialized": // see machine-id(5)
+			continue
+		case len(id) != 32 || strings.Trim(id, "0123456789abcdefABCDEF") != "":
+			return "", fmt.Errorf("/%s holds no machine id, which has 32 hexadecimal digits (--host-id gives this host an id instead)", file)
 		}
+		return hostDigest(id), nil
 	}
-	return host, readable(readWord(root, "proc/sys/kernel/random/boot_id"), maxShort)
+	return "", nil
 }
 
-// readWord returns the content of a file of one line, "" if it can't be read.
-func readWord(root fs.FS, name string) string {
+// bootID returns the id of the present boot, or "" where the kernel tells none.
+func bootID(root fs.FS) (string, error) {
+	id, err := readWord(root, "proc/sys/kernel/random/boot_id")
+	return readable(id, maxShort), err
+}
+
+// readWord returns the content of a file of one line, "" if there is none. What
+// can't be read is not absent: who left a lease or an intent would be nobody.
+func readWord(root fs.FS, name string) (string, error) {
 	data, err := fs.ReadFile(root, name)
-	if err != nil {
-		return ""
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("find out which host this is: read /%s: %w", name, withoutPath(err))
 	}
-	return string(bytes.TrimSpace(data))
+	return string(bytes.TrimSpace(data)), nil
 }
 
-// process identifies a process on one boot of one host: process ids are used
-// again, and mean nothing outside of their namespace.
-type process struct {
-	pid       int
-	start     int64  // ticks since boot
-	namespace string // of process ids
+// withoutPath leaves of an error what its path does not tell.
+func withoutPath(err error) error {
+	var p *fs.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	return err
 }
 
-func currentProcess(root fs.FS) (process, error) {
-	p := process{pid: os.Getpid(), namespace: pidNamespace(root)}
-	var err error
-	p.start, err = processStart(root, p.pid)
-	return p, err
-}
-
-func pidNamespace(root fs.FS) string {
-	s, err := fs.ReadLink(root, "proc/self/ns/pid")
-	if err != nil {
-		return ""
-	}
-	return readable(s, maxShort)
-}
-
-// processStart returns when a process began, in ticks since boot: field 22 of
-// /proc/PID/stat, see proc(5). An absent process is fs.ErrNotExist.
-func processStart(root fs.FS, pid int) (int64, error) {
-	name := path.Join("proc", strconv.Itoa(pid), "stat")
-	data, err := fs.ReadFile(root, name)
-	if err != nil {
-		return 0, err
-	}
-	// The second field is the program's name in parentheses, and may hold both.
-	_, rest, ok := strings.Cut(string(data[max(0, bytes.LastIndexByte(data, ')')):]), ") ")
-	fields := strings.Fields(rest)
-	if !ok || len(fields) < 20 {
-		return 0, fmt.Errorf("/%s is not as expected", name)
-	}
-	start, err := strconv.ParseInt(fields[19], 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("/%s: %w", name, err)
-	}
-	return start, nil
-}
-
-// gone tells whether a process of this boot has certainly ended.
-func (p process) gone(root fs.FS) bool {
-	if p.namespace == "" || p.namespace != pidNamespace(root) || p.pid <= 0 {
-		return false
-	}
-	start, err := processStart(root, p.pid)
-	if errors.Is(err, fs.ErrNotExist) {
-		// With hidepid, others' processes don't show: believe it only where
-		// something that is always there does.
-		_, err := processStart(root, 1)
-		return err == nil
-	}
-	return err == nil && start != p.start
-}
+// thisRoot is where the present machine tells about itself.
+func thisRoot() fs.FS { return os.DirFS("/") }

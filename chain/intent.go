@@ -20,18 +20,16 @@ const IntentFormat = "imgbackup-intent"
 // Intent says what a backup is about to add to which images, so that a later
 // run can settle what became of it. Its key is domains/DOMAIN/intents/UUID.json.
 type Intent struct {
-	Format         string        `json:"format"`  // IntentFormat; PutIntent fills it in
-	Version        int           `json:"version"` // 1; PutIntent fills it in
-	Requires       []string      `json:"requires,omitempty"`
-	UUID           string        `json:"uuid"`
-	Domain         string        `json:"domain"`
-	Checkpoint     string        `json:"checkpoint"`
-	CheckpointUUID string        `json:"checkpoint_uuid"`
-	Host           Host          `json:"host"`
-	BootID         string        `json:"boot_id,omitempty"`
-	PID            int           `json:"pid"`
-	Created        time.Time     `json:"created"` // UTC
-	Images         []IntentImage `json:"images"`
+	Format         string   `json:"format"`  // IntentFormat; PutIntent fills it in
+	Version        int      `json:"version"` // 1; PutIntent fills it in
+	Requires       []string `json:"requires,omitempty"`
+	UUID           string   `json:"uuid"` // of the backup's lease, too
+	Domain         string   `json:"domain"`
+	Checkpoint     string   `json:"checkpoint"`
+	CheckpointUUID string   `json:"checkpoint_uuid"`
+	Process
+	Created time.Time     `json:"created"` // UTC
+	Images  []IntentImage `json:"images"`
 }
 
 // IntentImage is one image that a bitmap is added to.
@@ -53,9 +51,7 @@ func (in *Intent) Validate() error {
 	c.nilErr("domain", CheckDomain(in.Domain))
 	c.nilErr("checkpoint", CheckName(in.Checkpoint))
 	c.nilErr("checkpoint_uuid", validUUID(in.CheckpointUUID))
-	in.Host.validate(&c)
-	c.text("boot_id", in.BootID, maxShort)
-	c.atLeast("pid", int64(in.PID), 0)
+	in.Process.validate(&c)
 	c.time("created", in.Created)
 	c.that(len(in.Images) <= maxDisks, "%d images", len(in.Images))
 	for i := range in.Images {

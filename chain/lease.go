@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 	"time"
 
@@ -22,43 +20,36 @@ const LeaseFormat = "imgbackup-lease"
 // waits for the leases that are older than its own marks. Its key is
 // leases/UUID.json.
 type Lease struct {
-	Format       string    `json:"format"`  // LeaseFormat
-	Version      int       `json:"version"` // 1
-	Requires     []string  `json:"requires,omitempty"`
-	UUID         string    `json:"uuid"`
-	Host         Host      `json:"host"`
-	BootID       string    `json:"boot_id,omitempty"`
-	PID          int       `json:"pid"`
-	PIDNamespace string    `json:"pid_namespace,omitempty"`
-	ProcessStart int64     `json:"process_start"` // ticks since boot; tells apart processes with one id
-	Started      time.Time `json:"started"`       // UTC
-	Purpose      string    `json:"purpose"`
-	MinWriter    int       `json:"min_writer"` // the version of the writer
+	Format   string   `json:"format"`  // LeaseFormat
+	Version  int      `json:"version"` // 1
+	Requires []string `json:"requires,omitempty"`
+	UUID     string   `json:"uuid"`
+	Process
+	Started   time.Time `json:"started"` // UTC
+	Purpose   string    `json:"purpose"`
+	MinWriter int       `json:"min_writer"` // the version of the writer
 }
 
 // NewLease returns a lease of this process, not stored yet.
-func NewLease(purpose string) (*Lease, error) {
-	p, err := currentProcess(os.DirFS("/"))
+func (r *Repository) NewLease(purpose string) (*Lease, error) {
+	self, err := r.Self()
 	if err != nil {
-		return nil, fmt.Errorf("find out when this process began: %w", err)
+		return nil, err
 	}
-	host, boot := CurrentHost()
 	return &Lease{
-		Format: LeaseFormat, Version: 1, UUID: NewUUID(), Host: host, BootID: boot,
-		PID: p.pid, PIDNamespace: p.namespace, ProcessStart: p.start,
+		Format: LeaseFormat, Version: 1, UUID: NewUUID(), Process: self,
 		Started: now(), Purpose: readable(purpose, maxText), MinWriter: writerVersion,
 	}, nil
 }
 
-// TakeLease removes the leases of writers of this host that have certainly
-// ended, and stores one of this process. The caller deletes it when it has
-// written its last object.
+// TakeLease removes the leases of writers that have certainly ended, and stores
+// one of this process. The caller deletes it when it has written its last object.
 func (r *Repository) TakeLease(ctx context.Context, purpose string) (*Lease, error) {
-	if err := r.CleanLeases(ctx); err != nil {
+	l, err := r.NewLease(purpose)
+	if err != nil {
 		return nil, err
 	}
-	l, err := NewLease(purpose)
-	if err != nil {
+	if err := r.CleanLeases(ctx); err != nil {
 		return nil, err
 	}
 	return l, r.PutLease(ctx, l)
@@ -70,11 +61,7 @@ func (l *Lease) Validate() error {
 	c.that(l.Format == LeaseFormat && l.Version == 1, "format %.80q, version %d", l.Format, l.Version)
 	c.that(len(l.Requires) == 0, "it requires %.200q, which is not known", l.Requires)
 	c.nilErr("uuid", validUUID(l.UUID))
-	l.Host.validate(&c)
-	c.text("boot_id", l.BootID, maxShort)
-	c.text("pid_namespace", l.PIDNamespace, maxShort)
-	c.atLeast("pid", int64(l.PID), 0)
-	c.atLeast("process_start", l.ProcessStart, 0)
+	l.Process.validate(&c)
 	c.time("started", l.Started)
 	c.text("purpose", l.Purpose, maxText)
 	c.atLeast("min_writer", int64(l.MinWriter), 1)
@@ -147,16 +134,19 @@ func (r *Repository) readLease(ctx context.Context, id string) (*Lease, error) {
 	return &l, nil
 }
 
-// CleanLeases removes the leases of this host whose writers have certainly
-// ended: by a restart of the host, or because their process is gone. A lease
-// that can't be judged stays.
+// CleanLeases removes the leases whose writers have certainly ended, as seen from
+// this process: see [Process.Fate]. A lease that can't be judged stays.
 func (r *Repository) CleanLeases(ctx context.Context) error {
 	leases, _, err := r.Leases(ctx)
+	if err != nil || len(leases) == 0 {
+		return err
+	}
+	self, err := r.Self()
 	if err != nil {
 		return err
 	}
 	for _, l := range leases {
-		if !l.stale(os.DirFS("/")) {
+		if self.Fate(l.Process) != FateEnded {
 			continue
 		}
 		if err := r.DeleteLease(ctx, l.UUID); err != nil {
@@ -164,17 +154,4 @@ func (r *Repository) CleanLeases(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// stale tells whether the writer has certainly ended, as seen from this host.
-func (l *Lease) stale(root fs.FS) bool {
-	host, boot := currentHost(root)
-	// Machines that were cloned may share an id, hence both.
-	if host.ID == "" || l.Host != host || boot == "" || l.BootID == "" {
-		return false
-	}
-	if l.BootID != boot {
-		return true
-	}
-	return process{pid: l.PID, start: l.ProcessStart, namespace: l.PIDNamespace}.gone(root)
 }

@@ -5,12 +5,10 @@ package chain
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"os"
 	"reflect"
 	"strings"
 	"testing"
-	"testing/fstest"
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
@@ -20,7 +18,8 @@ import (
 func testIntent(domain string) *Intent {
 	cp := NewUUID()
 	return &Intent{
-		UUID: NewUUID(), Domain: domain, Checkpoint: "one", CheckpointUUID: cp, Host: Host{Name: "host", ID: "id"}, BootID: "boot", PID: 17,
+		UUID: NewUUID(), Domain: domain, Checkpoint: "one", CheckpointUUID: cp,
+		Process: Process{Host: Host{Name: "host", ID: "id"}, BootID: "boot", PID: 17},
 		Created: time.Now(),
 		Images: []IntentImage{{
 			Disk: "vda", Path: "/images/\xff.qcow2", Device: 1, Inode: 1 << 63,
@@ -117,7 +116,7 @@ func TestIntentValidate(t *testing.T) {
 
 func testLease(t *testing.T) *Lease {
 	t.Helper()
-	l, err := NewLease("test")
+	l, err := (&Repository{}).NewLease("test")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +135,7 @@ func TestLeases(t *testing.T) {
 		t.Errorf("%+v", l)
 	}
 	foreign := testLease(t)
-	foreign.Host, foreign.PID = Host{Name: "elsewhere", ID: "other"}, 1<<30
+	foreign.Host, foreign.BootID, foreign.PID = Host{Name: "elsewhere", ID: "other"}, "another boot", 1<<30
 	if err := r.PutLease(t.Context(), foreign); err != nil {
 		t.Fatal(err)
 	}
@@ -164,84 +163,5 @@ func TestLeases(t *testing.T) {
 		if err := r.PutLease(t.Context(), l); err == nil {
 			t.Errorf("%s: it was stored", name)
 		}
-	}
-}
-
-const (
-	machineID = "0123456789abcdef0123456789abcdef"
-	bootID    = "11111111-2222-3333-4444-555555555555"
-)
-
-func stat(pid, name string, start string) string {
-	return pid + " (" + name + ") S 1 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 " + start + " 169 18446744073709551615 1 1\n"
-}
-
-// fakeHost has processes 1 and 17.
-func fakeHost() fstest.MapFS {
-	return fstest.MapFS{
-		"proc/sys/kernel/hostname":       {Data: []byte("node7\n")},
-		"etc/machine-id":                 {Data: []byte(machineID + "\n")},
-		"proc/sys/kernel/random/boot_id": {Data: []byte(bootID + "\n")},
-		"proc/self/ns/pid":               {Data: []byte("pid:[4026531836]"), Mode: fs.ModeSymlink},
-		"proc/1/stat":                    {Data: []byte(stat("1", "init", "5"))},
-		"proc/17/stat":                   {Data: []byte(stat("17", "odd) S 1 (name", "900"))},
-	}
-}
-
-func TestCurrentHost(t *testing.T) {
-	t.Parallel()
-	host, boot := currentHost(fakeHost())
-	if host.Name != "node7" || boot != bootID || len(host.ID) != 32 || host.ID == machineID {
-		t.Errorf("%+v, %s", host, boot)
-	}
-	host, boot = currentHost(fstest.MapFS{})
-	if host.Name == "" || host.ID != "" || boot != "" {
-		t.Errorf("nothing is known: %+v, %q", host, boot)
-	}
-	if host, boot := CurrentHost(); host.Name == "" || boot == "" {
-		t.Errorf("this host: %+v, %q", host, boot)
-	}
-}
-
-func TestLeaseIsStale(t *testing.T) {
-	t.Parallel()
-	host, _ := currentHost(fakeHost())
-	alive := Lease{Host: host, BootID: bootID, PID: 17, ProcessStart: 900, PIDNamespace: "pid:[4026531836]"}
-	for name, c := range map[string]struct {
-		change func(l *Lease, root fstest.MapFS)
-		want   bool
-	}{
-		"alive":               {func(*Lease, fstest.MapFS) {}, false},
-		"gone":                {func(l *Lease, _ fstest.MapFS) { l.PID = 18 }, true},
-		"its id used again":   {func(l *Lease, _ fstest.MapFS) { l.ProcessStart = 899 }, true},
-		"restarted":           {func(l *Lease, _ fstest.MapFS) { l.BootID = "another" }, true},
-		"another host":        {func(l *Lease, _ fstest.MapFS) { l.Host.ID, l.PID = "another", 18 }, false},
-		"a cloned host":       {func(l *Lease, _ fstest.MapFS) { l.Host.Name, l.BootID = "node8", "another" }, false},
-		"no machine id":       {func(l *Lease, root fstest.MapFS) { l.Host.ID, l.PID = "", 18; delete(root, "etc/machine-id") }, false},
-		"no boot id":          {func(l *Lease, root fstest.MapFS) { l.BootID = ""; l.PID = 18 }, false},
-		"another namespace":   {func(l *Lease, _ fstest.MapFS) { l.PIDNamespace, l.PID = "pid:[1]", 18 }, false},
-		"no namespace":        {func(l *Lease, _ fstest.MapFS) { l.PIDNamespace, l.PID = "", 18 }, false},
-		"no process shows":    {func(l *Lease, root fstest.MapFS) { l.PID = 18; delete(root, "proc/1/stat") }, false},
-		"its entry is broken": {func(_ *Lease, root fstest.MapFS) { root["proc/17/stat"] = &fstest.MapFile{Data: []byte("17 x")} }, false},
-		"no process id":       {func(l *Lease, _ fstest.MapFS) { l.PID = 0 }, false},
-	} {
-		l, root := alive, fakeHost()
-		c.change(&l, root)
-		if got := l.stale(root); got != c.want {
-			t.Errorf("%s: stale %v, want %v", name, got, c.want)
-		}
-	}
-}
-
-// TestOwnProcess: this very process is found alive in the real /proc.
-func TestOwnProcess(t *testing.T) {
-	t.Parallel()
-	l := testLease(t)
-	if l.stale(os.DirFS("/")) {
-		t.Errorf("this process has ended: %+v", l)
-	}
-	p := process{pid: l.PID, start: l.ProcessStart + 1, namespace: l.PIDNamespace}
-	if !p.gone(os.DirFS("/")) {
-		t.Error("another start time makes no difference")
 	}
 }

@@ -114,21 +114,6 @@ type CheckpointRef struct {
 	UUID string `json:"uuid"`
 }
 
-// Host is a machine.
-type Host struct {
-	Name string `json:"name"`
-	ID   string `json:"id,omitempty"` // derived from the machine id; empty where there is none
-}
-
-// Same reports whether h and other are one host: by their ids, or by their names where
-// either has no id.
-func (h Host) Same(other Host) bool {
-	if h.ID != "" && other.ID != "" {
-		return h.ID == other.ID
-	}
-	return h.Name == other.Name
-}
-
 // Disk is one disk of a checkpoint. Sizes and counts are in bytes.
 type Disk struct {
 	Name        string     `json:"target"`

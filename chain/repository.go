@@ -43,6 +43,9 @@ type Config struct {
 type Repository struct {
 	Store  objstore.Store
 	Config Config
+	// HostID is this host's id where a person gave one ([GivenHostID]); empty: the
+	// machine id tells.
+	HostID string
 }
 
 // InitOptions say how to make a repository.

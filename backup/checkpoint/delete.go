@@ -146,7 +146,10 @@ func (req *DeleteRequest) check(chosen []*chain.Manifest) error {
 
 // findBitmaps lists a checkpoint's bitmaps and looks at the images that they are in.
 func (p *Deletion) findBitmaps(ctx context.Context, m *chain.Manifest, paths map[string]string) ([]Bitmap, error) {
-	host, _ := chain.CurrentHost()
+	self, err := p.repo.Self()
+	if err != nil {
+		return nil, err
+	}
 	var all []Bitmap
 	for i := range m.Disks {
 		d := &m.Disks[i]
@@ -156,7 +159,7 @@ func (p *Deletion) findBitmaps(ctx context.Context, m *chain.Manifest, paths map
 		b := Bitmap{Disk: d.Name, Path: d.Source.Path, Name: d.Bitmap}
 		if path, given := paths[d.Name]; given {
 			b.Path = backup.ImagePath(path)
-		} else if !host.Same(m.Host) {
+		} else if !self.Host.Same(m.Host) {
 			return nil, fmt.Errorf("it was made on host %s, and its bitmaps are there: --disk %s=PATH,format=qcow2 says where the image is here, --metadata removes the definition alone",
 				m.Host.Name, d.Name)
 		}

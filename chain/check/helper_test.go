@@ -67,14 +67,14 @@ func intent(domain string) *chain.Intent {
 	id := chain.NewUUID()
 	return &chain.Intent{
 		UUID: chain.NewUUID(), Domain: domain, Checkpoint: "one", CheckpointUUID: id,
-		Host: chain.Host{Name: "host", ID: "id"}, BootID: "boot", PID: 17, Created: time.Now(),
+		Process: chain.Process{Host: chain.Host{Name: "host", ID: "id"}, BootID: "boot", PID: 17}, Created: time.Now(),
 		Images: []chain.IntentImage{{Disk: "vda", Path: "/images/web.qcow2", Add: chain.BitmapName("one", id)}},
 	}
 }
 
 func lease(t *testing.T) *chain.Lease {
 	t.Helper()
-	l, err := chain.NewLease("test")
+	l, err := (&chain.Repository{}).NewLease("test")
 	if err != nil {
 		t.Fatal(err)
 	}

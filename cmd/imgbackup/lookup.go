@@ -19,7 +19,11 @@ func (a *app) openRepo(ctx context.Context) (*chain.Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	return chain.Open(ctx, store)
+	repo, err := chain.Open(ctx, store)
+	if err != nil {
+		return nil, err
+	}
+	return a.identify(repo)
 }
 
 // repoIfNeeded opens the repository where one is needed for a push or a pull: to
@@ -32,7 +36,11 @@ func (a *app) repoIfNeeded(ctx context.Context, req backup.Request) (*chain.Repo
 	if incremental || req.Checkpoint != "" {
 		return a.openRepo(ctx)
 	}
-	return chain.Init(ctx, objstore.NewMem(), chain.InitOptions{})
+	repo, err := chain.Init(ctx, objstore.NewMem(), chain.InitOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return a.identify(repo)
 }
 
 // openCheckpoint opens the repository and loads a checkpoint.

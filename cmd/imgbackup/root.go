@@ -19,10 +19,11 @@ import (
 // app is what every command shares.
 type app struct {
 	program
-	repoFlag string
-	json     bool
-	quiet    bool
-	progress string // how it is shown
+	repoFlag   string
+	hostIDFlag string
+	json       bool
+	quiet      bool
+	progress   string // how it is shown
 }
 
 func newRoot(p program) *cobra.Command {
@@ -48,6 +49,7 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 	group(root)
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.repoFlag, "repo", "r", "", "repository: the `PATH` of a directory, or s3://BUCKET/PREFIX (default: IMGBACKUP_REPO)")
+	flags.StringVar(&a.hostIDFlag, "host-id", "", "what this host is known by, in place of its machine id: a word, or a file's\npath with a slash (`FILE|ID`; default: IMGBACKUP_HOST_ID)")
 	flags.BoolVar(&a.json, "json", false, "write results as JSON, for programs")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no notes on stderr")
 	root.SetFlagErrorFunc(flagError)

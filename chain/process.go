@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+)
+
+// Process is who wrote a lease or an intent: a process, on one boot of one host.
+// Process ids are used again, and mean nothing outside of their namespace.
+type Process struct {
+	Host         Host   `json:"host"`
+	BootID       string `json:"boot_id,omitempty"` // empty where the kernel tells none
+	PID          int    `json:"pid"`
+	PIDNamespace string `json:"pid_namespace,omitempty"`
+	ProcessStart int64  `json:"process_start,omitempty"` // ticks since boot; 0: not known
+}
+
+// Self returns this process, as the repository is told who writes.
+func (r *Repository) Self() (Process, error) { return self(thisRoot(), r.HostID) }
+
+func self(root fs.FS, hostID string) (p Process, err error) {
+	if p.Host, err = currentHost(root, hostID); err != nil {
+		return p, err
+	}
+	if p.BootID, err = bootID(root); err != nil {
+		return p, err
+	}
+	p.PID = os.Getpid()
+	if p.PIDNamespace, err = pidNamespace(root); err != nil {
+		return p, err
+	}
+	if p.ProcessStart, err = processStart(root, p.PID); err != nil {
+		return p, fmt.Errorf("find out when this process began: %w", err)
+	}
+	return p, nil
+}
+
+func (p *Process) validate(c *checker) {
+	p.Host.validate(c)
+	c.text("boot_id", p.BootID, maxShort)
+	c.text("pid_namespace", p.PIDNamespace, maxShort)
+	c.atLeast("pid", int64(p.PID), 0)
+	c.atLeast("process_start", p.ProcessStart, 0)
+}
+
+// Fate is what can be known of a process.
+type Fate int
+
+// The fates. Only FateEnded allows what must not be done beside it.
+const (
+	FateUnknown Fate = iota // it can't be seen from here
+	FateAlive
+	FateEnded
+)
+
+func (f Fate) String() string {
+	return [...]string{FateUnknown: "unknown", FateAlive: "alive", FateEnded: "ended"}[f]
+}
+
+// SameMachine reports whether other runs, or ran, on p's machine, as far as that
+// is certain. A boot has an id of its own, so that containers of one machine know
+// each other by it, whatever they are named.
+func (p Process) SameMachine(other Process) bool {
+	return p.sameBoot(other) || p.Host.Is(other.Host)
+}
+
+func (p Process) sameBoot(other Process) bool { return p.BootID != "" && p.BootID == other.BootID }
+
+// Fate returns what became of other, as this process p sees it.
+func (p Process) Fate(other Process) Fate { return p.fate(thisRoot(), other) }
+
+func (p Process) fate(root fs.FS, other Process) Fate {
+	switch {
+	case p.sameBoot(other):
+		return p.fateOfPID(root, other)
+	case p.BootID != "" && other.BootID != "" && p.Host.Is(other.Host):
+		return FateEnded // by a restart
+	}
+	return FateUnknown
+}
+
+// fateOfPID judges a process of the same boot.
+func (p Process) fateOfPID(root fs.FS, other Process) Fate {
+	if p.PIDNamespace == "" || p.PIDNamespace != other.PIDNamespace || other.PID <= 0 || other.ProcessStart <= 0 {
+		return FateUnknown
+	}
+	start, err := processStart(root, other.PID)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		// With hidepid, others' processes don't show: believe it only where
+		// something that is always there does.
+		if _, err := processStart(root, 1); err != nil {
+			return FateUnknown
+		}
+		return FateEnded
+	case err != nil:
+		return FateUnknown
+	case start != other.ProcessStart:
+		return FateEnded // its id is used again
+	}
+	return FateAlive
+}
+
+func pidNamespace(root fs.FS) (string, error) {
+	s, err := fs.ReadLink(root, "proc/self/ns/pid")
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("find out the namespace of process ids: %w", err)
+	}
+	return readable(s, maxShort), nil
+}
+
+// processStart returns when a process began, in ticks since boot: field 22 of
+// /proc/PID/stat, see proc(5). An absent process is fs.ErrNotExist.
+func processStart(root fs.FS, pid int) (int64, error) {
+	name := path.Join("proc", strconv.Itoa(pid), "stat")
+	data, err := fs.ReadFile(root, name)
+	if err != nil {
+		return 0, err
+	}
+	// The second field is the program's name in parentheses, and may hold both.
+	_, rest, ok := strings.Cut(string(data[max(0, bytes.LastIndexByte(data, ')')):]), ") ")
+	fields := strings.Fields(rest)
+	if !ok || len(fields) < 20 {
+		return 0, fmt.Errorf("/%s is not as expected", name)
+	}
+	start, err := strconv.ParseInt(fields[19], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("/%s: %w", name, err)
+	}
+	return start, nil
+}
