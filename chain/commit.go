@@ -65,9 +65,6 @@ func (r *Repository) Commit(ctx context.Context, m *Manifest) error {
 	}
 	key := ManifestKey(m.Domain, m.Checkpoint)
 	err = r.create(ctx, key, data)
-	if err == nil {
-		err = r.readBack(ctx, key, data)
-	}
 	var stands *standsError
 	var unknown *unknownError
 	switch {
@@ -146,15 +143,13 @@ type unknownError struct{ err error }
 func (e *unknownError) Error() string { return "it may have been stored, or not: " + e.err.Error() }
 func (e *unknownError) Unwrap() error { return e.err }
 
-// create stores a small object if none stands under the key, and finds out
-// what became of it where the store does not say so plainly. nil means that it
-// stands there, durably. Other than *standsError and *unknownError, an error
-// means that it does not.
+// create stores a small object if none stands under the key, reads it back, and
+// finds out what became of it where the store does not say so plainly: to be told
+// that it is stored, by something on the way to the store, is not enough. nil
+// means that it stands there, durably. Other than *standsError and *unknownError,
+// an error means that it does not. Nothing that stands there is ever replaced.
 func (r *Repository) create(ctx context.Context, key string, data []byte) error {
-	put := r.Store.Put(ctx, key, bytes.NewReader(data), objstore.Create)
-	if put == nil {
-		return nil
-	}
+	put := r.putNew(ctx, key, data)
 	// The caller may have been interrupted: all the more must the outcome be known.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), confirmTime)
 	defer cancel()
@@ -163,48 +158,39 @@ func (r *Repository) create(ctx context.Context, key string, data []byte) error 
 		// A request that is on its way still may create it at any moment, when
 		// what it names is gone. To ask once more decides: of the two the second
 		// one finds the first one's object.
-		again := r.Store.Put(ctx, key, bytes.NewReader(data), objstore.Create)
-		if again == nil {
-			return nil
+		if again := r.putNew(ctx, key, data); again == nil {
+			put = nil
+		} else {
+			put = errors.Join(put, again)
 		}
-		put = errors.Join(put, again)
 		stands, err = objstore.ReadAll(ctx, r.Store, key, maxSealed)
 	}
 	switch {
 	case errors.Is(err, objstore.ErrTooLarge):
 		return &standsError{}
-	case errors.Is(err, objstore.ErrNotFound) && !errors.Is(put, objstore.ErrExists) && !objstore.InDoubt(put):
+	case errors.Is(err, objstore.ErrNotFound) && put != nil && !errors.Is(put, objstore.ErrExists) && !objstore.InDoubt(put):
 		return put
+	case err != nil && put == nil:
+		return &unknownError{err: fmt.Errorf("the store says that it is stored, but: %w", err)}
 	case err != nil:
 		// It stood there and is gone, or the store does not answer.
 		return &unknownError{err: errors.Join(put, err)}
 	case !bytes.Equal(stands, data):
 		return &standsError{data: stands}
+	case put == nil || errors.Is(put, objstore.ErrExists):
+		return nil // and so it is durable
 	}
-	// It is ours: a request was repeated, or its answer was lost, or what makes
-	// it durable failed. Storing the same bytes again leaves no doubt.
-	if err := r.Store.Put(ctx, key, bytes.NewReader(data), objstore.Replace); err != nil {
-		return &unknownError{err: errors.Join(put, err)}
+	// It is ours: an answer was lost, or what makes it durable failed. To create it
+	// once more changes nothing, and to be told that it exists is to be told that
+	// it is durable. To replace it might undo what another has made of it by now.
+	if again := r.putNew(ctx, key, data); again != nil && !errors.Is(again, objstore.ErrExists) {
+		return &unknownError{err: errors.Join(put, again)}
 	}
 	return nil
 }
 
-// readBack sees that the store has what it says that it has stored: to be told
-// so by something on the way to it is not enough for a checkpoint. Its errors
-// are those of create that are no plain failure.
-func (r *Repository) readBack(ctx context.Context, key string, data []byte) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), confirmTime)
-	defer cancel()
-	stands, err := objstore.ReadAll(ctx, r.Store, key, maxSealed)
-	switch {
-	case errors.Is(err, objstore.ErrTooLarge):
-		return &standsError{}
-	case err != nil:
-		return &unknownError{err: fmt.Errorf("the store says that it is stored, but: %w", err)}
-	case !bytes.Equal(stands, data):
-		return &standsError{data: stands}
-	}
-	return nil
+func (r *Repository) putNew(ctx context.Context, key string, data []byte) error {
+	return r.Store.Put(ctx, key, bytes.NewReader(data), objstore.Create)
 }
 
 // parseManifest proves a manifest and that it belongs under its key.

@@ -128,6 +128,35 @@ func TestCommitOutcome(t *testing.T) {
 	}
 }
 
+// TestCommitRepackedMeanwhile: a commit whose answer was lost is confirmed without
+// undoing what another has made of the manifest since.
+func TestCommitRepackedMeanwhile(t *testing.T) {
+	t.Parallel()
+	plain := newRepository(t)
+	m := plain.sample("web", "one")
+	second := *m
+	second.Revision = 2
+	stored, err := second.mapTexts(escapeText)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := Seal(stored)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := plain.with(objstoretest.NewFaulty(t, plain.Store,
+		objstoretest.Fault{Op: objstoretest.Put, Times: 1, Lost: true, Err: errOutage},
+		objstoretest.Fault{Op: objstoretest.Put, After: 1, Times: 1, Lost: true, Err: errOutage, Hook: func(key string) {
+			put(t, plain.Store, key, data)
+		}}))
+	if err := r.Commit(t.Context(), m); err != nil {
+		t.Error(err)
+	}
+	if got, err := plain.Manifest(t.Context(), "web", "one"); err != nil || got.Revision != 2 {
+		t.Errorf("%v: the second revision is gone", err)
+	}
+}
+
 // TestCommitInterrupted cancels before and while the manifest is stored.
 func TestCommitInterrupted(t *testing.T) {
 	t.Parallel()
