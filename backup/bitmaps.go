@@ -11,6 +11,7 @@ import (
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // intent describes the bitmaps that are about to be added, so that the next
@@ -100,7 +101,7 @@ func (s *session) undo(ctx context.Context, intent *chain.Intent) error {
 }
 
 // guardOf returns the flock on the image of one of our disks.
-func (s *session) guardOf(image string) *qcow2.ImageFlock {
+func (s *session) guardOf(image string) *qemu.ImageFlock {
 	for _, d := range s.disks {
 		if d.active == image {
 			return d.guard

@@ -12,7 +12,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // An image that keeps being changed between plan and locks ends the backup with an
@@ -51,7 +51,7 @@ func TestChangedDiskIsNamed(t *testing.T) {
 				},
 			})
 			var disk *chain.DiskError
-			var inUse *qcow2.InUseError
+			var inUse *qemu.InUseError
 			if !errors.As(err, &disk) || disk.Disk != "vdb" || !errors.As(err, &inUse) || inUse.Path != l.path("b") {
 				t.Errorf("%v", err)
 			}

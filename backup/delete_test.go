@@ -13,7 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/checkpoint"
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // The bitmaps of another host's checkpoint are not in an image here by chance of
@@ -68,7 +68,7 @@ func TestDeletionIsAPlan(t *testing.T) {
 	if want := []step{{"c3", true, false}, {"k2", false, true}}; !reflect.DeepEqual(steps, want) {
 		t.Errorf("%+v, want %+v", steps, want)
 	}
-	var busy *qcow2.BusyError
+	var busy *qemu.BusyError
 	if _, err := l.run(l.request("c4", l.disk("a")), backup.Hooks{}); !errors.As(err, &busy) {
 		t.Errorf("a backup beside the plan: %v", err)
 	}

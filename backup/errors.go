@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/internal/usage"
-	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // UsageError reports a request that makes no sense whatever the images hold.
@@ -36,11 +36,11 @@ func (e *LockTimeError) Error() string {
 // place, between the plan and the locks that stay until the commit. The backup begins
 // again then; when it has done so too often, the image is in use, which is what it
 // wraps.
-type changedError struct{ inUse qcow2.InUseError }
+type changedError struct{ inUse qemu.InUseError }
 
 func imageChanged(path, format string, args ...any) error {
 	why := "it was written to or exchanged while the backup began: " + fmt.Sprintf(format, args...)
-	return &changedError{qcow2.InUseError{Path: path, Why: why}}
+	return &changedError{qemu.InUseError{Path: path, Why: why}}
 }
 
 func (e *changedError) Error() string { return e.inUse.Error() }

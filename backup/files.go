@@ -15,6 +15,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // FileRequest is a file of the domain that is archived beside its disks. What
@@ -141,7 +142,7 @@ func (f *file) compareFile() error {
 		return err
 	}
 	if open != f.id || path != f.id {
-		return &qcow2.InUseError{Path: f.req.Path, Why: "it was written to or exchanged while it was read; nothing was committed"}
+		return &qemu.InUseError{Path: f.req.Path, Why: "it was written to or exchanged while it was read; nothing was committed"}
 	}
 	return nil
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // files are requests for the lab's file vars.fd as the firmware's variables, and
@@ -99,7 +99,7 @@ func TestFilesInUse(t *testing.T) {
 			req := l.request("c1", l.disk("vda"))
 			req.Files = l.files()
 			_, err := l.run(req, hooks)
-			var inUse *qcow2.InUseError
+			var inUse *qemu.InUseError
 			if !hit || err == nil || name != "removed" && !errors.As(err, &inUse) {
 				t.Fatalf("hit %v: %v", hit, err)
 			}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // FlockWait is how long another holder of an image's flock is waited for. udev takes
@@ -34,7 +35,7 @@ func absolute(path string) string {
 // RemoveBitmap removes a bitmap of ours from an image, if the image holds it,
 // and looks whether all others are as they were. guard is the flock on it. It
 // reports whether the image held the bitmap.
-func RemoveBitmap(ctx context.Context, guard *qcow2.ImageFlock, path, name string) (held bool, err error) {
+func RemoveBitmap(ctx context.Context, guard *qemu.ImageFlock, path, name string) (held bool, err error) {
 	crashed := false
 	var before []qcow2.BitmapState
 	err = qcow2.WithTopLayer(path, func(l *qcow2.Layer) error {
@@ -47,7 +48,7 @@ func RemoveBitmap(ctx context.Context, guard *qcow2.ImageFlock, path, name strin
 			return err
 		}
 		crashed = l.Header.Has(qcow2.IncompatDirty) || slices.ContainsFunc(before, func(b qcow2.BitmapState) bool { return b.InUse })
-		return qcow2.FreeSpaceFor(l, 0)
+		return l.CheckRoom(0)
 	})
 	if err != nil || !held {
 		return held, err
@@ -55,7 +56,7 @@ func RemoveBitmap(ctx context.Context, guard *qcow2.ImageFlock, path, name strin
 	if crashed {
 		// Whoever did not close the image may have left wrong reference counts,
 		// and QEMU would store the other bitmaps over guest data.
-		check, err := qcow2.CheckRefcounts(ctx, path)
+		check, err := qemu.Img{Wait: qemu.LockWait}.CheckRefcounts(ctx, path)
 		if err == nil {
 			err = check.Err()
 		}

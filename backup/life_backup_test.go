@@ -17,6 +17,7 @@ import (
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // attempt is one backup of a life: what was asked, and how all stood before.
@@ -214,7 +215,7 @@ func (a *attempt) run() {
 	result, err := backup.Run(ctx, l.repo, a.req, hooks)
 	l.note("backup %s mode %s since %q no-checkpoint %v (%s): %v; notes %q", a.req.Checkpoint, a.req.Mode, a.req.Since, a.req.NoCheckpoint, a.plot, err, notes)
 	var refused *backup.NotTrustedError
-	var inUse *qcow2.InUseError
+	var inUse *qemu.InUseError
 	switch {
 	case err == nil && a.plot == plotWriter && played:
 		l.t.Errorf("backup %s: nobody saw that the image was written to while it was read", a.req.Checkpoint)

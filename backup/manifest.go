@@ -7,7 +7,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // manifest fills in all that is known before the data is read.
@@ -106,7 +106,7 @@ func (s *session) compareIdentity() error {
 					return &chain.DiskError{Disk: d.req.Disk, Err: err}
 				}
 				if open != d.id[at] || path != d.id[at] {
-					return &chain.DiskError{Disk: d.req.Disk, Err: &qcow2.InUseError{Path: f.Path(), Why: s.changedWhile()}}
+					return &chain.DiskError{Disk: d.req.Disk, Err: &qemu.InUseError{Path: f.Path(), Why: s.changedWhile()}}
 				}
 				at++
 			}

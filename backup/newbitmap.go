@@ -9,6 +9,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // chooseBitmap decides whether the new checkpoint's bitmap is added to the
@@ -60,7 +61,7 @@ func refusesBitmap(ctx context.Context, active *qcow2.Layer) (why error, expecte
 	// and failing disks leave no mark, and QEMU commits an overlay into an image
 	// with lazy counts that was not closed, and then marks it closed. So they
 	// are looked at each time, which takes reading the tables once more.
-	check, err := qcow2.CheckRefcounts(ctx, active.Path)
+	check, err := qemu.Img{Wait: qemu.LockWait}.CheckRefcounts(ctx, active.Path)
 	if endsBackup(ctx, err) {
 		return nil, false, err
 	}
@@ -70,13 +71,13 @@ func refusesBitmap(ctx context.Context, active *qcow2.Layer) (why error, expecte
 	if err := check.Err(); err != nil {
 		return fmt.Errorf("nothing is written into the image: %w; qemu-img check -r all may repair it (keep a copy)", err), false, nil
 	}
-	return qcow2.FreeSpaceFor(active, active.BitmapGranularity()), false, nil
+	return active.CheckRoom(active.BitmapGranularity()), false, nil
 }
 
 // endsBackup reports whether an error that a qemu-img ended with says more than
 // that the image gets no bitmap.
 func endsBackup(ctx context.Context, err error) bool {
-	var inUse *qcow2.InUseError
+	var inUse *qemu.InUseError
 	return err != nil && (ctx.Err() != nil || errors.As(err, &inUse))
 }
 

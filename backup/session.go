@@ -18,13 +18,14 @@ import (
 	"github.com/imgbackup/imgbackup/foreign"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // disk is one disk of a running backup.
 type disk struct {
 	req   DiskRequest
-	image *qcow2.Image      // opened anew for each look at the image
-	guard *qcow2.ImageFlock // from the plan to the end
+	image *qcow2.Image     // opened anew for each look at the image
+	guard *qemu.ImageFlock // from the plan to the end
 
 	before []qcow2.BitmapState // the image's bitmaps before ours was added
 
@@ -243,7 +244,7 @@ func (s *session) openImage(ctx context.Context, path string, format qcow2.Forma
 	}
 	// The image is locked before anything is read out of it: a VM that ends
 	// in between would leave us with its old tables.
-	hold, err := qcow2.HoldImage(ctx, path, s.req.LockWait)
+	hold, err := qemu.HoldImage(ctx, path, s.req.LockWait)
 	if err != nil {
 		return nil, err
 	}
@@ -311,7 +312,7 @@ func (d *disk) takeGuard(ctx context.Context) error {
 		_ = d.guard.Close() // opened for reading only
 		d.guard = nil
 	}
-	g, err := qcow2.FlockImage(ctx, d.req.Path, FlockWait)
+	g, err := qemu.FlockImage(ctx, d.req.Path, FlockWait)
 	if err != nil {
 		return err
 	}

@@ -12,7 +12,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // SettleOptions are what a person says about an intent.
@@ -103,8 +103,8 @@ func (s *session) paths() []string {
 func (s *session) mustSettle(err error) bool {
 	var (
 		disk  *chain.DiskError
-		busy  *qcow2.BusyError
-		inUse *qcow2.InUseError
+		busy  *qemu.BusyError
+		inUse *qemu.InUseError
 	)
 	if !errors.As(err, &disk) || errors.As(err, &busy) {
 		return true
@@ -157,7 +157,7 @@ func newSettler(ctx context.Context, repo *chain.Repository, domain string, imag
 // and then its run's lease. What is wrong with an image is a [*chain.DiskError], after
 // which the intent stays; its other images are settled all the same.
 func (s *settler) settle(ctx context.Context, in *chain.Intent) ([]Settled, error) {
-	guards := make(map[string]*qcow2.ImageFlock)
+	guards := make(map[string]*qemu.ImageFlock)
 	defer func() {
 		for _, g := range guards {
 			_ = g.Close() // opened for reading only
@@ -177,7 +177,7 @@ func (s *settler) settle(ctx context.Context, in *chain.Intent) ([]Settled, erro
 			left = append(left, &chain.DiskError{Disk: image.Disk, Err: err})
 		}
 	}
-	var busy *qcow2.BusyError
+	var busy *qemu.BusyError
 	if err := errors.Join(left...); errors.As(err, &busy) {
 		return nil, err
 	}
@@ -205,7 +205,7 @@ func (s *settler) settle(ctx context.Context, in *chain.Intent) ([]Settled, erro
 }
 
 // guard takes the flock of one of an intent's images.
-func (s *settler) guard(ctx context.Context, in *chain.Intent, image chain.IntentImage, guards map[string]*qcow2.ImageFlock) error {
+func (s *settler) guard(ctx context.Context, in *chain.Intent, image chain.IntentImage, guards map[string]*qemu.ImageFlock) error {
 	if !s.images[image.Path] {
 		return fmt.Errorf("its intent names the image %s, which is neither one of this run's nor one that a checkpoint of domain %s was made of: it is not touched",
 			image.Path, in.Domain)
@@ -217,7 +217,7 @@ func (s *settler) guard(ctx context.Context, in *chain.Intent, image chain.Inten
 	if s.self.Fate(in.Process) == chain.FateAlive {
 		wait = FlockWait
 	}
-	g, err := qcow2.FlockImage(ctx, image.Path, wait)
+	g, err := qemu.FlockImage(ctx, image.Path, wait)
 	if err == nil {
 		guards[image.Path] = g
 	}

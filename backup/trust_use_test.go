@@ -17,6 +17,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // at runs do when the backup comes to a step for the nth time, from 1 on, and
@@ -35,7 +36,7 @@ func at(step string, nth int, do func()) (backup.Hooks, func() bool) {
 // inUse checks that err says which file is in use.
 func (l *lab) inUse(err error, name string) {
 	l.t.Helper()
-	var use *qcow2.InUseError
+	var use *qemu.InUseError
 	if !errors.As(err, &use) {
 		l.t.Fatalf("got %v, want an InUseError", err)
 	}

@@ -94,7 +94,7 @@ func TestImageDies(t *testing.T) {
 		end  func(im *image)
 		want string
 	}{
-		{func(im *image) { _ = im.process.cmd.Process.Kill() }, "qemu-nbd"},
+		{func(im *image) { im.process.Kill() }, "qemu-nbd"},
 		{func(im *image) { cancel(bad) }, bad.Error()},
 	} {
 		im, err := open(ctx, path, VMDK, Options{})
@@ -102,7 +102,7 @@ func TestImageDies(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.end(im)
-		<-im.process.ended
+		<-im.process.Ended()
 		if err := im.ReadAt(t.Context(), make([]byte, 512), 0); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("read: %v", err)
 		}

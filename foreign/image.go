@@ -12,13 +12,14 @@ import (
 
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // image is an open image.
 type image struct {
 	ctx     context.Context
 	stop    func() bool // of what ends the process with ctx
-	process *process
+	process *qemu.NBD
 	client  *nbd.Client
 	how     string
 }
@@ -50,9 +51,9 @@ func open(ctx context.Context, path string, format qcow2.Format, o Options) (_ *
 	if err != nil {
 		return nil, fmt.Errorf("open %s by qemu-nbd: %w", path, err)
 	}
-	c, err := p.connect(ctx, socket)
+	c, err := connect(ctx, p, socket)
 	if err != nil {
-		p.end()
+		p.Kill()
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	what := "format " + string(format)
@@ -60,7 +61,7 @@ func open(ctx context.Context, path string, format qcow2.Format, o Options) (_ *
 		what = "an encrypted qcow2 image"
 	}
 	return &image{
-		ctx: ctx, process: p, client: c, stop: context.AfterFunc(ctx, p.end),
+		ctx: ctx, process: p, client: c, stop: context.AfterFunc(ctx, p.Kill),
 		how: "qemu-nbd (" + what + " is not read natively)",
 	}, nil
 }
@@ -114,12 +115,12 @@ func (im *image) failed(err error) error {
 	if im.ctx.Err() != nil {
 		return context.Cause(im.ctx)
 	}
-	return im.process.explain(err)
+	return im.process.Explain(err)
 }
 
 func (im *image) Close() error {
 	im.stop()
 	_ = im.client.Close() // it has only read
-	im.process.end()
+	im.process.Kill()
 	return nil
 }

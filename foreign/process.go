@@ -3,23 +3,20 @@
 package foreign
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 	"unicode/utf8"
 
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // Options say how images are opened.
@@ -33,14 +30,6 @@ type Options struct {
 
 // startTime bounds how long qemu-nbd may take until it serves.
 const startTime = time.Minute
-
-// process is a qemu-nbd.
-type process struct {
-	cmd    *exec.Cmd
-	stderr tail
-	ended  chan struct{}
-	err    error // of Wait, once it has ended
-}
 
 // node is the image as QEMU's -blockdev describes it.
 func node(path string, format qcow2.Format, key bool) (string, error) {
@@ -71,7 +60,7 @@ func node(path string, format qcow2.Format, key bool) (string, error) {
 }
 
 // start runs qemu-nbd on a socket.
-func start(path, socket string, format qcow2.Format, o Options) (*process, error) {
+func start(path, socket string, format qcow2.Format, o Options) (*qemu.NBD, error) {
 	image, err := node(path, format, o.KeyFile != "")
 	if err != nil {
 		return nil, err
@@ -90,36 +79,11 @@ func start(path, socket string, format qcow2.Format, o Options) (*process, error
 		_ = f.Close()
 		args = append(args, "--object", "secret,id=key,format=raw,file="+strings.ReplaceAll(key, ",", ",,"))
 	}
-	if o.Program == "" {
-		o.Program = "qemu-nbd"
-	}
-	p := &process{cmd: exec.Command(o.Program, append(args, image)...), ended: make(chan struct{})}
-	p.cmd.Stderr = &p.stderr
-	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}
-	// Ctrl-C is for us, and we end it. It dies with us, too.
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	p.cmd.WaitDelay = time.Second
-	started := make(chan error)
-	go func() {
-		// The signal comes when the thread ends that started the process.
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		if err := p.cmd.Start(); err != nil {
-			started <- err
-			return
-		}
-		started <- nil
-		p.err = p.cmd.Wait()
-		close(p.ended)
-	}()
-	if err := <-started; err != nil {
-		return nil, err
-	}
-	return p, nil
+	return qemu.StartNBD(o.Program, append(args, image)...)
 }
 
 // connect waits until the process serves.
-func (p *process) connect(ctx context.Context, socket string) (*nbd.Client, error) {
+func connect(ctx context.Context, p *qemu.NBD, socket string) (*nbd.Client, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTime, errors.New("it does not begin to serve"))
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -130,49 +94,14 @@ func (p *process) connect(ctx context.Context, socket string) (*nbd.Client, erro
 			return c, nil
 		}
 		if !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) {
-			return nil, p.explain(err)
+			return nil, p.Explain(err)
 		}
 		select {
 		case <-tick.C:
-		case <-p.ended:
-			return nil, p.explain(fmt.Errorf("it ended: %v", p.cmd.ProcessState))
+		case <-p.Ended():
+			return nil, p.Explain(fmt.Errorf("it ended: %v", p.State()))
 		case <-ctx.Done():
-			return nil, p.explain(context.Cause(ctx))
+			return nil, p.Explain(context.Cause(ctx))
 		}
 	}
-}
-
-// explain adds what the process has said.
-func (p *process) explain(err error) error {
-	if said := p.stderr.String(); said != "" {
-		return fmt.Errorf("qemu-nbd: %w: %s", err, said)
-	}
-	return fmt.Errorf("qemu-nbd: %w", err)
-}
-
-// end kills the process, which has nothing to lose, and waits for it.
-func (p *process) end() {
-	_ = p.cmd.Process.Kill() // it may have ended already
-	<-p.ended
-}
-
-// tail keeps the first bytes of what a process says.
-type tail struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-const maxTail = 2 << 10
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.b.Write(p[:min(len(p), max(0, maxTail-t.b.Len()))])
-	return len(p), nil
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return strings.Join(strings.FieldsFunc(t.b.String(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
 }

@@ -352,7 +352,7 @@ func TestBitmapCutShort(t *testing.T) {
 // bmTopLayer opens only what a look at bitmaps needs: the rest of the image may be cut off.
 func bmTopLayer(t testing.TB, path string) (*Layer, error) {
 	var layer *Layer
-	err := withTopLayer(path, func(l *Layer) error {
+	err := WithTopLayer(path, func(l *Layer) error {
 		copied := *l
 		layer = &copied
 		return nil

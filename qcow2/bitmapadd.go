@@ -7,16 +7,39 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"os"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
-// CheckAddBitmap returns the reason why a bitmap can't be added to the image without harm, or nil. QEMU refuses
-// to open an image whose bitmap metadata it does not like, and others it would repair, or make worse, on the way.
+// NoBitmapError says that no bitmap can be added to an image without harm, although the
+// image can be read.
+type NoBitmapError struct {
+	Path string
+	Why  string // one phrase, with what to do where there is something
+	Err  error  // what the kernel answered; may be nil
+}
+
+func (e *NoBitmapError) Error() string {
+	if e.Err != nil {
+		return fmt.Sprintf("%s: no bitmap can be added: %s: %v", e.Path, e.Why, e.Err)
+	}
+	return fmt.Sprintf("%s: no bitmap can be added: %s", e.Path, e.Why)
+}
+
+func (e *NoBitmapError) Unwrap() error { return e.Err }
+
+func (l *Layer) noBitmap(why string, err error) error {
+	return &NoBitmapError{Path: l.Path, Why: why, Err: err}
+}
+
+// CheckAddBitmap returns the reason why a bitmap can't be added to the image without
+// harm, a [*NoBitmapError], or nil. QEMU refuses to open an image whose bitmap metadata
+// it does not like, and others it would repair, or make worse, on the way.
 func (l *Layer) CheckAddBitmap() error {
-	no := func(why string) error { return fmt.Errorf("%s: no bitmap can be added: %s", l.Path, why) }
+	no := func(why string) error { return l.noBitmap(why, nil) }
 	h := l.Header
 	switch {
 	case h == nil:
@@ -51,10 +74,13 @@ func (l *Layer) CheckAddBitmap() error {
 	return nil
 }
 
-// CheckWritable returns the reason why this process may not write to the layer's file, or nil.
+// CheckWritable returns the reason why this process may not write to the layer's file, a
+// [*NoBitmapError], or nil.
 func (l *Layer) CheckWritable() error {
-	if err := unix.Faccessat(unix.AT_FDCWD, l.Path, unix.W_OK, unix.AT_EACCESS); err != nil {
-		return fmt.Errorf("%s: the image cannot be written to: %w", l.Path, err)
+	if err := sys.Restart(func() error {
+		return unix.Faccessat(unix.AT_FDCWD, l.Path, unix.W_OK, unix.AT_EACCESS)
+	}); err != nil {
+		return l.noBitmap("the image cannot be written to", err)
 	}
 	return nil
 }
@@ -72,24 +98,29 @@ func (l *Layer) BitmapGranularity() int64 {
 	return g
 }
 
-// FreeSpaceFor tells whether there is enough room under the image for a QEMU that opens it for writing and adds a bitmap
-// of that granularity (bytes; 0: none is added): it stores all bitmaps anew before it frees the old ones, and when that
-// fails it loses them. The error wraps ENOSPC.
-func FreeSpaceFor(l *Layer, granularity int64) error {
-	return freeSpaceFor(l, granularity, freeSpace)
+// CheckRoom returns the reason why a QEMU that opens the image for writing and adds a
+// bitmap of that granularity (bytes) may run out of room, a [*NoBitmapError], or nil: it
+// stores all bitmaps anew before it frees the old ones, and when that fails it loses
+// them. For a moment as much as it may need is allocated beside the image. Granularity 0
+// is for who adds none.
+func (l *Layer) CheckRoom(granularity int64) error {
+	return l.checkRoom(granularity, sys.CheckGrowth)
 }
 
-func freeSpaceFor(l *Layer, granularity int64, free func(*Layer) (int64, error)) error {
+func (l *Layer) checkRoom(granularity int64, check func(f *os.File, n int64) error) error {
 	if l.Header == nil {
 		return nil
 	}
 	need := spaceFor(l, granularity)
-	have, err := free(l)
-	if err != nil {
-		return err
+	if l.file.device {
+		check = func(*os.File, int64) error { return l.checkDevice(need) }
 	}
-	if have < need {
-		return fmt.Errorf("%s: its bitmaps cannot be rewritten safely: %d bytes are free, %d are needed: %w", l.Path, have, need, unix.ENOSPC)
+	err := check(l.file.f, need)
+	switch {
+	case err != nil && granularity > 0:
+		return l.noBitmap("there may be too little room to store the bitmaps of the image anew", err)
+	case err != nil:
+		return fmt.Errorf("%s: there may be too little room to store its bitmaps anew: %w", l.Path, err)
 	}
 	return nil
 }
@@ -110,13 +141,16 @@ func spaceFor(l *Layer, granularity int64) int64 {
 	return need + 2*ceilDiv(need, cluster)*8 + 2*l.Header.RefcountBytes
 }
 
-// freeSpace is the number of bytes by which the image can grow.
-func freeSpace(l *Layer) (int64, error) {
-	if l.file.device {
-		end, err := l.imageEnd()
-		return l.file.size - end, err
+// checkDevice returns ENOSPC unless a block device has n bytes behind the image.
+func (l *Layer) checkDevice(n int64) error {
+	end, err := l.imageEnd()
+	if err != nil {
+		return err
 	}
-	return sys.FreeSpace(l.file.f)
+	if have := l.file.size - end; have < n {
+		return fmt.Errorf("%d bytes are free on the device, %d are needed: %w", have, n, unix.ENOSPC)
+	}
+	return nil
 }
 
 // imageEnd is the end of the last cluster that the refcounts call used. A qcow2 image on a block device can grow from

@@ -100,12 +100,12 @@ func (l *Layer) VerifyBitmapRemoved(before []BitmapState, name string) error {
 // VerifyBitmapAdded is [Layer.VerifyBitmapAdded] for the image as it is in the file now. Only its own file is opened, no
 // backing file.
 func VerifyBitmapAdded(path string, before []BitmapState, name string, granularity int64) error {
-	return withTopLayer(path, func(l *Layer) error { return l.VerifyBitmapAdded(before, name, granularity) })
+	return WithTopLayer(path, func(l *Layer) error { return l.VerifyBitmapAdded(before, name, granularity) })
 }
 
 // VerifyBitmapRemoved is [Layer.VerifyBitmapRemoved] for the image as it is in the file now, likewise.
 func VerifyBitmapRemoved(path string, before []BitmapState, name string) error {
-	return withTopLayer(path, func(l *Layer) error { return l.VerifyBitmapRemoved(before, name) })
+	return WithTopLayer(path, func(l *Layer) error { return l.VerifyBitmapRemoved(before, name) })
 }
 
 func (l *Layer) verifyBitmaps(want []BitmapState) error {
@@ -147,8 +147,9 @@ func (l *Layer) verifyBitmaps(want []BitmapState) error {
 	return nil
 }
 
-// withTopLayer opens a qcow2 image without its backing files, and without claiming a block device.
-func withTopLayer(path string, do func(*Layer) error) (err error) {
+// WithTopLayer opens a qcow2 image without its backing files, and without claiming a
+// block device, for do to look at its header and bitmaps. Guest data cannot be read.
+func WithTopLayer(path string, do func(*Layer) error) (err error) {
 	resolved, err := filepath.Abs(path)
 	if err == nil {
 		resolved, err = filepath.EvalSymlinks(resolved)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // File is an open file of a chain: an image, or an external data file.
@@ -37,7 +38,7 @@ const (
 // as opening a FIFO would, and does not open what is neither. With claim, a
 // block device is opened exclusively: it cannot be mounted, or claimed by
 // another such opener, as long as it is open; otherwise that it is not claimed
-// is only looked at. A claimed device gives an [*InUseError].
+// is only looked at. A claimed device gives an [*qemu.InUseError].
 func openFile(path string, claim bool) (*File, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -82,7 +83,7 @@ func openRead(path string, exclusive bool) (*os.File, error) {
 	})
 	switch {
 	case err == unix.EBUSY && exclusive:
-		return nil, &InUseError{Path: path, Why: "the block device is mounted or claimed by another program"}
+		return nil, &qemu.InUseError{Path: path, Why: "the block device is mounted or claimed by another program"}
 	case err != nil:
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}

@@ -10,6 +10,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // FileID tells one state of one file from another; compare it with ==. Times
@@ -25,17 +27,9 @@ type FileID struct {
 
 // Stat returns the present state of the open file.
 func (f *File) Stat() (FileID, error) {
-	conn, err := f.f.SyscallConn()
+	st, err := sys.Stat(f.f)
 	if err != nil {
-		return FileID{}, fmt.Errorf("%s: %w", f.path, err)
-	}
-	var st unix.Stat_t
-	var statErr error
-	if err := conn.Control(func(fd uintptr) { statErr = unix.Fstat(int(fd), &st) }); err != nil {
-		statErr = err
-	}
-	if statErr != nil {
-		return FileID{}, fmt.Errorf("%s: fstat: %w", f.path, statErr)
+		return FileID{}, err
 	}
 	return f.fileID(&st, f.f)
 }
@@ -47,7 +41,7 @@ func (f *File) Opened() FileID { return f.opened }
 // PathStat returns the present state of whatever stands at the file's path.
 func (f *File) PathStat() (FileID, error) {
 	var st unix.Stat_t
-	if err := unix.Stat(f.path, &st); err != nil {
+	if err := sys.Restart(func() error { return unix.Stat(f.path, &st) }); err != nil {
 		return FileID{}, &os.PathError{Op: "stat", Path: f.path, Err: err}
 	}
 	return f.fileID(&st, f.f)
@@ -71,16 +65,17 @@ func (f *File) fileID(st *unix.Stat_t, open *os.File) (FileID, error) {
 	return id, nil
 }
 
-// key identifies the file for as long as it is open, whatever its name.
-func (f *File) key() (fileKey, error) {
-	id, err := f.Stat()
-	return fileKey{dev: id.Dev, inode: id.Inode, device: f.device}, err
+// ID identifies the file for as long as it is open, whatever its name.
+func (f *File) ID() (sys.ID, error) {
+	st, err := sys.Stat(f.f)
+	return sys.IdentityOf(&st), err
 }
 
-type fileKey struct {
-	dev, inode uint64
-	device     bool
-}
+// ID identifies the layer's own file for as long as it is open.
+func (l *Layer) ID() (sys.ID, error) { return l.file.ID() }
+
+// Device reports whether the layer lies on a block device.
+func (l *Layer) Device() bool { return l.file.device }
 
 // Stat returns the present state of the layer's own file, through the open
 // descriptor.

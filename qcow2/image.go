@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/time/rate"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // Format is how an image file is to be read.
@@ -87,7 +89,7 @@ type Layer struct {
 // Open opens the image at path, which is of the given format, and all its
 // backing files, read-only.
 //
-// A block device among them is refused with an [*InUseError] when it is mounted
+// A block device among them is refused with an [*qemu.InUseError] when it is mounted
 // or otherwise claimed; that of the active layer stays claimed until Close, so
 // that opening it a second time fails, too. Other errors: [ErrNotQcow2],
 // [*DamageError], [*UnsupportedError], [*PolicyError], and those of the
@@ -122,7 +124,7 @@ func Open(path string, format Format, o OpenOptions) (*Image, error) {
 
 // open opens the active layer and then, layer by layer, what lies below.
 func (c *Image) open(next namedFile, format Format, rules *policy) error {
-	seen := map[fileKey]string{}
+	seen := map[sys.ID]string{}
 	for {
 		l := &Layer{Path: next.resolved, Format: format, index: len(c.Layers), named: next.path, cache: c.cache}
 		// The layer belongs to the chain from here on, so that Close finds
@@ -135,7 +137,7 @@ func (c *Image) open(next namedFile, format Format, rules *policy) error {
 			return err
 		}
 		for _, f := range l.Files() {
-			key, err := f.key()
+			key, err := f.ID()
 			if err != nil {
 				return err
 			}
@@ -255,7 +257,7 @@ func (c *Image) Size() int64 { return c.Layers[0].Size }
 
 // Close releases all locks and closes all files.
 func (c *Image) Close() error {
-	errs := []error{c.locks.unlock()}
+	errs := []error{c.Unlock()}
 	for _, l := range c.Layers {
 		if l.foreign != nil {
 			errs = append(errs, l.foreign.Close())

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // lkQemuIO is a qemu-io that has images open until its end.
@@ -128,7 +129,7 @@ func lkChain(t testing.TB) (base, top string) {
 
 func lkWantInUse(t testing.TB, err error, path, holder string) {
 	t.Helper()
-	var inUse *InUseError
+	var inUse *qemu.InUseError
 	if !errors.As(err, &inUse) {
 		t.Fatalf("got %v, want an InUseError", err)
 	}
@@ -144,15 +145,14 @@ func TestLockSeesWriter(t *testing.T) {
 	pid := lkServe(t, top)
 	holder := fmt.Sprintf("qemu-nbd, process %d", pid)
 	lkWantInUse(t, c.Lock(t.Context(), 0), top, holder)
-	lkWantInUse(t, c.ProbeWriter(), top, holder)
-	lkWantInUse(t, ProbeWriter(top), top, holder)
-	if err := ProbeWriter(base); err != nil {
+	lkWantInUse(t, qemu.ProbeWriter(top), top, holder)
+	if err := qemu.ProbeWriter(base); err != nil {
 		t.Fatalf("the backing file of a running VM has only readers: %v", err)
 	}
 	// A failed Lock leaves nothing behind that keeps the next writer away.
 	lkStop(t, pid)
 	bmIO(t, top, "write 0 512")
-	if err := c.ProbeWriter(); err != nil {
+	if err := qemu.ProbeWriter(top); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Lock(t.Context(), 0); err != nil {
@@ -255,7 +255,7 @@ func TestLockWaits(t *testing.T) {
 	result := make(chan error, 1)
 	go func() {
 		once := false
-		result <- sys.Retry(t.Context(), time.Minute, conflict, func() error {
+		result <- sys.Retry(t.Context(), time.Minute, func(err error) bool { return errors.As(err, new(*qemu.InUseError)) }, func() error {
 			err := c.Lock(t.Context(), 0)
 			if !once {
 				once = true
@@ -281,22 +281,12 @@ func TestLockWaitingIsCancelled(t *testing.T) {
 	go func() { result <- c.Lock(ctx, time.Hour) }()
 	cancel()
 	err := <-result
-	var inUse *InUseError
+	var inUse *qemu.InUseError
 	if !errors.Is(err, context.Canceled) || errors.As(err, &inUse) {
 		t.Fatalf("got %v", err)
 	}
 	if err := c.Lock(ctx, 0); !errors.Is(err, context.Canceled) {
 		t.Fatalf("got %v", err)
-	}
-}
-
-func TestRetryGivesUpAtOnceOnOtherErrors(t *testing.T) {
-	t.Parallel()
-	tries := 0
-	want := errors.New("broken")
-	err := sys.Retry(t.Context(), time.Hour, conflict, func() error { tries++; return want })
-	if !errors.Is(err, want) || tries != 1 {
-		t.Fatalf("%v after %d tries", err, tries)
 	}
 }
 
@@ -328,104 +318,42 @@ func TestLockRawImage(t *testing.T) {
 	}
 }
 
-// A file system that has no locks says so.
-func TestLockErrors(t *testing.T) {
-	t.Parallel()
-	file, err := os.Open(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	f := lockFile{path: "/x", file: file}
-	for _, errno := range []error{unix.ENOLCK, unix.EOPNOTSUPP, unix.EINVAL, unix.ENOSYS} {
-		var none *NoLockError
-		if err := f.lockError(lockRead, errno); !errors.As(err, &none) || !errors.Is(err, errno) || !strings.Contains(err.Error(), "--no-lock") {
-			t.Errorf("%v: %v", errno, err)
-		}
-	}
-	for _, errno := range []error{unix.EAGAIN, unix.EACCES} {
-		var inUse *InUseError
-		if err := f.lockError(lockRead, errno); !errors.As(err, &inUse) {
-			t.Errorf("%v: %v", errno, err)
-		}
-	}
-	var inUse *InUseError
-	var none *NoLockError
-	if err := f.lockError(lockRead, unix.EIO); errors.As(err, &inUse) || errors.As(err, &none) || !errors.Is(err, unix.EIO) {
-		t.Errorf("EIO: %v", err)
-	}
-}
-
 func TestFlockExcludesAnotherRun(t *testing.T) {
 	t.Parallel()
 	_, top := lkChain(t)
-	second := bmOpen(t, top)
-	first, err := Open(top, Qcow2, OpenOptions{})
+	image := bmOpen(t, top)
+	first, err := qemu.FlockImage(t.Context(), top, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := first.Flock(t.Context(), 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := first.Flock(t.Context(), 0); err != nil {
-		t.Fatalf("a second time: %v", err)
-	}
-	var busy *BusyError
-	err = second.Flock(t.Context(), 0)
+	var busy *qemu.BusyError
+	_, err = qemu.FlockImage(t.Context(), top, 0)
 	if !errors.As(err, &busy) || !strings.Contains(busy.Why, fmt.Sprint("process ", os.Getpid())) {
 		t.Fatalf("got %v", err)
 	}
-	if _, err := FlockImage(t.Context(), top, 0); !errors.As(err, &busy) {
-		t.Fatalf("got %v", err)
-	}
-	// qemu-img does not mind, and Unlock does not release it.
+	// qemu-img does not mind, and giving up QEMU's locks does not release it.
 	bmAdd(t, top, "x", 65536)
-	if err := first.Unlock(); err != nil {
+	if err := errors.Join(image.Lock(t.Context(), 0), image.Unlock()); err != nil {
 		t.Fatal(err)
 	}
-	if err := second.Flock(t.Context(), 0); !errors.As(err, &busy) {
+	if _, err := qemu.FlockImage(t.Context(), top, 0); !errors.As(err, &busy) {
 		t.Fatalf("got %v", err)
+	}
+	if same, err := first.Holds(image.Layers[0]); err != nil || !same {
+		t.Fatalf("%v, %v", same, err)
+	}
+	other, _ := lkChain(t)
+	if same, err := first.Holds(bmOpen(t, other).Layers[0]); err != nil || same {
+		t.Fatalf("%v, %v", same, err)
 	}
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	held, err := FlockImage(t.Context(), top, 0)
+	second, err := qemu.FlockImage(t.Context(), top, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if same, err := held.Holds(second.Layers[0]); err != nil || !same {
-		t.Fatalf("%v, %v", same, err)
-	}
-	other, _ := lkChain(t)
-	if same, err := held.Holds(bmOpen(t, other).Layers[0]); err != nil || same {
-		t.Fatalf("%v, %v", same, err)
-	}
-	if err := second.Flock(t.Context(), 0); !errors.As(err, &busy) {
-		t.Fatalf("got %v", err)
-	}
-	if err := held.Close(); err != nil {
+	if err := second.Close(); err != nil {
 		t.Fatal(err)
-	}
-	if err := second.Flock(t.Context(), 0); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func TestHasLock(t *testing.T) {
-	t.Parallel()
-	at := func(b int64) func(string, int64, int64) bool {
-		return func(kind string, start, end int64) bool { return kind != "FLOCK" && start <= b && b <= end }
-	}
-	info := "pos:\t0\nflags:\t02100000\nlock:\t1: OFDLCK  ADVISORY  READ -1 fd:00:1234 100 101\nlock:\t2: FLOCK  ADVISORY  WRITE 77 fd:00:1234 0 EOF\n"
-	if !hasLock(info, at(101)) || hasLock(info, at(102)) || hasLock(info, at(99)) {
-		t.Error("ranges are not understood")
-	}
-	if !hasLock(info, func(kind string, _, _ int64) bool { return kind == "FLOCK" }) {
-		t.Error("the flock is not seen")
-	}
-	for _, bad := range []string{"", "lock:\n", "lock: 1: POSIX ADVISORY WRITE 1 fd:00:1 x 9\n", "lock: 1: POSIX ADVISORY WRITE 1 fd:00:1 0 x\n"} {
-		if hasLock(bad, func(string, int64, int64) bool { return true }) {
-			t.Errorf("%q", bad)
-		}
 	}
 }

@@ -21,14 +21,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // qiStates describes the bitmaps of an image as it is now.
 func qiStates(t testing.TB, path string) []BitmapState {
 	t.Helper()
 	var states []BitmapState
-	err := withTopLayer(path, func(l *Layer) (err error) {
+	err := WithTopLayer(path, func(l *Layer) (err error) {
 		states, err = l.BitmapStates()
 		return errors.Join(err, l.BitmapsErr)
 	})
@@ -45,7 +45,7 @@ func TestBitmapAddAndRemove(t *testing.T) {
 	if len(before) != 2 {
 		t.Fatalf("%+v", before)
 	}
-	if err := BitmapAdd(t.Context(), path, "-new, one", 32768); err != nil {
+	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(t.Context(), path, "-new, one", 32768); err != nil {
 		t.Fatal(err)
 	}
 	if err := VerifyBitmapAdded(path, before, "-new, one", 32768); err != nil {
@@ -54,11 +54,11 @@ func TestBitmapAddAndRemove(t *testing.T) {
 	if err := VerifyBitmapAdded(path, before, "-new, one", 65536); err == nil {
 		t.Fatal("another granularity was not noticed")
 	}
-	if err := BitmapAdd(t.Context(), path, "-new, one", 32768); err == nil || !strings.Contains(err.Error(), "already exists") {
+	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(t.Context(), path, "-new, one", 32768); err == nil || !strings.Contains(err.Error(), "already exists") {
 		t.Fatalf("a second time: %v", err)
 	}
 	after := qiStates(t, path)
-	if err := BitmapRemove(t.Context(), path, "-new, one"); err != nil {
+	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapRemove(t.Context(), path, "-new, one"); err != nil {
 		t.Fatal(err)
 	}
 	if err := VerifyBitmapRemoved(path, after, "-new, one"); err != nil {
@@ -67,12 +67,12 @@ func TestBitmapAddAndRemove(t *testing.T) {
 	if got := qiStates(t, path); !slices.Equal(got, before) {
 		t.Fatalf("got %+v, want %+v", got, before)
 	}
-	if err := BitmapRemove(t.Context(), path, "-new, one"); err == nil {
+	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapRemove(t.Context(), path, "-new, one"); err == nil {
 		t.Fatal("a bitmap that is not there was removed")
 	}
 	for _, name := range []string{"a", "b"} {
 		states := qiStates(t, path)
-		if err := BitmapRemove(t.Context(), path, name); err != nil {
+		if err := (qemu.Img{Wait: qemu.LockWait}).BitmapRemove(t.Context(), path, name); err != nil {
 			t.Fatal(err)
 		}
 		if err := VerifyBitmapRemoved(path, states, name); err != nil {
@@ -90,7 +90,7 @@ func TestBitmapAddToOverlay(t *testing.T) {
 		t.Fatal(err)
 	}
 	digest := bmOpen(t, top).Layers[0].HeaderDigest()
-	if err := BitmapAdd(t.Context(), top, "x", 65536); err != nil {
+	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(t.Context(), top, "x", 65536); err != nil {
 		t.Fatal(err)
 	}
 	after, err := os.Stat(base)
@@ -116,13 +116,13 @@ func TestBitmapAddBesideDataFile(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	path := filepath.Join(dir, "d.qcow2")
-	if err := BitmapAdd(t.Context(), path, "x", 65536); err != nil {
+	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(t.Context(), path, "x", 65536); err != nil {
 		t.Fatal(err)
 	}
 	if err := VerifyBitmapAdded(path, nil, "x", 65536); err != nil {
 		t.Fatal(err)
 	}
-	if r, err := CheckRefcounts(t.Context(), path); err != nil || r.Err() != nil {
+	if r, err := (qemu.Img{}).CheckRefcounts(t.Context(), path); err != nil || r.Err() != nil {
 		t.Fatalf("%+v, %v", r, err)
 	}
 }
@@ -137,14 +137,14 @@ func TestBitmapAddPaths(t *testing.T) {
 		if err := os.Rename(plain, path); err != nil {
 			t.Fatal(err)
 		}
-		if err := BitmapAdd(t.Context(), path, "x", 65536); err != nil {
+		if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(t.Context(), path, "x", 65536); err != nil {
 			t.Errorf("%q: %v", name, err)
 			continue
 		}
 		if err := VerifyBitmapAdded(path, nil, "x", 65536); err != nil {
 			t.Errorf("%q: %v", name, err)
 		}
-		if r, err := CheckRefcounts(t.Context(), path); err != nil || r.Err() != nil {
+		if r, err := (qemu.Img{}).CheckRefcounts(t.Context(), path); err != nil || r.Err() != nil {
 			t.Errorf("%q: %+v, %v", name, r, err)
 		}
 	}
@@ -154,27 +154,27 @@ func TestBitmapAddRefuses(t *testing.T) {
 	t.Parallel()
 	path := bmTwo(t)
 	for _, granularity := range []int64{0, -1, 256, 513, 1 << 32} {
-		if err := BitmapAdd(t.Context(), path, "x", granularity); err == nil {
+		if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(t.Context(), path, "x", granularity); err == nil {
 			t.Errorf("granularity %d", granularity)
 		}
 	}
 	for _, name := range []string{"", "a\x00b", strings.Repeat("x", 1024)} {
-		if err := BitmapAdd(t.Context(), path, name, 65536); err == nil {
+		if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(t.Context(), path, name, 65536); err == nil {
 			t.Errorf("name %q was added", name)
 		}
-		if err := BitmapRemove(t.Context(), path, name); err == nil {
+		if err := (qemu.Img{Wait: qemu.LockWait}).BitmapRemove(t.Context(), path, name); err == nil {
 			t.Errorf("name %q was removed", name)
 		}
 	}
-	if err := BitmapAdd(t.Context(), filepath.Join(t.TempDir(), "none"), "x", 65536); !errors.Is(err, os.ErrNotExist) {
+	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(t.Context(), filepath.Join(t.TempDir(), "none"), "x", 65536); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no image: %v", err)
 	}
-	if err := BitmapAdd(t.Context(), t.TempDir(), "x", 65536); err == nil {
+	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(t.Context(), t.TempDir(), "x", 65536); err == nil {
 		t.Error("a bitmap was added to a directory")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := BitmapAdd(ctx, path, "x", 65536); !errors.Is(err, context.Canceled) {
+	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(ctx, path, "x", 65536); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	if got := qiStates(t, path); len(got) != 2 {
@@ -186,15 +186,15 @@ func TestBitmapAddInUse(t *testing.T) {
 	t.Parallel()
 	_, top := lkChain(t)
 	h := lkHold(t, top)
-	q := qemuImg{program: "qemu-img"}
-	lkWantInUse(t, q.bitmapAdd(t.Context(), top, "x", 65536), top, "qemu-io, process")
-	lkWantInUse(t, q.bitmapRemove(t.Context(), top, "x"), top, "qemu-io, process")
-	_, err := q.checkRefcounts(t.Context(), top)
+	var q qemu.Img
+	lkWantInUse(t, q.BitmapAdd(t.Context(), top, "x", 65536), top, "qemu-io, process")
+	lkWantInUse(t, q.BitmapRemove(t.Context(), top, "x"), top, "qemu-io, process")
+	_, err := q.CheckRefcounts(t.Context(), top)
 	lkWantInUse(t, err, top, "qemu-io, process")
 	// It waits for a program that is just ending.
 	result := make(chan error, 1)
-	q.wait = time.Minute
-	go func() { result <- q.bitmapAdd(t.Context(), top, "x", 65536) }()
+	q.Wait = time.Minute
+	go func() { result <- q.BitmapAdd(t.Context(), top, "x", 65536) }()
 	h.end(t)
 	if err := <-result; err != nil {
 		t.Fatal(err)
@@ -204,184 +204,10 @@ func TestBitmapAddInUse(t *testing.T) {
 	}
 }
 
-// qiScript makes a program that stands for qemu-img.
-func qiScript(t testing.TB, text string) qemuImg {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "qemu-img")
-	// Written by a child: a process that we start meanwhile would inherit our descriptor, and running the script would fail
-	// with ETXTBSY.
-	cmd := exec.Command("sh", "-c", `cat >"$1" && chmod +x "$1"`, "sh", path)
-	cmd.Stdin = strings.NewReader("#!/bin/sh\n" + text)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	return qemuImg{program: path}
-}
-
-// A writer gets a session of its own, no input, and nothing of our environment but the PATH.
-func TestQemuImgSurroundings(t *testing.T) {
-	t.Parallel()
-	image := filepath.Join(t.TempDir(), "image")
-	if err := os.WriteFile(image, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	out := filepath.Join(t.TempDir(), "out")
-	q := qiScript(t, fmt.Sprintf(`{ cut -d' ' -f6 /proc/$$/stat; echo $$; readlink /proc/$$/fd/0; pwd; tr '\0' '\n' </proc/$$/environ; echo "args $*"; } >'%s'`, out))
-	if err := q.bitmapAdd(t.Context(), image, "n", 512); err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-	want := []string{lines[1], lines[1], "/dev/null", filepath.Dir(image), "LC_ALL=C", "PATH=" + os.Getenv("PATH"),
-		"args bitmap --add -g 512 --image-opts -- driver=qcow2,file.driver=file,file.filename=" + image + " n"}
-	if !slices.Equal(lines, want) {
-		t.Fatalf("got %q, want %q", lines, want)
-	}
-}
-
-func TestQemuImgIsNotInstalled(t *testing.T) {
-	t.Parallel()
-	for _, program := range []string{"qemu-img-that-is-nowhere", filepath.Join(t.TempDir(), "none")} {
-		err := qemuImg{program: program}.bitmapAdd(t.Context(), "/dev/null", "n", 512)
-		if err == nil || !strings.Contains(err.Error(), "qemu-utils") {
-			t.Fatalf("got %v", err)
-		}
-	}
-}
-
-// A writer that has begun is waited for, whatever happens to us; a reader is not.
-func TestQemuImgIsWaitedFor(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	image := filepath.Join(dir, "image")
-	if err := os.WriteFile(image, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, fifo := range []string{"begun", "go"} {
-		if err := unix.Mkfifo(filepath.Join(dir, fifo), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	q := qiScript(t, fmt.Sprintf("cd '%s'; echo >begun; read x <go; echo >done", dir))
-	ctx, cancel := context.WithCancel(t.Context())
-	result := make(chan error, 1)
-	go func() { result <- q.bitmapAdd(ctx, image, "n", 512) }()
-	if _, err := os.ReadFile(filepath.Join(dir, "begun")); err != nil {
-		t.Fatal(err)
-	}
-	cancel()
-	if err := os.WriteFile(filepath.Join(dir, "go"), []byte("\n"), 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-result; err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(filepath.Join(dir, "done")); err != nil {
-		t.Fatal("it was not waited for")
-	}
-
-	ctx, cancel = context.WithCancel(t.Context())
-	go func() {
-		_, err := q.checkRefcounts(ctx, image)
-		result <- err
-	}()
-	if _, err := os.ReadFile(filepath.Join(dir, "begun")); err != nil {
-		t.Fatal(err)
-	}
-	cancel()
-	if err := <-result; !errors.Is(err, context.Canceled) {
-		t.Fatalf("the check ended with %v", err)
-	}
-}
-
-// When we are killed, our flock stays with the qemu-img that we have started until it ends.
-func TestQemuImgKeepsTheFlock(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	image := filepath.Join(dir, "image")
-	if err := os.WriteFile(image, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, fifo := range []string{"begun", "go"} {
-		if err := unix.Mkfifo(filepath.Join(dir, fifo), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	q := qiScript(t, fmt.Sprintf("cd '%s'; echo >begun; read x <go", dir))
-	held, err := FlockImage(t.Context(), image, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	q.flock = held
-	result := make(chan error, 1)
-	go func() { result <- q.bitmapAdd(t.Context(), image, "n", 512) }()
-	if _, err := os.ReadFile(filepath.Join(dir, "begun")); err != nil {
-		t.Fatal(err)
-	}
-	// Our descriptor goes as with our death, without an unlock.
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
-	if err := sys.Control(held.file, func(fd int) error { return unix.Dup3(int(null.Fd()), fd, unix.O_CLOEXEC) }); err != nil {
-		t.Fatal(err)
-	}
-	defer held.file.Close()
-	var busy *BusyError
-	if _, err := FlockImage(t.Context(), image, 0); !errors.As(err, &busy) {
-		t.Fatalf("got %v", err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "go"), []byte("\n"), 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-result; err != nil {
-		t.Fatal(err)
-	}
-	again, err := FlockImage(t.Context(), image, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := again.Close(); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// An exit status of 0 is not believed.
-func TestQemuImgLies(t *testing.T) {
-	t.Parallel()
-	image := filepath.Join(t.TempDir(), "image")
-	if err := os.WriteFile(image, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for text, want := range map[string]string{
-		"echo 'qemu-img: Lost persistent bitmaps during inactivation of node' >&2": "Lost persistent",
-		"echo something >&2; exit 1":            `exit status 1: "something"`,
-		"kill -9 $$":                            "ended by a signal",
-		"head -c 1000000 /dev/zero >&2; exit 1": "exit status 1",
-	} {
-		err := qiScript(t, text).bitmapAdd(t.Context(), image, "n", 512)
-		if err == nil || !strings.Contains(err.Error(), want) || len(err.Error()) > 3000 {
-			t.Errorf("%q: %v", text, err)
-		}
-	}
-	for _, text := range []string{"exit 0", "echo '{}'", "echo nonsense", "echo '{\"check-errors\":0}'; exit 2", "exit 1", "exit 63", "echo '{\"check-errors\":-1}'"} {
-		if r, err := qiScript(t, text).checkRefcounts(t.Context(), image); err == nil {
-			t.Errorf("%q: %+v", text, r)
-		}
-	}
-	if r, err := qiScript(t, `echo '{"check-errors":1}'; exit 2`).checkRefcounts(t.Context(), image); err != nil || r.Err() == nil {
-		t.Errorf("check-errors: %+v, %v", r, err)
-	}
-}
-
 func TestCheckRefcounts(t *testing.T) {
 	t.Parallel()
 	path := bmTwo(t)
-	good, err := CheckRefcounts(t.Context(), path)
+	good, err := qemu.Img{}.CheckRefcounts(t.Context(), path)
 	if err != nil || good.Err() != nil || good.Leaks != 0 {
 		t.Fatalf("%+v, %v", good, err)
 	}
@@ -405,7 +231,7 @@ func TestCheckRefcounts(t *testing.T) {
 		if err := os.WriteFile(file, patched, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		r, err := CheckRefcounts(t.Context(), file)
+		r, err := qemu.Img{}.CheckRefcounts(t.Context(), file)
 		if err != nil || (r.Err() == nil) != c.fine || c.fine && r.Leaks != 1 || !c.fine && r.Corruptions == 0 {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
@@ -417,7 +243,7 @@ func TestCheckRefcounts(t *testing.T) {
 	if err := os.WriteFile(none, make([]byte, 65536), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if r, err := CheckRefcounts(t.Context(), none); err == nil {
+	if r, err := (qemu.Img{}).CheckRefcounts(t.Context(), none); err == nil {
 		t.Errorf("no qcow2 image: %+v", r)
 	}
 }
@@ -460,7 +286,7 @@ func TestCheckAddBitmap(t *testing.T) {
 	}
 }
 
-func TestFreeSpaceFor(t *testing.T) {
+func TestCheckRoom(t *testing.T) {
 	t.Parallel()
 	l := bmOpen(t, bmTwo(t)).Layers[0]
 	var stored int64
@@ -477,19 +303,29 @@ func TestFreeSpaceFor(t *testing.T) {
 	if without := spaceFor(l, 0); without >= need || without < 2*stored+16*65536 {
 		t.Fatalf("%d bytes to remove one, %d to add one", without, need)
 	}
-	have := func(n int64, err error) func(*Layer) (int64, error) {
-		return func(*Layer) (int64, error) { return n, err }
+	asked := int64(-1)
+	answer := func(err error) func(*os.File, int64) error {
+		return func(f *os.File, n int64) error {
+			if f.Name() != l.Path {
+				t.Errorf("asked for %s", f.Name())
+			}
+			asked = n
+			return err
+		}
 	}
-	if err := freeSpaceFor(l, 65536, have(need, nil)); err != nil {
-		t.Error(err)
+	if err := l.checkRoom(65536, answer(nil)); err != nil || asked != need {
+		t.Errorf("%d bytes asked for: %v", asked, err)
 	}
-	if err := freeSpaceFor(l, 65536, have(need-1, nil)); !errors.Is(err, unix.ENOSPC) {
-		t.Errorf("one byte less: %v", err)
+	for _, refusal := range []error{unix.ENOSPC, unix.EDQUOT, unix.EFBIG, unix.EIO} {
+		var no *NoBitmapError
+		if err := l.checkRoom(65536, answer(refusal)); !errors.Is(err, refusal) || !errors.As(err, &no) || no.Path != l.Path {
+			t.Errorf("%v: %v", refusal, err)
+		}
+		if err := l.checkRoom(0, answer(refusal)); !errors.Is(err, refusal) || errors.As(err, &no) {
+			t.Errorf("none is added, %v: %v", refusal, err)
+		}
 	}
-	if err := freeSpaceFor(l, 65536, have(0, unix.EIO)); !errors.Is(err, unix.EIO) {
-		t.Errorf("cannot tell: %v", err)
-	}
-	if err := FreeSpaceFor(l, 65536); err != nil {
+	if err := l.CheckRoom(65536); err != nil {
 		t.Error(err)
 	}
 }
@@ -501,7 +337,7 @@ func TestImageEnd(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "d.qcow2")
 		bmCreate(t, path, options, 16<<20)
 		bmIO(t, path, "write 0 512", "write 3M 300k", "write 9M 4k")
-		want, err := CheckRefcounts(t.Context(), path)
+		want, err := qemu.Img{}.CheckRefcounts(t.Context(), path)
 		if err != nil || want.ImageEnd == 0 {
 			t.Fatalf("%+v, %v", want, err)
 		}
@@ -583,7 +419,7 @@ func TestVerifyBitmapAdded(t *testing.T) {
 	m.put32(m.entries[0]+12, m.flags(0)|bitmapInUse)
 	crashed := m.save(t, t.TempDir())
 	states := qiStates(t, crashed)
-	if err := BitmapAdd(t.Context(), crashed, name, 65536); err != nil {
+	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(t.Context(), crashed, name, 65536); err != nil {
 		t.Fatal(err)
 	}
 	if err := VerifyBitmapAdded(crashed, states, name, 65536); err != nil {
@@ -601,7 +437,7 @@ func TestBitmapAddAfterDeadOnes(t *testing.T) {
 	if err != nil || len(before) != 0 {
 		t.Fatalf("%+v, %v", before, err)
 	}
-	if err := BitmapAdd(t.Context(), path, "new", 65536); err != nil {
+	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(t.Context(), path, "new", 65536); err != nil {
 		t.Fatal(err)
 	}
 	if err := VerifyBitmapAdded(path, before, "new", 65536); err != nil {
@@ -622,7 +458,7 @@ func TestBitmapAddHelper(t *testing.T) {
 		defer stop()
 	}
 	fmt.Println("ready")
-	if err := BitmapAdd(ctx, path, "new", 65536); err != nil && !errors.Is(err, context.Canceled) {
+	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(ctx, path, "new", 65536); err != nil && !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore/objstoretest"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // testDevice is a block device: a loop device, or a file that the package is told
@@ -125,7 +126,7 @@ func TestDeviceInUse(t *testing.T) {
 	t.Parallel()
 	r, m, disks := twoDisks(t)
 	want := bytes.Repeat([]byte{0xaa}, int(disks[0].size()))
-	var inUse *qcow2.InUseError
+	var inUse *qemu.InUseError
 	for _, d := range testDevices(t, disks[0].size()) {
 		targets := []Target{{"vda", d.path, qcow2.Raw}}
 		imagetest.HoldWithNBD(t, d.path, "-f", "raw", "-r")

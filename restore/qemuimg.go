@@ -3,25 +3,22 @@
 package restore
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/nbd"
+	"github.com/imgbackup/imgbackup/qemu"
 	"github.com/imgbackup/imgbackup/view"
 )
 
@@ -284,17 +281,5 @@ func (j *conversion) look(ctx context.Context, object []string, image string) (i
 // qemuImg runs qemu-img in the private folder. It writes nothing that lasts but the
 // new image, so that it may be ended at any moment.
 func (j *conversion) qemuImg(ctx context.Context, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, "qemu-img", args...)
-	cmd.Dir = j.folder.path
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is ours to handle
-	cmd.WaitDelay = 10 * time.Second
-	var out, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &stderr
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		return nil, fmt.Errorf("qemu-img %s: %w: %.2000s", args[0], err, strings.TrimSpace(stderr.String()+out.String()))
-	}
-	return out.Bytes(), nil
+	return qemu.Img{}.Run(ctx, j.folder.path, args...)
 }

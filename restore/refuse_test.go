@@ -16,6 +16,7 @@ import (
 	"github.com/imgbackup/imgbackup/internal/imagetest"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // twoDisks is a repository with a checkpoint of two small disks.
@@ -113,7 +114,7 @@ func TestTargetInUse(t *testing.T) {
 			imagetest.HoldWithNBD(t, path, append(args, "-f", "qcow2")...)
 			targets := []Target{{"vdb", filepath.Join(dir, "vdb.raw"), qcow2.Raw}, {"vda", path, qcow2.Qcow2}}
 			_, err := Run(context.Background(), r.repo, m, targets, Options{Force: true})
-			var inUse *qcow2.InUseError
+			var inUse *qemu.InUseError
 			if !errors.As(err, &inUse) || inUse.Path != path {
 				t.Errorf("a target in use: %v", err)
 			}

@@ -55,7 +55,7 @@ type DiskResult struct {
 // Run restores disks of the checkpoint m to targets. On any error no file has
 // been created or replaced; see the package documentation. Errors are
 // [usage.Error], [ErrTargetExists], [DamageError],
-// [VerifyError], [qcow2.InUseError], [qcow2.BusyError], [qcow2.NoLockError],
+// [VerifyError], [qemu.InUseError], [qemu.BusyError], [qemu.NoLockError],
 // the context's, or else of the store or the file system.
 func Run(ctx context.Context, repo *chain.Repository, m *chain.Manifest, targets []Target, o Options) (*Result, error) {
 	return run(ctx, outfile.Linux(), repo, m, targets, o)

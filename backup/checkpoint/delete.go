@@ -13,6 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // Scope says which checkpoints a deletion is about, given one.
@@ -44,7 +45,7 @@ type Deletion struct {
 	Checkpoints  []Doomed // in the order in which they go, those that follow others first
 
 	repo   *chain.Repository
-	guards map[string]*qcow2.ImageFlock // by the path of the image
+	guards map[string]*qemu.ImageFlock // by the path of the image
 	begun  bool
 }
 
@@ -78,7 +79,7 @@ type Deleted struct {
 // host's, or their paths were given. It writes nothing. The plan must be closed.
 //
 // Errors are a [usage.Wrong] of a request that makes no sense, [chain.ErrNoCheckpoint],
-// [qcow2.InUseError] and [qcow2.BusyError] of an image, and failures to read.
+// [qemu.InUseError] and [qemu.BusyError] of an image, and failures to read.
 func PlanDelete(ctx context.Context, repo *chain.Repository, req DeleteRequest) (*Deletion, error) {
 	if err := repo.CheckWritable(); err != nil {
 		return nil, err
@@ -90,7 +91,7 @@ func PlanDelete(ctx context.Context, repo *chain.Repository, req DeleteRequest) 
 	if err := req.check(chosen); err != nil {
 		return nil, err
 	}
-	p := &Deletion{Domain: req.Domain, MetadataOnly: req.MetadataOnly, repo: repo, guards: make(map[string]*qcow2.ImageFlock)}
+	p := &Deletion{Domain: req.Domain, MetadataOnly: req.MetadataOnly, repo: repo, guards: make(map[string]*qemu.ImageFlock)}
 	for _, m := range chosen {
 		d := Doomed{Checkpoint: *m.Ref(), KeepsData: m.Kind != chain.KindCheckpoint, manifest: m}
 		if !req.MetadataOnly {
@@ -192,7 +193,7 @@ func (p *Deletion) guard(ctx context.Context, b *Bitmap) error {
 	if p.guards[b.Path] != nil {
 		return nil
 	}
-	g, err := qcow2.FlockImage(ctx, b.Path, backup.FlockWait)
+	g, err := qemu.FlockImage(ctx, b.Path, backup.FlockWait)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w; --disk %s=PATH says where it is now, --metadata removes the definition alone", err, b.Disk)
 	}
@@ -200,7 +201,7 @@ func (p *Deletion) guard(ctx context.Context, b *Bitmap) error {
 		return err
 	}
 	p.guards[b.Path] = g
-	return qcow2.ProbeWriter(b.Path)
+	return qemu.ProbeWriter(b.Path)
 }
 
 // Close gives the images up.

@@ -62,8 +62,8 @@ type DiskResult struct {
 // needed to judge an incremental and for a checkpoint, which is made if the
 // request names one; see [backup.Push]. On an error no file has been created or
 // replaced, except after a [*chain.UnknownOutcomeError]. Other errors are those of
-// [backup.Push], [usage.Error], [ErrTargetExists], and [qcow2.InUseError],
-// [qcow2.BusyError] and [qcow2.NoLockError] of a target.
+// [backup.Push], [usage.Error], [ErrTargetExists], and [qemu.InUseError],
+// [qemu.BusyError] and [qemu.NoLockError] of a target.
 func Run(ctx context.Context, repo *chain.Repository, req backup.Request, hooks backup.Hooks, targets []Target, o Options) (*Result, error) {
 	return run(ctx, outfile.Linux(), repo, req, hooks, targets, o)
 }

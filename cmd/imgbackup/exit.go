@@ -14,7 +14,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/nbd"
-	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 	"github.com/imgbackup/imgbackup/restore"
 	"github.com/imgbackup/imgbackup/serve"
 )
@@ -97,8 +97,8 @@ func exitCode(ctx context.Context, err error) int {
 // somethingInUse reports whether another program or run has what err is about.
 func somethingInUse(err error) bool {
 	var (
-		image   *qcow2.InUseError
-		busy    *qcow2.BusyError
+		image   *qemu.InUseError
+		busy    *qemu.BusyError
 		scratch *serve.InUseError
 	)
 	return errors.As(err, &image) || errors.As(err, &busy) || errors.As(err, &scratch) || errors.Is(err, nbd.ErrSocketInUse)

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // gate holds the program's first qemu-img of one kind until it is let go.
@@ -105,8 +105,8 @@ func TestKilledDuringQemuImg(t *testing.T) {
 			if err := cmd.Wait(); !diedBy(err, syscall.SIGKILL) {
 				t.Fatal(err)
 			}
-			guard, err := qcow2.FlockImage(context.Background(), w.image("vda"), 0)
-			var busy *qcow2.BusyError
+			guard, err := qemu.FlockImage(context.Background(), w.image("vda"), 0)
+			var busy *qemu.BusyError
 			if !errors.As(err, &busy) {
 				if err == nil {
 					guard.Close()

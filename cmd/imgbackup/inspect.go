@@ -13,6 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/foreign"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 	"github.com/imgbackup/imgbackup/request"
 )
 
@@ -102,8 +103,8 @@ func (a *app) inspect(path string, format qcow2.Format, options qcow2.OpenOption
 	}
 	defer func() { _ = c.Close() }() // opened for reading only
 	out := inspectJSON{Path: path, Format: format, VirtualSize: c.Size()}
-	var inUse *qcow2.InUseError
-	if err := qcow2.ProbeWriter(path); errors.As(err, &inUse) {
+	var inUse *qemu.InUseError
+	if err := qemu.ProbeWriter(path); errors.As(err, &inUse) {
 		out.InUse = inUse.Why
 	}
 	out.Incremental, out.Why = trust.Fit(c)

@@ -20,7 +20,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
-	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 func TestScripts(t *testing.T) {
@@ -265,8 +265,8 @@ func startVM(ts *testscript.TestScript, image string) {
 	v.cmd = cmd
 	ts.Defer(func() { v.end(ts, syscall.SIGKILL) })
 	for range 1000 {
-		var inUse *qcow2.InUseError
-		if errors.As(qcow2.ProbeWriter(image), &inUse) {
+		var inUse *qemu.InUseError
+		if errors.As(qemu.ProbeWriter(image), &inUse) {
 			return
 		}
 		wait(10 * time.Millisecond)

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // soak is how many times as long the random tests run as they do by default.
@@ -223,7 +224,7 @@ func signalRuns(t *testing.T, sig syscall.Signal, runs int, random *rand.Rand) {
 func (w *world) awaitOrphans() {
 	w.Helper()
 	for _, target := range w.targets {
-		g, err := qcow2.FlockImage(context.Background(), w.image(target), time.Minute)
+		g, err := qemu.FlockImage(context.Background(), w.image(target), time.Minute)
 		if err != nil {
 			w.Fatal(err)
 		}

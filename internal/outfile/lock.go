@@ -8,17 +8,9 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/imgbackup/imgbackup/internal/sys"
-	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
-
-// qemuLockBytes are the bytes of an image that QEMU's file-posix driver locks:
-// 100+i says "I use permission i", 200+i "I let nobody else use it", with i = 0
-// consistent read, 1 write, 3 resize. Who holds all of them has the image to
-// itself, and no QEMU can open it.
-var qemuLockBytes = [...]int64{100, 101, 103, 200, 201, 203}
 
 // lockWait bounds how long a flock that someone else holds is tried for: udev
 // holds one on a block device for a moment whenever it looks at it.
@@ -31,34 +23,12 @@ func lockExclusive(ctx context.Context, f *os.File, noLock bool) error {
 	if err := flock(ctx, f); err != nil {
 		return err
 	}
-	fd := f.Fd()
-	for _, b := range qemuLockBytes {
-		err := unix.FcntlFlock(fd, unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_RDLCK, Start: b, Len: 1})
-		switch {
-		case err == nil:
-		case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES):
-			return &qcow2.InUseError{Path: f.Name(), Why: "another program has locked the image"}
-		case noLock && sys.NoLocks(err):
-			return nil
-		default:
-			return &qcow2.NoLockError{Path: f.Name(), Err: err}
-		}
+	err := qemu.LockExclusive(f)
+	var none *qemu.NoLockError
+	if noLock && errors.As(err, &none) {
+		return nil
 	}
-	// Asking after locking, as QEMU does, leaves no moment for both to succeed.
-	for _, b := range qemuLockBytes {
-		probe := unix.Flock_t{Type: unix.F_WRLCK, Start: b, Len: 1}
-		if err := unix.FcntlFlock(fd, unix.F_OFD_GETLK, &probe); err != nil {
-			return &qcow2.NoLockError{Path: f.Name(), Err: err}
-		}
-		if probe.Type != unix.F_UNLCK {
-			why := "a program such as qemu-nbd or a VM reads it"
-			if b == 101 || b == 103 {
-				why = "a VM or another QEMU program has it open for writing"
-			}
-			return &qcow2.InUseError{Path: f.Name(), Why: why}
-		}
-	}
-	return nil
+	return err
 }
 
 // flock takes a flock on a file. Where the file system has none, that is no error: it
@@ -69,7 +39,7 @@ func flock(ctx context.Context, f *os.File) error {
 	case errors.Is(err, sys.ErrNoLocks):
 		return nil
 	case errors.Is(err, sys.ErrLocked):
-		return &qcow2.BusyError{Path: f.Name(), Why: "another run of imgbackup, or a program that uses flock, works on it"}
+		return &qemu.BusyError{Path: f.Name(), Why: "another run of imgbackup, or a program that uses flock, works on it"}
 	}
 	return err
 }
@@ -77,9 +47,7 @@ func flock(ctx context.Context, f *os.File) error {
 // release gives up all locks on a file and closes it. Closing alone is not
 // enough where a program that is just being started still has the descriptor.
 func release(f *os.File) error {
-	for _, b := range qemuLockBytes {
-		_ = unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK, Start: b, Len: 1})
-	}
+	_ = qemu.UnlockExclusive(f)
 	_ = sys.Unlock(f)
 	return f.Close()
 }

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/internal/imagetest"
-	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 func TestLockSeesEveryQEMU(t *testing.T) {
@@ -32,7 +32,7 @@ func TestLockSeesEveryQEMU(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = f.Close() }()
-			var inUse *qcow2.InUseError
+			var inUse *qemu.InUseError
 			if err := lockExclusive(context.Background(), f, false); !errors.As(err, &inUse) || inUse.Path != path {
 				t.Errorf("a held image: %v", err)
 			}

@@ -16,6 +16,7 @@ import (
 	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // Place is a target that has passed all checks that need no lock.
@@ -176,7 +177,7 @@ func (p *Place) stillThere(f *os.File) error {
 func (p *Place) openDevice(ctx context.Context, kernel *System, spec Spec) (*os.File, error) {
 	f, err := kernel.OpenDevice(p.Path)
 	if errors.Is(err, unix.EBUSY) {
-		return nil, &qcow2.InUseError{Path: p.Path, Why: "the device is mounted, or is part of a volume group, an array or another mapping"}
+		return nil, &qemu.InUseError{Path: p.Path, Why: "the device is mounted, or is part of a volume group, an array or another mapping"}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open the device: %w", err)

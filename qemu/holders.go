@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package qcow2
+package qemu
 
 import (
 	"fmt"
@@ -53,7 +53,7 @@ func holders(file *os.File, match func(kind string, start, end int64) bool) stri
 		seen[pid] = true
 		name := "process " + pid
 		if comm, err := os.ReadFile("/proc/" + pid + "/comm"); err == nil {
-			command := quote(strings.TrimSuffix(string(comm), "\n"))
+			command := strconv.Quote(strings.TrimSuffix(string(comm), "\n"))
 			name = strings.Trim(command, `"`) + ", " + name
 		}
 		names = append(names, name)

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// program is one of QEMU's programs with its arguments.
+type program struct {
+	name  string // to look up in PATH, or a path
+	args  []string
+	dir   string     // where it runs; empty: where we do
+	files []*os.File // that it holds as long as it runs
+}
+
+// result is a program that has ended.
+type result struct {
+	status int            // exit status; -1: ended by a signal
+	signal syscall.Signal // the one that ended it
+	stdout []byte
+	stderr string
+}
+
+// maxOutput bounds what is read of a program's output.
+const maxOutput = 64 << 10
+
+// command is the program in a session of its own, which no Ctrl-C reaches, with nothing
+// of our environment but the PATH. It ends with us, unless it is detached.
+func (p program) command(detached bool) (*exec.Cmd, error) {
+	path, err := exec.LookPath(p.name)
+	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s is not installed; it is in the package qemu-utils (Debian, Ubuntu), qemu-img (Fedora, RHEL, Arch) or qemu-tools (SUSE): %w", p.name, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(path, p.args...)
+	cmd.Env = []string{"LC_ALL=C", "PATH=" + os.Getenv("PATH")}
+	cmd.Dir = p.dir
+	cmd.ExtraFiles = p.files
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if !detached {
+		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	}
+	return cmd, nil
+}
+
+// run runs the program, and kills it when ctx ends.
+func (p program) run(ctx context.Context) (result, error) { return p.runAs(ctx, false) }
+
+// runDetached runs the program to its end, whatever becomes of us or of ctx, which can
+// only prevent it.
+func (p program) runDetached(ctx context.Context) (result, error) { return p.runAs(ctx, true) }
+
+// runAs lets the output go into files in memory: a pipe would break when we are killed.
+func (p program) runAs(ctx context.Context, detached bool) (run result, err error) {
+	cmd, err := p.command(detached)
+	if err != nil {
+		return run, err
+	}
+	stdout, err := memoryFile("stdout")
+	if err != nil {
+		return run, err
+	}
+	defer closeRead(stdout)
+	stderr, err := memoryFile("stderr")
+	if err != nil {
+		return run, err
+	}
+	defer closeRead(stderr)
+	if err := ctx.Err(); err != nil {
+		return run, err
+	}
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	started, ended := start(cmd)
+	if err := <-started; err != nil {
+		return run, err
+	}
+	if !detached {
+		stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() }) // it may have ended already
+		defer stop()
+	}
+	var exit *exec.ExitError
+	if err := <-ended; err != nil && !errors.As(err, &exit) {
+		return run, err
+	}
+	run.status = cmd.ProcessState.ExitCode()
+	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		run.signal = ws.Signal()
+	}
+	if run.stdout, err = readOutput(stdout); err != nil {
+		return run, err
+	}
+	text, err := readOutput(stderr)
+	run.stderr = string(text)
+	return run, err
+}
+
+// start starts a process and waits for it. The signal that a process asks for the death
+// of its parent comes when the thread ends that started it, so that thread is kept.
+func start(cmd *exec.Cmd) (started, ended <-chan error) {
+	begun, done := make(chan error, 1), make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		begun <- err
+		if err == nil {
+			done <- cmd.Wait()
+		}
+		close(done)
+	}()
+	return begun, done
+}
+
+func memoryFile(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate("imgbackup-qemu-"+name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("memfd_create: %w", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func readOutput(f *os.File) ([]byte, error) {
+	return io.ReadAll(io.NewSectionReader(f, 0, maxOutput))
+}
+
+// failed is the error of a program that failed: its exit status, and what it has said.
+func (r result) failed(what string) error {
+	status := "exit status " + strconv.Itoa(r.status)
+	if r.status < 0 {
+		status = "ended by a signal"
+	}
+	return fmt.Errorf("%s: %s%s", what, status, r.said())
+}
+
+// said is the beginning of what the program wrote to stderr, for a message.
+func (r result) said() string {
+	text := strings.TrimSpace(r.stderr)
+	switch {
+	case text == "":
+		return ""
+	case len(text) > maxSaid:
+		return ": " + strconv.Quote(text[:maxSaid]) + "…"
+	}
+	return ": " + strconv.Quote(text)
+}
+
+// maxSaid is the number of bytes of a program's words that a message shows.
+const maxSaid = 512
