@@ -29,6 +29,13 @@ const (
 // together with objstore.ErrNotFound.
 var ErrNoCheckpoint = errors.New("no such checkpoint")
 
+// NoDomainError reports that a repository holds no checkpoint of a domain. It wraps
+// objstore.ErrNotFound.
+type NoDomainError struct{ Domain string }
+
+func (e *NoDomainError) Error() string { return "the repository holds no domain " + e.Domain }
+func (e *NoDomainError) Unwrap() error { return objstore.ErrNotFound }
+
 // Domains returns the names of the domains that have a checkpoint, sorted.
 func (r *Repository) Domains(ctx context.Context) ([]string, error) {
 	var domains []string

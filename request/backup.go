@@ -71,6 +71,16 @@ func (b *Backup) engine() (req backup.Request, err error) {
 	return req, nil
 }
 
+// Latest is a name for a domain's newest checkpoint, which no new one can have.
+const Latest = "latest"
+
+func checkNewName(name string) error {
+	if name == Latest {
+		return usage.Errorf("checkpoint %s: that is a name for the newest one, whatever it is called: choose another", name)
+	}
+	return nil
+}
+
 // Job reads what is named and makes the request of it. What it leaves out is also
 // returned with an error that wraps [ErrNoDisks].
 func (b *Backup) Job(stdin io.Reader) (Job, error) {
@@ -91,6 +101,9 @@ func (b *Backup) Job(stdin io.Reader) (Job, error) {
 		return j, err
 	}
 	if j.LeftOut, err = in.fill(&j.Request, disks, toBackUp); err != nil {
+		return j, err
+	}
+	if err := checkNewName(j.Request.Checkpoint); err != nil {
 		return j, err
 	}
 	j.Targets, err = b.targets(in, &j.Request)

@@ -39,6 +39,9 @@ func (c *Checkpoint) Request(stdin io.Reader) (backup.Request, []chain.LeftOut, 
 		return req, nil, err
 	}
 	left, err := in.fill(&req, disks, toOpen)
+	if err == nil {
+		err = checkNewName(req.Checkpoint)
+	}
 	return req, left, err
 }
 

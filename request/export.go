@@ -74,6 +74,9 @@ func (e *Export) Job(stdin io.Reader) (ExportJob, error) {
 	if j.Request.Checkpoint == "" && (j.Request.Description != "" || j.Request.Adopt) {
 		return j, usage.Errorf("--description and --adopt belong to a checkpoint: name it with --checkpoint")
 	}
+	if err := checkNewName(j.Request.Checkpoint); err != nil {
+		return j, err
+	}
 	return j, pull.Check(j.Names)
 }
 

@@ -12,7 +12,6 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // The part of a check that reads what the repository says about its data.
@@ -43,7 +42,7 @@ func (c *check) readManifests(ctx context.Context) error {
 			return err
 		}
 		if len(names) == 0 && !c.all() {
-			return fmt.Errorf("there is no domain %s in the repository: %w", domain, objstore.ErrNotFound)
+			return &chain.NoDomainError{Domain: domain}
 		}
 		err = each(ctx, c, "checkpoints of "+domain, names, one, func(ctx context.Context, name string) error {
 			m, err := c.repo.Manifest(ctx, domain, name)

@@ -130,7 +130,7 @@ func (c *copier) missing(ctx context.Context, domain string) ([]*chain.Manifest,
 		return nil, fmt.Errorf("the source: %w", err)
 	}
 	if len(theirs) == 0 {
-		return nil, fmt.Errorf("the source holds no domain %s", domain)
+		return nil, &chain.NoDomainError{Domain: domain}
 	}
 	there, damaged, err := c.to.Manifests(ctx, domain)
 	if err != nil {

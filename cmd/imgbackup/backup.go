@@ -160,6 +160,9 @@ func (a *app) runBackup(ctx context.Context, o backupOptions) error {
 		return usage.Errorf("--force replaces files that --target names, and there is none")
 	}
 	repo, err := a.openRepo(ctx)
+	if err == nil {
+		err = resolveLatest(ctx, repo, &job.Request)
+	}
 	if err != nil {
 		return err
 	}

@@ -20,8 +20,11 @@ import (
 
 // changesOptions are the command line of changes.
 type changesOptions struct {
-	domain, from string
-	to           string // empty: what changed until now, in the images
+	named []string // by --checkpoint
+
+	domain string
+	from   string // empty: the newest
+	to     string // empty: what changed until now, in the images
 
 	images  imageFlags
 	extents bool
@@ -30,7 +33,7 @@ type changesOptions struct {
 func (a *app) changesCommand() *cobra.Command {
 	var o changesOptions
 	cmd := &cobra.Command{
-		Use:        "changes DOMAIN FROM [TO]",
+		Use:        "changes DOMAIN [FROM [TO]]",
 		Short:      "Show what changed between two checkpoints, or since one",
 		SuggestFor: []string{"diff"},
 		Long: `changes tells where each disk may differ between two checkpoints, in bytes of the
@@ -38,24 +41,49 @@ virtual disk: between archives by what they hold, else by the bitmaps as they
 were recorded. It never leaves out a change; it may name ranges that were written
 with the same bytes.
 
-Without TO it tells what changed since FROM in the images, as an incremental
+Without TO it tells what changed since FROM (the newest by default) in the images, as an incremental
 backup would take it: those of --disk, or else where the checkpoints found them.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitInterrupted),
 		Example: `  imgbackup changes web monday tuesday
   imgbackup changes web monday --map
   imgbackup changes web monday tuesday --map --json`,
-		Args: takes(cobra.RangeArgs(2, 3), "a DOMAIN, a checkpoint FROM and perhaps one TO"),
+		Args: takes(cobra.RangeArgs(1, 3), "a DOMAIN, perhaps a checkpoint FROM, and perhaps one TO"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o.domain, o.from = args[0], args[1]
-			if len(args) < 3 {
+			if err := o.complete(args); err != nil {
+				return err
+			}
+			if o.to == "" {
 				return a.changesSince(cmd.Context(), o)
 			}
-			o.to = args[2]
 			return a.changesBetween(cmd.Context(), o)
 		},
 	}
+	cmd.Flags().StringArrayVar(&o.named, "checkpoint", nil, "`NAME` of FROM (default: the newest); given again, of TO")
 	o.images.add(cmd.Flags())
 	cmd.Flags().BoolVar(&o.extents, "map", false, "list the ranges")
 	return cmd
+}
+
+// complete takes the checkpoints, as arguments or by flag.
+func (o *changesOptions) complete(args []string) error {
+	o.domain = args[0]
+	names := args[1:]
+	switch {
+	case len(o.named) > 0 && len(names) > 0:
+		return usage.Errorf("the checkpoints are named as arguments or by --checkpoint")
+	case len(o.named) > 2:
+		return usage.Errorf("--checkpoint is given at most twice")
+	case len(o.named) > 0:
+		names = o.named
+	}
+	for i, to := range []*string{&o.from, &o.to} {
+		if len(names) <= i {
+			break
+		}
+		if *to = names[i]; *to == "" {
+			return usage.Errorf("the checkpoint's name is empty")
+		}
+	}
+	return nil
 }
 
 func (a *app) changesBetween(ctx context.Context, o changesOptions) error {
@@ -66,7 +94,7 @@ func (a *app) changesBetween(ctx context.Context, o changesOptions) error {
 	if err != nil {
 		return err
 	}
-	to, err := manifest(ctx, repo, o.domain, o.to)
+	to, err := find(ctx, repo, o.domain, o.to, anyKind)
 	if err != nil {
 		return err
 	}

@@ -47,10 +47,10 @@ It ends with exit status 3 when it finds damage, and says what is affected.` + p
 			})
 			bar.clear()
 			if err != nil {
-				return err
+				return sayWhich(cmd.Context(), repo, err)
 			}
 			if len(args) == 1 && report.Checkpoints == 0 && len(report.Findings) == 0 {
-				return fmt.Errorf("the repository holds no domain %s", args[0])
+				return noDomain(cmd.Context(), repo, args[0])
 			}
 			for _, f := range report.Findings {
 				a.events.tell(event{Event: "damage", Damage: &damage{Object: f.Object, Affects: f.Affects}, Error: f.What})

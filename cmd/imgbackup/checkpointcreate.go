@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/backup"
-	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/request"
 )
 
@@ -65,15 +64,8 @@ func (o *checkpointCreateOptions) complete(f *pflag.FlagSet, args []string) (err
 	if o.Domain, err = givenDomain(args); err != nil || len(args) < 2 {
 		return err
 	}
-	switch name := args[1]; {
-	case name == "":
-		return usage.Errorf("the checkpoint's name is empty")
-	case o.Engine.Checkpoint != "" && o.Engine.Checkpoint != name:
-		return usage.Errorf("the checkpoint is named twice: %s and %s", name, o.Engine.Checkpoint)
-	default:
-		o.Engine.Checkpoint = name
-	}
-	return nil
+	o.Engine.Checkpoint, err = checkpointArg(args, 1, o.Engine.Checkpoint)
+	return err
 }
 
 func (a *app) createCheckpoint(ctx context.Context, o checkpointCreateOptions) error {

@@ -4,10 +4,14 @@ package main
 
 import (
 	"context"
+	"errors"
 
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/backup/checkpoint"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/request"
 )
 
 // checkpointDeleteOptions are the command line of checkpoint delete.
@@ -24,7 +28,7 @@ type checkpointDeleteOptions struct {
 func (a *app) checkpointDeleteCommand() *cobra.Command {
 	var o checkpointDeleteOptions
 	cmd := &cobra.Command{
-		Use:        "delete DOMAIN NAME",
+		Use:        "delete DOMAIN CHECKPOINT",
 		Short:      "Delete a checkpoint and its bitmaps",
 		SuggestFor: []string{"rm", "remove", "del"},
 		Long: `delete takes a checkpoint's bitmaps out of the images and removes its
@@ -41,15 +45,22 @@ bitmaps; checkpoint redefine brings it back.` + exitHelp(exitDamage, exitInUse, 
 		Example: `  imgbackup checkpoint delete web monday
   imgbackup checkpoint delete web monday --children --dry-run
   imgbackup checkpoint delete web monday --metadata`,
-		Args: takes(cobra.ExactArgs(2), "a DOMAIN and a NAME"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			o.domain, o.checkpoint = args[0], args[1]
+		Args: takes(cobra.RangeArgs(1, 2), "a DOMAIN and a CHECKPOINT"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			o.domain = args[0]
+			if o.checkpoint, err = checkpointArg(args, 1, o.checkpoint); err != nil {
+				return err
+			}
+			if o.checkpoint == "" {
+				return usage.Errorf("which checkpoint? give its name, or latest")
+			}
 			if err := exclude(cmd.Flags(), "children", "children-only"); err != nil {
 				return err
 			}
 			return a.deleteCheckpoints(cmd.Context(), o)
 		},
 	}
+	cmd.Flags().StringVar(&o.checkpoint, "checkpoint", "", "`NAME` of the checkpoint (latest: the newest)")
 	o.images.add(cmd.Flags())
 	f := cmd.Flags()
 	f.BoolVar(&o.children, "children", false, "delete all that follow it, too")
@@ -87,7 +98,17 @@ func (a *app) deleteCheckpoints(ctx context.Context, o checkpointDeleteOptions) 
 	if err != nil {
 		return err
 	}
+	if del.Checkpoint == request.Latest {
+		m, err := find(ctx, repo, del.Domain, del.Checkpoint, anyKind)
+		if err != nil {
+			return err
+		}
+		del.Checkpoint = m.Checkpoint
+	}
 	plan, err := checkpoint.PlanDelete(ctx, repo, del)
+	if errors.Is(err, chain.ErrNoCheckpoint) {
+		return noCheckpoint(ctx, repo, del.Domain, del.Checkpoint)
+	}
 	if err != nil {
 		return err
 	}

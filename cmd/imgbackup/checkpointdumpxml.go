@@ -28,21 +28,28 @@ type checkpointDumpXMLOptions struct {
 func (a *app) checkpointDumpXMLCommand() *cobra.Command {
 	var o checkpointDumpXMLOptions
 	cmd := &cobra.Command{
-		Use:        "dumpxml DOMAIN NAME",
+		Use:        "dumpxml DOMAIN [CHECKPOINT]",
 		Short:      "Print a checkpoint's definition as libvirt's XML",
 		SuggestFor: []string{"show", "dump", "xml"},
-		Long: `dumpxml prints a checkpoint as a domaincheckpoint of libvirt. With --size it looks
+		Long: `dumpxml prints a checkpoint (the newest by default) as a domaincheckpoint of libvirt. With --size it looks
 into the images and tells for each disk how many bytes changed since, where that
 can be told. The domain's definition is part of it, if the checkpoint was made with
 one. checkpoint redefine reads it again.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup checkpoint dumpxml web monday
   imgbackup checkpoint dumpxml web monday --size`,
-		Args: takes(cobra.ExactArgs(2), "a DOMAIN and a NAME"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			o.domain, o.checkpoint = args[0], args[1]
+		Args: takes(cobra.RangeArgs(1, 2), "a DOMAIN and perhaps a CHECKPOINT"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if err := notEmpty(cmd.Flags(), "checkpoint"); err != nil {
+				return err
+			}
+			o.domain = args[0]
+			if o.checkpoint, err = checkpointArg(args, 1, o.checkpoint); err != nil {
+				return err
+			}
 			return a.dumpCheckpoint(cmd.Context(), o)
 		},
 	}
+	cmd.Flags().StringVar(&o.checkpoint, "checkpoint", "", checkpointUsage)
 	o.images.add(cmd.Flags())
 	cmd.Flags().BoolVar(&o.size, "size", false, "tell how much changed in each disk since")
 	cmd.Flags().BoolVar(&o.noDomain, "no-domain", false, "leave the domain's definition out")

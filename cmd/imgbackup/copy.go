@@ -57,7 +57,7 @@ running it again.` + progressHelp + exitHelp(exitDamage, exitTaken, exitInterrup
 			})
 			bar.clear()
 			if err != nil {
-				return err
+				return sayWhich(cmd.Context(), from, err)
 			}
 			return a.printCopy(result)
 		},

@@ -118,7 +118,7 @@ func (a *app) runExport(ctx context.Context, o exportOptions) error {
 	}
 	req := job.Request
 	req.Mode, req.Tool, req.TempDir = backup.Auto, tool(), tempDir()
-	repo, err := a.repoIfNeeded(ctx, req)
+	repo, err := a.repoIfNeeded(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -64,6 +64,9 @@ func notEmpty(f *pflag.FlagSet, names ...string) error {
 	return nil
 }
 
+// checkpointUsage describes a flag that names a checkpoint, which may be an argument.
+const checkpointUsage = "`NAME` of the checkpoint (default, and latest: the newest)"
+
 // addXMLFlags adds those that name files of libvirt's XML.
 func addXMLFlags(f *pflag.FlagSet, files *request.Files) {
 	addDomainXMLFlag(f, files)

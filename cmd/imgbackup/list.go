@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"text/tabwriter"
 
@@ -63,7 +62,7 @@ func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string
 		}
 		damage = append(damage, broken...)
 		if named && len(ms) == 0 && len(broken) == 0 {
-			return fmt.Errorf("the repository holds no domain %s", domain)
+			return noDomain(ctx, repo, domain)
 		}
 		if tree && !a.json {
 			w.printf("%s\n", domain)

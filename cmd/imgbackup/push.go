@@ -17,7 +17,7 @@ import (
 // push writes the disks to files rather than into the repository.
 func (a *app) push(ctx context.Context, job request.Job, o backupOptions) error {
 	req := job.Request
-	repo, err := a.repoIfNeeded(ctx, req)
+	repo, err := a.repoIfNeeded(ctx, &req)
 	if err != nil {
 		return err
 	}

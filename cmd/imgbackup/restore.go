@@ -32,7 +32,7 @@ type restoreRequest struct {
 func (a *app) restoreCommand() *cobra.Command {
 	var r restoreRequest
 	cmd := &cobra.Command{
-		Use:        "restore DOMAIN [--checkpoint NAME] {--output DIR | --to TARGET=PATH …}",
+		Use:        "restore DOMAIN [CHECKPOINT] {--output DIR | --to TARGET=PATH …}",
 		Short:      "Restore disks at any checkpoint",
 		SuggestFor: []string{"extract", "recover"},
 		Long: `restore writes the disks of a checkpoint (the newest by default), every byte
@@ -60,14 +60,20 @@ that of serve, on a private socket; nothing that exists is replaced then.` + pro
   imgbackup restore web --to vda=/dev/vg/web --force
   imgbackup restore web --to vda=web.vmdk --format vmdk --format-option subformat=streamOptimized
   imgbackup restore web --to vda=- | ssh host 'cat >web.raw'`,
-		Args: takes(cobra.ExactArgs(1), "one DOMAIN"),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		Args: takes(cobra.RangeArgs(1, 2), "a DOMAIN and perhaps a CHECKPOINT"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			r.domain = args[0]
+			if r.checkpoint, err = checkpointArg(args, 1, r.checkpoint); err != nil {
+				return err
+			}
+			if err := notEmpty(cmd.Flags(), "checkpoint"); err != nil {
+				return err
+			}
 			return a.restore(cmd, r)
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&r.checkpoint, "checkpoint", "", "`NAME` of the checkpoint (default: the newest)")
+	f.StringVar(&r.checkpoint, "checkpoint", "", checkpointUsage)
 	f.StringArrayVar(&r.disks, "disk", nil, "restore only this disk `TARGET`; may be repeated")
 	f.StringVarP(&r.output, "output", "o", "", "write to `DIR`/TARGET.FORMAT; the folder is made if it is not there")
 	f.StringArrayVar(&r.to, "to", nil, "write one disk to a file, block device or stdout (-): `TARGET=PATH`; may be repeated")
@@ -108,7 +114,7 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	if err != nil {
 		return err
 	}
-	m, err := chosen(cmd.Context(), repo, r.domain, r.checkpoint)
+	m, err := find(cmd.Context(), repo, r.domain, r.checkpoint, withData)
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ type serveRequest struct {
 func (a *app) serveCommand() *cobra.Command {
 	var r serveRequest
 	cmd := &cobra.Command{
-		Use:        "serve DOMAIN [--checkpoint NAME] {--socket PATH | --listen ADDRESS}",
+		Use:        "serve DOMAIN [CHECKPOINT] {--socket PATH | --listen ADDRESS}",
 		Short:      "Offer an archived checkpoint over NBD, at once",
 		SuggestFor: []string{"mount", "nbd"},
 		Long: `serve offers the disks of a checkpoint (the newest by default) over NBD, straight
@@ -56,14 +56,20 @@ If clients were refused what is damaged, it is 3; if other requests failed, 1.` 
   nbdcopy -- [ imgbackup serve web --checkpoint monday --disk vda ] web.raw
   imgbackup serve web --cow vda=/var/tmp/web.cow --socket /run/web.sock
   qemu-system-x86_64 -m 2G -drive file='nbd+unix:///vda?socket=/run/web.sock',format=raw`,
-		Args: takes(cobra.ExactArgs(1), "one DOMAIN"),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		Args: takes(cobra.RangeArgs(1, 2), "a DOMAIN and perhaps a CHECKPOINT"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			r.domain = args[0]
+			if r.checkpoint, err = checkpointArg(args, 1, r.checkpoint); err != nil {
+				return err
+			}
+			if err := notEmpty(cmd.Flags(), "checkpoint"); err != nil {
+				return err
+			}
 			return a.serve(cmd, r)
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&r.checkpoint, "checkpoint", "", "`NAME` of the checkpoint (default: the newest)")
+	f.StringVar(&r.checkpoint, "checkpoint", "", checkpointUsage)
 	f.StringArrayVar(&r.disks, "disk", nil, "offer only this disk `TARGET`; may be repeated")
 	f.StringArrayVar(&r.since, "changes-since", nil, "tell what changed since this older `CHECKPOINT` (default: the parent); may be repeated")
 	f.StringArrayVar(&r.cow, "cow", nil, "writable: `TARGET=FILE`, may be repeated, or a folder for TARGET.cow of each disk")
@@ -80,7 +86,7 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 	if err != nil {
 		return err
 	}
-	m, err := chosen(cmd.Context(), repo, r.domain, r.checkpoint)
+	m, err := find(ctx, repo, r.domain, r.checkpoint, withData)
 	if err != nil {
 		return err
 	}
@@ -171,7 +177,7 @@ func (a *app) olderThan(cmd *cobra.Command, repo *chain.Repository, m *chain.Man
 	var all []*chain.Manifest
 	seen := make(map[string]bool)
 	for _, name := range names {
-		o, err := manifest(cmd.Context(), repo, m.Domain, name)
+		o, err := find(cmd.Context(), repo, m.Domain, name, withData)
 		if err != nil {
 			return nil, err
 		}

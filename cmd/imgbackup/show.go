@@ -9,19 +9,24 @@ import (
 )
 
 func (a *app) showCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:        "show DOMAIN CHECKPOINT",
+	var checkpoint string
+	cmd := &cobra.Command{
+		Use:        "show DOMAIN [CHECKPOINT]",
 		Short:      "Show one checkpoint",
 		SuggestFor: []string{"info", "cat"},
-		Long:       "show prints what a checkpoint holds and why each disk was backed up as it was.\nWith --json it prints the manifest." + exitHelp(exitDamage, exitInterrupted),
-		Example:    "  imgbackup show web monday\n  imgbackup show web monday --json",
-		Args:       takes(cobra.ExactArgs(2), "a DOMAIN and a CHECKPOINT"),
+		Long: `show prints what a checkpoint (the newest by default) holds and why each disk was
+backed up as it was. With --json it prints the manifest.` + exitHelp(exitDamage, exitInterrupted),
+		Example: "  imgbackup show web\n  imgbackup show web monday --json",
+		Args:    takes(cobra.RangeArgs(1, 2), "a DOMAIN and perhaps a CHECKPOINT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			repo, err := a.openRepo(cmd.Context())
+			if err := notEmpty(cmd.Flags(), "checkpoint"); err != nil {
+				return err
+			}
+			name, err := checkpointArg(args, 1, checkpoint)
 			if err != nil {
 				return err
 			}
-			m, err := manifest(cmd.Context(), repo, args[0], args[1])
+			_, m, err := a.openCheckpoint(cmd.Context(), args[0], name)
 			if err != nil {
 				return err
 			}
@@ -31,6 +36,8 @@ func (a *app) showCommand() *cobra.Command {
 			return a.showManifest(m)
 		},
 	}
+	cmd.Flags().StringVar(&checkpoint, "checkpoint", "", checkpointUsage)
+	return cmd
 }
 
 func (a *app) showManifest(m *chain.Manifest) error {
