@@ -68,6 +68,7 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 		a.exportCommand(),
 		a.manCommand(root),
 	)
+	a.addCompletion(root)
 	root.SetOut(p.out) // where the completion commands write to
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/request"
+)
+
+// completer returns what a word that a person is typing may become. args are the
+// arguments before it.
+type completer func(cmd *cobra.Command, args []string, typed string) []cobra.Completion
+
+// fn is the completer as cobra wants it: what it does not know is no file's name.
+func (c completer) fn(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	all := slices.DeleteFunc(c(cmd, args, typed), func(s string) bool { return !strings.HasPrefix(s, typed) })
+	return all, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completes lets flags of cmd be completed, each by its own.
+func completes(cmd *cobra.Command, flags map[string]completer) {
+	for name, c := range flags {
+		if cmd.Flags().Lookup(name) == nil {
+			continue
+		}
+		if err := cmd.RegisterFlagCompletionFunc(name, c.fn); err != nil {
+			panic(err) // the flag is there, and has no other
+		}
+	}
+}
+
+// words is the completer of a few words.
+func words(all ...string) completer {
+	return func(*cobra.Command, []string, string) []cobra.Completion { return slices.Clone(all) }
+}
+
+// completionPatience is how long a store is waited for while a person is typing.
+const completionPatience = 2 * time.Second
+
+// completionRepo opens the repository; nil where it can't be.
+func (a *app) completionRepo(cmd *cobra.Command) *chain.Repository {
+	a.quiet, a.retry.Patience = true, completionPatience
+	repo, err := a.openRepo(cmd.Context())
+	if err != nil {
+		return nil // a person who types is not told
+	}
+	return repo
+}
+
+// domains completes a domain's name, or several.
+func (a *app) domains(cmd *cobra.Command, _ []string, _ string) []cobra.Completion {
+	repo := a.completionRepo(cmd)
+	if repo == nil {
+		return nil
+	}
+	all, err := repo.Domains(cmd.Context())
+	if err != nil {
+		return nil
+	}
+	return all
+}
+
+// checkpoints completes the name of a checkpoint of the domain that is the first
+// argument.
+func (a *app) checkpoints(cmd *cobra.Command, args []string, _ string) []cobra.Completion {
+	repo := a.completionRepo(cmd)
+	if repo == nil || len(args) == 0 {
+		return nil
+	}
+	all, err := repo.Checkpoints(cmd.Context(), args[0])
+	if err != nil || len(all) == 0 {
+		return nil
+	}
+	return append(all, request.Latest)
+}
+
+// disks completes the name of a disk of the checkpoint that the command line names,
+// or of the newest.
+func (a *app) disks(cmd *cobra.Command, args []string, _ string) []cobra.Completion {
+	repo := a.completionRepo(cmd)
+	if repo == nil || len(args) == 0 {
+		return nil
+	}
+	name, err := cmd.Flags().GetString("checkpoint")
+	if err != nil {
+		return nil
+	}
+	if len(args) > 1 {
+		name = args[1]
+	}
+	m, err := find(cmd.Context(), repo, args[0], name, withData)
+	if err != nil {
+		return nil
+	}
+	var all []string
+	for i := range m.Disks {
+		all = append(all, m.Disks[i].Name)
+	}
+	return all
+}
+
+// positions completes each argument by a completer of its own, or by files' names
+// where that is nil; there are no more arguments than these.
+func positions(each ...completer) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) >= len(each) {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		if each[len(args)] == nil {
+			return nil, cobra.ShellCompDirectiveDefault
+		}
+		return each[len(args)].fn(cmd, args, typed)
+	}
+}
+
+// addCompletion lets the arguments and flags of all commands be completed.
+func (a *app) addCompletion(root *cobra.Command) {
+	arguments := map[string][]completer{
+		"backup": {a.domains}, "export": {a.domains}, "list": {a.domains}, "check": {a.domains},
+		"restore": {a.domains, a.checkpoints}, "serve": {a.domains, a.checkpoints}, "show": {a.domains, a.checkpoints},
+		"changes":           {a.domains, a.checkpoints, a.checkpoints},
+		"checkpoint create": {a.domains}, "checkpoint list": {a.domains}, "checkpoint redefine": {a.domains, nil},
+		"checkpoint delete": {a.domains, a.checkpoints}, "checkpoint dumpxml": {a.domains, a.checkpoints},
+	}
+	flags := map[string]map[string]completer{
+		"": { // of every command that has them
+			"progress": words(progressAuto, progressBar, progressPlain, progressJSON, progressNone),
+		},
+		"backup": {
+			"mode": words("auto", "full", "incremental"), "compression": words("none", "fastest", "default", "better", "best"),
+			"incremental": a.checkpoints,
+		},
+		"export":             {"incremental": a.checkpoints},
+		"restore":            {"format": words("raw", "qcow2", "vmdk", "vhdx", "vdi", "qed"), "checkpoint": a.checkpoints, "disk": a.disks},
+		"serve":              {"checkpoint": a.checkpoints, "changes-since": a.checkpoints, "disk": a.disks},
+		"show":               {"checkpoint": a.checkpoints},
+		"changes":            {"checkpoint": a.checkpoints},
+		"checkpoint delete":  {"checkpoint": a.checkpoints},
+		"checkpoint dumpxml": {"checkpoint": a.checkpoints},
+		"inspect":            {"format": words(request.Formats()...)},
+	}
+	var visit func(cmd *cobra.Command)
+	visit = func(cmd *cobra.Command) {
+		name := strings.TrimPrefix(cmd.CommandPath(), root.Name()+" ")
+		if each, ok := arguments[name]; ok {
+			cmd.ValidArgsFunction = positions(each...)
+		}
+		completes(cmd, flags[""])
+		completes(cmd, flags[name])
+		for _, c := range cmd.Commands() {
+			visit(c)
+		}
+	}
+	visit(root)
+	if cp, _, err := root.Find([]string{"copy"}); err == nil {
+		cp.ValidArgsFunction = completer(a.domains).fn // any number of them
+	}
+}
