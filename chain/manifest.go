@@ -117,6 +117,7 @@ type CheckpointRef struct {
 // Disk is one disk of a checkpoint. Sizes and counts are in bytes.
 type Disk struct {
 	Name        string     `json:"target"`
+	RenamedFrom string     `json:"renamed_from,omitempty"` // its name before this checkpoint, if it had another
 	Source      Source     `json:"source"`
 	Size        int64      `json:"virtual_size"`
 	ClusterSize int64      `json:"cluster_size,omitempty"` // 0: the format has none

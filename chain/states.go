@@ -18,12 +18,16 @@ func (s DiskState) HasData() bool { return len(s.Disk.Maps) > 0 }
 type States []DiskState
 
 // StatesOf returns the states of a disk in a domain's manifests, which begin
-// with the oldest, as [Repository.Manifests] returns them.
+// with the oldest, as [Repository.Manifests] returns them. Before a checkpoint
+// that says that the disk was renamed, those under its former name are meant.
 func StatesOf(history []*Manifest, disk string) States {
 	var states States
 	for _, m := range slices.Backward(history) {
 		if d, ok := m.Disk(disk); ok {
 			states = append(states, DiskState{Manifest: m, Disk: d})
+			if d.RenamedFrom != "" {
+				disk = d.RenamedFrom
+			}
 		}
 	}
 	return states

@@ -35,6 +35,11 @@ func TestStates(t *testing.T) {
 	if _, ok := states.WithUUID("c1"); ok {
 		t.Error("c1 is a UUID")
 	}
+	renamed := append(history, &Manifest{Checkpoint: "c4", UUID: "u4", Sequence: 4, Disks: []Disk{{Name: "sda", RenamedFrom: "vda"}, {Name: "vda"}}},
+		&Manifest{Checkpoint: "c5", UUID: "u5", Sequence: 5, Disks: []Disk{{Name: "sda"}}})
+	if sda := StatesOf(renamed, "sda"); len(sda) != 5 || sda[1].Disk.Name != "sda" || sda[2].Disk.Name != "vda" || sda[2].Manifest != history[2] {
+		t.Errorf("states of sda, which was vda: %v", sda)
+	}
 	if names := states.Bitmaps(); len(names) != 2 || names["b1"] != history[0] || names["b2"] != history[1] {
 		t.Errorf("bitmaps: %v", names)
 	}

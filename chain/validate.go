@@ -214,6 +214,10 @@ func (d *Disk) validate(c *checker, m *Manifest) {
 	for _, s := range d.Snapshots {
 		c.that(len(s.ID) <= 65535 && len(s.Name) <= 65535, "a snapshot's name is too long")
 	}
+	if d.RenamedFrom != "" {
+		c.nilErr("renamed_from", CheckName(d.RenamedFrom))
+		c.that(d.RenamedFrom != d.Name, "it was renamed from %s, which is its name", d.RenamedFrom)
+	}
 	if d.Requested != "" {
 		c.oneOf("requested", d.Requested, ModeAuto, ModeFull, ModeIncremental)
 	}

@@ -124,25 +124,30 @@ func (r *Redefinition) FindDisks(last []backup.DiskRequest) error {
 }
 
 // Recorded are a domain's disks as its checkpoints, oldest first, found them last,
-// by name.
+// by name. Names that disks had before they were renamed are left out.
 func Recorded(ms []*chain.Manifest) []backup.DiskRequest {
 	var all []backup.DiskRequest
+	former := make(map[string]bool)
 	for _, m := range slices.Backward(ms) {
 		for i := range m.Disks {
 			d := &m.Disks[i]
-			if !slices.ContainsFunc(all, func(r backup.DiskRequest) bool { return r.Disk == d.Name }) {
+			if !former[d.Name] && !slices.ContainsFunc(all, func(r backup.DiskRequest) bool { return r.Disk == d.Name }) {
 				all = append(all, backup.DiskRequest{Disk: d.Name, Path: d.Source.Path, Format: qcow2.Format(d.Source.Format)})
 			}
+		}
+		for i := range m.Disks {
+			former[m.Disks[i].RenamedFrom] = true
 		}
 	}
 	slices.SortFunc(all, func(a, b backup.DiskRequest) int { return strings.Compare(a.Disk, b.Disk) })
 	return all
 }
 
-// Of are those of the requests that the checkpoint has, too.
-func Of(m *chain.Manifest, all []backup.DiskRequest) []backup.DiskRequest {
-	return slices.DeleteFunc(slices.Clone(all), func(d backup.DiskRequest) bool {
-		_, ok := m.Disk(d.Disk)
-		return !ok
+// RecordedAt are those of a domain's recorded disks that one of its checkpoints has,
+// too, under whatever name.
+func RecordedAt(m *chain.Manifest, ms []*chain.Manifest) []backup.DiskRequest {
+	return slices.DeleteFunc(Recorded(ms), func(d backup.DiskRequest) bool {
+		_, has := chain.StatesOf(ms, d.Disk).WithUUID(m.UUID)
+		return !has
 	})
 }

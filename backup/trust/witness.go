@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
@@ -98,28 +97,11 @@ func (w *witness) locate(context.Context) (*Objection, error) {
 }
 
 // compareIdentity objects when the image was another disk's at the checkpoint.
-// All disks of a checkpoint carry bitmaps of one name. A file tells more than
-// its path: files are renamed.
+// All disks of a checkpoint carry bitmaps of one name.
 func (w *witness) compareIdentity() *Objection {
-	now := w.Image.Layers[w.layer].Record
-	sameFile := func(rec chain.Source) bool { return rec.Device == now.Device && rec.Inode == now.Inode }
-	samePath := func(rec chain.Source) bool { return rec.Path == now.Path }
-	tests := []func(chain.Source) bool{sameFile, samePath}
-	// Created is cut to whole seconds.
-	if w.Image.Layers[w.layer].Born.After(w.st.Manifest.Created.Add(time.Second)) {
-		// The file was not there yet: its inode number may have been any file's.
-		tests = tests[1:]
-	}
-	for _, same := range tests {
-		if same(w.st.Disk.Source) {
-			return nil
-		}
-		for i := range w.st.Manifest.Disks {
-			other := &w.st.Manifest.Disks[i]
-			if other.Name != w.st.Disk.Name && same(other.Source) {
-				return objectAll(ReasonOtherDisk, "at checkpoint %s this image was disk %s", w.st.Manifest.Checkpoint, other.Name)
-			}
-		}
+	was := w.Image.Layers[w.layer].diskOf(w.st.Manifest.Disks, w.st.Manifest.Created)
+	if was != nil && was.Name != w.st.Disk.Name {
+		return objectAll(ReasonOtherDisk, "at checkpoint %s this image was disk %s", w.st.Manifest.Checkpoint, was.Name)
 	}
 	return nil
 }
@@ -192,7 +174,12 @@ func (w *witness) askOlderBitmaps(ctx context.Context) (*Objection, error) {
 			return nil, err
 		}
 		grain := max(rec.Granularity, older.Granularity, w.bitmap.Granularity)
-		size := min(rec.Size, layer.Size)
+		// Bits of what was once cut off are gone. In the granule that the disk
+		// then ended in, a coarser bitmap kept those that a finer one lost.
+		size := w.States.SmallestSince(w.st, min(rec.Size, layer.Size))
+		if older.Granularity != w.bitmap.Granularity {
+			size -= size % grain
+		}
 		expect := bitmapstore.Union(then, w.bitmap.Dirty).Clip(size).Round(grain, size)
 		now := older.Dirty.Clip(size).Round(grain, size)
 		agree, err := bitmapstore.Equal(expect, now)

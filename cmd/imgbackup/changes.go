@@ -121,7 +121,7 @@ func (a *app) changesSince(ctx context.Context, o changesOptions) error {
 		if err != nil {
 			return err
 		}
-		req.Disks = request.Of(from, request.Recorded(ms))
+		req.Disks = request.RecordedAt(from, ms)
 	}
 	req.Mode, req.Since = backup.Incremental, from.Checkpoint
 	_, err = backup.Pull(ctx, repo, req, backup.Hooks{Note: a.note}, func(_ context.Context, disks []backup.Source) error {

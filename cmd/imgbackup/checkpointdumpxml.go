@@ -72,7 +72,7 @@ func (a *app) dumpCheckpoint(ctx context.Context, o checkpointDumpXMLOptions) er
 	c := viewCheckpointXML(m, chain.BuildTree(ms).Find(m.UUID))
 	if o.size || len(req.Disks) > 0 {
 		if len(req.Disks) == 0 {
-			req.Disks = request.Of(m, request.Recorded(ms))
+			req.Disks = request.RecordedAt(m, ms)
 		}
 		sizes, err := backup.Sizes(ctx, repo, req, backup.Hooks{Note: a.note})
 		if err != nil {
