@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"iter"
+	"math/rand/v2"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup/trust"
@@ -21,6 +22,7 @@ type archives struct {
 	fetch  *archive.Fetcher
 	opened map[*chain.Disk]*archived
 	kept   keptChunks
+	seed   uint64 // of the samples that are compared: the same in each plan
 }
 
 func newArchives(repo *chain.Repository) *archives {
@@ -28,6 +30,7 @@ func newArchives(repo *chain.Repository) *archives {
 		repo:   repo,
 		fetch:  archive.NewFetcher(repo.Store, archive.FetcherOptions{}),
 		opened: make(map[*chain.Disk]*archived),
+		seed:   rand.Uint64(),
 	}
 }
 

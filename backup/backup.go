@@ -157,24 +157,14 @@ type Result struct {
 
 // DryRun returns the plan that [Run] would carry out, and writes nothing.
 func DryRun(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks) (*Plan, error) {
-	return dryRun(ctx, repo, req, hooks, func(*session) {})
+	return dryRun(ctx, repo, req, hooks, toArchive)
 }
 
-func dryRun(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, how func(*session)) (*Plan, error) {
-	s, err := newSession(repo, req, hooks, how)
+func dryRun(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, to func(*session)) (*Plan, error) {
+	s, err := newSession(repo, req, hooks, to)
 	if err != nil {
 		return nil, err
 	}
 	defer s.close()
-	if err := s.loadHistory(ctx); err != nil {
-		return nil, err
-	}
-	if err := s.open(ctx); err != nil {
-		return nil, err
-	}
-	plan, err := s.plan(ctx, nil)
-	if err != nil {
-		return nil, err
-	}
-	return plan, s.accepted(plan)
+	return s.decide(ctx)
 }

@@ -14,11 +14,11 @@ import (
 	"github.com/imgbackup/imgbackup/qemu"
 )
 
-// intent describes the bitmaps that are about to be added, so that the next
+// newIntent describes the bitmaps that are about to be added, so that the next
 // run can take them out again should this one not come to an end.
-func (s *session) intent(plan *Plan) (*chain.Intent, error) {
+func (s *session) newIntent(plan *Plan) (*chain.Intent, error) {
 	in := &chain.Intent{
-		Domain: s.req.Domain, Checkpoint: s.checkpoint, CheckpointUUID: s.uuid,
+		Domain: s.req.Domain, Checkpoint: s.point.name, CheckpointUUID: s.point.uuid,
 		Process: s.self, Created: time.Now().UTC().Truncate(time.Second),
 	}
 	for i, p := range plan.Disks {
@@ -38,7 +38,7 @@ func (s *session) intent(plan *Plan) (*chain.Intent, error) {
 		d.granularity = layer.BitmapGranularity()
 		in.Images = append(in.Images, chain.IntentImage{
 			Disk: p.Disk, Path: layer.Path, Device: id.Dev, Inode: id.Inode,
-			Before: names(d.before), Add: chain.BitmapName(s.checkpoint, s.uuid),
+			Before: names(d.before), Add: s.point.bitmap(),
 		})
 	}
 	return in, nil
@@ -55,8 +55,8 @@ func names(states []qcow2.BitmapState) []string {
 // verifyAdded looks natively, under the locks, whether the new bitmaps are
 // there and empty and all others as they were. qemu-img's exit status proves
 // neither. What differs may be a VM that ran in between.
-func (s *session) verifyAdded(_ context.Context, plan *Plan, intent *chain.Intent) error {
-	name := chain.BitmapName(intent.Checkpoint, intent.CheckpointUUID)
+func (s *session) verifyAdded(plan *Plan) error {
+	name := s.point.bitmap()
 	for i, p := range plan.Disks {
 		if !p.AddsBitmap {
 			continue

@@ -26,7 +26,7 @@ type DiskChanges struct {
 // recorded and found sound. Where nothing links the two, it is a
 // *NotTrustedError. No image is opened.
 func ChangesBetween(ctx context.Context, repo *chain.Repository, domain, from, to string) ([]DiskChanges, error) {
-	s := &session{repo: repo, req: Request{Domain: domain}, kind: chain.KindCheckpoint, states: newArchives(repo)}
+	s := &session{repo: repo, req: Request{Domain: domain}, states: newArchives(repo)}
 	history, damaged, err := repo.Manifests(ctx, domain)
 	if err != nil {
 		return nil, err

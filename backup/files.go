@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
@@ -50,13 +51,16 @@ func (s *session) checkFiles() error {
 	return nil
 }
 
+// leaveFilesUnread drops the files that would have to be read: only an archive has
+// their data. What is at hand, as the definition, describes a checkpoint without data, too.
+func (s *session) leaveFilesUnread() {
+	s.files = slices.DeleteFunc(s.files, func(f *file) bool { return f.req.Data == nil })
+}
+
 // openFiles opens every file that has to be read, under QEMU's locks. One that
 // does not exist is no error: libvirt makes the variables of a domain's firmware
 // when it starts it for the first time.
 func (s *session) openFiles(ctx context.Context) error {
-	if !s.archives() {
-		return nil
-	}
 	for _, f := range s.files {
 		if err := f.close(); err != nil {
 			return err
@@ -142,7 +146,7 @@ func (f *file) compareFile() error {
 		return err
 	}
 	if open != f.id || path != f.id {
-		return &qemu.InUseError{Path: f.req.Path, Why: "it was written to or exchanged while it was read; nothing was committed"}
+		return &qemu.InUseError{Path: f.req.Path, Why: "it was written to or exchanged while it was read" + nothingCommitted}
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func (s *session) chooseBitmap(ctx context.Context, d *disk, p *DiskPlan) error 
 		return err
 	case why == nil:
 		p.AddsBitmap = true
-	case s.makesCheckpoint:
+	case s.onlyBitmaps:
 		return fmt.Errorf("the checkpoint cannot be made: %w (leave the disk out)", why)
 	case expected:
 		p.NoBitmapReason = why.Error()
@@ -107,8 +107,8 @@ func (s *session) noteLacking(plan *Plan) {
 
 // addBitmaps adds the new checkpoint's bitmap to every image that can hold it.
 // From then on every guest write is recorded.
-func (s *session) addBitmaps(ctx context.Context, plan *Plan, intent *chain.Intent) error {
-	name := chain.BitmapName(intent.Checkpoint, intent.CheckpointUUID)
+func (s *session) addBitmaps(ctx context.Context, plan *Plan) error {
+	name := s.point.bitmap()
 	for i, p := range plan.Disks {
 		if !p.AddsBitmap {
 			continue
@@ -127,7 +127,7 @@ func (s *session) addBitmaps(ctx context.Context, plan *Plan, intent *chain.Inte
 // an archive goes on without a new one.
 func (s *session) addBitmap(ctx context.Context, d *disk, p *DiskPlan, name string) error {
 	err := d.guard.BitmapAdd(ctx, d.active, name, d.granularity)
-	if err == nil || s.makesCheckpoint || endsBackup(ctx, err) {
+	if err == nil || s.onlyBitmaps || endsBackup(ctx, err) {
 		return err
 	}
 	if _, rerr := RemoveBitmap(ctx, d.guard, d.active, name); rerr != nil {

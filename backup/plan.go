@@ -4,10 +4,7 @@ package backup
 
 import (
 	"context"
-	"errors"
-	"fmt"
 
-	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
@@ -64,11 +61,11 @@ func (p *DiskPlan) worseThan(q *DiskPlan) bool {
 	return q.Detection == ByBitmap && p.Detection != ByBitmap || q.AddsBitmap && !p.AddsBitmap
 }
 
-// plan decides for every disk how it is backed up. It reads the images and the
+// makePlan decides for every disk how it is backed up. It reads the images and the
 // repository and writes nothing. before is the plan that the bitmaps were added
 // by, if they have been.
-func (s *session) plan(ctx context.Context, before *Plan) (*Plan, error) {
-	plan := &Plan{Domain: s.req.Domain, Checkpoint: s.checkpoint}
+func (s *session) makePlan(ctx context.Context, before *Plan) (*Plan, error) {
+	plan := &Plan{Domain: s.req.Domain, Checkpoint: s.point.name}
 	for i, d := range s.disks {
 		p, err := s.planDisk(ctx, d, before == nil)
 		if err != nil {
@@ -80,7 +77,7 @@ func (s *session) plan(ctx context.Context, before *Plan) (*Plan, error) {
 		}
 		plan.Disks = append(plan.Disks, p)
 	}
-	if !s.writes() {
+	if !s.records {
 		plan.Checkpoint = ""
 	}
 	if plan.parent = s.parent(plan); plan.parent != nil {
@@ -114,10 +111,10 @@ func (s *session) planDisk(ctx context.Context, d *disk, bitmap bool) (*DiskPlan
 		Mode:        Full,
 		Detection:   ByNothing,
 	}
-	if err := s.chooseMode(ctx, d, p); err != nil {
+	if err := s.to.choose(ctx, d, p); err != nil {
 		return nil, err
 	}
-	if bitmap && s.writes() {
+	if bitmap && s.records {
 		if err := s.chooseBitmap(ctx, d, p); err != nil {
 			return nil, err
 		}
@@ -125,89 +122,9 @@ func (s *session) planDisk(ctx context.Context, d *disk, bitmap bool) (*DiskPlan
 	return p, measure(ctx, d, p)
 }
 
-// chooseMode fills in mode, detection, base and reason.
-func (s *session) chooseMode(ctx context.Context, d *disk, p *DiskPlan) error {
-	if !s.archives() {
-		return s.planWithoutArchive(ctx, d, p)
-	}
-	if d.req.Mode == Full {
-		p.Code, p.Reason = trust.ReasonRequested, "a full backup was asked for"
-		return nil
-	}
-	refuse := func(code trust.Reason, reason string) error {
-		return &NotTrustedError{Disk: d.req.Disk, Code: code, Reason: reason, Hint: "--mode auto backs up what is needed"}
-	}
-
-	judge := s.judge(d)
-	all, states := judge.States, judge.States.WithData()
-	if d.req.Since != "" {
-		if _, ok := states.Named(d.req.Since); !ok {
-			if _, ok := all.Named(d.req.Since); ok {
-				return refuse(trust.ReasonNoData, fmt.Sprintf("checkpoint %s of disk %s holds no data that an archive could build on", d.req.Since, d.req.Disk))
-			}
-			return refuse(trust.ReasonNoCheckpoint, fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since))
-		}
-	}
-	if len(states) == 0 {
-		const first = "the repository holds no earlier state of this disk"
-		if d.req.Mode == Incremental {
-			return refuse(trust.ReasonFirst, first)
-		}
-		p.Code, p.Reason = trust.ReasonFirst, first
-		return nil
-	}
-
-	v, err := judge.Verdict(ctx, trust.Question{Since: d.req.Since, WithData: true})
-	if err != nil {
-		return err
-	}
-	p.Code, p.verdict = v.Code, v
-	if v.Trusted {
-		p.Mode, p.Detection, p.Reason = Incremental, ByBitmap, v.Reason
-		p.base, p.Since = v.Base, v.Base.Manifest.Ref()
-		if p.sound, err = judge.Sound(ctx, true); err != nil {
-			return err
-		}
-		p.sound[v.Base.Disk.Bitmap] = v.Alone
-		return nil
-	}
-	if d.req.Mode == Incremental && !v.NeverBitmaps {
-		return refuse(v.Code, v.Reason)
-	}
-	return s.chooseContent(ctx, d, p, states, v)
-}
-
 // judge judges the bitmaps in a disk's image, which is open.
 func (s *session) judge(d *disk) *trust.Judge {
-	return &trust.Judge{Image: trust.Look(d.image), States: s.statesOf(d.req.Disk), Archive: s.states, Seed: s.seed}
-}
-
-// chooseContent makes p an incremental by content against the newest archived
-// state that can be read, or a full when there is none.
-func (s *session) chooseContent(ctx context.Context, d *disk, p *DiskPlan, states chain.States, v trust.Verdict) error {
-	if d.req.Since != "" {
-		since, _ := states.Named(d.req.Since)
-		states = chain.States{since}
-	}
-	var damage error
-	for _, st := range states {
-		_, err := s.states.open(ctx, st.Disk)
-		var bad *archive.DamageError
-		switch {
-		case err == nil:
-			p.Mode, p.Detection = Incremental, ByContent
-			p.base, p.Since = st, st.Manifest.Ref()
-			p.Reason = fmt.Sprintf("%s; the change since %s is found by reading everything", v.Reason, st.Manifest.Checkpoint)
-			return nil
-		case errors.As(err, &bad):
-			damage = err
-			s.hooks.note("checkpoint %s of disk %s cannot serve as a base: %v", st.Manifest.Checkpoint, d.req.Disk, err)
-		default:
-			return err
-		}
-	}
-	p.Reason = fmt.Sprintf("%s; no earlier state can be read (%v)", v.Reason, damage)
-	return nil
+	return &trust.Judge{Image: trust.Look(d.image), States: s.statesOf(d.req.Disk), Archive: s.states, Seed: s.states.seed}
 }
 
 // measure fills in how much will be read.

@@ -28,7 +28,7 @@ func (l *lab) createCheckpoint(name string, disks ...backup.DiskRequest) *backup
 	for _, d := range disks {
 		l.remember("vm", name, d)
 	}
-	result, err := backup.CreateCheckpoint(l.t.Context(), l.repo, l.request(name, disks...), backup.Hooks{})
+	result, err := backup.Record(l.t.Context(), l.repo, l.request(name, disks...), backup.Hooks{})
 	if err != nil {
 		l.t.Fatalf("checkpoint %s: %v", name, err)
 	}
@@ -38,7 +38,7 @@ func (l *lab) createCheckpoint(name string, disks ...backup.DiskRequest) *backup
 // receiver is a [backup.Receiver] of functions, any of which may be nil.
 type receiver struct {
 	accept, publish func() error
-	write           backup.Outlet
+	write           backup.Consumer
 	calls           []string
 }
 
@@ -326,7 +326,7 @@ func TestPushCheckpoint(t *testing.T) {
 }
 
 // unpublished is a receiver that fails the test if it is told to publish.
-func unpublished(t *testing.T, write backup.Outlet) *receiver {
+func unpublished(t *testing.T, write backup.Consumer) *receiver {
 	return &receiver{write: write, publish: func() error {
 		t.Error("what was read of a changing image is published")
 		return nil
@@ -381,16 +381,16 @@ func TestPushOfAChangingImage(t *testing.T) {
 	l := newLab(t)
 	l.create("a", "1M")
 	l.write("a", "write -P 1 0 64k")
-	for i, run := range []func(backup.Outlet) error{
-		func(out backup.Outlet) error {
+	for i, run := range []func(backup.Consumer) error{
+		func(out backup.Consumer) error {
 			_, err := backup.Push(t.Context(), l.repo, l.request("", l.disk("a")), backup.Hooks{}, unpublished(t, out))
 			return err
 		},
-		func(out backup.Outlet) error {
+		func(out backup.Consumer) error {
 			_, err := backup.Pull(t.Context(), l.repo, l.request("", l.disk("a")), backup.Hooks{}, out)
 			return err
 		},
-		func(out backup.Outlet) error {
+		func(out backup.Consumer) error {
 			_, err := backup.Push(t.Context(), l.repo, l.request("p", l.disk("a")), backup.Hooks{}, unpublished(t, out))
 			return err
 		},
@@ -416,7 +416,7 @@ func TestCheckpointOfRawDisk(t *testing.T) {
 	l.img("create", "-q", "-f", "raw", "b", "1M")
 	b := l.disk("b")
 	b.Disk, b.Format = "vdb", "raw"
-	_, err := backup.CreateCheckpoint(t.Context(), l.repo, l.request("k", l.disk("a"), b), backup.Hooks{})
+	_, err := backup.Record(t.Context(), l.repo, l.request("k", l.disk("a"), b), backup.Hooks{})
 	if err == nil || !strings.Contains(err.Error(), "vdb") || !strings.Contains(err.Error(), "raw images hold no bitmaps") {
 		t.Errorf("got %v", err)
 	}
@@ -424,7 +424,7 @@ func TestCheckpointOfRawDisk(t *testing.T) {
 		t.Errorf("a bitmap was added: %s", info)
 	}
 	b.NoCheckpoint = true
-	r, err := backup.CreateCheckpoint(t.Context(), l.repo, l.request("k", l.disk("a"), b), backup.Hooks{})
+	r, err := backup.Record(t.Context(), l.repo, l.request("k", l.disk("a"), b), backup.Hooks{})
 	l.must(err)
 	if len(r.Manifest.Disks) != 1 || r.Manifest.Disks[0].Name != "vda" {
 		t.Errorf("the checkpoint is of %+v", r.Manifest.Disks)

@@ -18,7 +18,7 @@ import (
 
 // readDisk feeds one disk's map: the whole disk, the dirty ranges, or what
 // differs from the archived state it builds on.
-func (s *session) readDisk(ctx context.Context, d *disk, p *DiskPlan, w *archive.Writer) (*archive.MapWriter, error) {
+func (s *archiver) readDisk(ctx context.Context, d *disk, p *DiskPlan, w *archive.Writer) (*archive.MapWriter, error) {
 	m := w.NewMap(p.Disk, p.VirtualSize, p.Mode == Full)
 	if p.Detection == ByContent {
 		base, err := s.states.open(ctx, p.base.Disk)
@@ -37,7 +37,7 @@ func (s *session) readDisk(ctx context.Context, d *disk, p *DiskPlan, w *archive
 // readRanges archives what the image holds in the given ranges, cell by cell.
 // Ranges that read as zeros are recorded as zeros; in a full map that is what
 // is left out, too.
-func (s *session) readRanges(ctx context.Context, d *disk, what bitmapstore.Runs, m *archive.MapWriter) error {
+func (s *archiver) readRanges(ctx context.Context, d *disk, what bitmapstore.Runs, m *archive.MapWriter) error {
 	var cell int64 = -1
 	var runs []bitmapstore.Run
 	flush := func() error {
@@ -92,7 +92,7 @@ func (s *session) readRanges(ctx context.Context, d *disk, what bitmapstore.Runs
 }
 
 // readPieces reads runs of one cell, each a piece.
-func (s *session) readPieces(ctx context.Context, d *disk, runs []bitmapstore.Run, buf []byte) ([]archive.Piece, error) {
+func (s *archiver) readPieces(ctx context.Context, d *disk, runs []bitmapstore.Run, buf []byte) ([]archive.Piece, error) {
 	pieces := make([]archive.Piece, 0, len(runs))
 	for _, r := range runs {
 		part := buf[:r.Len():r.Len()]
@@ -108,7 +108,7 @@ func (s *session) readPieces(ctx context.Context, d *disk, runs []bitmapstore.Ru
 
 // readByContent reads everything and archives what differs from base, in
 // pieces of [archive.DiffSize].
-func (s *session) readByContent(ctx context.Context, d *disk, p *DiskPlan, base *archived, m *archive.MapWriter) error {
+func (s *archiver) readByContent(ctx context.Context, d *disk, p *DiskPlan, base *archived, m *archive.MapWriter) error {
 	data := d.image.Data(ctx)
 	then := base.Data(ctx, p.VirtualSize)
 	// Cells that hold nothing now and held nothing then need no look; every
@@ -148,7 +148,7 @@ func (s *session) readByContent(ctx context.Context, d *disk, p *DiskPlan, base 
 
 // comparedCell is a grid cell that is compared with its archived state.
 type comparedCell struct {
-	s          *session
+	s          *archiver
 	disk       *disk
 	base       *archived
 	start, end int64
@@ -195,7 +195,7 @@ func (c *comparedCell) produce(ctx context.Context, buf []byte) ([]archive.Piece
 			pieces = appendDiffering(pieces, e.Offset, mine, then)
 		case errors.As(err, &damage):
 			// What cannot be compared is stored again.
-			c.s.damage.CompareAndSwap(nil, damage)
+			c.disk.damage.CompareAndSwap(nil, damage)
 			pieces = appendPiece(pieces, e.Offset, mine)
 		default:
 			return nil, err

@@ -32,7 +32,7 @@ type Definition struct {
 // later.
 func Redefine(ctx context.Context, repo *chain.Repository, req Request, def Definition, hooks Hooks) (*chain.Manifest, error) {
 	req.Checkpoint, req.Description = def.Name, def.Description
-	s, err := newSession(repo, req, hooks, func(s *session) { s.kind, s.makesCheckpoint = chain.KindCheckpoint, true })
+	s, err := newSession(repo, req, hooks, toNothing)
 	if err != nil {
 		return nil, err
 	}
@@ -63,24 +63,24 @@ func Redefine(ctx context.Context, repo *chain.Repository, req Request, def Defi
 			Disk: d.req.Disk, Path: d.req.Path, Format: d.req.Format, VirtualSize: d.image.Size(), AddsBitmap: true,
 		})
 	}
-	m := s.manifest(plan)
-	lease, err := repo.TakeLease(ctx, fmt.Sprintf("redefinition of %s, checkpoint %s", req.Domain, def.Name))
+	m := s.manifest(chain.KindCheckpoint, plan)
+	m.Created, m.Sequence = def.Created.UTC(), s.sequenceOf(parent)
+	for i, d := range s.disks {
+		m.Disks = append(m.Disks, s.manifestDisk(d, plan.Disks[i]))
+	}
+	err = s.underLease(ctx, "redefinition", func(*chain.Lease) error {
+		if m.Files, err = s.storeDefinition(ctx); err != nil {
+			return err
+		}
+		if err := s.compareIdentity(nothingCommitted); err != nil {
+			return err
+		}
+		return repo.Commit(ctx, m)
+	})
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err := repo.DeleteLease(context.WithoutCancel(ctx), lease.UUID); err != nil {
-			s.hooks.note("a lease could not be removed: %v", err)
-		}
-	}()
-	if m.Files, err = s.storeDefinition(ctx); err != nil {
-		return nil, err
-	}
-	m.Created, m.Sequence = def.Created.UTC(), s.sequenceOf(parent)
-	if err := s.compareIdentity(); err != nil {
-		return nil, err
-	}
-	return m, s.repo.Commit(ctx, m)
+	return m, nil
 }
 
 // storeDefinition stores the domain's definition, if there is one.
@@ -118,7 +118,7 @@ func (s *session) adoptIdentity(def Definition) (parent *chain.Manifest, err err
 		}
 		half = rest
 	}
-	if s.uuid, err = chain.UUIDWithPrefix(half); err != nil {
+	if s.point.uuid, err = chain.UUIDWithPrefix(half); err != nil {
 		return nil, err
 	}
 	// Those that follow it tell all of it.
@@ -128,8 +128,8 @@ func (s *session) adoptIdentity(def Definition) (parent *chain.Manifest, err err
 			refs = append([]chain.CheckpointRef{*m.Parent}, refs...)
 		}
 		for _, ref := range refs {
-			if chain.BitmapName(ref.Name, ref.UUID) == chain.BitmapName(def.Name, s.uuid) {
-				s.uuid = ref.UUID
+			if chain.BitmapName(ref.Name, ref.UUID) == chain.BitmapName(def.Name, s.point.uuid) {
+				s.point.uuid = ref.UUID
 			}
 		}
 	}
@@ -151,7 +151,7 @@ func (s *session) adoptIdentity(def Definition) (parent *chain.Manifest, err err
 // those that follow it.
 func (s *session) sequenceOf(parent *chain.Manifest) int64 {
 	for _, m := range s.history {
-		if m.Parent != nil && m.Parent.UUID == s.uuid {
+		if m.Parent != nil && m.Parent.UUID == s.point.uuid {
 			return max(1, m.Sequence-1)
 		}
 	}

@@ -6,12 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
-	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/qcow2"
 )
 
 // The steps of the writing order, as [Hooks.Step] names them.
@@ -37,10 +34,11 @@ const attempts = 3
 // the repository's chain is as it was, and so are the images' bitmaps, unless
 // the error says that an intent was left to be settled by the next run.
 func Run(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks) (*Result, error) {
-	return runSession(ctx, repo, req, hooks, func(*session) {})
+	return run(ctx, repo, req, hooks, toArchive)
 }
 
-func runSession(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, how func(*session)) (*Result, error) {
+// run is a whole run; to sets the session's destination.
+func run(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, to func(*session)) (*Result, error) {
 	begin := time.Now()
 	var notes []string
 	outer := hooks.Note
@@ -50,7 +48,7 @@ func runSession(ctx context.Context, repo *chain.Repository, req Request, hooks 
 			outer(msg)
 		}
 	}
-	s, err := newSession(repo, req, hooks, how)
+	s, err := newSession(repo, req, hooks, to)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +63,7 @@ func runSession(ctx context.Context, repo *chain.Repository, req Request, hooks 
 }
 
 func (s *session) run(ctx context.Context) (*Result, error) {
-	if s.writes() {
+	if s.records {
 		if err := s.settle(ctx); err != nil {
 			return nil, err
 		}
@@ -80,166 +78,220 @@ func (s *session) run(ctx context.Context) (*Result, error) {
 	}
 }
 
-// attempt goes once through the writing order.
+// attempt is one go through the writing order.
+type attempt struct {
+	*session
+	giveUp context.CancelCauseFunc // ends it
+	plan   *Plan
+	intent *chain.Intent
+	stands bool // the manifest, once it has been created
+}
+
 func (s *session) attempt(ctx context.Context) (*Result, error) {
 	// What the plan has to read is read until the very end.
-	ctx, s.giveUp = context.WithCancelCause(ctx)
-	defer s.giveUp(nil)
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
 	s.hooks.step(StepPlan)
+	plan, err := s.decide(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.guard(ctx); err != nil {
+		return nil, err
+	}
+	a := &attempt{session: s, giveUp: giveUp, plan: plan}
+	if s.records {
+		return a.record(ctx)
+	}
+	return a.withoutTrace(ctx)
+}
+
+// decide looks at repository and images, and writes nothing. The images are open then,
+// under QEMU's locks.
+func (s *session) decide(ctx context.Context) (*Plan, error) {
 	if err := s.loadHistory(ctx); err != nil {
 		return nil, err
 	}
 	if err := s.open(ctx); err != nil {
 		return nil, err
 	}
-	plan, err := s.plan(ctx, nil)
+	plan, err := s.makePlan(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.accepted(plan); err != nil {
-		return nil, err
-	}
-	if err := s.guard(ctx); err != nil {
-		return nil, err
-	}
-	if !s.writes() {
-		return s.lookOnly(ctx, plan)
-	}
-	intent, err := s.intent(plan)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.unlock(); err != nil {
-		return nil, err
-	}
-
-	lease, err := s.repo.TakeLease(ctx, fmt.Sprintf("backup of %s, checkpoint %s", s.req.Domain, s.checkpoint))
-	if err != nil {
-		return nil, err
-	}
-	intent.UUID = lease.UUID // so that whoever settles the one finds the other
-	result, err := s.writeUnderLease(ctx, plan, intent)
-	// The lease only tells others that somebody writes: it goes whatever came
-	// of it, even when we were cancelled.
-	tidying, cancel := chain.Tidying(ctx)
-	lerr := s.repo.DeleteLease(tidying, lease.UUID)
-	cancel()
-	if lerr != nil && err == nil {
-		s.hooks.note("the backup is complete, but its lease could not be removed: %v", lerr)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return result, s.giveOut(ctx, result.Plan, s.afterCommit)
+	return plan, s.to.accept(plan)
 }
 
-func (s *session) writeUnderLease(ctx context.Context, plan *Plan, intent *chain.Intent) (*Result, error) {
-	s.hooks.step(StepIntent)
-	if len(intent.Images) > 0 {
-		if err := s.repo.PutIntent(ctx, intent); err != nil {
-			return nil, err
-		}
-	}
-	result, committed, err := s.writeUnderIntent(ctx, plan, intent)
-	if err != nil {
-		var unknown *chain.UnknownOutcomeError
-		if committed || errors.As(err, &unknown) {
-			// Bitmaps and intent stay: the next run finds out and settles.
-			return nil, err
-		}
-		if uerr := s.undo(context.WithoutCancel(ctx), intent); uerr != nil {
-			return nil, errors.Join(err, uerr)
-		}
+// record adds the bitmaps, writes what goes to the destination, and makes the checkpoint.
+func (a *attempt) record(ctx context.Context) (*Result, error) {
+	var err error
+	if a.intent, err = a.newIntent(a.plan); err != nil {
 		return nil, err
 	}
-	s.hooks.step(StepRetired)
-	if len(intent.Images) > 0 {
-		tidying, cancel := chain.Tidying(ctx)
-		defer cancel()
-		if err := s.repo.DeleteIntent(tidying, intent.Domain, intent.UUID); err != nil {
-			s.hooks.note("the backup is complete, but its intent could not be removed: %v", err)
+	if err := a.unlock(); err != nil {
+		return nil, err
+	}
+	var result *Result
+	err = a.underLease(ctx, "backup", func(lease *chain.Lease) error {
+		a.intent.UUID = lease.UUID // so that whoever settles the one finds the other
+		result, err = a.underIntent(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return result, a.to.after(ctx, a.plan)
+}
+
+// withoutTrace gives the disks to the destination, and writes nothing to images and
+// repository. The images have been locked since they were planned for.
+func (a *attempt) withoutTrace(ctx context.Context) (*Result, error) {
+	defer a.boundLockTime()()
+	a.rememberIdentity()
+	a.begin()
+	m, _, err := a.to.write(ctx, a.plan)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err == nil {
+		err = a.to.commit(ctx, a.plan, m)
+	}
+	if err == nil {
+		err = a.to.after(ctx, a.plan)
+	}
+	if err != nil {
+		return nil, lockTime(ctx, err)
+	}
+	return &Result{Plan: a.plan}, nil
+}
+
+// underLease writes while a lease tells others that somebody does. It goes whatever comes
+// of that, even when we were cancelled.
+func (s *session) underLease(ctx context.Context, what string, write func(*chain.Lease) error) error {
+	lease, err := s.repo.TakeLease(ctx, fmt.Sprintf("%s of %s, checkpoint %s", what, s.req.Domain, s.point.name))
+	if err != nil {
+		return err
+	}
+	err = write(lease)
+	tidying, cancel := chain.Tidying(ctx)
+	defer cancel()
+	if lerr := s.repo.DeleteLease(tidying, lease.UUID); lerr != nil && err == nil {
+		s.hooks.note("the %s is complete, but its lease could not be removed: %v", what, lerr)
+	}
+	return err
+}
+
+// underIntent writes while an intent says which bitmaps are added to which images.
+func (a *attempt) underIntent(ctx context.Context) (*Result, error) {
+	a.hooks.step(StepIntent)
+	if len(a.intent.Images) > 0 {
+		if err := a.repo.PutIntent(ctx, a.intent); err != nil {
+			return nil, err
 		}
 	}
-	s.hooks.step(StepDone)
+	result, err := a.write(ctx)
+	if err != nil {
+		return nil, a.giveBack(ctx, err)
+	}
+	a.hooks.step(StepRetired)
+	if len(a.intent.Images) > 0 {
+		tidying, cancel := chain.Tidying(ctx)
+		defer cancel()
+		if err := a.repo.DeleteIntent(tidying, a.intent.Domain, a.intent.UUID); err != nil {
+			a.hooks.note("the backup is complete, but its intent could not be removed: %v", err)
+		}
+	}
+	a.hooks.step(StepDone)
 	return result, nil
 }
 
-// writeUnderIntent adds the bitmaps, reads, stores and commits, and reports
-// whether the manifest stands.
-func (s *session) writeUnderIntent(ctx context.Context, plan *Plan, intent *chain.Intent) (result *Result, committed bool, err error) {
-	if err := s.addBitmaps(ctx, plan, intent); err != nil {
-		return nil, false, err
+// giveBack undoes what an attempt that failed has done to the images; unless the checkpoint
+// stands, or may stand: then bitmaps and intent stay, and the next run finds out and
+// settles.
+func (a *attempt) giveBack(ctx context.Context, err error) error {
+	var unknown *chain.UnknownOutcomeError
+	if a.stands || errors.As(err, &unknown) {
+		return err
 	}
-	s.hooks.step(StepAdded)
-	if err := s.open(ctx); err != nil {
-		return nil, false, err
+	if uerr := a.undo(context.WithoutCancel(ctx), a.intent); uerr != nil {
+		return errors.Join(err, uerr)
 	}
-	defer s.boundLockTime()()
-	defer func() {
-		if !committed {
-			err = lockTime(ctx, err)
-		}
-	}()
-	if err := s.verifyAdded(ctx, plan, intent); err != nil {
-		return nil, false, err
+	return err
+}
+
+// write adds the bitmaps and does the rest under QEMU's locks.
+func (a *attempt) write(ctx context.Context) (*Result, error) {
+	if err := a.addBitmaps(ctx, a.plan); err != nil {
+		return nil, err
 	}
-	s.rememberIdentity()
-	if plan, err = s.planAgain(ctx, plan); err != nil {
-		return nil, false, err
+	a.hooks.step(StepAdded)
+	if err := a.open(ctx); err != nil {
+		return nil, err
 	}
-	if s.hooks.Planned != nil {
-		s.hooks.Planned(plan)
+	defer a.boundLockTime()()
+	result, err := a.writeLocked(ctx)
+	if err != nil && !a.stands {
+		err = lockTime(ctx, err)
 	}
-	s.noteLacking(plan)
-	s.states.kept.drop()
-	s.hooks.step(StepRead)
-	var manifest *chain.Manifest
-	var stats archive.Stats
-	if s.archives() {
-		manifest, stats, err = s.archive(ctx, plan)
-	} else {
-		if s.receiver != nil {
-			err = s.giveOut(ctx, plan, s.receiver.Write)
-		}
-		if err == nil {
-			manifest, err = s.checkpointOnly(ctx, plan)
-		}
+	return result, err
+}
+
+// writeLocked reads, stores and commits.
+func (a *attempt) writeLocked(ctx context.Context) (*Result, error) {
+	if err := a.verifyAdded(a.plan); err != nil {
+		return nil, err
 	}
+	a.rememberIdentity()
+	if err := a.planAgain(ctx); err != nil {
+		return nil, err
+	}
+	a.begin()
+	m, stats, err := a.to.write(ctx, a.plan)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	if err := s.compareIdentity(); err != nil {
-		return nil, false, err
+	if err := a.compareIdentity(nothingCommitted); err != nil {
+		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	s.hooks.step(StepCommit)
-	if err := s.commit(ctx, manifest); err != nil {
-		return nil, false, err
+	a.hooks.step(StepCommit)
+	if err := a.to.commit(ctx, a.plan, m); err != nil {
+		return nil, err
+	}
+	a.stands = true
+	return &Result{Manifest: m, Plan: a.plan, Stats: stats}, nil
+}
+
+// begin tells that the plan is being carried out.
+func (a *attempt) begin() {
+	if a.hooks.Planned != nil {
+		a.hooks.Planned(a.plan)
+	}
+	a.noteLacking(a.plan)
+	a.states.kept.drop()
+	a.hooks.step(StepRead)
+}
+
+// create makes the checkpoint.
+func (s *session) create(ctx context.Context, m *chain.Manifest) error {
+	if err := s.repo.Commit(ctx, m); err != nil {
+		return err
 	}
 	s.hooks.step(StepCommitted)
-	result = &Result{Manifest: manifest, Plan: plan, Stats: stats}
-	if !s.archives() {
-		return result, true, nil // the images may be needed still
-	}
-	if err := s.unlock(); err != nil {
-		s.hooks.note("closing the images: %v", err)
-	}
-	s.retire(context.WithoutCancel(ctx), plan, manifest)
-	return result, true, nil
+	return nil
 }
 
 // boundLockTime gives the attempt up when the images have been locked for as long
 // as the caller allows, unless stop is called before. The attempt's context has no
 // deadline that others could see: they would give up before it, for reasons of
 // their own.
-func (s *session) boundLockTime() (stop func()) {
-	if s.req.MaxLock <= 0 {
+func (a *attempt) boundLockTime() (stop func()) {
+	if a.req.MaxLock <= 0 {
 		return func() {}
 	}
-	giveUp := s.giveUp
-	timer := time.AfterFunc(s.req.MaxLock, func() { giveUp(&LockTimeError{s.req.MaxLock}) })
+	timer := time.AfterFunc(a.req.MaxLock, func() { a.giveUp(&LockTimeError{a.req.MaxLock}) })
 	return func() { timer.Stop() }
 }
 
@@ -255,15 +307,16 @@ func lockTime(ctx context.Context, err error) error {
 
 // planAgain plans under the locks that stay until the commit: what was planned
 // before the bitmaps were added counts no more.
-func (s *session) planAgain(ctx context.Context, before *Plan) (*Plan, error) {
-	plan, err := s.plan(ctx, before)
+func (a *attempt) planAgain(ctx context.Context) error {
+	before := a.plan
+	plan, err := a.makePlan(ctx, before)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for i, p := range plan.Disks {
 		q := before.Disks[i]
 		if p.worseThan(q) {
-			return nil, &chain.DiskError{Disk: p.Disk, Err: imageChanged(p.Path, "%s", p.Reason)}
+			return &chain.DiskError{Disk: p.Disk, Err: imageChanged(p.Path, "%s", p.Reason)}
 		}
 		if p.Detection == ByContent && q.Detection == ByContent && p.base.Manifest.UUID == q.base.Manifest.UUID {
 			// Adding a bitmap makes QEMU drop those that it finds invalid: what
@@ -272,144 +325,6 @@ func (s *session) planAgain(ctx context.Context, before *Plan) (*Plan, error) {
 			p.verdict.DistrustAll = p.verdict.DistrustAll || q.verdict.DistrustAll
 		}
 	}
-	return plan, nil
-}
-
-// archive reads every disk and stores all that the manifest will name.
-func (s *session) archive(ctx context.Context, plan *Plan) (*chain.Manifest, archive.Stats, error) {
-	var none archive.Stats
-	w, err := archive.NewWriter(ctx, s.repo.Store, archive.WriterOptions{Level: s.req.Level, SkipVerify: s.req.NoVerify, TempDir: s.req.TempDir})
-	if err != nil {
-		return nil, none, err
-	}
-	defer w.Abort() // does nothing after Finish
-	var total int64
-	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
-	for i, d := range s.disks {
-		d.total = plan.Disks[i].ReadBytes
-		total += d.total
-		if err := d.image.CrossCheck(ctx, CrossCheckSamples, random); err != nil {
-			return nil, none, &chain.DiskError{Disk: d.req.Disk, Err: err}
-		}
-	}
-	s.total.Store(total)
-	manifest := s.manifest(plan)
-	for i, d := range s.disks {
-		p := plan.Disks[i]
-		s.count(d, 0)
-		m, err := s.readDisk(ctx, d, p, w)
-		if err == nil {
-			var stats archive.DiskStats
-			stats, err = m.Close(ctx)
-			manifest.Disks[i].DataBytes = stats.Data
-			manifest.Disks[i].StoredBytes = stats.Stored
-			manifest.Disks[i].ReusedBytes = stats.Reused
-		}
-		if err != nil {
-			return nil, none, &chain.DiskError{Disk: p.Disk, Err: err}
-		}
-		if damage := s.damage.Swap(nil); damage != nil {
-			s.hooks.note("disk %s: the archive of %s is damaged; what could not be compared is stored again: %v", p.Disk, p.base.Manifest.Checkpoint, damage)
-		}
-	}
-	for i, d := range s.disks {
-		if err := s.recordBitmaps(ctx, d, plan.Disks[i], w, &manifest.Disks[i]); err != nil {
-			return nil, none, &chain.DiskError{Disk: d.req.Disk, Err: err}
-		}
-	}
-	if manifest.Files, err = s.storeFiles(ctx, w); err != nil {
-		return nil, none, err
-	}
-	maps, stats, err := w.Finish(ctx)
-	if err != nil {
-		return nil, none, err
-	}
-	for _, note := range stats.Notes {
-		s.hooks.note("%s", note)
-	}
-	for i := range manifest.Disks {
-		p := plan.Disks[i]
-		list := []archive.MapRef{maps[i]}
-		if p.Mode == Incremental {
-			list = append(list, p.base.Disk.Maps...)
-			if list, err = s.flatten(ctx, p, list); err != nil {
-				return nil, none, &chain.DiskError{Disk: p.Disk, Err: err}
-			}
-		}
-		manifest.Disks[i].Maps = list
-	}
-	s.hooks.step(StepStored)
-	return manifest, stats, nil
-}
-
-// CrossCheckSamples is how many clusters of a disk are read through a second
-// reader, too.
-const CrossCheckSamples = 8
-
-// maxReplay bounds the maps that one disk's replay reads.
-const maxReplay = 64
-
-// flatten replaces a long or heavy list of maps by one resolved full map,
-// which names the chunks that the list names. No data is copied.
-func (s *session) flatten(ctx context.Context, p *DiskPlan, list []archive.MapRef) ([]archive.MapRef, error) {
-	var deltas int64
-	for _, ref := range list[:len(list)-1] {
-		deltas += ref.Length
-	}
-	full := list[len(list)-1].Length
-	if len(list) <= maxReplay && deltas <= max(full, smallMaps) {
-		return list, nil
-	}
-	maps, err := chain.ReplayMaps(ctx, s.repo, &chain.Disk{Name: p.Disk, Size: p.VirtualSize, Maps: list})
-	if err != nil {
-		return nil, err
-	}
-	ref, err := archive.WriteMap(ctx, s.repo.Store, archive.MapOptions{Disk: p.Disk, Size: p.VirtualSize, Full: true, TempDir: s.req.TempDir}, archive.Replay(ctx, maps, 0, p.VirtualSize))
-	if err != nil {
-		return nil, err
-	}
-	return []archive.MapRef{ref}, nil
-}
-
-// smallMaps is the size of deltas, bytes, below which a replay is not worth
-// shortening.
-const smallMaps = 1 << 20
-
-// recordBitmaps stores every bitmap of ours as it is in the image now, for
-// later backups to compare with.
-func (s *session) recordBitmaps(ctx context.Context, d *disk, p *DiskPlan, w *archive.Writer, rec *chain.Disk) error {
-	known := s.statesOf(d.req.Disk).Bitmaps()
-	for i, layer := range d.image.Layers {
-		for _, b := range layer.Bitmaps {
-			if known[b.Name] == nil || b.InUse || b.Problem != nil {
-				continue
-			}
-			r, err := s.recordBitmap(ctx, w, layer, i, b)
-			if err != nil {
-				return err
-			}
-			if r != nil {
-				r.Sound = i == 0 && p.sound[b.Name]
-				rec.Witnesses = append(rec.Witnesses, *r)
-			}
-		}
-	}
+	a.plan = plan
 	return nil
-}
-
-func (s *session) recordBitmap(ctx context.Context, w *archive.Writer, layer *qcow2.Layer, index int, b *qcow2.Bitmap) (*chain.BitmapRecord, error) {
-	dirty, err := b.DirtyBytes()
-	if err != nil {
-		// Damage in a bitmap must not keep its disk from being saved.
-		s.hooks.note("bitmap %s of %s cannot be read and is not recorded: %v", b.Name, layer.Path, err)
-		return nil, nil
-	}
-	ref, err := w.PutBitmap(ctx, headerOf(b, layer), b.Runs())
-	if err != nil {
-		return nil, fmt.Errorf("recording bitmap %s: %w", b.Name, err)
-	}
-	return &chain.BitmapRecord{
-		Name: b.Name, Layer: index, LayerPath: layer.Path, Granularity: b.Granularity,
-		Size: layer.Size, DirtyBytes: dirty, Enabled: b.Enabled, Object: ref,
-	}, nil
 }

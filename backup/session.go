@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -32,54 +31,60 @@ type disk struct {
 	active      string // where the new bitmap goes
 	granularity int64  // of the new bitmap, bytes
 
-	total int64        // guest bytes to be read
-	done  atomic.Int64 // of them
+	read   amount
+	damage atomic.Pointer[archive.DamageError] // in the archived state that it is compared with
 
 	id      []qcow2.FileID // of every file of the chain, when reading began
 	backing []chain.Layer  // as the manifest records it
 }
 
-// session is the state of one backup.
-type session struct {
-	repo       *chain.Repository
-	req        Request
-	hooks      Hooks
-	self       chain.Process // who this is
-	kind       string        // of the manifest
-	checkpoint string
-	uuid       string
-	started    time.Time
-	seed       uint64 // of the samples: the same in each plan
-
-	history []*chain.Manifest // of the domain, oldest first
-	disks   []*disk
-	giveUp  context.CancelCauseFunc // ends the context of the attempt
-	files   []*file
-	states  *archives
-	limiter *rate.Limiter
-	damage  atomic.Pointer[archive.DamageError] // found in the state that a disk is compared with
-
-	// Of a session that does not archive:
-	makesCheckpoint bool
-	receiver        Receiver // of a push; may be nil
-	afterCommit     Outlet   // of a pull; may be nil
-
-	total atomic.Int64 // guest bytes to be read
+// amount is how much of the guest's data is to be read and has been, bytes.
+type amount struct {
+	total int64 // set before reading begins
 	done  atomic.Int64
 }
 
-func newSession(repo *chain.Repository, req Request, hooks Hooks, how func(*session)) (*session, error) {
+// point is the checkpoint that a session makes.
+type point struct {
+	name    string
+	uuid    string
+	created time.Time
+}
+
+// bitmap is the name of its bitmaps.
+func (p point) bitmap() string { return chain.BitmapName(p.name, p.uuid) }
+
+// session is the state of one run.
+type session struct {
+	repo    *chain.Repository
+	req     Request
+	hooks   Hooks
+	to      destination
+	records bool // a checkpoint is made; else nothing is written to images and repository
+	// onlyBitmaps: the checkpoint holds no data, and is nothing without its bitmaps.
+	onlyBitmaps bool
+
+	self  chain.Process // who this is
+	point point
+
+	history []*chain.Manifest // of the domain, oldest first
+	states  *archives
+	disks   []*disk
+	files   []*file
+	limiter *rate.Limiter
+	read    amount
+}
+
+// newSession checks a request; to sets the destination.
+func newSession(repo *chain.Repository, req Request, hooks Hooks, to func(*session)) (*session, error) {
 	self, err := repo.Self()
 	if err != nil {
 		return nil, err
 	}
 	s := &session{
 		repo: repo, req: req, hooks: hooks, self: self,
-		kind:    chain.KindArchive,
-		uuid:    chain.NewUUID(),
-		started: time.Now().UTC().Truncate(time.Second),
-		states:  newArchives(repo),
-		seed:    rand.Uint64(),
+		point:  point{uuid: chain.NewUUID(), created: time.Now().UTC().Truncate(time.Second)},
+		states: newArchives(repo),
 	}
 	if req.RateLimit > 0 {
 		// A burst of one cell, which is the largest read.
@@ -88,8 +93,11 @@ func newSession(repo *chain.Repository, req Request, hooks Hooks, how func(*sess
 	if s.req.Mode == "" {
 		s.req.Mode = Auto
 	}
-	how(s)
-	return s, s.checkRequest()
+	if err := s.checkRequest(); err != nil {
+		return nil, err
+	}
+	to(s)
+	return s, nil
 }
 
 // checkRequest refuses what makes no sense before anything is opened.
@@ -169,13 +177,13 @@ func (s *session) loadHistory(ctx context.Context) error {
 		if taken[s.req.Checkpoint] {
 			return &chain.TakenError{Domain: s.req.Domain, Checkpoint: s.req.Checkpoint}
 		}
-		s.checkpoint = s.req.Checkpoint
+		s.point.name = s.req.Checkpoint
 		return nil
 	}
-	stamp := s.started.Format("20060102T150405Z")
-	s.checkpoint = stamp
-	for i := 2; taken[s.checkpoint]; i++ {
-		s.checkpoint = fmt.Sprintf("%s-%d", stamp, i)
+	stamp := s.point.created.Format("20060102T150405Z")
+	s.point.name = stamp
+	for i := 2; taken[s.point.name]; i++ {
+		s.point.name = fmt.Sprintf("%s-%d", stamp, i)
 	}
 	return nil
 }
@@ -326,11 +334,11 @@ func (d *disk) takeGuard(ctx context.Context) error {
 
 // count tells that n more guest bytes of a disk were read; 0: that it begins.
 func (s *session) count(d *disk, n int64) {
-	done, mine := s.done.Add(n), d.done.Add(n)
+	done, mine := s.read.done.Add(n), d.read.done.Add(n)
 	if s.hooks.Disk != nil {
-		s.hooks.Disk(d.req.Disk, mine, d.total)
+		s.hooks.Disk(d.req.Disk, mine, d.read.total)
 	}
 	if s.hooks.Progress != nil && n > 0 {
-		s.hooks.Progress(done, s.total.Load())
+		s.hooks.Progress(done, s.read.total)
 	}
 }

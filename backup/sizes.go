@@ -22,7 +22,7 @@ type CheckpointSize struct {
 // disks of the request, as an incremental backup would take it. It writes
 // nothing.
 func Sizes(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks) ([]CheckpointSize, error) {
-	s, err := newSession(repo, req, hooks, func(s *session) { s.kind = chain.KindCheckpoint })
+	s, err := newSession(repo, req, hooks, toNothing)
 	if err != nil {
 		return nil, err
 	}

@@ -56,7 +56,7 @@ func TestTrustFullFileSystem(t *testing.T) {
 	for _, free := range []int64{0, 512 << 10} {
 		l.fill(free)
 		l.unchanged(func() {
-			if _, err := backup.CreateCheckpoint(t.Context(), l.repo, l.request("k", l.disk("vda")), backup.Hooks{}); !errors.Is(err, syscall.ENOSPC) {
+			if _, err := backup.Record(t.Context(), l.repo, l.request("k", l.disk("vda")), backup.Hooks{}); !errors.Is(err, syscall.ENOSPC) {
 				t.Errorf("%d bytes are free, checkpoint: %v", free, err)
 			}
 		})
@@ -195,7 +195,7 @@ func TestTrustReadOnlyImage(t *testing.T) {
 	}
 
 	l.unchanged(func() {
-		if _, err := backup.CreateCheckpoint(t.Context(), l.repo, l.request("k", l.disk("vda")), backup.Hooks{}); !errors.Is(err, fs.ErrPermission) {
+		if _, err := backup.Record(t.Context(), l.repo, l.request("k", l.disk("vda")), backup.Hooks{}); !errors.Is(err, fs.ErrPermission) {
 			t.Errorf("checkpoint: got %v, want a permission error", err)
 		}
 	})

@@ -79,7 +79,7 @@ func (a *app) createCheckpoint(ctx context.Context, o checkpointCreateOptions) e
 	if err != nil {
 		return err
 	}
-	result, err := backup.CreateCheckpoint(ctx, repo, req, backup.Hooks{Note: a.note, Step: a.step})
+	result, err := backup.Record(ctx, repo, req, backup.Hooks{Note: a.note, Step: a.step})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/backup/trust"
+	"github.com/imgbackup/imgbackup/chain"
+)
+
+// archiver is the destination of [Run]: the disks' data goes into the repository.
+type archiver struct{ *session }
+
+func toArchive(s *session) { s.to, s.records = &archiver{s}, true }
+
+// choose takes an increment by bitmap where one can be trusted, and else one by content,
+// against the newest archived state that can be read.
+func (s *archiver) choose(ctx context.Context, d *disk, p *DiskPlan) error {
+	if d.req.Mode == Full {
+		p.Code, p.Reason = trust.ReasonRequested, "a full backup was asked for"
+		return nil
+	}
+	refuse := func(code trust.Reason, reason string) error {
+		return &NotTrustedError{Disk: d.req.Disk, Code: code, Reason: reason, Hint: "--mode auto backs up what is needed"}
+	}
+
+	judge := s.judge(d)
+	all, states := judge.States, judge.States.WithData()
+	if d.req.Since != "" {
+		if _, ok := states.Named(d.req.Since); !ok {
+			if _, ok := all.Named(d.req.Since); ok {
+				return refuse(trust.ReasonNoData, fmt.Sprintf("checkpoint %s of disk %s holds no data that an archive could build on", d.req.Since, d.req.Disk))
+			}
+			return refuse(trust.ReasonNoCheckpoint, fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since))
+		}
+	}
+	if len(states) == 0 {
+		const first = "the repository holds no earlier state of this disk"
+		if d.req.Mode == Incremental {
+			return refuse(trust.ReasonFirst, first)
+		}
+		p.Code, p.Reason = trust.ReasonFirst, first
+		return nil
+	}
+
+	v, err := judge.Verdict(ctx, trust.Question{Since: d.req.Since, WithData: true})
+	if err != nil {
+		return err
+	}
+	p.Code, p.verdict = v.Code, v
+	if v.Trusted {
+		p.Mode, p.Detection, p.Reason = Incremental, ByBitmap, v.Reason
+		p.base, p.Since = v.Base, v.Base.Manifest.Ref()
+		if p.sound, err = judge.Sound(ctx, true); err != nil {
+			return err
+		}
+		p.sound[v.Base.Disk.Bitmap] = v.Alone
+		return nil
+	}
+	if d.req.Mode == Incremental && !v.NeverBitmaps {
+		return refuse(v.Code, v.Reason)
+	}
+	return s.chooseContent(ctx, d, p, states, v)
+}
+
+// chooseContent makes p an incremental by content against the newest archived
+// state that can be read, or a full when there is none.
+func (s *archiver) chooseContent(ctx context.Context, d *disk, p *DiskPlan, states chain.States, v trust.Verdict) error {
+	if d.req.Since != "" {
+		since, _ := states.Named(d.req.Since)
+		states = chain.States{since}
+	}
+	var damage error
+	for _, st := range states {
+		_, err := s.states.open(ctx, st.Disk)
+		var bad *archive.DamageError
+		switch {
+		case err == nil:
+			p.Mode, p.Detection = Incremental, ByContent
+			p.base, p.Since = st, st.Manifest.Ref()
+			p.Reason = fmt.Sprintf("%s; the change since %s is found by reading everything", v.Reason, st.Manifest.Checkpoint)
+			return nil
+		case errors.As(err, &bad):
+			damage = err
+			s.hooks.note("checkpoint %s of disk %s cannot serve as a base: %v", st.Manifest.Checkpoint, d.req.Disk, err)
+		default:
+			return err
+		}
+	}
+	p.Reason = fmt.Sprintf("%s; no earlier state can be read (%v)", v.Reason, damage)
+	return nil
+}
+
+// accept is [destination]'s. Every plan can be archived.
+func (s *archiver) accept(*Plan) error { return nil }
+
+// write reads every disk and stores all that the manifest will name.
+func (s *archiver) write(ctx context.Context, plan *Plan) (*chain.Manifest, archive.Stats, error) {
+	var none archive.Stats
+	w, err := archive.NewWriter(ctx, s.repo.Store, archive.WriterOptions{Level: s.req.Level, SkipVerify: s.req.NoVerify, TempDir: s.req.TempDir})
+	if err != nil {
+		return nil, none, err
+	}
+	defer w.Abort() // does nothing after Finish
+	m := s.describe(plan)
+	if err := s.crossCheck(ctx); err != nil {
+		return nil, none, err
+	}
+	if err := s.readDisks(ctx, plan, w, m); err != nil {
+		return nil, none, err
+	}
+	for i, d := range s.disks {
+		if err := s.recordBitmaps(ctx, d, plan.Disks[i], w, &m.Disks[i]); err != nil {
+			return nil, none, &chain.DiskError{Disk: d.req.Disk, Err: err}
+		}
+	}
+	if m.Files, err = s.storeFiles(ctx, w); err != nil {
+		return nil, none, err
+	}
+	maps, stats, err := w.Finish(ctx)
+	if err != nil {
+		return nil, none, err
+	}
+	for _, note := range stats.Notes {
+		s.hooks.note("%s", note)
+	}
+	if err := s.listMaps(ctx, plan, m, maps); err != nil {
+		return nil, none, err
+	}
+	s.hooks.step(StepStored)
+	return m, stats, nil
+}
+
+// describe is the manifest before the data is read.
+func (s *archiver) describe(plan *Plan) *chain.Manifest {
+	m := s.manifest(chain.KindArchive, plan)
+	m.Requested = string(s.req.Mode)
+	for i, p := range plan.Disks {
+		rec := s.manifestDisk(s.disks[i], p)
+		rec.Requested, rec.Mode, rec.Detection = string(p.Requested), string(p.Mode), string(p.Detection)
+		rec.ReasonCode, rec.Reason = string(p.Code), p.Reason
+		rec.IncrementalFrom, rec.NoBitmapReason, rec.DirtyBytes = p.Since, p.NoBitmapReason, p.DirtyBytes
+		m.Disks = append(m.Disks, rec)
+	}
+	return m
+}
+
+// CrossCheckSamples is how many clusters of a disk are read through a second
+// reader, too.
+const CrossCheckSamples = 8
+
+func (s *archiver) crossCheck(ctx context.Context) error {
+	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
+	for _, d := range s.disks {
+		if err := d.image.CrossCheck(ctx, CrossCheckSamples, random); err != nil {
+			return &chain.DiskError{Disk: d.req.Disk, Err: err}
+		}
+	}
+	return nil
+}
+
+// readDisks stores the data of each disk, one after the other, and counts it in m.
+func (s *archiver) readDisks(ctx context.Context, plan *Plan, w *archive.Writer, m *chain.Manifest) error {
+	for i, d := range s.disks {
+		d.read.total = plan.Disks[i].ReadBytes
+		s.read.total += d.read.total
+	}
+	for i, d := range s.disks {
+		p := plan.Disks[i]
+		stats, err := s.storeDisk(ctx, d, p, w)
+		if err != nil {
+			return &chain.DiskError{Disk: p.Disk, Err: err}
+		}
+		rec := &m.Disks[i]
+		rec.DataBytes, rec.StoredBytes, rec.ReusedBytes = stats.Data, stats.Stored, stats.Reused
+		if damage := d.damage.Load(); damage != nil {
+			s.hooks.note("disk %s: the archive of %s is damaged; what could not be compared is stored again: %v", p.Disk, p.base.Manifest.Checkpoint, damage)
+		}
+	}
+	return nil
+}
+
+func (s *archiver) storeDisk(ctx context.Context, d *disk, p *DiskPlan, w *archive.Writer) (archive.DiskStats, error) {
+	s.count(d, 0)
+	m, err := s.readDisk(ctx, d, p, w)
+	if err != nil {
+		return archive.DiskStats{}, err
+	}
+	return m.Close(ctx)
+}
+
+// listMaps gives each disk its list of maps: the one that was written, and those that it
+// builds on.
+func (s *archiver) listMaps(ctx context.Context, plan *Plan, m *chain.Manifest, maps []archive.MapRef) error {
+	for i, p := range plan.Disks {
+		list := []archive.MapRef{maps[i]}
+		if p.Mode == Incremental {
+			var err error
+			if list, err = s.flatten(ctx, p, append(list, p.base.Disk.Maps...)); err != nil {
+				return &chain.DiskError{Disk: p.Disk, Err: err}
+			}
+		}
+		m.Disks[i].Maps = list
+	}
+	return nil
+}
+
+// maxReplay bounds the maps that one disk's replay reads.
+const maxReplay = 64
+
+// flatten replaces a long or heavy list of maps by one resolved full map,
+// which names the chunks that the list names. No data is copied.
+func (s *archiver) flatten(ctx context.Context, p *DiskPlan, list []archive.MapRef) ([]archive.MapRef, error) {
+	var deltas int64
+	for _, ref := range list[:len(list)-1] {
+		deltas += ref.Length
+	}
+	full := list[len(list)-1].Length
+	if len(list) <= maxReplay && deltas <= max(full, smallMaps) {
+		return list, nil
+	}
+	maps, err := chain.ReplayMaps(ctx, s.repo, &chain.Disk{Name: p.Disk, Size: p.VirtualSize, Maps: list})
+	if err != nil {
+		return nil, err
+	}
+	ref, err := archive.WriteMap(ctx, s.repo.Store, archive.MapOptions{Disk: p.Disk, Size: p.VirtualSize, Full: true, TempDir: s.req.TempDir}, archive.Replay(ctx, maps, 0, p.VirtualSize))
+	if err != nil {
+		return nil, err
+	}
+	return []archive.MapRef{ref}, nil
+}
+
+// smallMaps is the size of deltas, bytes, below which a replay is not worth
+// shortening.
+const smallMaps = 1 << 20
+
+// commit creates the manifest. The images are needed no more then, and neither are their
+// oldest bitmaps.
+func (s *archiver) commit(ctx context.Context, plan *Plan, m *chain.Manifest) error {
+	if err := s.create(ctx, m); err != nil {
+		return err
+	}
+	if err := s.unlock(); err != nil {
+		s.hooks.note("closing the images: %v", err)
+	}
+	s.retire(context.WithoutCancel(ctx), plan, m)
+	return nil
+}
+
+// after is [destination]'s. An archive is complete when its manifest stands.
+func (s *archiver) after(context.Context, *Plan) error { return nil }

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// recordBitmaps stores every bitmap of ours as it is in the image now, for
+// later backups to compare with.
+func (s *session) recordBitmaps(ctx context.Context, d *disk, p *DiskPlan, w *archive.Writer, rec *chain.Disk) error {
+	known := s.statesOf(d.req.Disk).Bitmaps()
+	for i, layer := range d.image.Layers {
+		for _, b := range layer.Bitmaps {
+			if known[b.Name] == nil || b.InUse || b.Problem != nil {
+				continue
+			}
+			r, err := s.recordBitmap(ctx, w, layer, i, b)
+			if err != nil {
+				return err
+			}
+			if r != nil {
+				r.Sound = i == 0 && p.sound[b.Name]
+				rec.Witnesses = append(rec.Witnesses, *r)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *session) recordBitmap(ctx context.Context, w *archive.Writer, layer *qcow2.Layer, index int, b *qcow2.Bitmap) (*chain.BitmapRecord, error) {
+	dirty, err := b.DirtyBytes()
+	if err != nil {
+		// Damage in a bitmap must not keep its disk from being saved.
+		s.hooks.note("bitmap %s of %s cannot be read and is not recorded: %v", b.Name, layer.Path, err)
+		return nil, nil
+	}
+	ref, err := w.PutBitmap(ctx, headerOf(b, layer), b.Runs())
+	if err != nil {
+		return nil, fmt.Errorf("recording bitmap %s: %w", b.Name, err)
+	}
+	return &chain.BitmapRecord{
+		Name: b.Name, Layer: index, LayerPath: layer.Path, Granularity: b.Granularity,
+		Size: layer.Size, DirtyBytes: dirty, Enabled: b.Enabled, Object: ref,
+	}, nil
+}
