@@ -62,7 +62,7 @@ func (s *session) settle(ctx context.Context) error {
 	var by *settler
 	for _, in := range intents {
 		if !s.isHere(in) {
-			s.hooks.note("host %s left a backup of %s unfinished (checkpoint %s); only it can tidy up", in.Host.Name, in.Domain, in.Checkpoint)
+			s.hooks.note("host %s left a backup of %s unfinished (checkpoint %s): it tidies up, or a person does (imgbackup leases)", in.Host.Name, in.Domain, in.Checkpoint)
 			continue
 		}
 		if by == nil {

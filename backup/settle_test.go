@@ -4,12 +4,14 @@ package backup_test
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // intent stores one of a run of this host that has ended, for these images.
@@ -140,5 +142,89 @@ func TestSettleOtherHosts(t *testing.T) {
 	l.holds("vda", "c1", "c2")
 	if n := l.intents("vm"); n != 0 {
 		t.Errorf("%d intents, want none", n)
+	}
+}
+
+// runOf returns the run with that uuid.
+func (l *lab) runOf(uuid string) *chain.Run {
+	l.t.Helper()
+	runs, _, err := l.repo.Runs(l.t.Context())
+	l.must(err)
+	i := slices.IndexFunc(runs, func(r *chain.Run) bool { return r.UUID == uuid })
+	if i < 0 {
+		l.t.Fatalf("there is no run %s", uuid)
+	}
+	return runs[i]
+}
+
+// To settle a run by its uuid is to name its images, but not those whose bitmap is a
+// checkpoint's of another domain.
+func TestSettleRunForged(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.create("db", "1M")
+	db := l.request("c1", l.disk("db"))
+	db.Domain = "db"
+	c1 := l.backupAs(db).Manifest
+	in := l.intent("vm", c1.Checkpoint, c1.UUID, "db")
+	before := l.state(l.path("db"))
+	var disk *chain.DiskError
+	if _, err := backup.SettleRun(t.Context(), l.repo, l.runOf(in.UUID), backup.RunOptions{}); !errors.As(err, &disk) || !strings.Contains(err.Error(), "is not touched") {
+		t.Errorf("a forged intent: %v", err)
+	}
+	if l.state(l.path("db")) != before {
+		t.Error("the other domain's image was written to")
+	}
+	if n := l.intents("vm"); n != 1 {
+		t.Errorf("%d intents, want the one that was left", n)
+	}
+}
+
+// What is at work, or may be, is not settled; what cannot be read only where a person
+// says that nothing of it matters.
+func TestSettleRunRefuses(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	put := func(change func(*chain.Lease)) string {
+		lease, err := l.repo.NewLease("test")
+		l.must(err)
+		change(lease)
+		l.must(l.repo.PutLease(t.Context(), lease))
+		return lease.UUID
+	}
+	spoil := func(key string) {
+		l.must(l.repo.Store.Put(t.Context(), key, strings.NewReader("x"), objstore.Replace))
+	}
+	lost := l.intent("vm", "lost", chain.NewUUID())
+	spoil(lost.Key())
+	damaged := put(func(*chain.Lease) {})
+	spoil((&chain.Lease{UUID: damaged}).Key())
+	for _, c := range []struct {
+		name, uuid string
+		refused    bool // without more words
+		words      backup.RunOptions
+		settles    bool // with them
+	}{
+		{"at work", put(func(*chain.Lease) {}), true, backup.RunOptions{Ended: true, ImagesGone: true}, false},
+		{"in another container", put(func(l *chain.Lease) { l.PIDNamespace = "pid:[1]" }), true, backup.RunOptions{Ended: true}, true},
+		{"ended", put(func(l *chain.Lease) { l.ProcessStart++ }), false, backup.RunOptions{}, true},
+		{"another machine's", put(func(l *chain.Lease) { l.Host.Name, l.BootID = "gone", "another" }), false, backup.RunOptions{}, true},
+		{"damaged intent", lost.UUID, true, backup.RunOptions{ImagesGone: true}, true},
+		{"damaged lease", damaged, false, backup.RunOptions{}, true},
+	} {
+		run := l.runOf(c.uuid)
+		if c.refused {
+			if _, err := backup.SettleRun(t.Context(), l.repo, run, backup.RunOptions{}); err == nil {
+				t.Errorf("%s: settled", c.name)
+			}
+			l.runOf(c.uuid) // it is there still
+		}
+		if _, err := backup.SettleRun(t.Context(), l.repo, run, c.words); (err == nil) != c.settles {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	runs, unusable, err := l.repo.Runs(t.Context())
+	if err != nil || len(unusable) > 0 || len(runs) != 1 {
+		t.Errorf("%d runs are left (%v, %v), want the one at work", len(runs), unusable, err)
 	}
 }

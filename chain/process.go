@@ -37,9 +37,11 @@ func self(root fs.FS, hostID string) (p Process, err error) {
 	if p.PIDNamespace, err = pidNamespace(root); err != nil {
 		return p, err
 	}
-	if p.ProcessStart, err = processStart(root, p.PID); err != nil {
+	stat, err := statProcess(root, p.PID)
+	if err != nil {
 		return p, fmt.Errorf("find out when this process began: %w", err)
 	}
+	p.ProcessStart = stat.start
 	return p, nil
 }
 
@@ -92,19 +94,21 @@ func (p Process) fateOfPID(root fs.FS, other Process) Fate {
 	if p.PIDNamespace == "" || p.PIDNamespace != other.PIDNamespace || other.PID <= 0 || other.ProcessStart <= 0 {
 		return FateUnknown
 	}
-	start, err := processStart(root, other.PID)
+	stat, err := statProcess(root, other.PID)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		// With hidepid, others' processes don't show: believe it only where
 		// something that is always there does.
-		if _, err := processStart(root, 1); err != nil {
+		if _, err := statProcess(root, 1); err != nil {
 			return FateUnknown
 		}
 		return FateEnded
 	case err != nil:
 		return FateUnknown
-	case start != other.ProcessStart:
+	case stat.start != other.ProcessStart:
 		return FateEnded // its id is used again
+	case stat.over:
+		return FateEnded
 	}
 	return FateAlive
 }
@@ -120,23 +124,30 @@ func pidNamespace(root fs.FS) (string, error) {
 	return readable(s, maxShort), nil
 }
 
-// processStart returns when a process began, in ticks since boot: field 22 of
-// /proc/PID/stat, see proc(5). An absent process is fs.ErrNotExist.
-func processStart(root fs.FS, pid int) (int64, error) {
+// processStat is what the kernel tells of a process.
+type processStat struct {
+	start int64 // ticks since boot
+	over  bool  // it has ended, and its parent has not asked for its status yet
+}
+
+// statProcess reads /proc/PID/stat, see proc_pid_stat(5). An absent process is
+// fs.ErrNotExist.
+func statProcess(root fs.FS, pid int) (s processStat, err error) {
 	name := path.Join("proc", strconv.Itoa(pid), "stat")
 	data, err := fs.ReadFile(root, name)
 	if err != nil {
-		return 0, err
+		return s, err
 	}
 	// The second field is the program's name in parentheses, and may hold both.
 	_, rest, ok := strings.Cut(string(data[max(0, bytes.LastIndexByte(data, ')')):]), ") ")
-	fields := strings.Fields(rest)
+	fields := strings.Fields(rest) // from the third on
 	if !ok || len(fields) < 20 {
-		return 0, fmt.Errorf("/%s is not as expected", name)
+		return s, fmt.Errorf("/%s is not as expected", name)
 	}
-	start, err := strconv.ParseInt(fields[19], 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("/%s: %w", name, err)
+	if s.start, err = strconv.ParseInt(fields[19], 10, 64); err != nil {
+		return s, fmt.Errorf("/%s: %w", name, err)
 	}
-	return start, nil
+	state, threads := fields[0], fields[17]
+	s.over = (state == "Z" || state == "X") && (threads == "0" || threads == "1")
+	return s, nil
 }

@@ -3,6 +3,7 @@
 package chain
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
@@ -19,7 +20,7 @@ const (
 )
 
 func stat(pid, name string, start string) string {
-	return pid + " (" + name + ") S 1 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 " + start + " 169 18446744073709551615 1 1\n"
+	return pid + " (" + name + ") S 1 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 4 0 " + start + " 169 18446744073709551615 1 1\n"
 }
 
 // fakeHost has processes 1, 9000017, which is larger than any can be, and this one.
@@ -170,7 +171,13 @@ func TestFate(t *testing.T) {
 			root["proc/9000017/stat"] = &fstest.MapFile{Data: []byte("9000017 x")}
 		}, FateUnknown},
 		"no process id": {func(_, p *Process, _ fstest.MapFS) { p.PID = 0 }, FateUnknown},
-		"no start":      {func(_, p *Process, _ fstest.MapFS) { p.ProcessStart = 0 }, FateUnknown},
+		"a zombie": {func(_, p *Process, root fstest.MapFS) {
+			root["proc/9000017/stat"].Data = bytes.Replace(bytes.Replace(root["proc/9000017/stat"].Data, []byte(") S 1 1"), []byte(") Z 1 1"), 1), []byte(" 20 0 4 0 "), []byte(" 20 0 0 0 "), 1)
+		}, FateEnded},
+		"a zombie whose threads live": {func(_, p *Process, root fstest.MapFS) {
+			root["proc/9000017/stat"].Data = bytes.Replace(root["proc/9000017/stat"].Data, []byte(") S 1 1"), []byte(") Z 1 1"), 1)
+		}, FateAlive},
+		"no start": {func(_, p *Process, _ fstest.MapFS) { p.ProcessStart = 0 }, FateUnknown},
 	} {
 		me, p, root := me, alive, fakeHost()
 		c.change(&me, &p, root)

@@ -158,7 +158,7 @@ func (c *check) checkIntents(ctx context.Context) error {
 		if !c.wants(in.Domain) {
 			continue
 		}
-		c.note("a backup of domain %s on host %s (checkpoint %s, begun %v) has not finished: it is running, or the next one settles it",
+		c.note("a backup of domain %s on host %s (checkpoint %s, begun %v) has not finished: it is running, or the next one settles it (imgbackup leases)",
 			in.Domain, in.Host.Name, in.Checkpoint, in.Created)
 		if err := c.record(KindIntent, in.Key(), 0, nil); err != nil {
 			return err

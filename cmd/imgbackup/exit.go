@@ -100,8 +100,9 @@ func somethingInUse(err error) bool {
 		image   *qemu.InUseError
 		busy    *qemu.BusyError
 		scratch *serve.InUseError
+		alive   *backup.AliveError
 	)
-	return errors.As(err, &image) || errors.As(err, &busy) || errors.As(err, &scratch) || errors.Is(err, nbd.ErrSocketInUse)
+	return errors.As(err, &image) || errors.As(err, &busy) || errors.As(err, &scratch) || errors.As(err, &alive) || errors.Is(err, nbd.ErrSocketInUse)
 }
 
 // explain is what a person is told, in one line.

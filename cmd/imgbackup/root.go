@@ -63,6 +63,7 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 		a.serveCommand(),
 		a.checkCommand(),
 		a.copyCommand(),
+		a.leasesCommand(),
 		a.checkpointCommand(),
 		a.changesCommand(),
 		a.exportCommand(),
