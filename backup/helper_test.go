@@ -19,6 +19,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
@@ -67,13 +68,7 @@ func (l *lab) must(err error) {
 // tool runs a program in the images' folder and returns its output.
 func (l *lab) tool(name string, args ...string) string {
 	l.t.Helper()
-	cmd := exec.CommandContext(l.t.Context(), name, args...)
-	cmd.Dir = l.images
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		l.t.Fatalf("%s %q: %v\n%s", name, args, err, out)
-	}
-	return string(out)
+	return testkit.ToolIn(l.t, l.images, name, args...)
 }
 
 func (l *lab) img(args ...string) { l.t.Helper(); l.tool("qemu-img", args...) }

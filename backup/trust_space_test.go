@@ -3,12 +3,10 @@
 package backup_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
@@ -16,38 +14,16 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/trust"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
-
-// inNamespace runs the running test once more, in a process with its own user
-// and mount namespaces, in which it has the user id uid: as 0 it may mount, as
-// any other it has no privileges, whoever runs the tests. It returns true
-// there. In the process that asked it reports the outcome and returns false.
-func inNamespace(t *testing.T, uid int) bool {
-	t.Helper()
-	if os.Getenv("BACKUP_NAMESPACE") == t.Name() {
-		return true
-	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), "BACKUP_NAMESPACE="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: uid, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: uid, HostID: os.Getgid(), Size: 1}},
-	}
-	out, err := cmd.CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
-		t.Errorf("in its own namespace: %v\n%s", err, out)
-	}
-	return false
-}
 
 // A full file system under the image: qemu-img would lose all bitmaps, so it is
 // not let near it, and the disk is backed up without a new one. What is nothing
 // but bitmaps is refused.
 func TestTrustFullFileSystem(t *testing.T) {
 	t.Parallel()
-	if !inNamespace(t, 0) {
+	if !testkit.InNamespace(t, 0) {
 		return
 	}
 	l := newLabOn(t, 16)
@@ -83,7 +59,7 @@ func TestTrustFullFileSystem(t *testing.T) {
 // and reports success. That is no small thing, so the backup fails and says it.
 func TestTrustFileSystemFillsUp(t *testing.T) {
 	t.Parallel()
-	if !inNamespace(t, 0) {
+	if !testkit.InNamespace(t, 0) {
 		return
 	}
 	l := newLabOn(t, 16)
@@ -110,17 +86,7 @@ func TestTrustFileSystemFillsUp(t *testing.T) {
 func newLabOn(t *testing.T, mib int) *lab {
 	t.Helper()
 	images := t.TempDir()
-	if err := syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Mount("tmpfs", images, "tmpfs", 0, fmt.Sprintf("size=%dm", mib)); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(images, syscall.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	testkit.Mount(t, "tmpfs", images, "tmpfs", 0, fmt.Sprintf("size=%dm", mib))
 	return newLabIn(t, images, t.TempDir())
 }
 
@@ -164,7 +130,7 @@ func (l *lab) withoutBitmap(req backup.Request, why string) *backup.Result {
 // known before or only qemu-img finds out.
 func TestTrustReadOnlyImage(t *testing.T) {
 	t.Parallel()
-	if !inNamespace(t, 1000) {
+	if !testkit.InNamespace(t, 1000) {
 		return
 	}
 	l := newLab(t)

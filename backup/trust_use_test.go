@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -16,6 +16,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/qemu"
 )
@@ -134,22 +135,7 @@ func TestTrustVMRunning(t *testing.T) {
 // nbd lets qemu-nbd hold an image as a VM does, and returns how to end it.
 func (l *lab) nbd(name string, options ...string) (end func()) {
 	l.t.Helper()
-	socket := l.oracles + "/" + name + ".socket"
-	ready := l.oracles + "/" + name + ".pid"
-	args := append([]string{"-f", "qcow2", "-k", socket, "-t", "--fork", "--pid-file", ready}, options...)
-	l.tool("qemu-nbd", append(args, l.path(name))...)
-	pid, err := os.ReadFile(ready)
-	l.must(err)
-	var once sync.Once
-	end = func() {
-		once.Do(func() {
-			l.tool("kill", strings.TrimSpace(string(pid)))
-			// It stores the bitmaps, and is not our child: wait for its end.
-			exec.Command("tail", "-f", "/dev/null", "--pid="+strings.TrimSpace(string(pid))).Run()
-		})
-	}
-	l.t.Cleanup(end)
-	return end
+	return testkit.StartNBD(l.t, slices.Concat([]string{"-f", "qcow2"}, options, []string{l.path(name)})...).End
 }
 
 // A program that only reads is no reason not to back up, but keeps qemu-img

@@ -15,22 +15,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
-
-func tool(t *testing.T, name string, args ...string) {
-	t.Helper()
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
-	}
-}
 
 // vmdk makes an image of 4 MiB with data at 1 MiB.
 func vmdk(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "a \"b\",c.vmdk")
-	tool(t, "qemu-img", "create", "-q", "-f", "vmdk", path, "4M")
-	tool(t, "qemu-io", "-c", "write -P 7 1M 64k", "--image-opts", "driver=vmdk,file.driver=file,file.filename="+strings.ReplaceAll(path, ",", ",,"))
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "vmdk", path, "4M")
+	testkit.Tool(t, "qemu-io", "-c", "write -P 7 1M 64k", "--image-opts", "driver=vmdk,file.driver=file,file.filename="+strings.ReplaceAll(path, ",", ",,"))
 	return path
 }
 

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/internal/zero"
 )
 
@@ -96,37 +97,17 @@ func TestClientReadsOurServer(t *testing.T) {
 	}
 }
 
-// startNBD starts a qemu-nbd on a socket and returns its path.
-func startNBD(t *testing.T, args ...string) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "nbd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	socket, pid := filepath.Join(dir, "s"), filepath.Join(dir, "pid")
-	ok(t, "qemu-nbd", append([]string{"--fork", "-t", "-e", "8", "-k", socket, "--pid-file", pid}, args...)...)
-	t.Cleanup(func() {
-		b, err := os.ReadFile(pid)
-		if err != nil {
-			t.Error(err)
-		}
-		ok(t, "kill", string(bytes.TrimSpace(b)))
-		os.RemoveAll(dir)
-	})
-	return socket
-}
-
 func TestClientReadsQemuNBD(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	image := filepath.Join(dir, "a.qcow2")
-	ok(t, "qemu-img", "create", "-q", "-f", "qcow2", image, "5G")
-	ok(t, "qemu-io", image, "-c", "write -P 1 1M 3M", "-c", "write -P 2 4500M 1M")
-	ok(t, "qemu-img", "bitmap", "--add", image, "one")
-	ok(t, "qemu-io", image, "-c", "write -P 3 2M 64k", "-c", "write -P 4 5119M 1M")
-	ok(t, "qemu-img", "bitmap", "--add", image, "two")
-	ok(t, "qemu-io", image, "-c", "write -z 1M 64k")
-	socket := startNBD(t, "-r", "-f", "qcow2", "-B", "one", "-B", "two", "-x", "disk", image)
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", image, "5G")
+	testkit.Tool(t, "qemu-io", image, "-c", "write -P 1 1M 3M", "-c", "write -P 2 4500M 1M")
+	testkit.Tool(t, "qemu-img", "bitmap", "--add", image, "one")
+	testkit.Tool(t, "qemu-io", image, "-c", "write -P 3 2M 64k", "-c", "write -P 4 5119M 1M")
+	testkit.Tool(t, "qemu-img", "bitmap", "--add", image, "two")
+	testkit.Tool(t, "qemu-io", image, "-c", "write -z 1M 64k")
+	socket := testkit.StartNBD(t, "-r", "-f", "qcow2", "-B", "one", "-B", "two", "-x", "disk", image).Socket
 	c, err := Dial(context.Background(), "unix", socket, ClientOptions{Export: "disk",
 		Contexts: []string{"qemu:dirty-bitmap:one", "qemu:dirty-bitmap:two", BaseAllocation}})
 	if err != nil {

@@ -21,6 +21,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 func TestListenUnix(t *testing.T) {
@@ -127,7 +129,7 @@ func TestTLSWithRSA(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := serveIn(t, ServerOptions{TLS: config})
-	ok(t, "qemu-img", "info", "--object", "tls-creds-x509,id=t,endpoint=client,dir="+dir, "--image-opts",
+	testkit.Tool(t, "qemu-img", "info", "--object", "tls-creds-x509,id=t,endpoint=client,dir="+dir, "--image-opts",
 		"driver=nbd,server.type=unix,server.path="+w.socket+",export=vdb,tls-creds=t,tls-hostname=localhost")
 	// One of another authority, of the same name, does not do.
 	other := certificates(t, ecdsaKey)
@@ -171,13 +173,13 @@ func TestTLS(t *testing.T) {
 	}
 	run(t, s, l)
 	uri := "nbds://" + strings.Replace(l.Addr().String(), "127.0.0.1", "localhost", 1) + "/vdb?tls-certificates=" + dir
-	if got := ok(t, "nbdinfo", "--json", uri); !strings.Contains(got, `"TLS": true`) {
+	if got := testkit.Tool(t, "nbdinfo", "--json", uri); !strings.Contains(got, `"TLS": true`) {
 		t.Errorf("nbdinfo: %s", got)
 	}
 	out := filepath.Join(t.TempDir(), "out")
-	ok(t, "nbdcopy", uri, out)
+	testkit.Tool(t, "nbdcopy", uri, out)
 	sameFile(t, out, w.b.content())
-	ok(t, "qemu-img", "compare", "--object", "tls-creds-x509,id=t,endpoint=client,dir="+dir, "--image-opts",
+	testkit.Tool(t, "qemu-img", "compare", "--object", "tls-creds-x509,id=t,endpoint=client,dir="+dir, "--image-opts",
 		"driver=nbd,server.type=unix,server.path="+w.socket+",export=vdb,tls-creds=t,tls-hostname=localhost", "driver=file,filename="+out)
 
 	// Without TLS nothing is told, whatever the client asks for.

@@ -9,12 +9,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 func TestNbdinfo(t *testing.T) {
 	t.Parallel()
 	w := serveIn(t, ServerOptions{})
-	list := ok(t, "nbdinfo", "--json", "--list", w.uri(""))
+	list := testkit.Tool(t, "nbdinfo", "--json", "--list", w.uri(""))
 	var info struct {
 		Protocol   string
 		Structured bool
@@ -48,23 +50,23 @@ func TestNbdinfo(t *testing.T) {
 	if e := info.Exports[1]; e.Name != "vdb" || !e.ReadOnly || e.Size != 3<<20 {
 		t.Errorf("vdb: %+v", e)
 	}
-	ok(t, "nbdinfo", "--is", "read-only", w.uri("vdb"))
+	testkit.Tool(t, "nbdinfo", "--is", "read-only", w.uri("vdb"))
 	fails(t, "nbdinfo", "--is", "read-only", w.uri("vda"))
-	ok(t, "nbdinfo", "--can", "zero", w.uri("vda"))
+	testkit.Tool(t, "nbdinfo", "--can", "zero", w.uri("vda"))
 	fails(t, "nbdinfo", "--can", "trim", w.uri("vdb"))
 	fails(t, "nbdinfo", w.uri("none"))
 	fails(t, "nbdinfo", w.uri("")) // which of the two?
 
-	dirty := ok(t, "nbdinfo", "--map=qemu:dirty-bitmap:monday", "--json", w.uri("vda"))
+	dirty := testkit.Tool(t, "nbdinfo", "--map=qemu:dirty-bitmap:monday", "--json", w.uri("vda"))
 	want := []extentJSON{{0, 64 << 10, 1}, {64 << 10, 5<<20 - 64<<10, 0}, {5 << 20, 1<<20 + 512, 1},
 		{6<<20 + 512, diskSize - 512 - (6<<20 + 512), 0}, {diskSize - 512, 512, 1}}
 	if got := extents(t, dirty); !equal(got, want) {
 		t.Errorf("monday: %v, want %v", got, want)
 	}
-	if got := extents(t, ok(t, "nbdinfo", "--map=qemu:dirty-bitmap:tuesday", "--json", w.uri("vda"))); !equal(got, []extentJSON{{0, diskSize, 0}}) {
+	if got := extents(t, testkit.Tool(t, "nbdinfo", "--map=qemu:dirty-bitmap:tuesday", "--json", w.uri("vda"))); !equal(got, []extentJSON{{0, diskSize, 0}}) {
 		t.Errorf("tuesday: %v", got)
 	}
-	totals := ok(t, "nbdinfo", "--map", "--totals", w.uri("vdb"))
+	totals := testkit.Tool(t, "nbdinfo", "--map", "--totals", w.uri("vdb"))
 	if !strings.Contains(totals, "100.0%   0 data") && !strings.Contains(totals, "100.0%") {
 		t.Errorf("totals: %s", totals)
 	}
@@ -109,7 +111,7 @@ func TestNbdcopy(t *testing.T) {
 		{"--connections=4", "--requests=32", "--request-size=65536"},
 		{"--request-size=33554432", "--no-extents"},
 	} {
-		ok(t, "nbdcopy", append(args, w.uri("vda"), out)...)
+		testkit.Tool(t, "nbdcopy", append(args, w.uri("vda"), out)...)
 		sameFile(t, out, w.a.content())
 	}
 	// Into the server: written, flushed, and read back by the device itself.
@@ -119,7 +121,7 @@ func TestNbdcopy(t *testing.T) {
 	if err := os.WriteFile(out, content, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ok(t, "nbdcopy", "--flush", out, w.uri("vda"))
+	testkit.Tool(t, "nbdcopy", "--flush", out, w.uri("vda"))
 	if !bytes.Equal(w.a.content(), content) || w.a.flushed() == 0 {
 		t.Errorf("the device does not have what nbdcopy has written, or was not flushed (%d)", w.a.flushed())
 	}
@@ -134,14 +136,14 @@ func TestQemu(t *testing.T) {
 	w := serveIn(t, ServerOptions{})
 	dir := t.TempDir()
 	raw, image := filepath.Join(dir, "raw"), filepath.Join(dir, "image.qcow2")
-	ok(t, "qemu-img", "convert", "-O", "raw", w.uri("vda"), raw)
+	testkit.Tool(t, "qemu-img", "convert", "-O", "raw", w.uri("vda"), raw)
 	sameFile(t, raw, w.a.content())
-	ok(t, "qemu-img", "convert", "-O", "qcow2", w.uri("vda"), image)
-	ok(t, "qemu-img", "compare", "-f", "qcow2", "-F", "raw", image, w.uri("vda"))
-	ok(t, "qemu-img", "convert", "-n", "-O", "raw", image, w.uri("vda"))
+	testkit.Tool(t, "qemu-img", "convert", "-O", "qcow2", w.uri("vda"), image)
+	testkit.Tool(t, "qemu-img", "compare", "-f", "qcow2", "-F", "raw", image, w.uri("vda"))
+	testkit.Tool(t, "qemu-img", "convert", "-n", "-O", "raw", image, w.uri("vda"))
 	sameFile(t, raw, w.a.content())
 
-	m := ok(t, "qemu-img", "map", "--output=json", "--image-opts",
+	m := testkit.Tool(t, "qemu-img", "map", "--output=json", "--image-opts",
 		"driver=nbd,export=vda,server.type=unix,server.path="+w.socket+",x-dirty-bitmap=qemu:dirty-bitmap:monday")
 	var parts []struct {
 		Start, Length int64
@@ -154,7 +156,7 @@ func TestQemu(t *testing.T) {
 		t.Errorf("qemu-img map of the dirty bitmap: %s", m)
 	}
 
-	ok(t, "qemu-io", "-f", "raw", w.uri("vda"), "-c", "write -P 7 1000 5000", "-c", "write -f -P 9 2M 1M", "-c", "write -z 4M 3M",
+	testkit.Tool(t, "qemu-io", "-f", "raw", w.uri("vda"), "-c", "write -P 7 1000 5000", "-c", "write -f -P 9 2M 1M", "-c", "write -z 4M 3M",
 		"-c", "write -z -u 8M 1M", "-c", "discard 10M 2M", "-c", "flush", "-c", "read -P 7 1000 5000", "-c", "read -P 0 4M 3M")
 	want := pattern(diskSize)
 	copy(want[1000:], bytes.Repeat([]byte{7}, 5000))
@@ -183,7 +185,7 @@ func TestOtherClients(t *testing.T) {
 	t.Parallel()
 	w := serveIn(t, ServerOptions{})
 	out := filepath.Join(t.TempDir(), "out")
-	ok(t, "nbdkit", "-U", "-", "nbd", "socket="+w.socket, "export=vda", "--run", `nbdcopy "$uri" `+out)
+	testkit.Tool(t, "nbdkit", "-U", "-", "nbd", "socket="+w.socket, "export=vda", "--run", `nbdcopy "$uri" `+out)
 	sameFile(t, out, w.a.content())
 	script := `
 import nbd, sys
@@ -220,7 +222,7 @@ print("good")
 	if err := os.WriteFile(file, []byte(script), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := ok(t, "/usr/bin/python3", file, w.socket, out); got != "good\n" {
+	if got := testkit.Tool(t, "/usr/bin/python3", file, w.socket, out); got != "good\n" {
 		t.Errorf("nbdsh: %s", got)
 	}
 	if w.a.flushed() == 0 {
@@ -245,7 +247,7 @@ print("good")
 	if err := os.WriteFile(file, []byte(script), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := ok(t, "/usr/bin/python3", file, w.socket, out); got != "good\n" {
+	if got := testkit.Tool(t, "/usr/bin/python3", file, w.socket, out); got != "good\n" {
 		t.Errorf("nbdsh: %s", got)
 	}
 }

@@ -190,16 +190,6 @@ func (w *world) noted() []error {
 	return append([]error(nil), w.notes...)
 }
 
-// ok runs a program that must succeed, and returns what it printed.
-func ok(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
-
 // fails runs a program that must fail.
 func fails(t *testing.T, name string, args ...string) string {
 	t.Helper()

@@ -3,64 +3,24 @@
 package objstore_test
 
 import (
-	"bytes"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
-// inNamespace runs the running test once more, in a process with its own user
-// and mount namespaces, in which it has the user id uid: as 0 it may mount, as
-// any other it has no privileges, whoever runs the tests. It returns true
-// there. In the process that asked it reports the outcome and returns false.
-func inNamespace(t *testing.T, uid int) bool {
-	t.Helper()
-	if os.Getenv("OBJSTORE_NAMESPACE") == t.Name() {
-		return true
-	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), "OBJSTORE_NAMESPACE="+t.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: uid, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: uid, HostID: os.Getgid(), Size: 1}},
-	}
-	out, err := cmd.CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
-		t.Errorf("in its own namespace: %v\n%s", err, out)
-	}
-	return false
-}
-
-// mount mounts something at dir until the test ends, seen by this process only.
-func mount(t *testing.T, source, dir, kind string, flags uintptr, data string) {
-	t.Helper()
-	if err := syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Mount(source, dir, kind, flags, data); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
 func TestLocalFullDisk(t *testing.T) {
 	t.Parallel()
-	if !inNamespace(t, 0) {
+	if !testkit.InNamespace(t, 0) {
 		return
 	}
 	dir := t.TempDir()
-	mount(t, "tmpfs", dir, "tmpfs", 0, "size=1m")
+	testkit.Mount(t, "tmpfs", dir, "tmpfs", 0, "size=1m")
 	s := newLocal(t, dir)
 	write(t, s, "d/small", "small")
 	large := strings.Repeat("x", 2<<20)
@@ -84,12 +44,12 @@ func TestLocalFullDisk(t *testing.T) {
 
 func TestLocalReadOnly(t *testing.T) {
 	t.Parallel()
-	if !inNamespace(t, 0) {
+	if !testkit.InNamespace(t, 0) {
 		return
 	}
 	dir := t.TempDir()
 	write(t, newLocal(t, dir), "d/object", "content")
-	mount(t, dir, dir, "", syscall.MS_BIND, "")
+	testkit.Mount(t, dir, dir, "", syscall.MS_BIND, "")
 	if err := syscall.Mount("", dir, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +84,7 @@ func TestLocalReadOnly(t *testing.T) {
 // TestLocalNotPermitted: what a user may not see is not absent.
 func TestLocalNotPermitted(t *testing.T) {
 	t.Parallel()
-	if !inNamespace(t, 1000) {
+	if !testkit.InNamespace(t, 1000) {
 		return
 	}
 	dir := t.TempDir()

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // Every granularity and several cluster sizes: what we read is what QEMU says.
@@ -36,7 +37,7 @@ func TestBitmapsAgainstQEMU(t *testing.T) {
 			bmIO(t, path, bmRandomWrites(rng, size, 1+rng.IntN(8))...)
 			bmAdd(t, path, "second", 512<<rng.IntN(8))
 			bmIO(t, path, bmRandomWrites(rng, size, 1+rng.IntN(8))...)
-			bmRun(t, "qemu-img", "bitmap", "--disable", "-f", "qcow2", path, "first")
+			testkit.Tool(t, "qemu-img", "bitmap", "--disable", "-f", "qcow2", path, "first")
 
 			c := bmOpen(t, path)
 			first, second := bmFind(t, c, "first"), bmFind(t, c, "second")
@@ -107,7 +108,7 @@ func TestBitmapNames(t *testing.T) {
 	bmCreate(t, path, "", 1<<20)
 	names := []string{"x", "cp.0123456789abcdef", "with space/and slash", "ünï", "\xff\xfe", strings.Repeat("n", maxBitmapName), "-dash", "a,b"}
 	for _, n := range names {
-		bmRun(t, "qemu-img", "bitmap", "--add", "--", path, n)
+		testkit.Tool(t, "qemu-img", "bitmap", "--add", "--", path, n)
 	}
 	c := bmOpen(t, path)
 	var got []string
@@ -162,7 +163,7 @@ func TestBitmapInUse(t *testing.T) {
 		m.put32(m.entries[i]+8, 7)
 	}
 	path := m.save(t, t.TempDir())
-	bmRun(t, "qemu-img", "info", path)
+	testkit.Tool(t, "qemu-img", "info", path)
 	c := bmOpen(t, path)
 	for _, b := range c.Layers[0].Bitmaps {
 		if !b.InUse || !errors.Is(b.Problem, ErrBitmapInUse) {
@@ -379,7 +380,7 @@ func TestBitmapCutWhileOpen(t *testing.T) {
 func TestBitmapsOfVersion2(t *testing.T) {
 	t.Parallel()
 	path := bmTwo(t)
-	bmRun(t, "qemu-img", "amend", "-f", "qcow2", "-o", "compat=0.10", path)
+	testkit.Tool(t, "qemu-img", "amend", "-f", "qcow2", "-o", "compat=0.10", path)
 	l := bmOpen(t, path).Layers[0]
 	if !errors.Is(l.BitmapsErr, ErrBitmapsDead) || len(l.Bitmaps) != 0 {
 		t.Fatalf("%v, %d bitmaps", l.BitmapsErr, len(l.Bitmaps))
@@ -397,7 +398,7 @@ func TestBitmapGranularityIsQEMUs(t *testing.T) {
 	}{{512, 1 << 20}, {4096, 1 << 20}, {32768, 1 << 20}, {65536, 1 << 30}, {2 << 20, 1 << 30}, {2 << 20, 256 << 40}} {
 		path := filepath.Join(t.TempDir(), "d.qcow2")
 		bmCreate(t, path, fmt.Sprintf("cluster_size=%d", c.cluster), c.size)
-		bmRun(t, "qemu-img", "bitmap", "--add", path, "a")
+		testkit.Tool(t, "qemu-img", "bitmap", "--add", path, "a")
 		chain := bmOpen(t, path)
 		if got, want := chain.Layers[0].BitmapGranularity(), bmFind(t, chain, "a").Granularity; got != want {
 			t.Errorf("cluster %d, size %d: %d, QEMU takes %d", c.cluster, c.size, got, want)

@@ -15,19 +15,10 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // Helpers of the tests of bitmaps, locks and qemu-img.
-
-// bmRun runs a program that must succeed and gives its output.
-func bmRun(t testing.TB, name string, args ...string) string {
-	t.Helper()
-	out, err := bmTry(name, args...)
-	if err != nil {
-		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
-	}
-	return out
-}
 
 func bmTry(name string, args ...string) (string, error) {
 	out, err := exec.Command(name, args...).CombinedOutput()
@@ -41,13 +32,13 @@ func bmCreate(t testing.TB, path, options string, size int64) {
 	if options != "" {
 		args = append(args, "-o", options)
 	}
-	bmRun(t, "qemu-img", append(args, path, fmt.Sprint(size))...)
+	testkit.Tool(t, "qemu-img", append(args, path, fmt.Sprint(size))...)
 }
 
 // bmAdd adds a bitmap with qemu-img itself.
 func bmAdd(t testing.TB, path, name string, granularity int64) {
 	t.Helper()
-	bmRun(t, "qemu-img", "bitmap", "--add", "-g", fmt.Sprint(granularity), "-f", "qcow2", path, name)
+	testkit.Tool(t, "qemu-img", "bitmap", "--add", "-g", fmt.Sprint(granularity), "-f", "qcow2", path, name)
 }
 
 // bmIO runs qemu-io commands.
@@ -58,7 +49,7 @@ func bmIO(t testing.TB, path string, commands ...string) {
 		args = append(args, "-c", c)
 	}
 	// qemu-io ends with 0 even when a command fails.
-	if out := bmRun(t, "qemu-io", append(args, path)...); strings.Contains(out, "failed") || strings.Contains(out, "invalid") {
+	if out := testkit.Tool(t, "qemu-io", append(args, path)...); strings.Contains(out, "failed") || strings.Contains(out, "invalid") {
 		t.Fatalf("qemu-io %q: %s", commands, out)
 	}
 }
@@ -66,7 +57,7 @@ func bmIO(t testing.TB, path string, commands ...string) {
 // bmOracle asks QEMU for the dirty runs of a bitmap.
 func bmOracle(t testing.TB, path, name string) []bitmapstore.Run {
 	t.Helper()
-	out := bmRun(t, "nbdinfo", "--json", "--map=qemu:dirty-bitmap:"+name, "--", "[", "qemu-nbd", "-r", "-f", "qcow2", "-B", name, path, "]")
+	out := testkit.Tool(t, "nbdinfo", "--json", "--map=qemu:dirty-bitmap:"+name, "--", "[", "qemu-nbd", "-r", "-f", "qcow2", "-B", name, path, "]")
 	var extents []struct{ Offset, Length, Type int64 }
 	if err := json.Unmarshal([]byte(out), &extents); err != nil {
 		t.Fatalf("nbdinfo: %v\n%s", err, out)

@@ -13,7 +13,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"github.com/imgbackup/imgbackup/internal/imagetest"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // An image with a backing file reads as what was allocated in it, zeros where
@@ -89,12 +89,12 @@ func TestCreatorOverBacking(t *testing.T) {
 			t.Fatal(err)
 		}
 		createCheckClean(t, img)
-		imagetest.Tool(t, "qemu-img", "compare", "-f", "qcow2", "-F", "raw", img, raw)
+		testkit.Tool(t, "qemu-img", "compare", "-f", "qcow2", "-F", "raw", img, raw)
 		var info struct {
 			Backing string `json:"backing-filename"`
 			Format  string `json:"backing-filename-format"`
 		}
-		if err := json.Unmarshal([]byte(imagetest.Tool(t, "qemu-img", "info", "--output=json", "-f", "qcow2", img)), &info); err != nil {
+		if err := json.Unmarshal([]byte(testkit.Tool(t, "qemu-img", "info", "--output=json", "-f", "qcow2", img)), &info); err != nil {
 			t.Fatal(err)
 		}
 		if info.Backing != baseName || info.Format != "raw" {
@@ -103,7 +103,7 @@ func TestCreatorOverBacking(t *testing.T) {
 		var extents []struct {
 			Start, Length, Depth int64
 		}
-		if err := json.Unmarshal([]byte(imagetest.Tool(t, "qemu-img", "map", "--output=json", "-f", "qcow2", img)), &extents); err != nil {
+		if err := json.Unmarshal([]byte(testkit.Tool(t, "qemu-img", "map", "--output=json", "-f", "qcow2", img)), &extents); err != nil {
 			t.Fatal(err)
 		}
 		for _, e := range extents {
@@ -174,11 +174,11 @@ func TestCreatorLongBackingName(t *testing.T) {
 		name := strings.Repeat("d/", (o.n-1)/2) + strings.Repeat("x", 1+(o.n-1)%2)
 		img := filepath.Join(dir, "i.qcow2")
 		createImage(t, img, CreateOptions{Size: 1 << 20, ClusterSize: o.cs, Backing: &CreateBacking{File: name, Format: Qcow2}}, nil, nil)
-		out := imagetest.Tool(t, "qemu-img", "info", "-f", "qcow2", img)
+		out := testkit.Tool(t, "qemu-img", "info", "-f", "qcow2", img)
 		if !strings.Contains(out, fmt.Sprintf("backing file: %s", name)) || len(name) != o.n {
 			t.Errorf("a name of %d bytes: %s", len(name), out)
 		}
-		imagetest.Tool(t, "qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "", img)
+		testkit.Tool(t, "qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "", img)
 		createCheckClean(t, img)
 	}
 }

@@ -17,13 +17,13 @@ import (
 
 	"pgregory.net/rapid"
 
-	"github.com/imgbackup/imgbackup/internal/imagetest"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // createCheckClean asserts that qemu-img finds neither errors nor leaks.
 func createCheckClean(t rapid.TB, path string) {
 	t.Helper()
-	out := imagetest.Tool(t, "qemu-img", "check", "-f", "qcow2", path)
+	out := testkit.Tool(t, "qemu-img", "check", "-f", "qcow2", path)
 	if !strings.Contains(out, "No errors were found on the image.") {
 		t.Fatalf("qemu-img check: %s", out)
 	}
@@ -46,7 +46,7 @@ type createInfo struct {
 func createQemuInfo(t rapid.TB, path string) createInfo {
 	t.Helper()
 	var info createInfo
-	out := imagetest.Tool(t, "qemu-img", "info", "--output=json", "-f", "qcow2", path)
+	out := testkit.Tool(t, "qemu-img", "info", "--output=json", "-f", "qcow2", path)
 	if err := json.Unmarshal([]byte(out), &info); err != nil {
 		t.Fatalf("%v in %s", err, out)
 	}
@@ -137,7 +137,7 @@ func TestCreatorMatchesModel(t *testing.T) {
 		}
 		createImage(t, img, o, model, ranges)
 		createCheckClean(t, img)
-		imagetest.Tool(t, "qemu-img", "compare", "-f", "qcow2", "-F", "raw", img, raw)
+		testkit.Tool(t, "qemu-img", "compare", "-f", "qcow2", "-F", "raw", img, raw)
 		info := createQemuInfo(t, img)
 		if info.VirtualSize != size || info.ClusterSize != cs {
 			t.Fatalf("info: %+v", info)
@@ -186,7 +186,7 @@ func createDirty(t *testing.T, path, bitmap string) [][2]int64 {
 	// From here on the socket is its alone: if it fails, its client does.
 	_ = l.Close()
 	_ = listening.Close()
-	out := imagetest.Tool(t, "qemu-img", "map", "--output=json", "--image-opts",
+	out := testkit.Tool(t, "qemu-img", "map", "--output=json", "--image-opts",
 		"driver=nbd,server.type=unix,server.path="+sock+",x-dirty-bitmap=qemu:dirty-bitmap:"+bitmap)
 	if err := nbd.Wait(); err != nil {
 		t.Fatal(err)
@@ -223,13 +223,13 @@ func TestCreatorImageIsWritableAndBitmapRecords(t *testing.T) {
 			if dirty := createDirty(t, img, "cp.0123"); len(dirty) != 0 {
 				t.Fatalf("dirty before any write: %v", dirty)
 			}
-			imagetest.Tool(t, "qemu-io", "-f", "qcow2", "-c", "write -P 7 1100k 4k", "-c", "write -P 9 5M 128k", "-c", "flush", img)
+			testkit.Tool(t, "qemu-io", "-f", "qcow2", "-c", "write -P 7 1100k 4k", "-c", "write -P 9 5M 128k", "-c", "flush", img)
 			copy(model[1100<<10:], bytes.Repeat([]byte{7}, 4<<10))
 			copy(model[5<<20:], bytes.Repeat([]byte{9}, 128<<10))
 			if err := os.WriteFile(raw, model, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			imagetest.Tool(t, "qemu-img", "compare", "-f", "qcow2", "-F", "raw", img, raw)
+			testkit.Tool(t, "qemu-img", "compare", "-f", "qcow2", "-F", "raw", img, raw)
 			createCheckClean(t, img)
 			want := fmt.Sprint([][2]int64{{1088 << 10, 1152 << 10}, {5 << 20, 5<<20 + 128<<10}})
 			if dirty := createDirty(t, img, "cp.0123"); fmt.Sprint(dirty) != want {
@@ -352,7 +352,7 @@ func TestCreatorSparse16TiB(t *testing.T) {
 		t.Fatalf("%d bytes of metadata written for four clusters", s.written)
 	}
 	createCheckClean(t, path)
-	out := imagetest.Tool(t, "qemu-io", "-r", "-f", "qcow2", "-c", "read -P 0x5a 9T 512", "-c", fmt.Sprintf("read -P 0x5a %d 512", int64(size-512)),
+	out := testkit.Tool(t, "qemu-io", "-r", "-f", "qcow2", "-c", "read -P 0x5a 9T 512", "-c", fmt.Sprintf("read -P 0x5a %d 512", int64(size-512)),
 		"-c", "read -P 0 5T 1M", "-c", fmt.Sprintf("read -P 0 %d 64k", 9<<40+512), path)
 	if strings.Contains(out, "verification failed") || strings.Count(out, "read ") != 4 {
 		t.Fatal(out)
@@ -467,7 +467,7 @@ func TestClusterSizeFor(t *testing.T) {
 			t.Errorf("ClusterSizeFor(%d, %d) = %d, %v; want %d", c.size, c.wanted, got, err, c.want)
 		}
 		// What it promises, qemu-img takes too.
-		imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", fmt.Sprintf("cluster_size=%d", got), filepath.Join(t.TempDir(), "i"), fmt.Sprint(c.size))
+		testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", fmt.Sprintf("cluster_size=%d", got), filepath.Join(t.TempDir(), "i"), fmt.Sprint(c.size))
 	}
 	for _, size := range []int64{-1, 1<<63 - 1} {
 		if got, err := ClusterSizeFor(size, 0); err == nil {

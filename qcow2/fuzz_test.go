@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/imgbackup/imgbackup/internal/imagetest"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // fuzzImages are small images of every kind, as seeds. Files that they name
@@ -25,14 +25,14 @@ func fuzzImages(f *testing.F, dir string) [][]byte {
 		"cluster_size=16k,extended_l2=on", "cluster_size=512,backing_file=b,backing_fmt=raw", "cluster_size=512,data_file=" + dir + "/d",
 	} {
 		path := filepath.Join(dir, "seed")
-		imagetest.Tool(f, "qemu-img", "create", "-q", "-u", "-f", "qcow2", "-o", options, path, "100k")
+		testkit.Tool(f, "qemu-img", "create", "-q", "-u", "-f", "qcow2", "-o", options, path, "100k")
 		if err := os.WriteFile(filepath.Join(dir, "b"), make([]byte, 512), 0o600); err != nil {
 			f.Fatal(err)
 		}
 		qemuIO(f, "qcow2", path, "write 0 3k", "write -z 8k 8k")
 		if !strings.Contains(options, "data_file") {
 			qemuIO(f, "qcow2", path, "write -c 48k 16k")
-			imagetest.Tool(f, "qemu-img", "snapshot", "-c", "name", path)
+			testkit.Tool(f, "qemu-img", "snapshot", "-c", "name", path)
 		}
 		b, err := os.ReadFile(path)
 		if err != nil {

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
-	"github.com/imgbackup/imgbackup/internal/imagetest"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // smallImage makes an image of 4 MiB with some data, and returns its path.
@@ -25,7 +25,7 @@ func smallImage(t rapid.TB, dir, options string) string {
 	if options != "" {
 		args = append(args, "-o", options)
 	}
-	imagetest.Tool(t, "qemu-img", append(args, path, "4M")...)
+	testkit.Tool(t, "qemu-img", append(args, path, "4M")...)
 	qemuIO(t, "qcow2", path, "write -P 17 1M 200k")
 	return path
 }
@@ -177,7 +177,7 @@ func TestTolerated(t *testing.T) {
 		t.Parallel()
 		for _, cleared := range []bool{false, true} {
 			path := filepath.Join(t.TempDir(), "empty.qcow2")
-			imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", path, "0")
+			testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", path, "0")
 			if cleared {
 				patch(t, path, 36, make([]byte, 12))
 			}
@@ -206,7 +206,7 @@ func TestTolerated(t *testing.T) {
 		dir := t.TempDir()
 		smallImage(t, dir, "")
 		over := filepath.Join(dir, "over.qcow2")
-		imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10", "-b", "small.qcow2", "-F", "qcow2", over)
+		testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "compat=0.10", "-b", "small.qcow2", "-F", "qcow2", over)
 		c := mustOpen(t, over, Qcow2)
 		if h := c.Layers[0].Header; h.Version != 2 || h.BackingFormat != "qcow2" || len(c.Layers) != 2 {
 			t.Fatalf("%+v", h)
@@ -293,7 +293,7 @@ func TestDamagedTables(t *testing.T) {
 func TestRepeatedL2(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "bomb.qcow2")
-	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, "64M")
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512", path, "64M")
 	qemuIO(t, "qcow2", path, "write 0 4k")
 	l1, l2 := tables(t, path)
 	for i := range int64(2048) {
@@ -311,12 +311,12 @@ func TestTruncated(t *testing.T) {
 	dir := t.TempDir()
 	source := sourceFile(t, dir)
 	path := filepath.Join(dir, "image.qcow2")
-	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4096", path, "1M")
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4096", path, "1M")
 	qemuIO(t, "qcow2", path, fmt.Sprintf("write -s %s 64k 128k", source))
 	for at := 512; at < 600; at += 4 {
 		qemuIO(t, "qcow2", path, fmt.Sprintf("write -c -s %s %dk 4k", source, at))
 	}
-	imagetest.Tool(t, "qemu-img", "snapshot", "-c", "one", path)
+	testkit.Tool(t, "qemu-img", "snapshot", "-c", "one", path)
 	qemuIO(t, "qcow2", path, fmt.Sprintf("write -s %s 70k 64k", source))
 	o := newOracle(t, path, "qcow2")
 	info, err := os.Stat(path)
@@ -400,7 +400,7 @@ func TestFileTypes(t *testing.T) {
 		}
 	}
 	over := filepath.Join(dir, "over.qcow2")
-	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "fifo", "-F", "raw", over, "1M")
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "fifo", "-F", "raw", over, "1M")
 	if err := openError(t, over, Qcow2, OpenOptions{}); !isPolicy(err) || !strings.Contains(err.Error(), "backing file of "+over) {
 		t.Error(err)
 	}

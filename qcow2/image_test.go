@@ -19,7 +19,7 @@ import (
 
 	"golang.org/x/time/rate"
 
-	"github.com/imgbackup/imgbackup/internal/imagetest"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 func TestConcurrentReads(t *testing.T) {
@@ -29,9 +29,9 @@ func TestConcurrentReads(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(21, 4))
 	base, path := dir+"/base.qcow2", dir+"/image.qcow2"
 	size := int64(3 << 20)
-	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512,compression_type=zstd", base, fmt.Sprint(size))
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512,compression_type=zstd", base, fmt.Sprint(size))
 	qemuIO(t, "qcow2", base, life(rnd, 30, size, 512, source, true)...)
-	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4096", "-b", base, "-F", "qcow2", path)
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4096", "-b", base, "-F", "qcow2", path)
 	qemuIO(t, "qcow2", path, life(rnd, 30, size, 4096, source, true)...)
 	o := newOracle(t, path, "qcow2")
 	c := mustOpen(t, path, Qcow2)
@@ -73,9 +73,9 @@ func TestAllocated(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	raw, mid, top := dir+"/raw", dir+"/mid", dir+"/top"
-	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "raw", raw, "1000000")
-	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", mid, "2M")
-	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", mid, "-F", "qcow2", top, "1M")
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "raw", raw, "1000000")
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", mid, "2M")
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", mid, "-F", "qcow2", top, "1M")
 	qemuIO(t, "qcow2", mid, "write 0 64k", "write -z 64k 64k", "write 256k 1k", "write 2047k 1k")
 	qemuIO(t, "qcow2", top, "write -z -u 512k 128k", "write 700k 1")
 	c := mustOpen(t, top, Qcow2)
@@ -120,9 +120,9 @@ func TestExtentsStop(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	rnd := rand.New(rand.NewPCG(3, 3))
-	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", dir+"/base", "1M")
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", dir+"/base", "1M")
 	qemuIO(t, "qcow2", dir+"/base", "write 0 64k", "write 128k 64k", "write -z 256k 64k")
-	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-b", "base", "-F", "qcow2", dir+"/top", "2M")
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-b", "base", "-F", "qcow2", dir+"/top", "2M")
 	qemuIO(t, "qcow2", dir+"/top", life(rnd, 10, 2<<20, 4096, sourceFile(t, dir), false)...)
 	c := mustOpen(t, dir+"/top", Qcow2)
 	total := 0
@@ -157,7 +157,7 @@ func TestExtentsStop(t *testing.T) {
 func TestHuge(t *testing.T) {
 	for _, cluster := range []string{"64k", "2M"} {
 		path := filepath.Join(t.TempDir(), "huge.qcow2")
-		imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size="+cluster, path, "16T")
+		testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size="+cluster, path, "16T")
 		qemuIO(t, "qcow2", path, "write 0 1", "write 8T 1", "write -z 9T 1G", fmt.Sprintf("write %d 512", int64(16<<40-512)))
 		c := mustOpen(t, path, Qcow2)
 		before := heap()
@@ -275,9 +275,9 @@ func TestSnapshotTable(t *testing.T) {
 		t.Fatal(s)
 	}
 	before := time.Now().Add(-2 * time.Second)
-	imagetest.Tool(t, "qemu-img", "snapshot", "-c", "first", path)
-	imagetest.Tool(t, "qemu-img", "resize", "-q", path, "6M")
-	imagetest.Tool(t, "qemu-img", "snapshot", "-c", "zweite Aufnahme ü", path)
+	testkit.Tool(t, "qemu-img", "snapshot", "-c", "first", path)
+	testkit.Tool(t, "qemu-img", "resize", "-q", path, "6M")
+	testkit.Tool(t, "qemu-img", "snapshot", "-c", "zweite Aufnahme ü", path)
 	s := mustOpen(t, path, Qcow2).Layers[0].Snapshots
 	if len(s) != 2 || s[0].ID != "1" || s[0].Name != "first" || s[0].Size != 4<<20 || s[0].VMStateSize != 0 ||
 		s[1].ID != "2" || s[1].Name != "zweite Aufnahme ü" || s[1].Size != 6<<20 {
@@ -320,13 +320,13 @@ func TestIdentity(t *testing.T) {
 			t.Errorf("%s: digest %x, identity %+v", what, l.HeaderDigest(), now)
 		}
 	}
-	imagetest.Tool(t, "qemu-img", "bitmap", "--add", path, "b")
+	testkit.Tool(t, "qemu-img", "bitmap", "--add", path, "b")
 	same("bitmap added")
 	qemuIO(t, "qcow2", path, "write 0 512k", "read 0 1")
 	same("written and bitmap moved")
-	imagetest.Tool(t, "qemu-img", "bitmap", "--remove", path, "b")
-	imagetest.Tool(t, "qemu-img", "snapshot", "-c", "s", path)
-	imagetest.Tool(t, "qemu-img", "amend", "-o", "lazy_refcounts=on", path)
+	testkit.Tool(t, "qemu-img", "bitmap", "--remove", path, "b")
+	testkit.Tool(t, "qemu-img", "snapshot", "-c", "s", path)
+	testkit.Tool(t, "qemu-img", "amend", "-o", "lazy_refcounts=on", path)
 	same("snapshot, features")
 
 	differs := func(what string) {
@@ -337,17 +337,17 @@ func TestIdentity(t *testing.T) {
 		}
 		digest = l.HeaderDigest()
 	}
-	imagetest.Tool(t, "qemu-img", "resize", "-q", path, "2M")
+	testkit.Tool(t, "qemu-img", "resize", "-q", path, "2M")
 	differs("resized")
 	other := filepath.Join(dir, "other.qcow2")
 	if err := os.Rename(base, other); err != nil {
 		t.Fatal(err)
 	}
-	imagetest.Tool(t, "qemu-img", "rebase", "-u", "-b", "other.qcow2", "-F", "qcow2", path)
+	testkit.Tool(t, "qemu-img", "rebase", "-u", "-b", "other.qcow2", "-F", "qcow2", path)
 	differs("other backing file")
-	imagetest.Tool(t, "qemu-img", "rebase", "-u", "-b", "other.qcow2", "-F", "raw", path)
+	testkit.Tool(t, "qemu-img", "rebase", "-u", "-b", "other.qcow2", "-F", "raw", path)
 	differs("other backing format")
-	imagetest.Tool(t, "qemu-img", "rebase", "-u", "-b", "", path)
+	testkit.Tool(t, "qemu-img", "rebase", "-u", "-b", "", path)
 	differs("no backing file")
 
 	// The open file, and what has taken its place since.
@@ -403,8 +403,8 @@ func TestCrossCheck(t *testing.T) {
 			dir := t.TempDir()
 			rnd := rand.New(rand.NewPCG(5, 6))
 			size := diskSize(test.cluster)
-			imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", test.options, dir+"/base", fmt.Sprint(size))
-			imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", dir+"/top", fmt.Sprint(size))
+			testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", test.options, dir+"/base", fmt.Sprint(size))
+			testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", dir+"/top", fmt.Sprint(size))
 			for _, name := range []string{"/base", "/top"} {
 				qemuIO(t, "qcow2", dir+name, fmt.Sprintf("write -s %s 0 %d", source, size/4&^511))
 				qemuIO(t, "qcow2", dir+name, fmt.Sprintf("write -c -s %s %d %d", source, size/2&^(2<<20-1), max(test.cluster, 64<<10)))

@@ -3,118 +3,19 @@
 package qcow2
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/qemu"
 )
-
-// lkQemuIO is a qemu-io that has images open until its end.
-type lkQemuIO struct {
-	cmd   *exec.Cmd
-	stdin io.WriteCloser
-}
-
-// lkHold opens the image in a qemu-io with the arguments and waits until it has it.
-func lkHold(t testing.TB, args ...string) *lkQemuIO {
-	t.Helper()
-	cmd := exec.Command("qemu-io", append([]string{"-f", "qcow2"}, args...)...)
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	h := &lkQemuIO{cmd: cmd, stdin: stdin}
-	t.Cleanup(func() { h.end(t) })
-	if _, err := io.WriteString(stdin, "length\n"); err != nil {
-		t.Fatal(err)
-	}
-	// It answers when it has opened the image.
-	for lines := bufio.NewScanner(stdout); lines.Scan(); {
-		if strings.Contains(lines.Text(), "MiB") {
-			return h
-		}
-	}
-	t.Fatalf("qemu-io %q did not open the image", args)
-	return nil
-}
-
-// end lets it close the image.
-func (h *lkQemuIO) end(t testing.TB) {
-	if h.cmd == nil {
-		return
-	}
-	h.stdin.Close()
-	if err := h.cmd.Wait(); err != nil {
-		t.Errorf("qemu-io: %v", err)
-	}
-	h.cmd = nil
-}
-
-// lkServe starts a qemu-nbd that has the image open and serves nobody, and gives its process id.
-func lkServe(t testing.TB, args ...string) int {
-	t.Helper()
-	dir := t.TempDir()
-	pidFile := filepath.Join(dir, "pid")
-	bmRun(t, "qemu-nbd", append([]string{"--fork", "-t", "--pid-file", pidFile, "-k", filepath.Join(dir, "s"), "-f", "qcow2"}, args...)...)
-	text, err := os.ReadFile(pidFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var pid int
-	if _, err := fmt.Sscan(string(text), &pid); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { lkStop(t, pid) })
-	return pid
-}
-
-// lkStop ends a qemu-nbd cleanly and waits until it has closed its images.
-func lkStop(t testing.TB, pid int) {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return
-	}
-	if err != nil {
-		t.Error(err)
-		return
-	}
-	defer unix.Close(fd)
-	// A qemu-nbd that has just said that it is ready may still forget a SIGTERM.
-	for range 600 {
-		if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-			t.Error(err)
-			return
-		}
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100)
-		if err != nil && err != unix.EINTR {
-			t.Error(err)
-			return
-		}
-		if n == 1 {
-			return
-		}
-	}
-	t.Errorf("qemu-nbd %d does not end", pid)
-}
 
 // lkChain makes base.qcow2 <- top.qcow2 of 1 MiB each.
 func lkChain(t testing.TB) (base, top string) {
@@ -123,7 +24,7 @@ func lkChain(t testing.TB) (base, top string) {
 	base, top = filepath.Join(dir, "base.qcow2"), filepath.Join(dir, "top.qcow2")
 	bmCreate(t, base, "", 1<<20)
 	bmIO(t, base, "write -P 1 0 64k")
-	bmRun(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
 	return base, top
 }
 
@@ -142,15 +43,15 @@ func TestLockSeesWriter(t *testing.T) {
 	t.Parallel()
 	base, top := lkChain(t)
 	c := bmOpen(t, top)
-	pid := lkServe(t, top)
-	holder := fmt.Sprintf("qemu-nbd, process %d", pid)
+	nbd := testkit.StartNBD(t, "-f", "qcow2", top)
+	holder := fmt.Sprintf("qemu-nbd, process %d", nbd.PID)
 	lkWantInUse(t, c.Lock(t.Context(), 0), top, holder)
 	lkWantInUse(t, qemu.ProbeWriter(top), top, holder)
 	if err := qemu.ProbeWriter(base); err != nil {
 		t.Fatalf("the backing file of a running VM has only readers: %v", err)
 	}
 	// A failed Lock leaves nothing behind that keeps the next writer away.
-	lkStop(t, pid)
+	nbd.End()
 	bmIO(t, top, "write 0 512")
 	if err := qemu.ProbeWriter(top); err != nil {
 		t.Fatal(err)
@@ -165,7 +66,7 @@ func TestLockSeesWriterOfBackingFile(t *testing.T) {
 	t.Parallel()
 	base, top := lkChain(t)
 	c := bmOpen(t, top)
-	lkHold(t, base)
+	testkit.HoldWithIO(t, base)
 	lkWantInUse(t, c.Lock(t.Context(), 0), base, "qemu-io, process")
 }
 
@@ -175,19 +76,7 @@ func TestLockSeesWriterOfDataFile(t *testing.T) {
 	path, data := filepath.Join(dir, "d.qcow2"), filepath.Join(dir, "d.raw")
 	bmCreate(t, path, "data_file="+data, 1<<20)
 	c := bmOpen(t, path)
-	cmd := exec.Command("qemu-nbd", "-f", "raw", "-k", filepath.Join(dir, "s"), "--fork", "-t", "--pid-file", filepath.Join(dir, "pid"), data)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	text, err := os.ReadFile(filepath.Join(dir, "pid"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var pid int
-	if _, err := fmt.Sscan(string(text), &pid); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { lkStop(t, pid) })
+	testkit.StartNBD(t, "-f", "raw", data)
 	lkWantInUse(t, c.Lock(t.Context(), 0), data, "qemu-nbd")
 }
 
@@ -195,17 +84,17 @@ func TestLockSeesWriterOfDataFile(t *testing.T) {
 func TestLockBesideReaders(t *testing.T) {
 	t.Parallel()
 	_, top := lkChain(t)
-	lkServe(t, "-r", top)
+	testkit.StartNBD(t, "-r", "-f", "qcow2", top)
 	c, second := bmOpen(t, top), bmOpen(t, top)
 	for _, chain := range []*Image{c, second, c} { // a second time is no error
 		if err := chain.Lock(t.Context(), 0); err != nil {
 			t.Fatal(err)
 		}
 	}
-	bmRun(t, "qemu-io", "-r", "-f", "qcow2", "-c", "read 0 64k", top)
-	bmRun(t, "qemu-img", "info", top)
-	bmRun(t, "qemu-img", "check", top)
-	lkServe(t, "-r", top)
+	testkit.Tool(t, "qemu-io", "-r", "-f", "qcow2", "-c", "read 0 64k", top)
+	testkit.Tool(t, "qemu-img", "info", top)
+	testkit.Tool(t, "qemu-img", "check", top)
+	testkit.StartNBD(t, "-r", "-f", "qcow2", top)
 }
 
 // What we have locked nobody can open for writing until we unlock or close it.
@@ -250,7 +139,7 @@ func TestLockWaits(t *testing.T) {
 	t.Parallel()
 	_, top := lkChain(t)
 	c := bmOpen(t, top)
-	h := lkHold(t, top)
+	h := testkit.HoldWithIO(t, top)
 	tried := make(chan struct{})
 	result := make(chan error, 1)
 	go func() {
@@ -265,7 +154,7 @@ func TestLockWaits(t *testing.T) {
 		})
 	}()
 	<-tried
-	h.end(t)
+	h.End()
 	if err := <-result; err != nil {
 		t.Fatal(err)
 	}
@@ -275,7 +164,7 @@ func TestLockWaitingIsCancelled(t *testing.T) {
 	t.Parallel()
 	_, top := lkChain(t)
 	c := bmOpen(t, top)
-	lkHold(t, top)
+	testkit.HoldWithIO(t, top)
 	ctx, cancel := context.WithCancel(t.Context())
 	result := make(chan error, 1)
 	go func() { result <- c.Lock(ctx, time.Hour) }()
@@ -304,7 +193,7 @@ func TestLockIgnoresBitmapsInUse(t *testing.T) {
 func TestLockRawImage(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "d.raw")
-	bmRun(t, "qemu-img", "create", "-q", "-f", "raw", path, "1M")
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "raw", path, "1M")
 	c, err := Open(path, Raw, OpenOptions{})
 	if err != nil {
 		t.Fatal(err)

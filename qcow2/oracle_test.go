@@ -19,7 +19,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"github.com/imgbackup/imgbackup/internal/imagetest"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // qemuIO runs qemu-io commands, one after the other, on an image. A process
@@ -128,14 +128,14 @@ type oracle struct {
 func newOracle(t rapid.TB, path, format string) *oracle {
 	t.Helper()
 	raw := path + ".oracle"
-	imagetest.Tool(t, "qemu-img", "convert", "-f", format, "-O", "raw", path, raw)
+	testkit.Tool(t, "qemu-img", "convert", "-f", format, "-O", "raw", path, raw)
 	content, err := os.ReadFile(raw)
 	if err != nil {
 		t.Fatal(err)
 	}
 	os.Remove(raw)
 	o := &oracle{path: path, content: content}
-	out := imagetest.Tool(t, "qemu-img", "map", "--output=json", "-f", format, path)
+	out := testkit.Tool(t, "qemu-img", "map", "--output=json", "-f", format, path)
 	if err := json.Unmarshal([]byte(out), &o.entries); err != nil {
 		t.Fatal(err)
 	}
@@ -319,13 +319,13 @@ func variants(source string, rnd func() *rand.Rand) []variant {
 			if options != "" {
 				args = append(args, "-o", options)
 			}
-			imagetest.Tool(t, "qemu-img", append(args, name, fmt.Sprint(size))...)
+			testkit.Tool(t, "qemu-img", append(args, name, fmt.Sprint(size))...)
 			qemuIO(t, format, name, life(rnd(), 12, size, 4096, source, false)...)
 			return []string{"-b", name, "-F", format}
 		}
 	}
 	snapshot := func(t *testing.T, path string) {
-		imagetest.Tool(t, "qemu-img", "snapshot", "-c", "before", path)
+		testkit.Tool(t, "qemu-img", "snapshot", "-c", "before", path)
 		size := createQemuInfo(t, path).VirtualSize
 		qemuIO(t, "qcow2", path, life(rnd(), 6, size, 65536, source, false)...)
 	}
@@ -381,7 +381,7 @@ func TestReadAsQEMU(t *testing.T) {
 					if v.prepare != nil {
 						args = append(args, v.prepare(t, path, size)...)
 					}
-					imagetest.Tool(t, "qemu-img", append(args, path, fmt.Sprint(size))...)
+					testkit.Tool(t, "qemu-img", append(args, path, fmt.Sprint(size))...)
 					qemuIO(t, "qcow2", path, life(rnd(), 25, size, cluster, source, v.compressed)...)
 					if v.after != nil {
 						v.after(t, path)
@@ -408,11 +408,11 @@ func TestReadWhollyCompressed(t *testing.T) {
 				dir := t.TempDir()
 				raw, path := filepath.Join(dir, "raw"), filepath.Join(dir, "image.qcow2")
 				size := diskSize(cluster)
-				imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "raw", raw, fmt.Sprint(size))
+				testkit.Tool(t, "qemu-img", "create", "-q", "-f", "raw", raw, fmt.Sprint(size))
 				rnd := rand.New(rand.NewPCG(uint64(cluster), 3))
 				qemuIO(t, "raw", raw, fmt.Sprintf("write -s %s 0 %d", source, size/2&^511))
 				qemuIO(t, "raw", raw, life(rnd, 20, size, 64<<10, source, false)...)
-				imagetest.Tool(t, "qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2",
+				testkit.Tool(t, "qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2",
 					"-o", fmt.Sprintf("cluster_size=%d,compression_type=%s", cluster, compression), raw, path)
 				c := mustOpen(t, path, Qcow2)
 				newOracle(t, path, "qcow2").check(t, c, rnd)
@@ -471,13 +471,13 @@ func TestReadLongChain(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(9, 9))
 	below := filepath.Join(dir, "0.raw")
 	format := "raw"
-	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "raw", below, "3M")
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "raw", below, "3M")
 	qemuIO(t, "raw", below, life(rnd, 10, 3<<20, 4096, source, false)...)
 	clusters := []int64{512, 65536, 4096, 2 << 20, 1024, 32768}
 	for i, cluster := range clusters {
 		path := filepath.Join(dir, fmt.Sprint(i+1, ".qcow2"))
 		size := int64(2<<20 + rnd.IntN(2<<20))
-		imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", fmt.Sprint("cluster_size=", cluster),
+		testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", fmt.Sprint("cluster_size=", cluster),
 			"-b", filepath.Base(below), "-F", format, path, fmt.Sprint(size))
 		qemuIO(t, "qcow2", path, life(rnd, 8, size&^511, cluster, source, true)...)
 		below, format = path, "qcow2"
@@ -497,12 +497,12 @@ func TestResized(t *testing.T) {
 	source := sourceFile(t, dir)
 	rnd := rand.New(rand.NewPCG(11, 9))
 	base, path := filepath.Join(dir, "base"), filepath.Join(dir, "image")
-	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "raw", base, "2M")
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "raw", base, "2M")
 	qemuIO(t, "raw", base, fmt.Sprintf("write -s %s 0 2M", source))
-	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "-b", base, "-F", "raw", path, "1M")
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=512", "-b", base, "-F", "raw", path, "1M")
 	qemuIO(t, "qcow2", path, life(rnd, 10, 1<<20, 512, source, true)...)
 	for _, size := range []string{"300032", "1M", "1500160"} {
-		imagetest.Tool(t, "qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", path, size)
+		testkit.Tool(t, "qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", path, size)
 		func() {
 			c, err := Open(path, Qcow2, OpenOptions{})
 			if err != nil {

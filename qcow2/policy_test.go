@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/imgbackup/imgbackup/internal/imagetest"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // overlay makes a small image in dir with a backing file's name as given.
@@ -20,7 +20,7 @@ func overlay(t *testing.T, path, backing, format string) {
 	if format != "" {
 		args = append(args, "-F", format)
 	}
-	imagetest.Tool(t, "qemu-img", append(args, path, "1M")...)
+	testkit.Tool(t, "qemu-img", append(args, path, "1M")...)
 }
 
 func writeFile(t *testing.T, path string, size int) {
@@ -273,7 +273,7 @@ func TestDataFilePolicy(t *testing.T) {
 	dir := t.TempDir()
 	os.Mkdir(dir+"/vm", 0o700)
 	path := dir + "/vm/image"
-	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+dir+"/data", path, "1M")
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+dir+"/data", path, "1M")
 	if err := openError(t, path, Qcow2, OpenOptions{}); !isPolicy(err) || !strings.Contains(err.Error(), "data file") {
 		t.Fatal(err)
 	}
@@ -289,7 +289,7 @@ func TestDataFilePolicy(t *testing.T) {
 	}
 	// The image as its own data file.
 	self := dir + "/vm/selfie"
-	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+dir+"/vm/datafi", self, "1M")
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+dir+"/vm/datafi", self, "1M")
 	if err := os.Remove(dir + "/vm/datafi"); err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/qemu"
 )
 
@@ -185,7 +186,7 @@ func TestBitmapAddRefuses(t *testing.T) {
 func TestBitmapAddInUse(t *testing.T) {
 	t.Parallel()
 	_, top := lkChain(t)
-	h := lkHold(t, top)
+	h := testkit.HoldWithIO(t, top)
 	var q qemu.Img
 	lkWantInUse(t, q.BitmapAdd(t.Context(), top, "x", 65536), top, "qemu-io, process")
 	lkWantInUse(t, q.BitmapRemove(t.Context(), top, "x"), top, "qemu-io, process")
@@ -195,7 +196,7 @@ func TestBitmapAddInUse(t *testing.T) {
 	result := make(chan error, 1)
 	q.Wait = time.Minute
 	go func() { result <- q.BitmapAdd(t.Context(), top, "x", 65536) }()
-	h.end(t)
+	h.End()
 	if err := <-result; err != nil {
 		t.Fatal(err)
 	}
@@ -364,19 +365,19 @@ func TestVerifyBitmapAdded(t *testing.T) {
 		"written after":  func(t *testing.T, path string) { add(t, path); bmIO(t, path, "write 0 512") },
 		"disabled": func(t *testing.T, path string) {
 			add(t, path)
-			bmRun(t, "qemu-img", "bitmap", "--disable", path, "a")
+			testkit.Tool(t, "qemu-img", "bitmap", "--disable", path, "a")
 		},
 		"new one disabled": func(t *testing.T, path string) {
 			add(t, path)
-			bmRun(t, "qemu-img", "bitmap", "--disable", path, name)
+			testkit.Tool(t, "qemu-img", "bitmap", "--disable", path, name)
 		},
 		"removed": func(t *testing.T, path string) {
 			add(t, path)
-			bmRun(t, "qemu-img", "bitmap", "--remove", path, "a")
+			testkit.Tool(t, "qemu-img", "bitmap", "--remove", path, "a")
 		},
 		"cleared": func(t *testing.T, path string) {
 			add(t, path)
-			bmRun(t, "qemu-img", "bitmap", "--clear", path, "a")
+			testkit.Tool(t, "qemu-img", "bitmap", "--clear", path, "a")
 		},
 		"another one":       func(t *testing.T, path string) { add(t, path); bmAdd(t, path, "other", 65536) },
 		"other granularity": func(t *testing.T, path string) { bmAdd(t, path, name, 4096) },

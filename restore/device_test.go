@@ -18,8 +18,8 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/internal/imagetest"
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore/objstoretest"
 	"github.com/imgbackup/imgbackup/qcow2"
@@ -57,7 +57,7 @@ func testDevices(t *testing.T, size int64) []testDevice {
 		return devices
 	}
 	path := strings.TrimSpace(string(out))
-	t.Cleanup(func() { imagetest.Tool(t, "losetup", "--detach", path) })
+	t.Cleanup(func() { testkit.Tool(t, "losetup", "--detach", path) })
 	return append(devices, testDevice{path, file, outfile.Linux()})
 }
 
@@ -129,7 +129,7 @@ func TestDeviceInUse(t *testing.T) {
 	var inUse *qemu.InUseError
 	for _, d := range testDevices(t, disks[0].size()) {
 		targets := []Target{{"vda", d.path, qcow2.Raw}}
-		imagetest.HoldWithNBD(t, d.path, "-f", "raw", "-r")
+		testkit.StartNBD(t, "-f", "raw", "-r", d.path)
 		if _, err := run(context.Background(), d.sys, r.repo, m, targets, Options{Force: true}); !errors.As(err, &inUse) {
 			t.Errorf("%s is read by qemu-nbd: %v", d.path, err)
 		}

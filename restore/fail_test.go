@@ -19,8 +19,8 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/internal/imagetest"
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/objstoretest"
 	"github.com/imgbackup/imgbackup/qcow2"
@@ -297,7 +297,7 @@ func TestAllOrNothing(t *testing.T) {
 	if len(seen) != 1 || seen[0] != "vda" {
 		t.Errorf("disks that were complete: %q", seen)
 	}
-	if got, err := os.ReadFile(first); err != nil || string(got) != "old" || len(imagetest.Names(t, dir)) != 1 {
-		t.Errorf("the target is now %d bytes (%v), the folder has %q", len(got), err, imagetest.Names(t, dir))
+	if got, err := os.ReadFile(first); err != nil || string(got) != "old" || len(testkit.Names(t, dir)) != 1 {
+		t.Errorf("the target is now %d bytes (%v), the folder has %q", len(got), err, testkit.Names(t, dir))
 	}
 }

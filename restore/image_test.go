@@ -15,7 +15,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/internal/imagetest"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -46,7 +46,7 @@ func TestContinue(t *testing.T) {
 				}
 			} `json:"format-specific"`
 		}
-		if err := json.Unmarshal([]byte(imagetest.Tool(t, "qemu-img", "info", "--output=json", tg.Path)), &info); err != nil {
+		if err := json.Unmarshal([]byte(testkit.Tool(t, "qemu-img", "info", "--output=json", tg.Path)), &info); err != nil {
 			t.Fatal(err)
 		}
 		if got := fmt.Sprint(info.Specific.Data.Bitmaps); got != "[{cp.0123456789abcdef 65536 [auto]}]" {
@@ -67,7 +67,7 @@ func TestContinue(t *testing.T) {
 		if n := dirty(); n != 0 {
 			t.Errorf("%d dirty bytes", n)
 		}
-		imagetest.Tool(t, "qemu-io", "-f", "qcow2", "-c", "write 100k 1k", "-c", "write -z 512k 64k", tg.Path)
+		testkit.Tool(t, "qemu-io", "-f", "qcow2", "-c", "write 100k 1k", "-c", "write -z 512k 64k", tg.Path)
 		if n := dirty(); n != 128<<10 {
 			t.Errorf("%d dirty bytes after writes", n)
 		}
@@ -77,7 +77,7 @@ func TestContinue(t *testing.T) {
 	if _, err := Run(context.Background(), r.repo, m, []Target{{"vda", other, qcow2.Qcow2}}, Options{Verify: true}); err != nil {
 		t.Fatal(err)
 	}
-	if out := imagetest.Tool(t, "qemu-img", "info", other); strings.Contains(out, "bitmap") {
+	if out := testkit.Tool(t, "qemu-img", "info", other); strings.Contains(out, "bitmap") {
 		t.Error(out)
 	}
 }
@@ -120,11 +120,11 @@ func TestSparse16TiB(t *testing.T) {
 	if err := unix.Stat(path, &st); err != nil || st.Blocks*512 > 1<<20 {
 		t.Errorf("%d bytes on disk (%v)", st.Blocks*512, err)
 	}
-	out := imagetest.Tool(t, "qemu-img", "check", path)
+	out := testkit.Tool(t, "qemu-img", "check", path)
 	if !strings.Contains(out, "No errors were found") {
 		t.Error(out)
 	}
-	out = imagetest.Tool(t, "qemu-io", "-r", "-f", "qcow2", "-c", "read -P 0x61 0 512", "-c", "read -P 0x62 7T 512",
+	out = testkit.Tool(t, "qemu-io", "-r", "-f", "qcow2", "-c", "read -P 0x61 0 512", "-c", "read -P 0x62 7T 512",
 		"-c", fmt.Sprintf("read -P 0x63 %d 512", int64(size-512)), "-c", "read -P 0 8T 1M", path)
 	if strings.Contains(out, "failed") || strings.Count(out, "read ") != 4 {
 		t.Error(out)

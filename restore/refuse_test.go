@@ -13,7 +13,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/internal/imagetest"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/qemu"
@@ -79,7 +79,7 @@ func TestRefusals(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			before := strings.Join(imagetest.Names(t, dir), " ")
+			before := strings.Join(testkit.Names(t, dir), " ")
 			for i := range c.targets {
 				c.targets[i].Path = dir + "/" + c.targets[i].Path
 			}
@@ -90,7 +90,7 @@ func TestRefusals(t *testing.T) {
 			if err == nil || c.want != nil && !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) {
 				t.Errorf("error %v, want %v with %q", err, c.want, c.text)
 			}
-			if after := strings.Join(imagetest.Names(t, dir), " "); after != before {
+			if after := strings.Join(testkit.Names(t, dir), " "); after != before {
 				t.Errorf("the folder had %s, has %s", before, after)
 			}
 			if got, err := os.ReadFile(filepath.Join(dir, "old")); err != nil || string(got) != "old" {
@@ -110,15 +110,15 @@ func TestTargetInUse(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			path := filepath.Join(dir, "vda.qcow2")
-			imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", path, "1M")
-			imagetest.HoldWithNBD(t, path, append(args, "-f", "qcow2")...)
+			testkit.Tool(t, "qemu-img", "create", "-q", "-f", "qcow2", path, "1M")
+			testkit.StartNBD(t, append(args, "-f", "qcow2", path)...)
 			targets := []Target{{"vdb", filepath.Join(dir, "vdb.raw"), qcow2.Raw}, {"vda", path, qcow2.Qcow2}}
 			_, err := Run(context.Background(), r.repo, m, targets, Options{Force: true})
 			var inUse *qemu.InUseError
 			if !errors.As(err, &inUse) || inUse.Path != path {
 				t.Errorf("a target in use: %v", err)
 			}
-			if got := imagetest.Names(t, dir); len(got) != 1 {
+			if got := testkit.Names(t, dir); len(got) != 1 {
 				t.Errorf("the folder has %q", got)
 			}
 		})
@@ -159,7 +159,7 @@ func TestForceReplacesAndKeepsAccess(t *testing.T) {
 	if err != nil || fi.Mode() != 0o640 {
 		t.Errorf("mode %v (%v)", fi.Mode(), err)
 	}
-	if got := imagetest.Names(t, dir); len(got) != 1 {
+	if got := testkit.Names(t, dir); len(got) != 1 {
 		t.Errorf("the folder has %q", got)
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/internal/imagetest"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -24,11 +24,11 @@ func checkRestored(t rapid.TB, path string, format qcow2.Format, model []byte) {
 	raw := path
 	if format == qcow2.Qcow2 {
 		raw = path + ".raw"
-		out := imagetest.Tool(t, "qemu-img", "check", "-f", "qcow2", path)
+		out := testkit.Tool(t, "qemu-img", "check", "-f", "qcow2", path)
 		if !strings.Contains(out, "No errors were found on the image.") {
 			t.Fatalf("qemu-img check: %s", out)
 		}
-		imagetest.Tool(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, raw)
+		testkit.Tool(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, raw)
 	}
 	got, err := os.ReadFile(raw)
 	if err != nil {

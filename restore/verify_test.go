@@ -11,8 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/imgbackup/imgbackup/internal/imagetest"
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -57,7 +57,7 @@ func TestVerifySeesEveryWrongWrite(t *testing.T) {
 					// they are right is tested where they are made.
 					if format == qcow2.Qcow2 {
 						for i, tg := range targets {
-							imagetest.Tool(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", tg.Path, tg.Path+".raw")
+							testkit.Tool(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", tg.Path, tg.Path+".raw")
 							checkRestored(t, tg.Path+".raw", qcow2.Raw, disks[i].content)
 							_ = os.Remove(tg.Path)
 							_ = os.Remove(tg.Path + ".raw")

@@ -3,12 +3,10 @@
 package push
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,6 +15,7 @@ import (
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -50,15 +49,7 @@ func (l *lab) path(name string) string { return filepath.Join(l.dir, name) }
 // output.
 func (l *lab) tool(name string, args ...string) string {
 	l.t.Helper()
-	var stderr bytes.Buffer
-	cmd := exec.CommandContext(l.t.Context(), name, args...)
-	cmd.Dir = l.dir
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		l.t.Fatalf("%s %q: %v\n%s%s", name, args, err, out, stderr.String())
-	}
-	return string(out)
+	return testkit.ToolIn(l.t, l.dir, name, args...)
 }
 
 // write is what a VM does: qemu-io's commands on a qcow2 image.

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/nbd"
 )
 
@@ -32,14 +33,7 @@ func (p *puller) path(name string) string { return filepath.Join(p.dir, name) }
 
 func (p *puller) tool(name string, args ...string) string {
 	p.Helper()
-	var stderr bytes.Buffer
-	cmd := exec.Command(name, args...)
-	cmd.Dir, cmd.Stderr = p.dir, &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		p.Fatalf("%s %q: %v\n%s%s", name, args, err, out, &stderr)
-	}
-	return string(out)
+	return testkit.ToolIn(p, p.dir, name, args...)
 }
 
 // serve runs an export while do is at work.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -299,22 +300,12 @@ func (r *recovery) imgbackup(args ...string) {
 
 func (r *recovery) guest(disk string, commands ...string) {
 	r.Helper()
-	args := []string{"-f", "qcow2", r.image(disk)}
-	for _, c := range commands {
-		args = append(args, "-c", c)
-	}
-	if out := r.tool("qemu-io", args...); bytes.Contains(out, []byte("failed")) {
-		r.Fatalf("qemu-io %v: %s", args, out)
-	}
+	testkit.Guest(r, r.image(disk), commands...)
 }
 
 func (r *recovery) tool(name string, args ...string) []byte {
 	r.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		r.Fatalf("%s %v: %v\n%s", name, args, err, out)
-	}
-	return out
+	return []byte(testkit.Tool(r, name, args...))
 }
 
 func (r *recovery) sum(path string) (digest [sha256.Size]byte) {

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/imgbackup/imgbackup/internal/imagetest"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // Whoever reads no further is no failure, and what a command found stays its status.
@@ -17,8 +17,8 @@ func TestResultsThatNobodyReads(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
-	imagetest.Tool(t, "qemu-img", "create", "-q", "-f", "raw", at("a.raw"), "1M")
-	imagetest.Tool(t, "qemu-io", "-f", "raw", "-c", "write -P 1 0 64k", at("a.raw"))
+	testkit.Tool(t, "qemu-img", "create", "-q", "-f", "raw", at("a.raw"), "1M")
+	testkit.Tool(t, "qemu-io", "-f", "raw", "-c", "write -P 1 0 64k", at("a.raw"))
 	for _, args := range [][]string{{"init", "-r", at("repo")},
 		{"backup", "-r", at("repo"), "web", "--disk", "vda=" + at("a.raw") + ",format=raw", "--checkpoint", "c1"}} {
 		if code, _, stderr := runHere(args...); code != exitDone {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/check"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -120,26 +121,13 @@ func (w *world) image(target string) string { return filepath.Join(w.dir, target
 // tool runs a program that has to succeed, and returns its stdout.
 func (w *world) tool(name string, args ...string) []byte {
 	w.Helper()
-	var stderr bytes.Buffer
-	cmd := exec.Command(name, args...)
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		w.Fatalf("%s %v: %v\n%s%s", name, args, err, out, &stderr)
-	}
-	return out
+	return []byte(testkit.Tool(w, name, args...))
 }
 
 // guest lets the guest write to a disk.
 func (w *world) guest(target string, commands ...string) {
 	w.Helper()
-	args := []string{"-f", "qcow2", w.image(target)}
-	for _, c := range commands {
-		args = append(args, "-c", c)
-	}
-	if out := w.tool("qemu-io", args...); bytes.Contains(out, []byte("failed")) {
-		w.Fatalf("qemu-io %v: %s", args, out)
-	}
+	testkit.Guest(w, w.image(target), commands...)
 }
 
 // look notes what an image holds now, in QEMU's eyes, and the bitmaps in it

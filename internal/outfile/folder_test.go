@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imgbackup/imgbackup/internal/imagetest"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 func testFolder(t *testing.T) *folder {
@@ -77,7 +77,7 @@ func TestSweepRemovesOnlyWhatIsStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.sweep()
-	got := imagetest.Names(t, d.path)
+	got := testkit.Names(t, d.path)
 	slices.Sort(keep)
 	slices.Sort(got)
 	if !slices.Equal(got, keep) {
@@ -107,7 +107,7 @@ func TestPartialIsPrivateAndRemoved(t *testing.T) {
 	if err := p.remove(); err != nil {
 		t.Fatal(err)
 	}
-	if got := imagetest.Names(t, d.path); len(got) != 0 {
+	if got := testkit.Names(t, d.path); len(got) != 0 {
 		t.Errorf("left: %q", got)
 	}
 }

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imgbackup/imgbackup/internal/imagetest"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/qemu"
 )
 
@@ -26,7 +26,7 @@ func TestLockSeesEveryQEMU(t *testing.T) {
 			if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			imagetest.HoldWithNBD(t, path, append(args, "-f", "raw")...)
+			testkit.StartNBD(t, append(args, "-f", "raw", path)...)
 			f, err := os.Open(path)
 			if err != nil {
 				t.Fatal(err)
@@ -67,5 +67,5 @@ func TestLockKeepsOthersOut(t *testing.T) {
 	if err := release(f); err != nil {
 		t.Fatal(err)
 	}
-	imagetest.Tool(t, "qemu-io", "-f", "raw", "-c", "write 0 512", path)
+	testkit.Tool(t, "qemu-io", "-f", "raw", "-c", "write 0 512", path)
 }

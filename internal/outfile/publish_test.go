@@ -13,14 +13,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imgbackup/imgbackup/internal/imagetest"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // contents returns what stands under names that are not partial.
 func contents(t *testing.T, dir string) string {
 	t.Helper()
 	var list []string
-	for _, name := range imagetest.Names(t, dir) {
+	for _, name := range testkit.Names(t, dir) {
 		data, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package testkit is what tests of several packages need: QEMU's tools, programs that
+// hold images, namespaces to mount in. It imports nothing of ours.
+package testkit
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// Tool runs a program that must succeed, and returns its standard output.
+func Tool(t rapid.TB, name string, args ...string) string {
+	t.Helper()
+	return ToolIn(t, "", name, args...)
+}
+
+// ToolIn is [Tool], run in the folder dir.
+func ToolIn(t rapid.TB, dir, name string, args ...string) string {
+	t.Helper()
+	var stderr bytes.Buffer
+	cmd := exec.Command(name, args...)
+	cmd.Dir, cmd.Stderr = dir, &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s %q: %v\n%s%s", name, args, err, out, stderr.String())
+	}
+	return string(out)
+}
+
+// Guest writes to a qcow2 image as a guest does: commands of qemu-io, each of which must
+// succeed.
+func Guest(t rapid.TB, image string, commands ...string) {
+	t.Helper()
+	args := []string{"-f", "qcow2", image}
+	for _, c := range commands {
+		args = append(args, "-c", c)
+	}
+	if out := Tool(t, "qemu-io", args...); strings.Contains(out, "failed") {
+		t.Fatalf("qemu-io %q: %s", commands, out)
+	}
+}
+
+// Names lists a folder, hidden files included.
+func Names(t testing.TB, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []string
+	for _, e := range entries {
+		list = append(list, e.Name())
+	}
+	return list
+}
