@@ -17,13 +17,14 @@ import (
 
 // Backup is what a person says of a backup, in the words of the command line.
 type Backup struct {
-	Domain      string   // empty: the definition's
-	XML         Files    // libvirt's
-	Disks       []string // TARGET=PATH,format=FORMAT…; beside a definition what differs from it
-	Targets     []string // TARGET=PATH…: push mode
-	Mode        string   // empty: auto, or incremental if a checkpoint is named
-	Compression string   // a level of [archive.LevelNames]; empty: the fastest
-	LimitRate   string   // bytes per second, as 50M; empty: no limit
+	Domain      string               // empty: the definition's
+	XML         Files                // libvirt's
+	Disks       []string             // TARGET=PATH,format=FORMAT…; beside a definition what differs from it
+	Known       []backup.DiskRequest // more disks, that nobody need read
+	Targets     []string             // TARGET=PATH…: push mode
+	Mode        string               // empty: auto, or incremental if a checkpoint is named
+	Compression string               // a level of [archive.LevelNames]; empty: the fastest
+	LimitRate   string               // bytes per second, as 50M; empty: no limit
 	// Engine is what the engine takes as it is: Since, Checkpoint, Description, MaxLock
 	// and all that is yes or no.
 	Engine backup.Request
@@ -34,6 +35,12 @@ type Job struct {
 	Request backup.Request
 	Targets []push.Target   // push mode; none: the disks go into the repository
 	LeftOut []chain.LeftOut // of the definition's disks
+}
+
+// NamesDisks reports whether anything says which disks are to be backed up.
+func (b *Backup) NamesDisks() bool {
+	x := b.XML
+	return len(b.Disks)+len(b.Known) > 0 || x.Domain+x.Backup+x.Checkpoint != ""
 }
 
 // Check returns an error for words that are wrong whatever the XML says.
@@ -99,6 +106,9 @@ func (b *Backup) Job(stdin io.Reader) (Job, error) {
 	disks, err := parseDisks(b.Disks, toBackUp, in.domain != nil)
 	if err != nil {
 		return j, err
+	}
+	for _, d := range b.Known {
+		disks = append(disks, disk{DiskRequest: d})
 	}
 	if j.LeftOut, err = in.fill(&j.Request, disks, toBackUp); err != nil {
 		return j, err

@@ -31,6 +31,9 @@ stands every check, and else reads the whole disk and stores what differs from
 the newest archived state; it says why. --mode incremental ends with exit
 status 4 instead. --mode full stores everything.
 
+Without any, the disks are those of the domain's newest checkpoint from this host,
+or of the definition that libvirt keeps in /etc/libvirt/qemu; a note says so.
+
 A --disk is TARGET=PATH,format=FORMAT; a comma in a path is doubled. The format
 is never guessed. qcow2 and raw are read natively; luks, vmdk, vhdx, vdi, qed and
 encrypted qcow2 (keyfile=FILE holds the passphrase) through qemu-nbd, and always
@@ -149,6 +152,11 @@ func (a *app) runBackup(ctx context.Context, o backupOptions) error {
 		return a.printXML(o.Backup)
 	case o.folder != "":
 		return a.backupAll(ctx, o)
+	}
+	if o.Domain != "" && !o.NamesDisks() {
+		if err := a.takeLast(ctx, &o.Backup); err != nil {
+			return err
+		}
 	}
 	job, err := a.backupJob(o.Backup)
 	switch {

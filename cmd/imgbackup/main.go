@@ -43,6 +43,8 @@ type program struct {
 	// retry is how long stores are given to come back; the defaults outside
 	// tests.
 	retry objstore.RetryOptions
+	// definitions is where libvirt keeps its domains; its own folder outside tests.
+	definitions string
 	// events is the stream of --progress json; nil where there can be none.
 	events *events
 }

@@ -37,6 +37,8 @@ const (
 	holdAt = "IMGBACKUP_TEST_HOLD_AT"
 	// patience is how long a store is given to come back.
 	patience = "IMGBACKUP_TEST_PATIENCE"
+	// definitions is the folder that stands for libvirt's.
+	definitions = "IMGBACKUP_TEST_DEFINITIONS"
 	// delay is the mean time before what failed is tried again.
 	delay = "IMGBACKUP_TEST_DELAY"
 )
@@ -44,7 +46,7 @@ const (
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"imgbackup": func() {
-			p := program{in: os.Stdin, out: os.Stdout, err: os.Stderr, step: stepHook()}
+			p := program{in: os.Stdin, out: os.Stdout, err: os.Stderr, step: stepHook(), definitions: os.Getenv(definitions)}
 			if d, err := time.ParseDuration(os.Getenv(patience)); err == nil {
 				p.retry.Patience = d
 			}
