@@ -18,6 +18,7 @@ import (
 	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/internal/zero"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/local"
 )
 
 func TestFullAndDelta(t *testing.T) {
@@ -257,7 +258,7 @@ func TestSamePacks(t *testing.T) {
 func TestPlainTools(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	store := must2(objstore.CreateLocal(dir))(t)
+	store := must2(local.Create(dir, local.Options{}))(t)
 	disk := append(random(1, 2*GridSize+512), text(1, 3*GridSize)...)
 	for _, level := range []Level{LevelFastest, LevelDefault, LevelBetter, LevelBest, LevelNone} {
 		disk[0]++

@@ -20,7 +20,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/testkit"
-	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/local"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
 )
@@ -50,7 +50,7 @@ func newLabIn(t *testing.T, images, scratch string) *lab {
 	t.Helper()
 	l := &lab{t: t, images: images, repoDir: filepath.Join(scratch, "repo"), oracles: filepath.Join(scratch, "oracles")}
 	l.must(os.Mkdir(l.oracles, 0o755))
-	store, err := objstore.CreateLocal(l.repoDir)
+	store, err := local.Create(l.repoDir, local.Options{})
 	l.must(err)
 	t.Cleanup(func() { l.must(store.Close()) })
 	l.repo, err = chain.Init(t.Context(), store, chain.InitOptions{})

@@ -18,6 +18,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/local"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -80,7 +81,7 @@ func newLife(t *testing.T, seed uint64, events []*event, count *tally) *life {
 	l := &life{t: t, seed: seed, rng: newRand(seed), dir: t.TempDir(), events: events, count: count}
 	l.store = objstore.NewMem()
 	if l.rng.IntN(4) == 0 {
-		local, err := objstore.CreateLocal(filepath.Join(l.dir, "repository"))
+		local, err := local.Create(filepath.Join(l.dir, "repository"), local.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

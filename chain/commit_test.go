@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/local"
 	"github.com/imgbackup/imgbackup/objstore/objstoretest"
 )
 
@@ -185,7 +186,7 @@ func TestCommitInterrupted(t *testing.T) {
 func TestCommitOnLocal(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	s, err := objstore.CreateLocal(dir)
+	s, err := local.Create(dir, local.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +198,7 @@ func TestCommitOnLocal(t *testing.T) {
 	errs := make([]error, 8)
 	for i := range errs {
 		wg.Go(func() {
-			s, err := objstore.OpenLocal(dir)
+			s, err := local.Open(dir, local.Options{})
 			if err != nil {
 				errs[i] = err
 				return

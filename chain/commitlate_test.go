@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/retry"
+	"github.com/imgbackup/imgbackup/objstore/s3"
 	"github.com/imgbackup/imgbackup/objstore/s3test"
 )
 
@@ -32,10 +34,10 @@ func TestCommitLate(t *testing.T) {
 				{"interrupted and refused", s3test.Fault{How: s3test.Skewed}, true, "unknown", http.StatusOK},
 				{"somebody else is first", s3test.Fault{}, false, "taken", http.StatusPreconditionFailed},
 			} {
-				for _, retry := range []bool{false, true} {
-					t.Run(fmt.Sprintf("%s/%v", c.name, retry), func(t *testing.T) {
+				for _, again := range []bool{false, true} {
+					t.Run(fmt.Sprintf("%s/%v", c.name, again), func(t *testing.T) {
 						t.Parallel()
-						c.run(t, server, server.Config(bucket, fmt.Sprintf("p%d/%v", i, retry)), retry)
+						c.run(t, server, server.Config(bucket, fmt.Sprintf("p%d/%v", i, again)), again)
 					})
 				}
 			}
@@ -51,17 +53,17 @@ type lateCase struct {
 	arrives int // what the server answers to the first one in the end
 }
 
-func (c lateCase) run(t *testing.T, server *s3test.Server, config objstore.S3Config, retry bool) {
-	open := func(c objstore.S3Config, retry bool) objstore.Store {
-		s, err := objstore.OpenS3(c)
+func (c lateCase) run(t *testing.T, server *s3test.Server, config s3.Config, again bool) {
+	open := func(c s3.Config, again bool) objstore.Store {
+		s, err := s3.Open(c)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = s.Close() })
-		if !retry {
+		if !again {
 			return s
 		}
-		return objstore.Retry(s, objstore.RetryOptions{FirstDelay: time.Millisecond})
+		return retry.New(s, retry.Options{FirstDelay: time.Millisecond})
 	}
 	plain, err := Init(t.Context(), open(config, true), InitOptions{})
 	if err != nil {
@@ -85,7 +87,7 @@ func (c lateCase) run(t *testing.T, server *s3test.Server, config objstore.S3Con
 	}
 	proxy := s3test.NewProxy(t, server, faults...)
 	config.Endpoint = proxy.URL
-	err = plain.with(open(config, retry)).Commit(ctx, m)
+	err = plain.with(open(config, again)).Commit(ctx, m)
 	var unknown *UnknownOutcomeError
 	var taken *TakenError
 	got := "failed"

@@ -18,7 +18,7 @@ func TestCheckName(t *testing.T) {
 		if err := CheckName(s); err != nil {
 			t.Errorf("%q: %v", s, err)
 		}
-		if err := objstore.ValidKey(ManifestKey(s, s)); err != nil {
+		if err := objstore.CheckKey(ManifestKey(s, s)); err != nil {
 			t.Errorf("%q: %v", s, err)
 		}
 	}
@@ -35,7 +35,7 @@ func TestCheckDomain(t *testing.T) {
 		if err := CheckDomain(s); err != nil {
 			t.Errorf("%q: %v", s, err)
 		}
-		if err := objstore.ValidKey(ManifestKey(s, "c1")); err != nil {
+		if err := objstore.CheckKey(ManifestKey(s, "c1")); err != nil {
 			t.Errorf("%q: %v", s, err)
 		}
 	}
@@ -63,7 +63,7 @@ func TestEncodeDomain(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		in := string(rapid.SliceOfN(rapid.Byte(), 1, 80).Draw(t, "domain"))
 		part := EncodeDomain(in)
-		if err := objstore.ValidKey("domains/" + part); err != nil {
+		if err := objstore.CheckKey("domains/" + part); err != nil {
 			t.Fatal(err)
 		}
 		if out, err := DecodeDomain(part); err != nil || out != in {

@@ -11,17 +11,19 @@ import (
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/retry"
+	"github.com/imgbackup/imgbackup/objstore/s3"
 	"github.com/imgbackup/imgbackup/objstore/s3test"
 )
 
-func initS3(t *testing.T, c objstore.S3Config, o chain.InitOptions) (*chain.Repository, objstore.Store, error) {
+func initS3(t *testing.T, c s3.Config, o chain.InitOptions) (*chain.Repository, objstore.Store, error) {
 	t.Helper()
-	s, err := objstore.OpenS3(c)
+	s, err := s3.Open(c)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	store := objstore.Retry(s, objstore.RetryOptions{})
+	store := retry.New(s, retry.Options{})
 	r, err := chain.Init(t.Context(), store, o)
 	return r, store, err
 }

@@ -54,13 +54,13 @@ type shortBody struct{ *strings.Reader }
 
 func (s shortBody) Size() int64 { return s.Reader.Size() + 1 }
 
-func FuzzValidKey(f *testing.F) {
+func FuzzCheckKey(f *testing.F) {
 	seeds := []string{"a", "packs/ab/abcd.zst", "../a", "a/../b", "a\x00", "tmp/x", "domains/a%2Fb/checkpoints/1.json"}
 	for _, s := range seeds {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, key string) {
-		if objstore.ValidKey(key) != nil {
+		if objstore.CheckKey(key) != nil {
 			return
 		}
 		if key == "" || strings.HasPrefix(key, "/") || strings.ContainsAny(key, "\x00\\ \n") || len(key) > objstore.MaxKeyLength {

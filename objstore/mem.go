@@ -25,7 +25,7 @@ type mem struct {
 }
 
 func (m *mem) Put(ctx context.Context, key string, body Body, mode Mode) error {
-	if err := ValidKey(key); err != nil {
+	if err := CheckKey(key); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -48,10 +48,10 @@ func (m *mem) Put(ctx context.Context, key string, body Body, mode Mode) error {
 }
 
 func (m *mem) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
-	if err := ValidKey(key); err != nil {
+	if err := CheckKey(key); err != nil {
 		return nil, err
 	}
-	if err := validRange(key, offset, length); err != nil {
+	if err := CheckRange(key, offset, length); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -63,11 +63,11 @@ func (m *mem) Get(ctx context.Context, key string, offset, length int64) (io.Rea
 	if !ok {
 		return nil, fmt.Errorf("%s: %w", key, ErrNotFound)
 	}
-	return newRange(ctx, bytes.NewReader(data), int64(len(data)), offset, length, nil), nil
+	return NewRange(ctx, bytes.NewReader(data), int64(len(data)), offset, length, nil), nil
 }
 
 func (m *mem) Stat(ctx context.Context, key string) (Info, error) {
-	if err := ValidKey(key); err != nil {
+	if err := CheckKey(key); err != nil {
 		return Info{}, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -84,7 +84,7 @@ func (m *mem) Stat(ctx context.Context, key string) (Info, error) {
 
 func (m *mem) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
-		if err := validPrefix(prefix); err != nil {
+		if err := CheckPrefix(prefix); err != nil {
 			yield(Info{}, err)
 			return
 		}
@@ -113,7 +113,7 @@ func (m *mem) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
 }
 
 func (m *mem) Delete(ctx context.Context, key string) error {
-	if err := ValidKey(key); err != nil {
+	if err := CheckKey(key); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package objstore is where the objects of a repository live: whole values
-// under slash-separated keys, in a local directory or in memory.
+// under slash-separated keys, in a folder (package local), in a bucket of a
+// server that speaks S3 (package s3), or in memory ([NewMem]). Package retry
+// tries again what fails on the way to a server; package open opens a place by
+// its name.
 //
 // What every [Store] promises, and what [objstoretest.Run] of the package
-// beside this one tests:
+// below this one tests:
 //
 //   - An object is whole or absent. Nobody ever sees half of one under its
 //     key, however the program that wrote it ended.
@@ -17,6 +20,9 @@
 //   - All methods may be called concurrently.
 //   - A cancelled context is an error, never a success that was cut short.
 //
+// What only some stores can do beside that is an interface of its own: [Prober],
+// [ListerAfter], [VersionGetter], [Placed]. [As] finds it, also through wrappers.
+//
 // Keys, the two sentinel errors and the meaning of [Create] are part of what
 // a repository relies on; they stay compatible.
 //
@@ -25,33 +31,9 @@ package objstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"iter"
-	"strings"
-)
-
-// The answers that callers decide by. They are matched with errors.Is.
-var (
-	// ErrNotFound says that the store answered, and that there is no such object.
-	ErrNotFound = errors.New("no such object")
-	// ErrExists says that an object stands under the key already.
-	ErrExists = errors.New("object exists already")
-	// ErrTooLarge is ReadAll's: the object is larger than the caller takes.
-	ErrTooLarge = errors.New("object is too large")
-)
-
-// MaxKeyLength bounds a key, in bytes: what S3 allows.
-const MaxKeyLength = 1024
-
-// maxPartLength bounds one part of a key, in bytes: what file systems allow.
-const maxPartLength = 255
-
-// Names that no key may begin with: a local store has them in its root.
-const (
-	tempDir   = "tmp"        // what is being written
-	lostFound = "lost+found" // what fsck of ext file systems makes
 )
 
 // Mode says what Put does when an object stands under the key.
@@ -95,21 +77,6 @@ type Store interface {
 	Delete(ctx context.Context, key string) error
 }
 
-// InDoubt says whether a Put that failed with err may store its object yet, at
-// any later moment: the whole of it was sent to a server, and what became of it
-// was never heard. Then that there is no such object does not prove that there
-// will be none.
-func InDoubt(err error) bool {
-	var doubt *doubtError
-	return errors.As(err, &doubt)
-}
-
-// doubtError marks the errors that InDoubt tells.
-type doubtError struct{ err error }
-
-func (e *doubtError) Error() string { return e.err.Error() }
-func (e *doubtError) Unwrap() error { return e.err }
-
 // ReadAll reads a whole object of at most limit bytes. A longer one is
 // ErrTooLarge.
 func ReadAll(ctx context.Context, s Store, key string, limit int64) ([]byte, error) {
@@ -128,59 +95,4 @@ func ReadAll(ctx context.Context, s Store, key string, limit int64) ([]byte, err
 		return nil, fmt.Errorf("read %s: it may have at most %d bytes: %w", key, limit, ErrTooLarge)
 	}
 	return data, nil
-}
-
-// ValidKey says why a string can't be a key. A key is relative, at most
-// MaxKeyLength bytes of [A-Za-z0-9_.%~+/-], and has no part that is empty,
-// "." or "..", or longer than 255 bytes. The first part is not "tmp" or
-// "lost+found".
-func ValidKey(key string) error {
-	if len(key) > MaxKeyLength {
-		return fmt.Errorf("invalid key: %d bytes is more than %d", len(key), MaxKeyLength)
-	}
-	if err := validBytes(key); err != nil {
-		return err
-	}
-	if first, _, _ := strings.Cut(key, "/"); first == tempDir || first == lostFound {
-		return fmt.Errorf("invalid key %q: %s is reserved", key, first)
-	}
-	for part := range strings.SplitSeq(key, "/") {
-		switch {
-		case part == "" || part == "." || part == "..":
-			return fmt.Errorf("invalid key %q: part %q", key, part)
-		case len(part) > maxPartLength:
-			return fmt.Errorf("invalid key %q: a part of %d bytes is longer than %d", key, len(part), maxPartLength)
-		}
-	}
-	return nil
-}
-
-// validPrefix says why a string can't be the beginning of a key.
-func validPrefix(prefix string) error {
-	if prefix == "" {
-		return nil
-	}
-	// Whatever is cut off in the middle of a part can be completed by a letter.
-	return ValidKey(prefix + "a")
-}
-
-func validBytes(key string) error {
-	for i := range len(key) {
-		c := key[i]
-		switch {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-		case strings.IndexByte("_.%~+-/", c) >= 0:
-		default:
-			return fmt.Errorf("invalid key %q: byte 0x%02x", key, c)
-		}
-	}
-	return nil
-}
-
-// validRange says why a range can't be read.
-func validRange(key string, offset, length int64) error {
-	if offset < 0 || length < -1 {
-		return fmt.Errorf("%s: invalid range: offset %d, length %d", key, offset, length)
-	}
-	return nil
 }

@@ -3,6 +3,8 @@
 package objstore_test
 
 import (
+	"errors"
+	"strings"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/objstore"
@@ -14,29 +16,16 @@ func TestMem(t *testing.T) {
 	objstoretest.Run(t, func(*testing.T) objstore.Store { return objstore.NewMem() })
 }
 
-func TestLocal(t *testing.T) {
+func TestReadAllIsBounded(t *testing.T) {
 	t.Parallel()
-	objstoretest.Run(t, func(t *testing.T) objstore.Store { return newLocal(t, t.TempDir()) })
-}
-
-func newLocal(t *testing.T, dir string) *objstore.Local {
-	t.Helper()
-	if _, err := objstore.CreateLocal(dir); err != nil {
+	s := objstore.NewMem()
+	if err := s.Put(t.Context(), "a", strings.NewReader("0123456789"), objstore.Create); err != nil {
 		t.Fatal(err)
 	}
-	return openLocal(t, dir)
-}
-
-func openLocal(t *testing.T, dir string) *objstore.Local {
-	t.Helper()
-	s, err := objstore.OpenLocal(dir)
-	if err != nil {
-		t.Fatal(err)
+	if got, err := objstore.ReadAll(t.Context(), s, "a", 10); err != nil || string(got) != "0123456789" {
+		t.Errorf("%q, %v", got, err)
 	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return s
+	if got, err := objstore.ReadAll(t.Context(), s, "a", 9); !errors.Is(err, objstore.ErrTooLarge) || errors.Is(err, objstore.ErrNotFound) {
+		t.Errorf("%q, %v: want ErrTooLarge", got, err)
+	}
 }

@@ -19,7 +19,7 @@ type Placed interface {
 // the store's own folder or lies in it: there it might take an object's place. A path
 // of which that cannot be found out is refused, too.
 func CheckOutside(s Store, path string) error {
-	p, ok := s.(Placed)
+	p, ok := As[Placed](s)
 	if !ok {
 		return nil
 	}

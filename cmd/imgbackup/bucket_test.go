@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/retry"
+	"github.com/imgbackup/imgbackup/objstore/s3"
 	"github.com/imgbackup/imgbackup/objstore/s3test"
 )
 
@@ -56,12 +58,12 @@ func (b *bucket) behind(t testing.TB, faults ...s3test.Fault) *s3test.Proxy {
 // open opens the place, without a proxy.
 func (b *bucket) open(t testing.TB) objstore.Store {
 	t.Helper()
-	s, err := objstore.OpenS3(b.server.Config(b.name, b.prefix))
+	s, err := s3.Open(b.server.Config(b.name, b.prefix))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
-	return objstore.Retry(s, objstore.RetryOptions{FirstDelay: 5 * time.Millisecond, MaxDelay: 100 * time.Millisecond})
+	return retry.New(s, retry.Options{FirstDelay: 5 * time.Millisecond, MaxDelay: 100 * time.Millisecond})
 }
 
 // wrap lets a program that runs within this process, and so has no environment

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/retry"
 )
 
 // memoryLimit makes the garbage collector work harder instead of letting the
@@ -42,7 +43,7 @@ type program struct {
 	wrap func(objstore.Store) objstore.Store
 	// retry is how long stores are given to come back; the defaults outside
 	// tests.
-	retry objstore.RetryOptions
+	retry retry.Options
 	// definitions is where libvirt keeps its domains; its own folder outside tests.
 	definitions string
 	// events is the stream of --progress json; nil where there can be none.

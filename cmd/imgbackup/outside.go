@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/open"
 )
 
 // checkOutside refuses to write what the flag names into the folder of the repository
@@ -17,7 +18,7 @@ func (a *app) checkOutside(flag string, paths ...string) error {
 	if place == "" {
 		return nil
 	}
-	store, err := objstore.Open(place, objstore.OpenOptions{})
+	store, err := open.Open(place, open.Options{})
 	if err != nil {
 		return nil
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/testkit"
-	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/local"
 )
 
 // recovery is a repository that the program made, and what qemu-img read from
@@ -228,7 +228,7 @@ func (r *recovery) history() {
 func (r *recovery) demandMaps(checkpoint, disk string, sizes []int64) {
 	r.Helper()
 	ctx := context.Background()
-	store, err := objstore.OpenLocal(r.repo())
+	store, err := local.Open(r.repo(), local.Options{})
 	if err != nil {
 		r.Fatal(err)
 	}

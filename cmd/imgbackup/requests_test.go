@@ -14,6 +14,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/s3"
 	"github.com/imgbackup/imgbackup/objstore/s3test"
 )
 
@@ -40,7 +41,7 @@ func TestRequestsAreFew(t *testing.T) {
 		}
 		return requests{proxy.Count("PUT") - before.put, proxy.Count("GET") - before.get, proxy.Count("HEAD") - before.head, proxy.Count("LIST") - before.list}
 	}
-	store, err := objstore.OpenS3(server.Config(bucket, "r"))
+	store, err := s3.Open(server.Config(bucket, "r"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/open"
 )
 
 // app is what every command shares.
@@ -132,12 +132,11 @@ func (a *app) openStore(create bool) (objstore.Store, error) {
 	}
 	retry := a.retry
 	retry.Notify = a.retryNote
-	store, err := objstore.Open(a.repoFlag, objstore.OpenOptions{Create: create, Retry: retry, Note: a.note})
-	var place *objstore.PlaceError
-	if errors.As(err, &place) {
-		return nil, usage.Errorf("repository: %w", err)
+	store, err := open.Open(a.repoFlag, open.Options{Create: create, Retry: retry, Note: a.note})
+	if err != nil {
+		return nil, err // and not a nil store of some type
 	}
-	return store, err
+	return store, nil
 }
 
 // retryNote tells of an outage of the store, once it lasts.

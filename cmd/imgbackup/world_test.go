@@ -23,6 +23,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain/check"
 	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/local"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -272,7 +273,7 @@ func (w *world) store() objstore.Store {
 	if w.bucket != nil {
 		return w.bucket.open(w)
 	}
-	store, err := objstore.OpenLocal(w.repo())
+	store, err := local.Open(w.repo(), local.Options{})
 	if err != nil {
 		w.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/local"
 )
 
 // The synthetic disk: every grid cell holds a chunk.
@@ -34,7 +35,7 @@ func bigMap(what, dir string) error {
 	list := filepath.Join(dir, "maps.json")
 	switch what {
 	case "write":
-		store, err := objstore.CreateLocal(dir)
+		store, err := local.Create(dir, local.Options{})
 		if err != nil {
 			return err
 		}
@@ -56,7 +57,7 @@ func bigMap(what, dir string) error {
 		}
 		return os.WriteFile(list, data, 0o600)
 	case "replay":
-		store, err := objstore.OpenLocal(dir)
+		store, err := local.Open(dir, local.Options{})
 		if err != nil {
 			return err
 		}

@@ -58,6 +58,23 @@ func Run(t *testing.T, factory func(t *testing.T) objstore.Store) {
 	}
 }
 
+// Operations does each operation of a store, with one object, and returns what
+// it says, by its name.
+func Operations(t *testing.T, s objstore.Store, key string) map[string]error {
+	t.Helper()
+	errs := map[string]error{
+		"create":  s.Put(t.Context(), key, strings.NewReader("x"), objstore.Create),
+		"replace": s.Put(t.Context(), key, strings.NewReader("x"), objstore.Replace),
+		"delete":  s.Delete(t.Context(), key),
+	}
+	_, errs["stat"] = s.Stat(t.Context(), key)
+	_, errs["get"] = s.Get(t.Context(), key, 0, -1)
+	for _, err := range s.List(t.Context(), "") {
+		errs["list"] = err
+	}
+	return errs
+}
+
 func put(t *testing.T, s objstore.Store, key, content string, mode objstore.Mode) {
 	t.Helper()
 	if err := s.Put(t.Context(), key, strings.NewReader(content), mode); err != nil {

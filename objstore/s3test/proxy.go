@@ -22,7 +22,7 @@ import (
 
 	"github.com/minio/minio-go/v7"
 
-	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/s3"
 )
 
 // How is how a request fails.
@@ -143,7 +143,7 @@ func NewProxy(t testing.TB, server *Server, faults ...Fault) *Proxy {
 }
 
 // Config is that of a store behind the proxy.
-func (p *Proxy) Config(s *Server, bucket, prefix string) objstore.S3Config {
+func (p *Proxy) Config(s *Server, bucket, prefix string) s3.Config {
 	c := s.Config(bucket, prefix)
 	c.Endpoint = p.URL
 	return c

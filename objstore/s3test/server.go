@@ -23,7 +23,7 @@ import (
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
 
-	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/s3"
 )
 
 // Kind is a kind of server.
@@ -277,8 +277,8 @@ func (s *Server) Bucket() string {
 }
 
 // Config is that of a store in a bucket of the server.
-func (s *Server) Config(bucket, prefix string) objstore.S3Config {
-	return objstore.S3Config{
+func (s *Server) Config(bucket, prefix string) s3.Config {
+	return s3.Config{
 		Bucket: bucket, Prefix: prefix, Endpoint: s.Endpoint, Region: Region, CAFile: s.CAFile,
 		Credentials: credentials.NewStaticV4(AccessKey, SecretKey, ""),
 	}

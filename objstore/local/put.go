@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package local
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+const (
+	// copyBuffer is how much is read from a body at a time, in bytes.
+	copyBuffer = 1 << 20
+	// dropCacheFrom is the size in bytes from which on an object that was
+	// written does not stay in the page cache.
+	dropCacheFrom = 4 << 20
+)
+
+// Put implements Store.
+func (l *Store) Put(ctx context.Context, key string, body objstore.Body, mode objstore.Mode) error {
+	if err := objstore.CheckKey(key); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := l.put(ctx, key, body, mode); err != nil {
+		return fmt.Errorf("store %s: %w", key, explain(err))
+	}
+	return nil
+}
+
+func (l *Store) put(ctx context.Context, key string, body objstore.Body, mode objstore.Mode) error {
+	if mode == objstore.Create {
+		// Saves the writing; the link below is what decides.
+		switch _, err := l.stat(key); {
+		case err == nil:
+			return l.exists(key)
+		case !errors.Is(err, objstore.ErrNotFound):
+			return err
+		}
+	}
+	temp, err := l.newTemp()
+	if err != nil {
+		return err
+	}
+	defer temp.discard()
+	if err := l.fill(ctx, temp.file, body); err != nil {
+		return err
+	}
+	folder, name := splitKey(key)
+	dir, err := l.makeFolder(folder)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }() // only for reading
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	path := filepath.Join(l.dir, key)
+	if mode == objstore.Replace {
+		err = temp.renameTo(dir, name, path)
+	} else {
+		err = temp.linkTo(dir, name, path)
+	}
+	if err != nil && !errors.Is(err, objstore.ErrExists) {
+		return err
+	}
+	if serr := l.folders.Sync(dir); serr != nil {
+		return serr
+	}
+	return err
+}
+
+// exists returns ErrExists after it has made the object durable: who put it
+// there may have been killed before, and the caller may go on to refer to it.
+func (l *Store) exists(key string) error {
+	folder, _ := splitKey(key)
+	dir, err := l.makeFolder(folder)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }() // only for reading
+	if err := l.folders.Sync(dir); err != nil {
+		return err
+	}
+	return objstore.ErrExists
+}
+
+// fill writes body to f and makes it durable.
+func (l *Store) fill(ctx context.Context, f *os.File, body objstore.Body) error {
+	buf := l.buffers.Get().(*[]byte)
+	defer l.buffers.Put(buf)
+	size := body.Size()
+	for off := int64(0); off < size; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		p := (*buf)[:min(int64(len(*buf)), size-off)]
+		n, err := body.ReadAt(p, off)
+		if n < len(p) {
+			if err == nil || err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return fmt.Errorf("read what is to be stored: %w", err)
+		}
+		if _, err := f.Write(p); err != nil {
+			return err
+		}
+		off += int64(n)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if size >= dropCacheFrom {
+		// Advice: a file system that does not take it is no failure.
+		_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	}
+	return nil
+}
+
+// makeFolder opens the folder dir of the repository and makes it if need be.
+// It is durable on return, whoever made it.
+func (l *Store) makeFolder(dir string) (*os.File, error) {
+	at, err := l.openFolder("")
+	if err != nil || dir == "" {
+		return at, err
+	}
+	rel := ""
+	for part := range strings.SplitSeq(dir, "/") {
+		rel = path.Join(rel, part)
+		next, err := l.makeIn(at, part, rel)
+		_ = at.Close() // only for reading
+		if err != nil {
+			return nil, err
+		}
+		at = next
+	}
+	return at, nil
+}
+
+// makeIn opens the folder part in the folder at, after making it if need be.
+// rel is its path in the repository.
+func (l *Store) makeIn(at *os.File, part, rel string) (*os.File, error) {
+	next, err := sys.OpenAt(at, part, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if notThere(err) {
+		if err := sys.MkdirAt(at, part, dirMode); err != nil && !errors.Is(err, unix.EEXIST) {
+			return nil, err
+		}
+		next, err = sys.OpenAt(at, part, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	}
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		err = notFolder(at, part, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := l.syncOnce(at, rel); err != nil {
+		_ = next.Close()
+		return nil, err
+	}
+	return next, nil
+}
+
+// syncOnce makes the folder rel durable by syncing the folder at that holds
+// it: also when it was there already, since who made it may not have got to it.
+func (l *Store) syncOnce(at *os.File, rel string) error {
+	l.mu.Lock()
+	_, known := l.synced[rel]
+	l.mu.Unlock()
+	if known {
+		return nil
+	}
+	if err := l.folders.Sync(at); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.synced[rel] = struct{}{}
+	l.mu.Unlock()
+	return nil
+}
+
+// temp is a file in tmp/, locked by us.
+type temp struct {
+	dir  *os.File
+	file *os.File
+	name string // in dir; "" when it has been renamed
+}
+
+// newTemp makes an empty temporary file.
+func (l *Store) newTemp() (*temp, error) {
+	dir, err := l.tempFolder()
+	if err != nil {
+		return nil, err
+	}
+	f, name, err := sys.CreateLocked(dir, randomName, fileMode)
+	if err != nil {
+		return nil, err
+	}
+	return &temp{dir: dir, file: f, name: name}, nil
+}
+
+func randomName() string {
+	var random [16]byte
+	_, _ = rand.Read(random[:]) // never fails
+	return hex.EncodeToString(random[:])
+}
+
+// discard closes the file and removes its name in tmp/, if it still has it.
+// What can't be removed does no harm, and is swept later.
+func (t *temp) discard() {
+	if t.name != "" {
+		_ = sys.UnlinkAt(t.dir, t.name)
+	}
+	_ = t.file.Close() // it is synced, or not wanted
+}
+
+func (t *temp) renameTo(dir *os.File, name, path string) error {
+	if st, err := sys.StatAt(dir, name); err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return &fs.PathError{Op: "replace", Path: path, Err: errors.New("is not a file")}
+	}
+	err := sys.Restart(func() error { return unix.Renameat(int(t.dir.Fd()), t.name, int(dir.Fd()), name) })
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: t.file.Name(), New: path, Err: err}
+	}
+	t.name = ""
+	return nil
+}
+
+// linkTo gives the file its final name, if nothing has that name.
+func (t *temp) linkTo(dir *os.File, name, path string) error {
+	err := sys.Restart(func() error { return unix.Linkat(int(t.dir.Fd()), t.name, int(dir.Fd()), name, 0) })
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		// A network file system may have done it and lost the answer, and then
+		// have asked again.
+		return t.isAt(dir, name)
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EMLINK):
+		// A file system without hard links.
+		rerr := unix.Renameat2(int(t.dir.Fd()), t.name, int(dir.Fd()), name, unix.RENAME_NOREPLACE)
+		if errors.Is(rerr, unix.EEXIST) {
+			return objstore.ErrExists
+		}
+		if rerr == nil {
+			t.name = ""
+			return nil
+		}
+	}
+	if err != nil {
+		return &os.LinkError{Op: "link", Old: t.file.Name(), New: path, Err: err}
+	}
+	return nil
+}
+
+// isAt returns nil when name is this very file, and else ErrExists.
+func (t *temp) isAt(dir *os.File, name string) error {
+	there, err := sys.StatAt(dir, name)
+	if err != nil {
+		return err
+	}
+	own, err := sys.Stat(t.file)
+	if err != nil {
+		return err
+	}
+	if sys.IdentityOf(&there) != sys.IdentityOf(&own) {
+		return objstore.ErrExists
+	}
+	return nil
+}
+
+// tempFolder opens tmp/. The first time it makes and sweeps it.
+func (l *Store) tempFolder() (*os.File, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.temps != nil {
+		return l.temps, nil
+	}
+	if err := sys.MkdirAt(l.root, objstore.TempFolder, dirMode); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, err
+	}
+	dir, err := sys.OpenAt(l.root, objstore.TempFolder, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	// All that is there is ours, and has been given up if nobody has it locked.
+	if err := sys.Sweep(dir, func(_ string, folder bool) bool { return !folder }); err != nil {
+		_ = dir.Close()
+		return nil, err
+	}
+	l.temps = dir
+	return dir, nil
+}

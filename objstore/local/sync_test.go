@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package local_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/local"
+)
+
+// Where folders cannot be synced, a store does what can be done and says so once.
+func TestLocalFolderSyncUnsupported(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "a", "repo")
+	var notes []string
+	calls := 0
+	folders := &sys.FolderSyncer{
+		Note: func(msg string) { notes = append(notes, msg) },
+		Call: func(*os.File) error { calls++; return syscall.EINVAL },
+	}
+	s, err := local.CreateSyncing(dir, folders)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	ctx := t.Context()
+	for _, key := range []string{"x/y/1", "x/y/2"} {
+		if err := s.Put(ctx, key, strings.NewReader("data"), objstore.Create); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Put(ctx, key, strings.NewReader("data"), objstore.Create); !errors.Is(err, objstore.ErrExists) {
+			t.Fatal(err)
+		}
+		if err := s.Put(ctx, key, strings.NewReader("other"), objstore.Replace); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Delete(ctx, "x/y/1"); err != nil {
+		t.Fatal(err)
+	}
+	if calls < 9 || len(notes) != 1 {
+		t.Errorf("%d folders to sync, notes %q", calls, notes)
+	}
+}
+
+// A medium that fails is a failure in every step.
+func TestLocalFolderSyncFails(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	failing := &sys.FolderSyncer{Call: func(*os.File) error { return syscall.EIO }}
+	if _, err := local.CreateSyncing(filepath.Join(base, "new"), failing); !errors.Is(err, syscall.EIO) {
+		t.Errorf("create: %v", err)
+	}
+	dir := filepath.Join(base, "repo")
+	good, err := local.Create(dir, local.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = good.Close() }()
+	ctx := t.Context()
+	if err := good.Put(ctx, "there", strings.NewReader("data"), objstore.Create); err != nil {
+		t.Fatal(err)
+	}
+	s, err := local.OpenSyncing(dir, failing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	for what, err := range map[string]error{
+		"create":          s.Put(ctx, "new", strings.NewReader("data"), objstore.Create),
+		"create again":    s.Put(ctx, "there", strings.NewReader("data"), objstore.Create),
+		"replace":         s.Put(ctx, "there", strings.NewReader("data"), objstore.Replace),
+		"in a new folder": s.Put(ctx, "x/y", strings.NewReader("data"), objstore.Create),
+		"delete":          s.Delete(ctx, "there"),
+	} {
+		if !errors.Is(err, syscall.EIO) || errors.Is(err, objstore.ErrExists) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package open opens the place of a repository by its name.
+package open
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/local"
+	"github.com/imgbackup/imgbackup/objstore/retry"
+	"github.com/imgbackup/imgbackup/objstore/s3"
+)
+
+// Options say how to open a place.
+type Options struct {
+	// Create: a folder that is not there is made. Buckets never are.
+	Create bool
+	// Note, if any, is told what a person should know about the place.
+	Note func(msg string)
+	// Retry is for places that are reached over a network.
+	Retry retry.Options
+}
+
+// Open opens the place of a repository: the path of a folder, or
+// s3://BUCKET/PREFIX with the settings of the environment (see [s3.Parse]). In
+// S3 nothing is asked before the first operation, and what fails there and then
+// is tried again. What is no place at all is wrong usage.
+func Open(place string, o Options) (objstore.Store, error) {
+	scheme, _, ok := strings.Cut(place, "://")
+	switch {
+	case !ok && o.Create:
+		return local.Create(place, local.Options{Note: o.Note})
+	case !ok:
+		return local.Open(place, local.Options{Note: o.Note})
+	case scheme+"://" != s3.Scheme:
+		return nil, usage.Errorf("repository: places are folders or begin with %s; this one begins with %.40q", s3.Scheme, scheme+"://")
+	}
+	s, err := openS3(place)
+	if err != nil {
+		return nil, fmt.Errorf("repository: %w", err)
+	}
+	return retry.New(s, o.Retry), nil
+}
+
+func openS3(place string) (*s3.Store, error) {
+	c, err := s3.Parse(place, os.Getenv)
+	if err != nil {
+		return nil, err
+	}
+	return s3.Open(c)
+}

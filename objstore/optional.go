@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package objstore
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+)
+
+// As returns what of a store can do what T says: the store itself, or one that
+// it wraps. Wrappers have a method Unwrap() Store; one that keeps an ability
+// from being used on what it wraps has it itself.
+func As[T any](s Store) (T, bool) {
+	for {
+		if t, ok := s.(T); ok {
+			return t, true
+		}
+		w, ok := s.(interface{ Unwrap() Store })
+		if !ok {
+			var none T
+			return none, false
+		}
+		s = w.Unwrap()
+	}
+}
+
+// Prober is a store whose abilities are not known beforehand.
+type Prober interface {
+	// Probe finds out, by objects of its own that it removes again, whether the
+	// store keeps the promises of Store. The error is a *NoConditionsError when
+	// only Create is not atomic there. It may be repeated.
+	Probe(ctx context.Context) error
+}
+
+// ProbePrefix is the prefix of the keys that Probe uses, and may leave behind
+// when it is killed.
+const ProbePrefix = "probe/"
+
+// NoConditionsError says that a store creates objects over others.
+type NoConditionsError struct {
+	What string // how that showed
+}
+
+func (e *NoConditionsError) Error() string {
+	return "the store does not honour conditional writes (If-None-Match: *): " + e.What
+}
+
+// Permanent says that to ask again is in vain.
+func (e *NoConditionsError) Permanent() bool { return true }
+
+// ListerAfter is a store that can begin a listing behind a key.
+type ListerAfter interface {
+	// ListAfter is List without the keys up to after; "" is none.
+	ListAfter(ctx context.Context, prefix, after string) iter.Seq2[Info, error]
+}
+
+// VersionGetter is a store that can go on reading the very object that it began
+// to read.
+type VersionGetter interface {
+	// GetVersion is Get of the object that has this version; "" is any. Where
+	// another one stands by now the error is ErrReplaced.
+	GetVersion(ctx context.Context, key string, offset, length int64, version string) (VersionReader, error)
+}
+
+// VersionReader reads one version of an object.
+type VersionReader interface {
+	io.ReadCloser
+	// Version is the same only for the same bytes; "" when it can't be told.
+	Version() string
+}
+
+// ErrReplaced says that another object stands under the key than the one that
+// was being read. It may be read from its beginning.
+var ErrReplaced = errors.New("the object was replaced while it was being read")

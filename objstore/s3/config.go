@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package s3
+
+import (
+	"errors"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/minio/minio-go/v7/pkg/credentials"
+	"gopkg.in/ini.v1"
+
+	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// Scheme is what the name of a place in S3 begins with.
+const Scheme = "s3://"
+
+// awsEndpoint is where buckets are when nothing else is said.
+const awsEndpoint = "https://s3.amazonaws.com"
+
+// Config says where a store is and how to talk to it. The zero values of all
+// but Bucket are usable.
+type Config struct {
+	Bucket   string
+	Prefix   string // of all keys, without slashes at its ends; may be ""
+	Endpoint string // a URL without path; "" is AWS
+	Region   string // "" is us-east-1, and with AWS the bucket's
+	Style    string // "path", "virtual" (the bucket is in the host's name), or "" by the endpoint
+	CAFile   string // PEM file of more certificate authorities
+	Checksum string // of uploads: "crc32c" or ""; "sha256"
+	// Credentials to sign with; nil: those that the AWS tools would find.
+	Credentials *credentials.Credentials
+}
+
+var (
+	bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
+	regionName = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
+)
+
+// Parse reads "s3://bucket/prefix?endpoint=URL&region=R&style=S&ca=FILE&profile=P&checksum=C".
+// What the query does not say is taken from the environment (getenv is
+// os.Getenv, or nil for none) and then from the profile in the AWS tools'
+// files. The error is wrong usage. It never shows a password.
+func Parse(place string, getenv func(string) string) (Config, error) {
+	if getenv == nil {
+		getenv = func(string) string { return "" }
+	}
+	rest, ok := strings.CutPrefix(place, Scheme)
+	if !ok {
+		return Config{}, usage.Errorf("the place does not begin with %s", Scheme)
+	}
+	rest, query, _ := strings.Cut(rest, "?")
+	bucket, prefix, _ := strings.Cut(rest, "/")
+	if strings.ContainsAny(bucket, "@:") {
+		return Config{}, usage.Errorf("a place in S3 is %sBUCKET/PREFIX: credentials and hosts do not belong into it (credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; host: AWS_ENDPOINT_URL_S3)", Scheme)
+	}
+	if !bucketName.MatchString(bucket) {
+		return Config{}, usage.Errorf("%q is no name for a bucket: a place in S3 is %sBUCKET/PREFIX", printable(bucket, 70), Scheme)
+	}
+	prefix = strings.Trim(prefix, "/")
+	if prefix != "" {
+		// As a part of keys, but its first part may have any name.
+		if err := objstore.CheckKey("p/" + prefix); err != nil || len(prefix) > objstore.MaxKeyLength/2 {
+			return Config{}, usage.Errorf("%q can't be a prefix in a bucket: use letters, digits and any of _.%%~+/- (at most %d)", printable(prefix, 70), objstore.MaxKeyLength/2)
+		}
+	}
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return Config{}, usage.Errorf("the options of the place in S3 can't be read")
+	}
+	option := make(map[string]string)
+	for name, v := range values {
+		switch name {
+		case "endpoint", "region", "style", "ca", "profile", "checksum":
+			option[name] = v[0]
+		default:
+			return Config{}, usage.Errorf("a place in S3 has no option %q: there are endpoint, region, style, ca, profile and checksum", printable(name, 40))
+		}
+	}
+	profile, err := readProfile(first(option["profile"], getenv("AWS_PROFILE")), getenv)
+	if err != nil {
+		return Config{}, err
+	}
+	c := Config{
+		Bucket: bucket,
+		Prefix: prefix,
+		Endpoint: first(option["endpoint"], getenv("IMGBACKUP_S3_ENDPOINT"), getenv("AWS_ENDPOINT_URL_S3"),
+			getenv("AWS_ENDPOINT_URL"), profile["endpoint_url"]),
+		Region: first(option["region"], getenv("IMGBACKUP_S3_REGION"), getenv("AWS_REGION"),
+			getenv("AWS_DEFAULT_REGION"), profile["region"]),
+		Style:       first(option["style"], getenv("IMGBACKUP_S3_STYLE")),
+		CAFile:      first(option["ca"], getenv("IMGBACKUP_S3_CA_FILE"), getenv("AWS_CA_BUNDLE"), profile["ca_bundle"]),
+		Checksum:    first(option["checksum"], getenv("IMGBACKUP_S3_CHECKSUM")),
+		Credentials: awsCredentials(option["profile"], getenv),
+	}
+	return c, c.check()
+}
+
+func first(values ...string) string {
+	for _, v := range values {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+// check says what in a configuration is not usable.
+func (c *Config) check() error {
+	if _, err := c.endpoint(); err != nil {
+		return err
+	}
+	if c.Region != "" && !regionName.MatchString(c.Region) {
+		return usage.Errorf("%q is no name for a region", printable(c.Region, 70))
+	}
+	switch c.Style {
+	case "", "path", "virtual":
+	default:
+		return usage.Errorf("the style of S3 requests is path or virtual, not %q", printable(c.Style, 40))
+	}
+	switch c.Checksum {
+	case "", "crc32c", "sha256":
+	default:
+		return usage.Errorf("the checksum of uploads is crc32c or sha256, not %q", printable(c.Checksum, 40))
+	}
+	return nil
+}
+
+// endpoint is the URL of the store, which has a scheme and a host only.
+func (c *Config) endpoint() (*url.URL, error) {
+	text := first(c.Endpoint, awsEndpoint)
+	if !strings.Contains(text, "://") {
+		text = "https://" + text
+	}
+	u, err := url.Parse(text)
+	switch {
+	case err != nil: // its text would show what was between :// and @
+		return nil, usage.Errorf("the S3 endpoint can't be read: it is something like https://minio.example.org:9000")
+	case u.User != nil:
+		return nil, usage.Errorf("the S3 endpoint %s has a user name in it: credentials are given by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", u.Redacted())
+	case u.Scheme != "http" && u.Scheme != "https", u.Host == "", strings.Trim(u.Path, "/") != "", u.RawQuery != "", u.Fragment != "":
+		return nil, usage.Errorf("%q can't be an S3 endpoint: it is something like https://minio.example.org:9000", printable(u.Redacted(), 100))
+	}
+	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
+}
+
+// readProfile returns the settings of a profile in the AWS tools' files, other
+// than its credentials. Only a profile that was named has to be there.
+func readProfile(name string, getenv func(string) string) (map[string]string, error) {
+	wanted := name != ""
+	name = first(name, "default")
+	settings := make(map[string]string)
+	found := false
+	for i, file := range []string{awsFile("AWS_CONFIG_FILE", "config", getenv), awsFile("AWS_SHARED_CREDENTIALS_FILE", "credentials", getenv)} {
+		if file == "" {
+			continue
+		}
+		f, err := ini.LoadSources(ini.LoadOptions{AllowNestedValues: true, SkipUnrecognizableLines: true}, file)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil { // its text might show a line of the file
+			return nil, usage.Errorf("the AWS tools' file %s can't be read", file)
+		}
+		sections := []string{name}
+		if i == 0 && name != "default" {
+			sections = []string{"profile " + name}
+		}
+		for _, section := range sections {
+			s, err := f.GetSection(section)
+			if err != nil {
+				continue
+			}
+			found = true
+			for _, key := range []string{"region", "endpoint_url", "ca_bundle"} {
+				if v := s.Key(key).String(); v != "" {
+					settings[key] = v
+				}
+			}
+		}
+	}
+	if wanted && !found {
+		return nil, usage.Errorf("the AWS tools' files have no profile %q", printable(name, 70))
+	}
+	return settings, nil
+}
+
+// awsFile is the path of one of the AWS tools' files; "" when there is no home.
+func awsFile(variable, name string, getenv func(string) string) string {
+	if file := getenv(variable); file != "" {
+		return file
+	}
+	if home := getenv("HOME"); home != "" {
+		return filepath.Join(home, ".aws", name)
+	}
+	return ""
+}

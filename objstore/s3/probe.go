@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package s3
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// cleanupTime bounds the removal of what a probe made.
+const cleanupTime = 30 * time.Second
+
+// Probe implements objstore.Prober. Nothing in it is tried again; whoever does
+// that begins anew.
+func (s *Store) Probe(ctx context.Context) (err error) {
+	dir := objstore.ProbePrefix + rand.Text() + "/"
+	var keys []string
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		defer cancel()
+		for _, key := range keys {
+			if derr := s.Delete(ctx, key); derr != nil && err == nil {
+				err = fmt.Errorf("remove what the store was tried with: %w", derr)
+			}
+		}
+	}()
+	key := func(name string) string {
+		keys = append(keys, dir+name)
+		return dir + name
+	}
+	for _, step := range []func() error{
+		func() error { return s.probeRead(ctx, key("object")) },
+		func() error { return s.probeChecksum(ctx, key("checksum")) },
+		func() error { return s.probeCreate(ctx, key("create")) },
+		func() error { return s.probeRace(ctx, key("race")) },
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unfit says what a store can't do that imgbackup needs.
+func unfit(format string, args ...any) error {
+	return objstore.MarkPermanent(fmt.Errorf(format, args...))
+}
+
+func (s *Store) probeContent(ctx context.Context, key, want string) error {
+	got, err := objstore.ReadAll(ctx, s, key, 1<<10)
+	if err != nil && !errors.Is(err, objstore.ErrNotFound) {
+		return err
+	}
+	if err != nil || string(got) != want {
+		return unfit("the store does not read back what was just written: imgbackup needs read-after-write consistency")
+	}
+	return nil
+}
+
+// probeRead sees whether what was written, replaced and removed shows at once.
+func (s *Store) probeRead(ctx context.Context, key string) error {
+	for _, content := range []string{"first", "the second"} {
+		if err := s.Put(ctx, key, strings.NewReader(content), objstore.Replace); err != nil {
+			return err
+		}
+		if err := s.probeContent(ctx, key, content); err != nil {
+			return err
+		}
+	}
+	n := 0
+	for info, err := range s.List(ctx, key) {
+		if err != nil {
+			return err
+		}
+		if n++; info.Key != key || info.Size != int64(len("the second")) {
+			return unfit("the store lists %q with %d bytes instead of what was just written", info.Key, info.Size)
+		}
+	}
+	if n != 1 {
+		return unfit("the store does not list what was just written: imgbackup needs consistent listings")
+	}
+	if err := s.Delete(ctx, key); err != nil {
+		return err
+	}
+	return s.probeAbsent(ctx, key, unfit("the store still has what was just removed"))
+}
+
+// probeAbsent returns the error there if an object is.
+func (s *Store) probeAbsent(ctx context.Context, key string, there error) error {
+	switch _, err := s.Stat(ctx, key); {
+	case errors.Is(err, objstore.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	}
+	return there
+}
+
+// probeChecksum sees whether the store refuses a body that is not what its
+// checksum says.
+func (s *Store) probeChecksum(ctx context.Context, key string) error {
+	sums, err := s.checksum(strings.NewReader("what was meant"))
+	if err != nil {
+		return err
+	}
+	opts := minio.PutObjectOptions{DisableContentSha256: true, UserMetadata: sums.headers}
+	body := bytes.NewReader([]byte("what arrives..")) // as long as what was meant
+	_, err = s.core.PutObject(ctx, s.bucket, s.prefix+key, io.Reader(body), body.Size(), "", sums.sha256, opts)
+	switch {
+	case err == nil:
+		return s.unchecked()
+	case !isStatus(err, http.StatusBadRequest): // refused
+		return s.failed(ctx, "store", key, err)
+	}
+	return s.probeAbsent(ctx, key, s.unchecked())
+}
+
+func (s *Store) unchecked() error {
+	if s.sha256 {
+		return unfit("the store takes an object whose bytes were changed on their way: it checks no SHA-256")
+	}
+	return unfit("the store takes an object whose bytes were changed on their way: it checks no CRC32C (try IMGBACKUP_S3_CHECKSUM=sha256)")
+}
+
+// probeCreate sees whether an object is created over another.
+func (s *Store) probeCreate(ctx context.Context, key string) error {
+	err := s.Put(ctx, key, strings.NewReader("first"), objstore.Create)
+	var answer *Error
+	switch {
+	case errors.As(err, &answer) && (answer.Status == http.StatusNotImplemented || answer.Status == http.StatusBadRequest):
+		return &objstore.NoConditionsError{What: answer.Error()}
+	case err != nil && !errors.Is(err, objstore.ErrExists): // which a repeated request may get
+		return err
+	}
+	if err := s.probeContent(ctx, key, "first"); err != nil {
+		return err
+	}
+	err = s.Put(ctx, key, strings.NewReader("second"), objstore.Create)
+	switch {
+	case err == nil:
+		return &objstore.NoConditionsError{What: "it stored one object over another"}
+	case !errors.Is(err, objstore.ErrExists):
+		return err
+	}
+	return s.probeContent(ctx, key, "first")
+}
+
+// probeRace sees whether one of several writers at once creates an object.
+func (s *Store) probeRace(ctx context.Context, key string) error {
+	const racers = 8
+	content := func(i int) string { return fmt.Sprintf("racer %d", i) }
+	var errs [racers]error
+	var wg sync.WaitGroup
+	for i := range racers {
+		wg.Go(func() { errs[i] = s.Put(ctx, key, strings.NewReader(content(i)), objstore.Create) })
+	}
+	wg.Wait()
+	winner := -1
+	for i, err := range errs {
+		switch {
+		case err == nil && winner >= 0:
+			return &objstore.NoConditionsError{What: "two writers at once both created an object"}
+		case err == nil:
+			winner = i
+		case !errors.Is(err, objstore.ErrExists):
+			return err
+		}
+	}
+	if winner < 0 {
+		return nil // the winner's request was repeated on its way
+	}
+	return s.probeContent(ctx, key, content(winner))
+}
