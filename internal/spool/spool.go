@@ -24,27 +24,38 @@ type Spool struct {
 	done int64
 }
 
+// Write takes p, all of it or, with an error, nothing.
 func (s *Spool) Write(p []byte) (int, error) {
 	s.mem = append(s.mem, p...)
 	if len(s.mem) < Memory {
 		return len(p), nil
 	}
+	if err := s.spill(); err != nil {
+		s.mem = s.mem[:len(s.mem)-len(p)]
+		return 0, fmt.Errorf("temporary file for metadata (TMPDIR says where it goes): %w", err)
+	}
+	return len(p), nil
+}
+
+// spill moves what is in memory to the file.
+func (s *Spool) spill() error {
 	if s.file == nil {
 		f, err := os.CreateTemp(s.Dir, "imgbackup-*.tmp")
 		if err != nil {
-			return 0, fmt.Errorf("temporary file for metadata: %w", err)
+			return err
+		}
+		if err := os.Remove(f.Name()); err != nil {
+			_ = f.Close() // it is empty
+			return err
 		}
 		s.file = f
-		if err := os.Remove(f.Name()); err != nil {
-			return 0, fmt.Errorf("temporary file for metadata: %w", err)
-		}
 	}
 	if _, err := s.file.WriteAt(s.mem, s.done); err != nil {
-		return 0, fmt.Errorf("temporary file for metadata (TMPDIR says where it goes): %w", err)
+		return err
 	}
 	s.done += int64(len(s.mem))
 	s.mem = s.mem[:0]
-	return len(p), nil
+	return nil
 }
 
 // Size is the number of bytes written.
