@@ -111,6 +111,9 @@ func endOfList(err error) error {
 }
 
 func sweepOne(dir *os.File, name string, ours func(name string, folder bool) bool) {
+	if !ours(name, false) && !ours(name, true) {
+		return // without a look at each of many
+	}
 	st, err := StatAt(dir, name)
 	if err != nil {
 		return

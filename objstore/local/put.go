@@ -253,7 +253,9 @@ func (t *temp) linkTo(dir *os.File, name, path string) error {
 		return t.isAt(dir, name)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EMLINK):
 		// A file system without hard links.
-		rerr := unix.Renameat2(int(t.dir.Fd()), t.name, int(dir.Fd()), name, unix.RENAME_NOREPLACE)
+		rerr := sys.Restart(func() error {
+			return unix.Renameat2(int(t.dir.Fd()), t.name, int(dir.Fd()), name, unix.RENAME_NOREPLACE)
+		})
 		if errors.Is(rerr, unix.EEXIST) {
 			return objstore.ErrExists
 		}
