@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
@@ -66,6 +67,50 @@ func TestListenUnix(t *testing.T) {
 		if b, err := os.ReadFile(path); err != nil || string(b) != "mine" {
 			t.Errorf("the file: %q, %v", b, err)
 		}
+	}
+}
+
+// Waiting for who has locked the folder ends with the context; what a server that was
+// killed has left is removed.
+func TestListenUnixInALockedFolder(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	left := filepath.Join(dir, privateName())
+	if err := os.Mkdir(left, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(left, "s"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	other, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sys.TryLock(other); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() {
+		_, err := ListenUnix(ctx, filepath.Join(dir, "s"))
+		ended <- err
+	}()
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	if err := other.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := ListenUnix(t.Context(), filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if names := testkit.Names(t, dir); len(names) != 1 {
+		t.Errorf("beside the socket: %q", names)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
 

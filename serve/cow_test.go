@@ -13,9 +13,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/chain/chaintest"
+	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/view"
 )
@@ -292,5 +295,35 @@ func TestScratchFileThatCannotBeMade(t *testing.T) {
 		if err := cow.Close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// Where its folder cannot be synced a scratch file is made all the same, and that is
+// told; a medium that fails leaves nothing.
+func TestCowInAFolderThatCannotBeSynced(t *testing.T) {
+	t.Parallel()
+	h := &cowHeader{Format: cowFormat, Version: 1, Disk: "vda", Size: 4 << 20, Block: blockSize}
+	for _, answer := range []error{syscall.EINVAL, syscall.EIO} {
+		dir := t.TempDir()
+		calls := 0
+		var notes []string
+		folders := &sys.FolderSyncer{
+			Note: func(msg string) { notes = append(notes, msg) },
+			Call: func(*os.File) error { calls++; return answer },
+		}
+		f, _, err := openCowFile(filepath.Join(dir, "cow"), h, h.Size/blockSize, folders)
+		if calls == 0 {
+			t.Errorf("%v: no folder was synced", answer)
+		}
+		if answer == syscall.EIO {
+			if names := testkit.Names(t, dir); !errors.Is(err, answer) || len(notes) != 0 || len(names) != 0 {
+				t.Errorf("%v, notes %q, left %q", err, notes, names)
+			}
+			continue
+		}
+		if err != nil || len(notes) != 1 {
+			t.Fatalf("%v, notes %q", err, notes)
+		}
+		f.close()
 	}
 }

@@ -73,6 +73,36 @@ func TestNoSpaceAtAnyWrite(t *testing.T) {
 	}
 }
 
+// Where a folder cannot be synced the disks are pushed all the same, with one note; a
+// medium that fails is a failure, which leaves nothing.
+func TestFolderThatCannotBeSynced(t *testing.T) {
+	t.Parallel()
+	l := twoDisks(t)
+	for _, answer := range []error{unix.EIO, unix.EINVAL} {
+		kernel := system()
+		calls := 0
+		kernel.Folders.Call = func(*os.File) error { calls++; return answer }
+		var notes []string
+		hooks := backup.Hooks{Note: func(msg string) { notes = append(notes, msg) }}
+		_, err := run(t.Context(), kernel, l.repo, l.request("a", "b"), hooks, l.targets(qcow2.Raw, "x", "y"), Options{})
+		if calls == 0 {
+			t.Errorf("%v: no folder was synced", answer)
+		}
+		if answer == unix.EIO {
+			if !errors.Is(err, answer) || len(notes) != 0 {
+				t.Errorf("%v, notes %q", err, notes)
+			}
+			l.onlyImages("a", "b")
+			continue
+		}
+		if err != nil || len(notes) != 1 || !strings.Contains(notes[0], l.dir) {
+			t.Errorf("%v, notes %q", err, notes)
+		}
+		l.same("x", qcow2.Raw, "a", qcow2.Qcow2)
+		l.same("y", qcow2.Raw, "b", qcow2.Qcow2)
+	}
+}
+
 // Cancelled at any step of progress, a push leaves nothing, and is no success.
 func TestCancel(t *testing.T) {
 	t.Parallel()
