@@ -5,6 +5,7 @@ package qemu
 import (
 	"errors"
 	"fmt"
+	"strconv"
 )
 
 // InUseError says that another program has an image open in a way that excludes us.
@@ -34,6 +35,21 @@ func (e *NoLockError) Error() string {
 }
 
 func (e *NoLockError) Unwrap() error { return e.Err }
+
+// ExitError says that one of QEMU's programs has failed.
+type ExitError struct {
+	What   string // that was done
+	Status int    // exit status; -1: ended by a signal
+	said   string // what it has said, for a message
+}
+
+func (e *ExitError) Error() string {
+	status := "exit status " + strconv.Itoa(e.Status)
+	if e.Status < 0 {
+		status = "ended by a signal"
+	}
+	return e.What + ": " + status + e.said
+}
 
 // conflict reports whether an error may go away by itself.
 func conflict(err error) bool {

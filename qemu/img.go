@@ -21,6 +21,7 @@ type Img struct {
 	Program string        // a name to look up in PATH, or a path; empty: qemu-img
 	Wait    time.Duration // for which another program that has the image open is waited for
 	Flock   *ImageFlock   // that a writer holds as long as it runs; may be nil
+	Files   []*os.File    // that [Img.Run] hands on, as the descriptors from 3 on
 }
 
 // LockWait is how long a QEMU that is just ending, such as a qemu-img whose starter was
@@ -134,10 +135,11 @@ func (q Img) program(args ...string) program {
 
 // Run runs qemu-img with the arguments in the folder dir, and returns what it writes to
 // stdout, at most 64 KiB. It is killed when ctx ends, so it must write nothing but new
-// files. It does not wait for locks.
+// files. It does not wait for locks. If qemu-img itself fails, the error is an
+// [*ExitError].
 func (q Img) Run(ctx context.Context, dir string, args ...string) ([]byte, error) {
 	p := q.program(args...)
-	p.dir = dir
+	p.dir, p.files = dir, q.Files
 	run, err := p.run(ctx)
 	if err == nil && run.status != 0 {
 		run.stderr += string(run.stdout) // where the answer of a comparison is

@@ -208,6 +208,23 @@ func TestImgRun(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "qemu-img compare: exit status 3") || !strings.Contains(err.Error(), "said") || !strings.Contains(err.Error(), "why") {
 		t.Errorf("%v", err)
 	}
+	var exit *ExitError
+	if !errors.As(err, &exit) || exit.Status != 3 {
+		t.Errorf("%#v", err)
+	}
+	given, err := os.CreateTemp(dir, "given")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = given.Close() }()
+	handed := script(t, "echo here >&3")
+	handed.Files = []*os.File{given}
+	if _, err := handed.Run(t.Context(), dir, "info"); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(given.Name()); err != nil || string(got) != "here\n" {
+		t.Errorf("%q, %v", got, err)
+	}
 	if err := unix.Mkfifo(filepath.Join(dir, "begun"), 0o600); err != nil {
 		t.Fatal(err)
 	}

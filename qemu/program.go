@@ -138,14 +138,8 @@ func readOutput(f *os.File) ([]byte, error) {
 	return io.ReadAll(io.NewSectionReader(f, 0, maxOutput))
 }
 
-// failed is the error of a program that failed: its exit status, and what it has said.
-func (r result) failed(what string) error {
-	status := "exit status " + strconv.Itoa(r.status)
-	if r.status < 0 {
-		status = "ended by a signal"
-	}
-	return fmt.Errorf("%s: %s%s", what, status, r.said())
-}
+// failed is the error of a program that failed.
+func (r result) failed(what string) error { return &ExitError{what, r.status, r.said()} }
 
 // said is the beginning of what the program wrote to stderr, for a message.
 func (r result) said() string {

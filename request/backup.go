@@ -6,8 +6,6 @@ import (
 	"io"
 	"slices"
 
-	"github.com/dustin/go-humanize"
-
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/push"
@@ -66,11 +64,9 @@ func (b *Backup) engine() (req backup.Request, err error) {
 		return req, usage.Errorf("--compression: %w", err)
 	}
 	if b.LimitRate != "" {
-		n, err := humanize.ParseBytes(b.LimitRate)
-		if err != nil || n == 0 || n > 1<<50 {
-			return req, usage.Errorf("--limit-rate %q: want bytes per second, as 50M or 200MiB", b.LimitRate)
+		if req.RateLimit, err = ParseRate(b.LimitRate); err != nil {
+			return req, err
 		}
-		req.RateLimit = int64(n)
 	}
 	if req.MaxLock < 0 {
 		return req, usage.Errorf("--max-lock %s: want a time, as 90s or 30m", req.MaxLock)

@@ -81,29 +81,13 @@ func (s *source) batch(ctx context.Context, entries []archive.Entry, fn func(i i
 	return err
 }
 
-// damage adds disk and range to an error out of the repository.
-func (s *source) damage(err error, start, end int64) error {
-	var known *DamageError
-	if errors.As(err, &known) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return err
-	}
-	if archive.IsDamage(err) {
-		return &DamageError{Disk: s.disk, Start: start, End: end, Err: err}
-	}
-	return &chain.DiskError{Disk: s.disk, Err: err}
-}
+// damage is [damage] of this disk.
+func (s *source) damage(err error, start, end int64) error { return damage(s.disk, err, start, end) }
 
-// amounts is what a disk's content is made of, bytes.
-type amounts struct{ data, zero int64 }
-
-// count reads the maps alone: it proves them before anything is written.
-func (s *source) count(ctx context.Context) (a amounts, err error) {
+// count reads the maps alone.
+func (s *source) count(ctx context.Context) (a outfile.Amounts, err error) {
 	err = s.each(ctx, func(e archive.Entry) error {
-		if e.Zero {
-			a.zero += e.Length
-		} else {
-			a.data += e.Length
-		}
+		a.Add(e.Length, e.Zero)
 		return nil
 	})
 	return a, err

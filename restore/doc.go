@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package restore writes the disks of a checkpoint out of a repository, to raw
-// or qcow2 files or to block devices, and reads them back.
+// Package restore writes the disks of a checkpoint out of a repository, and reads
+// them back: raw and qcow2 itself, to files and block devices; other formats by
+// qemu-img, to files; raw to stdout, in order. One engine ([Run]) has the rules for
+// all of these, and a writer per way.
 //
 // Invariants:
 //
@@ -17,6 +19,9 @@
 //     open are asked first and held until the end.
 //   - Bytes are written only after the digest in the map has proven them.
 //     Damage ends the restore with a [DamageError].
+//   - A passphrase is never on a command line: qemu-img reads it from its file.
+//   - What goes to stdout is the one thing that is seen before it is whole.
+//   - Nothing is written into the repository's own folder.
 //   - Names out of a manifest are validated before they become part of a path,
 //     and the last part of a path is never followed as a symbolic link, except
 //     to a block device.

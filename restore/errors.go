@@ -3,8 +3,12 @@
 package restore
 
 import (
+	"context"
+	"errors"
 	"fmt"
 
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
 	"github.com/imgbackup/imgbackup/view"
 )
@@ -33,6 +37,18 @@ func (e *DamageError) Error() string {
 }
 
 func (e *DamageError) Unwrap() error { return e.Err }
+
+// damage adds disk and range, of guest bytes, to an error out of the repository.
+func damage(disk string, err error, start, end int64) error {
+	var known *DamageError
+	if errors.As(err, &known) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	if archive.IsDamage(err) {
+		return &DamageError{Disk: disk, Start: start, End: end, Err: err}
+	}
+	return &chain.DiskError{Disk: disk, Err: err}
+}
 
 // VerifyError says that what was written does not read back as it should: the
 // target's medium, or something between it and us, is at fault.

@@ -66,35 +66,24 @@ type fileJob struct {
 	out     *outfile.Output
 }
 
-// filePlaces checks the files' targets before anything is touched.
-func filePlaces(sys *outfile.System, repo *chain.Repository, disks []*place, o Options) ([]*fileJob, error) {
-	var all []*fileJob
-	for _, t := range o.Files {
-		at, err := outfile.Resolve(sys, outfile.Wanted{Path: t.Path, Format: qcow2.Raw, Force: o.Force, Outside: outside(repo)})
+// claimFiles checks the files' targets.
+func (r *restoring) claimFiles(places *outfile.Places) error {
+	for _, t := range r.o.Files {
+		at, err := places.Add("the "+t.File.Role, outfile.Wanted{Path: t.Path, Format: qcow2.Raw})
 		if err == nil && at.Device {
 			err = usage.Errorf("%s is a block device", at.Path)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", t.File.Role, err)
+			return fmt.Errorf("%s: %w", t.File.Role, err)
 		}
-		for _, d := range disks {
-			if at.Same(d.Place) {
-				return nil, usage.Errorf("the %s and disk %s would both go to %s", t.File.Role, d.disk.Name, at.Path)
-			}
-		}
-		for _, other := range all {
-			if at.Same(other.place) {
-				return nil, usage.Errorf("the %s and the %s would both go to %s", t.File.Role, other.target.File.Role, at.Path)
-			}
-		}
-		all = append(all, &fileJob{target: t, place: at})
+		r.files = append(r.files, &fileJob{target: t, place: at})
 	}
-	return all, nil
+	return nil
 }
 
 // do writes a file and makes it durable. What it opens is to be discarded, even
 // after an error.
-func (j *fileJob) do(ctx context.Context, sys *outfile.System, repo *chain.Repository, o Options) error {
+func (j *fileJob) do(ctx context.Context, kernel *outfile.System, repo *chain.Repository, o Options) error {
 	f := j.target.File
 	size := f.Size
 	if j.target.Adjust != nil {
@@ -108,7 +97,7 @@ func (j *fileJob) do(ctx context.Context, sys *outfile.System, repo *chain.Repos
 		}
 		size = int64(len(j.content))
 	}
-	out, err := outfile.Open(ctx, sys, j.place, outfile.Spec{Size: size, NoLock: o.NoLock})
+	out, err := outfile.Open(ctx, kernel, j.place, outfile.Spec{Size: size, NoLock: o.NoLock})
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.Role, err)
 	}

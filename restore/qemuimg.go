@@ -7,212 +7,88 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/nbd"
+	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/qemu"
-	"github.com/imgbackup/imgbackup/view"
 )
 
-// Formats are those that qemu-img writes for us.
-var formats = []string{"qcow2", "vmdk", "vhdx", "vdi", "qed"}
-
-// QemuImg say what is written.
+// QemuImg says what qemu-img is to make of the images that it writes: those of formats
+// other than raw and qcow2, and every qcow2 as soon as something is set here.
 type QemuImg struct {
-	Format     string   // one of qemu-img's: qcow2, vmdk, vhdx, vdi, qed
 	Compressed bool     // each cluster compressed: qcow2, vmdk
-	SecretFile string   // of qcow2: encrypt it (LUKS) with the passphrase in this file
+	SecretFile string   // of qcow2: encrypt it (LUKS) with the passphrase in this file, to its last byte
 	Settings   []string // KEY=VALUE, as qemu-img's -o takes them
-	Verify     bool     // compare afterwards
 }
 
-// QemuImgTarget says where a disk goes.
-type QemuImgTarget struct {
-	Disk *view.Disk
-	Path string // in a folder that exists; nothing stands there
+// The formats that qemu-img writes for us.
+var qemuImgFormats = []string{"qcow2", "vmdk", "vhdx", "vdi", "qed"}
+
+// foreign reports whether qemu-img writes a format.
+func (o *Options) foreign(format qcow2.Format) bool {
+	return format != qcow2.Raw && (format != qcow2.Qcow2 || o.QemuImg.set())
 }
 
-// QemuImgResult is one disk that was written.
-type QemuImgResult struct {
-	Path string // absolute
-	Size int64  // virtual size of the image, bytes: the format may have rounded it up
-}
+func (q *QemuImg) set() bool { return q.Compressed || q.SecretFile != "" || len(q.Settings) > 0 }
 
-// Check judges the options.
-func (o QemuImg) Check() error {
+// Check refuses a format that there is not, and what qemu-img cannot make of it, or must
+// not.
+func (q *QemuImg) Check(format qcow2.Format) error {
+	f := string(format)
 	switch {
-	case !slices.Contains(formats, o.Format):
-		return usage.Errorf("format %.40q: want raw, %s", o.Format, strings.Join(formats, ", "))
-	case o.Compressed && o.Format != "qcow2" && o.Format != "vmdk":
-		return usage.Errorf("%s cannot be compressed", o.Format)
-	case o.SecretFile != "" && o.Format != "qcow2":
+	case format == qcow2.Raw && q.set():
+		return usage.Errorf("a raw disk is neither compressed nor encrypted, and has no options: name a --format")
+	case format == qcow2.Raw:
+		return nil
+	case !slices.Contains(qemuImgFormats, f):
+		return usage.Errorf("format %.40q: want raw, %s", f, strings.Join(qemuImgFormats, ", "))
+	case q.Compressed && f != "qcow2" && f != "vmdk":
+		return usage.Errorf("%s cannot be compressed", f)
+	case q.SecretFile != "" && f != "qcow2":
 		return usage.Errorf("only qcow2 can be encrypted")
-	case o.SecretFile != "" && o.Compressed:
+	case q.SecretFile != "" && q.Compressed:
 		return usage.Errorf("QEMU cannot compress an encrypted image")
 	}
-	for _, s := range o.Settings {
-		key, value, ok := strings.Cut(s, "=")
-		if !ok || key == "" || value == "" {
-			return usage.Errorf("%.80q is no KEY=VALUE", s)
-		}
-		// Only what changes the form of the one file that is written.
-		if strings.HasPrefix(key, "backing") || strings.HasPrefix(key, "data_file") || strings.HasPrefix(key, "encrypt") ||
-			key == "encryption" || key == "size" || key == "subformat" && value != "monolithicSparse" && value != "streamOptimized" && value != "dynamic" && value != "fixed" {
-			return usage.Errorf("%.80q is not possible here", s)
+	for _, s := range q.Settings {
+		if err := checkSetting(s); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// arguments are those of qemu-img for the format.
-func (o QemuImg) arguments(secret string) []string {
-	args := []string{"-O", o.Format}
-	if o.Compressed {
-		args = append(args, "-c")
+// checkSetting lets through what changes the form of the one file that is written.
+func checkSetting(s string) error {
+	key, value, ok := strings.Cut(s, "=")
+	if !ok || key == "" || value == "" {
+		return usage.Errorf("%.80q is no KEY=VALUE", s)
 	}
-	settings := slices.Clone(o.Settings)
-	if secret != "" {
-		settings = append(settings, "encrypt.format=luks", "encrypt.key-secret=secret")
-	}
-	for _, s := range settings {
-		args = append(args, "-o", strings.ReplaceAll(s, ",", ",,"))
-	}
-	return args
-}
-
-// RunQemuImg writes the targets, all of them or none.
-func RunQemuImg(ctx context.Context, targets []QemuImgTarget, o QemuImg) (_ []QemuImgResult, err error) {
-	if err := o.Check(); err != nil {
-		return nil, err
-	}
-	var jobs []*conversion
-	defer func() {
-		for _, j := range jobs {
-			err = errors.Join(err, j.folder.remove())
-		}
-	}()
-	for _, t := range targets {
-		j, err := newConversion(t)
-		if err != nil {
-			return nil, fmt.Errorf("disk %s: %w", t.Disk.Name, err)
-		}
-		jobs = append(jobs, j)
-	}
-	var all []QemuImgResult
-	for _, j := range jobs {
-		size, err := j.run(ctx, o)
-		if err != nil {
-			return nil, fmt.Errorf("disk %s: %w", j.Disk.Name, err)
-		}
-		all = append(all, QemuImgResult{Path: j.Path, Size: size})
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, context.Cause(ctx)
-	}
-	return all, publishConversions(jobs)
-}
-
-// publishConversions gives the files their names, or none of them.
-func publishConversions(jobs []*conversion) error {
-	for i, j := range jobs {
-		err := unix.Renameat2(unix.AT_FDCWD, filepath.Join(j.folder.path, imageName), unix.AT_FDCWD, j.Path, unix.RENAME_NOREPLACE)
-		if err == nil {
-			err = new(sys.FolderSyncer).SyncPath(filepath.Dir(j.Path))
-			i++
-		}
-		if err == nil {
-			continue
-		}
-		for _, done := range jobs[:i] {
-			err = errors.Join(err, os.Remove(done.Path))
-		}
-		return fmt.Errorf("%s: give the file its name: %w", j.Path, err)
+	oneFile := []string{"monolithicSparse", "streamOptimized", "dynamic", "fixed"}
+	if strings.HasPrefix(key, "backing") || strings.HasPrefix(key, "data_file") || strings.HasPrefix(key, "encrypt") ||
+		key == "size" || key == "subformat" && !slices.Contains(oneFile, value) {
+		return usage.Errorf("%.80q is not possible here", s)
 	}
 	return nil
 }
 
-// The names in the private folder.
-const (
-	imageName  = "image"
-	socketDir  = "server" // its own, which nobody has locked
-	socketName = socketDir + "/s"
-)
-
-// conversion is one disk.
-type conversion struct {
-	QemuImgTarget
-	folder *folder
-}
-
-func newConversion(t QemuImgTarget) (*conversion, error) {
-	base := filepath.Base(t.Path)
-	if t.Path == "" || strings.HasSuffix(t.Path, "/") || base == "." || base == ".." {
-		return nil, usage.Errorf("%q is no name of a file", t.Path)
-	}
-	dir, err := filepath.EvalSymlinks(filepath.Dir(t.Path))
-	if err == nil {
-		dir, err = filepath.Abs(dir)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("the target's folder: %w", err)
-	}
-	t.Path = filepath.Join(dir, base)
-	if _, err := os.Lstat(t.Path); err == nil {
-		return nil, fmt.Errorf("%s: the target exists already (in a format that qemu-img writes nothing is replaced: remove it, or name another)", t.Path)
-	} else if !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	f, err := newFolder(dir)
-	if err != nil {
-		return nil, err
-	}
-	return &conversion{QemuImgTarget: t, folder: f}, nil
-}
-
-// run writes the image and returns its virtual size.
-func (j *conversion) run(ctx context.Context, o QemuImg) (size int64, err error) {
-	var mu sync.Mutex
-	var failed error
-	server, err := nbd.NewServer([]nbd.Export{{Name: "disk", Size: j.Disk.Size(), Device: j.Disk,
-		Contexts: []nbd.Context{nbd.Allocation(j.Disk.Zeros)}}}, nbd.ServerOptions{Notify: func(err error) {
-		var device *nbd.DeviceError
-		mu.Lock()
-		defer mu.Unlock()
-		if failed == nil && errors.As(err, &device) {
-			failed = err
-		}
-	}})
-	if err != nil {
-		return 0, err
-	}
-	if err := os.Mkdir(filepath.Join(j.folder.path, socketDir), 0o700); err != nil {
-		return 0, err
-	}
-	l, err := nbd.ListenUnix(ctx, filepath.Join(j.folder.path, socketName))
-	if err != nil {
-		return 0, err
-	}
-	serving, stop := context.WithCancel(ctx)
-	ended := make(chan error, 1)
-	go func() { ended <- server.Serve(serving, l) }()
-	defer func() {
-		stop()
-		err = errors.Join(err, <-ended)
-		mu.Lock()
-		defer mu.Unlock()
-		if failed != nil {
-			err = failed // and qemu-img only its victim
-		}
-	}()
-	return j.convert(ctx, o)
+// qemuImg has qemu-img write an image. It reads the disk from a server of ours, over a
+// pair of sockets that nobody else can reach.
+type qemuImg struct {
+	archivedDisk
+	format string
+	o      *Options
 }
 
 // QEMU measures how fast it derives keys before it makes an encrypted image, and
@@ -223,49 +99,81 @@ const (
 	maxTries = 50
 )
 
-func (j *conversion) convert(ctx context.Context, o QemuImg) (int64, error) {
-	const source = "nbd+unix:///disk?socket=" + socketName
-	var object []string
-	image := "driver=" + o.Format + ",file.driver=file,file.filename=" + imageName
-	if o.SecretFile != "" {
-		path, err := filepath.Abs(o.SecretFile)
-		if err != nil {
-			return 0, err
-		}
-		object = []string{"--object", "secret,id=secret,file=" + strings.ReplaceAll(path, ",", ",,")}
-		image += ",encrypt.key-secret=secret"
+// served is how qemu-img names the disk: its end of the sockets is the first
+// descriptor beside the standard ones.
+const served = "driver=raw,file.driver=nbd,file.server.type=fd,file.server.str=3,file.export=" + exportName
+
+const exportName = "disk"
+
+// write is [writer]'s.
+func (q *qemuImg) write(ctx context.Context, j *job, p *progress) error {
+	secret, err := q.secret()
+	if err != nil {
+		return &chain.DiskError{Disk: q.entry.Name, Err: err}
 	}
-	args := slices.Concat([]string{"convert"}, object, []string{"-f", "raw"}, o.arguments(o.SecretFile), []string{source, imageName})
-	_, err := j.qemuImg(ctx, args...)
+	args := slices.Concat([]string{"convert"}, secret, q.settings(), []string{"--image-opts", served, "./" + j.at.Base()})
+	m := &meter{p: p, left: j.Data}
+	_, err = q.withDisk(ctx, j, m, args...)
 	for tries := 1; err != nil && tries < maxTries && strings.Contains(err.Error(), noClock); tries++ {
-		_, err = j.qemuImg(ctx, args...)
+		_, err = q.withDisk(ctx, j, m, args...)
 	}
 	if err != nil {
-		return 0, err
+		return err
 	}
-	size, err := j.look(ctx, object, image)
-	if err != nil {
-		return 0, err
+	m.done()
+	if j.size, err = q.look(ctx, j, secret); err != nil {
+		return err
 	}
-	if size < j.Disk.Size() {
-		return 0, fmt.Errorf("the image that qemu-img has written has %d bytes instead of %d", size, j.Disk.Size())
+	switch size := q.disk.Size(); {
+	case j.size < size:
+		return &chain.DiskError{Disk: q.entry.Name, Err: fmt.Errorf("the image that qemu-img has written has %d bytes instead of %d", j.size, size)}
+	case j.size > size:
+		p.warn(fmt.Sprintf("disk %s: %s has rounded its size up from %d to %d bytes", q.entry.Name, q.format, size, j.size))
 	}
-	if o.Verify {
-		args := slices.Concat([]string{"compare"}, object, []string{"--image-opts", "driver=nbd,server.type=unix,server.path=" + socketName + ",export=disk", image})
-		if _, err := j.qemuImg(ctx, args...); err != nil {
-			return 0, fmt.Errorf("read back: %w", err)
-		}
-	}
-	f, err := os.Open(filepath.Join(j.folder.path, imageName))
-	if err != nil {
-		return 0, err
-	}
-	return size, errors.Join(f.Chmod(0o600), f.Sync(), f.Close())
+	return nil
 }
 
-// look asks for the virtual size of what was written.
-func (j *conversion) look(ctx context.Context, object []string, image string) (int64, error) {
-	out, err := j.qemuImg(ctx, slices.Concat([]string{"info", "--output=json"}, object, []string{"--image-opts", image})...)
+// secret gives qemu-img the passphrase: never on its command line.
+func (q *qemuImg) secret() ([]string, error) {
+	file := q.o.QemuImg.SecretFile
+	if file == "" {
+		return nil, nil
+	}
+	path, err := filepath.Abs(file) // it runs in another folder
+	return []string{"--object", "secret,id=secret,file=" + quoteOption(path)}, err
+}
+
+// settings are the options of the image to be made.
+func (q *qemuImg) settings() []string {
+	args := []string{"-O", q.format}
+	if q.o.QemuImg.Compressed {
+		args = append(args, "-c")
+	}
+	settings := slices.Clone(q.o.QemuImg.Settings)
+	if q.o.QemuImg.SecretFile != "" {
+		settings = append(settings, "encrypt.format=luks", "encrypt.key-secret=secret")
+	}
+	for _, s := range settings {
+		args = append(args, "-o", quoteOption(s))
+	}
+	return args
+}
+
+// image is how qemu-img names what it has written.
+func (q *qemuImg) image(j *job) string {
+	image := "driver=" + q.format + ",file.driver=file,file.filename=" + quoteOption("./"+j.at.Base())
+	if q.o.QemuImg.SecretFile != "" {
+		image += ",encrypt.key-secret=secret"
+	}
+	return image
+}
+
+// quoteOption doubles the commas, which part QEMU's options.
+func quoteOption(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+// look asks for the virtual size of what was written, bytes.
+func (q *qemuImg) look(ctx context.Context, j *job, secret []string) (int64, error) {
+	out, err := q.run(ctx, j, nil, slices.Concat([]string{"info", "--output=json"}, secret, []string{"--image-opts", q.image(j)})...)
 	if err != nil {
 		return 0, err
 	}
@@ -273,13 +181,119 @@ func (j *conversion) look(ctx context.Context, object []string, image string) (i
 		Size int64 `json:"virtual-size"`
 	}
 	if err := json.Unmarshal(out, &info); err != nil {
-		return 0, fmt.Errorf("qemu-img info: %w", err)
+		return 0, &chain.DiskError{Disk: q.entry.Name, Err: fmt.Errorf("qemu-img info: %w", err)}
 	}
 	return info.Size, nil
 }
 
-// qemuImg runs qemu-img in the private folder. It writes nothing that lasts but the
-// new image, so that it may be ended at any moment.
-func (j *conversion) qemuImg(ctx context.Context, args ...string) ([]byte, error) {
-	return qemu.Img{}.Run(ctx, j.folder.path, args...)
+// The status of qemu-img compare that says that images differ, and where it says so.
+const differs = 1
+
+var mismatch = regexp.MustCompile(`offset (\d+)`)
+
+// verify is [writer]'s: qemu-img compares what it has written with the disk.
+func (q *qemuImg) verify(ctx context.Context, j *job, p *progress) error {
+	secret, err := q.secret()
+	if err != nil {
+		return &chain.DiskError{Disk: q.entry.Name, Err: err}
+	}
+	m := &meter{p: p, left: j.Data}
+	_, err = q.withDisk(ctx, j, m, slices.Concat([]string{"compare"}, secret, []string{"--image-opts", served, q.image(j)})...)
+	var failed *qemu.ExitError
+	if errors.As(err, &failed) && failed.Status == differs {
+		wrong := &VerifyError{Disk: q.entry.Name, Path: j.at.Path, End: q.disk.Size(), What: failed.Error()}
+		if at := mismatch.FindStringSubmatch(failed.Error()); at != nil {
+			wrong.Start, _ = strconv.ParseInt(at[1], 10, 64) // of digits; 0 if there are too many
+		}
+		return wrong
+	}
+	if err != nil {
+		return err
+	}
+	m.done()
+	return nil
+}
+
+// withDisk runs qemu-img with the disk. What the repository holds damaged is the
+// error, whatever qemu-img makes of it.
+func (q *qemuImg) withDisk(ctx context.Context, j *job, m *meter, args ...string) ([]byte, error) {
+	device := &limited{Disk: q.disk, limit: q.o.Limit, tell: m.add}
+	var first firstFault
+	server, err := nbd.NewServer([]nbd.Export{{Name: exportName, Size: q.disk.Size(), Device: device,
+		Contexts: []nbd.Context{nbd.Allocation(q.disk.Zeros)}}}, nbd.ServerOptions{Notify: first.note})
+	if err != nil {
+		return nil, err
+	}
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return nil, err
+	}
+	serving, stop := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = server.ServeConn(serving, ours) // how it ended, qemu-img says
+	}()
+	out, err := q.run(ctx, j, theirs, args...)
+	_ = theirs.Close()
+	stop()
+	<-ended
+	if fault := first.get(); fault != nil && ctx.Err() == nil {
+		return nil, damage(q.entry.Name, fault, 0, q.disk.Size())
+	}
+	return out, err
+}
+
+// firstFault keeps the first error that a device has answered a client with.
+type firstFault struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (f *firstFault) note(err error) {
+	var device *nbd.DeviceError
+	if !errors.As(err, &device) {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err == nil {
+		f.err = device.Err
+	}
+}
+
+func (f *firstFault) get() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
+// socketPair is two sockets that are connected: one to serve, one to give away.
+func socketPair() (net.Conn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "ours"), os.NewFile(uintptr(fds[1]), "theirs")
+	conn, err := net.FileConn(ours)
+	_ = ours.Close() // conn has its own
+	if err != nil {
+		_ = theirs.Close()
+		return nil, nil, err
+	}
+	return conn, theirs, nil
+}
+
+// run runs qemu-img in the image's folder, with the socket, if any. It writes nothing
+// that lasts but the new image, so that it may be ended at any moment.
+func (q *qemuImg) run(ctx context.Context, j *job, socket *os.File, args ...string) ([]byte, error) {
+	var img qemu.Img
+	if socket != nil {
+		img.Files = []*os.File{socket}
+	}
+	out, err := img.Run(ctx, filepath.Dir(j.out.NowAt()), args...)
+	if err != nil && ctx.Err() == nil {
+		err = &chain.DiskError{Disk: q.entry.Name, Err: err}
+	}
+	return out, err
 }

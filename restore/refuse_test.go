@@ -48,7 +48,7 @@ func TestRefusals(t *testing.T) {
 		"unknown disk":       {targets: []Target{{"vdc", "x", qcow2.Raw}}, want: ErrUnknownDisk, text: "vda, vdb"},
 		"prefix of a disk":   {targets: []Target{{"vd", "x", qcow2.Raw}}, want: ErrUnknownDisk},
 		"disk twice":         {targets: []Target{{"vda", "x", qcow2.Raw}, {"vda", "y", qcow2.Raw}}, want: usage.Wrong},
-		"format":             {targets: []Target{{"vda", "x", "vmdk"}}, want: usage.Wrong},
+		"format":             {targets: []Target{{"vda", "x", "nonsense"}}, want: usage.Wrong},
 		"no format":          {targets: []Target{{"vda", "x", ""}}, want: usage.Wrong},
 		"same path":          {targets: []Target{{"vda", "x", qcow2.Raw}, {"vdb", "sub/../x", qcow2.Raw}}, want: usage.Wrong, text: "both"},
 		"same by link":       {targets: []Target{{"vda", "sub/x", qcow2.Raw}, {"vdb", "linked/x", qcow2.Raw}}, want: usage.Wrong, text: "both"},

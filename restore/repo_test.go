@@ -122,7 +122,7 @@ func (r *testRepo) archive(t rapid.TB, disks ...*testDisk) *chain.Manifest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &chain.Manifest{Domain: "dom", Checkpoint: "cp"}
+	m := &chain.Manifest{Domain: "dom", Checkpoint: "cp", Kind: chain.KindArchive}
 	for i, d := range disks {
 		d.maps = slices.Insert(slices.Clone(d.maps), 0, refs[i])
 		d.dirty, d.floor = nil, d.size()

@@ -5,19 +5,13 @@ package restore
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"runtime"
+	"io"
 
 	"golang.org/x/time/rate"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
-	"github.com/imgbackup/imgbackup/internal/sys"
-	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
 // Options say how a restore is done. The zero value is the strictest.
@@ -30,6 +24,8 @@ type Options struct {
 	Files    []FileTarget  // what is restored beside the disks
 	Workers  int           // requests and decoders at work at once; 0: as the fetcher likes
 	Limit    *rate.Limiter // bytes of guest data per second; nil: none
+	QemuImg  QemuImg       // of what qemu-img writes
+	Stdout   io.Writer     // where a target [Stdout] goes
 	Progress func(Event)   // called often, by one goroutine at a time; must not block; may be nil
 }
 
@@ -45,8 +41,8 @@ type DiskResult struct {
 	Path     string `json:"path"` // absolute, the folder's symbolic links resolved
 	Format   string `json:"format"`
 	Device   bool   `json:"device"`
-	Size     int64  `json:"virtual_size"`
-	Data     int64  `json:"data_bytes"` // that the repository holds as data
+	Size     int64  `json:"virtual_size"` // of the image: a format of qemu-img may have rounded it up
+	Data     int64  `json:"data_bytes"`   // that the repository holds as data
 	Zero     int64  `json:"zero_bytes"`
 	Bitmap   string `json:"bitmap,omitempty"` // that it goes on with
 	Verified bool   `json:"verified"`
@@ -62,215 +58,163 @@ func Run(ctx context.Context, repo *chain.Repository, m *chain.Manifest, targets
 }
 
 func run(ctx context.Context, kernel *outfile.System, repo *chain.Repository, m *chain.Manifest, targets []Target, o Options) (res *Result, err error) {
-	p := &progress{tell: o.Progress}
-	kernel.Folders.Note = p.warn
+	r := &restoring{kernel: kernel, repo: repo, m: m, o: o, p: &progress{tell: o.Progress},
+		fetcher: archive.NewFetcher(repo.Store, archive.FetcherOptions{Parallel: o.Workers})}
+	kernel.Folders.Note = r.p.warn
+	if err := r.check(targets); err != nil {
+		return nil, err
+	}
 	undo, err := makeDir(repo, kernel.Folders, o.MakeDir)
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
+		if derr := r.discard(); derr != nil && err != nil {
+			err = errors.Join(err, derr)
+		}
 		if err != nil {
 			undo()
 		}
 	}()
-	all, err := places(kernel, repo, m, targets, o)
-	if err != nil {
-		return nil, err
-	}
-	files, err := filePlaces(kernel, repo, all, o)
-	if err != nil {
-		return nil, err
-	}
-	jobs, err := openJobs(ctx, kernel, repo, all, o, p)
-	defer func() {
-		for _, f := range files {
-			if f.out == nil {
-				continue
-			}
-			if derr := f.out.Discard(); derr != nil && err != nil {
-				err = errors.Join(err, derr)
-			}
-		}
-		for _, j := range jobs {
-			if derr := j.out.Discard(); derr != nil && err != nil {
-				err = errors.Join(err, derr)
-			}
-		}
-	}()
-	if err != nil {
-		return nil, err
-	}
-	warnIfFull(jobs, p)
-	// Before the disks, of which devices are written in place.
-	for _, f := range files {
-		if err := f.do(ctx, kernel, repo, o); err != nil {
+	for _, step := range []func(context.Context) error{
+		func(context.Context) error { return r.claim(targets) },
+		r.prove,
+		r.open,
+		r.writeFiles, // before the disks, of which devices are written in place
+		r.writeDisks,
+		r.publish,
+	} {
+		if err := step(ctx); err != nil {
 			return nil, err
 		}
 	}
-	for _, j := range jobs {
-		if err := j.do(ctx, o, p); err != nil {
-			return nil, err
+	return r.result(targets), nil
+}
+
+// restoring is a restore at work.
+type restoring struct {
+	kernel  *outfile.System
+	repo    *chain.Repository
+	m       *chain.Manifest
+	o       Options
+	p       *progress
+	fetcher *archive.Fetcher
+	jobs    []*job // what is written in place last
+	files   []*fileJob
+}
+
+// claim checks all places before anything is touched in them.
+func (r *restoring) claim(targets []Target) error {
+	places := &outfile.Places{Kernel: r.kernel, Force: r.o.Force, Outside: outside(r.repo)}
+	for _, t := range targets {
+		j, err := r.newJob(t)
+		if err != nil {
+			return err
+		}
+		if t.Path != Stdout {
+			j.at, err = places.Add("disk "+t.Disk, outfile.Wanted{Path: t.Path, Format: t.Format, Foreign: r.o.foreign(t.Format)})
+		}
+		if err != nil {
+			return &chain.DiskError{Disk: t.Disk, Err: err}
+		}
+		r.jobs = append(r.jobs, j)
+	}
+	outfile.InPlaceLast(r.jobs, func(j *job) *outfile.Place { return j.at })
+	return r.claimFiles(places)
+}
+
+// prove proves the maps of all disks.
+func (r *restoring) prove(ctx context.Context) (err error) {
+	for _, j := range r.jobs {
+		if j.Amounts, err = j.how.prove(ctx); err != nil {
+			return err
+		}
+		r.p.event.Total += j.work()
+	}
+	return nil
+}
+
+// open opens all outputs, and warns when there is more data than room for it.
+func (r *restoring) open(ctx context.Context) error {
+	var demands []outfile.Demand
+	for _, j := range r.jobs {
+		if err := j.open(ctx, r.kernel); err != nil {
+			return err
+		}
+		demands = append(demands, outfile.Demand{Output: j.out, Data: j.Data})
+	}
+	for _, note := range outfile.SpaceNotes("the restore", demands) {
+		r.p.warn(note)
+	}
+	return nil
+}
+
+func (r *restoring) writeFiles(ctx context.Context) error {
+	for _, f := range r.files {
+		if err := f.do(ctx, r.kernel, r.repo, r.o); err != nil {
+			return err
 		}
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
+	return nil
+}
+
+func (r *restoring) writeDisks(ctx context.Context) error {
+	for _, j := range r.jobs {
+		if err := j.do(ctx, r.p); err != nil {
+			return err
+		}
 	}
+	return ctx.Err()
+}
+
+func (r *restoring) outputs() []*outfile.Output {
 	var outs []*outfile.Output
-	for _, f := range files {
-		outs = append(outs, f.out)
+	for _, f := range r.files {
+		if f.out != nil {
+			outs = append(outs, f.out)
+		}
 	}
-	for _, j := range jobs {
-		outs = append(outs, j.out)
+	for _, j := range r.jobs {
+		if j.out != nil {
+			outs = append(outs, j.out)
+		}
 	}
-	if err := outfile.Publish(kernel, outs); err != nil {
-		return nil, err
+	return outs
+}
+
+// publish gives all files their names.
+func (r *restoring) publish(context.Context) error {
+	outs := r.outputs()
+	if err := outfile.Publish(r.kernel, outs); err != nil {
+		return err
 	}
 	outfile.Settle(outs)
-	res = result(targets, jobs, o)
-	for _, f := range files {
-		res.Files = append(res.Files, f.result())
-	}
-	return res, nil
+	return nil
 }
 
-// makeDir makes a folder if it is missing. undo removes it, if it was made and is
-// still empty.
-func makeDir(repo *chain.Repository, folders *sys.FolderSyncer, path string) (undo func(), err error) {
-	if path == "" {
-		return func() {}, nil
+// discard closes everything, and removes what was not published.
+func (r *restoring) discard() error {
+	var errs []error
+	for _, j := range r.jobs {
+		j.how.close()
 	}
-	if err := outside(repo)(path); err != nil {
-		return nil, err
+	for _, out := range r.outputs() {
+		errs = append(errs, out.Discard())
 	}
-	err = os.Mkdir(path, 0o777)
-	if errors.Is(err, fs.ErrExist) {
-		return func() {}, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("make the targets' folder: %w", err)
-	}
-	undo = func() { _ = os.Remove(path) }
-	if err := folders.SyncPath(filepath.Dir(filepath.Clean(path))); err != nil {
-		undo()
-		return nil, err
-	}
-	return undo, nil
+	return errors.Join(errs...)
 }
 
-// job is one disk on its way.
-type job struct {
-	src *source
-	at  *place
-	out *outfile.Output
-	amounts
-}
-
-// openJobs proves the maps of all disks, and only then opens the targets. On an
-// error, what it returns is still to be discarded.
-func openJobs(ctx context.Context, kernel *outfile.System, repo *chain.Repository, all []*place, o Options, p *progress) (jobs []*job, err error) {
-	fetcher := archive.NewFetcher(repo.Store, archive.FetcherOptions{Parallel: o.Workers})
-	sources := make([]*source, len(all))
-	counts := make([]amounts, len(all))
-	for i, pl := range all {
-		s := &source{disk: pl.disk.Name, size: pl.disk.Size, fetcher: fetcher}
-		if s.maps, err = chain.ReplayMaps(ctx, repo, pl.disk); err != nil {
-			return nil, s.damage(err, 0, s.size)
-		}
-		if len(s.maps) == 0 {
-			return nil, usage.Errorf("the checkpoint holds no data of disk %s, only bitmaps", s.disk)
-		}
-		if have := s.maps[0].Size(); have != s.size {
-			return nil, fmt.Errorf("disk %s: the manifest says that it has %d bytes, its map %d", s.disk, s.size, have)
-		}
-		if counts[i], err = s.count(ctx); err != nil {
-			return nil, err
-		}
-		sources[i] = s
-		p.event.Total += counts[i].work(pl, o)
-	}
-	for i, pl := range all {
-		out, err := pl.open(ctx, kernel, o)
-		if err != nil {
-			return jobs, err
-		}
-		jobs = append(jobs, &job{src: sources[i], at: pl, out: out, amounts: counts[i]})
-	}
-	return jobs, nil
-}
-
-// work is what a disk adds to the total of the progress.
-func (a amounts) work(p *place, o Options) int64 {
-	n := a.data
-	if p.Device {
-		n += a.zero
-	}
-	if o.Verify {
-		n *= 2
-	}
-	return n
-}
-
-// do writes one disk, makes it durable and reads it back.
-func (j *job) do(ctx context.Context, o Options, p *progress) (err error) {
-	defer func() {
-		if err != nil && j.out.Device {
-			err = fmt.Errorf("the content of the device %s is now incomplete, restore it again: %w", j.out.Path, err)
-		}
-	}()
-	total := j.work(j.at, o)
-	p.begin(j.src.disk, Writing, total)
-	if err := j.src.copyTo(ctx, j.out, o.Limit, p); err != nil {
-		return err
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	p.begin(j.src.disk, Syncing, total)
-	if err := j.out.Finish(); err != nil {
-		return &chain.DiskError{Disk: j.src.disk, Err: err}
-	}
-	if !o.Verify {
-		return nil
-	}
-	p.begin(j.src.disk, Verifying, total)
-	workers := o.Workers
-	if workers == 0 {
-		workers = runtime.GOMAXPROCS(0)
-	}
-	return j.verify(ctx, workers, p)
-}
-
-// warnIfFull warns when the data is larger than the free space. That is no
-// refusal: zeros within the data become holes, and a file system may compress.
-func warnIfFull(jobs []*job, p *progress) {
-	need := make(map[uint64]int64)
-	for _, j := range jobs {
-		id, folder, free, ok := j.out.FreeSpace()
-		if !ok {
-			continue
-		}
-		before := need[id]
-		need[id] += j.data
-		if before <= free && need[id] > free {
-			p.warn(fmt.Sprintf("%s has %d bytes free and up to %d are needed: the restore may fail", folder, free, need[id]))
-		}
-	}
-}
-
-func result(targets []Target, jobs []*job, o Options) *Result {
+func (r *restoring) result(targets []Target) *Result {
 	res := &Result{}
 	for _, t := range targets {
-		for _, j := range jobs {
-			if j.src.disk != t.Disk {
-				continue
+		for _, j := range r.jobs {
+			if j.Disk == t.Disk {
+				res.Disks = append(res.Disks, j.result())
 			}
-			d := DiskResult{Disk: t.Disk, Path: j.out.Path, Format: string(t.Format), Device: j.out.Device,
-				Size: j.src.size, Data: j.data, Zero: j.zero, Verified: o.Verify}
-			if j.at.withBitmap {
-				d.Bitmap = j.at.disk.Bitmap
-			}
-			res.Disks = append(res.Disks, d)
 		}
+	}
+	for _, f := range r.files {
+		res.Files = append(res.Files, f.result())
 	}
 	return res
 }

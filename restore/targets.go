@@ -3,13 +3,10 @@
 package restore
 
 import (
-	"context"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/internal/outfile"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/qcow2"
@@ -18,8 +15,8 @@ import (
 // Target says where one disk of a checkpoint goes.
 type Target struct {
 	Disk   string       // its name, exactly
-	Path   string       // a file in a folder that exists, or a block device
-	Format qcow2.Format // of a device: qcow2.Raw
+	Path   string       // a file in a folder that exists, a block device, or Stdout
+	Format qcow2.Format // raw, as always of a device and of Stdout, qcow2, or one that only qemu-img writes
 }
 
 // TargetsIn makes targets DIR/<disk>.<format> for the disks named, or for all
@@ -56,55 +53,37 @@ func findDisk(m *chain.Manifest, name string) (*chain.Disk, error) {
 	return nil, usage.Errorf("%w %s: %.80q (there is %s)", ErrUnknownDisk, m.Checkpoint, name, strings.Join(names, ", "))
 }
 
-// place is a target that has passed all checks that need no lock.
-type place struct {
-	*outfile.Place
-	disk       *chain.Disk
-	withBitmap bool // the image gets the checkpoint's bitmap
+// check refuses what makes no sense whatever stands at the targets.
+func (r *restoring) check(targets []Target) error {
+	if len(targets) == 0 {
+		return usage.Errorf("there is no disk to restore")
+	}
+	for _, t := range targets {
+		d, err := findDisk(r.m, t.Disk)
+		if err != nil {
+			return err
+		}
+		if err := r.checkTarget(t, d, len(targets)); err != nil {
+			return &chain.DiskError{Disk: t.Disk, Err: err}
+		}
+	}
+	return nil
 }
 
-// places checks all targets before anything is touched.
-func places(sys *outfile.System, repo *chain.Repository, m *chain.Manifest, targets []Target, o Options) ([]*place, error) {
-	if len(targets) == 0 {
-		return nil, usage.Errorf("there is no disk to restore")
+func (r *restoring) checkTarget(t Target, d *chain.Disk, targets int) error {
+	if len(d.Maps) == 0 {
+		return usage.Errorf("the checkpoint holds no data of it, only bitmaps")
 	}
-	var all []*place
-	for _, t := range targets {
-		d, err := findDisk(m, t.Disk)
-		if err != nil {
-			return nil, err
-		}
-		if o.Continue {
-			if err := canContinue(t, d); err != nil {
-				return nil, err
-			}
-		}
-		at, err := outfile.Resolve(sys, outfile.Wanted{Path: t.Path, Format: t.Format, Force: o.Force, Outside: outside(repo)})
-		if err != nil {
-			return nil, &chain.DiskError{Disk: t.Disk, Err: err}
-		}
-		p := &place{Place: at, disk: d, withBitmap: o.Continue}
-		for _, q := range all {
-			if q.disk == p.disk {
-				return nil, usage.Errorf("disk %s is given twice", t.Disk)
-			}
-			if p.Same(q.Place) {
-				return nil, usage.Errorf("disks %s and %s would both go to %s", q.disk.Name, t.Disk, p.Path)
-			}
-		}
-		all = append(all, p)
+	if err := r.o.QemuImg.Check(t.Format); err != nil {
+		return err
 	}
-	// Devices last: what goes wrong with the files leaves them as they were.
-	slices.SortStableFunc(all, func(a, b *place) int {
-		switch {
-		case a.Device == b.Device:
-			return 0
-		case b.Device:
-			return -1
-		}
-		return 1
-	})
-	return all, nil
+	if t.Path == Stdout {
+		return r.o.checkStdout(t, targets)
+	}
+	if r.o.Continue {
+		return r.o.checkContinue(t, d)
+	}
+	return nil
 }
 
 // outside refuses what lies in the repository's folder.
@@ -112,30 +91,19 @@ func outside(repo *chain.Repository) func(path string) error {
 	return func(path string) error { return objstore.CheckOutside(repo.Store, path) }
 }
 
-// canContinue tells why a target cannot get the checkpoint's bitmap.
-func canContinue(t Target, d *chain.Disk) error {
-	if t.Format != qcow2.Qcow2 {
-		return usage.Errorf("disk %s: only a qcow2 can carry the bitmap that --continue gives it, not %s", t.Disk, t.Format)
-	}
-	if d.Bitmap == "" || d.Granularity == 0 {
+// checkContinue refuses a target that cannot get the checkpoint's bitmap.
+func (o *Options) checkContinue(t Target, d *chain.Disk) error {
+	switch {
+	case t.Format != qcow2.Qcow2:
+		return usage.Errorf("only a qcow2 can carry the bitmap that --continue gives it, not %s", t.Format)
+	case o.foreign(t.Format):
+		return usage.Errorf("what qemu-img writes carries no bitmap: --continue is for a qcow2 that is neither compressed nor encrypted and has no --format-option")
+	case d.Bitmap == "" || d.Granularity == 0:
 		why := d.NoBitmapReason
 		if why == "" {
 			why = "the backup added none"
 		}
-		return usage.Errorf("disk %s cannot be continued, since its checkpoint has no bitmap: %s", t.Disk, why)
+		return usage.Errorf("it cannot be continued, since its checkpoint has no bitmap: %s", why)
 	}
 	return nil
-}
-
-// open makes the target's output.
-func (p *place) open(ctx context.Context, sys *outfile.System, o Options) (*outfile.Output, error) {
-	create := qcow2.CreateOptions{ClusterSize: p.disk.ClusterSize}
-	if p.withBitmap {
-		create.Bitmap = &qcow2.CreateBitmap{Name: p.disk.Bitmap, Granularity: p.disk.Granularity}
-	}
-	out, err := outfile.Open(ctx, sys, p.Place, outfile.Spec{Size: p.disk.Size, Create: &create, NoLock: o.NoLock})
-	if err != nil {
-		return nil, &chain.DiskError{Disk: p.disk.Name, Err: err}
-	}
-	return out, nil
 }

@@ -34,9 +34,8 @@ type written interface {
 // says: chunks by their digests, parts of chunks by their bytes, all else with
 // zeros. It reads what is on the medium, not what is still in memory, as far
 // as the kernel gives up its cache.
-func (j *job) verify(ctx context.Context, workers int, p *progress) error {
-	s, out := j.src, j.out
-	_ = unix.Fadvise(int(out.File().Fd()), 0, 0, unix.FADV_DONTNEED)
+func (s *source) verify(ctx context.Context, j *job, workers int, p *progress) error {
+	out := j.out
 	var w written
 	if out.Creator == nil {
 		w = rawTarget{out.File()}
@@ -49,7 +48,7 @@ func (j *job) verify(ctx context.Context, workers int, p *progress) error {
 			return &VerifyError{Disk: s.disk, Path: out.Path, End: s.size, What: err.Error()}
 		}
 		defer func() { _ = c.Close() }()
-		if err := checkImage(c, j.at); err != nil {
+		if err := checkImage(c, j); err != nil {
 			return &VerifyError{Disk: s.disk, Path: out.Path, End: s.size, What: err.Error()}
 		}
 		w = qcow2Target{c}
@@ -60,22 +59,22 @@ func (j *job) verify(ctx context.Context, workers int, p *progress) error {
 }
 
 // checkImage checks what a qcow2 image says of itself.
-func checkImage(c *qcow2.Image, at *place) error {
-	if c.Size() != at.disk.Size || len(c.Layers) != 1 {
+func checkImage(c *qcow2.Image, j *job) error {
+	if c.Size() != j.disk.Size || len(c.Layers) != 1 {
 		return fmt.Errorf("the image has %d bytes and %d layers", c.Size(), len(c.Layers))
 	}
 	l := c.Layers[0]
 	if l.BitmapsErr != nil {
 		return l.BitmapsErr
 	}
-	if !at.withBitmap {
+	if !j.o.Continue {
 		return nil
 	}
 	if len(l.Bitmaps) != 1 {
 		return fmt.Errorf("the image has %d bitmaps", len(l.Bitmaps))
 	}
 	b := l.Bitmaps[0]
-	if b.Name != at.disk.Bitmap || b.Granularity != at.disk.Granularity || !b.Enabled || b.InUse || b.Problem != nil {
+	if b.Name != j.disk.Bitmap || b.Granularity != j.disk.Granularity || !b.Enabled || b.InUse || b.Problem != nil {
 		return errors.Join(errors.New("the image's bitmap is not as it was made"), b.Problem)
 	}
 	if n, err := b.DirtyBytes(); err != nil || n != 0 {

@@ -45,10 +45,6 @@ func TestAnyChain(t *testing.T) {
 		d, want := c.Disks[0], h.Want[i]
 		chaintest.VerifyReads(t, r, d, want)
 		chaintest.VerifyZeros(t, d.Zeros(t.Context(), 0, d.Size()), want)
-		var all bytes.Buffer
-		if err := d.Stream(context.Background(), &all, nil); err != nil || !bytes.Equal(all.Bytes(), want) {
-			t.Fatalf("the stream: %v", err)
-		}
 		older := r.IntN(i + 1)
 		was, err := c.Older(context.Background(), h.Checkpoints[older], "vda")
 		if err != nil {
@@ -206,37 +202,6 @@ func TestDamageIsItsOwn(t *testing.T) {
 	}
 	if failed != 1 || hits == 0 {
 		t.Errorf("%d reads failed, the damage was met %d times", failed, hits)
-	}
-}
-
-// failing is a writer that is full after some bytes.
-type failing struct{ left int }
-
-func (f *failing) Write(p []byte) (int, error) {
-	if f.left -= len(p); f.left < 0 {
-		return 0, io.ErrShortWrite
-	}
-	return len(p), nil
-}
-
-func TestStreamEnds(t *testing.T) {
-	t.Parallel()
-	h := chaintest.NewHistory(t)
-	content := make([]byte, 30<<20+512)
-	rand.NewChaCha8([32]byte{7}).Read(content)
-	h.Commit(content, true, nil)
-	c := open(t, h, 0, Options{})
-	var all bytes.Buffer
-	told := int64(0)
-	if err := c.Disks[0].Stream(context.Background(), &all, func(n int64) { told = n }); err != nil || !bytes.Equal(all.Bytes(), content) || told != int64(len(content)) {
-		t.Errorf("the stream: %v, %d bytes told", err, told)
-	}
-	if err := c.Disks[0].Stream(context.Background(), &failing{9 << 20}, nil); !errors.Is(err, io.ErrShortWrite) {
-		t.Errorf("into a full writer: %v", err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	if err := c.Disks[0].Stream(ctx, io.Discard, func(int64) { cancel() }); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
 	}
 }
 

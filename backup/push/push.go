@@ -102,7 +102,8 @@ func newReceiver(sys *outfile.System, repo *chain.Repository, req backup.Request
 	if r.workers <= 0 {
 		r.workers = 4
 	}
-	outside := func(path string) error { return objstore.CheckOutside(repo.Store, path) }
+	places := outfile.Places{Kernel: sys, Force: o.Force,
+		Outside: func(path string) error { return objstore.CheckOutside(repo.Store, path) }}
 	for _, t := range targets {
 		if !slices.ContainsFunc(req.Disks, func(d backup.DiskRequest) bool { return d.Disk == t.Disk }) {
 			return nil, usage.Errorf("target %s: no such disk is backed up", t.Disk)
@@ -110,17 +111,9 @@ func newReceiver(sys *outfile.System, repo *chain.Repository, req backup.Request
 		if err := t.check(); err != nil {
 			return nil, about(t.Disk, err)
 		}
-		at, err := outfile.Resolve(sys, outfile.Wanted{Path: t.Path, Format: t.Format, Force: o.Force, Reuse: t.Reuse, Outside: outside})
+		at, err := places.Add("disk "+t.Disk, outfile.Wanted{Path: t.Path, Format: t.Format, Reuse: t.Reuse})
 		if err != nil {
 			return nil, about(t.Disk, err)
-		}
-		for _, other := range r.jobs {
-			if other.Disk == t.Disk {
-				return nil, usage.Errorf("disk %s has two targets", t.Disk)
-			}
-			if at.Same(other.at) {
-				return nil, usage.Errorf("disks %s and %s would both go to %s", other.Disk, t.Disk, at.Path)
-			}
 		}
 		r.jobs = append(r.jobs, &job{Target: t, at: at})
 	}
@@ -129,16 +122,7 @@ func newReceiver(sys *outfile.System, repo *chain.Repository, req backup.Request
 			return nil, usage.Errorf("disk %s has no target: either all disks of a backup go to files, or all into the repository", d.Disk)
 		}
 	}
-	// In place last: what goes wrong with the files leaves it as it was.
-	slices.SortStableFunc(r.jobs, func(a, b *job) int {
-		switch {
-		case a.at.InPlace() == b.at.InPlace():
-			return 0
-		case b.at.InPlace():
-			return -1
-		}
-		return 1
-	})
+	outfile.InPlaceLast(r.jobs, func(j *job) *outfile.Place { return j.at })
 	return r, nil
 }
 

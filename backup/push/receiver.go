@@ -35,7 +35,7 @@ type job struct {
 	Target
 	at  *outfile.Place
 	out *outfile.Output // nil: not opened yet
-	amounts
+	outfile.Amounts
 	done atomic.Int64 // guest bytes written
 }
 
@@ -110,6 +110,7 @@ func (r *receiver) Write(ctx context.Context, disks []backup.Source) error {
 	for _, src := range disks {
 		sources[r.job(src.Plan.Disk)] = src
 	}
+	var demands []outfile.Demand
 	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	for _, j := range r.jobs {
 		src := sources[j]
@@ -120,12 +121,17 @@ func (r *receiver) Write(ctx context.Context, disks []backup.Source) error {
 			return about(j.Disk, err)
 		}
 		var err error
-		if j.amounts, err = j.count(ctx, src); err != nil {
+		if j.Amounts, err = j.count(ctx, src); err != nil {
 			return about(j.Disk, err)
 		}
-		r.total += j.data
+		r.total += j.Data
+		demands = append(demands, outfile.Demand{Output: j.out, Data: j.Data})
 	}
-	r.noteIfFull()
+	for _, note := range outfile.SpaceNotes("the backup", demands) {
+		if r.hooks.Note != nil {
+			r.hooks.Note(note)
+		}
+	}
 	for _, j := range r.jobs {
 		r.count(j, 0)
 		if err := j.do(ctx, sources[j], r.workers, func(n int64) { r.count(j, n) }); err != nil {
@@ -163,27 +169,10 @@ func (j *job) do(ctx context.Context, src backup.Source, workers int, count func
 func (r *receiver) count(j *job, n int64) {
 	done, mine := r.done.Add(n), j.done.Add(n)
 	if r.hooks.Disk != nil {
-		r.hooks.Disk(j.Disk, mine, j.data)
+		r.hooks.Disk(j.Disk, mine, j.Data)
 	}
 	if r.hooks.Progress != nil && n > 0 {
 		r.hooks.Progress(done, r.total)
-	}
-}
-
-// noteIfFull tells when the data is larger than the free space. That is no
-// refusal: zeros within the data become holes, and a file system may compress.
-func (r *receiver) noteIfFull() {
-	need := make(map[uint64]int64)
-	for _, j := range r.jobs {
-		id, folder, free, ok := j.out.FreeSpace()
-		if !ok || r.hooks.Note == nil {
-			continue
-		}
-		before := need[id]
-		need[id] += j.data
-		if before <= free && need[id] > free {
-			r.hooks.Note(fmt.Sprintf("%s has %d bytes free and up to %d are needed: the backup may fail", folder, free, need[id]))
-		}
 	}
 }
 
@@ -234,7 +223,7 @@ func (r *receiver) results(plan *backup.Plan) []DiskResult {
 	var list []DiskResult
 	for _, p := range plan.Disks {
 		j := r.job(p.Disk)
-		d := DiskResult{Disk: j.Disk, Path: j.at.Path, Format: j.Format, InPlace: j.at.InPlace(), Data: j.data, Zero: j.zero}
+		d := DiskResult{Disk: j.Disk, Path: j.at.Path, Format: j.Format, InPlace: j.at.InPlace(), Data: j.Data, Zero: j.Zero}
 		if j.out.Creator != nil {
 			d.ClusterSize = j.out.Creator.ClusterSize()
 		}

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/internal/outfile"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -20,9 +21,6 @@ type piece struct {
 	start, end int64
 	zero       bool
 }
-
-// amounts is what goes into a target, bytes of the disk.
-type amounts struct{ data, zero int64 }
 
 // explicitZeros tells whether what the target leaves out means anything but
 // zeros, and the target is new.
@@ -75,16 +73,12 @@ func (j *job) pieces(ctx context.Context, src backup.Source) iter.Seq2[piece, er
 }
 
 // count reads the images' tables alone.
-func (j *job) count(ctx context.Context, src backup.Source) (a amounts, err error) {
+func (j *job) count(ctx context.Context, src backup.Source) (a outfile.Amounts, err error) {
 	for p, err := range j.pieces(ctx, src) {
 		if err != nil {
 			return a, err
 		}
-		if p.zero {
-			a.zero += p.end - p.start
-		} else {
-			a.data += p.end - p.start
-		}
+		a.Add(p.end-p.start, p.zero)
 	}
 	return a, nil
 }

@@ -3,16 +3,22 @@
 package main
 
 import (
+	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
+	"golang.org/x/time/rate"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	dom "github.com/imgbackup/imgbackup/domain"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/request"
 	"github.com/imgbackup/imgbackup/restore"
 )
 
@@ -25,8 +31,8 @@ type restoreRequest struct {
 	to         []string
 	format     string
 	adjust     bool
+	limitRate  string
 	options    restore.Options
-	convert    restore.QemuImg
 }
 
 func (a *app) restoreCommand() *cobra.Command {
@@ -52,7 +58,11 @@ backup is incremental from there.
 
 raw and qcow2 are written natively. Formats that only qemu-img writes, and
 compressed and encrypted images, are written by it, which reads from a server as
-that of serve, on a private socket; nothing that exists is replaced then.` + progressHelp + exitHelp(exitDamage, exitInUse, exitInterrupted),
+that of serve, over a socket that nobody else can reach; such an image goes into a
+file, and has no --continue.
+
+--no-lock goes on where a file system cannot tell whether the target that --force
+replaces is in use: nobody must have it open.` + progressHelp + exitHelp(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup restore web --output /restored
   imgbackup restore web --checkpoint monday --disk vda --output /restored --format qcow2
   imgbackup restore web --output /restored --format qcow2 --adjust-xml
@@ -78,13 +88,15 @@ that of serve, on a private socket; nothing that exists is replaced then.` + pro
 	f.StringVarP(&r.output, "output", "o", "", "write to `DIR`/TARGET.FORMAT; the folder is made if it is not there")
 	f.StringArrayVar(&r.to, "to", nil, "write one disk to a file, block device or stdout (-): `TARGET=PATH`; may be repeated")
 	f.StringVar(&r.format, "format", "", "`FORMAT`: raw or qcow2 (default: raw; with --continue: qcow2); by qemu-img: vmdk, vhdx, vdi, qed")
-	f.BoolVar(&r.convert.Compressed, "compressed", false, "compress each cluster of a qcow2 or vmdk, by qemu-img (not with --secret-file)")
-	f.StringVar(&r.convert.SecretFile, "secret-file", "", "encrypt a qcow2 (LUKS) with the passphrase that is in `FILE`, to its last byte, by qemu-img")
-	f.StringArrayVar(&r.convert.Settings, "format-option", nil, "`KEY=VALUE` for qemu-img's -o, as subformat=streamOptimized; may be repeated")
+	f.BoolVar(&r.options.QemuImg.Compressed, "compressed", false, "compress each cluster of a qcow2 or vmdk, by qemu-img (not with --secret-file)")
+	f.StringVar(&r.options.QemuImg.SecretFile, "secret-file", "", "encrypt a qcow2 (LUKS) with the passphrase that is in `FILE`, to its last byte, by qemu-img")
+	f.StringArrayVar(&r.options.QemuImg.Settings, "format-option", nil, "`KEY=VALUE` for qemu-img's -o, as subformat=streamOptimized; may be repeated")
 	f.BoolVar(&r.adjust, "adjust-xml", false, "let the restored definition of the domain name the restored files")
 	f.BoolVar(&r.options.Force, "force", false, "replace a target that exists; write to a block device")
 	f.BoolVar(&r.options.Continue, "continue", false, "give the restored qcow2 images the checkpoint's bitmap, so that the next backup is incremental")
+	f.BoolVar(&r.options.NoLock, "no-lock", false, "go on where a file system has no locks, and nobody can tell whether the target is in use")
 	f.BoolVar(&r.options.Verify, "verify", false, "read what was written again and compare")
+	f.StringVar(&r.limitRate, "limit-rate", "", "restore at most so many `BYTES` of data per second, as 50M")
 	return a.addProgress(cmd)
 }
 
@@ -97,15 +109,12 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	case r.adjust && (r.output == "" || len(r.disks) > 0):
 		return usage.Errorf("--adjust-xml goes with --output and all disks, where the definition is restored")
 	}
-	byQemuImg, err := r.byQemuImg()
-	if err != nil {
+	format := r.imageFormat()
+	if err := r.checkImage(format); err != nil {
 		return err
 	}
-	format := qcow2.Format(r.format)
-	if !byQemuImg {
-		if format, err = restoreFormat(r); err != nil {
-			return err
-		}
+	if err := r.setLimit(); err != nil {
+		return err
 	}
 	if err := chain.CheckDomain(r.domain); err != nil {
 		return usage.Wrap(err)
@@ -127,11 +136,12 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 			return err
 		}
 	}
-	if byQemuImg {
-		return a.restoreByQemuImg(cmd.Context(), repo, m, targets, r)
-	}
-	if slices.ContainsFunc(targets, func(t restore.Target) bool { return t.Path == stdoutPath }) {
-		return a.restoreToStdout(cmd.Context(), repo, m, targets, r)
+	stdout := slices.ContainsFunc(targets, func(t restore.Target) bool { return t.Path == restore.Stdout })
+	if stdout {
+		if err := a.checkStdout(); err != nil {
+			return err
+		}
+		r.options.Stdout = a.data
 	}
 	bar := a.newBar("restoring " + m.Checkpoint)
 	var disks []string
@@ -153,22 +163,57 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	r.options.MakeDir = r.output
 	result, err := restore.Run(cmd.Context(), repo, m, targets, r.options)
 	bar.clear()
-	if err != nil {
+	if err != nil || stdout { // where nothing but the disk goes
 		return err
 	}
 	return a.printRestore(m, result)
 }
 
-func restoreFormat(r restoreRequest) (qcow2.Format, error) {
+// imageFormat is the one that was named, or the default.
+func (r *restoreRequest) imageFormat() qcow2.Format {
 	switch {
-	case r.format == "" && r.options.Continue:
-		return qcow2.Qcow2, nil
-	case r.format == "":
-		return qcow2.Raw, nil
-	case r.format == string(qcow2.Raw), r.format == string(qcow2.Qcow2):
-		return qcow2.Format(r.format), nil
+	case r.format != "":
+		return qcow2.Format(r.format)
+	case r.options.Continue:
+		return qcow2.Qcow2
 	}
-	return "", usage.Errorf("--format %q: want raw or qcow2", r.format)
+	return qcow2.Raw
+}
+
+// checkImage refuses an image that cannot be made, or not be named in a definition.
+func (r *restoreRequest) checkImage(format qcow2.Format) error {
+	if err := r.options.QemuImg.Check(format); err != nil {
+		return fmt.Errorf("--format: %w", err)
+	}
+	if r.adjust && (format == "vhdx" || r.options.QemuImg.SecretFile != "") {
+		return usage.Errorf("--adjust-xml: libvirt's definitions know no vhdx, and this one not the secret of an encrypted disk")
+	}
+	return nil
+}
+
+// setLimit reads --limit-rate.
+func (r *restoreRequest) setLimit() error {
+	if r.limitRate == "" {
+		return nil
+	}
+	n, err := request.ParseRate(r.limitRate)
+	if err != nil {
+		return err
+	}
+	r.options.Limit = rate.NewLimiter(rate.Limit(n), archive.GridSize)
+	return nil
+}
+
+// checkStdout refuses to write a disk where it would be mixed with something else, or
+// shown to a person.
+func (a *app) checkStdout() error {
+	if f, ok := a.data.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return usage.Errorf("--to TARGET=-: stdout is a terminal")
+	}
+	if a.json {
+		return usage.Errorf("--to TARGET=- has no --json")
+	}
+	return nil
 }
 
 func restoreTargets(m *chain.Manifest, r restoreRequest, format qcow2.Format) ([]restore.Target, error) {

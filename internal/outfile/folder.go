@@ -5,6 +5,7 @@ package outfile
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -33,13 +34,19 @@ func openFolder(path string) (*folder, error) {
 // partial is a file that has not yet got its final name.
 type partial struct {
 	dir   *folder
-	name  string
+	name  string // relative to dir
 	f     *os.File
 	named bool // it has its final name, for good
+
+	// The folder of its own that the file is in, open and locked, and that one's name
+	// in dir; nil: it is in dir itself.
+	room     *os.File
+	roomName string
 }
 
 // Partial files are called .NAME.imgbackup-<16 hex digits>.partial, with as
-// much of the target's name as fits.
+// much of the target's name as fits; and so are the folders of those that another
+// program writes, which have their final names in there: some formats record it.
 const (
 	partialInfix   = ".imgbackup-"
 	partialSuffix  = ".partial"
@@ -73,11 +80,28 @@ func (d *folder) createPartial(target string) (*partial, error) {
 	return &partial{dir: d, name: name, f: f}, nil
 }
 
+// createForeign makes one that another program is to write, in a locked folder of its
+// own: that program may lock the file itself as it likes.
+func (d *folder) createForeign(target string) (*partial, error) {
+	room, name, err := sys.MkdirLocked(d.f, func() string { return partialName(target) }, 0o700)
+	if err != nil {
+		return nil, fmt.Errorf("create a folder for a partial file: %w", err)
+	}
+	p := &partial{dir: d, name: filepath.Join(name, target), room: room, roomName: name}
+	if p.f, err = sys.OpenAt(room, target, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("create a partial file: %w", err), p.remove())
+	}
+	return p, nil
+}
+
 // path is where the file is now.
 func (p *partial) path() string { return filepath.Join(p.dir.path, p.name) }
 
 // remove closes the file and, unless it has got its final name, removes it.
 func (p *partial) remove() error {
+	if p.room != nil {
+		return p.removeRoom()
+	}
 	if p.named {
 		return p.f.Close()
 	}
@@ -86,8 +110,23 @@ func (p *partial) remove() error {
 	return err
 }
 
-// sweep removes partial files that no living run has locked. It does what it
+// removeRoom is remove where the file has a folder of its own. What else may be in
+// there after the file got its name is the one that it replaced, and not settled.
+func (p *partial) removeRoom() (err error) {
+	if p.named {
+		_ = sys.Control(p.dir.f, func(fd int) error { return unix.Unlinkat(fd, p.roomName, unix.AT_REMOVEDIR) })
+	} else {
+		err = sys.RemoveLocked(p.dir.f, p.roomName)
+	}
+	if p.f != nil {
+		_ = p.f.Close() // it is durable, or gone
+	}
+	_ = p.room.Close() // only locked
+	return err
+}
+
+// sweep removes partial files, and folders of such, that no living run has locked. It does what it
 // can: a folder that cannot be listed keeps them.
 func (d *folder) sweep() {
-	_ = sys.Sweep(d.f, func(name string, folder bool) bool { return !folder && isPartialName(name) })
+	_ = sys.Sweep(d.f, func(name string, _ bool) bool { return isPartialName(name) })
 }

@@ -37,6 +37,19 @@ func testPartial(t *testing.T, d *folder, target, content string) *partial {
 	return p
 }
 
+func testForeign(t *testing.T, d *folder, target, content string) *partial {
+	t.Helper()
+	p, err := d.createForeign(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = p.f.Close(), p.room.Close() })
+	if _, err := p.f.WriteString(content); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 func TestPartialNames(t *testing.T) {
 	t.Parallel()
 	for _, target := range []string{"vda.raw", "x", strings.Repeat("y", 255), ".hidden"} {
@@ -64,16 +77,18 @@ func TestSweepRemovesOnlyWhatIsStale(t *testing.T) {
 	if err := stale.f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	keep := []string{living.name, "vda.raw", ".vda.raw.partial", ".dir.imgbackup-0123456789abcdef.partial", ".link.imgbackup-0123456789abcdef.partial"}
+	room := testForeign(t, d, "vdc.vmdk", "living")
+	left := testForeign(t, d, "vdd.vmdk", "stale")
+	if err := left.room.Close(); err != nil {
+		t.Fatal(err)
+	}
+	keep := []string{living.name, "vda.raw", ".vda.raw.partial", ".link.imgbackup-0123456789abcdef.partial", room.roomName}
 	for _, name := range keep[1:3] {
 		if err := os.WriteFile(filepath.Join(d.path, name), []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Mkdir(filepath.Join(d.path, keep[3]), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink("vda.raw", filepath.Join(d.path, keep[4])); err != nil {
+	if err := os.Symlink("vda.raw", filepath.Join(d.path, keep[3])); err != nil {
 		t.Fatal(err)
 	}
 	d.sweep()

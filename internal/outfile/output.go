@@ -83,14 +83,20 @@ func (o *Output) openFile(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if o.part, err = o.dir.createPartial(o.Base()); err != nil {
+	if o.Foreign {
+		o.part, err = o.dir.createForeign(o.Base())
+	} else {
+		o.part, err = o.dir.createPartial(o.Base())
+	}
+	if err != nil {
 		return err
 	}
 	o.f = o.part.f
-	if o.existing != nil {
-		if err := takeOverAccess(o.existing, o.f); err != nil {
-			return err
-		}
+	if o.Foreign { // who writes it has to be able to open it
+		return nil
+	}
+	if err := o.takeOverAccess(); err != nil {
+		return err
 	}
 	if o.Format == qcow2.Qcow2 {
 		return o.beginQcow2()
@@ -120,7 +126,8 @@ func (o *Output) beginQcow2() (err error) {
 // File is what is written to, open for reading, too.
 func (o *Output) File() *os.File { return o.f }
 
-// NowAt is the path under which it stands now.
+// NowAt is the path under which it stands now. Of a foreign output it ends in the final
+// name, and whoever writes there writes into the empty file that is there.
 func (o *Output) NowAt() string {
 	if o.part != nil && !o.part.named {
 		return o.part.path()
@@ -143,19 +150,22 @@ func (o *Output) FreeSpace() (filesystem uint64, folder string, free int64, ok b
 	return id.Dev, o.dir.path, free, ok && err == nil
 }
 
-// takeOverAccess gives the new file the owner and mode of the one it replaces,
-// so that whoever could use that one can use it. The owner only where we may.
-func takeOverAccess(from, to *os.File) error {
-	fi, err := from.Stat()
+// takeOverAccess gives the new file the owner and mode of the one it replaces, if
+// any, so that whoever could use that one can use it. The owner only where we may.
+func (o *Output) takeOverAccess() error {
+	if o.existing == nil {
+		return nil
+	}
+	fi, err := o.existing.Stat()
 	if err != nil {
 		return err
 	}
 	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		if err := to.Chown(int(st.Uid), int(st.Gid)); err != nil && !errors.Is(err, fs.ErrPermission) {
+		if err := o.f.Chown(int(st.Uid), int(st.Gid)); err != nil && !errors.Is(err, fs.ErrPermission) {
 			return err
 		}
 	}
-	return to.Chmod(fi.Mode().Perm())
+	return o.f.Chmod(fi.Mode().Perm())
 }
 
 // imageFile is how the qcow2 writer sees the partial file.
@@ -282,6 +292,10 @@ func (o *Output) Finish() error {
 	switch {
 	case o.Creator != nil:
 		err = o.Creator.Finish()
+	case o.Foreign:
+		if err = o.stillMine(); err == nil {
+			err = errors.Join(o.takeOverAccess(), o.f.Sync())
+		}
 	case o.Reuse && !o.Device:
 		if err = o.f.Truncate(o.spec.Size); err == nil {
 			err = o.f.Sync()
@@ -294,6 +308,16 @@ func (o *Output) Finish() error {
 	}
 	o.dropCache()
 	return nil
+}
+
+// stillMine makes sure that another program has not put a file of its own in the
+// place of the one that it was to write.
+func (o *Output) stillMine() error {
+	same, err := sys.Named(o.dir.f, o.part.name, o.f)
+	if err == nil && !same {
+		err = errors.New("the program that was to write into the file has replaced it")
+	}
+	return err
 }
 
 // dropCache lets go of what is on the medium already. It is advice: what fails

@@ -21,20 +21,25 @@ import (
 
 // Place is a target that has passed all checks that need no lock.
 type Place struct {
-	Path   string // absolute, with the folder's symbolic links resolved
-	Format qcow2.Format
-	Device bool // a block device
-	Exists bool // a regular file stands there
-	Reuse  bool // and is written in place, rather than replaced
-	ID     sys.ID
+	Path    string // absolute, with the folder's symbolic links resolved
+	Format  qcow2.Format
+	Device  bool // a block device
+	Exists  bool // a regular file stands there
+	Reuse   bool // and is written in place, rather than replaced
+	Foreign bool // another program writes it
+	ID      sys.ID
 }
 
 // Wanted says where a disk is to go.
 type Wanted struct {
 	Path   string       // a file in a folder that exists, or a block device
-	Format qcow2.Format // of a device: qcow2.Raw
+	Format qcow2.Format // qcow2.Raw, which a device has always, or qcow2.Qcow2; if Foreign, any
 	Force  bool         // replace a file that exists, and write to a block device
 	Reuse  bool         // write into the raw file or block device that is there
+
+	// Foreign says that another program writes the file, by its path; see
+	// [Output.NowAt].
+	Foreign bool
 
 	// Outside refuses a path, with the folder's links resolved, that lies where none
 	// of ours may; nil: there is no such place.
@@ -55,9 +60,9 @@ func (p *Place) Same(q *Place) bool {
 // Resolve finds out what stands at a target's path, and refuses what may not be
 // written to.
 func Resolve(kernel *System, w Wanted) (*Place, error) {
-	p := &Place{Format: w.Format, Reuse: w.Reuse}
+	p := &Place{Format: w.Format, Reuse: w.Reuse, Foreign: w.Foreign}
 	switch {
-	case w.Format != qcow2.Raw && w.Format != qcow2.Qcow2:
+	case w.Format != qcow2.Raw && w.Format != qcow2.Qcow2 && !w.Foreign:
 		return nil, usage.Errorf("format %.40q is neither raw nor qcow2", w.Format)
 	case w.Reuse && w.Format != qcow2.Raw:
 		return nil, usage.Errorf("only a raw file can be reused")

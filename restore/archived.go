@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package restore
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"golang.org/x/time/rate"
+
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/view"
+)
+
+// archivedDisk is a disk for a writer that reads it as a disk, in whatever order.
+type archivedDisk struct {
+	repo  *chain.Repository
+	m     *chain.Manifest
+	entry *chain.Disk
+
+	checkpoint *view.Checkpoint // nil: not open
+	disk       *view.Disk
+}
+
+// prove is [writer]'s.
+func (a *archivedDisk) prove(ctx context.Context) (counts outfile.Amounts, err error) {
+	if a.checkpoint, err = view.Open(ctx, a.repo, a.m, []string{a.entry.Name}, view.Options{}); err != nil {
+		var of *chain.DiskError
+		if errors.As(err, &of) {
+			err = of.Err
+		}
+		return counts, damage(a.entry.Name, err, 0, a.entry.Size)
+	}
+	a.disk = a.checkpoint.Disks[0]
+	for zeros, err := range a.disk.Zeros(ctx, 0, a.disk.Size()) {
+		if err != nil {
+			return counts, damage(a.entry.Name, err, 0, a.disk.Size())
+		}
+		counts.Zero += zeros.End - zeros.Start
+	}
+	counts.Data = a.disk.Size() - counts.Zero
+	return counts, nil
+}
+
+// close is [writer]'s.
+func (a *archivedDisk) close() {
+	if a.checkpoint != nil {
+		a.checkpoint.Close()
+	}
+}
+
+// limited is an archived disk, as an nbd.Device too, that is read no faster than allowed.
+type limited struct {
+	*view.Disk
+	limit *rate.Limiter
+	tell  func(n int64) // is told of every read, from several goroutines; may be nil
+}
+
+// ReadAt implements nbd.Device.
+func (l *limited) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if err := wait(ctx, l.limit, len(p)); err != nil {
+		return err
+	}
+	if err := l.Disk.ReadAt(ctx, p, off); err != nil {
+		return damage(l.Name, err, off, off+int64(len(p)))
+	}
+	if l.tell != nil {
+		l.tell(int64(len(p)))
+	}
+	return nil
+}
+
+// meter counts progress up to what is expected: a program that reads for itself may
+// read some bytes twice, and others never.
+type meter struct {
+	p    *progress
+	mu   sync.Mutex
+	left int64 // bytes
+}
+
+func (m *meter) add(n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n = min(n, m.left); n > 0 {
+		m.left -= n
+		m.p.add(n)
+	}
+}
+
+// done counts what was never read: all is there.
+func (m *meter) done() { m.add(m.left) }
