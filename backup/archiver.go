@@ -213,18 +213,20 @@ func (s *archiver) listMaps(ctx context.Context, plan *Plan, m *chain.Manifest, 
 // maxReplay bounds the maps that one disk's replay reads.
 const maxReplay = 64
 
-// flatten replaces a long or heavy list of maps by one resolved full map,
-// which names the chunks that the list names. No data is copied.
+// flatten replaces a long or heavy list of maps, or one under a former name of the
+// disk, by one resolved full map, which names the chunks that the list names. No
+// data is copied.
 func (s *archiver) flatten(ctx context.Context, p *DiskPlan, list []archive.MapRef) ([]archive.MapRef, error) {
 	var deltas int64
 	for _, ref := range list[:len(list)-1] {
 		deltas += ref.Length
 	}
 	full := list[len(list)-1].Length
-	if len(list) <= maxReplay && deltas <= max(full, smallMaps) {
+	renamed := p.base.Disk.Name != p.Disk
+	if len(list) <= maxReplay && deltas <= max(full, smallMaps) && !renamed {
 		return list, nil
 	}
-	maps, err := chain.ReplayMaps(ctx, s.repo, &chain.Disk{Name: p.Disk, Size: p.VirtualSize, Maps: list})
+	maps, err := s.openMaps(ctx, p, list, renamed)
 	if err != nil {
 		return nil, err
 	}
@@ -233,6 +235,23 @@ func (s *archiver) flatten(ctx context.Context, p *DiskPlan, list []archive.MapR
 		return nil, err
 	}
 	return []archive.MapRef{ref}, nil
+}
+
+// openMaps opens the new map, which is the first of the list, and those that it
+// builds on, which may have another disk's name.
+func (s *archiver) openMaps(ctx context.Context, p *DiskPlan, list []archive.MapRef, renamed bool) ([]*archive.Map, error) {
+	if !renamed {
+		return chain.ReplayMaps(ctx, s.repo, &chain.Disk{Name: p.Disk, Size: p.VirtualSize, Maps: list})
+	}
+	newest, err := archive.OpenMap(ctx, s.repo.Store, list[0], 0)
+	if err != nil {
+		return nil, err
+	}
+	older, err := chain.ReplayMaps(ctx, s.repo, p.base.Disk)
+	if err != nil {
+		return nil, err
+	}
+	return append([]*archive.Map{newest}, older...), nil
 }
 
 // smallMaps is the size of deltas, bytes, below which a replay is not worth

@@ -45,13 +45,14 @@ func ChangesBetween(ctx context.Context, repo *chain.Repository, domain, from, t
 	}
 	var all []DiskChanges
 	for i := range ends[1].Disks {
-		target := ends[1].Disks[i].Name
-		if _, ok := ends[0].Disk(target); !ok {
+		disk := ends[1].Disks[i].Name
+		states, ok := chain.StatesOfBoth(history, ends[1], disk, ends[0])
+		if !ok {
 			continue
 		}
-		c, err := s.changesBetween(ctx, target, ends[0], ends[1])
+		c, err := s.changesBetween(ctx, disk, states, ends[0], ends[1])
 		if err != nil {
-			return nil, &chain.DiskError{Disk: target, Err: err}
+			return nil, &chain.DiskError{Disk: disk, Err: err}
 		}
 		all = append(all, c)
 	}
@@ -71,8 +72,7 @@ type link struct {
 // changesBetween goes the shortest way from one state to the other: where two
 // states differ, and where one of them differs from a third, contains where the
 // other does.
-func (s *session) changesBetween(ctx context.Context, target string, from, to *chain.Manifest) (DiskChanges, error) {
-	states := s.statesOf(target)
+func (s *session) changesBetween(ctx context.Context, target string, states chain.States, from, to *chain.Manifest) (DiskChanges, error) {
 	start, _ := states.WithUUID(from.UUID)
 	goal, _ := states.WithUUID(to.UUID)
 	type step struct {

@@ -37,7 +37,7 @@ func (s *session) domainUUID() string {
 func (s *session) manifestDisk(d *disk, p *DiskPlan) chain.Disk {
 	active := d.image.Layers[0]
 	rec := chain.Disk{
-		Name: p.Disk, Size: p.VirtualSize,
+		Name: p.Disk, RenamedFrom: p.RenamedFrom, Size: p.VirtualSize,
 		Source:    chain.Source{Path: active.Path, Format: string(p.Format), Device: d.id[0].Dev, Inode: d.id[0].Inode},
 		Snapshots: trust.SnapshotRecords(active.Snapshots),
 		Backing:   d.backing,

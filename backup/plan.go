@@ -33,6 +33,7 @@ type Plan struct {
 // DiskPlan says how one disk will be backed up, and why. Sizes are in bytes.
 type DiskPlan struct {
 	Disk        string               `json:"target"`
+	RenamedFrom string               `json:"renamed_from,omitempty"` // what it was called before
 	Path        string               `json:"path"`
 	Format      qcow2.Format         `json:"format"`
 	VirtualSize int64                `json:"virtual_size"`
@@ -66,6 +67,10 @@ func (p *DiskPlan) worseThan(q *DiskPlan) bool {
 // by, if they have been.
 func (s *session) makePlan(ctx context.Context, before *Plan) (*Plan, error) {
 	plan := &Plan{Domain: s.req.Domain, Checkpoint: s.point.name}
+	s.recognize()
+	if before == nil {
+		s.noteRenamed()
+	}
 	for i, d := range s.disks {
 		p, err := s.planDisk(ctx, d, before == nil)
 		if err != nil {
@@ -104,6 +109,7 @@ func (s *session) parent(plan *Plan) *chain.Manifest {
 func (s *session) planDisk(ctx context.Context, d *disk, bitmap bool) (*DiskPlan, error) {
 	p := &DiskPlan{
 		Disk:        d.req.Disk,
+		RenamedFrom: d.former.Name,
 		Path:        d.req.Path,
 		Format:      d.req.Format,
 		VirtualSize: d.image.Size(),
@@ -124,7 +130,7 @@ func (s *session) planDisk(ctx context.Context, d *disk, bitmap bool) (*DiskPlan
 
 // judge judges the bitmaps in a disk's image, which is open.
 func (s *session) judge(d *disk) *trust.Judge {
-	return &trust.Judge{Image: trust.Look(d.image), States: s.statesOf(d.req.Disk), Archive: s.states, Seed: s.states.seed}
+	return &trust.Judge{Image: trust.Look(d.image), States: d.states, Archive: s.states, Seed: s.states.seed}
 }
 
 // measure fills in how much will be read.
@@ -144,9 +150,6 @@ func measure(ctx context.Context, d *disk, p *DiskPlan) error {
 	}
 	return err
 }
-
-// statesOf returns the recorded states of a disk, newest first.
-func (s *session) statesOf(disk string) chain.States { return chain.StatesOf(s.history, disk) }
 
 // oursAnywhere returns the names of the bitmaps that manifests of the domain
 // added, whatever the disk.

@@ -14,7 +14,7 @@ import (
 // recordBitmaps stores every bitmap of ours as it is in the image now, for
 // later backups to compare with.
 func (s *session) recordBitmaps(ctx context.Context, d *disk, p *DiskPlan, w *archive.Writer, rec *chain.Disk) error {
-	known := s.statesOf(d.req.Disk).Bitmaps()
+	known := d.states.Bitmaps()
 	for i, layer := range d.image.Layers {
 		for _, b := range layer.Bitmaps {
 			if known[b.Name] == nil || b.InUse || b.Problem != nil {

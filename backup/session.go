@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/foreign"
 	"github.com/imgbackup/imgbackup/internal/usage"
@@ -27,6 +28,9 @@ type disk struct {
 	guard *qemu.ImageFlock // from the plan to the end
 
 	before []qcow2.BitmapState // the image's bitmaps before ours was added
+
+	states chain.States // recorded of it, newest first
+	former trust.Former // what it is called in them, if it has been renamed since
 
 	active      string // where the new bitmap goes
 	granularity int64  // of the new bitmap, bytes

@@ -33,11 +33,12 @@ func Sizes(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks
 	if err := s.open(ctx); err != nil {
 		return nil, err
 	}
+	s.recognize()
 	var sizes []CheckpointSize
 	for _, d := range s.disks {
 		judge := s.judge(d)
 		for _, st := range judge.States {
-			size := CheckpointSize{Checkpoint: *st.Manifest.Ref(), Disk: d.req.Disk}
+			size := CheckpointSize{Checkpoint: *st.Manifest.Ref(), Disk: st.Disk.Name}
 			if size.Bytes, size.Problem, err = sizeSince(ctx, judge, st); err != nil {
 				return nil, &chain.DiskError{Disk: d.req.Disk, Err: err}
 			}

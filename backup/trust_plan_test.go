@@ -101,7 +101,7 @@ func TestTrustSinceRefused(t *testing.T) {
 		}, trust.ReasonMissing},
 		{"newer than the image", "c3", func(l *lab) {
 			l.img("bitmap", "--remove", "vda", l.bitmapOf("c3"))
-		}, trust.ReasonBrokenLine},
+		}, trust.ReasonMissing},
 		{"witnesses differ", "c2", func(l *lab) {
 			l.img("bitmap", "--clear", "vda", l.bitmapOf("c2"))
 		}, trust.ReasonWitness},

@@ -33,6 +33,23 @@ func StatesOf(history []*Manifest, disk string) States {
 	return states
 }
 
+// StatesOfBoth returns the states of a disk that a checkpoint has, and whether
+// another checkpoint has the disk, too, be it under another name.
+func StatesOfBoth(history []*Manifest, m *Manifest, disk string, other *Manifest) (States, bool) {
+	names := []string{disk}
+	for i := range other.Disks {
+		names = append(names, other.Disks[i].Name)
+	}
+	for _, name := range names {
+		states := StatesOf(history, name)
+		st, has := states.WithUUID(m.UUID)
+		if _, both := states.WithUUID(other.UUID); both && has && st.Disk.Name == disk {
+			return states, true
+		}
+	}
+	return nil, false
+}
+
 // WithData returns the states whose data was archived.
 func (s States) WithData() States {
 	return slices.DeleteFunc(slices.Clone(s), func(st DiskState) bool { return !st.HasData() })

@@ -113,6 +113,7 @@ func (j *Judge) judgeLine(ctx context.Context, since string, newest *witness) (V
 	if !ok {
 		return object(ReasonNoCheckpoint, "no checkpoint %s of this disk is recorded", since).verdict(), nil
 	}
+	against := object(ReasonMissing, "checkpoint %s added no bitmap", since)
 	if goal.Disk.Bitmap != "" {
 		w := &witness{Judge: j, st: goal}
 		o, err := w.examine(ctx)
@@ -125,7 +126,12 @@ func (j *Judge) judgeLine(ctx context.Context, since string, newest *witness) (V
 			return w.verdict(goal), nil
 		case o.All:
 			return o.verdict(), nil
+		default:
+			against = o
 		}
+	}
+	if goal.Manifest.Sequence > newest.st.Manifest.Sequence {
+		return against.verdict(), nil // no line leads forward
 	}
 	line, o, err := j.line(ctx, goal, newest.st)
 	switch {

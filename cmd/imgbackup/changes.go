@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -98,8 +97,9 @@ func (a *app) changesBetween(ctx context.Context, o changesOptions) error {
 	if err != nil {
 		return err
 	}
-	a.noteAlone(from, to)
-	a.noteAlone(to, from)
+	if err := a.noteAlone(ctx, repo, from, to); err != nil {
+		return err
+	}
 	all, err := backup.ChangesBetween(ctx, repo, o.domain, from.Checkpoint, to.Checkpoint)
 	if err != nil {
 		return err
@@ -139,14 +139,30 @@ func (a *app) printChanges(all []backup.DiskChanges, o changesOptions, from, to 
 	return p.print(all, to)
 }
 
-// noteAlone tells of the disks that one checkpoint has and another has not: all of
-// them is a change, and is not among those that are shown.
-func (a *app) noteAlone(has, not *chain.Manifest) {
-	for i := range has.Disks {
-		if target := has.Disks[i].Name; !slices.ContainsFunc(not.Disks, func(d chain.Disk) bool { return d.Name == target }) {
-			a.note(fmt.Sprintf("disk %s: only checkpoint %s has it", target, has.Checkpoint))
+// noteAlone tells of the disks that one of two checkpoints has and the other has
+// not: all of them is a change, and is not among those that are shown. A disk that
+// was renamed is not alone.
+func (a *app) noteAlone(ctx context.Context, repo *chain.Repository, from, to *chain.Manifest) error {
+	var history []*chain.Manifest
+	for _, pair := range [][2]*chain.Manifest{{from, to}, {to, from}} {
+		has, not := pair[0], pair[1]
+		for i := range has.Disks {
+			disk := has.Disks[i].Name
+			if _, both := not.Disk(disk); both {
+				continue
+			}
+			if history == nil {
+				var err error
+				if history, _, err = repo.Manifests(ctx, has.Domain); err != nil {
+					return err
+				}
+			}
+			if _, both := chain.StatesOfBoth(history, has, disk, not); !both {
+				a.note(fmt.Sprintf("disk %s: only checkpoint %s has it", disk, has.Checkpoint))
+			}
 		}
 	}
+	return nil
 }
 
 // changesPrinter writes changes as they are found: there may be very many.

@@ -79,6 +79,9 @@ func (a *app) showManifest(m *chain.Manifest) error {
 
 func showDisk(w *checkedWriter, kind string, d *chain.Disk) {
 	w.printf("\ndisk %s\n", d.Name)
+	if d.RenamedFrom != "" {
+		w.printf("  renamed from  %s\n", d.RenamedFrom)
+	}
 	w.printf("  source        %s (%s)\n", oneLine(d.Source.Path), d.Source.Format)
 	for _, b := range d.Backing {
 		w.printf("  backed by     %s (%s)\n", oneLine(b.Path), b.Format)

@@ -11,6 +11,7 @@ import (
 // diskJSON is one disk of a checkpoint as --json shows it. Sizes are in bytes.
 type diskJSON struct {
 	Target          string `json:"target"`
+	RenamedFrom     string `json:"renamed_from,omitempty"`
 	Source          string `json:"source"`
 	Format          string `json:"format"`
 	VirtualSize     int64  `json:"virtual_size"`
@@ -31,7 +32,7 @@ type diskJSON struct {
 
 func viewDisk(d *chain.Disk) diskJSON {
 	out := diskJSON{
-		Target: d.Name, Source: d.Source.Path, Format: d.Source.Format, VirtualSize: d.Size,
+		Target: d.Name, RenamedFrom: d.RenamedFrom, Source: d.Source.Path, Format: d.Source.Format, VirtualSize: d.Size,
 		BackupMode: d.Requested, Mode: d.Mode, Detection: d.Detection, ReasonCode: d.ReasonCode, Reason: d.Reason,
 		Bitmap: d.Bitmap, NoBitmapReason: d.NoBitmapReason,
 		DirtyBytes: d.DirtyBytes, DataBytes: d.DataBytes, StoredBytes: d.StoredBytes, ReusedBytes: d.ReusedBytes,
