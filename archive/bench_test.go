@@ -15,11 +15,11 @@ import (
 // devNull takes packs and forgets them.
 type devNull struct{ objstore.Store }
 
-func (d devNull) Put(ctx context.Context, key string, body objstore.Body, mode objstore.Mode) error {
+func (d devNull) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
 	if key[:2] == "pa" {
 		return ctx.Err()
 	}
-	return d.Store.Put(ctx, key, body, mode)
+	return d.Store.Put(ctx, key, body, o)
 }
 
 func benchData(kind string) [][]byte {

@@ -84,7 +84,7 @@ func FuzzMap(f *testing.F) {
 	open := func(data []byte, dir int64) (*Map, error) {
 		store := objstore.NewMem()
 		key := MapKey(Digest{})
-		if err := store.Put(context.Background(), key, bytes.NewReader(data), objstore.Create); err != nil {
+		if err := store.Put(context.Background(), key, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 			return nil, err
 		}
 		ref := MapRef{Ref: Ref{Length: int64(len(data))}, DirLength: dir}

@@ -193,7 +193,7 @@ func get(t fatal, store objstore.Store, key string) []byte {
 
 func put(t fatal, store objstore.Store, key string, data []byte) {
 	t.Helper()
-	if err := store.Put(context.Background(), key, bytes.NewReader(data), objstore.Replace); err != nil {
+	if err := store.Put(context.Background(), key, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 		t.Fatalf("put: %v", err)
 	}
 }
@@ -228,11 +228,11 @@ func (f *faulty) check(op, key string) error {
 	return nil
 }
 
-func (f *faulty) Put(ctx context.Context, key string, body objstore.Body, mode objstore.Mode) error {
+func (f *faulty) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
 	if err := f.check("put", key); err != nil {
 		return err
 	}
-	return f.Store.Put(ctx, key, body, mode)
+	return f.Store.Put(ctx, key, body, o)
 }
 
 func (f *faulty) Get(ctx context.Context, key string, off, n int64) (io.ReadCloser, error) {

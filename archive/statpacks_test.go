@@ -23,7 +23,7 @@ func TestStatManyPacks(t *testing.T) {
 	for i := range 3 * listPacks {
 		body := binary.BigEndian.AppendUint64(nil, uint64(i))
 		p := Ref{Name: Sum(body), Length: int64(len(body))}
-		if err := store.Put(ctx, PackKey(p.Name), bytes.NewReader(body), objstore.Create); err != nil {
+		if err := store.Put(ctx, PackKey(p.Name), bytes.NewReader(body), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 			t.Fatal(err)
 		}
 		packs = append(packs, p)

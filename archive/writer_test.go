@@ -417,12 +417,12 @@ type hanging struct {
 	prefix string
 }
 
-func (h hanging) Put(ctx context.Context, key string, body objstore.Body, mode objstore.Mode) error {
+func (h hanging) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
 	if strings.HasPrefix(key, h.prefix) {
 		<-ctx.Done()
 		return ctx.Err()
 	}
-	return h.Store.Put(ctx, key, body, mode)
+	return h.Store.Put(ctx, key, body, o)
 }
 
 // TestCancelled: a cancelled context ends every wait, and is the error.

@@ -193,7 +193,7 @@ func TestSettleRunRefuses(t *testing.T) {
 		return lease.UUID
 	}
 	spoil := func(key string) {
-		l.must(l.repo.Store.Put(t.Context(), key, strings.NewReader("x"), objstore.Replace))
+		l.must(l.repo.Store.Put(t.Context(), key, strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Replace}))
 	}
 	lost := l.intent("vm", "lost", chain.NewUUID())
 	spoil(lost.Key())

@@ -190,7 +190,7 @@ func (r *Repository) create(ctx context.Context, key string, data []byte) error 
 }
 
 func (r *Repository) putNew(ctx context.Context, key string, data []byte) error {
-	return r.Store.Put(ctx, key, bytes.NewReader(data), objstore.Create)
+	return r.Store.Put(ctx, key, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Create})
 }
 
 // parseManifest proves a manifest and that it belongs under its key.

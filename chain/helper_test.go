@@ -87,7 +87,7 @@ func commit(t *testing.T, r *Repository, m *Manifest) {
 // put stores raw bytes.
 func put(t *testing.T, s objstore.Store, key string, data []byte) {
 	t.Helper()
-	if err := s.Put(t.Context(), key, strings.NewReader(string(data)), objstore.Replace); err != nil {
+	if err := s.Put(t.Context(), key, strings.NewReader(string(data)), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 		t.Fatal(err)
 	}
 }

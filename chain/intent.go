@@ -112,7 +112,7 @@ func (r *Repository) replace(ctx context.Context, key string, v any) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", key, err)
 	}
-	return r.Store.Put(ctx, key, bytes.NewReader(data), objstore.Replace)
+	return r.Store.Put(ctx, key, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Replace})
 }
 
 // Intents returns a domain's intents, oldest first. For each one that is

@@ -56,7 +56,7 @@ func TestInitSingleWriter(t *testing.T) {
 			t.Errorf("recorded: %+v", r.Config)
 		}
 		// What stands there is not overwritten, though the store would.
-		if err := r.Store.Put(t.Context(), chain.ConfigKey, strings.NewReader("x"), objstore.Create); !errors.Is(err, objstore.ErrExists) {
+		if err := r.Store.Put(t.Context(), chain.ConfigKey, strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}); !errors.Is(err, objstore.ErrExists) {
 			t.Errorf("create over the configuration: %v", err)
 		}
 	}
@@ -77,7 +77,7 @@ func TestInitS3(t *testing.T) {
 	if err := store.Delete(t.Context(), chain.ConfigKey); err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Put(t.Context(), objstore.ProbePrefix+"X/object", strings.NewReader("x"), objstore.Create); err != nil {
+	if err := store.Put(t.Context(), objstore.ProbePrefix+"X/object", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := initS3(t, c, chain.InitOptions{}); err != nil {

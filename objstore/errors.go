@@ -10,6 +10,9 @@ var (
 	ErrNotFound = errors.New("no such object")
 	// ErrExists says that an object stands under the key already.
 	ErrExists = errors.New("object exists already")
+	// ErrChanged says that another object stands under the key than the one that
+	// was to be replaced, or none.
+	ErrChanged = errors.New("the object is not the one that was to be replaced")
 	// ErrTooLarge is ReadAll's: the object is larger than the caller takes.
 	ErrTooLarge = errors.New("object is too large")
 )
@@ -46,7 +49,7 @@ func (e *doubtError) Unwrap() error { return e.err }
 func Permanent(err error) bool {
 	var own interface{ Permanent() bool }
 	switch {
-	case errors.Is(err, ErrNotFound), errors.Is(err, ErrExists), errors.Is(err, ErrTooLarge):
+	case errors.Is(err, ErrNotFound), errors.Is(err, ErrExists), errors.Is(err, ErrChanged), errors.Is(err, ErrTooLarge):
 		return true
 	case errors.As(err, &own):
 		return own.Permanent()

@@ -5,6 +5,7 @@ package objstore
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -24,8 +25,8 @@ type mem struct {
 	objects map[string][]byte // values are never changed in place
 }
 
-func (m *mem) Put(ctx context.Context, key string, body Body, mode Mode) error {
-	if err := CheckKey(key); err != nil {
+func (m *mem) Put(ctx context.Context, key string, body Body, o PutOptions) error {
+	if err := errors.Join(CheckKey(key), o.CheckNotRetained()); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -40,8 +41,12 @@ func (m *mem) Put(ctx context.Context, key string, body Body, mode Mode) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, ok := m.objects[key]; ok && mode == Create {
+	old, ok := m.objects[key]
+	switch {
+	case ok && o.Mode == Create:
 		return fmt.Errorf("store %s: %w", key, ErrExists)
+	case o.Old != nil && !(ok && bytes.Equal(old, o.Old)):
+		return fmt.Errorf("store %s: %w", key, ErrChanged)
 	}
 	m.objects[key] = data
 	return nil

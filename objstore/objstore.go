@@ -34,6 +34,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"time"
 )
 
 // Mode says what Put does when an object stands under the key.
@@ -45,6 +46,37 @@ const (
 	Replace             // put the new object in the old one's place, atomically
 )
 
+// PutOptions say how an object is stored. The zero value creates it.
+type PutOptions struct {
+	Mode Mode
+
+	// Old, if not nil, are the bytes that must stand there for them to be
+	// replaced; else nothing is changed, and the error is ErrChanged. At most
+	// MaxOld bytes; with Replace only. A store that can't compare and replace in
+	// one step says so by an *UnsupportedError. In S3 the server decides, by
+	// If-Match; one that does not know it ignores it.
+	Old []byte
+
+	// RetainUntil, unless zero, is how long these bytes must be kept: till then
+	// nobody may remove them, or only who may govern, as Retention says (S3's
+	// object lock, to the second). A store without that gives an
+	// *UnsupportedError; what it has stored all the same is not kept.
+	RetainUntil time.Time
+	Retention   Retention
+}
+
+// MaxOld bounds PutOptions.Old, in bytes.
+const MaxOld = 64 << 20
+
+// Retention says who may shorten the time that an object is kept.
+type Retention int
+
+// The ways to keep an object.
+const (
+	Compliance Retention = iota // nobody
+	Governance                  // who has a special permission
+)
+
 // Info describes one object.
 type Info struct {
 	Key  string
@@ -53,11 +85,12 @@ type Info struct {
 
 // Store holds objects. See the package documentation for what it promises.
 type Store interface {
-	// Put stores body under key. It may be repeated: in mode Replace with the
-	// same result, in mode Create with ErrExists once an earlier try had
-	// succeeded. Any error but ErrExists leaves open whether the object is
-	// there; see InDoubt for whether it may yet appear.
-	Put(ctx context.Context, key string, body Body, mode Mode) error
+	// Put stores body under key, as o says. It may be repeated: in mode Replace
+	// with the same result; in mode Create with ErrExists, and with Old with
+	// ErrChanged, once an earlier try had succeeded. Any error but these leaves
+	// open whether the object is there; see InDoubt for whether it may yet
+	// appear.
+	Put(ctx context.Context, key string, body Body, o PutOptions) error
 
 	// Get reads length bytes of an object from offset on; length -1 means to
 	// the end. The caller closes the reader. An absent object is ErrNotFound

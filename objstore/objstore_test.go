@@ -19,7 +19,7 @@ func TestMem(t *testing.T) {
 func TestReadAllIsBounded(t *testing.T) {
 	t.Parallel()
 	s := objstore.NewMem()
-	if err := s.Put(t.Context(), "a", strings.NewReader("0123456789"), objstore.Create); err != nil {
+	if err := s.Put(t.Context(), "a", strings.NewReader("0123456789"), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := objstore.ReadAll(t.Context(), s, "a", 10); err != nil || string(got) != "0123456789" {

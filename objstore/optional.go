@@ -9,6 +9,29 @@ import (
 	"iter"
 )
 
+// UnsupportedError says that a store can't do what a PutOptions asks for. It is
+// errors.ErrUnsupported.
+type UnsupportedError struct {
+	Ability string // what it can't, after "the store can't"
+	Err     error  // how that showed; may be nil
+}
+
+func (e *UnsupportedError) Error() string {
+	text := "the store can't " + e.Ability
+	if e.Err != nil {
+		text += ": " + e.Err.Error()
+	}
+	return text
+}
+
+// Is reports whether target is errors.ErrUnsupported.
+func (e *UnsupportedError) Is(target error) bool { return target == errors.ErrUnsupported }
+
+func (e *UnsupportedError) Unwrap() error { return e.Err }
+
+// Permanent says that to ask again is in vain.
+func (e *UnsupportedError) Permanent() bool { return true }
+
 // As returns what of a store can do what T says: the store itself, or one that
 // it wraps. Wrappers have a method Unwrap() Store; one that keeps an ability
 // from being used on what it wraps has it itself.

@@ -76,7 +76,7 @@ func TestDamage(t *testing.T) {
 			for at := rng.IntN(step); at < len(data); at += step {
 				bad := bytes.Clone(data)
 				bad[at] ^= 1 << rng.IntN(8)
-				if err := r.store.Put(ctx, key, bytes.NewReader(bad), objstore.Replace); err != nil {
+				if err := r.store.Put(ctx, key, bytes.NewReader(bad), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 					t.Fatal(err)
 				}
 				targets := mustTargets(t, m, dir, bothFormats[at%2])
@@ -99,7 +99,7 @@ func TestDamage(t *testing.T) {
 				}
 				empty(t, dir)
 			}
-			if err := r.store.Put(ctx, key, bytes.NewReader(data), objstore.Replace); err != nil {
+			if err := r.store.Put(ctx, key, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -128,7 +128,7 @@ func TestMissingIsDamageAndOutageIsNot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := r.store.Put(ctx, key, bytes.NewReader(data[:len(data)/2]), objstore.Replace); err != nil {
+		if err := r.store.Put(ctx, key, bytes.NewReader(data[:len(data)/2]), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := Run(ctx, r.repo, m, mustTargets(t, m, dir, qcow2.Raw), Options{}); !archive.IsDamage(err) {

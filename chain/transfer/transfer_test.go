@@ -171,7 +171,7 @@ func TestDamageStaysBehind(t *testing.T) {
 				t.Fatal(err)
 			}
 			data[len(data)/2] ^= 1
-			if err := s.Put(t.Context(), info.Key, bytes.NewReader(data), objstore.Replace); err != nil {
+			if err := s.Put(t.Context(), info.Key, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 				t.Fatal(err)
 			}
 			return info.Key
@@ -203,7 +203,7 @@ func TestDamageStaysBehind(t *testing.T) {
 		}
 		store := objstore.NewMem()
 		to := newRepo(t, store)
-		if err := store.Put(t.Context(), info.Key, bytes.NewReader(make([]byte, info.Size)), objstore.Create); err != nil {
+		if err := store.Put(t.Context(), info.Key, bytes.NewReader(make([]byte, info.Size)), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {

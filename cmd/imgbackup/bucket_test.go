@@ -96,7 +96,7 @@ func (b *bucket) copy(t testing.TB) *bucket {
 		data, err := io.ReadAll(r)
 		_ = r.Close()
 		if err == nil {
-			err = to.Put(context.Background(), key, bytes.NewReader(data), objstore.Create)
+			err = to.Put(context.Background(), key, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Create})
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -21,11 +21,11 @@ type deadlyStore struct {
 
 func (d *deadlyStore) now() bool { return d.done.Add(1) == d.at }
 
-func (d *deadlyStore) Put(ctx context.Context, key string, body objstore.Body, mode objstore.Mode) error {
+func (d *deadlyStore) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
 	if d.now() {
 		body = deadlyBody{body}
 	}
-	return d.Store.Put(ctx, key, body, mode)
+	return d.Store.Put(ctx, key, body, o)
 }
 
 func (d *deadlyStore) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
@@ -104,10 +104,10 @@ func (f *failingStore) fails(op, key string) (err error, do bool) {
 	return nil, true
 }
 
-func (f *failingStore) Put(ctx context.Context, key string, body objstore.Body, mode objstore.Mode) error {
+func (f *failingStore) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
 	fault, do := f.fails("put", key)
 	if do {
-		if err := f.Store.Put(ctx, key, body, mode); err != nil {
+		if err := f.Store.Put(ctx, key, body, o); err != nil {
 			return err
 		}
 	}

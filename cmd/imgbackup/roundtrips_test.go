@@ -32,7 +32,7 @@ func longChain(t *testing.T, depth int) (store objstore.Store, content []byte) {
 	}
 	for i := range 2500 {
 		key := fmt.Sprintf("packs/00/%064x.zst", i)
-		if err := store.Put(ctx, key, strings.NewReader("x"), objstore.Create); err != nil {
+		if err := store.Put(ctx, key, strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -39,7 +39,7 @@ func TestLocalKilledWriter(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Fatal(s.Put(t.Context(), "d/object", hangingBody{}, objstore.Replace))
+		t.Fatal(s.Put(t.Context(), "d/object", hangingBody{}, objstore.PutOptions{Mode: objstore.Replace}))
 	}
 	dir := t.TempDir()
 	write(t, openLocal(t, dir), "d/object", "old")

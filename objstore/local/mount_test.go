@@ -26,7 +26,7 @@ func TestLocalFullDisk(t *testing.T) {
 	write(t, s, "d/small", "small")
 	large := strings.Repeat("x", 2<<20)
 	for key, mode := range map[string]objstore.Mode{"d/large": objstore.Create, "d/small": objstore.Replace} {
-		err := s.Put(t.Context(), key, strings.NewReader(large), mode)
+		err := s.Put(t.Context(), key, strings.NewReader(large), objstore.PutOptions{Mode: mode})
 		if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "is full") || !strings.Contains(err.Error(), dir) {
 			t.Errorf("put %s on a full disk: %v", key, err)
 		}
@@ -66,15 +66,15 @@ func TestLocalReadOnly(t *testing.T) {
 		t.Errorf("%q, %v", keys, err)
 	}
 	for op, err := range map[string]error{
-		"create":  s.Put(t.Context(), "d/new", strings.NewReader("x"), objstore.Create),
-		"replace": s.Put(t.Context(), "d/object", strings.NewReader("x"), objstore.Replace),
+		"create":  s.Put(t.Context(), "d/new", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}),
+		"replace": s.Put(t.Context(), "d/object", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Replace}),
 		"delete":  s.Delete(t.Context(), "d/object"),
 	} {
 		if !errors.Is(err, syscall.EROFS) || !strings.Contains(err.Error(), "read-only") || !strings.Contains(err.Error(), dir) {
 			t.Errorf("%s: %v", op, err)
 		}
 	}
-	if err := s.Put(t.Context(), "d/object", strings.NewReader("x"), objstore.Create); !errors.Is(err, objstore.ErrExists) {
+	if err := s.Put(t.Context(), "d/object", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}); !errors.Is(err, objstore.ErrExists) {
 		t.Errorf("create over an object: %v", err)
 	}
 	if _, err := local.Create(filepath.Join(dir, "new"), local.Options{}); !errors.Is(err, syscall.EROFS) {
@@ -103,8 +103,8 @@ func TestLocalNotPermitted(t *testing.T) {
 	t.Cleanup(func() { chmod("d", 0o700) })
 	ctx := t.Context()
 	errs := map[string]error{
-		"create":  s.Put(ctx, "d/object", strings.NewReader("x"), objstore.Create),
-		"replace": s.Put(ctx, "d/object", strings.NewReader("x"), objstore.Replace),
+		"create":  s.Put(ctx, "d/object", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}),
+		"replace": s.Put(ctx, "d/object", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Replace}),
 		"delete":  s.Delete(ctx, "d/object"),
 	}
 	_, errs["stat"] = s.Stat(ctx, "d/object")

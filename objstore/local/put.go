@@ -14,6 +14,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,24 +28,27 @@ const (
 	// dropCacheFrom is the size in bytes from which on an object that was
 	// written does not stay in the page cache.
 	dropCacheFrom = 4 << 20
+	// lockWait bounds the wait for who replaces or removes another object of the
+	// same folder, which takes a moment.
+	lockWait = 30 * time.Second
 )
 
 // Put implements Store.
-func (l *Store) Put(ctx context.Context, key string, body objstore.Body, mode objstore.Mode) error {
-	if err := objstore.CheckKey(key); err != nil {
+func (l *Store) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
+	if err := errors.Join(objstore.CheckKey(key), o.CheckNotRetained()); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := l.put(ctx, key, body, mode); err != nil {
+	if err := l.put(ctx, key, body, o); err != nil {
 		return fmt.Errorf("store %s: %w", key, explain(err))
 	}
 	return nil
 }
 
-func (l *Store) put(ctx context.Context, key string, body objstore.Body, mode objstore.Mode) error {
-	if mode == objstore.Create {
+func (l *Store) put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
+	if o.Mode == objstore.Create {
 		// Saves the writing; the link below is what decides.
 		switch _, err := l.stat(key); {
 		case err == nil:
@@ -71,8 +75,8 @@ func (l *Store) put(ctx context.Context, key string, body objstore.Body, mode ob
 		return err
 	}
 	path := filepath.Join(l.dir, key)
-	if mode == objstore.Replace {
-		err = temp.renameTo(dir, name, path)
+	if o.Mode == objstore.Replace {
+		err = l.replace(ctx, key, o.Old, dir, func() error { return temp.renameTo(dir, name, path) })
 	} else {
 		err = temp.linkTo(dir, name, path)
 	}
@@ -83,6 +87,25 @@ func (l *Store) put(ctx context.Context, key string, body objstore.Body, mode ob
 		return serr
 	}
 	return err
+}
+
+// replace does what takes an object out of its place, or puts another one there,
+// while nobody else does so in the folder dir. With old, unless it is nil, only
+// where these bytes stand.
+func (l *Store) replace(ctx context.Context, key string, old []byte, dir *os.File, do func() error) error {
+	err := sys.Lock(ctx, dir, lockWait) // until dir is closed
+	switch {
+	case errors.Is(err, sys.ErrNoLocks) && old != nil:
+		return &objstore.UnsupportedError{Ability: "compare and replace an object in one step", Err: err}
+	case err != nil && !errors.Is(err, sys.ErrNoLocks):
+		return err
+	}
+	if old != nil {
+		if err := objstore.CheckStands(ctx, l, key, old); err != nil {
+			return err
+		}
+	}
+	return do()
 }
 
 // exists returns ErrExists after it has made the object durable: who put it

@@ -262,7 +262,7 @@ func (l *Store) Delete(ctx context.Context, key string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	err := l.remove(key)
+	err := l.remove(ctx, key)
 	if errors.Is(err, objstore.ErrNotFound) {
 		return nil
 	}
@@ -272,7 +272,7 @@ func (l *Store) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
-func (l *Store) remove(key string) (err error) {
+func (l *Store) remove(ctx context.Context, key string) (err error) {
 	dir, name, err := l.folder(key)
 	if err != nil {
 		return err
@@ -286,7 +286,7 @@ func (l *Store) remove(key string) (err error) {
 	if err := l.regular(path, st.Mode); err != nil {
 		return err
 	}
-	if err := sys.UnlinkAt(dir, name); err != nil {
+	if err := l.replace(ctx, key, nil, dir, func() error { return sys.UnlinkAt(dir, name) }); err != nil {
 		return l.absent(err)
 	}
 	return l.folders.Sync(dir)

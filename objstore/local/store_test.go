@@ -18,7 +18,7 @@ import (
 
 func write(t *testing.T, s objstore.Store, key, content string) {
 	t.Helper()
-	if err := s.Put(t.Context(), key, strings.NewReader(content), objstore.Replace); err != nil {
+	if err := s.Put(t.Context(), key, strings.NewReader(content), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -222,8 +222,8 @@ func TestLocalSymlinks(t *testing.T) {
 			}
 			ctx := t.Context()
 			errs := map[string]error{
-				"create":  s.Put(ctx, c.key, strings.NewReader("x"), objstore.Create),
-				"replace": s.Put(ctx, c.key, strings.NewReader("x"), objstore.Replace),
+				"create":  s.Put(ctx, c.key, strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}),
+				"replace": s.Put(ctx, c.key, strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Replace}),
 				"delete":  s.Delete(ctx, c.key),
 			}
 			_, errs["stat"] = s.Stat(ctx, c.key)
@@ -258,7 +258,7 @@ func TestLocalSpecialFiles(t *testing.T) {
 	if _, err := s.Get(ctx, "pipe", 0, -1); err == nil || errors.Is(err, objstore.ErrNotFound) {
 		t.Errorf("get: %v", err)
 	}
-	if err := s.Put(ctx, "pipe", strings.NewReader("x"), objstore.Replace); err == nil {
+	if err := s.Put(ctx, "pipe", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Replace}); err == nil {
 		t.Error("a pipe was replaced")
 	}
 	if _, err := listAll(ctx, s, ""); err == nil {
@@ -271,15 +271,15 @@ func TestLocalFileInPlaceOfFolder(t *testing.T) {
 	dir := t.TempDir()
 	s := newLocal(t, dir)
 	write(t, s, "a", "x")
-	err := s.Put(t.Context(), "a/b", strings.NewReader("y"), objstore.Create)
+	err := s.Put(t.Context(), "a/b", strings.NewReader("y"), objstore.PutOptions{Mode: objstore.Create})
 	if err == nil || errors.Is(err, objstore.ErrNotFound) || errors.Is(err, objstore.ErrExists) {
 		t.Errorf("put below an object: %v", err)
 	}
 	write(t, s, "d/e", "x")
-	if err := s.Put(t.Context(), "d", strings.NewReader("y"), objstore.Replace); err == nil {
+	if err := s.Put(t.Context(), "d", strings.NewReader("y"), objstore.PutOptions{Mode: objstore.Replace}); err == nil {
 		t.Error("a folder was replaced by an object")
 	}
-	if err := s.Put(t.Context(), "d", strings.NewReader("y"), objstore.Create); err == nil {
+	if err := s.Put(t.Context(), "d", strings.NewReader("y"), objstore.PutOptions{Mode: objstore.Create}); err == nil {
 		t.Error("an object was created over a folder")
 	}
 	if names := temps(t, dir); len(names) != 0 {
@@ -349,7 +349,7 @@ func TestLocalSweepersAndWriters(t *testing.T) {
 				s, err := local.Open(dir, local.Options{})
 				if err == nil {
 					key := filepath.Join("d", string(rune('a'+i)), string(rune('a'+j)))
-					err = errors.Join(s.Put(t.Context(), key, strings.NewReader(key), objstore.Create), s.Close())
+					err = errors.Join(s.Put(t.Context(), key, strings.NewReader(key), objstore.PutOptions{Mode: objstore.Create}), s.Close())
 				}
 				if err != nil {
 					done <- err

@@ -32,13 +32,13 @@ func TestLocalFolderSyncUnsupported(t *testing.T) {
 	defer func() { _ = s.Close() }()
 	ctx := t.Context()
 	for _, key := range []string{"x/y/1", "x/y/2"} {
-		if err := s.Put(ctx, key, strings.NewReader("data"), objstore.Create); err != nil {
+		if err := s.Put(ctx, key, strings.NewReader("data"), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Put(ctx, key, strings.NewReader("data"), objstore.Create); !errors.Is(err, objstore.ErrExists) {
+		if err := s.Put(ctx, key, strings.NewReader("data"), objstore.PutOptions{Mode: objstore.Create}); !errors.Is(err, objstore.ErrExists) {
 			t.Fatal(err)
 		}
-		if err := s.Put(ctx, key, strings.NewReader("other"), objstore.Replace); err != nil {
+		if err := s.Put(ctx, key, strings.NewReader("other"), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -65,7 +65,7 @@ func TestLocalFolderSyncFails(t *testing.T) {
 	}
 	defer func() { _ = good.Close() }()
 	ctx := t.Context()
-	if err := good.Put(ctx, "there", strings.NewReader("data"), objstore.Create); err != nil {
+	if err := good.Put(ctx, "there", strings.NewReader("data"), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 		t.Fatal(err)
 	}
 	s, err := local.OpenSyncing(dir, failing)
@@ -74,10 +74,10 @@ func TestLocalFolderSyncFails(t *testing.T) {
 	}
 	defer func() { _ = s.Close() }()
 	for what, err := range map[string]error{
-		"create":          s.Put(ctx, "new", strings.NewReader("data"), objstore.Create),
-		"create again":    s.Put(ctx, "there", strings.NewReader("data"), objstore.Create),
-		"replace":         s.Put(ctx, "there", strings.NewReader("data"), objstore.Replace),
-		"in a new folder": s.Put(ctx, "x/y", strings.NewReader("data"), objstore.Create),
+		"create":          s.Put(ctx, "new", strings.NewReader("data"), objstore.PutOptions{Mode: objstore.Create}),
+		"create again":    s.Put(ctx, "there", strings.NewReader("data"), objstore.PutOptions{Mode: objstore.Create}),
+		"replace":         s.Put(ctx, "there", strings.NewReader("data"), objstore.PutOptions{Mode: objstore.Replace}),
+		"in a new folder": s.Put(ctx, "x/y", strings.NewReader("data"), objstore.PutOptions{Mode: objstore.Create}),
 		"delete":          s.Delete(ctx, "there"),
 	} {
 		if !errors.Is(err, syscall.EIO) || errors.Is(err, objstore.ErrExists) {

@@ -68,11 +68,11 @@ func (f *Far) answer(ctx context.Context) error {
 }
 
 // Put implements objstore.Store.
-func (f *Far) Put(ctx context.Context, key string, body objstore.Body, mode objstore.Mode) error {
+func (f *Far) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
 	if err := f.answer(ctx); err != nil {
 		return err
 	}
-	return f.Store.Put(ctx, key, body, mode)
+	return f.Store.Put(ctx, key, body, o)
 }
 
 // Get implements objstore.Store.

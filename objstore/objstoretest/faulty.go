@@ -114,13 +114,13 @@ func (f *Faulty) hit(op Op, key string) *Fault {
 }
 
 // Put implements objstore.Store.
-func (f *Faulty) Put(ctx context.Context, key string, body objstore.Body, mode objstore.Mode) error {
+func (f *Faulty) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
 	fault := f.hit(Put, key)
 	if fault == nil {
-		return f.store.Put(ctx, key, body, mode)
+		return f.store.Put(ctx, key, body, o)
 	}
 	if fault.Lost {
-		if err := f.store.Put(ctx, key, body, mode); err != nil {
+		if err := f.store.Put(ctx, key, body, o); err != nil {
 			return err
 		}
 	}

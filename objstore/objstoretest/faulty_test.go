@@ -34,7 +34,7 @@ func TestFaulty(t *testing.T) {
 		objstoretest.Fault{Op: objstoretest.Stat, Prefix: "down", Err: outage},
 	)
 	put := func(key string) error {
-		return s.Put(ctx, key, strings.NewReader("content"), objstore.Create)
+		return s.Put(ctx, key, strings.NewReader("content"), objstore.PutOptions{Mode: objstore.Create})
 	}
 	if err := put("lost/a"); !errors.Is(err, outage) {
 		t.Errorf("put with a lost answer: %v", err)

@@ -41,7 +41,7 @@ func testListMany(t *testing.T, s objstore.Store) {
 	for part := range slices.Chunk(keys, 100) {
 		wg.Go(func() {
 			for _, key := range part {
-				if err := s.Put(t.Context(), key, strings.NewReader("x"), objstore.Create); err != nil {
+				if err := s.Put(t.Context(), key, strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 					t.Error(err)
 				}
 			}
@@ -124,7 +124,7 @@ func testListWhole(t *testing.T, s objstore.Store) {
 	for i := range 4 {
 		wg.Go(func() {
 			for j := range 10 {
-				if err := s.Put(t.Context(), fmt.Sprintf("w%d/%d", i, j), strings.NewReader(body), objstore.Create); err != nil {
+				if err := s.Put(t.Context(), fmt.Sprintf("w%d/%d", i, j), strings.NewReader(body), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 					t.Error(err)
 				}
 			}

@@ -32,7 +32,10 @@ func Run(t *testing.T, factory func(t *testing.T) objstore.Store) {
 		{"short ranges", testShortRanges},
 		{"create", testCreate},
 		{"replace", testReplace},
+		{"replace what was read", testReplaceOld},
+		{"retention", testRetention},
 		{"create race", testCreateRace},
+		{"race to replace what was read", testReplaceOldRace},
 		{"replace race", testReplaceRace},
 		{"not found", testNotFound},
 		{"delete", testDelete},
@@ -63,8 +66,8 @@ func Run(t *testing.T, factory func(t *testing.T) objstore.Store) {
 func Operations(t *testing.T, s objstore.Store, key string) map[string]error {
 	t.Helper()
 	errs := map[string]error{
-		"create":  s.Put(t.Context(), key, strings.NewReader("x"), objstore.Create),
-		"replace": s.Put(t.Context(), key, strings.NewReader("x"), objstore.Replace),
+		"create":  s.Put(t.Context(), key, strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}),
+		"replace": s.Put(t.Context(), key, strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Replace}),
 		"delete":  s.Delete(t.Context(), key),
 	}
 	_, errs["stat"] = s.Stat(t.Context(), key)
@@ -77,7 +80,7 @@ func Operations(t *testing.T, s objstore.Store, key string) map[string]error {
 
 func put(t *testing.T, s objstore.Store, key, content string, mode objstore.Mode) {
 	t.Helper()
-	if err := s.Put(t.Context(), key, strings.NewReader(content), mode); err != nil {
+	if err := s.Put(t.Context(), key, strings.NewReader(content), objstore.PutOptions{Mode: mode}); err != nil {
 		t.Fatalf("put %s: %v", key, err)
 	}
 }
@@ -149,7 +152,7 @@ func testEmpty(t *testing.T, s objstore.Store) {
 	put(t, s, "empty/object", "", objstore.Create)
 	wantContent(t, s, "empty/object", "")
 	wantList(t, s, "", "empty/object")
-	if err := s.Put(t.Context(), "empty/object", strings.NewReader("x"), objstore.Create); !errors.Is(err, objstore.ErrExists) {
+	if err := s.Put(t.Context(), "empty/object", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}); !errors.Is(err, objstore.ErrExists) {
 		t.Fatalf("create over an empty object: %v, want ErrExists", err)
 	}
 }
@@ -168,7 +171,7 @@ func pattern(n int) []byte {
 func testLarge(t *testing.T, s objstore.Store) {
 	content := pattern(9<<20 + 17)
 	body := objstore.Concat(bytes.NewReader(content[:5<<20+1]), bytes.NewReader(nil), bytes.NewReader(content[5<<20+1:]))
-	if err := s.Put(t.Context(), "large", body, objstore.Create); err != nil {
+	if err := s.Put(t.Context(), "large", body, objstore.PutOptions{Mode: objstore.Create}); err != nil {
 		t.Fatal(err)
 	}
 	wantContent(t, s, "large", string(content))
@@ -230,7 +233,7 @@ func testShortRanges(t *testing.T, s objstore.Store) {
 func testCreate(t *testing.T, s objstore.Store) {
 	put(t, s, "k/one", "first", objstore.Create)
 	for _, content := range []string{"second", "first", ""} {
-		err := s.Put(t.Context(), "k/one", strings.NewReader(content), objstore.Create)
+		err := s.Put(t.Context(), "k/one", strings.NewReader(content), objstore.PutOptions{Mode: objstore.Create})
 		if !errors.Is(err, objstore.ErrExists) || errors.Is(err, objstore.ErrNotFound) {
 			t.Fatalf("create over an object: %v, want ErrExists", err)
 		}
@@ -304,11 +307,11 @@ func testBodyFails(t *testing.T, s objstore.Store) {
 	put(t, s, "there", "old", objstore.Create)
 	for _, size := range []int64{10, 3 << 20} {
 		for _, key := range []string{"d/absent", "there"} {
-			err := s.Put(t.Context(), key, badBody{size: size, good: size - 1, err: errBody}, objstore.Replace)
+			err := s.Put(t.Context(), key, badBody{size: size, good: size - 1, err: errBody}, objstore.PutOptions{Mode: objstore.Replace})
 			if !errors.Is(err, errBody) {
 				t.Fatalf("put of a failing body: %v, want the body's error", err)
 			}
-			err = s.Put(t.Context(), key, badBody{size: size, good: size - 1, err: io.EOF}, objstore.Replace)
+			err = s.Put(t.Context(), key, badBody{size: size, good: size - 1, err: io.EOF}, objstore.PutOptions{Mode: objstore.Replace})
 			if err == nil {
 				t.Fatal("put of a body that is shorter than its size succeeded")
 			}
@@ -327,7 +330,7 @@ func testInvalidKeys(t *testing.T, s objstore.Store) {
 		"tmp", "tmp/a", "lost+found/a", strings.Repeat("a", 256), strings.Repeat("abc/", 256) + "d",
 	} {
 		errs := map[string]error{
-			"put":    s.Put(t.Context(), key, strings.NewReader("x"), objstore.Replace),
+			"put":    s.Put(t.Context(), key, strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Replace}),
 			"delete": s.Delete(t.Context(), key),
 		}
 		_, errs["stat"] = s.Stat(t.Context(), key)

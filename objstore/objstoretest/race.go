@@ -38,7 +38,7 @@ func testCreateRace(t *testing.T, s objstore.Store) {
 		key := fmt.Sprintf("race/new-%d/object", round)
 		var errs [racers]error
 		race(func(i int) {
-			errs[i] = s.Put(t.Context(), key, strings.NewReader(racerContent(i)), objstore.Create)
+			errs[i] = s.Put(t.Context(), key, strings.NewReader(racerContent(i)), objstore.PutOptions{Mode: objstore.Create})
 		})
 		winner := -1
 		for i, err := range errs {
@@ -62,7 +62,7 @@ func testReplaceRace(t *testing.T, s objstore.Store) {
 	put(t, s, "race/object", racerContent(0), objstore.Create)
 	race(func(i int) {
 		if i%2 == 0 {
-			if err := s.Put(t.Context(), "race/object", strings.NewReader(racerContent(i)), objstore.Replace); err != nil {
+			if err := s.Put(t.Context(), "race/object", strings.NewReader(racerContent(i)), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 				t.Errorf("racer %d: %v", i, err)
 			}
 			return
@@ -87,8 +87,8 @@ func testCancelled(t *testing.T, s objstore.Store) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	errs := map[string]error{
-		"create":  s.Put(ctx, "new", strings.NewReader("x"), objstore.Create),
-		"replace": s.Put(ctx, "there", strings.NewReader("y"), objstore.Replace),
+		"create":  s.Put(ctx, "new", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}),
+		"replace": s.Put(ctx, "there", strings.NewReader("y"), objstore.PutOptions{Mode: objstore.Replace}),
 		"delete":  s.Delete(ctx, "there"),
 	}
 	_, errs["stat"] = s.Stat(ctx, "there")
@@ -130,7 +130,7 @@ func testCancelledPut(t *testing.T, s objstore.Store) {
 	for _, size := range []int64{100, 8 << 20} {
 		for _, key := range []string{"absent", "there"} {
 			ctx, cancel := context.WithCancel(t.Context())
-			err := s.Put(ctx, key, cancelBody{size, cancel}, objstore.Replace)
+			err := s.Put(ctx, key, cancelBody{size, cancel}, objstore.PutOptions{Mode: objstore.Replace})
 			cancel()
 			if !errors.Is(err, context.Canceled) {
 				t.Fatalf("put of %d bytes that was cancelled: %v, want context.Canceled", size, err)

@@ -188,14 +188,14 @@ func try[T any](ctx context.Context, r *retrying, f func() (T, error)) (T, error
 }
 
 // Put implements Store.
-func (r *retrying) Put(ctx context.Context, key string, body objstore.Body, mode objstore.Mode) error {
-	if err := objstore.CheckKey(key); err != nil {
+func (r *retrying) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
+	if err := errors.Join(objstore.CheckKey(key), o.Check()); err != nil {
 		return err
 	}
 	watched := &watchedBody{Body: body}
 	doubt := false
 	_, err := try(ctx, r, func() (struct{}, error) {
-		err := r.store.Put(ctx, key, watched, mode)
+		err := r.store.Put(ctx, key, watched, o)
 		doubt = doubt || objstore.InDoubt(err)
 		if err != nil && watched.failed.get() != nil {
 			err = objstore.MarkPermanent(err) // not the store's fault

@@ -61,11 +61,11 @@ func (f *flaky) fail(op, key string) error {
 	return f.err
 }
 
-func (f *flaky) Put(ctx context.Context, key string, body objstore.Body, mode objstore.Mode) error {
+func (f *flaky) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
 	if err := f.fail("put", key); err != nil {
 		return err
 	}
-	return f.Store.Put(ctx, key, body, mode)
+	return f.Store.Put(ctx, key, body, o)
 }
 
 func (f *flaky) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
@@ -126,7 +126,7 @@ func TestRetryLostCreate(t *testing.T) {
 	f := objstoretest.NewFaulty(t, objstore.NewMem(),
 		objstoretest.Fault{Op: objstoretest.Put, Times: 1, Lost: true, Err: syscall.ECONNRESET})
 	s := retry.New(f, quick)
-	if err := s.Put(t.Context(), "a", strings.NewReader("x"), objstore.Create); !errors.Is(err, objstore.ErrExists) {
+	if err := s.Put(t.Context(), "a", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}); !errors.Is(err, objstore.ErrExists) {
 		t.Errorf("create: %v, want ErrExists", err)
 	}
 	if got, err := objstore.ReadAll(t.Context(), s, "a", 1); string(got) != "x" || err != nil {
@@ -156,7 +156,7 @@ func TestRetryPatience(t *testing.T) {
 				}
 			}
 			began := time.Now()
-			err := s.Put(t.Context(), "a", strings.NewReader("x"), objstore.Create)
+			err := s.Put(t.Context(), "a", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create})
 			took := time.Since(began)
 			if !errors.Is(err, syscall.ECONNREFUSED) || !strings.Contains(err.Error(), "given up after") {
 				t.Errorf("put: %v", err)
@@ -177,7 +177,7 @@ func TestRetryStoreReturns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		back := time.Now().Add(4 * time.Minute)
 		mem := objstore.NewMem()
-		if err := mem.Put(t.Context(), "a", strings.NewReader("x"), objstore.Create); err != nil {
+		if err := mem.Put(t.Context(), "a", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 			t.Fatal(err)
 		}
 		s := retry.New(&away{Store: mem, until: back}, retry.Options{FirstPatience: time.Hour})
@@ -210,7 +210,7 @@ func TestRetryCancel(t *testing.T) {
 		s := retry.New(down, retry.Options{FirstDelay: time.Minute, MaxDelay: time.Minute, FirstPatience: time.Hour, Patience: time.Hour})
 		time.AfterFunc(time.Second, func() { cancel(errors.New("interrupted")) })
 		began := time.Now()
-		err := s.Put(ctx, "a", strings.NewReader("x"), objstore.Create)
+		err := s.Put(ctx, "a", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create})
 		if !errors.Is(err, context.Canceled) || time.Since(began) != time.Second {
 			t.Errorf("cancelled after %v: %v", time.Since(began), err)
 		}
@@ -230,7 +230,7 @@ func TestRetryList(t *testing.T) {
 	for i := range 50 {
 		key := fmt.Sprintf("k%02d", i)
 		want = append(want, key)
-		if err := mem.Put(t.Context(), key, strings.NewReader(""), objstore.Create); err != nil {
+		if err := mem.Put(t.Context(), key, strings.NewReader(""), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -256,7 +256,7 @@ func TestRetryList(t *testing.T) {
 func TestRetryCutBodyOfUnknownVersion(t *testing.T) {
 	t.Parallel()
 	mem := objstore.NewMem()
-	if err := mem.Put(t.Context(), "a", strings.NewReader("0123456789"), objstore.Create); err != nil {
+	if err := mem.Put(t.Context(), "a", strings.NewReader("0123456789"), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 		t.Fatal(err)
 	}
 	f := objstoretest.NewFaulty(t, mem,

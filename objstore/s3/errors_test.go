@@ -94,7 +94,7 @@ func TestS3ReadOnly(t *testing.T) {
 	server := s3test.Start(t, s3test.MinIO)
 	bucket := server.Bucket()
 	writer := openS3(t, server.Config(bucket, "p"))
-	if err := writer.Put(t.Context(), "object", strings.NewReader("x"), objstore.Create); err != nil {
+	if err := writer.Put(t.Context(), "object", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 		t.Fatal(err)
 	}
 	c := server.Config(bucket, "p")
@@ -110,7 +110,7 @@ func TestS3ReadOnly(t *testing.T) {
 	}
 	for _, key := range []string{"object", "new"} {
 		for op, err := range map[string]error{
-			"s3:PutObject":    s.Put(t.Context(), key, strings.NewReader("y"), objstore.Replace),
+			"s3:PutObject":    s.Put(t.Context(), key, strings.NewReader("y"), objstore.PutOptions{Mode: objstore.Replace}),
 			"s3:DeleteObject": s.Delete(t.Context(), key),
 		} {
 			if err == nil || !objstore.Permanent(err) {
@@ -130,7 +130,7 @@ func TestS3TLS(t *testing.T) {
 	server := s3test.StartTLS(t, s3test.MinIO)
 	c := server.Config(server.Bucket(), "p")
 	s := openS3(t, c)
-	if err := s.Put(t.Context(), "object", strings.NewReader("x"), objstore.Create); err != nil {
+	if err := s.Put(t.Context(), "object", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Probe(t.Context()); err != nil {

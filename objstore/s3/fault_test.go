@@ -83,10 +83,10 @@ func testS3LostAnswers(t *testing.T, server *s3test.Server) {
 		s3test.Fault{How: s3test.Lost, Method: http.MethodPut, Key: "/replaced", Times: 1},
 	)
 	s := retry.New(openS3(t, proxy.Config(server, server.Bucket(), "")), quick)
-	if err := s.Put(t.Context(), "a/created", strings.NewReader("x"), objstore.Create); !errors.Is(err, objstore.ErrExists) {
+	if err := s.Put(t.Context(), "a/created", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}); !errors.Is(err, objstore.ErrExists) {
 		t.Errorf("create with a lost answer: %v, want ErrExists", err)
 	}
-	if err := s.Put(t.Context(), "a/replaced", strings.NewReader("x"), objstore.Replace); err != nil {
+	if err := s.Put(t.Context(), "a/replaced", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 		t.Errorf("replace with a lost answer: %v", err)
 	}
 	for _, key := range []string{"a/created", "a/replaced"} {
@@ -111,7 +111,7 @@ func testS3Doubt(t *testing.T, server *s3test.Server) {
 		proxy := s3test.NewProxy(t, server, s3test.Fault{How: how, Method: http.MethodPut})
 		for _, mode := range []objstore.Mode{objstore.Create, objstore.Replace} {
 			raw := openS3(t, proxy.Config(server, bucket, fmt.Sprintf("p%d-%d", how, mode)))
-			if err := raw.Put(t.Context(), "object", strings.NewReader("x"), mode); err == nil || objstore.InDoubt(err) != doubt {
+			if err := raw.Put(t.Context(), "object", strings.NewReader("x"), objstore.PutOptions{Mode: mode}); err == nil || objstore.InDoubt(err) != doubt {
 				t.Errorf("fault %d: %v, in doubt: %v", how, err, objstore.InDoubt(err))
 			}
 			if err := raw.Delete(t.Context(), "object"); err != nil {
@@ -121,12 +121,12 @@ func testS3Doubt(t *testing.T, server *s3test.Server) {
 	}
 	broken := strings.NewReader("it is shorter than it says")
 	raw := openS3(t, server.Config(bucket, "p"))
-	if err := raw.Put(t.Context(), "object", longer{broken}, objstore.Create); err == nil || objstore.InDoubt(err) {
+	if err := raw.Put(t.Context(), "object", longer{broken}, objstore.PutOptions{Mode: objstore.Create}); err == nil || objstore.InDoubt(err) {
 		t.Errorf("a body that can't be read: %v", err)
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := raw.Put(ended, "object", strings.NewReader("x"), objstore.Create); err == nil || objstore.InDoubt(err) {
+	if err := raw.Put(ended, "object", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}); err == nil || objstore.InDoubt(err) {
 		t.Errorf("cancelled before: %v", err)
 	}
 	if _, err := raw.Stat(t.Context(), "object"); !errors.Is(err, objstore.ErrNotFound) {
@@ -143,7 +143,7 @@ func testS3Doubt(t *testing.T, server *s3test.Server) {
 	)
 	s := retry.New(openS3(t, proxy.Config(server, bucket, "late")), quick)
 	for _, key := range []string{"refused", "given-up"} {
-		err := s.Put(ctx, key, strings.NewReader("x"), objstore.Create)
+		err := s.Put(ctx, key, strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create})
 		if err == nil || errors.Is(err, objstore.ErrExists) || !objstore.InDoubt(err) {
 			t.Errorf("%s: %v, in doubt: %v", key, err, objstore.InDoubt(err))
 		}
@@ -171,7 +171,7 @@ func testS3CutBodies(t *testing.T, server *s3test.Server) {
 	c := proxy.Config(server, server.Bucket(), "")
 	raw := openS3(t, c)
 	want := content(1 << 20)
-	if err := raw.Put(t.Context(), "object", bytes.NewReader(want), objstore.Create); err != nil {
+	if err := raw.Put(t.Context(), "object", bytes.NewReader(want), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 		t.Fatal(err)
 	}
 	// The reset that ends a cut body may overtake the last of its bytes.
@@ -205,7 +205,7 @@ func testS3Stall(t *testing.T, server *s3test.Server) {
 	defer raw.Close()
 	s := retry.New(raw, quick)
 	want := content(300_000)
-	if err := s.Put(t.Context(), "object", bytes.NewReader(want), objstore.Create); err != nil {
+	if err := s.Put(t.Context(), "object", bytes.NewReader(want), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := readRange(s, t, "object", 0, int64(len(want))); err != nil || !bytes.Equal(got, want) {
@@ -220,7 +220,7 @@ func testS3Replaced(t *testing.T, server *s3test.Server) {
 	)
 	s := retry.New(openS3(t, proxy.Config(server, server.Bucket(), "")), quick)
 	for i, fill := range []byte("ab") {
-		if err := s.Put(t.Context(), "object", bytes.NewReader(bytes.Repeat([]byte{fill}, 300_000)), objstore.Replace); err != nil {
+		if err := s.Put(t.Context(), "object", bytes.NewReader(bytes.Repeat([]byte{fill}, 300_000)), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 			t.Fatal(err)
 		}
 		if i == 1 {
@@ -246,7 +246,7 @@ func testS3CutUploads(t *testing.T, server *s3test.Server) {
 	c := proxy.Config(server, server.Bucket(), "")
 	s := openS3(t, c)
 	for _, size := range []int{2, 5000, 1 << 20} {
-		err := s.Put(t.Context(), "object", bytes.NewReader(content(size)), objstore.Replace)
+		err := s.Put(t.Context(), "object", bytes.NewReader(content(size)), objstore.PutOptions{Mode: objstore.Replace})
 		if err == nil || objstore.Permanent(err) {
 			t.Errorf("a cut upload of %d bytes: %v", size, err)
 		}
@@ -265,7 +265,7 @@ func testS3Folders(t *testing.T, server *s3test.Server) {
 		wg.Go(func() {
 			key := fmt.Sprintf("a/b/%d", i)
 			for range 30 {
-				if err := s.Put(t.Context(), key, strings.NewReader("x"), objstore.Create); err != nil {
+				if err := s.Put(t.Context(), key, strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 					t.Error(err)
 				}
 				if _, err := s.Stat(t.Context(), key); err != nil {
@@ -288,7 +288,7 @@ func fill(t *testing.T, s objstore.Store, count int) {
 	for part := range parts {
 		go func() {
 			for i := part; i < count; i += parts {
-				if err := s.Put(t.Context(), fmt.Sprintf("k/%04d", i), strings.NewReader("x"), objstore.Create); err != nil {
+				if err := s.Put(t.Context(), fmt.Sprintf("k/%04d", i), strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 					done <- err
 					return
 				}
@@ -368,7 +368,7 @@ func testS3NotS3Once(t *testing.T, server *s3test.Server) {
 		}
 		proxy := s3test.NewProxy(t, server, faults...)
 		s := retry.New(openS3(t, proxy.Config(server, server.Bucket(), "")), quick)
-		if err := s.Put(t.Context(), "object", strings.NewReader("content"), objstore.Create); err != nil {
+		if err := s.Put(t.Context(), "object", strings.NewReader("content"), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 			t.Errorf("answer %d, put: %v", how, err)
 		}
 		if info, err := s.Stat(t.Context(), "object"); err != nil || info.Size != 7 {
@@ -424,7 +424,7 @@ func testS3Requests(t *testing.T, server *s3test.Server) {
 	for i := range objects {
 		key := fmt.Sprintf("o%d", i)
 		body := bytes.NewReader(content(i * 20_000))
-		if err := s.Put(t.Context(), key, body, objstore.Create); err != nil {
+		if err := s.Put(t.Context(), key, body, objstore.PutOptions{Mode: objstore.Create}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := s.Stat(t.Context(), key); err != nil {
@@ -452,7 +452,7 @@ func testS3Restart(t *testing.T, shared *s3test.Server) {
 	server := s3test.Start(t, shared.Kind())
 	s := retry.New(openS3(t, server.Config(server.Bucket(), "p")), quick)
 	want := content(3 << 20)
-	if err := s.Put(t.Context(), "before", bytes.NewReader(want), objstore.Create); err != nil {
+	if err := s.Put(t.Context(), "before", bytes.NewReader(want), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 		t.Fatal(err)
 	}
 	r, err := s.Get(t.Context(), "before", 0, -1)
@@ -466,7 +466,9 @@ func testS3Restart(t *testing.T, shared *s3test.Server) {
 	}
 	server.Kill()
 	put := make(chan error)
-	go func() { put <- s.Put(t.Context(), "during", bytes.NewReader(want), objstore.Create) }()
+	go func() {
+		put <- s.Put(t.Context(), "during", bytes.NewReader(want), objstore.PutOptions{Mode: objstore.Create})
+	}()
 	server.Restart()
 	if err := <-put; err != nil {
 		t.Errorf("a put while the server was away: %v", err)

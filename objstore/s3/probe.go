@@ -72,7 +72,7 @@ func (s *Store) probeContent(ctx context.Context, key, want string) error {
 // probeRead sees whether what was written, replaced and removed shows at once.
 func (s *Store) probeRead(ctx context.Context, key string) error {
 	for _, content := range []string{"first", "the second"} {
-		if err := s.Put(ctx, key, strings.NewReader(content), objstore.Replace); err != nil {
+		if err := s.Put(ctx, key, strings.NewReader(content), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 			return err
 		}
 		if err := s.probeContent(ctx, key, content); err != nil {
@@ -136,7 +136,7 @@ func (s *Store) unchecked() error {
 
 // probeCreate sees whether an object is created over another.
 func (s *Store) probeCreate(ctx context.Context, key string) error {
-	err := s.Put(ctx, key, strings.NewReader("first"), objstore.Create)
+	err := s.Put(ctx, key, strings.NewReader("first"), objstore.PutOptions{Mode: objstore.Create})
 	var answer *Error
 	switch {
 	case errors.As(err, &answer) && (answer.Status == http.StatusNotImplemented || answer.Status == http.StatusBadRequest):
@@ -147,7 +147,7 @@ func (s *Store) probeCreate(ctx context.Context, key string) error {
 	if err := s.probeContent(ctx, key, "first"); err != nil {
 		return err
 	}
-	err = s.Put(ctx, key, strings.NewReader("second"), objstore.Create)
+	err = s.Put(ctx, key, strings.NewReader("second"), objstore.PutOptions{Mode: objstore.Create})
 	switch {
 	case err == nil:
 		return &objstore.NoConditionsError{What: "it stored one object over another"}
@@ -164,7 +164,9 @@ func (s *Store) probeRace(ctx context.Context, key string) error {
 	var errs [racers]error
 	var wg sync.WaitGroup
 	for i := range racers {
-		wg.Go(func() { errs[i] = s.Put(ctx, key, strings.NewReader(content(i)), objstore.Create) })
+		wg.Go(func() {
+			errs[i] = s.Put(ctx, key, strings.NewReader(content(i)), objstore.PutOptions{Mode: objstore.Create})
+		})
 	}
 	wg.Wait()
 	winner := -1

@@ -61,7 +61,7 @@ func testS3NoConditions(t *testing.T, server *s3test.Server) {
 	}
 	single := objstore.SingleWriter(s)
 	for _, want := range []error{nil, objstore.ErrExists} {
-		if err := single.Put(t.Context(), "a", strings.NewReader("x"), objstore.Create); !errors.Is(err, want) {
+		if err := single.Put(t.Context(), "a", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create}); !errors.Is(err, want) {
 			t.Errorf("create: %v, want %v", err, want)
 		}
 	}

@@ -11,11 +11,8 @@ package s3
 import (
 	"bytes"
 	"context"
-	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"net/http"
 	"strconv"
@@ -65,74 +62,6 @@ func (s *Store) valid(ctx context.Context, key string) error {
 		return fmt.Errorf("invalid key %q: with the prefix it has %d bytes, more than %d", key, n, objstore.MaxKeyLength)
 	}
 	return ctx.Err()
-}
-
-// Put implements Store.
-func (s *Store) Put(ctx context.Context, key string, body objstore.Body, mode objstore.Mode) error {
-	if err := s.valid(ctx, key); err != nil {
-		return err
-	}
-	err := s.put(ctx, key, body, mode)
-	if isCode(err, codePreconditionFailed) {
-		if mode == objstore.Create {
-			return fmt.Errorf("store %s: %w", key, objstore.ErrExists)
-		}
-		return fmt.Errorf("store %s: the store refuses to replace an object: %w", key, noSentinel(err))
-	}
-	if err == nil {
-		return nil
-	}
-	told := s.failed(ctx, "store", key, err)
-	if objstore.InDoubt(err) {
-		return objstore.MarkInDoubt(told)
-	}
-	return told
-}
-
-// put sends an object. Its errors say whether they leave doubt.
-func (s *Store) put(ctx context.Context, key string, body objstore.Body, mode objstore.Mode) error {
-	sums, err := s.checksum(body)
-	if err != nil {
-		return &bodyError{err}
-	}
-	opts := minio.PutObjectOptions{DisableContentSha256: true, UserMetadata: sums.headers}
-	if mode == objstore.Create {
-		opts.SetMatchETagExcept("*")
-	}
-	content := &bodyReader{ctx: ctx, r: io.NewSectionReader(body, 0, body.Size())}
-	_, err = s.core.PutObject(ctx, s.bucket, s.prefix+key, content, body.Size(), "", sums.sha256, opts)
-	// The body's own failure comes back as whatever the transport made of it.
-	sent, berr := content.end()
-	switch {
-	case berr != nil:
-		return &bodyError{berr}
-	case err != nil && sent && !refused(err):
-		return objstore.MarkInDoubt(err)
-	}
-	return err
-}
-
-// checksums go before a body, so that the server can check it.
-type checksums struct {
-	headers map[string]string
-	sha256  string // hex; "" when the signature does not cover the body
-}
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// checksum reads the body once. CRC32C costs next to nothing; servers that do
-// not check it get a SHA-256, as a part of what they must check.
-func (s *Store) checksum(body objstore.Body) (checksums, error) {
-	if s.sha256 {
-		sum, err := hexSHA256(body)
-		return checksums{sha256: sum}, err
-	}
-	h := crc32.New(castagnoli)
-	if err := readBody(h, body); err != nil {
-		return checksums{}, err
-	}
-	sum := base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, h.Sum32()))
-	return checksums{headers: map[string]string{"x-amz-checksum-crc32c": sum}}, nil
 }
 
 // Get implements Store.

@@ -44,6 +44,7 @@ func TestS3(t *testing.T) {
 				"probe":                 testS3Probe,
 				"no conditions":         testS3NoConditions,
 				"restart":               testS3Restart,
+				"retention":             testS3Retention,
 			} {
 				t.Run(name, func(t *testing.T) {
 					t.Parallel()

@@ -276,6 +276,16 @@ func (s *Server) Bucket() string {
 	return name
 }
 
+// LockedBucket makes a new bucket with object lock and returns its name.
+func (s *Server) LockedBucket() string {
+	s.t.Helper()
+	name := fmt.Sprintf("bucket-%d", s.buckets.Add(1))
+	if err := s.Client().MakeBucket(context.Background(), name, minio.MakeBucketOptions{ObjectLocking: true}); err != nil {
+		s.t.Fatalf("make bucket %s with object lock: %v", name, err)
+	}
+	return name
+}
+
 // Config is that of a store in a bucket of the server.
 func (s *Server) Config(bucket, prefix string) s3.Config {
 	return s3.Config{

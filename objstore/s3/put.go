@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package s3
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"net/http"
+
+	"github.com/minio/minio-go/v7"
+
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// Put implements Store.
+func (s *Store) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
+	if err := errors.Join(s.valid(ctx, key), o.Check()); err != nil {
+		return err
+	}
+	opts, err := s.conditions(ctx, key, o)
+	if err != nil {
+		return fmt.Errorf("store %s: %w", key, err)
+	}
+	err = s.put(ctx, key, body, opts)
+	if err == nil {
+		return nil
+	}
+	told := s.failed(ctx, "store", key, err)
+	switch {
+	case isCode(err, codePreconditionFailed) && o.Mode == objstore.Create:
+		return fmt.Errorf("store %s: %w", key, objstore.ErrExists)
+	case o.Old != nil && (isCode(err, codePreconditionFailed) || isCode(err, codeNoSuchKey)):
+		return fmt.Errorf("store %s: %w", key, objstore.ErrChanged)
+	case isCode(err, codePreconditionFailed):
+		return fmt.Errorf("store %s: the store refuses to replace an object: %w", key, noSentinel(err))
+	case !o.RetainUntil.IsZero() && (isStatus(err, http.StatusBadRequest) || isStatus(err, http.StatusNotImplemented)):
+		// The bucket was made without object lock, or the server has none.
+		return &objstore.UnsupportedError{Ability: "keep an object for a time", Err: told}
+	case objstore.InDoubt(err):
+		return objstore.MarkInDoubt(told)
+	}
+	return told
+}
+
+// conditions are the headers that o asks for.
+func (s *Store) conditions(ctx context.Context, key string, o objstore.PutOptions) (minio.PutObjectOptions, error) {
+	var opts minio.PutObjectOptions
+	if !o.RetainUntil.IsZero() {
+		opts.Mode, opts.RetainUntilDate = minio.Compliance, o.RetainUntil
+		if o.Retention == objstore.Governance {
+			opts.Mode = minio.Governance
+		}
+	}
+	switch {
+	case o.Mode == objstore.Create:
+		opts.SetMatchETagExcept("*")
+	case o.Old != nil:
+		tag, err := s.tagOf(ctx, key, o.Old)
+		if err != nil {
+			return opts, err
+		}
+		opts.SetMatchETag(tag)
+	}
+	return opts, nil
+}
+
+// tagOf is the entity tag of the object that stands under the key, which must
+// hold these bytes.
+func (s *Store) tagOf(ctx context.Context, key string, want []byte) (string, error) {
+	r, err := s.GetVersion(ctx, key, 0, -1, "")
+	if errors.Is(err, objstore.ErrNotFound) {
+		return "", objstore.ErrChanged
+	}
+	if err != nil {
+		return "", err
+	}
+	same, err := objstore.Same(r, want)
+	_ = r.Close() // all that matters has been read
+	switch {
+	case err != nil:
+		return "", err
+	case !same:
+		return "", objstore.ErrChanged
+	case r.Version() == "":
+		return "", &objstore.UnsupportedError{Ability: "compare and replace an object in one step", Err: errors.New("it has no entity tag")}
+	}
+	return r.Version(), nil
+}
+
+// put sends an object. Its errors say whether they leave doubt.
+func (s *Store) put(ctx context.Context, key string, body objstore.Body, opts minio.PutObjectOptions) error {
+	sums, err := s.checksum(body)
+	if err != nil {
+		return &bodyError{err}
+	}
+	opts.DisableContentSha256, opts.UserMetadata = true, sums.headers
+	content := &bodyReader{ctx: ctx, r: io.NewSectionReader(body, 0, body.Size())}
+	_, err = s.core.PutObject(ctx, s.bucket, s.prefix+key, content, body.Size(), "", sums.sha256, opts)
+	// The body's own failure comes back as whatever the transport made of it.
+	sent, berr := content.end()
+	switch {
+	case berr != nil:
+		return &bodyError{berr}
+	case err != nil && sent && !refused(err):
+		return objstore.MarkInDoubt(err)
+	}
+	return err
+}
+
+// checksums go before a body, so that the server can check it.
+type checksums struct {
+	headers map[string]string
+	sha256  string // hex; "" when the signature does not cover the body
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// checksum reads the body once. CRC32C costs next to nothing; servers that do
+// not check it get a SHA-256, as a part of what they must check.
+func (s *Store) checksum(body objstore.Body) (checksums, error) {
+	if s.sha256 {
+		sum, err := hexSHA256(body)
+		return checksums{sha256: sum}, err
+	}
+	h := crc32.New(castagnoli)
+	if err := readBody(h, body); err != nil {
+		return checksums{}, err
+	}
+	sum := base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, h.Sum32()))
+	return checksums{headers: map[string]string{"x-amz-checksum-crc32c": sum}}, nil
+}
