@@ -51,7 +51,7 @@ func (in *Intent) Validate() error {
 	c.nilErr("domain", CheckDomain(in.Domain))
 	c.nilErr("checkpoint", CheckName(in.Checkpoint))
 	c.nilErr("checkpoint_uuid", validUUID(in.CheckpointUUID))
-	in.Process.validate(&c)
+	in.validate(&c)
 	c.time("created", in.Created)
 	c.that(len(in.Images) <= maxDisks, "%d images", len(in.Images))
 	for i := range in.Images {

@@ -61,7 +61,7 @@ func (l *Lease) Validate() error {
 	c.that(l.Format == LeaseFormat && l.Version == 1, "format %.80q, version %d", l.Format, l.Version)
 	c.that(len(l.Requires) == 0, "it requires %.200q, which is not known", l.Requires)
 	c.nilErr("uuid", validUUID(l.UUID))
-	l.Process.validate(&c)
+	l.validate(&c)
 	c.time("started", l.Started)
 	c.text("purpose", l.Purpose, maxText)
 	c.atLeast("min_writer", int64(l.MinWriter), 1)

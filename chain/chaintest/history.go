@@ -82,7 +82,7 @@ func Fill(r *rand.Rand, p []byte) {
 	for i := range seed {
 		seed[i] = byte(r.Uint32())
 	}
-	rand.NewChaCha8(seed).Read(p)
+	_, _ = rand.NewChaCha8(seed).Read(p) // never fails
 }
 
 // Change is a range that a checkpoint stores anew.

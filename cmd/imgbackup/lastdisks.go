@@ -79,7 +79,11 @@ func newestHere(ctx context.Context, repo *chain.Repository, domain string) (*ch
 // takeRecorded takes the disks of a checkpoint.
 func (a *app) takeRecorded(b *request.Backup, m *chain.Manifest) error {
 	if f, ok := m.File(chain.RoleDomainXML); ok && f.Path != "" {
-		if _, err := os.Stat(f.Path); err == nil {
+		_, err := os.Stat(f.Path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("no disk is named, and the definition of checkpoint %s can't be looked at: %w", m.Checkpoint, err)
+		}
+		if err == nil {
 			b.XML.Domain = f.Path
 			for _, l := range m.LeftOut {
 				if l.Code == chain.LeftOutByRequest {

@@ -60,8 +60,12 @@ func checkNotWithin(dir string) error {
 		there = filepath.Dir(there)
 	}
 	for ; ; there = filepath.Dir(there) {
-		if _, err := os.Lstat(filepath.Join(there, repositoryMarker)); err == nil {
+		_, err := os.Lstat(filepath.Join(there, repositoryMarker))
+		switch {
+		case err == nil:
 			return usage.Errorf("%s lies in the folder of the repository %s, where nothing else may be written", dir, there)
+		case !errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("whether %s lies in a repository: %w", dir, err)
 		}
 		if there == filepath.Dir(there) {
 			return nil
