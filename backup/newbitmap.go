@@ -121,12 +121,20 @@ func (s *session) addBitmaps(ctx context.Context, plan *Plan) error {
 	return nil
 }
 
-// addBitmap adds a bitmap to a disk's image. Between the look at the image and
-// qemu-img's work its file system may have filled up, so a qemu-img that failed
-// is no reason to have no backup: if it left the image's bitmaps as they were,
-// an archive goes on without a new one.
+// addBitmap adds a bitmap to a disk's image. Since the look at the image another
+// image's bitmap may have taken the room on their file system, or who else writes
+// there. A qemu-img that fails all the same is no reason to have no backup: if it
+// left the image's bitmaps as they were, an archive goes on without a new one.
 func (s *session) addBitmap(ctx context.Context, d *disk, p *DiskPlan, name string) error {
-	err := d.guard.BitmapAdd(ctx, d.active, name, d.granularity)
+	err := qcow2.WithTopLayer(d.active, func(l *qcow2.Layer) error { return l.CheckRoom(d.granularity) })
+	var noRoom *qcow2.NoBitmapError
+	if errors.As(err, &noRoom) && !s.onlyBitmaps {
+		p.goWithoutBitmap(err)
+		return nil
+	}
+	if err == nil {
+		err = d.guard.BitmapAdd(ctx, d.active, name, d.granularity)
+	}
 	if err == nil || s.onlyBitmaps || endsBackup(ctx, err) {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"sort"
 	"strings"
 	"syscall"
 	"testing"
@@ -55,8 +56,8 @@ func TestTrustFullFileSystem(t *testing.T) {
 	l.restoreAll()
 }
 
-// The file system is full only when qemu-img comes to it: it loses all bitmaps,
-// and reports success. That is no small thing, so the backup fails and says it.
+// The file system is full only when the bitmap is to be added: that is seen before
+// qemu-img, which would lose all bitmaps, comes to it.
 func TestTrustFileSystemFillsUp(t *testing.T) {
 	t.Parallel()
 	if !testkit.InNamespace(t, 0) {
@@ -64,20 +65,83 @@ func TestTrustFileSystemFillsUp(t *testing.T) {
 	}
 	l := newLabOn(t, 16)
 	twoCheckpoints(l)
+	l.remember("vm", "c3", l.disk("vda"))
+	bitmaps := l.bitmaps("vda")
 	filled := false
-	_, err := l.run(l.request("c3", l.disk("vda")), backup.Hooks{Step: func(name string) {
+	r, err := l.run(l.request("c3", l.disk("vda")), backup.Hooks{Step: func(name string) {
 		if name == backup.StepAdd {
 			filled = true
 			l.fill(0)
 		}
 	}})
-	var changed *qcow2.BitmapChangedError
-	if !filled || !errors.As(err, &changed) || !strings.Contains(err.Error(), "it did harm") {
-		t.Errorf("filled %v: %v", filled, err)
+	if err != nil || !filled {
+		t.Fatalf("filled %v: %v", filled, err)
+	}
+	if d := l.trusted(r, "c2"); d.Bitmap != "" || !strings.Contains(d.NoBitmapReason, "no space left") {
+		t.Errorf("bitmap %q, %q", d.Bitmap, d.NoBitmapReason)
+	}
+	if after := l.bitmaps("vda"); !slices.Equal(after, bitmaps) {
+		t.Errorf("the bitmaps are %+v, and were %+v", after, bitmaps)
 	}
 	l.must(os.Remove(l.path("filler")))
-	l.expect(l.backup("c3", l.disk("vda")), "vda", backup.Incremental, backup.ByContent, trust.ReasonInUse)
-	l.trusted(l.backup("c4", l.disk("vda")), "c3")
+	l.trusted(l.backup("c4", l.disk("vda")), "c2")
+	l.restoreAll()
+}
+
+// Two images on a file system that has room for the bitmap of each, and not of both:
+// one of them gets it, and neither loses any.
+func TestTrustRoomForOneOfTwo(t *testing.T) {
+	t.Parallel()
+	if !testkit.InNamespace(t, 0) {
+		return
+	}
+	l := newLabOn(t, 32)
+	var disks []backup.DiskRequest
+	for _, name := range []string{"vda", "vdb"} {
+		l.create(name, "4M")
+		l.write(name, "write -P 1 0 2M")
+		d := l.disk(name)
+		d.Disk = name
+		disks = append(disks, d)
+	}
+	l.backup("c1", disks...)
+	for _, name := range []string{"vda", "vdb"} {
+		l.write(name, "write -P 2 1M 64k")
+	}
+	room := func(name string) error {
+		return qcow2.WithTopLayer(l.path(name), func(layer *qcow2.Layer) error { return layer.CheckRoom(layer.BitmapGranularity()) })
+	}
+	// The least that suffices for one.
+	const block = 4096
+	least := sort.Search(2048, func(blocks int) bool {
+		l.fill(int64(blocks) * block)
+		return errors.Join(room("vda"), room("vdb")) == nil
+	})
+	l.fill(int64(least) * block)
+	if err := errors.Join(room("vda"), room("vdb")); err != nil || least == 0 {
+		t.Fatalf("%d blocks are free: %v", least, err)
+	}
+	r := l.backup("c2", disks...)
+	with := 0
+	for _, name := range []string{"vda", "vdb"} {
+		d, ok := r.Manifest.Disk(name)
+		switch {
+		case !ok:
+			t.Fatalf("%s is not in the manifest", name)
+		case d.Bitmap != "":
+			with++
+			l.holds(name, "c1", "c2")
+		case !strings.Contains(d.NoBitmapReason, "no space left"):
+			t.Errorf("%s: %s", name, d.NoBitmapReason)
+		default:
+			l.holds(name, "c1")
+		}
+	}
+	if with != 1 {
+		t.Errorf("%d of two images got a bitmap", with)
+	}
+	l.must(os.Remove(l.path("filler")))
+	l.backup("c3", disks...)
 	l.restoreAll()
 }
 
