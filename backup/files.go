@@ -24,16 +24,23 @@ import (
 // the same instant as the disks, and unchanged until the commit.
 type FileRequest struct {
 	Role string // as chain.RoleNVRAM
-	Path string // where it is; beside Data: where that came from, may be empty
+	Path string // where it is, of chain.RoleTPM perhaps a folder; beside Data: where that came from, may be empty
 	Data []byte // the content, if it is known; nil: to be read
 }
 
-// file is one file of a running backup.
+// file is what was requested of a running backup.
 type file struct {
 	req    FileRequest
-	image  *qcow2.Image // nil: Data, or it does not exist
-	id     qcow2.FileID // when reading began
-	absent bool         // and that has been told
+	opened []*openedFile // none: Data, or it does not exist
+	folder *stateFolder  // of a TPM; nil: the path is a file's
+	absent bool          // and that has been told
+}
+
+// openedFile is a file that is being read.
+type openedFile struct {
+	name  string // within a folder
+	image *qcow2.Image
+	id    qcow2.FileID // when reading began
 }
 
 func (s *session) checkFiles() error {
@@ -58,8 +65,8 @@ func (s *session) leaveFilesUnread() {
 }
 
 // openFiles opens every file that has to be read, under QEMU's locks. One that
-// does not exist is no error: libvirt makes the variables of a domain's firmware
-// when it starts it for the first time.
+// does not exist is no error: libvirt makes the variables of a domain's firmware, and
+// the state of its TPM, when it starts it for the first time.
 func (s *session) openFiles(ctx context.Context) error {
 	for _, f := range s.files {
 		if err := f.close(); err != nil {
@@ -86,67 +93,109 @@ func (s *session) openFile(ctx context.Context, f *file) error {
 		return nil
 	case err != nil:
 		return err
+	case info.IsDir() && f.req.Role == chain.RoleTPM:
+		return s.openFolder(ctx, f)
 	case !info.Mode().IsRegular():
 		return usage.Errorf("%s: %s is no regular file", f.req.Role, f.req.Path)
-	case info.Size() > archive.MaxFile:
-		return usage.Errorf("%s: %s has %d bytes, more than %d MiB", f.req.Role, f.req.Path, info.Size(), archive.MaxFile>>20)
 	}
-	f.image, err = s.openImage(ctx, f.req.Path, qcow2.Raw, nil, "")
-	return err
+	name := ""
+	if f.req.Role == chain.RoleTPM {
+		name = info.Name()
+	}
+	return s.openOne(ctx, f, name, f.req.Path)
+}
+
+// openOne opens one of the files that a request stands for.
+func (s *session) openOne(ctx context.Context, f *file, name, path string) error {
+	image, err := s.openImage(ctx, path, qcow2.Raw, nil, "")
+	if err != nil {
+		return err
+	}
+	o := &openedFile{name: name, image: image}
+	f.opened = append(f.opened, o)
+	if size := o.source().Opened().Size; f.req.Role != chain.RoleManagedSave && size > archive.MaxFile {
+		return usage.Errorf("%s has %d bytes, more than %d MiB", path, size, archive.MaxFile>>20)
+	}
+	return nil
 }
 
 func (f *file) close() error {
-	if f.image == nil {
-		return nil
+	var errs []error
+	for _, o := range f.opened {
+		errs = append(errs, o.image.Close())
 	}
-	err := f.image.Close()
-	f.image = nil
-	return err
+	f.opened, f.folder = nil, nil
+	return errors.Join(errs...)
 }
 
 // source is the opened file.
-func (f *file) source() *qcow2.File { return f.image.Layers[0].Files()[0] }
+func (o *openedFile) source() *qcow2.File { return o.image.Layers[0].Files()[0] }
 
 // storeFiles stores all files and returns what the manifest says of them.
 func (s *session) storeFiles(ctx context.Context, w *archive.Writer) ([]chain.File, error) {
 	var all []chain.File
 	for _, f := range s.files {
-		var content io.Reader = bytes.NewReader(f.req.Data)
-		path := f.req.Path
-		if f.req.Data == nil {
-			if f.image == nil {
-				continue
+		if f.req.Data != nil {
+			ref, err := w.PutFile(ctx, bytes.NewReader(f.req.Data))
+			if err != nil {
+				return nil, fmt.Errorf("%s %s: %w", f.req.Role, f.req.Path, err)
 			}
-			content = io.NewSectionReader(f.source(), 0, f.id.Size)
-			path = f.source().Path()
+			all = append(all, chain.File{Role: f.req.Role, Path: f.req.Path, FileRef: ref})
+			continue
 		}
-		ref, err := w.PutFile(ctx, content)
-		if err != nil {
-			return nil, fmt.Errorf("%s %s: %w", f.req.Role, path, err)
+		for _, o := range f.opened {
+			parts, err := o.store(ctx, w, f.req.Role)
+			if err != nil {
+				return nil, fmt.Errorf("%s %s: %w", f.req.Role, o.source().Path(), err)
+			}
+			all = append(all, parts...)
 		}
-		if f.image != nil && ref.Size != f.id.Size {
-			return nil, fmt.Errorf("%s: %w", f.req.Role, imageChanged(path, "it had %d bytes, and %d were read", f.id.Size, ref.Size))
-		}
-		all = append(all, chain.File{Role: f.req.Role, Path: path, FileRef: ref})
 	}
 	return all, nil
 }
 
-// compareFile fails when the file is no longer what it was when reading began.
-func (f *file) compareFile() error {
-	if f.image == nil {
+// store stores a file, in as many parts as it takes.
+func (o *openedFile) store(ctx context.Context, w *archive.Writer, role string) ([]chain.File, error) {
+	var parts []chain.File
+	for offset := int64(0); offset < o.id.Size || len(parts) == 0; offset += archive.MaxFile {
+		want := min(o.id.Size-offset, archive.MaxFile)
+		ref, err := w.PutFile(ctx, io.NewSectionReader(o.source(), offset, want))
+		if err != nil {
+			return nil, err
+		}
+		if ref.Size != want {
+			return nil, imageChanged(o.source().Path(), "it had %d bytes, and %d were read", o.id.Size, offset+ref.Size)
+		}
+		parts = append(parts, chain.File{Role: role, Path: o.source().Path(), Name: o.name, Offset: offset, FileRef: ref})
+	}
+	return parts, nil
+}
+
+// compare fails when what the request stands for is no longer what it was when reading
+// began.
+func (f *file) compare() error {
+	for _, o := range f.opened {
+		if err := o.compare(); err != nil {
+			return err
+		}
+	}
+	if f.folder == nil {
 		return nil
 	}
-	open, err := f.source().Stat()
+	return f.folder.compare()
+}
+
+func (o *openedFile) compare() error {
+	open, err := o.source().Stat()
 	if err != nil {
 		return err
 	}
-	path, err := f.source().PathStat()
+	path, err := o.source().PathStat()
 	if err != nil {
 		return err
 	}
-	if open != f.id || path != f.id {
-		return &qemu.InUseError{Path: f.req.Path, Why: "it was written to or exchanged while it was read" + nothingCommitted}
+	if open != o.id || path != o.id {
+		return &qemu.InUseError{Path: o.source().Path(), Why: "it was written to or exchanged while it was read" + nothingCommitted}
 	}
 	return nil
 }

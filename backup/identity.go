@@ -28,8 +28,8 @@ func (s *session) rememberIdentity() {
 		}
 	}
 	for _, f := range s.files {
-		if f.image != nil {
-			f.id = f.source().Opened()
+		for _, o := range f.opened {
+			o.id = o.source().Opened()
 		}
 	}
 }
@@ -58,7 +58,7 @@ func (s *session) compareIdentity(consequence string) error {
 		}
 	}
 	for _, f := range s.files {
-		if err := f.compareFile(); err != nil {
+		if err := f.compare(); err != nil {
 			return fmt.Errorf("%s: %w", f.req.Role, err)
 		}
 	}

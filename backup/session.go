@@ -72,7 +72,6 @@ type session struct {
 	point point
 
 	history []*chain.Manifest // of the domain, oldest first
-	listed  map[string]bool   // names of the domain's checkpoints, also of what cannot be read
 	states  *archives
 	disks   []*disk
 	files   []*file
@@ -174,12 +173,12 @@ func (s *session) loadHistory(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.listed = make(map[string]bool, len(names))
+	taken := make(map[string]bool, len(names))
 	for _, n := range names {
-		s.listed[n] = true
+		taken[n] = true
 	}
 	if s.req.Checkpoint != "" {
-		if s.listed[s.req.Checkpoint] {
+		if taken[s.req.Checkpoint] {
 			return &chain.TakenError{Domain: s.req.Domain, Checkpoint: s.req.Checkpoint}
 		}
 		s.point.name = s.req.Checkpoint
@@ -187,7 +186,7 @@ func (s *session) loadHistory(ctx context.Context) error {
 	}
 	stamp := s.point.created.Format("20060102T150405Z")
 	s.point.name = stamp
-	for i := 2; s.listed[s.point.name]; i++ {
+	for i := 2; taken[s.point.name]; i++ {
 		s.point.name = fmt.Sprintf("%s-%d", stamp, i)
 	}
 	return nil

@@ -95,6 +95,9 @@ const (
 	RoleDomainXML = "domain-xml" // the domain's definition, as it was given
 	RoleNVRAM     = "nvram"      // the firmware's variables
 	RoleLoader    = "loader"     // the firmware
+
+	RoleTPM         = "tpm"          // state of an emulated TPM: a file of it
+	RoleManagedSave = "managed-save" // the memory of a domain that libvirt has saved: a part of it
 )
 
 // MaxDomainXML bounds a domain's definition, bytes; other files have at most
@@ -105,6 +108,10 @@ const MaxDomainXML = 8 << 20
 type File struct {
 	Role string `json:"role"`
 	Path string `json:"path,omitempty"` // where it was; a definition may have come from nowhere
+	// Name is the file's place in a TPM's state: slash-separated names.
+	Name string `json:"name,omitempty"`
+	// Offset is where a part of a saved memory begins, bytes.
+	Offset int64 `json:"offset,omitempty"`
 	archive.FileRef
 }
 

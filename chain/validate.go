@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -20,6 +21,7 @@ const (
 	maxDescription = 65536 //
 	maxShort       = 255   // a host's or tool's name
 	maxDisks       = 4096
+	maxFiles       = 1 << 16
 	maxLayers      = 1024
 	maxSnapshots   = 65536
 	maxWitnesses   = 65535 // QEMU's limit of bitmaps in an image
@@ -158,27 +160,65 @@ func (m *Manifest) Validate() error {
 	return nil
 }
 
-// validateFiles: one of each role.
+// validateFiles: one of each role, but for a TPM's state, which is a folder, and a
+// saved memory, which is in parts.
 func (m *Manifest) validateFiles(c *checker) {
-	seen := make(map[string]struct{}, len(m.Files))
+	c.that(len(m.Files) <= maxFiles, "%d files", len(m.Files))
+	seen := make(map[string]bool, len(m.Files))
+	var saved int64 // bytes of the saved memory so far
 	for i := range m.Files {
 		f := &m.Files[i]
-		c.oneOf("role of a file", f.Role, RoleDomainXML, RoleNVRAM, RoleLoader)
-		_, twice := seen[f.Role]
-		c.that(!twice, "two files are the %s", f.Role)
-		seen[f.Role] = struct{}{}
-		limit := int64(archive.MaxFile)
-		if f.Role == RoleDomainXML {
-			limit = MaxDomainXML
+		f.validate(c)
+		switch f.Role {
+		case RoleTPM:
+			c.nilErr("name of a file of the TPM", CheckFileName(f.Name))
+			c.that(f.Offset == 0, "the TPM's file %s begins at %d", f.Name, f.Offset)
+		case RoleManagedSave:
+			c.that(f.Offset == saved && saved%archive.MaxFile == 0, "a part of the saved memory begins at %d", f.Offset)
+			saved += f.Size
+			continue // its parts are of one name
+		default:
+			c.that(f.Name == "" && f.Offset == 0, "the %s has a name or begins at %d", f.Role, f.Offset)
 		}
-		if f.Path != "" || f.Role != RoleDomainXML {
-			c.path("path of the "+f.Role, f.Path)
-		}
-		c.that(f.Size >= 0 && f.Size <= limit, "the %s has %d bytes", f.Role, f.Size)
-		c.that(!f.SHA256.IsZero(), "the %s has no digest", f.Role)
-		c.ref("object of the "+f.Role, f.Object)
-		c.that(f.Object.Length <= archive.MaxFileObject, "the object of the %s has %d bytes", f.Role, f.Object.Length)
+		at := f.Role + "/" + f.Name
+		c.that(!seen[at], "two files are the %s", strings.TrimSuffix(at, "/"))
+		seen[at] = true
 	}
+	for i := range m.Files {
+		for dir := path.Dir(m.Files[i].Name); dir != "."; dir = path.Dir(dir) {
+			c.that(!seen[RoleTPM+"/"+dir], "%s is a file and a folder of the TPM", dir)
+		}
+	}
+}
+
+func (f *File) validate(c *checker) {
+	c.oneOf("role of a file", f.Role, RoleDomainXML, RoleNVRAM, RoleLoader, RoleTPM, RoleManagedSave)
+	limit := int64(archive.MaxFile)
+	if f.Role == RoleDomainXML {
+		limit = MaxDomainXML
+	}
+	if f.Path != "" || f.Role != RoleDomainXML {
+		c.path("path of the "+f.Role, f.Path)
+	}
+	c.that(f.Size >= 0 && f.Size <= limit, "the %s has %d bytes", f.Role, f.Size)
+	c.that(!f.SHA256.IsZero(), "the %s has no digest", f.Role)
+	c.ref("object of the "+f.Role, f.Object)
+	c.that(f.Object.Length <= archive.MaxFileObject, "the object of the %s has %d bytes", f.Role, f.Object.Length)
+}
+
+// CheckFileName returns an error for what is no file's place in a folder of ours: at
+// most four names as checkpoints have them, with slashes between.
+func CheckFileName(s string) error {
+	parts := strings.Split(s, "/")
+	if len(parts) > 4 {
+		return fmt.Errorf("%.80q lies too deep", s)
+	}
+	for _, part := range parts {
+		if err := CheckName(part); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (h *Host) validate(c *checker) {

@@ -29,6 +29,14 @@ type Domain struct {
 	Loader         string // the firmware's path; empty: none is named
 	LoaderReadOnly bool
 	NVRAM          string // the path of the firmware's variables; empty: none is named
+
+	TPMs []TPM
+}
+
+// TPM is a trusted platform module of a domain.
+type TPM struct {
+	Backend string // emulator, passthrough or external
+	Path    string // of an emulator's state, a file or a folder; empty: where libvirt keeps it
 }
 
 // Disk is one disk device of a domain.
@@ -94,7 +102,18 @@ type domainXML struct {
 	} `xml:"os"`
 	Devices struct {
 		Disks []diskXML `xml:"disk"`
+		TPMs  []tpmXML  `xml:"tpm"`
 	} `xml:"devices"`
+}
+
+// tpmXML is what of a TPM is looked at. The element source is libvirt's since 10.10.
+type tpmXML struct {
+	Backend struct {
+		Type   string `xml:"type,attr"`
+		Source struct {
+			Path string `xml:"path,attr"`
+		} `xml:"source"`
+	} `xml:"backend"`
 }
 
 // diskXML keeps the type, of which libvirtxml keeps only those it knows.
@@ -160,6 +179,9 @@ func fromTree(root *node) (*Domain, error) {
 			d.NVRAM = n.Source.File.File
 		}
 	}
+	for _, t := range x.Devices.TPMs {
+		d.TPMs = append(d.TPMs, TPM{Backend: t.Backend.Type, Path: t.Backend.Source.Path})
+	}
 	for i := range x.Devices.Disks {
 		disk, err := newDisk(&x.Devices.Disks[i])
 		if err != nil {
@@ -183,7 +205,8 @@ func leanDomain(root *node) *node {
 		case "os", "devices":
 			part := &node{name: k.name}
 			for _, c := range k.kids {
-				if c.name == "disk" || c.name == "loader" || c.name == "nvram" {
+				switch c.name {
+				case "disk", "tpm", "loader", "nvram":
 					part.kids = append(part.kids, c)
 				}
 			}

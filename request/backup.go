@@ -9,7 +9,6 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/push"
-	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -31,8 +30,8 @@ type Backup struct {
 // Job is the backup of one domain, as the engines take it.
 type Job struct {
 	Request backup.Request
-	Targets []push.Target   // push mode; none: the disks go into the repository
-	LeftOut []chain.LeftOut // of the definition's disks
+	Targets []push.Target // push mode; none: the disks go into the repository
+	Notes   []string      // that a person should read
 }
 
 // NamesDisks reports whether anything says which disks are to be backed up.
@@ -106,9 +105,10 @@ func (b *Backup) Job(stdin io.Reader) (Job, error) {
 	for _, d := range b.Known {
 		disks = append(disks, disk{DiskRequest: d})
 	}
-	if j.LeftOut, err = in.fill(&j.Request, disks, toBackUp); err != nil {
+	if err := in.fill(&j.Request, disks, toBackUp); err != nil {
 		return j, err
 	}
+	j.Notes = in.notes
 	if err := checkNewName(j.Request.Checkpoint); err != nil {
 		return j, err
 	}

@@ -24,8 +24,8 @@ type Checkpoint struct {
 	Engine backup.Request
 }
 
-// Request reads what is named and makes the request of it.
-func (c *Checkpoint) Request(stdin io.Reader) (backup.Request, []chain.LeftOut, error) {
+// Request reads what is named and makes the request of it, with notes for a person.
+func (c *Checkpoint) Request(stdin io.Reader) (backup.Request, []string, error) {
 	req := c.Engine
 	in, err := c.XML.Read(stdin)
 	if err != nil {
@@ -38,11 +38,10 @@ func (c *Checkpoint) Request(stdin io.Reader) (backup.Request, []chain.LeftOut, 
 	if err != nil {
 		return req, nil, err
 	}
-	left, err := in.fill(&req, disks, toOpen)
-	if err == nil {
+	if err = in.fill(&req, disks, toOpen); err == nil {
 		err = checkNewName(req.Checkpoint)
 	}
-	return req, left, err
+	return req, in.notes, err
 }
 
 // Redefinition is a checkpoint's definition that is to be put back.

@@ -15,6 +15,7 @@ import (
 	dom "github.com/imgbackup/imgbackup/domain"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // ErrNoDisks says that a definition has no disk that could be backed up.
@@ -25,36 +26,36 @@ var errUnreadable = errors.New("a disk that the guest can write to can't be read
 
 // fill takes into a request what the files and the disks named beside them say of
 // it, for a backup that is made now.
-func (in *XML) fill(req *backup.Request, disks []disk, p purpose) ([]chain.LeftOut, error) {
+func (in *XML) fill(req *backup.Request, disks []disk, p purpose) error {
 	if in.domain == nil {
 		if in.backup != nil || in.checkpoint != nil {
-			return nil, usage.Errorf("--backup-xml and --checkpoint-xml need the domain's definition: --domain-xml FILE")
+			return usage.Errorf("--backup-xml and --checkpoint-xml need the domain's definition: --domain-xml FILE")
 		}
 		req.Disks = append(req.Disks, requests(disks)...)
-		return nil, nil
+		return nil
 	}
 	if err := in.align(req.Checkpoint, time.Now()); err != nil {
-		return nil, err
+		return err
 	}
-	left, err := in.fillDefined(req, disks, p)
-	req.LeftOut = left
-	if errors.Is(err, errUnreadable) {
-		return left, err
+	err := in.fillDefined(req, disks, p)
+	var inUse *qemu.InUseError
+	if errors.Is(err, errUnreadable) || errors.As(err, &inUse) {
+		return err
 	}
-	return left, usage.Wrap(err)
+	return usage.Wrap(err)
 }
 
-func (in *XML) fillDefined(req *backup.Request, disks []disk, p purpose) (left []chain.LeftOut, err error) {
+func (in *XML) fillDefined(req *backup.Request, disks []disk, p purpose) (err error) {
 	req.DomainUUID = in.domain.UUID
 	if req.Files, err = in.files(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := in.fillCheckpoint(req); err != nil {
-		return nil, err
+		return err
 	}
 	choices, err := in.choices(disks, p)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var unreadable, excluding []string
 	for i := range in.domain.Disks {
@@ -64,29 +65,32 @@ func (in *XML) fillDefined(req *backup.Request, disks []disk, p purpose) (left [
 		if reason == "" {
 			r, err := c.request(d)
 			if err != nil {
-				return nil, fmt.Errorf("disk %s: %w", d.Target, err)
+				return fmt.Errorf("disk %s: %w", d.Target, err)
 			}
 			req.Disks = append(req.Disks, r)
 			continue
 		}
 		if c.wanted {
-			return nil, fmt.Errorf("disk %s cannot be backed up: it is %s", d.Target, reason)
+			return fmt.Errorf("disk %s cannot be backed up: it is %s", d.Target, reason)
 		}
 		if code == "" {
 			unreadable = append(unreadable, d.Target+" is "+reason)
 			excluding = append(excluding, in.excluding(d.Target))
 			continue
 		}
-		left = append(left, chain.LeftOut{Disk: d.Target, Code: code, Reason: reason})
+		if code == chain.LeftOutReadOnly {
+			in.note("disk %s of %s is left out: %s", d.Target, in.domain.Name, reason)
+		}
+		req.LeftOut = append(req.LeftOut, chain.LeftOut{Disk: d.Target, Code: code, Reason: reason})
 	}
 	if len(unreadable) > 0 {
-		return left, fmt.Errorf("%w: disk %s (a backup without it takes %s)", errUnreadable,
+		return fmt.Errorf("%w: disk %s (a backup without it takes %s)", errUnreadable,
 			strings.Join(unreadable, "; disk "), strings.Join(excluding, " "))
 	}
 	if len(req.Disks) == 0 {
-		return left, ErrNoDisks
+		return ErrNoDisks
 	}
-	return left, in.applyCheckpoint(req)
+	return in.applyCheckpoint(req)
 }
 
 // excluding is what leaves a disk out of a backup.
@@ -109,6 +113,16 @@ func (in *XML) files() ([]backup.FileRequest, error) {
 		}
 		files = append(files, backup.FileRequest{Role: role, Path: path})
 	}
+	tpm, err := in.tpm()
+	if err != nil {
+		return nil, err
+	}
+	files = append(files, tpm...)
+	saved, err := in.saved()
+	if err != nil {
+		return nil, err
+	}
+	files = append(files, saved...)
 	slices.SortFunc(files, func(a, b backup.FileRequest) int { return strings.Compare(a.Role, b.Role) })
 	return files, nil
 }

@@ -11,7 +11,6 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/pull"
-	"github.com/imgbackup/imgbackup/chain"
 	dom "github.com/imgbackup/imgbackup/domain"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
@@ -29,9 +28,9 @@ type Export struct {
 type ExportJob struct {
 	Request backup.Request // an empty mode of a disk: incremental if it or the request names a checkpoint
 	Names   []pull.Names
-	LeftOut []chain.LeftOut // of the definition's disks
-	Server  *Server         // that the backup XML demands; nil: it is for the caller to choose
-	Scratch []ScratchFile   // that the backup XML names, and that are not used
+	Notes   []string      // that a person should read
+	Server  *Server       // that the backup XML demands; nil: it is for the caller to choose
+	Scratch []ScratchFile // that the backup XML names, and that are not used
 }
 
 // Server is where a pull backup's XML wants it to be offered: one of the two.
@@ -63,9 +62,10 @@ func (e *Export) Job(stdin io.Reader) (ExportJob, error) {
 			j.Names = append(j.Names, d.names)
 		}
 	}
-	if j.LeftOut, err = in.fill(&j.Request, disks, toExport); err != nil {
+	if err := in.fill(&j.Request, disks, toExport); err != nil {
 		return j, err
 	}
+	j.Notes = in.notes
 	if in.backup != nil {
 		if err := j.fillPull(in, e.TLS); err != nil {
 			return j, usage.Errorf("backup XML: %w", err)

@@ -141,7 +141,7 @@ func TestDefinition(t *testing.T) {
 	b := request.Backup{XML: request.Files{Domain: web}, Disks: []string{"vdb,backup=no"}}
 	job, err := b.Job(nil)
 	if err != nil || job.Request.Domain != "web" || len(job.Request.Disks) != 1 || job.Request.Disks[0].Path != "/vm/a.qcow2" ||
-		len(job.LeftOut) != 2 || len(job.Request.Files) != 1 {
+		len(job.Request.LeftOut) != 2 || len(job.Request.Files) != 1 {
 		t.Errorf("got %+v, %v", job, err)
 	}
 	b.XML.Domain = request.Stdin
@@ -150,7 +150,7 @@ func TestDefinition(t *testing.T) {
 	}
 	b.Disks = []string{"vda,backup=no", "vdb,backup=no"}
 	b.XML.Domain = web
-	if job, err := b.Job(nil); !errors.Is(err, request.ErrNoDisks) || len(job.LeftOut) != 3 {
+	if job, err := b.Job(nil); !errors.Is(err, request.ErrNoDisks) || len(job.Request.LeftOut) != 3 {
 		t.Errorf("got %+v, %v", job, err)
 	}
 	b.Disks = []string{"vdz,backup=no"}

@@ -19,26 +19,39 @@ import (
 // Stdin is the name of a file that stands for standard input.
 const Stdin = "-"
 
-// Files are the files of libvirt's XML that a request may be described by; empty:
-// there is none.
+// Files are the files of libvirt's XML that a request may be described by, and where
+// libvirt keeps what belongs to them; empty: there is none, or where libvirt has it.
 type Files struct {
 	Domain     string
 	Backup     string // a domainbackup
 	Checkpoint string // a domaincheckpoint
 
-	Pools string // the folder with the definitions of storage pools, NAME.xml
+	Pools    string // the folder with the definitions of storage pools, NAME.xml
+	TPMState string // the state of the domain's TPM, a file or a folder
+	Saved    string // the folder with the memory of saved domains, NAME.save
+
+	AllowSaved bool // a saved memory is archived with the domain; else the domain is refused
 }
 
-// Pools is where libvirt keeps the definitions of storage pools.
-const Pools = "/etc/libvirt/storage"
+// Where libvirt keeps the definitions of storage pools, the state of TPMs (in a folder
+// of the domain's UUID) and the memory of saved domains.
+const (
+	Pools = "/etc/libvirt/storage"
+	TPMs  = "/var/lib/libvirt/swtpm"
+	Saved = "/var/lib/libvirt/qemu/save"
+)
 
 // XML is what was read of them; each may be nil.
 type XML struct {
+	from Files
+
 	domain     *dom.Domain
 	domainXML  []byte
 	domainPath string // absolute; empty: standard input
 	backup     *dom.Backup
 	checkpoint *dom.Checkpoint
+
+	notes []string // that a person should read
 
 	stores          []dom.BackupDisk     // those that the backup XML gives a <target> or <scratch>
 	checkpointGiven []dom.CheckpointDisk // the disks that the checkpoint XML lists, by their targets
@@ -51,7 +64,8 @@ func (f Files) Read(stdin io.Reader) (*XML, error) {
 }
 
 func (f Files) read(stdin io.Reader) (*XML, error) {
-	in := &XML{}
+	f.Pools, f.Saved = cmp.Or(f.Pools, Pools), cmp.Or(f.Saved, Saved)
+	in := &XML{from: f}
 	fromStdin := 0
 	for _, name := range []string{f.Domain, f.Backup, f.Checkpoint} {
 		if name == Stdin {
@@ -66,7 +80,7 @@ func (f Files) read(stdin io.Reader) (*XML, error) {
 			return in, err
 		}
 		in.domain.ResolveVolumes(func(pool string) ([]byte, error) {
-			return readFile(filepath.Join(cmp.Or(f.Pools, Pools), pool+".xml"), stdin)
+			return readFile(filepath.Join(f.Pools, pool+".xml"), stdin)
 		})
 	}
 	if f.Backup != "" {

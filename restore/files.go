@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
@@ -19,8 +20,10 @@ import (
 
 // FileTarget says where one of a checkpoint's files goes.
 type FileTarget struct {
-	File *chain.File
-	Path string
+	File    *chain.File
+	More    []*chain.File // the parts that follow File's content
+	Path    string
+	Folders []string // are made where they are missing, in this order
 	// Adjust changes the content, which is at most [chain.MaxDomainXML] bytes, on
 	// its way; nil: it stays as it is.
 	Adjust func(content []byte) ([]byte, error)
@@ -34,18 +37,34 @@ type FileResult struct {
 	Adjusted bool   `json:"adjusted,omitempty"`
 }
 
-// FilesIn makes targets in a folder for all files of a checkpoint: DOMAIN.xml,
-// and the firmware's files under their own names, if these name nothing else
-// there. A manifest is not trusted to name files.
+// FilesIn makes targets in a folder for all files of a checkpoint: DOMAIN.xml, the
+// firmware's files under their own names, if these name nothing else there, the
+// state of a TPM in DOMAIN.tpm, and a saved memory as DOMAIN.save. A manifest is not
+// trusted to name files.
 func FilesIn(m *chain.Manifest, dir string, disks []Target) []FileTarget {
 	taken := make(map[string]bool)
 	for _, t := range disks {
 		taken[filepath.Base(t.Path)] = true
 	}
-	taken[m.Domain+".xml"] = true
+	for _, suffix := range []string{".xml", ".tpm", ".save"} {
+		taken[m.Domain+suffix] = true
+	}
 	var all []FileTarget
 	for i := range m.Files {
 		f := &m.Files[i]
+		switch f.Role {
+		case chain.RoleTPM:
+			all = append(all, stateTarget(f, filepath.Join(dir, m.Domain+".tpm")))
+			continue
+		case chain.RoleManagedSave:
+			if f.Offset > 0 {
+				last := &all[len(all)-1]
+				last.More = append(last.More, f)
+				continue
+			}
+			all = append(all, FileTarget{File: f, Path: filepath.Join(dir, m.Domain+".save")})
+			continue
+		}
 		name := m.Domain + ".xml"
 		if f.Role != chain.RoleDomainXML {
 			if name = filepath.Base(f.Path); chain.CheckName(name) != nil || taken[name] {
@@ -56,6 +75,27 @@ func FilesIn(m *chain.Manifest, dir string, disks []Target) []FileTarget {
 		all = append(all, FileTarget{File: f, Path: filepath.Join(dir, name)})
 	}
 	return all
+}
+
+// stateTarget places a file of a TPM's state into the folder that is that state.
+func stateTarget(f *chain.File, folder string) FileTarget {
+	t := FileTarget{File: f, Path: filepath.Join(folder, filepath.FromSlash(f.Name))}
+	for at := filepath.Dir(t.Path); len(at) >= len(folder); at = filepath.Dir(at) {
+		t.Folders = append(t.Folders, at)
+	}
+	slices.Reverse(t.Folders)
+	return t
+}
+
+// parts are what the file's content is made of, one after the other.
+func (t *FileTarget) parts() []*chain.File { return append([]*chain.File{t.File}, t.More...) }
+
+// size is the content's, bytes.
+func (t *FileTarget) size() (n int64) {
+	for _, f := range t.parts() {
+		n += f.Size
+	}
+	return n
 }
 
 // fileJob is one file on its way.
@@ -85,7 +125,7 @@ func (r *restoring) claimFiles(places *outfile.Places) error {
 // after an error.
 func (j *fileJob) do(ctx context.Context, kernel *outfile.System, repo *chain.Repository, o Options) error {
 	f := j.target.File
-	size := f.Size
+	size := j.target.size()
 	if j.target.Adjust != nil {
 		var content bytes.Buffer
 		if err := archive.CopyFile(ctx, repo.Store, f.FileRef, &content); err != nil {
@@ -105,7 +145,7 @@ func (j *fileJob) do(ctx context.Context, kernel *outfile.System, repo *chain.Re
 	if j.content != nil {
 		err = out.Write(j.content, 0)
 	} else {
-		err = archive.CopyFile(ctx, repo.Store, f.FileRef, &outputWriter{out: out})
+		err = j.copy(ctx, repo)
 	}
 	if err == nil {
 		err = out.Finish()
@@ -116,21 +156,42 @@ func (j *fileJob) do(ctx context.Context, kernel *outfile.System, repo *chain.Re
 	if !o.Verify {
 		return nil
 	}
-	return j.verify(size)
+	return j.verify()
+}
+
+// copy writes the content as it is.
+func (j *fileJob) copy(ctx context.Context, repo *chain.Repository) error {
+	to := &outputWriter{out: j.out}
+	for _, f := range j.target.parts() {
+		if err := archive.CopyFile(ctx, repo.Store, f.FileRef, to); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // verify reads what was written and compares.
-func (j *fileJob) verify(size int64) error {
-	want := j.target.File.SHA256
+func (j *fileJob) verify() error {
 	if j.content != nil {
-		want = archive.Sum(j.content)
+		return j.verifyRange(0, int64(len(j.content)), archive.Sum(j.content))
 	}
+	var at int64
+	for _, f := range j.target.parts() {
+		if err := j.verifyRange(at, f.Size, f.SHA256); err != nil {
+			return err
+		}
+		at += f.Size
+	}
+	return nil
+}
+
+func (j *fileJob) verifyRange(start, size int64, want archive.Digest) error {
 	h := sha256.New()
-	if _, err := io.Copy(h, io.NewSectionReader(j.out.File(), 0, size)); err != nil {
+	if _, err := io.Copy(h, io.NewSectionReader(j.out.File(), start, size)); err != nil {
 		return fmt.Errorf("%s: read it back: %w", j.target.File.Role, err)
 	}
 	if archive.Digest(h.Sum(nil)) != want {
-		return &VerifyError{Disk: j.target.File.Role, Path: j.place.Path, End: size, What: "it has another SHA-256"}
+		return &VerifyError{Disk: j.target.File.Role, Path: j.place.Path, Start: start, End: start + size, What: "it has another SHA-256"}
 	}
 	return nil
 }
@@ -150,7 +211,7 @@ func (w *outputWriter) Write(p []byte) (int, error) {
 }
 
 func (j *fileJob) result() FileResult {
-	r := FileResult{Role: j.target.File.Role, Path: j.place.Path, Size: j.target.File.Size}
+	r := FileResult{Role: j.target.File.Role, Path: j.place.Path, Size: j.target.size()}
 	if j.content != nil {
 		r.Size, r.Adjusted = int64(len(j.content)), true
 	}

@@ -8,17 +8,47 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
+// folders are those that a restore makes, each after what it lies in.
+func (o *Options) folders() []string {
+	var all []string
+	if o.MakeDir != "" {
+		all = append(all, o.MakeDir)
+	}
+	for _, t := range o.Files {
+		all = append(all, t.Folders...)
+	}
+	return all
+}
+
+// makeFolders makes those that are missing. undo removes those that were made and
+// are still empty.
+func makeFolders(repo *chain.Repository, folders *sys.FolderSyncer, paths []string) (undo func(), err error) {
+	var undos []func()
+	undo = func() {
+		for _, u := range slices.Backward(undos) {
+			u()
+		}
+	}
+	for _, path := range paths {
+		u, err := makeDir(repo, folders, path)
+		if err != nil {
+			undo()
+			return nil, err
+		}
+		undos = append(undos, u)
+	}
+	return undo, nil
+}
+
 // makeDir makes a folder if it is missing. undo removes it, if it was made and is
 // still empty.
 func makeDir(repo *chain.Repository, folders *sys.FolderSyncer, path string) (undo func(), err error) {
-	if path == "" {
-		return func() {}, nil
-	}
 	if err := outside(repo)(path); err != nil {
 		return nil, err
 	}

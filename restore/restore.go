@@ -64,7 +64,7 @@ func run(ctx context.Context, kernel *outfile.System, repo *chain.Repository, m 
 	if err := r.check(targets); err != nil {
 		return nil, err
 	}
-	undo, err := makeDir(repo, kernel.Folders, o.MakeDir)
+	undo, err := makeFolders(repo, kernel.Folders, o.folders())
 	if err != nil {
 		return nil, err
 	}

@@ -80,7 +80,7 @@ func (a *app) backupAll(ctx context.Context, b backupOptions) error {
 func (a *app) backupDefinition(ctx context.Context, repo *chain.Repository, b backupOptions, file string) domainOutcome {
 	o := domainOutcome{File: file}
 	err := func() error {
-		b.XML = request.Files{Domain: filepath.Join(b.folder, file), Pools: b.XML.Pools}
+		b.XML.Domain = filepath.Join(b.folder, file)
 		job, err := a.backupJob(b.Backup)
 		if o.Domain = job.Request.Domain; err != nil {
 			return err
@@ -90,17 +90,17 @@ func (a *app) backupDefinition(ctx context.Context, repo *chain.Repository, b ba
 		case err != nil:
 			return err
 		case b.dryRun:
-			o.Plan = &planJSON{plan, job.LeftOut}
+			o.Plan = &planJSON{plan, job.Request.LeftOut}
 		default:
-			o.Backup = viewBackup(result, job.LeftOut)
+			o.Backup = viewBackup(result, job.Request.LeftOut)
 		}
 		if a.json {
 			return nil
 		}
 		if b.dryRun {
-			return a.printPlan(plan, job.LeftOut)
+			return a.printPlan(plan, job.Request.LeftOut)
 		}
-		return a.printBackup(result, job.LeftOut)
+		return a.printBackup(result, job.Request.LeftOut)
 	}()
 	switch {
 	case errors.Is(err, request.ErrNoDisks):

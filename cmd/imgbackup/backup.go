@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"text/tabwriter"
 	"time"
 
@@ -133,7 +132,7 @@ func (o *backupOptions) complete(f *pflag.FlagSet, args []string) (err error) {
 		return err
 	}
 	err = errors.Join(
-		exclude(f, "all-domains", "disk", "incremental", "domain-xml", "backup-xml", "checkpoint-xml", "print-xml", "target"),
+		exclude(f, "all-domains", "disk", "tpm-state", "incremental", "domain-xml", "backup-xml", "checkpoint-xml", "print-xml", "target"),
 		exclude(f, "backup-xml", "disk", "mode", "incremental", "target"),
 		notEmpty(f, "checkpoint", "incremental"),
 	)
@@ -179,26 +178,21 @@ func (a *app) runBackup(ctx context.Context, o backupOptions) error {
 	case err != nil:
 		return err
 	case o.dryRun:
-		return a.printPlan(plan, job.LeftOut)
+		return a.printPlan(plan, job.Request.LeftOut)
 	}
-	return a.printBackup(result, job.LeftOut)
+	return a.printBackup(result, job.Request.LeftOut)
 }
 
-// backupJob makes the request, and notes which disks it leaves out.
+// backupJob makes the request, and passes on what a person should know of it.
 func (a *app) backupJob(b request.Backup) (request.Job, error) {
 	job, err := b.Job(a.in)
-	a.noteLeftOut(job.Request.Domain, job.LeftOut)
+	a.noteAll(job.Notes)
 	return job, err
 }
 
-// noteLeftOut says which disks a person may miss: not those that were excluded, nor
-// what no guest keeps anything on.
-func (a *app) noteLeftOut(domain string, left []chain.LeftOut) {
-	for _, l := range left {
-		if l.Code != chain.LeftOutReadOnly {
-			continue
-		}
-		a.note(fmt.Sprintf("disk %s of %s is left out: %s", l.Disk, domain, l.Reason))
+func (a *app) noteAll(notes []string) {
+	for _, n := range notes {
+		a.note(n)
 	}
 }
 

@@ -69,8 +69,8 @@ func (o *checkpointCreateOptions) complete(f *pflag.FlagSet, args []string) (err
 }
 
 func (a *app) createCheckpoint(ctx context.Context, o checkpointCreateOptions) error {
-	req, left, err := o.Request(a.in)
-	a.noteLeftOut(req.Domain, left)
+	req, notes, err := o.Request(a.in)
+	a.noteAll(notes)
 	if err != nil {
 		return err
 	}

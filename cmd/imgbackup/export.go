@@ -97,7 +97,7 @@ func (o *exportOptions) addFlags(f *pflag.FlagSet) {
 func (a *app) exportJob(o *exportOptions) (request.ExportJob, error) {
 	o.TLS = o.listen.cert != ""
 	job, err := o.Job(a.in)
-	a.noteLeftOut(job.Request.Domain, job.LeftOut)
+	a.noteAll(job.Notes)
 	if err != nil {
 		return job, err
 	}

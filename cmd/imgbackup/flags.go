@@ -77,6 +77,9 @@ func addXMLFlags(f *pflag.FlagSet, files *request.Files) {
 func addDomainXMLFlag(f *pflag.FlagSet, files *request.Files) {
 	f.StringVar(&files.Domain, "domain-xml", "", "the domain's definition is in this `FILE` (-: standard input)")
 	f.StringVar(&files.Pools, "pools", request.Pools, "definitions of storage pools, NAME.xml, are in this `DIR`")
+	f.StringVar(&files.TPMState, "tpm-state", "", "the state of the domain's TPM is in this `PATH` (default: where libvirt has it)")
+	f.StringVar(&files.Saved, "save-dir", request.Saved, "memory that libvirt has saved is in this `DIR`")
+	f.BoolVar(&files.AllowSaved, "allow-managed-save", false, "archive the saved memory of a domain with it; else such a domain is refused")
 }
 
 func addCheckpointXMLFlag(f *pflag.FlagSet, files *request.Files) {
