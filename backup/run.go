@@ -115,6 +115,9 @@ func (s *session) decide(ctx context.Context) (*Plan, error) {
 	if err := s.open(ctx); err != nil {
 		return nil, err
 	}
+	if err := s.confirmHistory(ctx); err != nil {
+		return nil, err
+	}
 	plan, err := s.makePlan(ctx, nil)
 	if err != nil {
 		return nil, err

@@ -72,6 +72,7 @@ type session struct {
 	point point
 
 	history []*chain.Manifest // of the domain, oldest first
+	listed  map[string]bool   // names of the domain's checkpoints, also of what cannot be read
 	states  *archives
 	disks   []*disk
 	files   []*file
@@ -173,12 +174,12 @@ func (s *session) loadHistory(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	taken := make(map[string]bool, len(names))
+	s.listed = make(map[string]bool, len(names))
 	for _, n := range names {
-		taken[n] = true
+		s.listed[n] = true
 	}
 	if s.req.Checkpoint != "" {
-		if taken[s.req.Checkpoint] {
+		if s.listed[s.req.Checkpoint] {
 			return &chain.TakenError{Domain: s.req.Domain, Checkpoint: s.req.Checkpoint}
 		}
 		s.point.name = s.req.Checkpoint
@@ -186,7 +187,7 @@ func (s *session) loadHistory(ctx context.Context) error {
 	}
 	stamp := s.point.created.Format("20060102T150405Z")
 	s.point.name = stamp
-	for i := 2; taken[s.point.name]; i++ {
+	for i := 2; s.listed[s.point.name]; i++ {
 		s.point.name = fmt.Sprintf("%s-%d", stamp, i)
 	}
 	return nil

@@ -124,6 +124,16 @@ func BitmapName(checkpoint, id string) string {
 	return checkpoint + "." + digits[:min(16, len(digits))]
 }
 
+// ParseBitmapName returns the name of the checkpoint that may have added a bitmap
+// of this name, and whether it is named so at all: see [BitmapName].
+func ParseBitmapName(bitmap string) (checkpoint string, ok bool) {
+	at := len(bitmap) - 17
+	if at < 1 || bitmap[at] != '.' || strings.Trim(bitmap[at+1:], "0123456789abcdef") != "" {
+		return "", false
+	}
+	return bitmap[:at], CheckName(bitmap[:at]) == nil
+}
+
 // ManifestKey is the key of a checkpoint's manifest.
 func ManifestKey(domain, checkpoint string) string {
 	return checkpointsPrefix(domain) + checkpoint + jsonSuffix

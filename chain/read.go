@@ -36,7 +36,8 @@ type NoDomainError struct{ Domain string }
 func (e *NoDomainError) Error() string { return "the repository holds no domain " + e.Domain }
 func (e *NoDomainError) Unwrap() error { return objstore.ErrNotFound }
 
-// Domains returns the names of the domains that have a checkpoint, sorted.
+// Domains returns the names of the domains that have a checkpoint, sorted. There
+// are none only if the store's listings can be believed ([ListingError]).
 func (r *Repository) Domains(ctx context.Context) ([]string, error) {
 	var domains []string
 	for info, err := range r.Store.List(ctx, domainsPrefix) {
@@ -48,16 +49,23 @@ func (r *Repository) Domains(ctx context.Context) ([]string, error) {
 			domains = append(domains, k.Domain)
 		}
 	}
+	if len(domains) == 0 {
+		return nil, r.confirmListing(ctx)
+	}
 	slices.Sort(domains)
 	return slices.Compact(domains), nil
 }
 
 // Checkpoints returns the names of a domain's checkpoints, sorted bytewise. An
-// unknown domain has none.
+// unknown domain has none; there are none only if the store's listings can be
+// believed ([ListingError]).
 func (r *Repository) Checkpoints(ctx context.Context, domain string) ([]string, error) {
 	keys, err := r.list(ctx, checkpointsPrefix(domain), KeyManifest)
 	if err != nil {
 		return nil, err
+	}
+	if len(keys) == 0 {
+		return nil, r.confirmListing(ctx)
 	}
 	var names []string
 	for _, k := range keys {

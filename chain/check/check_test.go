@@ -513,3 +513,26 @@ func (v *vanishing) Get(ctx context.Context, key string, offset, length int64) (
 	}
 	return v.Store.Get(ctx, key, offset, length)
 }
+
+// TestCheckListing: what the store does not list, and has, is told, and the check is
+// not complete.
+func TestCheckListing(t *testing.T) {
+	t.Parallel()
+	r, full, _ := whole(t)
+	for name, c := range map[string]struct {
+		hidden func(key string) bool
+		object string
+	}{
+		"everything":        {func(string) bool { return true }, chain.ConfigKey},
+		"the configuration": {func(key string) bool { return key == chain.ConfigKey }, chain.ConfigKey},
+		"a parent":          {func(key string) bool { return key == chain.ManifestKey("web", full.Checkpoint) }, chain.ManifestKey("web", full.Checkpoint)},
+	} {
+		for _, o := range []check.Options{{}, {Domains: []string{"web"}}} {
+			var listing *chain.ListingError
+			report, err := check.Run(t.Context(), with(r, &objstoretest.Hiding{Store: r.Store, Hidden: c.hidden}), o)
+			if !errors.As(err, &listing) || listing.Object != c.object || len(report.Findings) != 0 {
+				t.Errorf("%s is hidden: %+v, %v", name, report, err)
+			}
+		}
+	}
+}

@@ -31,6 +31,7 @@ func (c *check) listObjects(ctx context.Context) error {
 		known[archive.FileKey(f.Object.Name)] = struct{}{}
 	}
 	var n int64
+	whole := false // the listing has what is certainly there
 	for info, err := range c.repo.Store.List(ctx, "") {
 		if err != nil {
 			return err
@@ -38,6 +39,7 @@ func (c *check) listObjects(ctx context.Context) error {
 		if n++; n%1024 == 0 {
 			c.progress("listing", n, 0)
 		}
+		whole = whole || info.Key == chain.ConfigKey
 		prefix, name, ok := archive.ParseKey(info.Key)
 		if !ok {
 			if c.all() && chain.ParseKey(info.Key).Kind == chain.KeyUnknown {
@@ -53,6 +55,9 @@ func (c *check) listObjects(ctx context.Context) error {
 		if _, used := known[info.Key]; !used && c.all() {
 			c.loose = append(c.loose, info)
 		}
+	}
+	if !whole && !c.damagedKey(chain.ConfigKey) {
+		return &chain.ListingError{Object: chain.ConfigKey}
 	}
 	return nil
 }

@@ -44,6 +44,7 @@ func (c *check) readManifests(ctx context.Context) error {
 		if len(names) == 0 && !c.all() {
 			return &chain.NoDomainError{Domain: domain}
 		}
+		var parents []chain.CheckpointRef
 		err = each(ctx, c, "checkpoints of "+domain, names, one, func(ctx context.Context, name string) error {
 			m, err := c.repo.Manifest(ctx, domain, name)
 			if errors.Is(err, chain.ErrNoCheckpoint) {
@@ -52,9 +53,17 @@ func (c *check) readManifests(ctx context.Context) error {
 			if err == nil {
 				c.refer(m)
 			}
+			if err == nil && m.Parent != nil {
+				c.mu.Lock()
+				parents = append(parents, *m.Parent)
+				c.mu.Unlock()
+			}
 			return c.record(KindManifest, chain.ManifestKey(domain, name), 0, err)
 		})
 		if err != nil {
+			return err
+		}
+		if err := c.repo.CheckParents(ctx, domain, names, parents); err != nil {
 			return err
 		}
 	}

@@ -132,6 +132,9 @@ func (c *copier) missing(ctx context.Context, domain string) ([]*chain.Manifest,
 	if len(theirs) == 0 {
 		return nil, &chain.NoDomainError{Domain: domain}
 	}
+	if err := checkParents(ctx, c.from, domain, theirs); err != nil {
+		return nil, fmt.Errorf("the source: %w", err)
+	}
 	there, damaged, err := c.to.Manifests(ctx, domain)
 	if err != nil {
 		return nil, err
@@ -158,6 +161,20 @@ func (c *copier) missing(ctx context.Context, domain string) ([]*chain.Manifest,
 		missing = append(missing, m)
 	}
 	return missing, nil
+}
+
+// checkParents finds out whether a listing has left out a checkpoint that another
+// one names, and that would not be copied then.
+func checkParents(ctx context.Context, r *chain.Repository, domain string, ms []*chain.Manifest) error {
+	var names []string
+	var parents []chain.CheckpointRef
+	for _, m := range ms {
+		names = append(names, m.Checkpoint)
+		if m.Parent != nil {
+			parents = append(parents, *m.Parent)
+		}
+	}
+	return r.CheckParents(ctx, domain, names, parents)
 }
 
 // remember notes what a checkpoint of to names and has, with its length. Where

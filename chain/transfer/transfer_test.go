@@ -214,3 +214,21 @@ func TestDamageStaysBehind(t *testing.T) {
 		}
 	}
 }
+
+// TestHidden: a checkpoint that the source has and does not list is missed.
+func TestHidden(t *testing.T) {
+	t.Parallel()
+	from := newRepo(t, objstore.NewMem())
+	c1 := commit(t, from, "c1", content(1), nil)
+	commit(t, from, "c2", content(2), c1)
+	hidden := chain.ManifestKey("web", "c1")
+	from.Store = &objstoretest.Hiding{Store: from.Store, Hidden: func(key string) bool { return key == hidden }}
+	to := newRepo(t, objstore.NewMem())
+	var listing *chain.ListingError
+	if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); !errors.As(err, &listing) || listing.Object != hidden {
+		t.Errorf("got %v", err)
+	}
+	if names, err := to.Checkpoints(t.Context(), "web"); err != nil || len(names) > 0 {
+		t.Errorf("the destination has %q, %v", names, err)
+	}
+}
