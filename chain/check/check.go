@@ -81,6 +81,7 @@ type Range struct {
 // Report is the result of a check.
 type Report struct {
 	ReadData           bool      `json:"read_data"`
+	Complete           bool      `json:"complete"`    // nothing is left that could not be looked at
 	Checkpoints        int       `json:"checkpoints"` // manifests that are sound
 	Objects            int       `json:"objects"`     // that were looked at
 	Bytes              int64     `json:"bytes"`       // that were read and proven, or whose length was
@@ -123,6 +124,7 @@ func Run(ctx context.Context, repo *chain.Repository, o Options) (*Report, error
 		bad:     make(map[string]struct{}),
 	}
 	err := c.run(ctx)
+	c.report.Complete = err == nil
 	slices.SortFunc(c.report.Findings, func(a, b Finding) int { return strings.Compare(a.Object, b.Object) })
 	return c.report, err
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -47,19 +48,31 @@ It ends with exit status 3 when it finds damage, and says what is affected.` + p
 			})
 			bar.clear()
 			if err != nil {
+				// What has been found until there is damage all the same.
+				if len(report.Findings) > 0 {
+					found := a.tellReport(report)
+					if cmd.Context().Err() == nil {
+						err = errors.Join(err, found)
+					}
+				}
 				return sayWhich(cmd.Context(), repo, err)
 			}
 			if len(args) == 1 && report.Checkpoints == 0 && len(report.Findings) == 0 {
 				return noDomain(cmd.Context(), repo, args[0])
 			}
-			for _, f := range report.Findings {
-				a.events.tell(event{Event: "damage", Damage: &damage{Object: f.Object, Affects: f.Affects}, Error: f.What})
-			}
-			return a.printReport(report)
+			return a.tellReport(report)
 		},
 	}
 	cmd.Flags().BoolVar(&readData, "read-data", false, "read and decode every pack, too")
 	return a.addProgress(cmd)
+}
+
+// tellReport is an error if there is damage.
+func (a *app) tellReport(r *check.Report) error {
+	for _, f := range r.Findings {
+		a.events.tell(event{Event: "damage", Damage: &damage{Object: f.Object, Affects: f.Affects}, Error: f.What})
+	}
+	return a.printReport(r)
 }
 
 func (a *app) printReport(r *check.Report) error {
@@ -77,7 +90,10 @@ func (a *app) printReport(r *check.Report) error {
 			w.printf("note: %s\n", oneLine(n))
 		}
 		w.printf("checked %d checkpoints, %d objects, %s\n", r.Checkpoints, r.Objects, size(r.Bytes))
-		if len(r.Findings) == 0 {
+		switch {
+		case !r.Complete:
+			w.printf("the check is not complete\n")
+		case len(r.Findings) == 0:
 			w.printf("no damage found\n")
 		}
 	}
