@@ -127,23 +127,29 @@ func (s *session) addBitmaps(ctx context.Context, plan *Plan) error {
 // left the image's bitmaps as they were, an archive goes on without a new one.
 func (s *session) addBitmap(ctx context.Context, d *disk, p *DiskPlan, name string) error {
 	err := qcow2.WithTopLayer(d.active, func(l *qcow2.Layer) error { return l.CheckRoom(d.granularity) })
-	var noRoom *qcow2.NoBitmapError
-	if errors.As(err, &noRoom) && !s.onlyBitmaps {
-		p.goWithoutBitmap(err)
-		return nil
-	}
 	if err == nil {
 		err = d.guard.BitmapAdd(ctx, d.active, name, d.granularity)
 	}
-	if err == nil || s.onlyBitmaps || endsBackup(ctx, err) {
+	if err == nil || s.onlyBitmaps || ctx.Err() != nil {
 		return err
 	}
-	if _, rerr := RemoveBitmap(ctx, d.guard, d.active, name); rerr != nil {
-		return errors.Join(err, rerr)
-	}
-	if verr := qcow2.VerifyBitmapRemoved(d.active, d.before, name); verr != nil {
-		return fmt.Errorf("%w; it did harm: %w", err, verr)
+	if !untouched(err) {
+		if _, rerr := RemoveBitmap(ctx, d.guard, d.active, name); rerr != nil {
+			return errors.Join(err, rerr)
+		}
+		if verr := qcow2.VerifyBitmapRemoved(d.active, d.before, name); verr != nil {
+			return fmt.Errorf("%w; it did harm: %w", err, verr)
+		}
 	}
 	p.goWithoutBitmap(err)
 	return nil
+}
+
+// untouched reports whether a bitmap could not be added because qemu-img did not
+// come to the image. If somebody else has it, and does more than read, then it will
+// not be locked for reading, either.
+func untouched(err error) bool {
+	var noRoom *qcow2.NoBitmapError
+	var inUse *qemu.InUseError
+	return errors.As(err, &noRoom) || errors.As(err, &inUse)
 }

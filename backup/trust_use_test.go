@@ -132,6 +132,27 @@ func TestTrustVMRunning(t *testing.T) {
 	l.restoreAll()
 }
 
+// Who only reads the image keeps the new bitmap out of it, and no more. A VM that
+// starts before the image is locked ends the backup.
+func TestTrustReaderAtWork(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	twoCheckpoints(l)
+	nbd := l.nbd("vda", "-r")
+	r := l.withoutBitmap(l.request("c3", l.disk("vda")), "is in use")
+	l.trusted(r, "c2")
+	nbd()
+	hooks, started := at(backup.StepAdd, 1, func() { nbd = l.nbd("vda") })
+	_, err := l.run(l.request("c4", l.disk("vda")), hooks)
+	l.inUse(err, "vda")
+	if !started() {
+		t.Error("no VM started")
+	}
+	nbd()
+	l.trusted(l.backup("c4", l.disk("vda")), "c2")
+	l.restoreAll()
+}
+
 // nbd lets qemu-nbd hold an image as a VM does, and returns how to end it.
 func (l *lab) nbd(name string, options ...string) (end func()) {
 	l.t.Helper()
