@@ -18,60 +18,50 @@ import (
 	"github.com/imgbackup/imgbackup/request"
 )
 
-const backupHelp = `backup archives the disks of a domain, all of them in one transaction, and
-makes a checkpoint: in every qcow2 image a dirty bitmap is added that records
-what is written from now on, so that the next backup need only take that.
+const backupHelp = `backup archives the disks of a shut-down domain in one transaction, and makes a
+checkpoint: a dirty bitmap in every qcow2 image records what is written from now on, so that the
+next backup need only take that.
 
-The images are locked as QEMU locks them: while a VM runs, the backup ends with
-exit status 5, and while they are read, no VM can be started on them.
+--mode auto is incremental where the image's bitmap stands every check; else it reads the whole disk,
+stores what differs from the newest archived state, and says why. --mode incremental ends with exit
+status 4 instead. While a VM runs, the backup ends with 5; while it reads, no VM can be started.
 
---mode auto (the default) takes an incremental backup where the image's bitmap
-stands every check, and else reads the whole disk and stores what differs from
-the newest archived state; it says why. --mode incremental ends with exit
-status 4 instead. --mode full stores everything.
+Where no disk is named, they are those of the domain's newest checkpoint from this host, or of its
+definition in /etc/libvirt/qemu. Formats are never guessed; a comma in a path is doubled.`
 
-Without any, the disks are those of the domain's newest checkpoint from this host,
-or of the definition that libvirt keeps in /etc/libvirt/qemu; a note says so.
+const backupManual = `--mode full reads everything, and relies on nothing of an older checkpoint: what the repository
+has already is read back and proven before it counts, and else stored again.
 
-A --disk is TARGET=PATH,format=FORMAT; a comma in a path is doubled. The format
-is never guessed. qcow2 and raw are read natively; luks, vmdk, vhdx, vdi, qed and
-encrypted qcow2 (keyfile=FILE holds the passphrase) through qemu-nbd, and always
-by content. backupmode= and incremental= give one disk a mode of its own.
+A --disk is TARGET=PATH,format=FORMAT. qcow2 and raw are read natively; luks, vmdk, vhdx, vdi, qed and
+encrypted qcow2 (keyfile=FILE holds the passphrase) through qemu-nbd, and always by content. backupmode=
+and incremental= give one disk a mode of its own.
 
-With --target, once for each disk, the disks go to files or block devices
-instead (push mode), full unless an incremental is asked for, and a checkpoint
-is made only if --checkpoint names one. The repository is needed for an
-incremental or a checkpoint. An incremental qcow2 holds the clusters that
-changed, and reads as the disk once it is put over the backup before it:
-qemu-img rebase -u -b BASE -F qcow2 FILE. An incremental raw file holds the
-changes and reads as zeros elsewhere; with reuse=yes they are written into the
-file that is there. A --target is TARGET=PATH and may have more:
+With --target, once for each disk, the disks go to files or block devices instead (push mode), full unless
+an incremental is asked for, and a checkpoint is made only if --checkpoint names one. The repository is
+needed for an incremental or a checkpoint. An incremental qcow2 holds the clusters that changed, and reads as
+the disk once it is put over the backup before it: qemu-img rebase -u -b BASE -F qcow2 FILE. An incremental
+raw file holds the changes and reads as zeros elsewhere; with reuse=yes they are written into the file that
+is there. A --target is TARGET=PATH and may have more:
 
     driver=qcow2|raw                          default: qcow2
     backing=FILE,backingformat=qcow2|raw      recorded in the file, not opened
     cluster_size=SIZE                         default: the image's own
     reuse=yes                                 write into the raw file there
 
---domain-xml names a domain's definition, as libvirt keeps it or virsh dumpxml
-prints it. DOMAIN is then the definition's name, and every disk of it is taken
-that can be written to, or the backup fails; --disk only says what differs:
---disk vdb,backup=no. Volumes of storage pools are found through --pools DIR.
---backup-xml and --checkpoint-xml describe the backup as libvirt's domainbackup
-and domaincheckpoint do. Disks to which the backup XML gives targets are written
-there, and else into the repository. A FILE of - is standard input. --print-xml
-prints the XML with all that was left out filled in, as libvirt fills it in, and
-stops: it needs no repository and no images. --all-domains takes every definition
-(*.xml) in a folder, one after the other.`
+--domain-xml names a domain's definition, as libvirt keeps it or virsh dumpxml prints it. DOMAIN is then the
+definition's name, and every disk of it is taken that can be written to, or the backup fails; --disk only says
+what differs: --disk vdb,backup=no. Volumes of storage pools are found through --pools DIR. --backup-xml and
+--checkpoint-xml describe the backup as libvirt's domainbackup and domaincheckpoint do. Disks to which the
+backup XML gives targets are written there, and else into the repository. A FILE of - is standard input.
+--print-xml prints the XML with all that was left out filled in, as libvirt fills it in, and stops: it needs no
+repository and no images. --all-domains takes every definition (*.xml) in a folder, one after the other.`
 
 const backupExamples = `  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2
   imgbackup backup web --disk vda=/vm/a.qcow2,format=qcow2 --disk vdb=/dev/vg/web,format=raw
-  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --mode incremental --checkpoint monday
-  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --dry-run
+  imgbackup backup web --mode incremental --checkpoint monday --dry-run
   imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --target vda=/b/full.qcow2 --checkpoint c1
-  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --target vda=/b/inc.qcow2 --incremental c1
   virsh dumpxml web | imgbackup backup --domain-xml -
-  imgbackup backup --all-domains /etc/libvirt/qemu
-  imgbackup backup --domain-xml web.xml --backup-xml backup.xml --print-xml`
+  imgbackup backup --all-domains /etc/libvirt/qemu`
 
 // backupOptions are the command line of backup.
 type backupOptions struct {
@@ -85,12 +75,13 @@ type backupOptions struct {
 func (a *app) backupCommand() *cobra.Command {
 	var o backupOptions
 	cmd := &cobra.Command{
-		Use:        "backup [DOMAIN] {--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE | --all-domains DIR}",
-		Short:      "Back up a shut-down domain's disks",
-		SuggestFor: []string{"save", "push"},
-		Long:       backupHelp + progressHelp + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
-		Example:    backupExamples,
-		Args:       takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
+		Use:         "backup [DOMAIN] {--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE | --all-domains DIR}",
+		Short:       "Back up a shut-down domain's disks",
+		SuggestFor:  []string{"save", "push"},
+		Long:        backupHelp,
+		Annotations: exits(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
+		Example:     backupExamples,
+		Args:        takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.complete(cmd.Flags(), args); err != nil {
 				return err
@@ -99,28 +90,34 @@ func (a *app) backupCommand() *cobra.Command {
 		},
 	}
 	o.addFlags(cmd.Flags())
+	addManual(cmd, backupManual)
 	return a.addProgress(cmd)
 }
 
 func (o *backupOptions) addFlags(f *pflag.FlagSet) {
-	f.StringArrayVar(&o.Disks, "disk", nil, "`DISK`: "+request.DiskForm+"; may be repeated")
+	f.StringArrayVar(&o.Disks, "disk", nil, "`TARGET=PATH`,format=qcow2|raw, and more (man page); may be repeated")
 	addXMLFlags(f, &o.XML)
-	f.StringVar(&o.folder, "all-domains", "", "back up every domain whose definition (*.xml) is in this `DIR`")
+	f.StringVar(&o.folder, "all-domains", "", "every domain whose definition (*.xml) is in this `DIR`")
 	f.BoolVar(&o.printXML, "print-xml", false, "print the completed XML and do nothing else")
 	f.StringVar(&o.Mode, "mode", string(backup.Auto), "`MODE`: auto, full or incremental")
-	f.StringVar(&o.Engine.Since, "incremental", "", "be incremental since this `CHECKPOINT` (default: the newest that can be trusted)")
+	f.StringVar(&o.Engine.Since, "incremental", "", "since this `CHECKPOINT` (default: the newest that can be trusted)")
 	f.StringVar(&o.Engine.Checkpoint, "checkpoint", "", "`NAME` of the new checkpoint (default: made from the time)")
 	f.StringVar(&o.Engine.Description, "description", "", "`TEXT` to keep with the checkpoint")
 	f.BoolVar(&o.dryRun, "dry-run", false, "print the plan and write nothing")
-	f.StringArrayVar(&o.Targets, "target", nil, "`WHERE` to write a disk: TARGET=PATH[,driver=qcow2|raw]…; for all disks or none")
-	f.BoolVar(&o.force, "force", false, "with --target: replace files that exist, and write to block devices")
+	f.StringArrayVar(&o.Targets, "target", nil, "write a disk to a file: `TARGET=PATH`[,driver=qcow2|raw]…; all or none")
+	f.BoolVar(&o.force, "force", false, "replace files that exist, and write to block devices")
 	f.StringVar(&o.Compression, "compression", "fastest", "`LEVEL`: "+archive.LevelNames)
 	f.StringVar(&o.LimitRate, "limit-rate", "", "read at most so many `BYTES` per second, as 50M")
-	f.DurationVar(&o.Engine.MaxLock, "max-lock", 0, "give up rather than keep the images locked for longer than this `TIME`, as 30m")
-	f.BoolVar(&o.Engine.NoCheckpoint, "no-checkpoint", false, "write nothing into the images; nothing can be incremental by bitmap since this backup")
-	f.BoolVar(&o.Engine.NoVerify, "no-verify", false, "do not decode each compressed chunk again before it is stored")
+	f.DurationVar(&o.Engine.MaxLock, "max-lock", 0, "give up after this `TIME` under the images' locks, as 30m")
+	f.BoolVar(&o.Engine.NoCheckpoint, "no-checkpoint", false, "write nothing into the images, so that no bitmap begins here")
+	f.BoolVar(&o.Engine.NoVerify, "no-verify", false, "do not decode each compressed chunk before it is stored")
 	addImageFlags(f, &o.Engine)
 	addAdoptFlag(f, &o.Engine)
+	section(f, whichDisks, "disk", "domain-xml", "all-domains", "allow-dir", "no-lock")
+	section(f, whatIsDone, "mode", "incremental", "checkpoint", "description", "no-checkpoint", "adopt", "dry-run")
+	section(f, byXML, "backup-xml", "checkpoint-xml", "print-xml")
+	section(f, toFiles, "target", "force")
+	section(f, howItRuns, "compression", "limit-rate", "max-lock")
 }
 
 // complete takes what is no flag, and refuses flags that exclude each other.

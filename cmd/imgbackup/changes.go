@@ -41,7 +41,8 @@ were recorded. It never leaves out a change; it may name ranges that were writte
 with the same bytes.
 
 Without TO it tells what changed since FROM (the newest by default) in the images, as an incremental
-backup would take it: those of --disk, or else where the checkpoints found them.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitInterrupted),
+backup would take it: those of --disk, or else where the checkpoints found them.`,
+		Annotations: exits(exitDamage, exitNotTrusted, exitInUse, exitInterrupted),
 		Example: `  imgbackup changes web monday tuesday
   imgbackup changes web monday --map
   imgbackup changes web monday tuesday --map --json`,

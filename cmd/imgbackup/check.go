@@ -24,7 +24,8 @@ func (a *app) checkCommand() *cobra.Command {
 whether every pack that a map names is there with the right length. With
 --read-data it reads every pack, too, and decodes every chunk.
 
-It ends with exit status 3 when it finds damage, and says what is affected.` + progressHelp + exitHelp(exitDamage, exitInterrupted),
+It ends with exit status 3 when it finds damage, and says what is affected.`,
+		Annotations: exits(exitDamage, exitInterrupted),
 		Example: `  imgbackup check
   imgbackup check --read-data web`,
 		Args: takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),

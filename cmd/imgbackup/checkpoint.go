@@ -15,7 +15,8 @@ func (a *app) checkpointCommand() *cobra.Command {
 		Long: `A checkpoint is a named point in time of a domain: in each of its disks a
 persistent dirty bitmap records what is written from then on. A backup makes
 one; these commands make and manage those that hold no data. They follow
-libvirt's checkpoints, for domains that are shut down.` + exitHelp(),
+libvirt's checkpoints, for domains that are shut down.`,
+		Annotations: exits(),
 		Example: `  imgbackup checkpoint create web monday --disk vda=/vm/web.qcow2,format=qcow2
   imgbackup checkpoint list web --size
   imgbackup checkpoint delete web monday`,

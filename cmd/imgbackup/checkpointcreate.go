@@ -28,10 +28,11 @@ type checkpointCreateOptions struct{ request.Checkpoint }
 func (a *app) checkpointCreateCommand() *cobra.Command {
 	var o checkpointCreateOptions
 	cmd := &cobra.Command{
-		Use:        "create [DOMAIN] [NAME] --disk TARGET=PATH,format=qcow2 …",
-		Short:      "Create a checkpoint without data",
-		SuggestFor: []string{"add", "new"},
-		Long:       checkpointCreateHelp + exitHelp(exitDamage, exitInUse, exitTaken, exitInterrupted),
+		Use:         "create [DOMAIN] [NAME] --disk TARGET=PATH,format=qcow2 …",
+		Short:       "Create a checkpoint without data",
+		SuggestFor:  []string{"add", "new"},
+		Long:        checkpointCreateHelp,
+		Annotations: exits(exitDamage, exitInUse, exitTaken, exitInterrupted),
 		Example: `  imgbackup checkpoint create web monday --disk vda=/vm/web.qcow2,format=qcow2
   imgbackup checkpoint create --domain-xml web.xml --checkpoint-xml monday.xml`,
 		Args: takes(cobra.MaximumNArgs(2), "a DOMAIN and perhaps a NAME"),
@@ -47,7 +48,7 @@ func (a *app) checkpointCreateCommand() *cobra.Command {
 }
 
 func (o *checkpointCreateOptions) addFlags(f *pflag.FlagSet) {
-	f.StringArrayVar(&o.Disks, "disk", nil, "a disk: `TARGET=PATH,format=qcow2`; may be repeated")
+	f.StringArrayVar(&o.Disks, "disk", nil, "`TARGET=PATH`,format=qcow2; may be repeated")
 	addDomainXMLFlag(f, &o.XML)
 	addCheckpointXMLFlag(f, &o.XML)
 	f.StringVar(&o.Engine.Checkpoint, "checkpoint", "", "`NAME` of the checkpoint (default: made from the time)")

@@ -41,7 +41,8 @@ its bitmaps go, so that no later backup can be incremental since it by bitmap.
 The images are looked for where the checkpoint found them, or where --disk says.
 All of them are looked at before anything is removed; --dry-run does only that,
 and shows what would be. --metadata removes the definition alone and leaves the
-bitmaps; checkpoint redefine brings it back.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
+bitmaps; checkpoint redefine brings it back.`,
+		Annotations: exits(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup checkpoint delete web monday
   imgbackup checkpoint delete web monday --children --dry-run
   imgbackup checkpoint delete web monday --metadata`,

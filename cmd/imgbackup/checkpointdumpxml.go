@@ -34,7 +34,8 @@ func (a *app) checkpointDumpXMLCommand() *cobra.Command {
 		Long: `dumpxml prints a checkpoint (the newest by default) as a domaincheckpoint of libvirt. With --size it looks
 into the images and tells for each disk how many bytes changed since, where that
 can be told. The domain's definition is part of it, if the checkpoint was made with
-one. checkpoint redefine reads it again.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
+one. checkpoint redefine reads it again.`,
+		Annotations: exits(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup checkpoint dumpxml web monday
   imgbackup checkpoint dumpxml web monday --size`,
 		Args: takes(cobra.RangeArgs(1, 2), "a DOMAIN and perhaps a CHECKPOINT"),

@@ -54,7 +54,8 @@ func (a *app) checkpointListCommand() *cobra.Command {
 next will follow, is marked. With --size it looks into the images and tells, disk
 by disk, how much was written since each checkpoint, as an incremental backup
 would take it. The images are those of --disk, or else where the checkpoints
-found them.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
+found them.`,
+		Annotations: exits(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup checkpoint list web
   imgbackup checkpoint list web --tree
   imgbackup checkpoint list web --size`,

@@ -23,7 +23,8 @@ record. The images are those of --disk, or those of the domain in the XML, or
 else where other checkpoints found them. A FILE of - is standard input.
 
 What the first definition had recorded to tell later whether the bitmaps can be
-trusted does not come back.` + exitHelp(exitDamage, exitInUse, exitTaken, exitInterrupted),
+trusted does not come back.`,
+		Annotations: exits(exitDamage, exitInUse, exitTaken, exitInterrupted),
 		Example: `  imgbackup checkpoint redefine web monday.xml --disk vda=/vm/web.qcow2,format=qcow2
   imgbackup checkpoint redefine --repo /backup web - <monday.xml`,
 		Args: takes(cobra.ExactArgs(2), "a DOMAIN and a FILE"),

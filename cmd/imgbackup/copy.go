@@ -22,7 +22,8 @@ func (a *app) copyCommand() *cobra.Command {
 		Long: `copy copies the checkpoints of the named domains (all by default) to another
 repository that init has made: only what is missing there, and every object
 proven by its digest on the way. A copy that was cut off is gone on with by
-running it again.` + progressHelp + exitHelp(exitDamage, exitTaken, exitInterrupted),
+running it again.`,
+		Annotations: exits(exitDamage, exitTaken, exitInterrupted),
 		Example: `  imgbackup copy -r /backup --to /mnt/usb/backup
   imgbackup copy -r /backup --to /mnt/usb/backup web --dry-run`,
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -31,11 +31,9 @@ const (
 	exitInterrupted = 130 // by a signal
 )
 
-// exitHelp explains the statuses in a command's help: those that every command
-// has, and those of codes.
-func exitHelp(codes ...int) string {
+// exitTable explains the statuses: those that every command has, and those of codes.
+func exitTable(codes []int) string {
 	var b strings.Builder
-	b.WriteString("\n\nExit status:\n\n")
 	for _, s := range []struct {
 		code  int
 		means string
@@ -45,8 +43,8 @@ func exitHelp(codes ...int) string {
 		{exitUsage, "wrong usage"},
 		{exitDamage, "damage found"},
 		{exitNotTrusted, "an incremental was demanded and cannot be trusted"},
-		{exitInUse, "an image, the target of a restore, a socket or a scratch file is\n         in use"},
-		{exitTaken, "the checkpoint's name is taken, someone else committed first, or\n         the domain belongs to another host"},
+		{exitInUse, "an image, the target of a restore, a socket or a scratch file is in use"},
+		{exitTaken, "the name is taken, someone else committed first, or the domain belongs to another host"},
 		{exitInterrupted, "interrupted"},
 	} {
 		if s.code <= exitUsage || slices.Contains(codes, s.code) {

@@ -16,32 +16,28 @@ import (
 	"github.com/imgbackup/imgbackup/request"
 )
 
-const exportHelp = `export offers the disks of a domain as read-only NBD exports, straight from the
-images: libvirt's backup in pull mode, for a domain that is shut down. Each
-export is named by its disk's target (or exportname=). A --disk is that of backup,
-and may have exportname=NAME, exportbitmap=NAME and checkpoint=no.
+const exportHelp = `export offers the disks of a shut-down domain as read-only NBD exports, straight from the images, each
+named by its disk: libvirt's backup in pull mode. The images stay locked: no VM can be started on them.
 
-With --incremental, or incremental= for one disk, an export has the context
-qemu:dirty-bitmap:backup-TARGET (or exportbitmap=), in which is dirty what may
-have changed since that checkpoint, over the whole backing chain. An incremental
-that cannot be trusted ends with exit status 4, and nothing is served. What was
-not asked to be incremental is full and has no such context.
+With --incremental, or incremental= for one disk, the context qemu:dirty-bitmap:backup-TARGET tells what
+may have changed since that checkpoint; one that cannot be trusted ends with exit status 4. With
+--checkpoint, a checkpoint without data is made for the same instant, for the next export to go on from.
 
-With --checkpoint, a checkpoint without data is made for the same instant, before
-the first byte is served, so that the next export can be incremental since it. It
-stays whatever becomes of the client.
+` + listenHelp
 
-The images are locked as QEMU locks them for as long as they are served: no VM
-can be started on them, and no scratch file is needed. Had something written to
-them all the same, the exit status is 5: what was read is not to be relied on.
-The repository is needed for an incremental or a checkpoint only.
+const exportManual = `A --disk is that of backup, and may have exportname=NAME (in place of TARGET), exportbitmap=NAME (in place of
+backup-TARGET) and checkpoint=no. What was not asked to be incremental is full and has no context of changes.
 
---domain-xml names a domain's definition, whose writable disks are then served;
---disk only says what differs. --backup-xml and --checkpoint-xml say all of it as
-libvirt's domainbackup, with mode='pull', and domaincheckpoint do; scratch files
-in it are not used. A FILE of - is standard input.
+The dirty bitmap of an export is told over the whole backing chain. A checkpoint is made before the first byte is
+served, and stays whatever becomes of the client.
 
-`
+The images are locked as QEMU locks them for as long as they are served, and no scratch file is needed. Had
+something written to them all the same, the exit status is 5: what was read is not to be relied on. The
+repository is needed for an incremental or a checkpoint only.
+
+--domain-xml names a domain's definition, whose writable disks are then served; --disk only says what differs.
+--backup-xml and --checkpoint-xml say all of it as libvirt's domainbackup, with mode='pull', and domaincheckpoint
+do; scratch files in it are not used. A FILE of - is standard input.`
 
 const exportExamples = `  imgbackup export web --disk vda=/vm/web.qcow2,format=qcow2 --socket /run/web.sock --checkpoint c1
   nbdcopy 'nbd+unix:///vda?socket=/run/web.sock' vda.img
@@ -58,12 +54,13 @@ type exportOptions struct {
 func (a *app) exportCommand() *cobra.Command {
 	var o exportOptions
 	cmd := &cobra.Command{
-		Use:        "export [DOMAIN] {--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE} {--socket PATH | --listen ADDRESS}",
-		Short:      "Offer a shut-down domain's disks over NBD, for a client to pull",
-		SuggestFor: []string{"pull"},
-		Long:       exportHelp + listenHelp + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
-		Example:    exportExamples,
-		Args:       takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
+		Use:         "export [DOMAIN] {--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE} {--socket PATH | --listen ADDRESS}",
+		Short:       "Offer a shut-down domain's disks over NBD, for a client to pull",
+		SuggestFor:  []string{"pull"},
+		Long:        exportHelp + listenHelp,
+		Annotations: exits(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
+		Example:     exportExamples,
+		Args:        takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			err = errors.Join(
 				exclude(cmd.Flags(), "backup-xml", "disk", "incremental", "socket", "listen"),
@@ -79,18 +76,22 @@ func (a *app) exportCommand() *cobra.Command {
 		},
 	}
 	o.addFlags(cmd.Flags())
+	addManual(cmd, exportManual)
 	return cmd
 }
 
 func (o *exportOptions) addFlags(f *pflag.FlagSet) {
-	f.StringArrayVar(&o.Disks, "disk", nil, "`DISK`: TARGET=PATH,format=FORMAT…; may be repeated")
-	f.StringVar(&o.Engine.Since, "incremental", "", "tell what changed since this `CHECKPOINT` in each disk that says nothing else")
+	f.StringArrayVar(&o.Disks, "disk", nil, "`TARGET=PATH`,format=qcow2|raw, and more (man page); may be repeated")
+	f.StringVar(&o.Engine.Since, "incremental", "", "tell what changed since this `CHECKPOINT`")
 	f.StringVar(&o.Engine.Checkpoint, "checkpoint", "", "make a checkpoint of this `NAME`")
 	f.StringVar(&o.Engine.Description, "description", "", "`TEXT` to keep with the checkpoint")
 	addXMLFlags(f, &o.XML)
 	o.listen.add(f)
 	addImageFlags(f, &o.Engine)
 	addAdoptFlag(f, &o.Engine)
+	section(f, whichDisks, "disk", "domain-xml", "allow-dir", "no-lock")
+	section(f, whatIsDone, "incremental", "checkpoint", "description", "adopt")
+	section(f, byXML, "backup-xml", "checkpoint-xml")
 }
 
 // exportJob makes the request, and tells a person what it leaves out.

@@ -70,26 +70,26 @@ const checkpointUsage = "`NAME` of the checkpoint (default, and latest: the newe
 // addXMLFlags adds those that name files of libvirt's XML.
 func addXMLFlags(f *pflag.FlagSet, files *request.Files) {
 	addDomainXMLFlag(f, files)
-	f.StringVar(&files.Backup, "backup-xml", "", "what to do is in this `FILE`, as a domainbackup (-: standard input)")
+	f.StringVar(&files.Backup, "backup-xml", "", "what to do, as a domainbackup in this `FILE` (-: stdin)")
 	addCheckpointXMLFlag(f, files)
 }
 
 func addDomainXMLFlag(f *pflag.FlagSet, files *request.Files) {
-	f.StringVar(&files.Domain, "domain-xml", "", "the domain's definition is in this `FILE` (-: standard input)")
-	f.StringVar(&files.Pools, "pools", request.Pools, "definitions of storage pools, NAME.xml, are in this `DIR`")
+	f.StringVar(&files.Domain, "domain-xml", "", "the domain's definition in this `FILE` (-: stdin)")
+	f.StringVar(&files.Pools, "pools", request.Pools, "definitions of storage pools in this `DIR`")
 	f.StringVar(&files.TPMState, "tpm-state", "", "the state of the domain's TPM is in this `PATH` (default: where libvirt has it)")
 	f.StringVar(&files.Saved, "save-dir", request.Saved, "memory that libvirt has saved is in this `DIR`")
 	f.BoolVar(&files.AllowSaved, "allow-managed-save", false, "archive the saved memory of a domain with it; else such a domain is refused")
 }
 
 func addCheckpointXMLFlag(f *pflag.FlagSet, files *request.Files) {
-	f.StringVar(&files.Checkpoint, "checkpoint-xml", "", "the new checkpoint is described in this `FILE`, as a domaincheckpoint (-: standard input)")
+	f.StringVar(&files.Checkpoint, "checkpoint-xml", "", "the checkpoint, as a domaincheckpoint in this `FILE` (-: stdin)")
 }
 
 // addImageFlags adds those of all commands that open images of a domain.
 func addImageFlags(f *pflag.FlagSet, req *backup.Request) {
-	f.BoolVar(&req.NoLock, "no-lock", false, "do not take QEMU's image locks, where the file system has none; recorded in the manifest")
-	f.StringArrayVar(&req.AllowDirs, "allow-dir", nil, "allow backing and data files in this `DIR`, besides each image's own folder")
+	f.BoolVar(&req.NoLock, "no-lock", false, "go without QEMU's image locks, where the file system has none")
+	f.StringArrayVar(&req.AllowDirs, "allow-dir", nil, "allow backing and data files in this `DIR`, too; may be repeated")
 }
 
 func addAdoptFlag(f *pflag.FlagSet, req *backup.Request) {
@@ -103,9 +103,8 @@ type imageFlags struct {
 }
 
 func (i *imageFlags) add(f *pflag.FlagSet) {
-	f.StringArrayVar(&i.disks, "disk", nil, "a disk: `TARGET=PATH,format=qcow2`; may be repeated")
+	f.StringArrayVar(&i.disks, "disk", nil, "`TARGET=PATH`,format=qcow2; may be repeated")
 	addImageFlags(f, &i.engine)
-	f.Lookup("no-lock").Usage = "do not take QEMU's image locks, where the file system has none"
 }
 
 // request returns the request for the disks that were named.

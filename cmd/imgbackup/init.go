@@ -18,9 +18,10 @@ func (a *app) initCommand() *cobra.Command {
 		Long: `init makes a repository in a new or empty folder, or in a bucket of an S3 store
 that exists, which --repo or the environment variable IMGBACKUP_REPO names. An
 S3 store is tried first: it must be able to create an object only if there is none
-(If-None-Match: *), to read back what was written, and to check checksums.` + exitHelp(),
-		Example: "  imgbackup init -r /backup\n  imgbackup init -r s3://vm-backups/host1",
-		Args:    takes(cobra.ExactArgs(0), "no arguments"),
+(If-None-Match: *), to read back what was written, and to check checksums.`,
+		Annotations: exits(),
+		Example:     "  imgbackup init -r /backup\n  imgbackup init -r s3://vm-backups/host1",
+		Args:        takes(cobra.ExactArgs(0), "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			store, err := a.store(true)
 			if err != nil {

@@ -31,7 +31,8 @@ internal snapshots and its persistent dirty bitmaps with their dirty bytes, and
 whether the image is fit for incremental backups, or why not. An image that is
 not read natively (vmdk, vhdx, vdi, qed, LUKS) is read through qemu-nbd; it says so.
 
-It changes nothing, takes no locks itself, and needs no repository.` + exitHelp(),
+It changes nothing, takes no locks itself, and needs no repository.`,
+		Annotations: exits(),
 		Example: `  imgbackup inspect /vm/web.qcow2
   imgbackup inspect --json /vm/web.qcow2
   imgbackup inspect --format vmdk /vm/old.vmdk`,

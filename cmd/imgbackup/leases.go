@@ -36,7 +36,8 @@ what to do.
 What a run left that was killed is settled by the next backup on its machine.
 For a host that is gone, --settle does that, where the images are: it takes the
 run's bitmaps out of them, unless its checkpoint was committed, and removes its
-intent and lease. It refuses while the run is at work, or may be.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
+intent and lease. It refuses while the run is at work, or may be.`,
+		Annotations: exits(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup leases
   imgbackup leases --settle 0f8fad5b-d9cb-469f-a165-70867728950e
   imgbackup leases --settle 0f8fad5b-d9cb-469f-a165-70867728950e --images-gone`,

@@ -21,7 +21,8 @@ func (a *app) listCommand() *cobra.Command {
 		Short:      "List domains and checkpoints",
 		SuggestFor: []string{"ls", "snapshots", "dir"},
 		Long: `list shows the checkpoints of a domain, or of all, oldest first; with --tree how
-they follow one another (a restored disk that goes on makes a branch).` + exitHelp(exitDamage, exitInterrupted),
+they follow one another (a restored disk that goes on makes a branch).`,
+		Annotations: exits(exitDamage, exitInterrupted),
 		Example: `  imgbackup list
   imgbackup list web
   imgbackup list web --tree`,

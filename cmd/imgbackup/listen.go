@@ -25,10 +25,9 @@ import (
 const nbdPort = "10809"
 
 // listenHelp says where a command listens.
-const listenHelp = `The server listens on a Unix socket (--socket), which only its owner can connect
-to; or on a TCP address (--listen), where everybody who can reach it can read the
-disks, unless TLS with --tls-ca keeps them out; or on the sockets that systemd, or
-nbdcopy [ … ], has handed over. SIGINT and SIGTERM end it, with exit status 0.`
+const listenHelp = `The server listens on a Unix socket that only its owner can connect to (--socket), on a TCP address
+(--listen), where everybody who can reach it can read the disks unless TLS with --tls-ca keeps them
+out, or on sockets that systemd or nbdcopy [ … ] hands over. SIGINT and SIGTERM end it, with status 0.`
 
 // listenFlags say where a command offers disks over NBD.
 type listenFlags struct {
@@ -49,6 +48,7 @@ func (f *listenFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.ca, "tls-ca", "", "clients need a certificate of an authority in this PEM `FILE`")
 	flags.StringVar(&f.pidFile, "pid-file", "", "write the process's id to this `FILE` as soon as clients can connect")
 	flags.BoolVar(&f.once, "once", false, "end when the last client has gone, after at least one")
+	section(flags, whereHeard, "socket", "listen", "tls-cert", "tls-key", "tls-ca", "pid-file", "once")
 }
 
 // nbdService is where clients can connect to already, and wait to be served.

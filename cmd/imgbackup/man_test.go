@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // runHere executes a command line and returns its exit status and output.
@@ -81,6 +82,10 @@ func TestHelp(t *testing.T) {
 				t.Errorf("%v --help does not say %q", path, want)
 			}
 		}
+		// It fits two screens; what does not is for the man page.
+		if n := strings.Count(out, "\n"); n > 75 {
+			t.Errorf("%v --help has %d lines", path, n)
+		}
 		for _, sub := range c.Commands() {
 			if sub.Name() != "help" {
 				visit(sub, append(slices.Clone(path), sub.Name()))
@@ -90,6 +95,54 @@ func TestHelp(t *testing.T) {
 	visit(newRoot(program{}), nil)
 	if seen < 10 {
 		t.Errorf("only %d commands were looked at", seen)
+	}
+}
+
+// TestManual: what help is too short for is in the man page, with sections of its own.
+func TestManual(t *testing.T) {
+	t.Parallel()
+	for page, wants := range map[string][]string{
+		"imgbackup.1":        {".SH EXIT STATUS", ".SH ENVIRONMENT", "IMGBACKUP_REPO"},
+		"imgbackup-backup.1": {".SH EXIT STATUS", "cluster_size=SIZE", "Only a program that was killed leaves a stream without end."},
+		"imgbackup-check.1":  {".SH EXIT STATUS", "damage       check found"},
+		"imgbackup-export.1": {"exportbitmap=NAME"},
+	} {
+		text, err := os.ReadFile(filepath.Join("../../docs/man", page))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range wants {
+			if !bytes.Contains(text, []byte(want)) {
+				t.Errorf("%s does not say %q", page, want)
+			}
+		}
+	}
+	if _, out, _ := runHere("backup", "--help"); strings.Contains(out, "a stream without end") {
+		t.Error("the schema of the events is in the help")
+	}
+}
+
+// A flag's line is wrapped in a column of its own, and flags that few need are named.
+func TestFlagLines(t *testing.T) {
+	t.Parallel()
+	f := pflag.NewFlagSet("x", pflag.ContinueOnError)
+	f.String("disk", "", "a `NAME` and many words that go on and on, so that this line is broken")
+	f.BoolP("force", "f", false, "replace")
+	f.Int("rare", 7, "for few")
+	section(f, whatIsDone, "force")
+	section(f, whichDisks, "disk")
+	want := `
+Disks:
+      --disk NAME  a NAME and many words that go on and on,
+                   so that this line is broken
+
+What is done:
+  -f, --force      replace
+
+Also, explained in the man page: --rare int
+`
+	if got := flagLines(f, minHelpWidth); got != want {
+		t.Errorf("got %s\nwant %s", got, want)
 	}
 }
 

@@ -25,10 +25,8 @@ const (
 	progressNone  = "none"
 )
 
-// progressHelp is a part of the help of commands that take long.
-const progressHelp = `
-
---progress json writes a stream of events, one JSON object a line, to stderr,
+// progressManual is a part of the man pages of commands that take long.
+const progressManual = `--progress json writes a stream of events, one JSON object a line, to stderr,
 which then has nothing else, or to --progress-to. Each has "event" and "time":
 
     begin        "command"
@@ -51,8 +49,10 @@ Only a program that was killed leaves a stream without end.`
 func (a *app) addProgress(cmd *cobra.Command) *cobra.Command {
 	var to string
 	f := cmd.Flags()
-	f.StringVar(&a.progress, "progress", progressAuto, "`HOW` to show progress: auto (a bar, on a terminal), bar, plain, json or none")
-	f.StringVar(&to, "progress-to", "", "write the events of --progress json to this new `FILE` or FIFO, or to fd:N")
+	f.StringVar(&a.progress, "progress", progressAuto, "`HOW` to show it: auto (a bar on a terminal), bar, plain, json, none")
+	f.StringVar(&to, "progress-to", "", "the events of --progress json to this new `FILE` or FIFO, or fd:N")
+	section(f, howItRuns, "progress", "progress-to")
+	addManual(cmd, progressManual)
 	args := cmd.Args
 	if args == nil {
 		args = cobra.ArbitraryArgs

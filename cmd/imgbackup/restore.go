@@ -35,34 +35,33 @@ type restoreRequest struct {
 	options    restore.Options
 }
 
+const restoreHelp = `restore writes the disks of a checkpoint (the newest by default), every byte proven by its digest.
+Files appear under their final names only when all of them are complete and durable.
+
+--output DIR writes DIR/TARGET.FORMAT and, of a backup with --domain-xml, the domain's definition and its
+firmware's files. --to names a file, or with --force a block device; --to TARGET=- writes the raw disk to
+stdout, and whoever reads it must look at the exit status.`
+
+const restoreManual = `The definition is DIR/DOMAIN.xml, the firmware's files have their own names; with --disk there are none of them.
+With --adjust-xml that definition names the files where they are restored; else it is byte by byte what it was.
+
+--continue gives a restored qcow2 image the checkpoint's bitmap, so that its next backup is incremental from there.
+
+raw and qcow2 are written natively. Formats that only qemu-img writes, and compressed and encrypted images, are
+written by it, which reads from a server as that of serve, over a socket that nobody else can reach; such an image
+goes into a file, and has no --continue.
+
+--no-lock goes on where a file system cannot tell whether the target that --force replaces is in use: nobody must
+have it open.`
+
 func (a *app) restoreCommand() *cobra.Command {
 	var r restoreRequest
 	cmd := &cobra.Command{
-		Use:        "restore DOMAIN [CHECKPOINT] {--output DIR | --to TARGET=PATH …}",
-		Short:      "Restore disks at any checkpoint",
-		SuggestFor: []string{"extract", "recover"},
-		Long: `restore writes the disks of a checkpoint (the newest by default), every byte
-proven by its digest. Files appear under their final names only when all of
-them are complete and durable.
-
---output DIR writes DIR/TARGET.FORMAT and, of a backup with --domain-xml, the
-domain's definition as DIR/DOMAIN.xml and its firmware's files under their own
-names (not with --disk). With --adjust-xml that definition names the files where
-they are restored; else it is byte by byte what it was.
-
---to names a file, or with --force a block device; --to TARGET=- writes the raw
-disk, zeros and all, to stdout, and whoever reads it must look at the exit status.
-
---continue gives a restored qcow2 image the checkpoint's bitmap, so that its next
-backup is incremental from there.
-
-raw and qcow2 are written natively. Formats that only qemu-img writes, and
-compressed and encrypted images, are written by it, which reads from a server as
-that of serve, over a socket that nobody else can reach; such an image goes into a
-file, and has no --continue.
-
---no-lock goes on where a file system cannot tell whether the target that --force
-replaces is in use: nobody must have it open.` + progressHelp + exitHelp(exitDamage, exitInUse, exitInterrupted),
+		Use:         "restore DOMAIN [CHECKPOINT] {--output DIR | --to TARGET=PATH …}",
+		Short:       "Restore disks at any checkpoint",
+		SuggestFor:  []string{"extract", "recover"},
+		Long:        restoreHelp,
+		Annotations: exits(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup restore web --output /restored
   imgbackup restore web --checkpoint monday --disk vda --output /restored --format qcow2
   imgbackup restore web --output /restored --format qcow2 --adjust-xml
@@ -97,6 +96,11 @@ replaces is in use: nobody must have it open.` + progressHelp + exitHelp(exitDam
 	f.BoolVar(&r.options.NoLock, "no-lock", false, "go on where a file system has no locks, and nobody can tell whether the target is in use")
 	f.BoolVar(&r.options.Verify, "verify", false, "read what was written again and compare")
 	f.StringVar(&r.limitRate, "limit-rate", "", "restore at most so many `BYTES` of data per second, as 50M")
+	section(f, whichDisks, "checkpoint", "disk")
+	section(f, whereTo, "output", "to", "force", "no-lock")
+	section(f, whatIsDone, "format", "continue", "adjust-xml", "compressed", "secret-file", "format-option", "verify")
+	section(f, howItRuns, "limit-rate")
+	addManual(cmd, restoreManual)
 	return a.addProgress(cmd)
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -37,7 +36,8 @@ qcow2 images tell. Any checkpoint can be restored, bit for bit.
 
 It needs no libvirtd and no running QEMU. The repository is named by --repo or
 the environment variable IMGBACKUP_REPO. Results go to stdout, notes and
-progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
+progress to stderr.`,
+		Annotations: exits(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
 		Example: `  imgbackup init -r /backup
   imgbackup backup -r /backup web --disk vda=/vm/web.qcow2,format=qcow2
   imgbackup list -r /backup web
@@ -53,6 +53,7 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 	flags.BoolVar(&a.json, "json", false, "write results as JSON, for programs")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no notes on stderr")
 	root.SetFlagErrorFunc(flagError)
+	root.SetHelpFunc(showHelp)
 	root.AddCommand(
 		a.initCommand(),
 		a.inspectCommand(),
@@ -80,10 +81,6 @@ progress to stderr.` + exitHelp(exitDamage, exitNotTrusted, exitInUse, exitTaken
 	}
 	if completion, _, err := root.Find([]string{"completion"}); err == nil {
 		group(completion)
-		for _, shell := range completion.Commands() {
-			shell.Long = strings.TrimRight(shell.Long, "\n") + exitHelp()
-		}
-		completion.Long = strings.TrimRight(completion.Long, "\n") + exitHelp()
 		completion.Example = "  imgbackup completion bash >/etc/bash_completion.d/imgbackup"
 	}
 	return root

@@ -50,7 +50,8 @@ on from the last flush at least. The scratch file holds only what was written: i
 together with the checkpoint only.
 
 ` + listenHelp + `
-If clients were refused what is damaged, it is 3; if other requests failed, 1.` + exitHelp(exitDamage, exitInUse, exitInterrupted),
+If clients were refused what is damaged, it is 3; if other requests failed, 1.`,
+		Annotations: exits(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup serve web --socket /run/web.sock
   qemu-img convert -O qcow2 'nbd+unix:///vda?socket=/run/web.sock' web.qcow2
   nbdcopy -- [ imgbackup serve web --checkpoint monday --disk vda ] web.raw
@@ -73,6 +74,7 @@ If clients were refused what is damaged, it is 3; if other requests failed, 1.` 
 	f.StringArrayVar(&r.disks, "disk", nil, "offer only this disk `TARGET`; may be repeated")
 	f.StringArrayVar(&r.since, "changes-since", nil, "tell what changed since this older `CHECKPOINT` (default: the parent); may be repeated")
 	f.StringArrayVar(&r.cow, "cow", nil, "writable: `TARGET=FILE`, may be repeated, or a folder for TARGET.cow of each disk")
+	section(f, whichDisks, "checkpoint", "disk", "changes-since", "cow")
 	r.listen.add(f)
 	return cmd
 }

@@ -15,9 +15,10 @@ func (a *app) showCommand() *cobra.Command {
 		Short:      "Show one checkpoint",
 		SuggestFor: []string{"info", "cat"},
 		Long: `show prints what a checkpoint (the newest by default) holds and why each disk was
-backed up as it was. With --json it prints the manifest.` + exitHelp(exitDamage, exitInterrupted),
-		Example: "  imgbackup show web\n  imgbackup show web monday --json",
-		Args:    takes(cobra.RangeArgs(1, 2), "a DOMAIN and perhaps a CHECKPOINT"),
+backed up as it was. With --json it prints the manifest.`,
+		Annotations: exits(exitDamage, exitInterrupted),
+		Example:     "  imgbackup show web\n  imgbackup show web monday --json",
+		Args:        takes(cobra.RangeArgs(1, 2), "a DOMAIN and perhaps a CHECKPOINT"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := notEmpty(cmd.Flags(), "checkpoint"); err != nil {
 				return err
