@@ -13,7 +13,11 @@
 //     that holds the SHA-256 of everything before it ([Seal]). What does not prove
 //     itself so is an [archive.DamageError] and is never used.
 //   - "Absent" is objstore.ErrNotFound and nothing else. A store that fails is
-//     never damage, and never an empty repository.
+//     never damage, and never an empty repository; an empty listing alone proves
+//     nothing ([ListingError]).
+//   - What a checkpoint needs is told in one place ([Manifest.References],
+//     [Repository.Needs]).
+//   - A writer has ended only if that is certain ([Process.Fate]), or a person says so.
 //   - What a newer version has written is refused by name ([NewerError]), never
 //     guessed at.
 //

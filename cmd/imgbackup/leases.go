@@ -64,6 +64,7 @@ intent and lease. It refuses while the run is at work, or may be.`,
 	f.StringVar(&o.settle, "settle", "", "end what the run with this `UUID` left behind")
 	f.BoolVar(&o.run.ImagesGone, "images-gone", false, "images that are not there are gone for good")
 	f.BoolVar(&o.run.Ended, "ended", false, "the run has ended, though that cannot be seen from here")
+	completes(cmd, map[string]completer{"settle": a.runs})
 	return cmd
 }
 
@@ -77,6 +78,25 @@ func (a *app) settleRun(ctx context.Context, repo *chain.Repository, runs []*cha
 		err = perr
 	}
 	return err
+}
+
+// runs completes the uuid of a run that is not at work.
+func (a *app) runs(cmd *cobra.Command, _ []string, _ string) []cobra.Completion {
+	repo := a.completionRepo(cmd)
+	if repo == nil {
+		return nil
+	}
+	runs, _, err := repo.Runs(cmd.Context())
+	if err != nil {
+		return nil
+	}
+	var all []string
+	for _, r := range runs {
+		if r.Fate != chain.FateAlive {
+			all = append(all, r.UUID)
+		}
+	}
+	return all
 }
 
 // settledJSON is what leases --settle --json prints.
