@@ -307,7 +307,7 @@ func (s *session) close() {
 // until the end.
 func (s *session) guard(ctx context.Context) error {
 	for _, d := range s.disks {
-		if err := d.takeGuard(ctx); err != nil {
+		if err := d.takeGuard(ctx, s.req.NoLock); err != nil {
 			return &chain.DiskError{Disk: d.req.Disk, Err: err}
 		}
 	}
@@ -315,8 +315,9 @@ func (s *session) guard(ctx context.Context) error {
 }
 
 // takeGuard takes the flock of the disk's image, unless it is held already. An earlier
-// attempt may hold that of a file that has been replaced since.
-func (d *disk) takeGuard(ctx context.Context) error {
+// attempt may hold that of a file that has been replaced since. noLock does without
+// where the file system has none.
+func (d *disk) takeGuard(ctx context.Context, noLock bool) error {
 	if d.guard != nil {
 		same, err := d.guard.Holds(d.image.Layers[0])
 		if same || err != nil {
@@ -326,6 +327,10 @@ func (d *disk) takeGuard(ctx context.Context) error {
 		d.guard = nil
 	}
 	g, err := qemu.FlockImage(ctx, d.req.Path, FlockWait)
+	var none *qemu.NoLockError
+	if noLock && errors.As(err, &none) {
+		g, err = qemu.Unlocked(d.req.Path)
+	}
 	if err != nil {
 		return err
 	}

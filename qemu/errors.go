@@ -31,7 +31,7 @@ type NoLockError struct {
 }
 
 func (e *NoLockError) Error() string {
-	return fmt.Sprintf("%s: the file system has no locks, so that a running VM cannot be seen; --no-lock goes on without: %v", e.Path, e.Err)
+	return fmt.Sprintf("%s: the file system has no locks, so that a running VM cannot be seen (--no-lock, where a command has it, goes on without): %v", e.Path, e.Err)
 }
 
 func (e *NoLockError) Unwrap() error { return e.Err }

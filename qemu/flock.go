@@ -28,6 +28,16 @@ func FlockImage(ctx context.Context, path string, wait time.Duration) (*ImageFlo
 	return &ImageFlock{file}, nil
 }
 
+// Unlocked is an ImageFlock that holds no lock, for who goes on where a file system has
+// none.
+func Unlocked(path string) (*ImageFlock, error) {
+	file, err := openToLock(path)
+	if err != nil {
+		return nil, err
+	}
+	return &ImageFlock{file}, nil
+}
+
 func flock(f *os.File) error {
 	err := sys.TryLock(f)
 	switch {

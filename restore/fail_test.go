@@ -325,3 +325,25 @@ func TestFolderThatCannotBeSynced(t *testing.T) {
 		}
 	}
 }
+
+// A file system without flock is no reason not to restore: it is a courtesy among runs
+// of this program.
+func TestNoFlock(t *testing.T) {
+	t.Parallel()
+	if !testkit.Refusing(t, unix.SYS_FLOCK, unix.ENOLCK) {
+		return
+	}
+	r, m, disks := twoDisks(t)
+	dir := t.TempDir()
+	for range 2 { // once more over what is there
+		for _, format := range bothFormats {
+			targets := mustTargets(t, m, dir, format)
+			if _, err := Run(t.Context(), r.repo, m, targets, Options{Force: true}); err != nil {
+				t.Fatal(err)
+			}
+			for i, tg := range targets {
+				checkRestored(t, tg.Path, format, disks[i].content)
+			}
+		}
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/local"
 )
@@ -83,5 +84,35 @@ func TestLocalFolderSyncFails(t *testing.T) {
 		if !errors.Is(err, syscall.EIO) || errors.Is(err, objstore.ErrExists) {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+}
+
+// Without flock a store works, and what killed writers left stays.
+func TestNoFlock(t *testing.T) {
+	t.Parallel()
+	if !testkit.Refusing(t, uintptr(syscall.SYS_FLOCK), syscall.ENOLCK) {
+		return
+	}
+	dir := t.TempDir()
+	left := filepath.Join(dir, "tmp", "left")
+	if err := os.MkdirAll(filepath.Dir(left), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(left, []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := local.Open(dir, local.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	if err := s.Put(t.Context(), "a/b", strings.NewReader("data"), objstore.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := objstore.ReadAll(t.Context(), s, "a/b", 100); err != nil || string(data) != "data" {
+		t.Errorf("%q, %v", data, err)
+	}
+	if names := testkit.Names(t, filepath.Dir(left)); len(names) != 1 {
+		t.Errorf("in tmp: %q", names)
 	}
 }
