@@ -45,7 +45,7 @@ func (m *mem) Put(ctx context.Context, key string, body Body, o PutOptions) erro
 	switch {
 	case ok && o.Mode == Create:
 		return fmt.Errorf("store %s: %w", key, ErrExists)
-	case o.Old != nil && !(ok && bytes.Equal(old, o.Old)):
+	case o.Old != nil && (!ok || !bytes.Equal(old, o.Old)):
 		return fmt.Errorf("store %s: %w", key, ErrChanged)
 	}
 	m.objects[key] = data

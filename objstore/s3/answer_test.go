@@ -94,7 +94,7 @@ func TestJudge(t *testing.T) {
 		case err != nil:
 			t.Errorf("%s %s, %d %q: %v, want it to pass", c.method, c.url, c.status, c.body, err)
 		default:
-			if body, err := io.ReadAll(got.Body); string(body) != c.body || err != nil {
+			if body, err := io.ReadAll(got.Body); string(body) != c.body || err != nil || got.Body.Close() != nil {
 				t.Errorf("%s %s: the body is %q, %v, want %q", c.method, c.url, body, err, c.body)
 			}
 		}
