@@ -179,7 +179,7 @@ func (s *session) underLease(ctx context.Context, what string, write func(*chain
 	tidying, cancel := chain.Tidying(ctx)
 	defer cancel()
 	if lerr := s.repo.DeleteLease(tidying, lease.UUID); lerr != nil && err == nil {
-		s.hooks.note("the %s is complete, but its lease could not be removed: %v", what, lerr)
+		s.stays("the "+what+" is complete, but its lease could not be removed", lerr)
 	}
 	return err
 }
@@ -201,7 +201,7 @@ func (a *attempt) underIntent(ctx context.Context) (*Result, error) {
 		tidying, cancel := chain.Tidying(ctx)
 		defer cancel()
 		if err := a.repo.DeleteIntent(tidying, a.intent.Domain, a.intent.UUID); err != nil {
-			a.hooks.note("the backup is complete, but its intent could not be removed: %v", err)
+			a.stays("the backup is complete, but its intent could not be removed", err)
 		}
 	}
 	a.hooks.step(StepDone)

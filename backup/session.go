@@ -67,6 +67,8 @@ type session struct {
 	records bool // a checkpoint is made; else nothing is written to images and repository
 	// onlyBitmaps: the checkpoint holds no data, and is nothing without its bitmaps.
 	onlyBitmaps bool
+	// mayNotRemove: it was noted that nothing may be removed from the repository.
+	mayNotRemove bool
 
 	self  chain.Process // who this is
 	point point

@@ -71,8 +71,12 @@ func (s *session) settle(ctx context.Context) error {
 			}
 		}
 		_, err := by.settle(ctx, in)
+		var disk *chain.DiskError
 		switch {
 		case err == nil:
+		case errors.Is(err, fs.ErrPermission) && !errors.As(err, &disk):
+			// The images are settled. It does no harm but to be looked at each time.
+			s.stays("the intents of earlier backups can't be removed", err)
 		case s.mustSettle(err):
 			return err
 		default:
@@ -81,6 +85,18 @@ func (s *session) settle(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// stays notes why an intent or a lease could not be removed. That this user or
+// these credentials may not remove anything is noted once.
+func (s *session) stays(what string, err error) {
+	switch {
+	case !errors.Is(err, fs.ErrPermission):
+		s.hooks.note("%s: %v", what, err)
+	case !s.mayNotRemove:
+		s.mayNotRemove = true
+		s.hooks.note("leases and intents stay in the repository, since nothing may be removed from it; each backup looks at those of its domain: %v", err)
+	}
 }
 
 // isHere reports whether this machine's images are those of an intent.

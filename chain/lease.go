@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -135,7 +136,8 @@ func (r *Repository) readLease(ctx context.Context, id string) (*Lease, error) {
 }
 
 // CleanLeases removes the leases whose writers have certainly ended, as seen from
-// this process: see [Process.Fate]. A lease that can't be judged stays.
+// this process: see [Process.Fate]. A lease that can't be judged stays, and so do all
+// where nobody may remove any: they do no harm.
 func (r *Repository) CleanLeases(ctx context.Context) error {
 	leases, _, err := r.Leases(ctx)
 	if err != nil || len(leases) == 0 {
@@ -149,7 +151,11 @@ func (r *Repository) CleanLeases(ctx context.Context) error {
 		if self.Fate(l.Process) != FateEnded {
 			continue
 		}
-		if err := r.DeleteLease(ctx, l.UUID); err != nil {
+		err := r.DeleteLease(ctx, l.UUID)
+		if errors.Is(err, fs.ErrPermission) {
+			return nil
+		}
+		if err != nil {
 			return fmt.Errorf("remove the lease of a writer that has ended: %w", err)
 		}
 	}

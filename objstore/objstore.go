@@ -17,6 +17,8 @@
 //     succeeds; the others get [ErrExists] and have changed nothing.
 //   - "Not there" is [ErrNotFound] and nothing else is: an outage, a missing
 //     permission or a broken disk never looks like an absent object.
+//   - What the store refuses for lack of a permission is fs.ErrPermission, so
+//     that who can do without tells it from an outage.
 //   - All methods may be called concurrently.
 //   - A cancelled context is an error, never a success that was cut short.
 //

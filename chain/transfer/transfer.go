@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"sync"
 
@@ -98,7 +99,12 @@ func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *R
 		defer func() {
 			ctx, cancel := chain.Tidying(ctx)
 			defer cancel()
-			err = errors.Join(err, to.DeleteLease(ctx, lease.UUID))
+			lerr := to.DeleteLease(ctx, lease.UUID)
+			if errors.Is(lerr, fs.ErrPermission) && o.Note != nil {
+				o.Note("the copy's lease stays, since nothing may be removed from the repository: " + lerr.Error())
+				lerr = nil
+			}
+			err = errors.Join(err, lerr)
 		}()
 	}
 	for i, m := range work {

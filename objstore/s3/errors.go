@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -27,6 +28,7 @@ const (
 	codeNoSuchKey          = "NoSuchKey"
 	codeNoSuchBucket       = "NoSuchBucket"
 	codePreconditionFailed = "PreconditionFailed"
+	codeAccessDenied       = "AccessDenied"
 )
 
 // response is the error response that err is, or an empty one.
@@ -46,6 +48,11 @@ type Error struct {
 	Status  int    // of HTTP
 	Message string // the server's, made fit to be printed
 	hint    string // what to do about it
+}
+
+// Is reports whether target is fs.ErrPermission, and that what lacks.
+func (e *Error) Is(target error) bool {
+	return target == fs.ErrPermission && e.Status == http.StatusForbidden && e.Code == codeAccessDenied
 }
 
 // Answered says that the store is there.

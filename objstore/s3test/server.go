@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -300,7 +301,24 @@ func (s *Server) Kind() Kind { return s.kind }
 // ReadOnly returns credentials that may only read in a bucket of a MinIO.
 func (s *Server) ReadOnly(bucket string) *credentials.Credentials {
 	s.t.Helper()
-	policy := fmt.Sprintf(`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["s3:GetObject","s3:ListBucket"],"Resource":["arn:aws:s3:::%s","arn:aws:s3:::%s/*"]}]}`, bucket, bucket)
+	return s.Restricted(Allow(bucket, "", "s3:GetObject", "s3:ListBucket"))
+}
+
+// Allow is a statement of a policy: these actions are allowed in a bucket and, of
+// its objects, on those that the pattern matches; "" is all.
+func Allow(bucket, pattern string, actions ...string) string {
+	if pattern == "" {
+		pattern = "*"
+	}
+	return fmt.Sprintf(`{"Effect":"Allow","Action":["%s"],"Resource":["arn:aws:s3:::%s","arn:aws:s3:::%s/%s"]}`,
+		strings.Join(actions, `","`), bucket, bucket, pattern)
+}
+
+// Restricted returns credentials of a MinIO that may do what these statements of a
+// policy say.
+func (s *Server) Restricted(statements ...string) *credentials.Credentials {
+	s.t.Helper()
+	policy := fmt.Sprintf(`{"Version":"2012-10-17","Statement":[%s]}`, strings.Join(statements, ","))
 	c, err := credentials.NewSTSAssumeRole(s.Endpoint, credentials.STSAssumeRoleOptions{
 		AccessKey: AccessKey, SecretKey: SecretKey, Policy: policy, DurationSeconds: 3600,
 	})
@@ -309,7 +327,7 @@ func (s *Server) ReadOnly(bucket string) *credentials.Credentials {
 	}
 	v, err := c.GetWithContext(nil)
 	if err != nil {
-		s.t.Fatalf("credentials that may only read: %v", err)
+		s.t.Fatalf("credentials that may do %s: %v", policy, err)
 	}
 	return credentials.NewStaticV4(v.AccessKeyID, v.SecretAccessKey, v.SessionToken)
 }
