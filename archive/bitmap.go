@@ -37,7 +37,9 @@ func (w *Writer) PutBitmap(ctx context.Context, h bitmapstore.Header, r bitmapst
 // and returns its runs, which are read and proven anew for each iteration. One
 // that is missing or not what ref and want say is a [DamageError], from here or
 // from the runs.
-func OpenBitmap(ctx context.Context, store objstore.Store, ref Ref, want bitmapstore.Header) (bitmapstore.Runs, error) {
+func OpenBitmap(
+	ctx context.Context, store objstore.Store, ref Ref, want bitmapstore.Header,
+) (bitmapstore.Runs, error) {
 	key := BitmapKey(ref.Name)
 	if err := hashObject(ctx, store, key, ref.Name, ref.Length); err != nil {
 		return nil, err
@@ -49,7 +51,8 @@ func OpenBitmap(ctx context.Context, store objstore.Store, ref Ref, want bitmaps
 	case err != nil:
 		return nil, bitmapDamage(key, err)
 	case h != want:
-		return nil, damagef(key, 0, 0, "it is bitmap %q (granularity %d, disk of %d bytes, %d dirty), which is not what the manifest says",
+		return nil, damagef(key, 0, 0,
+			"it is bitmap %q (granularity %d, disk of %d bytes, %d dirty), which is not what the manifest says",
 			h.Name, h.Granularity, h.Size, h.DirtyBytes)
 	}
 	return func(yield func(bitmapstore.Run, error) bool) {

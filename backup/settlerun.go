@@ -55,14 +55,18 @@ func SettleRun(ctx context.Context, repo *chain.Repository, run *chain.Run, o Ru
 
 // checkSettle returns what speaks against settling a run, or nil.
 func checkSettle(run *chain.Run, o RunOptions) error {
-	unreadable := slices.ContainsFunc(run.Damaged, func(key string) bool { return chain.ParseKey(key).Kind == chain.KeyIntent })
+	unreadable := slices.ContainsFunc(run.Damaged, func(key string) bool {
+		return chain.ParseKey(key).Kind == chain.KeyIntent
+	})
 	switch {
 	case run.Fate == chain.FateAlive:
 		return &AliveError{UUID: run.UUID, Why: fmt.Sprintf("its process %d is at work", run.Process.PID)}
 	case run.Here && run.Fate == chain.FateUnknown && len(run.Intents) == 0 && !o.Ended:
-		return &AliveError{UUID: run.UUID, Why: "it may be at work on this machine, in a container that cannot be seen into from here (--ended says that it is not)"}
+		return &AliveError{UUID: run.UUID, Why: "it may be at work on this machine, in a container that cannot be" +
+			" seen into from here (--ended says that it is not)"}
 	case unreadable && !o.ImagesGone:
-		return fmt.Errorf("the intent of run %s cannot be read, so that nobody knows what it did to which images (--images-gone removes it all the same)", run.UUID)
+		return fmt.Errorf("the intent of run %s cannot be read, so that nobody knows what it did to which images"+
+			" (--images-gone removes it all the same)", run.UUID)
 	}
 	return nil
 }
@@ -84,7 +88,8 @@ func namedBy(ctx context.Context, repo *chain.Repository, in *chain.Intent) ([]s
 		if err != nil {
 			return nil, err
 		}
-		if len(damaged) > 0 || slices.ContainsFunc(history, func(m *chain.Manifest) bool { return recordsAny(m, in) }) {
+		records := func(m *chain.Manifest) bool { return recordsAny(m, in) }
+		if len(damaged) > 0 || slices.ContainsFunc(history, records) {
 			return nil, nil
 		}
 	}

@@ -168,7 +168,8 @@ func (r *Repository) create(ctx context.Context, key string, data []byte) error 
 	switch {
 	case errors.Is(err, objstore.ErrTooLarge):
 		return &standsError{}
-	case errors.Is(err, objstore.ErrNotFound) && put != nil && !errors.Is(put, objstore.ErrExists) && !objstore.InDoubt(put):
+	case errors.Is(err, objstore.ErrNotFound) && put != nil &&
+		!errors.Is(put, objstore.ErrExists) && !objstore.InDoubt(put):
 		return put
 	case err != nil && put == nil:
 		return &unknownError{err: fmt.Errorf("the store says that it is stored, but: %w", err)}

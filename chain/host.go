@@ -93,7 +93,8 @@ func machineID(root fs.FS) (string, error) {
 		case id == "" || id == "uninitialized": // see machine-id(5)
 			continue
 		case len(id) != 32 || strings.Trim(id, "0123456789abcdefABCDEF") != "":
-			return "", fmt.Errorf("/%s holds no machine id, which has 32 hexadecimal digits (--host-id gives this host an id instead)", file)
+			return "", fmt.Errorf("/%s holds no machine id, which has 32 hexadecimal digits"+
+				" (--host-id gives this host an id instead)", file)
 		}
 		return hostDigest(id), nil
 	}

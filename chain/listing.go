@@ -18,7 +18,8 @@ type ListingError struct {
 }
 
 func (e *ListingError) Error() string {
-	return fmt.Sprintf("the store's listings cannot be believed: %s is there, and is not listed; what else they leave out cannot be known", e.Object)
+	return fmt.Sprintf("the store's listings cannot be believed: %s is there, and is not listed;"+
+		" what else they leave out cannot be known", e.Object)
 }
 
 // confirmListing is asked when a listing is empty, which alone is no proof that
@@ -48,7 +49,9 @@ func (r *Repository) confirmListing(ctx context.Context) error {
 // CheckListed asks by name for a checkpoint that a listing of its domain did not
 // have. If one that is it stands there, and still is not listed, the error is a
 // [*ListingError]. Where the listing was right, it is nil.
-func (r *Repository) CheckListed(ctx context.Context, domain, name string, is func(*Manifest) bool) error {
+func (r *Repository) CheckListed(
+	ctx context.Context, domain, name string, is func(*Manifest) bool,
+) error {
 	m, err := r.Manifest(ctx, domain, name)
 	switch {
 	case errors.Is(err, ErrNoCheckpoint):
@@ -69,7 +72,9 @@ func (r *Repository) CheckListed(ctx context.Context, domain, name string, is fu
 // CheckParents asks by name for the parents that a domain's manifests name and that
 // were not listed, names being those that were. Most often a parent that is missing
 // is gone; one that stands there is a [*ListingError].
-func (r *Repository) CheckParents(ctx context.Context, domain string, names []string, parents []CheckpointRef) error {
+func (r *Repository) CheckParents(
+	ctx context.Context, domain string, names []string, parents []CheckpointRef,
+) error {
 	asked := make(map[CheckpointRef]bool)
 	for _, p := range parents {
 		if asked[p] || slices.Contains(names, p.Name) {

@@ -56,12 +56,14 @@ func (d *Disk) references() iter.Seq[Reference] {
 	return func(yield func(Reference) bool) {
 		for i := range d.Maps {
 			m := &d.Maps[i]
-			if !yield(Reference{Key: archive.MapKey(m.Name), Object: m.Ref, Disk: d, Map: m, Place: d.place(i)}) {
+			key := archive.MapKey(m.Name)
+			if !yield(Reference{Key: key, Object: m.Ref, Disk: d, Map: m, Place: d.place(i)}) {
 				return
 			}
 		}
 		for _, b := range d.Records() {
-			if !yield(Reference{Key: archive.BitmapKey(b.Object.Name), Object: b.Object, Disk: d, Bitmap: &b}) {
+			key := archive.BitmapKey(b.Object.Name)
+			if !yield(Reference{Key: key, Object: b.Object, Disk: d, Bitmap: &b}) {
 				return
 			}
 		}
@@ -105,7 +107,9 @@ type Object struct {
 // What is known is left out, and so are the packs of a map that is known; known
 // may be nil. A map that is missing or damaged is an [archive.DamageError]: then
 // what is needed can't be told.
-func (r *Repository) Needs(ctx context.Context, m *Manifest, known func(key string) bool) ([]Object, error) {
+func (r *Repository) Needs(
+	ctx context.Context, m *Manifest, known func(key string) bool,
+) ([]Object, error) {
 	var packs, named []Object
 	var maps []archive.MapRef
 	seen := make(map[string]bool)

@@ -54,7 +54,8 @@ func (c *check) findAffected(ctx context.Context) error {
 		if f := byKey[archive.FileKey(ref.Object.Name)]; f != nil {
 			for _, by := range use.by {
 				d := c.disks[by.disk]
-				f.add(Affected{Domain: d.domain, Checkpoint: d.checkpoint, File: d.disk}, "the "+d.disk+" of "+d.domain+"/"+d.checkpoint+" (its disks are not)")
+				f.add(Affected{Domain: d.domain, Checkpoint: d.checkpoint, File: d.disk},
+					"the "+d.disk+" of "+d.domain+"/"+d.checkpoint+" (its disks are not)")
 			}
 		}
 	}
@@ -125,7 +126,8 @@ func (c *check) findAffectedByPacks(ctx context.Context, byKey map[string]*Findi
 	for n, id := range ids {
 		c.progress("what is affected", int64(n), int64(len(ids)))
 		if n >= maxReplays {
-			c.note("%d more disks of checkpoints have maps that name damaged packs; whether they are affected was not looked at", len(ids)-n)
+			c.note("%d more disks of checkpoints have maps that name damaged packs;"+
+				" whether they are affected was not looked at", len(ids)-n)
 			for _, f := range byKey {
 				if f.Kind == KindPack {
 					f.More += len(ids) - n

@@ -171,7 +171,9 @@ type bitmapUse struct {
 }
 
 func (c *check) run(ctx context.Context) error {
-	steps := []func(context.Context) error{c.checkConfig, c.readManifests, c.checkMaps, c.checkBitmaps, c.checkFiles, c.listObjects, c.checkLengths}
+	steps := []func(context.Context) error{
+		c.checkConfig, c.readManifests, c.checkMaps, c.checkBitmaps, c.checkFiles, c.listObjects, c.checkLengths,
+	}
 	if c.o.ReadData {
 		steps = append(steps, c.readPacks, c.checkReferences, c.readLoose)
 	}
@@ -197,7 +199,10 @@ func (c *check) all() bool { return len(c.o.Domains) == 0 }
 func (c *check) wants(domain string) bool { return c.all() || slices.Contains(c.o.Domains, domain) }
 
 // each runs f for each item, several at once, and keeps count.
-func each[T any](ctx context.Context, c *check, phase string, items []T, weight func(T) int64, f func(context.Context, T) error) error {
+func each[T any](
+	ctx context.Context, c *check, phase string, items []T, weight func(T) int64,
+	f func(context.Context, T) error,
+) error {
 	var total int64
 	for _, it := range items {
 		total += weight(it)

@@ -96,14 +96,16 @@ func (c *check) checkLengths(ctx context.Context) error {
 		}
 	}
 	if n := c.report.Unreferenced; n > 0 {
-		c.note("%d objects of %d bytes are used by no checkpoint: left by backups that did not finish, or by one that is running", n, c.report.UnreferencedLength)
+		c.note("%d objects of %d bytes are used by no checkpoint: left by backups that did not finish,"+
+			" or by one that is running", n, c.report.UnreferencedLength)
 	}
 	return nil
 }
 
 // readPacks reads every pack, and decodes every chunk.
 func (c *check) readPacks(ctx context.Context) error {
-	refs := slices.SortedFunc(maps.Keys(c.packs), func(a, b archive.Ref) int { return bytes.Compare(a.Name[:], b.Name[:]) })
+	byName := func(a, b archive.Ref) int { return bytes.Compare(a.Name[:], b.Name[:]) }
+	refs := slices.SortedFunc(maps.Keys(c.packs), byName)
 	length := func(r archive.Ref) int64 { return r.Length }
 	return each(ctx, c, "packs", refs, length, func(ctx context.Context, ref archive.Ref) error {
 		key := archive.PackKey(ref.Name)
@@ -177,8 +179,10 @@ func (c *check) checkReferencesOf(ctx context.Context, ref archive.MapRef, table
 			return err
 		}
 		f, ok := table[e.FrameOffset]
-		if !ok || f.FrameLength != e.FrameLength || f.Chunk != e.Chunk || int64(e.ChunkOffset)+e.Length > int64(f.Length) {
-			return archive.Damaged(archive.MapKey(ref.Name), fmt.Errorf("its run at guest offset %d names chunk %s in frame %d+%d of %s, which is not there",
+		if !ok || f.FrameLength != e.FrameLength || f.Chunk != e.Chunk ||
+			int64(e.ChunkOffset)+e.Length > int64(f.Length) {
+			return archive.Damaged(archive.MapKey(ref.Name), fmt.Errorf(
+				"its run at guest offset %d names chunk %s in frame %d+%d of %s, which is not there",
 				e.Offset, e.Chunk, e.FrameOffset, e.FrameLength, archive.PackKey(e.Pack.Name)))
 		}
 	}

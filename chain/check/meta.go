@@ -154,7 +154,8 @@ func (c *check) checkBitmaps(ctx context.Context) error {
 func (c *check) checkFiles(ctx context.Context) error {
 	refs := slices.Collect(maps.Keys(c.files))
 	return each(ctx, c, "files", refs, one, func(ctx context.Context, f archive.FileRef) error {
-		return c.record(KindFile, archive.FileKey(f.Object.Name), f.Object.Length, archive.CopyFile(ctx, c.repo.Store, f, io.Discard))
+		err := archive.CopyFile(ctx, c.repo.Store, f, io.Discard)
+		return c.record(KindFile, archive.FileKey(f.Object.Name), f.Object.Length, err)
 	})
 }
 
@@ -167,7 +168,8 @@ func (c *check) checkIntents(ctx context.Context) error {
 		if !c.wants(in.Domain) {
 			continue
 		}
-		c.note("a backup of domain %s on host %s (checkpoint %s, begun %v) has not finished: it is running, or the next one settles it (imgbackup leases)",
+		c.note("a backup of domain %s on host %s (checkpoint %s, begun %v) has not finished:"+
+			" it is running, or the next one settles it (imgbackup leases)",
 			in.Domain, in.Host.Name, in.Checkpoint, in.Created)
 		if err := c.record(KindIntent, in.Key(), 0, nil); err != nil {
 			return err

@@ -71,7 +71,10 @@ func checkApart(from, to objstore.Store) error {
 // damaged in from ends the copy with an [*archive.DamageError]; the checkpoints
 // before it have arrived.
 func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *Result, err error) {
-	c := &copier{from: from, to: to, o: o, have: make(map[string]bool), result: &Result{DryRun: o.DryRun, Checkpoints: []Checkpoint{}}}
+	c := &copier{
+		from: from, to: to, o: o, have: make(map[string]bool),
+		result: &Result{DryRun: o.DryRun, Checkpoints: []Checkpoint{}},
+	}
 	if from.Config.ID == to.Config.ID {
 		return nil, errors.New("source and destination are the same repository")
 	}
@@ -212,7 +215,8 @@ func (c *copier) remember(ctx context.Context, m *chain.Manifest) error {
 		}
 	}
 	if !whole && c.o.Note != nil {
-		c.o.Note(fmt.Sprintf("checkpoint %s of %s in the destination lacks objects: imgbackup check tells which", m.Checkpoint, m.Domain))
+		c.o.Note(fmt.Sprintf("checkpoint %s of %s in the destination lacks objects: imgbackup check tells which",
+			m.Checkpoint, m.Domain))
 	}
 	return nil
 }
@@ -221,7 +225,9 @@ func (c *copier) remember(ctx context.Context, m *chain.Manifest) error {
 func (c *copier) known(key string) bool { return c.have[key] }
 
 // each does something with every object, several at once, until the first error.
-func (c *copier) each(ctx context.Context, objects []chain.Object, do func(context.Context, chain.Object) error) error {
+func (c *copier) each(
+	ctx context.Context, objects []chain.Object, do func(context.Context, chain.Object) error,
+) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(copies)
 	for _, o := range objects {
