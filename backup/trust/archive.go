@@ -4,8 +4,6 @@ package trust
 
 import (
 	"context"
-	"math/rand/v2"
-	"slices"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
@@ -47,13 +45,27 @@ func (w *witness) askArchivedData(ctx context.Context) (*Objection, error) {
 	if !w.st.HasData() {
 		return w.askHeldData(ctx)
 	}
-	size := w.Image.Size()
-	clean := bitmapstore.Subtract(bitmapstore.Between(0, size), w.dirty)
 	archived, err := w.Archive.State(ctx, w.st.Disk)
 	if err != nil {
 		return nil, err
 	}
-	wasData := archived.Data(ctx, size)
+	clean := bitmapstore.Subtract(bitmapstore.Between(0, w.Image.Size()), w.dirty)
+	for _, ask := range []func(context.Context, State, bitmapstore.Runs) (*Objection, error){
+		w.askVanished,
+		w.askEnd,
+		w.askRegrown,
+		w.askSamples,
+	} {
+		if o, err := ask(ctx, archived, clean); o != nil || err != nil {
+			return o, err
+		}
+	}
+	return nil, nil
+}
+
+// askVanished looks for data that is gone without a mark.
+func (w *witness) askVanished(ctx context.Context, archived State, clean bitmapstore.Runs) (*Objection, error) {
+	wasData := archived.Data(ctx, w.Image.Size())
 	vanished := bitmapstore.Intersect(bitmapstore.Intersect(clean, wasData), w.Image.Content.Empty(ctx))
 	for run, err := range vanished {
 		if err != nil {
@@ -66,38 +78,6 @@ func (w *witness) askArchivedData(ctx context.Context) (*Objection, error) {
 		if !same {
 			return objectAll(ReasonMap, "the archive of %s has data at %d that is gone from the image without a mark in bitmap %s (a shrunk and regrown disk or an exchanged backing file does this)",
 				w.st.Manifest.Checkpoint, run.Start, w.st.Disk.Bitmap), nil
-		}
-	}
-
-	if o, err := w.askEnd(ctx, archived, bitmapstore.Intersect(clean, wasData)); o != nil || err != nil {
-		return o, err
-	}
-	if o, err := w.askRegrown(ctx, archived, clean); o != nil || err != nil {
-		return o, err
-	}
-
-	isData := bitmapstore.Intersect(clean, w.Image.Content.Data(ctx))
-	random := rand.New(rand.NewPCG(w.Seed, w.Seed))
-	for _, set := range []bitmapstore.Runs{
-		bitmapstore.Subtract(isData, wasData),
-		bitmapstore.Intersect(isData, wasData),
-	} {
-		sample, err := sampleOf(set, sampleRuns, sampleBytes, random)
-		if err != nil {
-			return nil, err
-		}
-		if err := archived.Prefetch(ctx, sample); err != nil {
-			return nil, err
-		}
-		for _, run := range sample {
-			same, _, err := archived.Compare(ctx, w.Image.Content, run)
-			if err != nil {
-				return nil, err
-			}
-			if !same {
-				return objectAll(ReasonContent, "the image differs from the archive of %s in bytes %d to %d, which bitmap %s calls unchanged",
-					w.st.Manifest.Checkpoint, run.Start, run.End, w.st.Disk.Bitmap), nil
-			}
 		}
 	}
 	return nil, nil
@@ -121,39 +101,6 @@ func (w *witness) askHeldData(ctx context.Context) (*Objection, error) {
 		}
 		return objectAll(ReasonMap, "at checkpoint %s the disk held data at %d that is gone from the image without a mark in bitmap %s (a shrunk and regrown disk or an exchanged backing file does this)",
 			w.st.Manifest.Checkpoint, run.Start, w.st.Disk.Bitmap), nil
-	}
-	return nil, nil
-}
-
-// askEnd compares the last clean bytes that were not zero. A disk that shrank
-// and grew again reads as zeros from the cut on, wherever nothing was written
-// since, and its tables may show data there all the same: clusters that were
-// preallocated as it grew, the rest of the cluster that it was cut in, the
-// untouched parts of clusters larger than a granule. If the last bytes that
-// could show a cut do not, there was none before them.
-func (w *witness) askEnd(ctx context.Context, archived State, clean bitmapstore.Runs) (*Objection, error) {
-	end := w.Image.Size()
-	for count := sampleRuns; end > 0; count *= 2 {
-		last, err := lastOf(clean.Clip(end), count)
-		if err != nil {
-			return nil, err
-		}
-		for _, run := range slices.Backward(last) {
-			same, zero, err := archived.Compare(ctx, w.Image.Content, run)
-			switch {
-			case err != nil:
-				return nil, err
-			case !same:
-				return objectAll(ReasonMap, "the last bytes that bitmap %s calls unchanged, up to %d, are not those in the archive of %s (a shrunk and regrown disk does this)",
-					w.st.Disk.Bitmap, run.End, w.st.Manifest.Checkpoint), nil
-			case !zero:
-				return nil, nil
-			}
-		}
-		// All of these are zeros within chunks that hold more.
-		if end = 0; len(last) == count {
-			end = last[0].Start
-		}
 	}
 	return nil, nil
 }

@@ -18,5 +18,7 @@
 //   - Nothing is written, and no more is asked than [Image], the recorded
 //     [chain.States] and [Archive].
 //
-// Read [Judge.Verdict] first, and then the list of questions in witness.go.
+// Read [Judge.Verdict] first, and then the list of questions in witness.go. Each is
+// a file: locate, bitmap, older, later and archive; and so is what the archive is
+// asked for: end, regrown and samples.
 package trust

@@ -3,6 +3,7 @@
 package trust
 
 import (
+	"context"
 	"math/rand/v2"
 	"slices"
 
@@ -16,6 +17,37 @@ const (
 	sampleRuns  = 16
 	sampleBytes = 256 << 10
 )
+
+// askSamples compares some of the data that is called clean: where there was none
+// in the archive, and where there was.
+func (w *witness) askSamples(ctx context.Context, archived State, clean bitmapstore.Runs) (*Objection, error) {
+	isData := bitmapstore.Intersect(clean, w.Image.Content.Data(ctx))
+	wasData := archived.Data(ctx, w.Image.Size())
+	random := rand.New(rand.NewPCG(w.Seed, w.Seed))
+	for _, set := range []bitmapstore.Runs{
+		bitmapstore.Subtract(isData, wasData),
+		bitmapstore.Intersect(isData, wasData),
+	} {
+		sample, err := sampleOf(set, sampleRuns, sampleBytes, random)
+		if err != nil {
+			return nil, err
+		}
+		if err := archived.Prefetch(ctx, sample); err != nil {
+			return nil, err
+		}
+		for _, run := range sample {
+			same, _, err := archived.Compare(ctx, w.Image.Content, run)
+			if err != nil {
+				return nil, err
+			}
+			if !same {
+				return objectAll(ReasonContent, "the image differs from the archive of %s in bytes %d to %d, which bitmap %s calls unchanged",
+					w.st.Manifest.Checkpoint, run.Start, run.End, w.st.Disk.Bitmap), nil
+			}
+		}
+	}
+	return nil, nil
+}
 
 // sampleOf draws up to count runs at random, each cut to a random part of at
 // most length bytes.
