@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"sync/atomic"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -253,16 +252,5 @@ func (f *File) nextData(off int64) (start, end int64) {
 	if f.device || off >= f.size {
 		return off, f.size
 	}
-	start, err := f.f.Seek(off, unix.SEEK_DATA)
-	if errors.Is(err, syscall.ENXIO) {
-		return f.size, f.size
-	}
-	if err != nil || start < off {
-		return off, f.size
-	}
-	end, err = f.f.Seek(start, unix.SEEK_HOLE)
-	if err != nil || end <= start {
-		return start, f.size
-	}
-	return min(start, f.size), min(end, f.size)
+	return sys.NextData(f.f, off, f.size)
 }

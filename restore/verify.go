@@ -12,7 +12,6 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/internal/outfile"
@@ -226,26 +225,8 @@ func (r rawTarget) ReadAt(_ context.Context, p []byte, off int64) error {
 func (r rawTarget) mayHold(start, end int64) iter.Seq2[[2]int64, error] {
 	return func(yield func([2]int64, error) bool) {
 		for pos := start; pos < end; {
-			from, err := r.Seek(pos, unix.SEEK_DATA)
-			if errors.Is(err, unix.ENXIO) {
-				return // nothing but a hole up to the end
-			}
-			to := end
-			if err == nil {
-				if from >= end {
-					return
-				}
-				to, err = r.Seek(from, unix.SEEK_HOLE)
-			}
-			if err != nil { // a device, or a file system that cannot tell
-				if sys.Unsupported(err) {
-					err = nil
-				}
-				yield([2]int64{pos, end}, err)
-				return
-			}
-			to = min(to, end)
-			if !yield([2]int64{max(from, pos), to}, nil) {
+			from, to := sys.NextData(r.File, pos, end)
+			if from == to || !yield([2]int64{from, to}, nil) {
 				return
 			}
 			pos = to

@@ -296,23 +296,11 @@ func (c *Cow) zeros(ctx context.Context, start, end int64) bitmapstore.Runs {
 func (c *Cow) holes(start, end int64) bitmapstore.Runs {
 	return func(yield func(bitmapstore.Run, error) bool) {
 		for pos := start; pos < end; {
-			// The file's own offset is used by nobody.
-			data, err := unix.Seek(int(c.file.data.Fd()), pos, unix.SEEK_DATA)
-			if errors.Is(err, unix.ENXIO) {
-				data, err = end, nil
-			}
-			if err != nil {
-				return // a file system that cannot tell: it may all be data
-			}
-			data = min(data, end)
+			data, to := sys.NextData(c.file.data, pos, end)
 			if pos < data && !yield(bitmapstore.Run{Start: pos, End: data}, nil) {
 				return
 			}
-			if pos = data; pos < end {
-				if pos, err = unix.Seek(int(c.file.data.Fd()), data, unix.SEEK_HOLE); err != nil {
-					return
-				}
-			}
+			pos = to
 		}
 	}
 }

@@ -33,6 +33,8 @@ func explain(err error) error {
 		hint = "the file system that holds the repository is full: make room and try again"
 	case errors.Is(err, unix.EDQUOT):
 		hint = "the quota on the file system that holds the repository is used up"
+	case errors.Is(err, unix.EFBIG):
+		hint = "files may not be that large: a limit (ulimit -f, LimitFSIZE=), or the file system's own"
 	case errors.Is(err, unix.EROFS):
 		hint = "the file system that holds the repository is read-only"
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
