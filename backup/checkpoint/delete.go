@@ -161,15 +161,27 @@ func (p *Deletion) findBitmaps(ctx context.Context, m *chain.Manifest, paths map
 		if path, given := paths[d.Name]; given {
 			b.Path = backup.ImagePath(path)
 		} else if !self.Host.Same(m.Host) {
-			return nil, fmt.Errorf("it was made on host %s, and its bitmaps are there: --disk %s=PATH,format=qcow2 says where the image is here, --metadata removes the definition alone",
-				m.Host.Name, d.Name)
+			return nil, fmt.Errorf("it was made on host %s, and its bitmaps are there: --disk %s=PATH,format=qcow2 says where the image is here, %s",
+				m.Host.Name, d.Name, withoutImages(m))
 		}
-		if err := p.lookFor(ctx, &b); err != nil {
+		err := p.lookFor(ctx, &b)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w; --disk %s=PATH says where it is now, %s", err, b.Disk, withoutImages(m))
+		}
+		if err != nil {
 			return nil, &chain.DiskError{Disk: d.Name, Err: err}
 		}
 		all = append(all, b)
 	}
 	return all, nil
+}
+
+// withoutImages says what can be done with a checkpoint whose images can't be had.
+func withoutImages(m *chain.Manifest) string {
+	if m.Kind == chain.KindCheckpoint {
+		return "--metadata removes the definition alone"
+	}
+	return "and if it is gone, so are its bitmaps: nothing is left to be deleted but the archive, which stays"
 }
 
 // lookFor sees that a bitmap's image is there and that no VM has it, and whether it holds
@@ -182,10 +194,7 @@ func (p *Deletion) lookFor(ctx context.Context, b *Bitmap) error {
 		b.Held = l.Bitmap(b.Name) != nil
 		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("%w; --metadata removes the checkpoint's definition alone", err)
-	}
-	return nil
+	return err
 }
 
 // guard takes an image's flock, once.
@@ -194,9 +203,6 @@ func (p *Deletion) guard(ctx context.Context, b *Bitmap) error {
 		return nil
 	}
 	g, err := qemu.FlockImage(ctx, b.Path, backup.FlockWait)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w; --disk %s=PATH says where it is now, --metadata removes the definition alone", err, b.Disk)
-	}
 	if err != nil {
 		return err
 	}
