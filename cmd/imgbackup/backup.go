@@ -32,6 +32,10 @@ definition in /etc/libvirt/qemu. Formats are never guessed; a comma in a path is
 const backupManual = `--mode full reads everything, and relies on nothing of an older checkpoint: what the repository
 has already is read back and proven before it counts, and else stored again.
 
+An image to which no bitmap can be added (no room, a quota or limit, read-only, no qemu-img) is archived
+without one, and what the next backup has to read because of it is said. A disk that has another name than
+before goes on, if the bitmap in its image shows which one it was.
+
 A --disk is TARGET=PATH,format=FORMAT. qcow2 and raw are read natively; luks, vmdk, vhdx, vdi, qed and
 encrypted qcow2 (keyfile=FILE holds the passphrase) through qemu-nbd, and always by content. backupmode=
 and incremental= give one disk a mode of its own.
