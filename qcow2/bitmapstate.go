@@ -97,12 +97,6 @@ func (l *Layer) VerifyBitmapRemoved(before []BitmapState, name string) error {
 	return l.verifyBitmaps(want)
 }
 
-// VerifyBitmapAdded is [Layer.VerifyBitmapAdded] for the image as it is in the file now. Only its own file is opened, no
-// backing file.
-func VerifyBitmapAdded(path string, before []BitmapState, name string, granularity int64) error {
-	return WithTopLayer(path, func(l *Layer) error { return l.VerifyBitmapAdded(before, name, granularity) })
-}
-
 // VerifyBitmapRemoved is [Layer.VerifyBitmapRemoved] for the image as it is in the file now, likewise.
 func VerifyBitmapRemoved(path string, before []BitmapState, name string) error {
 	return WithTopLayer(path, func(l *Layer) error { return l.VerifyBitmapRemoved(before, name) })

@@ -39,6 +39,11 @@ func qiStates(t testing.TB, path string) []BitmapState {
 	return states
 }
 
+// verifyAdded is [Layer.VerifyBitmapAdded] for an image by its path.
+func verifyAdded(path string, before []BitmapState, name string, granularity int64) error {
+	return WithTopLayer(path, func(l *Layer) error { return l.VerifyBitmapAdded(before, name, granularity) })
+}
+
 func TestBitmapAddAndRemove(t *testing.T) {
 	t.Parallel()
 	path := bmTwo(t)
@@ -49,10 +54,10 @@ func TestBitmapAddAndRemove(t *testing.T) {
 	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(t.Context(), path, "-new, one", 32768); err != nil {
 		t.Fatal(err)
 	}
-	if err := VerifyBitmapAdded(path, before, "-new, one", 32768); err != nil {
+	if err := verifyAdded(path, before, "-new, one", 32768); err != nil {
 		t.Fatal(err)
 	}
-	if err := VerifyBitmapAdded(path, before, "-new, one", 65536); err == nil {
+	if err := verifyAdded(path, before, "-new, one", 65536); err == nil {
 		t.Fatal("another granularity was not noticed")
 	}
 	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(t.Context(), path, "-new, one", 32768); err == nil || !strings.Contains(err.Error(), "already exists") {
@@ -120,7 +125,7 @@ func TestBitmapAddBesideDataFile(t *testing.T) {
 	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(t.Context(), path, "x", 65536); err != nil {
 		t.Fatal(err)
 	}
-	if err := VerifyBitmapAdded(path, nil, "x", 65536); err != nil {
+	if err := verifyAdded(path, nil, "x", 65536); err != nil {
 		t.Fatal(err)
 	}
 	if r, err := (qemu.Img{}).CheckRefcounts(t.Context(), path); err != nil || r.Err() != nil {
@@ -142,7 +147,7 @@ func TestBitmapAddPaths(t *testing.T) {
 			t.Errorf("%q: %v", name, err)
 			continue
 		}
-		if err := VerifyBitmapAdded(path, nil, "x", 65536); err != nil {
+		if err := verifyAdded(path, nil, "x", 65536); err != nil {
 			t.Errorf("%q: %v", name, err)
 		}
 		if r, err := (qemu.Img{}).CheckRefcounts(t.Context(), path); err != nil || r.Err() != nil {
@@ -200,7 +205,7 @@ func TestBitmapAddInUse(t *testing.T) {
 	if err := <-result; err != nil {
 		t.Fatal(err)
 	}
-	if err := VerifyBitmapAdded(top, nil, "x", 65536); err != nil {
+	if err := verifyAdded(top, nil, "x", 65536); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -407,7 +412,7 @@ func TestVerifyBitmapAdded(t *testing.T) {
 				t.Fatal(err)
 			}
 			spoil(t, path)
-			err := VerifyBitmapAdded(path, before, name, 65536)
+			err := verifyAdded(path, before, name, 65536)
 			var changed *BitmapChangedError
 			if err == nil || what != "dead" && !errors.As(err, &changed) {
 				t.Fatalf("got %v", err)
@@ -423,7 +428,7 @@ func TestVerifyBitmapAdded(t *testing.T) {
 	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(t.Context(), crashed, name, 65536); err != nil {
 		t.Fatal(err)
 	}
-	if err := VerifyBitmapAdded(crashed, states, name, 65536); err != nil {
+	if err := verifyAdded(crashed, states, name, 65536); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -441,7 +446,7 @@ func TestBitmapAddAfterDeadOnes(t *testing.T) {
 	if err := (qemu.Img{Wait: qemu.LockWait}).BitmapAdd(t.Context(), path, "new", 65536); err != nil {
 		t.Fatal(err)
 	}
-	if err := VerifyBitmapAdded(path, before, "new", 65536); err != nil {
+	if err := verifyAdded(path, before, "new", 65536); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -497,7 +502,7 @@ func TestBitmapAddInterrupted(t *testing.T) {
 			continue
 		}
 		added++
-		if err := VerifyBitmapAdded(path, before, "new", 65536); err != nil {
+		if err := verifyAdded(path, before, "new", 65536); err != nil {
 			t.Fatalf("interrupted %s: %v", moment, err)
 		}
 	}
