@@ -178,7 +178,13 @@ func refuse(resp *http.Response, head []byte) (*http.Response, error) {
 		_ = resp.Body.Close() // not wanted
 	}
 	what := fmt.Sprintf("the answer %q is not an S3 server's: %s", resp.Status, describeAnswer(resp.Header, head))
-	return nil, &protocolError{what + ": is the endpoint right, or is something on the way broken?"}
+	switch resp.StatusCode {
+	case http.StatusProxyAuthRequired:
+		return nil, &protocolError{what + ": the proxy asks who you are (HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT)", true}
+	case http.StatusRequestEntityTooLarge:
+		return nil, &protocolError{what + ": a proxy takes no objects as large as this (packs have some 32 MiB, maps may have more; nginx: client_max_body_size)", true}
+	}
+	return nil, &protocolError{what: what + ": is the endpoint right, or is something on the way broken?"}
 }
 
 var markup = regexp.MustCompile(`(?is)<(script|style)\b.*?</(script|style)>|<[^>]*>`)

@@ -52,7 +52,9 @@ func TestJudge(t *testing.T) {
 		{"GET", object, 404, nil, "<Error><Message>of another kind</Message></Error>", "404"},
 		{"GET", object, 302, map[string]string{"Location": "http://portal/"}, "", `it leads to "http://portal/"`},
 		{"GET", object, 304, tag, "", "304"},
-		{"GET", object, 407, nil, "", "407"},
+		{"GET", object, 407, nil, "", "the proxy asks who you are"},
+		{"PUT", object, 413, nil, "<html>", "client_max_body_size"},
+		{"PUT", object, 417, nil, "", "417"},
 		{"HEAD", object, 200, tag, "", ""},
 		{"HEAD", object, 200, page, "", "200"},
 		{"HEAD", object, 200, nil, "", "200"},
@@ -88,8 +90,9 @@ func TestJudge(t *testing.T) {
 		case c.refused != "" && !errors.As(err, &protocol):
 			t.Errorf("%s %s, %d %q: %v, want it refused", c.method, c.url, c.status, c.body, err)
 		case c.refused != "":
-			if !strings.Contains(err.Error(), c.refused) || objstore.Permanent(err) {
-				t.Errorf("%s %s, %d %q: %v, want %q, and an outage", c.method, c.url, c.status, c.body, err, c.refused)
+			forGood := c.status == http.StatusProxyAuthRequired || c.status == http.StatusRequestEntityTooLarge
+			if !strings.Contains(err.Error(), c.refused) || objstore.Permanent(err) != forGood {
+				t.Errorf("%s %s, %d %q: %v, want %q, and an outage unless it stays so", c.method, c.url, c.status, c.body, err, c.refused)
 			}
 		case err != nil:
 			t.Errorf("%s %s, %d %q: %v, want it to pass", c.method, c.url, c.status, c.body, err)

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/minio/minio-go/v7/pkg/credentials"
+	"golang.org/x/net/http/httpproxy"
 	"gopkg.in/ini.v1"
 
 	"github.com/imgbackup/imgbackup/internal/usage"
@@ -33,6 +34,8 @@ type Config struct {
 	Style    string // "path", "virtual" (the bucket is in the host's name), or "" by the endpoint
 	CAFile   string // PEM file of more certificate authorities
 	Checksum string // of uploads: "crc32c" or ""; "sha256"
+	// Proxy says which proxies there are; nil: as the environment says.
+	Proxy *httpproxy.Config
 	// Credentials to sign with; nil: those that the AWS tools would find.
 	Credentials *credentials.Credentials
 }
@@ -86,7 +89,9 @@ func Parse(place string, getenv func(string) string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
+	proxy := proxies(getenv)
 	c := Config{
+		Proxy:  &proxy,
 		Bucket: bucket,
 		Prefix: prefix,
 		Endpoint: first(option["endpoint"], getenv("IMGBACKUP_S3_ENDPOINT"), getenv("AWS_ENDPOINT_URL_S3"),

@@ -123,10 +123,13 @@ func refused(err error) bool {
 }
 
 // protocolError is an answer that no S3 store gives: something on the way does.
-type protocolError struct{ what string }
+type protocolError struct {
+	what      string
+	permanent bool // it will be answered so again
+}
 
 func (e *protocolError) Error() string   { return e.what }
-func (e *protocolError) Permanent() bool { return false }
+func (e *protocolError) Permanent() bool { return e.permanent }
 
 // cutError is a body that ended too early.
 type cutError struct{ missing int64 }
@@ -197,12 +200,22 @@ func (s *Store) hint(verb string, e *Error, region string) string {
 		return "it can't make a folder for the object; is its disk full?"
 	case fullCodes[e.Code], e.Status == http.StatusInsufficientStorage:
 		return fmt.Sprintf("bucket %s is full: make room or raise its quota, and try again", s.bucket)
-	case e.Code == "AccessDenied", e.Status == http.StatusForbidden:
+	case e.Code == "InvalidObjectState":
+		return "the object lies in an archive class, which gives nothing back at once: restore it to a readable one first"
+	case e.Code == codeAccessDenied && speaksOfRights(e.Message):
 		return fmt.Sprintf("the credentials do not allow to %s in bucket %s: they need %s", verb, s.bucket, permissions[verb])
 	case e.Status == http.StatusNotImplemented:
 		return "this store lacks something that imgbackup needs; see imgbackup init"
 	}
 	return ""
+}
+
+// speaksOfRights reports whether a server that denies access says nothing else. Some
+// deny it for other reasons, such as a cap on what may be stored, and say so.
+func speaksOfRights(message string) bool {
+	m := strings.ToLower(strings.Trim(message, " ."))
+	return m == "" || m == "forbidden" || m == strings.ToLower(codeAccessDenied) || strings.HasPrefix(m, "access denied") ||
+		strings.Contains(m, "not authorized to perform")
 }
 
 // permissions are what the operations need, by the words of AWS's policies.
@@ -226,6 +239,7 @@ func (s *Store) explainNet(err error) error {
 		ue       *url.Error
 		own      interface{ Permanent() bool }
 		dns      *net.DNSError
+		op       *net.OpError
 		unknown  x509.UnknownAuthorityError
 		host     x509.HostnameError
 		invalid  x509.CertificateInvalidError
@@ -252,6 +266,8 @@ func (s *Store) explainNet(err error) error {
 		return hinted("the server does not speak TLS: if that is meant, give the endpoint as http://")
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return fmt.Errorf("%s: %w (check the endpoint and the bucket's name)", s.endpoint, err)
+	case errors.As(err, &op) && op.Op == "proxyconnect":
+		return fmt.Errorf("%s: %w (it is reached through the proxy that HTTPS_PROXY or HTTP_PROXY names; NO_PROXY excepts hosts)", s.endpoint, err)
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("%s: %w (is the server running, and is this its address?)", s.endpoint, err)
 	}

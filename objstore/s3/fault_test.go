@@ -415,6 +415,25 @@ func testS3ListPages(t *testing.T, server *s3test.Server) {
 	}
 }
 
+// What is on the way and can't ask whether a body is wanted gets it unasked.
+func testS3Unasked(t *testing.T, server *s3test.Server) {
+	proxy := s3test.NewProxy(t, server, s3test.Fault{How: s3test.Unasked, Method: http.MethodPut})
+	s := openS3(t, proxy.Config(server, server.Bucket(), ""))
+	want := content(1 << 20)
+	for i := range 3 {
+		key := fmt.Sprintf("object-%d", i)
+		if err := s.Put(t.Context(), key, bytes.NewReader(want), objstore.PutOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := readRange(s, t, key, 0, -1); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, %v", key, len(got), err)
+		}
+	}
+	if n := proxy.Count(http.MethodPut); n != 4 {
+		t.Errorf("%d PUTs of 3 objects, want 4: only the first is asked for", n)
+	}
+}
+
 // testS3Requests counts: one request for everything but the absent, over few
 // connections.
 func testS3Requests(t *testing.T, server *s3test.Server) {

@@ -39,11 +39,11 @@ func (s *Store) ListAfter(ctx context.Context, prefix, after string) iter.Seq2[o
 			case o.Err != nil:
 				err = s.failed(ctx, "list", s.bucket+"/"+s.prefix+prefix, o.Err)
 			case !strings.HasPrefix(o.Key, opts.Prefix):
-				err = &protocolError{fmt.Sprintf("list %s: the answer has the key %.100q", opts.Prefix, o.Key)}
+				err = &protocolError{what: fmt.Sprintf("list %s: the answer has the key %.100q", opts.Prefix, o.Key)}
 			case info.Key <= last && last != "":
 				err = objstore.MarkPermanent(fmt.Errorf("list %s: the store lists %q after %q: it does not sort, which imgbackup needs", opts.Prefix, info.Key, last))
 			case o.Size < 0:
-				err = &protocolError{fmt.Sprintf("list %s: %q has %d bytes", opts.Prefix, o.Key, o.Size)}
+				err = &protocolError{what: fmt.Sprintf("list %s: %q has %d bytes", opts.Prefix, o.Key, o.Size)}
 			}
 			if err != nil {
 				yield(objstore.Info{}, err)

@@ -27,10 +27,17 @@ func open(c Config, stall time.Duration) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.Proxy == nil {
+		proxy := proxies(os.Getenv)
+		c.Proxy = &proxy
+	}
+	if transport.Proxy, err = proxyOf(endpoint, *c.Proxy); err != nil {
+		return nil, err
+	}
 	opts := &minio.Options{
 		Creds:      c.Credentials,
 		Secure:     endpoint.Scheme == "https",
-		Transport:  s3Round{transport},
+		Transport:  &s3Round{next: transport},
 		Region:     c.Region,
 		MaxRetries: 1, // a retry that does not know what it repeats is none
 	}

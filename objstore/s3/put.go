@@ -92,8 +92,17 @@ func (s *Store) tagOf(ctx context.Context, key string, want []byte) (string, err
 	return r.Version(), nil
 }
 
-// put sends an object. Its errors say whether they leave doubt.
+// put sends an object; once more, if the server could not be asked whether it wants
+// it. Its errors say whether they leave doubt.
 func (s *Store) put(ctx context.Context, key string, body objstore.Body, opts minio.PutObjectOptions) error {
+	err := s.send(ctx, key, body, opts)
+	if errors.Is(err, errUnasked) {
+		err = s.send(ctx, key, body, opts)
+	}
+	return err
+}
+
+func (s *Store) send(ctx context.Context, key string, body objstore.Body, opts minio.PutObjectOptions) error {
 	sums, err := s.checksum(body)
 	if err != nil {
 		return &bodyError{err}
@@ -106,7 +115,7 @@ func (s *Store) put(ctx context.Context, key string, body objstore.Body, opts mi
 	switch {
 	case berr != nil:
 		return &bodyError{berr}
-	case err != nil && sent && !refused(err):
+	case err != nil && sent && !refused(err) && !errors.Is(err, errUnasked):
 		return objstore.MarkInDoubt(err)
 	}
 	return err

@@ -115,7 +115,7 @@ func (s *Store) GetVersion(ctx context.Context, key string, offset, length int64
 	}
 	if err != nil {
 		_ = body.Close() // not wanted
-		return nil, fmt.Errorf("read %s: %w", key, &protocolError{err.Error()})
+		return nil, fmt.Errorf("read %s: %w", key, &protocolError{what: err.Error()})
 	}
 	return &s3Reader{
 		ctx: ctx, store: s, key: key, body: body, left: got.length,
@@ -234,7 +234,7 @@ func (s *Store) Stat(ctx context.Context, key string) (objstore.Info, error) {
 	}
 	info, err := s.core.StatObject(ctx, s.bucket, s.prefix+key, minio.StatObjectOptions{})
 	if err == nil && info.Size < 0 {
-		err = &protocolError{"the answer does not tell the object's size"}
+		err = &protocolError{what: "the answer does not tell the object's size"}
 	}
 	size := info.Size
 	if status := httpStatus(err); 300 <= status && status < 500 {
@@ -262,7 +262,7 @@ func (s *Store) statByGet(ctx context.Context, key string) (int64, error) {
 	_ = body.Close() // one byte, not wanted
 	_, size, err := gotRange(header, false)
 	if err != nil {
-		return 0, &protocolError{err.Error()}
+		return 0, &protocolError{what: err.Error()}
 	}
 	return size, nil
 }

@@ -38,6 +38,7 @@ func TestS3(t *testing.T) {
 				"no S3 server for once": testS3NotS3Once,
 				"pages of listings":     testS3ListPages,
 				"requests":              testS3Requests,
+				"unasked":               testS3Unasked,
 				"credentials":           testS3Credentials,
 				"missing bucket":        testS3NoBucket,
 				"refusals":              testS3Refusals,

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -31,7 +32,6 @@ const (
 // newTransport returns the transport of one store. caFile, a PEM file, may be "".
 func newTransport(caFile string, stall time.Duration) (*http.Transport, error) {
 	t := &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           stallDialer(stall),
 		MaxIdleConns:          maxIdle,
 		MaxIdleConnsPerHost:   maxIdle,
@@ -113,10 +113,19 @@ func (c *stallConn) Write(p []byte) (n int, err error) {
 
 // s3Round is the round tripper of a store. It sends large bodies only when the
 // server wants them, and lets no answer pass that is not an S3 server's.
-type s3Round struct{ next http.RoundTripper }
+type s3Round struct {
+	next http.RoundTripper
+	// unasked: something on the way can't ask the server whether it wants a body.
+	unasked atomic.Bool
+}
 
-func (t s3Round) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.Method == http.MethodPut && req.ContentLength >= continueFrom {
+// errUnasked says that the server was not asked whether it wants the body, which was
+// not stored. The next one is sent unasked.
+var errUnasked = errors.New("something on the way can't ask the server whether it wants the object (417 to Expect: 100-continue)")
+
+func (t *s3Round) RoundTrip(req *http.Request) (*http.Response, error) {
+	ask := req.Method == http.MethodPut && req.ContentLength >= continueFrom && !t.unasked.Load()
+	if ask {
 		// Not signed: proxies may take it away.
 		req = req.Clone(req.Context())
 		req.Header.Set("Expect", "100-continue")
@@ -124,6 +133,11 @@ func (t s3Round) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := t.next.RoundTrip(req)
 	if err != nil {
 		return nil, err
+	}
+	if ask && resp.StatusCode == http.StatusExpectationFailed {
+		_ = resp.Body.Close() // nothing in it matters
+		t.unasked.Store(true)
+		return nil, errUnasked
 	}
 	return judge(req, resp)
 }

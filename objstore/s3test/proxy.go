@@ -45,6 +45,7 @@ const (
 	NotModified             // 304, as of a cache
 	Redirected              // 302 to a page to log in at
 	Forbidden               // 403 by a proxy
+	Unasked                 // 417 to Expect: 100-continue
 	Precondition            // 412 by something that is no S3 server
 	Skewed                  // 403 RequestTimeTooSkewed
 	Cut                     // the answer's body ends after Bytes
@@ -264,6 +265,13 @@ func (p *Proxy) serve(ctx context.Context, forward http.Handler, w http.Response
 		answer(w, r, http.StatusForbidden, "RequestTimeTooSkewed")
 	case Full:
 		answer(w, r, http.StatusInsufficientStorage, "XMinioStorageFull")
+	case Unasked:
+		if r.Header.Get("Expect") == "" {
+			forward.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Connection", "close") // the body was not sent
+		w.WriteHeader(http.StatusExpectationFailed)
 	case NotS3:
 		page(w, r, http.StatusNotFound, "text/html", "<html><body>no backend</body></html>")
 	case Precondition:
