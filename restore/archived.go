@@ -4,7 +4,6 @@ package restore
 
 import (
 	"context"
-	"errors"
 	"sync"
 
 	"golang.org/x/time/rate"
@@ -27,10 +26,6 @@ type archivedDisk struct {
 // prove is [writer]'s.
 func (a *archivedDisk) prove(ctx context.Context) (counts outfile.Amounts, err error) {
 	if a.checkpoint, err = view.Open(ctx, a.repo, a.m, []string{a.entry.Name}, view.Options{}); err != nil {
-		var of *chain.DiskError
-		if errors.As(err, &of) {
-			err = of.Err
-		}
 		return counts, damage(a.entry.Name, err, 0, a.entry.Size)
 	}
 	a.disk = a.checkpoint.Disks[0]

@@ -38,11 +38,16 @@ func (e *DamageError) Error() string {
 
 func (e *DamageError) Unwrap() error { return e.Err }
 
-// damage adds disk and range, of guest bytes, to an error out of the repository.
+// damage adds disk and range, of guest bytes, to an error out of the repository, or
+// the range where the disk is known.
 func damage(disk string, err error, start, end int64) error {
 	var known *DamageError
 	if errors.As(err, &known) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
+	}
+	var of *chain.DiskError
+	if errors.As(err, &of) {
+		err = of.Err
 	}
 	if archive.IsDamage(err) {
 		return &DamageError{Disk: disk, Start: start, End: end, Err: err}

@@ -19,11 +19,11 @@ const lockWait = 5 * time.Second
 // lockExclusive takes QEMU's image locks and flock on a file, so that neither a
 // VM nor another run of this program uses it until it is closed. noLock does
 // without where the file system has no locks.
-func lockExclusive(ctx context.Context, f *os.File, noLock bool) error {
+func lockExclusive(ctx context.Context, kernel *System, f *os.File, noLock bool) error {
 	if err := flock(ctx, f); err != nil {
 		return err
 	}
-	err := qemu.LockExclusive(f)
+	err := kernel.LockImage(f)
 	var none *qemu.NoLockError
 	if noLock && errors.As(err, &none) {
 		return nil

@@ -33,7 +33,7 @@ func TestLockSeesEveryQEMU(t *testing.T) {
 			}
 			defer func() { _ = f.Close() }()
 			var inUse *qemu.InUseError
-			if err := lockExclusive(context.Background(), f, false); !errors.As(err, &inUse) || inUse.Path != path {
+			if err := lockExclusive(context.Background(), Linux(), f, false); !errors.As(err, &inUse) || inUse.Path != path {
 				t.Errorf("a held image: %v", err)
 			}
 		})
@@ -50,7 +50,7 @@ func TestLockKeepsOthersOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := lockExclusive(context.Background(), f, false); err != nil {
+	if err := lockExclusive(context.Background(), Linux(), f, false); err != nil {
 		t.Fatal(err)
 	}
 	for _, args := range [][]string{{"-f", "raw", "-c", "write 0 512", path}, {"-r", "-f", "raw", "-c", "read 0 512", path}} {

@@ -63,7 +63,7 @@ func Open(ctx context.Context, kernel *System, p *Place, spec Spec) (*Output, er
 	case p.Device:
 		o.f, err = p.openDevice(ctx, kernel, spec)
 	case p.Reuse:
-		o.f, err = p.openExisting(ctx, os.O_RDWR, spec.NoLock)
+		o.f, err = p.openExisting(ctx, kernel, os.O_RDWR, spec.NoLock)
 	default:
 		err = o.openFile(ctx)
 	}
@@ -79,7 +79,7 @@ func (o *Output) openFile(ctx context.Context) (err error) {
 	}
 	o.dir.sweep()
 	if o.Exists {
-		if o.existing, err = o.openExisting(ctx, os.O_RDONLY, o.spec.NoLock); err != nil {
+		if o.existing, err = o.openExisting(ctx, o.kernel, os.O_RDONLY, o.spec.NoLock); err != nil {
 			return err
 		}
 	}

@@ -150,12 +150,12 @@ func (p *Place) judge(kernel *System, w Wanted, fi fs.FileInfo) error {
 }
 
 // openExisting opens and locks the file that is to be replaced or reused.
-func (p *Place) openExisting(ctx context.Context, mode int, noLock bool) (*os.File, error) {
+func (p *Place) openExisting(ctx context.Context, kernel *System, mode int, noLock bool) (*os.File, error) {
 	f, err := os.OpenFile(p.Path, mode|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open the file that stands at the target: %w", err)
 	}
-	err = lockExclusive(ctx, f, noLock)
+	err = lockExclusive(ctx, kernel, f, noLock)
 	if err == nil {
 		err = p.stillThere(f)
 	}
@@ -187,7 +187,7 @@ func (p *Place) openDevice(ctx context.Context, kernel *System, spec Spec) (*os.
 	if err != nil {
 		return nil, fmt.Errorf("open the device: %w", err)
 	}
-	if err := lockExclusive(ctx, f, spec.NoLock); err != nil {
+	if err := lockExclusive(ctx, kernel, f, spec.NoLock); err != nil {
 		_ = release(f)
 		return nil, err
 	}

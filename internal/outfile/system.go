@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // System is what this package asks of the kernel where the answer depends on
@@ -25,6 +26,8 @@ type System struct {
 	// ZeroOut makes a range of a block device read as zeros. Offset and length
 	// are multiples of zeroAlign.
 	ZeroOut func(f *os.File, off, length int64) error
+	// LockImage takes QEMU's image locks on an open file, for itself alone.
+	LockImage func(f *os.File) error
 	// Rename is renameat2(2) within one folder.
 	Rename func(dir *os.File, from, to string, flags uint) error
 	// FreeSpace returns the bytes that an unprivileged user may still write to
@@ -45,7 +48,8 @@ func Linux() *System {
 		OpenDevice: func(path string) (*os.File, error) {
 			return os.OpenFile(path, os.O_RDWR|unix.O_EXCL|unix.O_NOFOLLOW, 0)
 		},
-		ZeroOut: zeroOut,
+		ZeroOut:   zeroOut,
+		LockImage: qemu.LockExclusive,
 		Rename: func(dir *os.File, from, to string, flags uint) error {
 			return sys.Control(dir, func(fd int) error { return unix.Renameat2(fd, from, fd, to, flags) })
 		},
