@@ -138,7 +138,7 @@ func (s *archiver) write(ctx context.Context, plan *Plan) (*chain.Manifest, arch
 
 // describe is the manifest before the data is read.
 func (s *archiver) describe(plan *Plan) *chain.Manifest {
-	m := s.manifest(chain.KindArchive, plan)
+	m := s.manifest(chain.KindArchive, plan.parent)
 	m.Requested = string(s.req.Mode)
 	for i, p := range plan.Disks {
 		rec := s.manifestDisk(s.disks[i], p)

@@ -91,15 +91,12 @@ func toConsumer(out Consumer) func(*session) {
 	return func(s *session) { s.to = &pulled{newHandout(s, s.req.Checkpoint != ""), out} }
 }
 
-// fullInstead is what to do where an increment is refused.
-const fullInstead = "a full needs no checkpoint"
-
 // choose takes an increment only where one was asked for.
 func (s *handout) choose(ctx context.Context, d *disk, p *DiskPlan) error {
-	judge := s.judge(d)
+	seen := Seen{d.req.Disk, s.judge(d)}
 	if s.records {
 		var err error
-		if p.sound, err = judge.Sound(ctx, false); err != nil {
+		if p.sound, err = seen.Judge.Sound(ctx, false); err != nil {
 			return err
 		}
 	}
@@ -107,18 +104,13 @@ func (s *handout) choose(ctx context.Context, d *disk, p *DiskPlan) error {
 		p.Code, p.Reason = trust.ReasonRequested, "no incremental was asked for"
 		return nil
 	}
-	if d.req.Since != "" {
-		if _, ok := judge.States.Named(d.req.Since); !ok {
-			return &NotTrustedError{Disk: d.req.Disk, Code: trust.ReasonNoCheckpoint,
-				Reason: fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since), Hint: fullInstead}
-		}
+	v, err := seen.ChangedSince(ctx, d.req.Since)
+	var refused *NotTrustedError
+	if errors.As(err, &refused) {
+		refused.Hint = "a full needs no checkpoint"
 	}
-	v, err := judge.Verdict(ctx, trust.Question{Since: d.req.Since})
 	if err != nil {
 		return err
-	}
-	if !v.Trusted {
-		return &NotTrustedError{Disk: d.req.Disk, Code: v.Code, Reason: v.Reason, Hint: fullInstead}
 	}
 	p.Mode, p.Detection, p.Code, p.Reason = Incremental, ByBitmap, v.Code, v.Reason
 	p.verdict, p.Since = v, v.Base.Manifest.Ref()
@@ -143,7 +135,7 @@ func (s *handout) record(ctx context.Context, plan *Plan) (*chain.Manifest, erro
 		return nil, err
 	}
 	defer w.Abort() // does nothing after Finish
-	m := s.manifest(chain.KindCheckpoint, plan)
+	m := s.manifest(chain.KindCheckpoint, plan.parent)
 	for i, d := range s.disks {
 		p := plan.Disks[i]
 		if !p.AddsBitmap {

@@ -8,7 +8,7 @@ import (
 )
 
 // manifest fills in all that is known before the data is read, but for the disks.
-func (s *session) manifest(kind string, plan *Plan) *chain.Manifest {
+func (s *session) manifest(kind string, parent *chain.Manifest) *chain.Manifest {
 	locking := chain.LockingQEMU
 	if s.req.NoLock {
 		locking = chain.LockingNone
@@ -19,7 +19,7 @@ func (s *session) manifest(kind string, plan *Plan) *chain.Manifest {
 		Created: s.point.created, Description: s.req.Description, Tool: s.req.Tool,
 		Locking: locking, LeftOut: s.req.LeftOut,
 	}
-	m.Follow(plan.parent)
+	m.Follow(parent)
 	return m
 }
 

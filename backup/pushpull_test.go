@@ -180,7 +180,7 @@ func checkpointLife(t *testing.T, random *rand.Rand) {
 				l.covers("since "+name, runs, l.oracleOf(name), data)
 			}
 			for _, later := range names[i+1:] {
-				all, err := backup.ChangesBetween(t.Context(), l.repo, "vm", name, later)
+				all, err := checkpoint.ChangesBetween(t.Context(), l.repo, "vm", name, later)
 				if errors.Is(err, chain.ErrNoCheckpoint) {
 					continue
 				}
@@ -280,7 +280,7 @@ func TestChangesOfARegrownDisk(t *testing.T) {
 	if runs, err := l.changesSince("k2", l.disk("a")); !errors.As(err, &noTrust) || noTrust.Code != trust.ReasonMap {
 		t.Errorf("since k2: %v, %v", runs, err)
 	}
-	if _, err := backup.ChangesBetween(t.Context(), l.repo, "vm", "k0", "k2"); !errors.As(err, &noTrust) {
+	if _, err := checkpoint.ChangesBetween(t.Context(), l.repo, "vm", "k0", "k2"); !errors.As(err, &noTrust) {
 		t.Errorf("from k0 to k2: %v", err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/checkpoint"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain/check"
 )
@@ -86,7 +87,7 @@ func TestTrustRenamed(t *testing.T) {
 		}
 	}
 	for _, ends := range [][2]string{{"c2", "c4"}, {"c4", "c2"}} {
-		changes, err := backup.ChangesBetween(t.Context(), l.repo, "vm", ends[0], ends[1])
+		changes, err := checkpoint.ChangesBetween(t.Context(), l.repo, "vm", ends[0], ends[1])
 		l.must(err)
 		if len(changes) != 2 {
 			t.Errorf("from %s to %s %d disks changed", ends[0], ends[1], len(changes))

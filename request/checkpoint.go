@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/checkpoint"
 	"github.com/imgbackup/imgbackup/chain"
 	dom "github.com/imgbackup/imgbackup/domain"
 	"github.com/imgbackup/imgbackup/internal/usage"
@@ -47,7 +48,7 @@ func (c *Checkpoint) Request(stdin io.Reader) (backup.Request, []string, error) 
 // Redefinition is a checkpoint's definition that is to be put back.
 type Redefinition struct {
 	Request    backup.Request
-	Definition backup.Definition
+	Definition checkpoint.Definition
 	xml        *dom.Checkpoint
 }
 
@@ -70,8 +71,8 @@ func Redefine(req backup.Request, file string, stdin io.Reader) (*Redefinition, 
 }
 
 // definition is what the XML says of the checkpoint itself.
-func definition(c *dom.Checkpoint) (backup.Definition, error) {
-	def := backup.Definition{
+func definition(c *dom.Checkpoint) (checkpoint.Definition, error) {
+	def := checkpoint.Definition{
 		Name: c.Name, Description: c.Description, Created: time.Unix(c.Created, 0), Parent: c.Parent,
 		Bitmaps: make(map[string]string),
 	}

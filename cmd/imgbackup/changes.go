@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/checkpoint"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
@@ -101,7 +102,7 @@ func (a *app) changesBetween(ctx context.Context, o changesOptions) error {
 	if err := a.noteAlone(ctx, repo, from, to); err != nil {
 		return err
 	}
-	all, err := backup.ChangesBetween(ctx, repo, o.domain, from.Checkpoint, to.Checkpoint)
+	all, err := checkpoint.ChangesBetween(ctx, repo, o.domain, from.Checkpoint, to.Checkpoint)
 	if err != nil {
 		return err
 	}
@@ -124,18 +125,12 @@ func (a *app) changesSince(ctx context.Context, o changesOptions) error {
 		}
 		req.Disks = request.RecordedAt(from, ms)
 	}
-	req.Mode, req.Since = backup.Incremental, from.Checkpoint
-	_, err = backup.Pull(ctx, repo, req, backup.Hooks{Note: a.note}, func(_ context.Context, disks []backup.Source) error {
-		var all []backup.DiskChanges
-		for _, d := range disks {
-			all = append(all, backup.DiskChanges{Disk: d.Plan.Disk, Size: d.Plan.VirtualSize, Runs: d.Changes, How: d.Plan.Reason})
-		}
+	return checkpoint.ChangesSince(ctx, repo, req, from.Checkpoint, backup.Hooks{Note: a.note}, func(all []checkpoint.Changes) error {
 		return a.printChanges(all, o, from.Checkpoint, "")
 	})
-	return err
 }
 
-func (a *app) printChanges(all []backup.DiskChanges, o changesOptions, from, to string) error {
+func (a *app) printChanges(all []checkpoint.Changes, o changesOptions, from, to string) error {
 	p := changesPrinter{a: a, extents: o.extents, from: from}
 	return p.print(all, to)
 }
@@ -173,7 +168,7 @@ type changesPrinter struct {
 	from    string
 }
 
-func (p *changesPrinter) print(all []backup.DiskChanges, to string) error {
+func (p *changesPrinter) print(all []checkpoint.Changes, to string) error {
 	buf := bufio.NewWriter(p.a.out)
 	w := &checkedWriter{w: buf}
 	print := p.text
@@ -207,7 +202,7 @@ func quoted(s string) string {
 	return string(text)
 }
 
-func (p *changesPrinter) text(w *checkedWriter, _ int, c backup.DiskChanges) error {
+func (p *changesPrinter) text(w *checkedWriter, _ int, c checkpoint.Changes) error {
 	if p.extents {
 		err := eachRun(c.Runs, func(_ int, r bitmapstore.Run) {
 			w.printf("%s\t%d\t%d\n", c.Disk, r.Start, r.Len())
@@ -225,7 +220,7 @@ func (p *changesPrinter) text(w *checkedWriter, _ int, c backup.DiskChanges) err
 	return w.err
 }
 
-func (p *changesPrinter) jsonDisk(w *checkedWriter, i int, c backup.DiskChanges) error {
+func (p *changesPrinter) jsonDisk(w *checkedWriter, i int, c checkpoint.Changes) error {
 	if i > 0 {
 		w.printf(",")
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/checkpoint"
 	"github.com/imgbackup/imgbackup/request"
 )
 
@@ -80,9 +81,9 @@ func (a *app) createCheckpoint(ctx context.Context, o checkpointCreateOptions) e
 	if err != nil {
 		return err
 	}
-	result, err := backup.Record(ctx, repo, req, backup.Hooks{Note: a.note, Step: a.step})
+	m, err := checkpoint.Create(ctx, repo, req, backup.Hooks{Note: a.note, Step: a.step})
 	if err != nil {
 		return err
 	}
-	return a.printCheckpoint(result.Manifest, "created")
+	return a.printCheckpoint(m, "created")
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/checkpoint"
 	"github.com/imgbackup/imgbackup/chain"
 	dom "github.com/imgbackup/imgbackup/domain"
 	"github.com/imgbackup/imgbackup/request"
@@ -75,7 +76,7 @@ func (a *app) dumpCheckpoint(ctx context.Context, o checkpointDumpXMLOptions) er
 		if len(req.Disks) == 0 {
 			req.Disks = request.RecordedAt(m, ms)
 		}
-		sizes, err := backup.Sizes(ctx, repo, req, backup.Hooks{Note: a.note})
+		sizes, err := checkpoint.Sizes(ctx, repo, req, backup.Hooks{Note: a.note})
 		if err != nil {
 			return err
 		}
@@ -107,7 +108,7 @@ func viewCheckpointXML(m *chain.Manifest, node *chain.Node) *dom.Checkpoint {
 	return c
 }
 
-func (a *app) fillSizes(c *dom.Checkpoint, m *chain.Manifest, sizes []backup.CheckpointSize) {
+func (a *app) fillSizes(c *dom.Checkpoint, m *chain.Manifest, sizes []checkpoint.Size) {
 	for i := range c.Disks {
 		d := &c.Disks[i]
 		for _, s := range sizes {

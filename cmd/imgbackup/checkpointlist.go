@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/checkpoint"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/request"
 )
@@ -89,12 +90,12 @@ func (a *app) checkpointList(ctx context.Context, domain string, o checkpointLis
 		printTree(w, forest)
 		return w.err
 	}
-	var sizes []backup.CheckpointSize
+	var sizes []checkpoint.Size
 	if o.size || len(req.Disks) > 0 {
 		if len(req.Disks) == 0 {
 			req.Disks = request.Recorded(ms)
 		}
-		if sizes, err = backup.Sizes(ctx, repo, req, backup.Hooks{Note: a.note}); err != nil {
+		if sizes, err = checkpoint.Sizes(ctx, repo, req, backup.Hooks{Note: a.note}); err != nil {
 			return err
 		}
 	}
@@ -106,7 +107,7 @@ func (a *app) checkpointList(ctx context.Context, domain string, o checkpointLis
 }
 
 // viewListed are the checkpoints as --json shows them.
-func viewListed(ms []*chain.Manifest, forest *chain.Tree, sizes []backup.CheckpointSize) []listedCheckpoint {
+func viewListed(ms []*chain.Manifest, forest *chain.Tree, sizes []checkpoint.Size) []listedCheckpoint {
 	all := []listedCheckpoint{}
 	current := chain.Newest(ms)
 	for _, m := range ms {
@@ -125,7 +126,7 @@ func viewListed(ms []*chain.Manifest, forest *chain.Tree, sizes []backup.Checkpo
 	return all
 }
 
-func viewListedDisk(m *chain.Manifest, d *chain.Disk, sizes []backup.CheckpointSize) listedDisk {
+func viewListedDisk(m *chain.Manifest, d *chain.Disk, sizes []checkpoint.Size) listedDisk {
 	out := listedDisk{Target: d.Name, Bitmap: d.Bitmap}
 	for _, s := range sizes {
 		if s.Checkpoint.UUID == m.UUID && s.Disk == d.Name {

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/checkpoint"
 	"github.com/imgbackup/imgbackup/request"
 )
 
@@ -56,7 +57,7 @@ func (a *app) redefineCheckpoint(ctx context.Context, domain, file string, image
 	if err := r.FindDisks(request.Recorded(ms)); err != nil {
 		return err
 	}
-	m, err := backup.Redefine(ctx, repo, r.Request, r.Definition, backup.Hooks{Note: a.note})
+	m, err := checkpoint.Redefine(ctx, repo, r.Request, r.Definition, backup.Hooks{Note: a.note})
 	if err != nil {
 		return err
 	}

@@ -1,81 +1,59 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package backup
+package checkpoint
 
 import (
 	"context"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 )
 
-// CheckpointSize says how much of a disk changed since a checkpoint.
-type CheckpointSize struct {
+// Size says how much of a disk changed since a checkpoint.
+type Size struct {
 	Checkpoint chain.CheckpointRef
 	Disk       string
 	Bytes      int64  // dirty, in whole granules
 	Problem    string // why it cannot be told; Bytes is 0 then
 }
 
-// Sizes tells for every checkpoint of the domain how much changed since in the
-// disks of the request, as an incremental backup would take it. It writes
-// nothing.
-func Sizes(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks) ([]CheckpointSize, error) {
-	s, err := newSession(repo, req, hooks, toNothing)
+// Sizes returns for every checkpoint of the domain how much changed since in the disks of
+// the request, as an incremental backup would take it. It writes nothing.
+func Sizes(ctx context.Context, repo *chain.Repository, req backup.Request, hooks backup.Hooks) ([]Size, error) {
+	var sizes []Size
+	err := backup.Look(ctx, repo, req, hooks, func(ctx context.Context, disks []backup.Seen) error {
+		for _, d := range disks {
+			of, err := diskSizes(ctx, d.Judge, req.TempDir)
+			if err != nil {
+				return &chain.DiskError{Disk: d.Disk, Err: err}
+			}
+			sizes = append(sizes, of...)
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, err
-	}
-	defer s.close()
-	if err := s.loadHistory(ctx); err != nil {
-		return nil, err
-	}
-	if err := s.open(ctx); err != nil {
-		return nil, err
-	}
-	s.recognize()
-	var sizes []CheckpointSize
-	for _, d := range s.disks {
-		of, err := s.diskSizes(ctx, s.judge(d))
-		if err != nil {
-			return nil, &chain.DiskError{Disk: d.req.Disk, Err: err}
-		}
-		sizes = append(sizes, of...)
 	}
 	return sizes, nil
 }
 
 // diskSizes goes from the newest state of a disk to the oldest.
-func (s *session) diskSizes(ctx context.Context, judge *trust.Judge) ([]CheckpointSize, error) {
-	line := sizeLine{judge: judge, tempDir: s.req.TempDir}
+func diskSizes(ctx context.Context, judge *trust.Judge, tempDir string) ([]Size, error) {
+	line := sizeLine{judge: judge, tempDir: tempDir}
 	defer line.end()
-	var sizes []CheckpointSize
+	var sizes []Size
 	for _, st := range judge.States {
-		size := CheckpointSize{Checkpoint: *st.Manifest.Ref(), Disk: st.Disk.Name}
-		dirty, o, err := judge.Since(ctx, st)
+		size := Size{Checkpoint: *st.Manifest.Ref(), Disk: st.Disk.Name}
+		var err error
+		size.Bytes, size.Problem, err = line.size(ctx, st)
 		switch {
 		case archive.IsDamage(err):
-			size.Problem = err.Error()
+			size.Bytes, size.Problem = 0, err.Error()
 		case err != nil:
 			return nil, err
-		case o == nil:
-			if size.Bytes, err = line.begin(ctx, st, dirty); err != nil {
-				return nil, err
-			}
-		default:
-			reached := false
-			if o.Code == trust.ReasonMissing && !o.All {
-				size.Bytes, reached, err = line.reach(ctx, st)
-			}
-			switch {
-			case archive.IsDamage(err):
-				size.Problem = err.Error()
-			case err != nil:
-				return nil, err
-			case !reached:
-				size.Problem = o.Reason
-			}
 		}
 		sizes = append(sizes, size)
 	}
@@ -91,6 +69,25 @@ type sizeLine struct {
 	tempDir string
 	at      chain.DiskState    // where it has come to
 	since   *bitmapstore.Index // what changed since; nil: it has not begun, or is broken
+}
+
+// size is how many bytes changed since a state, or what keeps it from being known.
+func (l *sizeLine) size(ctx context.Context, st chain.DiskState) (bytes int64, problem string, err error) {
+	dirty, o, err := l.judge.Since(ctx, st)
+	switch {
+	case err != nil:
+		return 0, "", err
+	case o == nil:
+		bytes, err = l.begin(ctx, st, dirty)
+		return bytes, "", err
+	case o.Code != trust.ReasonMissing || o.All:
+		return 0, o.Reason, nil
+	}
+	bytes, reached, err := l.reach(ctx, st)
+	if err == nil && !reached {
+		problem = o.Reason
+	}
+	return bytes, problem, err
 }
 
 // begin begins the line anew at a state whose bitmap is believed, and returns how

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
+)
+
+// Definition is what is known of a checkpoint whose definition was lost.
+type Definition struct {
+	Name        string
+	Description string
+	Created     time.Time
+	Parent      string // name; empty: none
+	// Bitmaps are the names in the images, by disk.
+	Bitmaps map[string]string
+}
+
+// Redefine puts a checkpoint's definition back that was removed while its
+// bitmaps stayed in the images of the request. Each must be there, sound, in
+// the active layer, and be named after the checkpoint. What the first
+// definition recorded beside is lost, so less can contradict these bitmaps
+// later.
+func Redefine(ctx context.Context, repo *chain.Repository, req backup.Request, def Definition, hooks backup.Hooks) (*chain.Manifest, error) {
+	half, err := def.halfUUID(req.Disks)
+	if err != nil {
+		return nil, err
+	}
+	req.Checkpoint, req.Description = def.Name, def.Description
+	return backup.RecordStanding(ctx, repo, req, hooks, func(history []*chain.Manifest, disks []backup.Seen) (backup.Standing, error) {
+		return def.find(half, history, disks)
+	})
+}
+
+// halfUUID returns the half of the checkpoint's uuid that is in the names of its bitmaps.
+func (def *Definition) halfUUID(disks []backup.DiskRequest) (string, error) {
+	half := ""
+	for _, d := range disks {
+		name, ok := def.Bitmaps[d.Disk]
+		if !ok {
+			return "", wrong(d.Disk, "the definition has no bitmap for it")
+		}
+		rest, ok := strings.CutPrefix(name, def.Name+".")
+		if !ok || len(rest) != 16 || strings.Trim(rest, "0123456789abcdef") != "" {
+			return "", wrong(d.Disk, "bitmap %s is none that imgbackup made for checkpoint %s: it would be named %s.<16 hexadecimal digits>", name, def.Name, def.Name)
+		}
+		if half != "" && rest != half {
+			return "", wrong(d.Disk, "bitmap %s belongs to another checkpoint than those of the other disks", name)
+		}
+		half = rest
+	}
+	return half, nil
+}
+
+func wrong(disk, format string, args ...any) error {
+	return usage.Wrap(&chain.DiskError{Disk: disk, Err: fmt.Errorf(format, args...)})
+}
+
+// find completes the definition by what the repository and the images say.
+func (def *Definition) find(half string, history []*chain.Manifest, disks []backup.Seen) (backup.Standing, error) {
+	found := backup.Standing{Created: def.Created, Granularity: make(map[string]int64)}
+	var err error
+	if found.UUID, err = def.uuid(half, history); err != nil {
+		return found, err
+	}
+	if found.Parent, err = def.parent(history); err != nil {
+		return found, err
+	}
+	found.Sequence = sequenceOf(found.UUID, found.Parent, history)
+	for _, d := range disks {
+		if found.Granularity[d.Disk], err = granularity(d, def.Bitmaps[d.Disk]); err != nil {
+			return found, &chain.DiskError{Disk: d.Disk, Err: err}
+		}
+	}
+	return found, nil
+}
+
+// uuid is the one that the checkpoint had. Those that follow it tell all of it.
+func (def *Definition) uuid(half string, history []*chain.Manifest) (string, error) {
+	for _, m := range history {
+		refs := m.Ancestors
+		if m.Parent != nil {
+			refs = append([]chain.CheckpointRef{*m.Parent}, refs...)
+		}
+		for _, ref := range refs {
+			if chain.BitmapName(ref.Name, ref.UUID) == def.Name+"."+half {
+				return ref.UUID, nil
+			}
+		}
+	}
+	return chain.UUIDWithPrefix(half)
+}
+
+func (def *Definition) parent(history []*chain.Manifest) (*chain.Manifest, error) {
+	switch def.Parent {
+	case "":
+		return nil, nil
+	case def.Name:
+		return nil, usage.Errorf("checkpoint %s cannot be its own parent", def.Name)
+	}
+	for _, m := range history {
+		if m.Checkpoint == def.Parent {
+			return m, nil
+		}
+	}
+	return nil, usage.Errorf("the parent %s of checkpoint %s is not in the repository", def.Parent, def.Name)
+}
+
+// sequenceOf places a checkpoint that comes back behind its parent and before
+// those that follow it.
+func sequenceOf(uuid string, parent *chain.Manifest, history []*chain.Manifest) int64 {
+	for _, m := range history {
+		if m.Parent != nil && m.Parent.UUID == uuid {
+			return max(1, m.Sequence-1)
+		}
+	}
+	if parent == nil {
+		return 1
+	}
+	return parent.Sequence + 1
+}
+
+// granularity is that of the checkpoint's bitmap in a disk's image, bytes, which must be
+// fit to be used.
+func granularity(d backup.Seen, name string) (int64, error) {
+	if o := d.Judge.Image.Objection(); o != nil {
+		return 0, errors.New(o.Reason)
+	}
+	active := &d.Judge.Image.Layers[0]
+	path := active.Record.Path
+	b := active.Bitmap(name)
+	switch {
+	case b == nil:
+		return 0, fmt.Errorf("%s holds no bitmap %s", path, name)
+	case b.InUse:
+		return 0, fmt.Errorf("bitmap %s of %s was left in use", name, path)
+	case b.Problem != nil:
+		return 0, fmt.Errorf("bitmap %s of %s is broken: %w", name, path, b.Problem)
+	case !b.Enabled:
+		return 0, fmt.Errorf("bitmap %s of %s is disabled, so it does not record", name, path)
+	}
+	if _, err := b.Dirty.Bytes(); err != nil {
+		return 0, fmt.Errorf("bitmap %s of %s cannot be read: %w", name, path, err)
+	}
+	return b.Granularity, nil
+}
