@@ -37,7 +37,8 @@ func StartNBD(name string, args ...string) (*NBD, error) {
 		return nil, err
 	}
 	go func() {
-		_ = <-ended // State has it
+		for range ended { // State has how
+		}
 		close(n.ended)
 	}()
 	return n, nil
