@@ -206,7 +206,7 @@ func TestSettleRunRefuses(t *testing.T) {
 		settles    bool // with them
 	}{
 		{"at work", put(func(*chain.Lease) {}), true, backup.RunOptions{Ended: true, ImagesGone: true}, false},
-		{"in another container", put(func(l *chain.Lease) { l.PIDNamespace = "pid:[1]" }), true, backup.RunOptions{Ended: true}, true},
+		{"not to be seen", put(func(l *chain.Lease) { l.PIDNamespace = "" }), true, backup.RunOptions{Ended: true}, true},
 		{"ended", put(func(l *chain.Lease) { l.ProcessStart++ }), false, backup.RunOptions{}, true},
 		{"another machine's", put(func(l *chain.Lease) { l.Host.Name, l.BootID = "gone", "another" }), false, backup.RunOptions{}, true},
 		{"damaged intent", lost.UUID, true, backup.RunOptions{ImagesGone: true}, true},

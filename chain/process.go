@@ -91,7 +91,12 @@ func (p Process) fate(root fs.FS, other Process) Fate {
 
 // fateOfPID judges a process of the same boot.
 func (p Process) fateOfPID(root fs.FS, other Process) Fate {
-	if p.PIDNamespace == "" || p.PIDNamespace != other.PIDNamespace || other.PID <= 0 || other.ProcessStart <= 0 {
+	switch {
+	case p.PIDNamespace == "" || other.PIDNamespace == "":
+		return FateUnknown
+	case p.PIDNamespace != other.PIDNamespace:
+		return p.fateOfNamespace(root, other.PIDNamespace)
+	case other.PID <= 0 || other.ProcessStart <= 0:
 		return FateUnknown
 	}
 	stat, err := statProcess(root, other.PID)
@@ -111,6 +116,41 @@ func (p Process) fateOfPID(root fs.FS, other Process) Fate {
 		return FateEnded
 	}
 	return FateAlive
+}
+
+// initialNamespace is the namespace of process ids that all others lie in; its number
+// is the same in every Linux.
+const initialNamespace = "pid:[4026531836]"
+
+// fateOfNamespace judges a process in another namespace, which has a container's ids:
+// from the initial one all processes are seen, and one without any has ended. That
+// takes the right to look at each of them.
+func (p Process) fateOfNamespace(root fs.FS, namespace string) Fate {
+	if p.PIDNamespace != initialNamespace {
+		return FateUnknown
+	}
+	entries, err := fs.ReadDir(root, "proc")
+	if err != nil {
+		return FateUnknown
+	}
+	seen := false // the first process, which is always there
+	for _, e := range entries {
+		if strings.Trim(e.Name(), "0123456789") != "" {
+			continue
+		}
+		its, err := fs.ReadLink(root, path.Join("proc", e.Name(), "ns/pid"))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue // it has ended since
+		case err != nil, its == namespace:
+			return FateUnknown
+		}
+		seen = seen || e.Name() == "1"
+	}
+	if !seen {
+		return FateUnknown
+	}
+	return FateEnded
 }
 
 func pidNamespace(root fs.FS) (string, error) {

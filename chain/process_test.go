@@ -187,6 +187,47 @@ func TestFate(t *testing.T) {
 	}
 }
 
+// TestFateOfContainer: from the initial namespace a container is seen to be gone.
+func TestFateOfContainer(t *testing.T) {
+	t.Parallel()
+	link := func(namespace string) *fstest.MapFile {
+		return &fstest.MapFile{Data: []byte(namespace), Mode: fs.ModeSymlink}
+	}
+	const container, its = "pid:[4026532001]", "proc/9000020/ns/pid"
+	me, err := self(fakeHost(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		change func(me *Process, root fstest.MapFS)
+		want   Fate
+	}{
+		"gone":              {func(*Process, fstest.MapFS) {}, FateEnded},
+		"at work":           {func(_ *Process, root fstest.MapFS) { root[its] = link(container) }, FateUnknown},
+		"another is":        {func(_ *Process, root fstest.MapFS) { root[its] = link("pid:[4026532002]") }, FateEnded},
+		"from another one":  {func(me *Process, _ fstest.MapFS) { me.PIDNamespace = "pid:[4026532002]" }, FateUnknown},
+		"nothing is shown":  {func(_ *Process, root fstest.MapFS) { delete(root, "proc/1/ns/pid") }, FateUnknown},
+		"not known which":   {func(me *Process, _ fstest.MapFS) { me.PIDNamespace = "" }, FateUnknown},
+		"on another boot":   {func(me *Process, _ fstest.MapFS) { me.BootID = "another"; me.Host.Name = "node8" }, FateUnknown},
+		"ended, not reaped": {func(_ *Process, root fstest.MapFS) { root["proc/9000020/stat"] = root["proc/1/stat"] }, FateEnded},
+	} {
+		me, root := me, fakeHost()
+		root["proc/1/ns/pid"], root["proc/9000017/ns/pid"] = link(initialNamespace), link(initialNamespace)
+		other := Process{Host: Host{Name: "c-1"}, BootID: me.BootID, PID: 1, PIDNamespace: container, ProcessStart: 7}
+		c.change(&me, root)
+		if got := me.fate(root, other); got != c.want {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+	// One that may not be looked at may be the one.
+	root := &failing{MapFS: fakeHost(), name: its}
+	root.MapFS["proc/1/ns/pid"], root.MapFS[its] = link(initialNamespace), link(initialNamespace)
+	other := Process{Host: Host{Name: "c-1"}, BootID: me.BootID, PID: 1, PIDNamespace: container, ProcessStart: 7}
+	if got := me.fate(root, other); got != FateUnknown || !root.hit {
+		t.Errorf("not to be looked at: %v (asked: %v)", got, root.hit)
+	}
+}
+
 func TestSameMachine(t *testing.T) {
 	t.Parallel()
 	me, err := self(fakeHost(), "")
