@@ -90,7 +90,7 @@ func (a *app) backupDefinition(ctx context.Context, repo *chain.Repository, b ba
 		case err != nil:
 			return err
 		case b.dryRun:
-			o.Plan = &planJSON{plan, job.Request.LeftOut}
+			o.Plan = viewPlan(plan, job.Request.LeftOut)
 		default:
 			o.Backup = viewBackup(result, job.Request.LeftOut)
 		}

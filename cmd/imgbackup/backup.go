@@ -247,12 +247,27 @@ func (a *app) carryOut(ctx context.Context, repo *chain.Repository, req backup.R
 // planJSON is what backup --dry-run --json prints.
 type planJSON struct {
 	*backup.Plan
+	Disks   []diskPlanJSON  `json:"disks"`
 	LeftOut []chain.LeftOut `json:"left_out,omitempty"`
+}
+
+// diskPlanJSON is the plan for one disk.
+type diskPlanJSON struct {
+	Name string `json:"disk"`
+	*backup.DiskPlan
+}
+
+func viewPlan(plan *backup.Plan, left []chain.LeftOut) *planJSON {
+	out := &planJSON{Plan: plan, LeftOut: left}
+	for _, d := range plan.Disks {
+		out.Disks = append(out.Disks, diskPlanJSON{d.Disk, d})
+	}
+	return out
 }
 
 func (a *app) printPlan(plan *backup.Plan, left []chain.LeftOut) error {
 	if a.json {
-		return a.printJSON(planJSON{plan, left})
+		return a.printJSON(viewPlan(plan, left))
 	}
 	w := &checkedWriter{w: a.out}
 	w.printf("Plan for %s (nothing has been written)\n", plan.Domain)

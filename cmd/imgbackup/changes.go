@@ -224,7 +224,7 @@ func (p *changesPrinter) jsonDisk(w *checkedWriter, i int, c checkpoint.Changes)
 	if i > 0 {
 		w.printf(",")
 	}
-	w.printf("\n    {\n      \"target\": %s,\n      \"virtual_size\": %d,\n      \"by\": %s", quoted(c.Disk), c.Size, quoted(c.How))
+	w.printf("\n    {\n      \"disk\": %s,\n      \"target\": %s,\n      \"virtual_size\": %d,\n      \"by\": %s", quoted(c.Disk), quoted(c.Disk), c.Size, quoted(c.How))
 	var total int64
 	if p.extents {
 		w.printf(",\n      \"extents\": [")

@@ -132,7 +132,7 @@ type deletionJSON struct {
 }
 
 type doomedJSON struct {
-	Name    string             `json:"name"`
+	checkpointNames
 	UUID    string             `json:"uuid"`
 	Kept    bool               `json:"archive_kept"` // only its bitmaps go
 	Bitmaps []doomedBitmapJSON `json:"bitmaps"`
@@ -150,7 +150,7 @@ func (a *app) printDeletion(p *checkpoint.Deletion) error {
 	if a.json {
 		out := deletionJSON{Domain: p.Domain, DryRun: true, Checkpoints: []doomedJSON{}}
 		for _, d := range p.Checkpoints {
-			view := doomedJSON{Name: d.Checkpoint.Name, UUID: d.Checkpoint.UUID, Kept: d.KeepsData, Bitmaps: []doomedBitmapJSON{}}
+			view := doomedJSON{checkpointNames: checkpointNamed(d.Checkpoint.Name), UUID: d.Checkpoint.UUID, Kept: d.KeepsData, Bitmaps: []doomedBitmapJSON{}}
 			for _, b := range d.Bitmaps {
 				view.Bitmaps = append(view.Bitmaps, doomedBitmapJSON{Disk: b.Disk, Path: b.Path, Bitmap: b.Name, Held: b.Held})
 			}
@@ -183,17 +183,19 @@ func (a *app) printDeletion(p *checkpoint.Deletion) error {
 	return w.err
 }
 
+// deletedJSON is one checkpoint as checkpoint delete --json shows it.
+type deletedJSON struct {
+	checkpointNames
+	UUID    string   `json:"uuid"`
+	Bitmaps []string `json:"bitmaps_removed_from"`
+	Kept    bool     `json:"archive_kept"`
+}
+
 func (a *app) printDeleted(all []checkpoint.Deleted, metadata bool) error {
-	type deletedJSON struct {
-		Name    string   `json:"name"`
-		UUID    string   `json:"uuid"`
-		Bitmaps []string `json:"bitmaps_removed_from"`
-		Kept    bool     `json:"archive_kept"`
-	}
 	out := []deletedJSON{}
 	w := &checkedWriter{w: a.out}
 	for _, d := range all {
-		out = append(out, deletedJSON{d.Checkpoint.Name, d.Checkpoint.UUID, append([]string{}, d.Bitmaps...), d.Kept})
+		out = append(out, deletedJSON{checkpointNamed(d.Checkpoint.Name), d.Checkpoint.UUID, append([]string{}, d.Bitmaps...), d.Kept})
 		if a.json {
 			continue
 		}

@@ -19,7 +19,7 @@ import (
 
 // listedCheckpoint is one checkpoint as checkpoint list --json shows it.
 type listedCheckpoint struct {
-	Name        string       `json:"name"`
+	checkpointNames
 	UUID        string       `json:"uuid"`
 	Kind        string       `json:"kind"`
 	Parent      string       `json:"parent,omitempty"` // the nearest that is still there
@@ -31,7 +31,7 @@ type listedCheckpoint struct {
 
 // listedDisk is one disk of it. Size is in bytes.
 type listedDisk struct {
-	Target string `json:"target"`
+	diskNames
 	Bitmap string `json:"bitmap,omitempty"`
 	Size   *int64 `json:"size,omitempty"` // what changed since
 	// Problem says why the size cannot be told.
@@ -112,7 +112,7 @@ func viewListed(ms []*chain.Manifest, forest *chain.Tree, sizes []checkpoint.Siz
 	current := chain.Newest(ms)
 	for _, m := range ms {
 		c := listedCheckpoint{
-			Name: m.Checkpoint, UUID: m.UUID, Kind: m.Kind, Created: m.Created,
+			checkpointNames: checkpointNamed(m.Checkpoint), UUID: m.UUID, Kind: m.Kind, Created: m.Created,
 			Current: m == current, Description: m.Description,
 		}
 		if n := forest.Find(m.UUID); n != nil && n.Parent != nil {
@@ -127,7 +127,7 @@ func viewListed(ms []*chain.Manifest, forest *chain.Tree, sizes []checkpoint.Siz
 }
 
 func viewListedDisk(m *chain.Manifest, d *chain.Disk, sizes []checkpoint.Size) listedDisk {
-	out := listedDisk{Target: d.Name, Bitmap: d.Bitmap}
+	out := listedDisk{diskNames: diskNamed(d.Name), Bitmap: d.Bitmap}
 	for _, s := range sizes {
 		if s.Checkpoint.UUID == m.UUID && s.Disk == d.Name {
 			if out.Problem = s.Problem; s.Problem == "" {

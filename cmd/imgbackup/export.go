@@ -152,7 +152,7 @@ func (a *app) runExport(ctx context.Context, o exportOptions) error {
 
 // offerJSON is one export as export --json shows it. Sizes are in bytes.
 type offerJSON struct {
-	Target          string       `json:"target"`
+	diskNames
 	Export          string       `json:"export"`
 	URI             string       `json:"uri"`
 	VirtualSize     int64        `json:"virtual_size"`
@@ -175,7 +175,7 @@ func (a *app) printOffers(req backup.Request, offers pull.Offers, s *nbdService)
 		for _, o := range offers {
 			p := o.Source.Plan
 			e := offerJSON{
-				Target: p.Disk, Export: o.Export.Name, URI: s.uri(o.Export.Name), VirtualSize: o.Export.Size,
+				diskNames: diskNamed(p.Disk), Export: o.Export.Name, URI: s.uri(o.Export.Name), VirtualSize: o.Export.Size,
 				Mode: p.Mode, ReasonCode: p.Code, Reason: p.Reason, Context: o.Context, ChangedBytes: o.Changed,
 			}
 			if p.Since != nil {

@@ -32,7 +32,7 @@ S3 store is tried first: it must be able to create an object only if there is no
 				return err
 			}
 			if a.json {
-				return a.printJSON(map[string]any{"repository": a.repoFlag, "id": repo.Config.ID, "version": repo.Config.Version})
+				return a.printJSON(initJSON{a.repoFlag, repo.Config.ID, repo.Config.Version})
 			}
 			_, err = fmt.Fprintf(a.out, "made repository %s in %s\n", repo.Config.ID, a.repoFlag)
 			return err
@@ -40,4 +40,11 @@ S3 store is tried first: it must be able to create an object only if there is no
 	}
 	cmd.Flags().BoolVar(&o.SingleWriter, "single-writer", false, "accept a store without conditional writes: only one program at\na time will ever write to this repository")
 	return cmd
+}
+
+// initJSON is what init --json prints.
+type initJSON struct {
+	Repository string `json:"repository"` // as it was named
+	ID         string `json:"id"`
+	Version    int    `json:"version"` // of the format
 }

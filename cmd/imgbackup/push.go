@@ -46,19 +46,23 @@ func (a *app) push(ctx context.Context, job request.Job, o backupOptions) error 
 	return a.printPush(req.Domain, result)
 }
 
+// pushPlanJSON is what backup --target --dry-run --json prints.
+type pushPlanJSON struct {
+	*planJSON
+	Targets []pushTargetJSON `json:"targets"`
+}
+
+type pushTargetJSON struct {
+	Target string       `json:"target"` // the disk: relied on as it is
+	Path   string       `json:"path"`
+	Driver qcow2.Format `json:"driver"`
+}
+
 func (a *app) printPushPlan(plan *backup.Plan, targets []push.Target) error {
 	if a.json {
-		type target struct {
-			Target string       `json:"target"`
-			Path   string       `json:"path"`
-			Driver qcow2.Format `json:"driver"`
-		}
-		out := struct {
-			*backup.Plan
-			Targets []target `json:"targets"`
-		}{Plan: plan}
+		out := pushPlanJSON{planJSON: viewPlan(plan, nil)}
 		for _, t := range targets {
-			out.Targets = append(out.Targets, target{t.Disk, t.Path, t.Format})
+			out.Targets = append(out.Targets, pushTargetJSON{t.Disk, t.Path, t.Format})
 		}
 		return a.printJSON(out)
 	}
@@ -85,7 +89,7 @@ type pushJSON struct {
 }
 
 type pushDiskJSON struct {
-	Target          string       `json:"target"`
+	diskNames
 	Source          string       `json:"source"`
 	Format          qcow2.Format `json:"format"`
 	VirtualSize     int64        `json:"virtual_size"`
@@ -148,7 +152,7 @@ func viewPush(domain string, r *push.Result) pushJSON {
 	for i, d := range r.Disks {
 		p := r.Plan.Disks[i]
 		disk := pushDiskJSON{
-			Target: d.Disk, Source: p.Path, Format: p.Format, VirtualSize: p.VirtualSize, BackupMode: p.Requested, Mode: p.Mode,
+			diskNames: diskNamed(d.Disk), Source: p.Path, Format: p.Format, VirtualSize: p.VirtualSize, BackupMode: p.Requested, Mode: p.Mode,
 			ReasonCode: p.Code, Reason: p.Reason, DirtyBytes: p.DirtyBytes, Path: d.Path, Driver: d.Format, InPlace: d.InPlace,
 			ClusterSize: d.ClusterSize, DataBytes: d.Data, ZeroBytes: d.Zero,
 		}

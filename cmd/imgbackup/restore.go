@@ -277,13 +277,30 @@ func restoreFiles(m *chain.Manifest, r restoreRequest, disks []restore.Target) (
 	return files, nil
 }
 
+// restoreJSON is what restore --json prints.
+type restoreJSON struct {
+	Domain     string `json:"domain"`
+	Checkpoint string `json:"checkpoint"`
+	*restore.Result
+	Disks []restoredDiskJSON `json:"disks"`
+}
+
+type restoredDiskJSON struct {
+	restore.DiskResult
+	Target string `json:"target"`
+}
+
+func viewRestore(m *chain.Manifest, r *restore.Result) restoreJSON {
+	out := restoreJSON{Domain: m.Domain, Checkpoint: m.Checkpoint, Result: r, Disks: []restoredDiskJSON{}}
+	for _, d := range r.Disks {
+		out.Disks = append(out.Disks, restoredDiskJSON{d, d.Disk})
+	}
+	return out
+}
+
 func (a *app) printRestore(m *chain.Manifest, r *restore.Result) error {
 	if a.json {
-		return a.printJSON(struct {
-			Domain     string `json:"domain"`
-			Checkpoint string `json:"checkpoint"`
-			*restore.Result
-		}{m.Domain, m.Checkpoint, r})
+		return a.printJSON(viewRestore(m, r))
 	}
 	w := &checkedWriter{w: a.out}
 	w.printf("restored %s at checkpoint %s\n", m.Domain, m.Checkpoint)

@@ -138,7 +138,7 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 
 // servedJSON is one export as serve --json shows it. Sizes are in bytes.
 type servedJSON struct {
-	Target      string   `json:"target"`
+	diskNames
 	URI         string   `json:"uri"`
 	VirtualSize int64    `json:"virtual_size"`
 	Contexts    []string `json:"contexts"`
@@ -154,7 +154,7 @@ func (a *app) printServed(m *chain.Manifest, exports []nbd.Export, cow map[strin
 			Exports    []servedJSON `json:"exports"`
 		}{Domain: m.Domain, Checkpoint: m.Checkpoint}
 		for _, e := range exports {
-			d := servedJSON{Target: e.Name, URI: s.uri(e.Name), VirtualSize: e.Size, Cow: cow[e.Name]}
+			d := servedJSON{diskNames: diskNamed(e.Name), URI: s.uri(e.Name), VirtualSize: e.Size, Cow: cow[e.Name]}
 			for _, c := range e.Contexts {
 				d.Contexts = append(d.Contexts, c.Name)
 			}

@@ -32,13 +32,34 @@ backed up as it was. With --json it prints the manifest.`,
 				return err
 			}
 			if a.json {
-				return a.printJSON(m)
+				return a.printJSON(viewManifest(m))
 			}
 			return a.showManifest(m)
 		},
 	}
 	cmd.Flags().StringVar(&checkpoint, "checkpoint", "", checkpointUsage)
 	return cmd
+}
+
+// manifestJSON is what show --json prints: the manifest, with the names that other
+// commands use.
+type manifestJSON struct {
+	*chain.Manifest
+	Name  string             `json:"name"`
+	Disks []manifestDiskJSON `json:"disks"`
+}
+
+type manifestDiskJSON struct {
+	Called string `json:"disk"`
+	*chain.Disk
+}
+
+func viewManifest(m *chain.Manifest) manifestJSON {
+	out := manifestJSON{Manifest: m, Name: m.Checkpoint, Disks: []manifestDiskJSON{}}
+	for i := range m.Disks {
+		out.Disks = append(out.Disks, manifestDiskJSON{m.Disks[i].Name, &m.Disks[i]})
+	}
+	return out
 }
 
 func (a *app) showManifest(m *chain.Manifest) error {

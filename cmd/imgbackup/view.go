@@ -8,9 +8,26 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 )
 
+// diskNames are what a disk is called in every JSON: docs/json.md says disk, and target
+// is what some commands called it before.
+type diskNames struct {
+	Disk   string `json:"disk"`
+	Target string `json:"target"`
+}
+
+func diskNamed(name string) diskNames { return diskNames{name, name} }
+
+// checkpointNames are what a checkpoint is called, likewise.
+type checkpointNames struct {
+	Checkpoint string `json:"checkpoint"`
+	Name       string `json:"name"`
+}
+
+func checkpointNamed(name string) checkpointNames { return checkpointNames{name, name} }
+
 // diskJSON is one disk of a checkpoint as --json shows it. Sizes are in bytes.
 type diskJSON struct {
-	Target          string `json:"target"`
+	diskNames
 	RenamedFrom     string `json:"renamed_from,omitempty"`
 	Source          string `json:"source"`
 	Format          string `json:"format"`
@@ -32,7 +49,7 @@ type diskJSON struct {
 
 func viewDisk(d *chain.Disk) diskJSON {
 	out := diskJSON{
-		Target: d.Name, RenamedFrom: d.RenamedFrom, Source: d.Source.Path, Format: d.Source.Format, VirtualSize: d.Size,
+		diskNames: diskNamed(d.Name), RenamedFrom: d.RenamedFrom, Source: d.Source.Path, Format: d.Source.Format, VirtualSize: d.Size,
 		BackupMode: d.Requested, Mode: d.Mode, Detection: d.Detection, ReasonCode: d.ReasonCode, Reason: d.Reason,
 		Bitmap: d.Bitmap, NoBitmapReason: d.NoBitmapReason,
 		DirtyBytes: d.DirtyBytes, DataBytes: d.DataBytes, StoredBytes: d.StoredBytes, ReusedBytes: d.ReusedBytes,
@@ -46,8 +63,8 @@ func viewDisk(d *chain.Disk) diskJSON {
 
 // checkpointJSON is one checkpoint as list --json shows it.
 type checkpointJSON struct {
-	Domain      string     `json:"domain"`
-	Checkpoint  string     `json:"checkpoint"`
+	Domain string `json:"domain"`
+	checkpointNames
 	UUID        string     `json:"uuid"`
 	Parent      string     `json:"parent,omitempty"`
 	Sequence    int64      `json:"sequence"`
@@ -59,7 +76,7 @@ type checkpointJSON struct {
 
 func viewCheckpoint(m *chain.Manifest) checkpointJSON {
 	out := checkpointJSON{
-		Domain: m.Domain, Checkpoint: m.Checkpoint, UUID: m.UUID, Sequence: m.Sequence,
+		Domain: m.Domain, checkpointNames: checkpointNamed(m.Checkpoint), UUID: m.UUID, Sequence: m.Sequence,
 		Created: m.Created, Kind: m.Kind, Description: m.Description,
 	}
 	if m.Parent != nil {
