@@ -254,7 +254,7 @@ func TestScratchFilesThatAreRefused(t *testing.T) {
 	}), "is not the map")
 	refused(c, damaged("link", func(p string) error { return errors.Join(os.Remove(p), os.Symlink(path, p)) }), "symbolic link")
 	refused(c, dir, "directory")
-	h.CommitZeros(maxCowSize + 512)
+	h.CommitMap(maxCowSize + 512)
 	refused(open(t, h, 2), filepath.Join(dir, "huge"), "more than")
 	if _, err := os.Stat(filepath.Join(dir, "huge")); err == nil {
 		t.Error("a scratch file was made for a disk that is too large")

@@ -136,7 +136,9 @@ func (c *chunks) want(b *batch) {
 			k = &chunk{key: key, ready: make(chan struct{}), users: 1} // the loader is its first user
 			k.elem = c.used.PushFront(k)
 			c.byKey[key] = k
-			missing = append(missing, *e)
+			whole := *e
+			whole.ChunkOffset, whole.Length = 0, 0 // how much an entry wants is its own matter
+			missing = append(missing, whole)
 			fresh = append(fresh, k)
 		} else {
 			c.used.MoveToFront(k.elem)

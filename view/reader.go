@@ -41,7 +41,7 @@ func (r *Reader) Open(ctx context.Context, d *chain.Disk) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Disk{Layout: l, windows: windows{layout: l, ctx: r.ctx, busy: &r.busy}, chunks: r.chunks}
+	v := &Disk{Layout: l, windows: windows{layout: l, limits: usualLimits(), ctx: r.ctx, busy: &r.busy}, chunks: r.chunks}
 	if !r.noAhead {
 		v.ahead = new(ahead)
 	}

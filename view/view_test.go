@@ -12,7 +12,6 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/archive"
-	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -26,57 +25,6 @@ func open(t testing.TB, h *chaintest.History, i int, o Options) *Checkpoint {
 	}
 	t.Cleanup(c.Close)
 	return c
-}
-
-// Every checkpoint of any chain reads as it was, from anywhere and by many at
-// once; what is called a hole is zero; and what changed against an older one is
-// never left out.
-func TestAnyChain(t *testing.T) {
-	t.Parallel()
-	for seed := range uint64(25) {
-		r := rand.New(rand.NewPCG(seed, 1))
-		h := chaintest.NewHistory(t)
-		h.Random(r, 2+r.IntN(5), 4096+r.Int64N(5<<19)/512*512)
-		i := r.IntN(len(h.Checkpoints))
-		c, err := Open(context.Background(), h.Repo, h.Checkpoints[i], nil, Options{Cache: 1 + r.Int64N(2<<20)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		d, want := c.Disks[0], h.Want[i]
-		chaintest.VerifyReads(t, r, d, want)
-		chaintest.VerifyZeros(t, d.Zeros(t.Context(), 0, d.Size()), want)
-		older := r.IntN(i + 1)
-		was, err := c.Older(context.Background(), h.Checkpoints[older], "vda")
-		if err != nil {
-			t.Fatal(err)
-		}
-		changes := func(ctx context.Context, start, end int64) bitmapstore.Runs {
-			return d.ChangedSince(ctx, was, start, end)
-		}
-		start := r.Int64N(d.Size())
-		end := start + r.Int64N(d.Size()-start+1)
-		verifyChanges(t, changes(context.Background(), 0, d.Size()), h.Want[older], want, 0, d.Size())
-		verifyChanges(t, changes(context.Background(), start, end), h.Want[older], want, start, end)
-		c.Close()
-	}
-}
-
-func verifyChanges(t *testing.T, runs bitmapstore.Runs, was, is []byte, start, end int64) {
-	t.Helper()
-	pos := start
-	same := func(to int64) {
-		if to > pos && (to > int64(len(was)) || !bytes.Equal(was[pos:to], is[pos:to])) {
-			t.Fatalf("a change in bytes %d to %d is left out", pos, to-1)
-		}
-	}
-	for run, err := range runs {
-		if err != nil || run.Start < pos || run.End <= run.Start || run.End > end {
-			t.Fatalf("run %v after %d: %v", run, pos, err)
-		}
-		same(run.Start)
-		pos = run.End
-	}
-	same(end)
 }
 
 // Reading on fetches ahead, each chunk once, however many want it.

@@ -14,13 +14,19 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 )
 
-// A window is a part of the disk whose entries are resolved at once and kept: to
-// begin a replay costs a look into every map, however little is wanted of it.
-const (
-	windowSize    = 256 << 20
-	windowEntries = 32 << 10  // one that has more ends earlier
-	keptEntries   = 128 << 10 // of all windows together, some 14 MiB
-)
+// windowLimits say what a window is: a part of the disk whose entries are resolved at
+// once and kept. To begin a replay costs a look into every map, however little is
+// wanted of it.
+type windowLimits struct {
+	size    int64 // bytes of the disk
+	entries int   // one that has more ends earlier
+	kept    int   // entries of all windows together
+}
+
+// usualLimits keep some 14 MiB of a disk's entries at most.
+func usualLimits() windowLimits {
+	return windowLimits{size: 256 << 20, entries: 32 << 10, kept: 128 << 10}
+}
 
 // window holds the entries of [start, end), which cover it without gaps.
 type window struct {
@@ -37,6 +43,7 @@ func (w *window) from(off int64) []archive.Entry {
 // windows answers what any part of a disk is made of. It is safe for concurrent use.
 type windows struct {
 	layout *Layout
+	limits windowLimits
 	ctx    context.Context // of the disk: a window is resolved for all who wait for it
 	coming singleflight.Group
 	busy   *sync.RWMutex // held for reading by all who resolve
@@ -48,8 +55,8 @@ type windows struct {
 
 // at returns a window that holds off, which lies within the disk.
 func (ws *windows) at(ctx context.Context, off int64) (*window, error) {
-	for {
-		w, coming := ws.find(off)
+	for known := int64(0); ; {
+		w, coming := ws.find(off, known)
 		if w == nil {
 			select {
 			case got := <-coming:
@@ -64,15 +71,18 @@ func (ws *windows) at(ctx context.Context, off int64) (*window, error) {
 		if off < w.end {
 			return w, nil
 		}
-		// It ended before off: the next one begins there.
+		// It ended before off: the next one begins there, even if others have pushed
+		// it out by now.
+		known = w.end
 	}
 }
 
-// find returns the window that holds off, or from where it will come.
-func (ws *windows) find(off int64) (*window, <-chan singleflight.Result) {
+// find returns the window that holds off, or from where it will come, or one before it
+// that begins at known or later.
+func (ws *windows) find(off, known int64) (*window, <-chan singleflight.Result) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	start := off - off%windowSize
+	start := max(off-off%ws.limits.size, known)
 	for i := len(ws.all) - 1; i >= 0; i-- {
 		w := ws.all[i]
 		if w.start <= off && off < w.end {
@@ -95,14 +105,14 @@ func (ws *windows) resolve(start int64) (*window, error) {
 		return nil, context.Cause(ws.ctx)
 	}
 	w := &window{start: start, end: start}
-	to := min(start-start%windowSize+windowSize, ws.layout.size)
+	to := min(start-start%ws.limits.size+ws.limits.size, ws.layout.size)
 	for e, err := range ws.layout.Entries(ws.ctx, start, to) {
 		if err != nil {
 			return nil, err
 		}
 		w.entries = append(w.entries, e)
 		w.end = e.End()
-		if len(w.entries) == windowEntries {
+		if len(w.entries) == ws.limits.entries {
 			break
 		}
 	}
@@ -111,7 +121,7 @@ func (ws *windows) resolve(start int64) (*window, error) {
 	defer ws.mu.Unlock()
 	ws.all = append(ws.all, w)
 	ws.kept += len(w.entries)
-	for ws.kept > keptEntries && len(ws.all) > 1 {
+	for ws.kept > ws.limits.kept && len(ws.all) > 1 {
 		ws.kept -= len(ws.all[0].entries)
 		ws.all = slices.Delete(ws.all, 0, 1)
 	}

@@ -8,9 +8,9 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
@@ -19,10 +19,18 @@ import (
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
+// TB is what is asked of a test; [testing.TB] and rapid.T are such.
+type TB interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+	Errorf(format string, args ...any)
+}
+
 // History is a repository with a chain of checkpoints of one disk, and what each
 // of them holds.
 type History struct {
-	t           testing.TB
+	t           TB
 	Repo        *chain.Repository
 	Store       *Counting
 	Checkpoints []*chain.Manifest
@@ -67,7 +75,7 @@ func (c *Counting) Of(prefix string) (n int) {
 }
 
 // NewHistory makes an empty repository in memory.
-func NewHistory(t testing.TB) *History {
+func NewHistory(t TB) *History {
 	store := &Counting{Store: objstore.NewMem(), gets: make(map[string]int)}
 	repo, err := chain.Init(context.Background(), store, chain.InitOptions{})
 	if err != nil {
@@ -128,37 +136,48 @@ func (h *History) Commit(content []byte, full bool, changes []Change) *chain.Man
 			h.t.Fatal(err)
 		}
 	}
-	man := h.finish(ctx, w, size, full)
-	h.Want = append(h.Want, slices.Clone(content))
-	return man
-}
-
-// CommitZeros archives a disk of size bytes, all of them zeros, as the next
-// checkpoint; of what it reads as there is no copy in h.Want.
-func (h *History) CommitZeros(size int64) *chain.Manifest {
-	h.t.Helper()
-	ctx := context.Background()
-	w, err := archive.NewWriter(ctx, h.Repo.Store, archive.WriterOptions{Workers: 1})
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	defer w.Abort()
-	w.NewMap("vda", size, true)
-	man := h.finish(ctx, w, size, true)
-	h.Want = append(h.Want, nil)
-	return man
-}
-
-// finish makes what was written a checkpoint.
-func (h *History) finish(ctx context.Context, w *archive.Writer, size int64, full bool) *chain.Manifest {
-	h.t.Helper()
 	maps, _, err := w.Finish(ctx)
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	h.Want = append(h.Want, slices.Clone(content))
+	return h.record(ctx, maps, size, full)
+}
+
+// CommitMap archives a disk of size bytes whose full map consists of entries, true or
+// not, as the next checkpoint; of what it reads as there is no copy in h.Want.
+func (h *History) CommitMap(size int64, entries ...archive.Entry) *chain.Manifest {
+	h.t.Helper()
+	ctx := context.Background()
+	ref, err := archive.WriteMap(ctx, h.Repo.Store, archive.MapOptions{Disk: "vda", Size: size, Full: true}, func(yield func(archive.Entry, error) bool) {
+		for _, e := range entries {
+			if !yield(e, nil) {
+				return
+			}
+		}
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.Want = append(h.Want, nil)
+	return h.record(ctx, []archive.MapRef{ref}, size, true)
+}
+
+// name is that of checkpoint n: ca, cb, …
+func name(n int) string {
+	s := "c" + string(rune('a'+n%26))
+	if n >= 26 {
+		s += strconv.Itoa(n / 26)
+	}
+	return s
+}
+
+// record makes a checkpoint of a map that has been written.
+func (h *History) record(ctx context.Context, maps []archive.MapRef, size int64, full bool) *chain.Manifest {
+	h.t.Helper()
 	n := len(h.Checkpoints)
 	man := &chain.Manifest{
-		Kind: chain.KindArchive, Domain: "web", Host: chain.Host{Name: "h"}, Checkpoint: "c" + string(rune('a'+n)), UUID: chain.NewUUID(),
+		Kind: chain.KindArchive, Domain: "web", Host: chain.Host{Name: "h"}, Checkpoint: name(n), UUID: chain.NewUUID(),
 		Sequence: int64(n + 1), Created: time.Unix(1e9, 0).UTC(), Locking: chain.LockingQEMU, Requested: chain.ModeAuto,
 	}
 	d := chain.Disk{

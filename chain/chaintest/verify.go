@@ -7,7 +7,6 @@ import (
 	"context"
 	"math/rand/v2"
 	"sync"
-	"testing"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/internal/zero"
@@ -19,7 +18,7 @@ type Device interface {
 }
 
 // VerifyReads reads d from several places at once, and wants to find want there.
-func VerifyReads(t testing.TB, r *rand.Rand, d Device, want []byte) {
+func VerifyReads(t TB, r *rand.Rand, d Device, want []byte) {
 	t.Helper()
 	size := int64(len(want))
 	var wg sync.WaitGroup
@@ -37,7 +36,7 @@ func VerifyReads(t testing.TB, r *rand.Rand, d Device, want []byte) {
 }
 
 // VerifyZeros wants to find zeros in want wherever a device says that it has them.
-func VerifyZeros(t testing.TB, zeros bitmapstore.Runs, want []byte) {
+func VerifyZeros(t TB, zeros bitmapstore.Runs, want []byte) {
 	t.Helper()
 	pos := int64(0)
 	for run, err := range zeros {
