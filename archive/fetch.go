@@ -16,8 +16,7 @@ import (
 
 // FetcherOptions are the settings of a Fetcher; the zero value is good.
 type FetcherOptions struct {
-	Parallel int   // requests and decoders at work at once; 0: one per CPU, at least 4, at most 16
-	MaxGap   int64 // bytes of a pack read for nothing rather than begin a second request; 0: 256 KiB
+	Parallel int // requests and decoders at work at once; 0: one per CPU, at least 4, at most 16
 	// Buffer, if it is not nil, lends Batch a buffer of GridSize bytes for each
 	// chunk. The chunk that fn gets begins where the buffer does, and is fn's.
 	Buffer func() []byte
@@ -43,9 +42,6 @@ type fetchSlot struct {
 func NewFetcher(store objstore.Store, o FetcherOptions) *Fetcher {
 	if o.Parallel <= 0 {
 		o.Parallel = min(max(4, runtime.GOMAXPROCS(0)), 16)
-	}
-	if o.MaxGap <= 0 {
-		o.MaxGap = 256 << 10
 	}
 	f := &Fetcher{store: store, o: o, slots: make(chan *fetchSlot, o.Parallel)}
 	for range o.Parallel {

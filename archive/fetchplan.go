@@ -14,6 +14,10 @@ type request struct {
 	uses        []int // indexes of entries, sorted by frame
 }
 
+// maxGap is how much of a pack is read for nothing rather than begin a second request,
+// bytes.
+const maxGap = 256 << 10
+
 // halveFrom is the length from which on a pack is read by two requests, where
 // there are too few packs to keep all requests at work, bytes.
 const halveFrom = 4 << 20
@@ -71,7 +75,7 @@ func (e *Entry) frameEnd() int64 { return e.FrameOffset + int64(e.FrameLength) }
 // widestGap returns before which use the widest gap lies that is not worth
 // reading; 0 if there is none.
 func (f *Fetcher) widestGap(entries []Entry, uses []int) (cut int) {
-	widest, end := f.o.MaxGap, entries[uses[0]].frameEnd()
+	widest, end := int64(maxGap), entries[uses[0]].frameEnd()
 	for n, i := range uses {
 		if gap := entries[i].FrameOffset - end; gap > widest {
 			widest, cut = gap, n

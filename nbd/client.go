@@ -26,8 +26,6 @@ type ClientOptions struct {
 	// TLS, if not nil, is insisted on. Its ServerName must be set, unless it trusts
 	// any server.
 	TLS *tls.Config
-	// HandshakeTimeout bounds the negotiation. 0: 30 s.
-	HandshakeTimeout time.Duration
 }
 
 // clientRequests is the number of requests in flight of one client, and
@@ -36,6 +34,9 @@ const (
 	clientRequests = 16
 	clientRequest  = 2 << 20
 )
+
+// clientHandshakeTimeout bounds a client's negotiation.
+const clientHandshakeTimeout = 30 * time.Second
 
 // Client reads one export of a server. Its methods may be called from several
 // goroutines at once; requests are pipelined.
@@ -110,15 +111,12 @@ func Dial(ctx context.Context, network, address string, o ClientOptions) (*Clien
 
 // NewClient negotiates over a connection, which it owns from then on.
 func NewClient(ctx context.Context, nc net.Conn, o ClientOptions) (*Client, error) {
-	if o.HandshakeTimeout <= 0 {
-		o.HandshakeTimeout = 30 * time.Second
-	}
 	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(past) })
 	c := &Client{
 		nc: nc, in: bufio.NewReaderSize(nc, readBuffer), minBlock: 1, maxRequest: clientRequest,
 		pending: make(map[uint64]*call), slots: semaphore.NewWeighted(clientRequests), ended: make(chan struct{}),
 	}
-	err := nc.SetDeadline(time.Now().Add(o.HandshakeTimeout))
+	err := nc.SetDeadline(time.Now().Add(clientHandshakeTimeout))
 	if err == nil && ctx.Err() == nil {
 		err = c.negotiate(ctx, o)
 	}

@@ -42,7 +42,7 @@ func (w *world) healthy(t *testing.T) {
 // served afterwards, and while they are there.
 func TestHostileClients(t *testing.T) {
 	t.Parallel()
-	w := serveIn(t, ServerOptions{MaxConnections: 64})
+	w := serveIn(t, ServerOptions{Connections: 64})
 	r := rand.New(rand.NewPCG(1, 2))
 	session := append(hello(), requests()...)
 	var attacks [][]byte
@@ -98,7 +98,7 @@ func TestHostileClients(t *testing.T) {
 // the end of the server.
 func TestClientThatNeverReads(t *testing.T) {
 	t.Parallel()
-	w := serveIn(t, ServerOptions{Grace: time.Millisecond})
+	w := serveIn(t, ServerOptions{grace: time.Millisecond})
 	for range 3 {
 		c := w.raw(t)
 		c.Write(hello())
@@ -114,7 +114,7 @@ func TestClientThatNeverReads(t *testing.T) {
 
 func TestSilentClientIsCutOff(t *testing.T) {
 	t.Parallel()
-	w := serveIn(t, ServerOptions{HandshakeTimeout: 20 * time.Millisecond})
+	w := serveIn(t, ServerOptions{handshakeTimeout: 20 * time.Millisecond})
 	for _, said := range [][]byte{nil, {0, 0, 0, 3}, hello()[:40]} {
 		c := w.raw(t)
 		c.Write(said)
@@ -125,9 +125,25 @@ func TestSilentClientIsCutOff(t *testing.T) {
 	}
 }
 
+// What all clients together can make the server hold is bounded, and each can work.
+func TestMemoryOfConnections(t *testing.T) {
+	t.Parallel()
+	for n := 1; n <= MaxConnections; n++ {
+		each := connectionMemory(n)
+		if each < 2*pieceSize || each > 8<<20 || int64(n)*each > max(128<<20, int64(n)*2*pieceSize) {
+			t.Errorf("%d connections: %d bytes each", n, each)
+		}
+	}
+	for _, n := range []int{-1, MaxConnections + 1} {
+		if _, err := NewServer(nil, ServerOptions{Connections: n}); err == nil {
+			t.Errorf("%d connections", n)
+		}
+	}
+}
+
 func TestTooManyConnections(t *testing.T) {
 	t.Parallel()
-	w := serveIn(t, ServerOptions{MaxConnections: 2})
+	w := serveIn(t, ServerOptions{Connections: 2})
 	a := dial(t, w, ClientOptions{Export: "vda"})
 	dial(t, w, ClientOptions{Export: "vdb"})
 	if _, err := Dial(context.Background(), "unix", w.socket, ClientOptions{Export: "vda"}); err == nil {
@@ -196,7 +212,7 @@ func TestShutdown(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	d := &slow{asked: make(chan struct{}), goOn: make(chan struct{})}
-	s, err := NewServer([]Export{{Name: "vda", Size: 1 << 20, Device: d}}, ServerOptions{Grace: time.Minute})
+	s, err := NewServer([]Export{{Name: "vda", Size: 1 << 20, Device: d}}, ServerOptions{grace: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,23 +12,19 @@ import (
 	"time"
 )
 
-// ServerOptions are the settings of a [Server]; the zero value is good. What a
-// hostile client can make the server hold is MaxConnections times ConnectionMemory.
+// MaxConnections is the largest number of connections that a server may have.
+const MaxConnections = 256
+
+// ServerOptions are the settings of a [Server]; the zero value is good.
 type ServerOptions struct {
 	// TLS makes the server insist on TLS; see [ServerTLS].
 	TLS *tls.Config
-	// MaxConnections at once; one more is closed as soon as it comes. 0: 16.
-	MaxConnections int
-	// MaxRequests of one connection at work at once. 0: 64.
-	MaxRequests int
-	// ConnectionMemory bounds the buffers of the requests of one connection that
-	// are at work, bytes, at least 2 MiB. 0: 8 MiB.
-	ConnectionMemory int64
-	// HandshakeTimeout bounds the negotiation as a whole, TLS included. 0: 10 s.
-	HandshakeTimeout time.Duration
-	// Grace is how long requests that are at work may go on when the server ends.
-	// 0: 2 s.
-	Grace time.Duration
+	// Connections at once, at most [MaxConnections]; one more is closed as soon as it
+	// comes ([ErrBusy]). 0: 16, or two for each export if that is more. Each has its
+	// equal part of 128 MiB for the buffers of requests at work, so that a client harms
+	// only itself: at most 8 MiB, and at least 2 MiB, so that more than 64 connections
+	// take 2 MiB each.
+	Connections int
 	// Notify is told of every request that a device has failed (a [DeviceError])
 	// and of every connection that ended otherwise than by its client's wish. It
 	// is called from several goroutines at once; nil: nobody is told.
@@ -37,6 +33,22 @@ type ServerOptions struct {
 	// negotiated and each time that such a one has gone. Its calls do not overlap.
 	// nil: nobody is told.
 	Clients func(connected int)
+
+	handshakeTimeout time.Duration // of the negotiation as a whole, TLS included; 0: 10 s
+	grace            time.Duration // how long requests may go on when the server ends; 0: 2 s
+}
+
+// The bounds of what one client, and all together, can make the server hold.
+const (
+	maxRequests         = 64 // of one connection, at work at once
+	serverMemory        = 128 << 20
+	maxConnectionMemory = 8 << 20
+	minConnectionMemory = 2 * pieceSize
+)
+
+// connectionMemory is each connection's part of the memory, bytes.
+func connectionMemory(connections int) int64 {
+	return min(max(serverMemory/int64(connections), minConnectionMemory), maxConnectionMemory)
 }
 
 const (
@@ -59,26 +71,22 @@ type Server struct {
 // NewServer returns a server of exports, which must have different names. The
 // exports must not be changed any more.
 func NewServer(exports []Export, o ServerOptions) (*Server, error) {
-	if o.MaxConnections <= 0 {
-		o.MaxConnections = 16
+	if o.Connections == 0 {
+		o.Connections = min(max(16, 2*len(exports)), MaxConnections)
 	}
-	if o.MaxRequests <= 0 {
-		o.MaxRequests = 64
+	if o.Connections < 0 || o.Connections > MaxConnections {
+		return nil, fmt.Errorf("nbd: %d connections: 1 to %d are possible", o.Connections, MaxConnections)
 	}
-	if o.ConnectionMemory <= 0 {
-		o.ConnectionMemory = 8 << 20
+	if o.handshakeTimeout <= 0 {
+		o.handshakeTimeout = 10 * time.Second
 	}
-	o.ConnectionMemory = max(o.ConnectionMemory, 2*pieceSize)
-	if o.HandshakeTimeout <= 0 {
-		o.HandshakeTimeout = 10 * time.Second
-	}
-	if o.Grace <= 0 {
-		o.Grace = 2 * time.Second
+	if o.grace <= 0 {
+		o.grace = 2 * time.Second
 	}
 	if len(exports) > maxExports {
 		return nil, fmt.Errorf("nbd: %d exports, and %d are possible", len(exports), maxExports)
 	}
-	s := &Server{o: o, byName: make(map[string]*Export), slots: make(chan struct{}, o.MaxConnections)}
+	s := &Server{o: o, byName: make(map[string]*Export), slots: make(chan struct{}, o.Connections)}
 	for i := range exports {
 		e := exports[i]
 		if err := e.check(); err != nil {
@@ -178,8 +186,8 @@ func (s *Server) notify(err error) {
 // errShutdown ends what is at work when the server ends.
 var errShutdown = errors.New("the server is shutting down")
 
-// errBusy refuses a connection.
-var errBusy = errors.New("refused: there are as many connections as the server may have")
+// ErrBusy refuses a connection.
+var ErrBusy = errors.New("refused: there are as many connections as the server may have")
 
 // socketBuffer is how much of its replies a client on this host may have left
 // unread, bytes, before sending waits.
@@ -194,7 +202,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
 	default:
-		return errBusy
+		return ErrBusy
 	}
 	// Work goes on for the time of grace after ctx has ended.
 	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -209,7 +217,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 		stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(past) })
 		defer stop()
 		// The deadline is set before the function above can run in vain.
-		if err := nc.SetDeadline(time.Now().Add(s.o.HandshakeTimeout)); err != nil {
+		if err := nc.SetDeadline(time.Now().Add(s.o.handshakeTimeout)); err != nil {
 			return nil, err
 		}
 		if ctx.Err() != nil {
@@ -230,8 +238,8 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn) error {
 	defer s.count(-1)
 	stop := context.AfterFunc(ctx, func() {
 		_ = c.nc.SetReadDeadline(past)
-		_ = c.nc.SetWriteDeadline(time.Now().Add(s.o.Grace))
-		time.AfterFunc(s.o.Grace, func() { cancel(errShutdown) })
+		_ = c.nc.SetWriteDeadline(time.Now().Add(s.o.grace))
+		time.AfterFunc(s.o.grace, func() { cancel(errShutdown) })
 	})
 	defer stop()
 	if ctx.Err() != nil {

@@ -40,8 +40,8 @@ type conn struct {
 func newConn(s *Server, nc net.Conn, in *bufio.Reader, e *Export) *conn {
 	return &conn{
 		s: s, nc: nc, in: in, e: e, w: e.writer(),
-		requests: semaphore.NewWeighted(int64(s.o.MaxRequests)),
-		memory:   semaphore.NewWeighted(s.o.ConnectionMemory),
+		requests: semaphore.NewWeighted(maxRequests),
+		memory:   semaphore.NewWeighted(connectionMemory(s.o.Connections)),
 		buf:      &s.buf,
 	}
 }

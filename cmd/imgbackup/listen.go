@@ -38,6 +38,7 @@ type listenFlags struct {
 	ca      string
 	pidFile string
 	once    bool
+	most    int // connections at once; 0: as many as the disks ask for
 }
 
 func (f *listenFlags) add(flags *pflag.FlagSet) {
@@ -47,6 +48,7 @@ func (f *listenFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.key, "tls-key", "", "the certificate's key is in this PEM `FILE`")
 	flags.StringVar(&f.ca, "tls-ca", "", "clients need a certificate of an authority in this PEM `FILE`")
 	flags.StringVar(&f.pidFile, "pid-file", "", "write the process's id to this `FILE` as soon as clients can connect")
+	flags.IntVar(&f.most, "connections", 0, "serve at most this `NUMBER` of connections at once (default: 16, or two for each disk)")
 	flags.BoolVar(&f.once, "once", false, "end when the last client has gone, after at least one")
 	section(flags, whereHeard, "socket", "listen", "tls-cert", "tls-key", "tls-ca", "pid-file", "once")
 }
@@ -60,6 +62,7 @@ type nbdService struct {
 	tls       *tls.Config
 	pidFile   string
 	once      bool
+	most      int // connections at once
 
 	// inherited sockets are known to whoever made them, and what the program prints
 	// may be mixed with what that one prints.
@@ -69,7 +72,10 @@ type nbdService struct {
 // listenNBD opens the sockets. They are open before anything else is done, so
 // that nothing is done in vain where they cannot be.
 func (a *app) listenNBD(ctx context.Context, f listenFlags) (*nbdService, error) {
-	s := &nbdService{a: a, pidFile: f.pidFile, once: f.once}
+	s := &nbdService{a: a, pidFile: f.pidFile, once: f.once, most: f.most}
+	if f.most < 0 || f.most > nbd.MaxConnections {
+		return nil, usage.Errorf("--connections %d: 1 to %d are possible", f.most, nbd.MaxConnections)
+	}
 	if err := s.loadTLS(f); err != nil {
 		return nil, err
 	}
@@ -197,12 +203,14 @@ func (s *nbdService) serve(ctx context.Context, exports []nbd.Export) error {
 	defer cancel(nil)
 	failures := deviceFailures{told: make(map[string]bool)}
 	server, err := nbd.NewServer(exports, nbd.ServerOptions{
-		TLS: s.tls,
+		TLS: s.tls, Connections: s.most,
 		Notify: func(err error) {
 			var failed *nbd.DeviceError
 			switch tell := failures.add(err); {
 			case tell && errors.As(err, &failed): // whoever wants no notes is told of failures
 				fmt.Fprintf(s.a.err, "imgbackup: %s\n", oneLine(err.Error()))
+			case tell && errors.Is(err, nbd.ErrBusy):
+				s.a.note(oneLine(err.Error()) + "; --connections allows more")
 			case tell:
 				s.a.note(oneLine(err.Error()))
 			}

@@ -6,12 +6,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/nbd"
 )
 
@@ -63,6 +65,64 @@ func TestServiceURIs(t *testing.T) {
 type brokenDevice struct{ err error }
 
 func (d brokenDevice) ReadAt(context.Context, []byte, int64) error { return d.err }
+
+// zeros is a device that can always be read.
+type zeros struct{}
+
+func (zeros) ReadAt(_ context.Context, p []byte, _ int64) error { clear(p); return nil }
+
+// Each disk of a guest can be connected to, and whoever is sent away is told of with what
+// to do about it.
+func TestConnections(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ most, disks, clients int }{{0, 1, 16}, {0, 20, 40}, {3, 20, 3}} {
+		var stderr bytes.Buffer
+		a := &app{program: program{err: &stderr}}
+		path := filepath.Join(t.TempDir(), "s")
+		s, err := a.listenNBD(t.Context(), listenFlags{socket: path, most: c.most})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var exports []nbd.Export
+		for i := range c.disks {
+			exports = append(exports, nbd.Export{Name: fmt.Sprintf("vd%d", i), Size: 1 << 20, Device: zeros{}})
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.serve(ctx, exports) }()
+		var clients []*nbd.Client
+		for i := range c.clients {
+			client, err := nbd.Dial(t.Context(), "unix", path, nbd.ClientOptions{Export: exports[i%c.disks].Name})
+			if err != nil {
+				t.Fatalf("%+v: client %d: %v", c, i, err)
+			}
+			clients = append(clients, client)
+		}
+		if _, err := nbd.Dial(t.Context(), "unix", path, nbd.ClientOptions{Export: "vd0"}); err == nil {
+			t.Errorf("%+v: one more was served", c)
+		}
+		for i, client := range clients {
+			if err := client.ReadAt(t.Context(), make([]byte, 512), 0); err != nil {
+				t.Errorf("%+v: client %d: %v", c, i, err)
+			}
+			_ = client.Close() // read from, no more
+		}
+		cancel(errInterrupted)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if !strings.Contains(stderr.String(), "--connections") {
+			t.Errorf("%+v: told: %q", c, &stderr)
+		}
+		s.close()
+	}
+	for _, most := range []int{-1, 257} {
+		var wrong *usage.Error
+		if _, err := new(app).listenNBD(t.Context(), listenFlags{most: most}); !errors.As(err, &wrong) {
+			t.Errorf("%d: %v", most, err)
+		}
+	}
+}
 
 // What clients could not be served reaches the exit status, and is told once.
 func TestServiceFailures(t *testing.T) {
