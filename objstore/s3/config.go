@@ -3,16 +3,12 @@
 package s3
 
 import (
-	"errors"
 	"net/url"
-	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 
 	"github.com/minio/minio-go/v7/pkg/credentials"
 	"golang.org/x/net/http/httpproxy"
-	"gopkg.in/ini.v1"
 
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
@@ -152,56 +148,4 @@ func (c *Config) endpoint() (*url.URL, error) {
 		return nil, usage.Errorf("%q can't be an S3 endpoint: it is something like https://minio.example.org:9000", printable(u.Redacted(), 100))
 	}
 	return &url.URL{Scheme: u.Scheme, Host: u.Host}, nil
-}
-
-// readProfile returns the settings of a profile in the AWS tools' files, other
-// than its credentials. Only a profile that was named has to be there.
-func readProfile(name string, getenv func(string) string) (map[string]string, error) {
-	wanted := name != ""
-	name = first(name, "default")
-	settings := make(map[string]string)
-	found := false
-	for i, file := range []string{awsFile("AWS_CONFIG_FILE", "config", getenv), awsFile("AWS_SHARED_CREDENTIALS_FILE", "credentials", getenv)} {
-		if file == "" {
-			continue
-		}
-		f, err := ini.LoadSources(ini.LoadOptions{AllowNestedValues: true, SkipUnrecognizableLines: true}, file)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil { // its text might show a line of the file
-			return nil, usage.Errorf("the AWS tools' file %s can't be read", file)
-		}
-		sections := []string{name}
-		if i == 0 && name != "default" {
-			sections = []string{"profile " + name}
-		}
-		for _, section := range sections {
-			s, err := f.GetSection(section)
-			if err != nil {
-				continue
-			}
-			found = true
-			for _, key := range []string{"region", "endpoint_url", "ca_bundle"} {
-				if v := s.Key(key).String(); v != "" {
-					settings[key] = v
-				}
-			}
-		}
-	}
-	if wanted && !found {
-		return nil, usage.Errorf("the AWS tools' files have no profile %q", printable(name, 70))
-	}
-	return settings, nil
-}
-
-// awsFile is the path of one of the AWS tools' files; "" when there is no home.
-func awsFile(variable, name string, getenv func(string) string) string {
-	if file := getenv(variable); file != "" {
-		return file
-	}
-	if home := getenv("HOME"); home != "" {
-		return filepath.Join(home, ".aws", name)
-	}
-	return ""
 }

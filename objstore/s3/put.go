@@ -115,7 +115,9 @@ func (s *Store) send(ctx context.Context, key string, body objstore.Body, opts m
 	switch {
 	case berr != nil:
 		return &bodyError{berr}
-	case err != nil && sent && !refused(err) && !errors.Is(err, errUnasked):
+	case err == nil, errors.Is(err, errUnasked), errors.As(err, new(*credentialsError)):
+		return err
+	case sent && !refused(err):
 		return objstore.MarkInDoubt(err)
 	}
 	return err
