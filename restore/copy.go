@@ -14,38 +14,38 @@ import (
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
-// A window is the part of a disk's content whose chunks are fetched together,
+// A batch is a part of a disk's content whose chunks are fetched together,
 // sorted by pack. Its limits bound memory (some 20 MiB) and are far beyond what
 // keeps all workers busy.
 const (
-	windowEntries = 32 << 10
-	windowRuns    = 256 << 10
+	batchEntries = 32 << 10
+	batchRuns    = 256 << 10
 )
 
-// window collects entries with data and where their bytes go.
-type window struct {
+// batch collects entries with data and where their bytes go.
+type batch struct {
 	entries []archive.Entry
 	runs    []qcow2.HostRun
 	first   []int // index in runs of each entry's first
 }
 
-func (w *window) add(e archive.Entry, runs []qcow2.HostRun) {
-	w.entries = append(w.entries, e)
-	w.first = append(w.first, len(w.runs))
-	w.runs = append(w.runs, runs...)
+func (b *batch) add(e archive.Entry, runs []qcow2.HostRun) {
+	b.entries = append(b.entries, e)
+	b.first = append(b.first, len(b.runs))
+	b.runs = append(b.runs, runs...)
 }
 
-func (w *window) full() bool { return len(w.entries) >= windowEntries || len(w.runs) >= windowRuns }
+func (b *batch) full() bool { return len(b.entries) >= batchEntries || len(b.runs) >= batchRuns }
 
 // of returns where entry i goes.
-func (w *window) of(i int) []qcow2.HostRun {
-	if i+1 < len(w.first) {
-		return w.runs[w.first[i]:w.first[i+1]]
+func (b *batch) of(i int) []qcow2.HostRun {
+	if i+1 < len(b.first) {
+		return b.runs[b.first[i]:b.first[i+1]]
 	}
-	return w.runs[w.first[i]:]
+	return b.runs[b.first[i]:]
 }
 
-func (w *window) reset() { w.entries, w.runs, w.first = w.entries[:0], w.runs[:0], w.first[:0] }
+func (b *batch) reset() { b.entries, b.runs, b.first = b.entries[:0], b.runs[:0], b.first[:0] }
 
 // source is one disk's content in the repository.
 type source struct {
@@ -70,9 +70,9 @@ func (s *source) each(ctx context.Context, fn func(archive.Entry) error) error {
 	return nil
 }
 
-// batch fetches the chunks of entries. fn gets each entry's index and bytes,
+// fetch fetches the chunks of entries. fn gets each entry's index and bytes,
 // from several goroutines at once.
-func (s *source) batch(ctx context.Context, entries []archive.Entry, fn func(i int, data []byte) error) error {
+func (s *source) fetch(ctx context.Context, entries []archive.Entry, fn func(i int, data []byte) error) error {
 	err := s.fetcher.Slices(ctx, entries, fn)
 	var in *archive.EntryError
 	if errors.As(err, &in) {
@@ -95,15 +95,15 @@ func (s *source) count(ctx context.Context) (a outfile.Amounts, err error) {
 
 // copyTo writes the disk's content.
 func (s *source) copyTo(ctx context.Context, out *outfile.Output, limit *rate.Limiter, p *progress) error {
-	var w window
+	var b batch
 	flush := func() error {
-		defer w.reset()
-		return s.batch(ctx, w.entries, func(i int, data []byte) error {
+		defer b.reset()
+		return s.fetch(ctx, b.entries, func(i int, data []byte) error {
 			if err := wait(ctx, limit, len(data)); err != nil {
 				return err
 			}
-			e := &w.entries[i]
-			for _, run := range w.of(i) {
+			e := &b.entries[i]
+			for _, run := range b.of(i) {
 				from := run.Guest - e.Offset
 				if err := out.Write(data[from:from+run.Length], run.Host); err != nil {
 					return err
@@ -127,8 +127,8 @@ func (s *source) copyTo(ctx context.Context, out *outfile.Output, limit *rate.Li
 		if err != nil {
 			return &chain.DiskError{Disk: s.disk, Err: err}
 		}
-		w.add(e, runs)
-		if w.full() {
+		b.add(e, runs)
+		if b.full() {
 			return flush()
 		}
 		return nil

@@ -26,5 +26,5 @@
 //     and the last part of a path is never followed as a symbolic link, except
 //     to a block device.
 //   - Memory does not grow with the disk: maps are merged as a stream, in
-//     windows of a bounded number of runs.
+//     batches of a bounded number of runs.
 package restore

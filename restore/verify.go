@@ -105,7 +105,7 @@ func (v *verifier) run(ctx context.Context) error {
 			return v.zeros(gctx, e.Offset, e.End())
 		}
 		g.Go(func() error { return v.digest(gctx, e) })
-		if v.pending() < windowEntries {
+		if v.pending() < batchEntries {
 			return nil
 		}
 		// Entries that are still at work go into the next round.
@@ -195,7 +195,7 @@ func (v *verifier) compare(ctx context.Context) error {
 	entries := v.slow
 	v.slow = nil
 	v.mu.Unlock()
-	return v.batch(ctx, entries, func(i int, data []byte) error {
+	return v.fetch(ctx, entries, func(i int, data []byte) error {
 		buf := v.pool.Get().(*[]byte)
 		defer v.pool.Put(buf)
 		p := (*buf)[:len(data)]

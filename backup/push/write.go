@@ -22,7 +22,7 @@ type piece struct {
 	zero       bool
 }
 
-// explicitZeros tells whether what the target leaves out means anything but
+// explicitZeros reports whether what the target leaves out means anything but
 // zeros, and the target is new.
 func (j *job) explicitZeros(src backup.Source) bool {
 	return j.out.Creator != nil && src.Plan.Mode == backup.Incremental

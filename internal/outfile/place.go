@@ -49,10 +49,10 @@ type Wanted struct {
 // Base is the target's file name in its folder.
 func (p *Place) Base() string { return filepath.Base(p.Path) }
 
-// InPlace tells whether what stands there is written over bit by bit.
+// InPlace reports whether what stands there is written over bit by bit.
 func (p *Place) InPlace() bool { return p.Device || p.Reuse }
 
-// Same tells whether two targets are one file.
+// Same reports whether two targets are one file.
 func (p *Place) Same(q *Place) bool {
 	return p.Path == q.Path || (p.Exists || p.Device) && q.ID == p.ID
 }
@@ -96,7 +96,7 @@ func Resolve(kernel *System, w Wanted) (*Place, error) {
 	return p, p.judge(kernel, w, fi)
 }
 
-// missing tells whether nothing stands at the path, not even a link to nowhere.
+// missing reports whether nothing stands at the path, not even a link to nowhere.
 func (p *Place) missing() bool {
 	_, err := os.Lstat(p.Path)
 	return errors.Is(err, fs.ErrNotExist)

@@ -19,7 +19,7 @@ import (
 type System struct {
 	// Pwrite writes all of p to a file at an offset.
 	Pwrite func(f *os.File, p []byte, off int64) (int, error)
-	// IsDevice tells whether a file is a block device.
+	// IsDevice reports whether a file is a block device.
 	IsDevice func(fs.FileInfo) bool
 	// OpenDevice opens a block device for itself alone.
 	OpenDevice func(path string) (*os.File, error)
