@@ -12,6 +12,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // A batch is a part of a disk's content whose chunks are fetched together,
@@ -51,14 +52,14 @@ func (b *batch) reset() { b.entries, b.runs, b.first = b.entries[:0], b.runs[:0]
 type source struct {
 	disk    string
 	size    int64
-	maps    []*archive.Map
+	layout  *view.Layout
 	fetcher *archive.Fetcher
 }
 
 // each calls fn for all runs of the disk, which cover it without gaps.
 func (s *source) each(ctx context.Context, fn func(archive.Entry) error) error {
 	var pos int64
-	for e, err := range archive.Replay(ctx, s.maps, 0, s.size) {
+	for e, err := range s.layout.Entries(ctx, 0, s.size) {
 		if err != nil {
 			return s.damage(err, pos, s.size)
 		}

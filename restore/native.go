@@ -4,11 +4,11 @@ package restore
 
 import (
 	"context"
-	"fmt"
 	"runtime"
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // native writes raw and qcow2 itself: chunks are fetched and decoded in any order, and
@@ -23,11 +23,8 @@ type native struct {
 func (n *native) prove(ctx context.Context) (outfile.Amounts, error) {
 	n.src.disk, n.src.size = n.disk.Name, n.disk.Size
 	var err error
-	if n.src.maps, err = chain.ReplayMaps(ctx, n.repo, n.disk); err != nil {
+	if n.src.layout, err = view.OpenLayout(ctx, n.repo, n.disk); err != nil {
 		return outfile.Amounts{}, n.src.damage(err, 0, n.src.size)
-	}
-	if have := n.src.maps[0].Size(); have != n.src.size {
-		return outfile.Amounts{}, &chain.DiskError{Disk: n.src.disk, Err: fmt.Errorf("the manifest says that it has %d bytes, its map %d", n.src.size, have)}
 	}
 	return n.src.count(ctx)
 }

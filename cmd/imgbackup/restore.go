@@ -153,7 +153,18 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 		disks = append(disks, t.Disk)
 	}
 	a.events.expect(m.Domain, disks...)
-	r.options.Progress = func(e restore.Event) {
+	r.options.Progress, r.options.MakeDir = a.restoring(bar), r.output
+	result, err := restore.Run(cmd.Context(), repo, m, targets, r.options)
+	bar.clear()
+	if err != nil || stdout { // where nothing but the disk goes
+		return err
+	}
+	return a.printRestore(m, result)
+}
+
+// restoring tells of a restore's progress in every way that was asked for.
+func (a *app) restoring(bar *bar) func(restore.Event) {
+	return func(e restore.Event) {
 		if e.Warning != "" {
 			bar.clear()
 			a.note(e.Warning)
@@ -164,13 +175,6 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 			a.events.set("", e.Done, e.Total)
 		}
 	}
-	r.options.MakeDir = r.output
-	result, err := restore.Run(cmd.Context(), repo, m, targets, r.options)
-	bar.clear()
-	if err != nil || stdout { // where nothing but the disk goes
-		return err
-	}
-	return a.printRestore(m, result)
 }
 
 // imageFormat is the one that was named, or the default.
