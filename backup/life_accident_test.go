@@ -115,8 +115,8 @@ func repositoryEvents() []*event {
 			format := []string{"raw", "qcow2"}[l.rng.IntN(2)]
 			path := l.newFile(format)
 			l.note("restore %s of %s to %s", d.target, p.name, path)
-			l.restoreTo(p.manifest, []restore.Target{{Disk: d.target, Path: path, Format: qcow2.Format(format)}}, restore.Options{})
-			rec, _ := p.manifest.Disk(d.target)
+			l.restoreTo(p.manifest, []restore.Target{{Disk: d.in(p.manifest).Name, Path: path, Format: qcow2.Format(format)}}, restore.Options{})
+			rec := d.in(p.manifest)
 			d.path, d.format, d.cluster = path, format, clusterOf(rec)
 			return true
 		}},
@@ -352,8 +352,7 @@ func (l *life) pointOf(d *lifeDisk, i int) (*point, bool) {
 		return nil, false
 	}
 	p := l.points[i]
-	_, ok := p.manifest.Disk(d.target)
-	return p, ok
+	return p, d.in(p.manifest) != nil
 }
 
 // clusterOf is the cluster size of a disk restored to qcow2.
@@ -371,7 +370,7 @@ func (l *life) goOnFrom(d *lifeDisk, i int) bool {
 	if !ok {
 		return false
 	}
-	rec, _ := p.manifest.Disk(d.target)
+	rec := d.in(p.manifest)
 	if rec.Bitmap == "" {
 		return false
 	}
@@ -380,7 +379,7 @@ func (l *life) goOnFrom(d *lifeDisk, i int) bool {
 		path = d.path
 	}
 	l.note("restore %s of %s to %s, to go on", d.target, p.name, path)
-	l.restoreTo(p.manifest, []restore.Target{{Disk: d.target, Path: path, Format: qcow2.Qcow2}}, restore.Options{Continue: true, Force: true})
+	l.restoreTo(p.manifest, []restore.Target{{Disk: rec.Name, Path: path, Format: qcow2.Qcow2}}, restore.Options{Continue: true, Force: true})
 	d.path, d.format, d.cluster = path, "qcow2", clusterOf(rec)
 	l.writeSome(d.path, d.format, 1+l.rng.IntN(3), false)
 	// A restored image has no internal snapshots, and one that lost those that

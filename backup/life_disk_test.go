@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -60,6 +61,33 @@ type lifeDisk struct {
 	// disabled for a while, so that they may have missed writes.
 	tampered map[string]bool
 	copies   []imageCopy
+}
+
+// in is the disk in a manifest, under whatever name it had then; nil if it is not
+// there. A name changes but for its first letter.
+func (d *lifeDisk) in(m *chain.Manifest) *chain.Disk {
+	i := slices.IndexFunc(m.Disks, func(rec chain.Disk) bool { return rec.Name[1:] == d.target[1:] })
+	if i < 0 {
+		return nil
+	}
+	return &m.Disks[i]
+}
+
+// rename moves the disk to another bus. That its image is still where the newest
+// checkpoint of it found it tells which disk it was.
+func (l *life) rename(d *lifeDisk) bool {
+	from := d.target
+	if d.target = "s" + d.target[1:]; d.target == from {
+		d.target = "v" + from[1:]
+	}
+	l.note("disk %s is %s now", from, d.target)
+	for _, p := range slices.Backward(l.points) {
+		if rec := d.in(p.manifest); rec != nil {
+			d.sound = d.sound && rec.Source.Path == d.path
+			return true
+		}
+	}
+	return true
 }
 
 // imageCopy is the image as it was once.

@@ -61,8 +61,8 @@ func (a *attempt) excuse(d *lifeDisk, rec *chain.Disk, diff []bitmapstore.Run) s
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	then, ok := base.Disk(d.target)
-	if !ok || !d.tampered[then.Bitmap] {
+	then := d.in(base)
+	if then == nil || !d.tampered[then.Bitmap] {
 		return ""
 	}
 	now := a.before[d.target].runs
