@@ -102,7 +102,7 @@ func (s *archiver) accept(*Plan) error { return nil }
 // write reads every disk and stores all that the manifest will name.
 func (s *archiver) write(ctx context.Context, plan *Plan) (*chain.Manifest, archive.Stats, error) {
 	var none archive.Stats
-	w, err := archive.NewWriter(ctx, s.repo.Store, archive.WriterOptions{Level: s.req.Level, SkipVerify: s.req.NoVerify, TempDir: s.req.TempDir})
+	w, err := archive.NewWriter(ctx, s.repo.Store, s.req.writer())
 	if err != nil {
 		return nil, none, err
 	}

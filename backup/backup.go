@@ -24,7 +24,6 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/qcow2"
 )
 
 // Mode says how a disk is to be backed up.
@@ -48,61 +47,6 @@ func ParseMode(s string) (Mode, error) {
 		return m, nil
 	}
 	return "", fmt.Errorf("mode %q: want auto, full or incremental", s)
-}
-
-// DiskRequest names one disk of the domain and how it is to be backed up.
-type DiskRequest struct {
-	Disk   string       // name in the domain, as "vda"
-	Path   string       // of the active image
-	Format qcow2.Format // never probed
-	// KeyFile holds the passphrase of an encrypted image, see [foreign.Options].
-	KeyFile string
-	Mode    Mode   // empty: the request's
-	Since   string // checkpoint to be incremental from; empty: the request's
-
-	NoCheckpoint bool          // add no bitmap to this disk
-	AllowDirs    []string      // folders, besides the request's, for its backing and data files
-	Defined      *DefinedChain // what the domain's definition says lies below the image; nil: nothing
-}
-
-// DefinedChain is a backing chain as a domain's definition states it, topmost
-// first. QEMU is started with that one, whatever the images say: where they
-// disagree, what we would archive is not what the guest sees.
-type DefinedChain struct {
-	Images []DefinedImage
-	Ends   bool // there is nothing below the last one
-}
-
-// DefinedImage is one backing file of it.
-type DefinedImage struct {
-	Path   string
-	Format string // empty: not stated
-}
-
-// Request is what one backup is to do.
-type Request struct {
-	Domain      string
-	DomainUUID  string // from the domain's definition; empty if unknown
-	Disks       []DiskRequest
-	Files       []FileRequest   // archived beside the disks; at most one of each role
-	LeftOut     []chain.LeftOut // of the domain's disks; recorded in the manifest
-	Mode        Mode
-	Since       string // for disks that name none; empty: the newest that can be trusted
-	Checkpoint  string // empty: a new name from the time
-	Description string
-
-	NoCheckpoint bool     // add no bitmap: the images are not written to
-	NoLock       bool     // do not take QEMU's image locks; recorded in the manifest
-	Adopt        bool     // go on with a domain that another host began
-	AllowDirs    []string // folders, besides each image's own, for backing and data files
-	Tool         string   // name and version of the program, for the manifest
-	TempDir      string   // for maps that are too large for memory; empty: the system's
-
-	Level     archive.Level
-	NoVerify  bool          // do not decode each frame again before it counts
-	RateLimit int64         // bytes of guest data read per second; 0: no limit
-	MaxLock   time.Duration // the longest time the images may stay locked; 0: no limit
-	LockWait  time.Duration // how long to wait for another holder of an image's locks
 }
 
 // Hooks tell the caller how a backup goes on. Each may be nil. Progress may be

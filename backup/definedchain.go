@@ -9,6 +9,20 @@ import (
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
+// DefinedChain is a backing chain as a domain's definition states it, topmost
+// first. QEMU is started with that one, whatever the images say: where they
+// disagree, what we would archive is not what the guest sees.
+type DefinedChain struct {
+	Images []DefinedImage
+	Ends   bool // there is nothing below the last one
+}
+
+// DefinedImage is one backing file of it.
+type DefinedImage struct {
+	Path   string
+	Format string // empty: not stated
+}
+
 // check compares the chain that a definition states with the one that the
 // images state, which has been opened.
 func (want *DefinedChain) check(c *qcow2.Image) error {

@@ -14,28 +14,28 @@ import (
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
-// Source is one disk whose data goes elsewhere than into the repository. Its
+// OpenDisk is one disk whose data goes elsewhere than into the repository. Its
 // image is open, under QEMU's locks, and stays what it is until the function
 // that got it returns.
-type Source struct {
+type OpenDisk struct {
 	Plan    *DiskPlan
-	Chain   *qcow2.Image
+	Image   *qcow2.Image
 	Changes bitmapstore.Runs // all that may differ from Plan.Since; the whole disk in a full backup
 }
 
 // Consumer reads the disks, for as long as it has not returned. It must not close the
 // images.
-type Consumer func(ctx context.Context, disks []Source) error
+type Consumer func(ctx context.Context, disks []OpenDisk) error
 
 // Receiver takes the disks of a push backup: all of them, or none.
 type Receiver interface {
 	// Accept refuses disks that it cannot take, before anything is written
 	// anywhere. It is called for every plan; what comes to Write may still
 	// differ.
-	Accept(disks []Source) error
+	Accept(disks []OpenDisk) error
 	// Write makes the disks' data durable, where nobody takes it for finished
 	// yet. It is called once.
-	Write(ctx context.Context, disks []Source) error
+	Write(ctx context.Context, disks []OpenDisk) error
 	// Publish makes what was written appear, or fails and leaves nothing. The
 	// images are known to have stayed the same until then.
 	Publish() error
@@ -130,7 +130,7 @@ func (s *handout) write(ctx context.Context, plan *Plan) (*chain.Manifest, archi
 // record stores what is known of the disks without their data, and describes the
 // checkpoint.
 func (s *handout) record(ctx context.Context, plan *Plan) (*chain.Manifest, error) {
-	w, err := archive.NewWriter(ctx, s.repo.Store, archive.WriterOptions{Level: s.req.Level, TempDir: s.req.TempDir})
+	w, err := archive.NewWriter(ctx, s.repo.Store, s.req.writer())
 	if err != nil {
 		return nil, err
 	}
@@ -187,18 +187,18 @@ func (s *handout) commit(ctx context.Context, _ *Plan, m *chain.Manifest) error 
 
 func (s *handout) after(context.Context, *Plan) error { return nil }
 
-// sources are the disks as a plan gives them out.
-func (s *handout) sources(plan *Plan) []Source {
-	var sources []Source
+// opened are the disks as a plan gives them out.
+func (s *handout) opened(plan *Plan) []OpenDisk {
+	var all []OpenDisk
 	for i, d := range s.disks {
 		p := plan.Disks[i]
 		changes := p.verdict.Dirty
 		if p.Mode == Full {
 			changes = bitmapstore.Between(0, p.VirtualSize)
 		}
-		sources = append(sources, Source{Plan: p, Chain: d.image, Changes: changes})
+		all = append(all, OpenDisk{Plan: p, Image: d.image, Changes: changes})
 	}
-	return sources
+	return all
 }
 
 // give lets out have the disks, and sees that they stayed as they were. consequence is
@@ -206,7 +206,7 @@ func (s *handout) sources(plan *Plan) []Source {
 func (s *handout) give(ctx context.Context, plan *Plan, out Consumer, consequence string) error {
 	// What was read of an image that changed meanwhile is worth nothing, however
 	// the reading went.
-	err := out(ctx, s.sources(plan))
+	err := out(ctx, s.opened(plan))
 	return errors.Join(err, s.compareIdentity(consequence))
 }
 
@@ -217,7 +217,7 @@ type pushed struct {
 }
 
 func (s *pushed) accept(plan *Plan) error {
-	return s.out.Accept(s.sources(plan))
+	return s.out.Accept(s.opened(plan))
 }
 
 func (s *pushed) write(ctx context.Context, plan *Plan) (*chain.Manifest, archive.Stats, error) {

@@ -92,7 +92,8 @@ func (l *life) prepare() *attempt {
 		points: len(l.checkpoints()),
 		req: backup.Request{
 			Domain: "dom", Checkpoint: fmt.Sprintf("cp%d", l.files), Mode: backup.Auto, Tool: "life test",
-			AllowDirs: []string{l.dir}, TempDir: l.dir, LockWait: 10 * time.Second,
+			ImageOptions: backup.ImageOptions{AllowDirs: []string{l.dir}, LockWait: 10 * time.Second},
+			StoreOptions: backup.StoreOptions{TempDir: l.dir},
 		},
 	}
 	if len(l.disks) > 1 && l.rng.IntN(8) == 0 {

@@ -92,14 +92,14 @@ func (p *DiskPlan) goWithoutBitmap(why error) {
 	case p.Requested == Full: // older bitmaps were not asked for
 		cost = "more than what changes from now on"
 	}
-	p.AddsBitmap, p.lacksBitmap = false, true
+	p.AddsBitmap, p.lacking = false, true
 	p.NoBitmapReason = fmt.Sprintf("%v; so the next backup has to read %s", why, cost)
 }
 
 // noteLacking tells which images ought to have got a bitmap and did not.
 func (s *session) noteLacking(plan *Plan) {
 	for _, p := range plan.Disks {
-		if p.lacksBitmap {
+		if p.lacking {
 			s.hooks.note("disk %s: no bitmap was added: %s", p.Disk, p.NoBitmapReason)
 		}
 	}

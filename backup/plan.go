@@ -46,11 +46,20 @@ type DiskPlan struct {
 	DirtyBytes  int64                `json:"dirty_bytes"` // what is known to have changed; by content and full: what is read
 	ReadBytes   int64                `json:"read_bytes"`  // of guest data
 
+	NewBitmap
+	basis
+}
+
+// NewBitmap says whether the new checkpoint's bitmap is added to a disk's image.
+type NewBitmap struct {
 	AddsBitmap     bool   `json:"adds_bitmap"`
 	NoBitmapReason string `json:"no_bitmap_reason,omitempty"`
 
-	lacksBitmap bool // though it ought to have got one
+	lacking bool // though it ought to have got one
+}
 
+// basis is what a disk's plan was made of.
+type basis struct {
 	base    chain.DiskState // what the delta map builds on; none for a full map
 	verdict trust.Verdict   // on the image's bitmaps, if it was asked for
 	sound   map[string]bool // bitmaps of ours that stood every check, and whether each alone tells what changed
@@ -77,8 +86,7 @@ func (s *session) makePlan(ctx context.Context, before *Plan) (*Plan, error) {
 			return nil, &chain.DiskError{Disk: d.req.Disk, Err: err}
 		}
 		if before != nil {
-			q := before.Disks[i]
-			p.AddsBitmap, p.NoBitmapReason, p.lacksBitmap = q.AddsBitmap, q.NoBitmapReason, q.lacksBitmap
+			p.NewBitmap = before.Disks[i].NewBitmap
 		}
 		plan.Disks = append(plan.Disks, p)
 	}

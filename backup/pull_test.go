@@ -26,7 +26,7 @@ func TestPullOfRecordedChanges(t *testing.T) {
 	req := l.request("c3", l.disk("a"))
 	req.Mode, req.Since = backup.Incremental, "c1"
 	var got []bitmapstore.Run
-	r, err := backup.Pull(t.Context(), l.repo, req, backup.Hooks{}, func(ctx context.Context, disks []backup.Source) (err error) {
+	r, err := backup.Pull(t.Context(), l.repo, req, backup.Hooks{}, func(ctx context.Context, disks []backup.OpenDisk) (err error) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}

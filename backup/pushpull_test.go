@@ -50,10 +50,10 @@ func (r *receiver) call(name string, fn func() error) error {
 	return fn()
 }
 
-func (r *receiver) Accept([]backup.Source) error { return r.call("accept", r.accept) }
-func (r *receiver) Publish() error               { return r.call("publish", r.publish) }
-func (r *receiver) Retract() error               { return r.call("retract", nil) }
-func (r *receiver) Write(ctx context.Context, disks []backup.Source) error {
+func (r *receiver) Accept([]backup.OpenDisk) error { return r.call("accept", r.accept) }
+func (r *receiver) Publish() error                 { return r.call("publish", r.publish) }
+func (r *receiver) Retract() error                 { return r.call("retract", nil) }
+func (r *receiver) Write(ctx context.Context, disks []backup.OpenDisk) error {
 	return r.call("write", func() error {
 		if r.write == nil {
 			return nil
@@ -68,7 +68,7 @@ func (l *lab) changesSince(name string, d backup.DiskRequest) ([]bitmapstore.Run
 	req := l.request("", d)
 	req.Mode, req.Since = backup.Incremental, name
 	var runs []bitmapstore.Run
-	_, err := backup.Push(l.t.Context(), l.repo, req, backup.Hooks{}, &receiver{write: func(_ context.Context, disks []backup.Source) (err error) {
+	_, err := backup.Push(l.t.Context(), l.repo, req, backup.Hooks{}, &receiver{write: func(_ context.Context, disks []backup.OpenDisk) (err error) {
 		if len(disks) != 1 || disks[0].Plan.Since.Name != name {
 			l.t.Errorf("since %s: got %+v", name, disks[0].Plan)
 		}
@@ -294,7 +294,7 @@ func TestPushCheckpoint(t *testing.T) {
 	l.write("a", "write -P 1 0 64k")
 	boom := errors.New("boom")
 	before := l.tool("qemu-img", "info", "a")
-	_, err := backup.Push(t.Context(), l.repo, l.request("p1", l.disk("a")), backup.Hooks{}, &receiver{write: func(context.Context, []backup.Source) error { return boom }})
+	_, err := backup.Push(t.Context(), l.repo, l.request("p1", l.disk("a")), backup.Hooks{}, &receiver{write: func(context.Context, []backup.OpenDisk) error { return boom }})
 	if !errors.Is(err, boom) {
 		t.Fatalf("got %v", err)
 	}
@@ -305,7 +305,7 @@ func TestPushCheckpoint(t *testing.T) {
 		t.Errorf("the bitmap stays: %s\nbefore: %s", after, before)
 	}
 	l.remember("vm", "p1", l.disk("a"))
-	out := &receiver{write: func(_ context.Context, disks []backup.Source) error {
+	out := &receiver{write: func(_ context.Context, disks []backup.OpenDisk) error {
 		n, err := disks[0].Changes.Bytes()
 		if n != 1<<20 || err != nil {
 			t.Errorf("a full push of %d bytes, %v", n, err)
@@ -395,7 +395,7 @@ func TestPushOfAChangingImage(t *testing.T) {
 			return err
 		},
 	} {
-		err := run(func(context.Context, []backup.Source) error {
+		err := run(func(context.Context, []backup.OpenDisk) error {
 			info, err := os.Stat(l.path("a"))
 			l.must(err)
 			l.patch("a", info.Size()-1, []byte{byte(i) + 1})

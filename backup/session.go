@@ -100,58 +100,28 @@ func newSession(repo *chain.Repository, req Request, hooks Hooks, to func(*sessi
 	if s.req.Mode == "" {
 		s.req.Mode = Auto
 	}
-	if err := s.checkRequest(); err != nil {
+	if err := s.takeRequest(); err != nil {
 		return nil, err
 	}
 	to(s)
 	return s, nil
 }
 
-// checkRequest refuses what makes no sense before anything is opened.
-func (s *session) checkRequest() error {
-	if err := chain.CheckDomain(s.req.Domain); err != nil {
-		return &UsageError{Err: err}
+// takeRequest refuses what makes no sense before anything is opened.
+func (s *session) takeRequest() error {
+	if err := s.req.check(); err != nil {
+		return err
 	}
-	if s.req.Checkpoint != "" {
-		if err := chain.CheckName(s.req.Checkpoint); err != nil {
-			return usage.Errorf("checkpoint: %w", err)
-		}
-	}
-	if len(s.req.Disks) == 0 {
-		return usage.Errorf("no disk is named: give --disk TARGET=PATH,format=qcow2|raw")
-	}
-	if s.req.Mode == Full && s.req.Since != "" {
-		return usage.Errorf("a full backup is not incremental since %s: --mode full and --incremental exclude each other", s.req.Since)
-	}
-	seen := make(map[string]bool)
 	for _, r := range s.req.Disks {
 		if err := chain.CheckName(r.Disk); err != nil {
 			return usage.Errorf("disk: %w", err)
 		}
-		if seen[r.Disk] {
+		if slices.ContainsFunc(s.disks, func(d *disk) bool { return d.req.Disk == r.Disk }) {
 			return usage.Errorf("disk %s is named twice", r.Disk)
 		}
-		seen[r.Disk] = true
-		if r.Path == "" {
-			return usage.Errorf("disk %s: no path", r.Disk)
-		}
-		if r.Format != qcow2.Raw && r.Format != qcow2.Qcow2 && !slices.Contains(foreign.Formats(), r.Format) {
-			return usage.Errorf("disk %s: the format must be given as format=raw or format=qcow2; it is never guessed, since a guest can write any header into its disk", r.Disk)
-		}
-		if r.Mode == Full && r.Since != "" {
-			return usage.Errorf("disk %s: a full backup is not incremental since %s", r.Disk, r.Since)
-		}
-		if r.Mode == "" {
-			r.Mode = s.req.Mode
-		}
-		if r.Mode != Full && r.Since == "" {
-			r.Since = s.req.Since
-		}
-		if r.Since != "" {
-			if err := chain.CheckName(r.Since); err != nil {
-				return usage.Errorf("disk %s: incremental: %w", r.Disk, err)
-			}
-			r.Mode = Incremental // to name a checkpoint is to ask for one
+		r.complete(&s.req)
+		if err := r.check(); err != nil {
+			return usage.Wrap(&chain.DiskError{Disk: r.Disk, Err: err})
 		}
 		s.disks = append(s.disks, &disk{req: r})
 	}

@@ -70,7 +70,7 @@ func (s *session) standing(found Standing) *chain.Manifest {
 	for _, d := range s.disks {
 		d.granularity = found.Granularity[d.req.Disk]
 		m.Disks = append(m.Disks, s.manifestDisk(d, &DiskPlan{
-			Disk: d.req.Disk, Format: d.req.Format, VirtualSize: d.image.Size(), AddsBitmap: true,
+			Disk: d.req.Disk, Format: d.req.Format, VirtualSize: d.image.Size(), NewBitmap: NewBitmap{AddsBitmap: true},
 		}))
 	}
 	return m
@@ -78,7 +78,7 @@ func (s *session) standing(found Standing) *chain.Manifest {
 
 // storeDefinition stores the domain's definition, if there is one.
 func (s *session) storeDefinition(ctx context.Context) ([]chain.File, error) {
-	w, err := archive.NewWriter(ctx, s.repo.Store, archive.WriterOptions{Level: s.req.Level, TempDir: s.req.TempDir})
+	w, err := archive.NewWriter(ctx, s.repo.Store, s.req.writer())
 	if err != nil {
 		return nil, err
 	}

@@ -65,7 +65,7 @@ func (in *XML) fillDefined(req *backup.Request, disks []disk, p purpose) (err er
 		if reason == "" {
 			r, err := c.request(d)
 			if err != nil {
-				return fmt.Errorf("disk %s: %w", d.Target, err)
+				return &chain.DiskError{Disk: d.Target, Err: err}
 			}
 			req.Disks = append(req.Disks, r)
 			continue

@@ -119,7 +119,7 @@ func TestWords(t *testing.T) {
 		"--mode":        {Mode: "differential"},
 		"--compression": {Compression: "most"},
 		"--limit-rate":  {LimitRate: "0"},
-		"--max-lock":    {Engine: backup.Request{MaxLock: -1}},
+		"--max-lock":    {Engine: backup.Request{ImageOptions: backup.ImageOptions{MaxLock: -1}}},
 	} {
 		wrong(t, what, b.Check(), what)
 	}

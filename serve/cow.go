@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/view"
@@ -58,14 +59,15 @@ type Cow struct {
 func OpenCow(c *view.Checkpoint, d *view.Disk, path string, note func(msg string)) (*Cow, error) {
 	size := d.Size()
 	if size > maxCowSize {
-		return nil, fmt.Errorf("disk %s: scratch file: the disk has %d bytes, more than the %d that one can be of", d.Name, size, int64(maxCowSize))
+		return nil, &chain.DiskError{Disk: d.Name, Err: fmt.Errorf(
+			"scratch file: the disk has %d bytes, more than the %d that one can be of", size, int64(maxCowSize))}
 	}
 	blocks := (size + blockSize - 1) / blockSize
 	h := &cowHeader{Format: cowFormat, Version: 1, Repository: c.Manifest.RepositoryID, Domain: c.Manifest.Domain,
 		Checkpoint: c.Manifest.Checkpoint, UUID: c.Manifest.UUID, Disk: d.Name, Size: size, Block: blockSize}
 	file, bitmap, err := openCowFile(path, h, blocks, &sys.FolderSyncer{Note: note})
 	if err != nil {
-		return nil, fmt.Errorf("disk %s: scratch file: %w", d.Name, err)
+		return nil, &chain.DiskError{Disk: d.Name, Err: fmt.Errorf("scratch file: %w", err)}
 	}
 	return &Cow{base: d, file: file, size: size, bitmap: bitmap, changed: make(map[int64]bool)}, nil
 }

@@ -54,7 +54,7 @@ func (c *Checkpoint) open(ctx context.Context, name string) error {
 		return usage.Errorf("disk %s is given twice", name)
 	}
 	if len(entry.Maps) == 0 {
-		return fmt.Errorf("disk %s of checkpoint %s has no data in the repository", name, c.Manifest.Checkpoint)
+		return &chain.DiskError{Disk: name, Err: fmt.Errorf("checkpoint %s has no data of it in the repository", c.Manifest.Checkpoint)}
 	}
 	d, err := c.reader.Open(ctx, entry)
 	if err != nil {

@@ -70,7 +70,7 @@ func Check(all []Names) error {
 
 // Offer is a disk as an export.
 type Offer struct {
-	Source  backup.Source
+	Source  backup.OpenDisk
 	Export  nbd.Export
 	Context string // of what changed; empty: the disk is full
 	Changed int64  // bytes; of a full disk its size
@@ -83,7 +83,7 @@ type Offers []Offer
 
 // New makes offers of sources, in their order. tempDir is for changes that are too
 // many for memory. The offers must be closed, and not be used after the sources.
-func New(ctx context.Context, sources []backup.Source, names []Names, tempDir string) (_ Offers, err error) {
+func New(ctx context.Context, sources []backup.OpenDisk, names []Names, tempDir string) (_ Offers, err error) {
 	var all Offers
 	defer func() {
 		if err != nil {
@@ -98,7 +98,7 @@ func New(ctx context.Context, sources []backup.Source, names []Names, tempDir st
 				n = given
 			}
 		}
-		if err := s.Chain.CrossCheck(ctx, backup.CrossCheckSamples, random); err != nil {
+		if err := s.Image.CrossCheck(ctx, backup.CrossCheckSamples, random); err != nil {
 			return nil, &chain.DiskError{Disk: n.Target, Err: err}
 		}
 		o, err := newOffer(ctx, s, n.complete(), tempDir)
@@ -110,11 +110,11 @@ func New(ctx context.Context, sources []backup.Source, names []Names, tempDir st
 	return all, nil
 }
 
-func newOffer(ctx context.Context, s backup.Source, n Names, tempDir string) (Offer, error) {
+func newOffer(ctx context.Context, s backup.OpenDisk, n Names, tempDir string) (Offer, error) {
 	o := Offer{Source: s, Changed: s.Plan.VirtualSize}
 	o.Export = nbd.Export{
-		Name: n.Export, Description: "disk " + n.Target, Size: s.Chain.Size(), ReadOnly: true,
-		Device: s.Chain, Contexts: []nbd.Context{allocation(s.Chain)}, BlockSize: blockSize(s.Chain),
+		Name: n.Export, Description: "disk " + n.Target, Size: s.Image.Size(), ReadOnly: true,
+		Device: s.Image, Contexts: []nbd.Context{allocation(s.Image)}, BlockSize: blockSize(s.Image),
 	}
 	if s.Plan.Mode != backup.Incremental {
 		return o, nil

@@ -83,8 +83,8 @@ func (l *life) changes(req backup.Request, cluster int64) []bitmapstore.Run {
 	l.t.Helper()
 	var runs []bitmapstore.Run
 	req.Checkpoint = ""
-	_, err := backup.Pull(l.t.Context(), l.repo, req, backup.Hooks{}, func(_ context.Context, disks []backup.Source) (err error) {
-		runs, err = disks[0].Changes.Round(cluster, disks[0].Chain.Size()).Collect()
+	_, err := backup.Pull(l.t.Context(), l.repo, req, backup.Hooks{}, func(_ context.Context, disks []backup.OpenDisk) (err error) {
+		runs, err = disks[0].Changes.Round(cluster, disks[0].Image.Size()).Collect()
 		return err
 	})
 	l.must(err)

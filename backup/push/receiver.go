@@ -49,10 +49,10 @@ func (r *receiver) job(disk string) *job {
 }
 
 // Accept is [backup.Receiver]'s.
-func (r *receiver) Accept(disks []backup.Source) error {
+func (r *receiver) Accept(disks []backup.OpenDisk) error {
 	for _, src := range disks {
 		j := r.job(src.Plan.Disk)
-		if err := r.outsideImages(src.Chain); err != nil {
+		if err := r.outsideImages(src.Image); err != nil {
 			return err
 		}
 		if j.Backing != nil && src.Plan.Mode == backup.Full {
@@ -62,11 +62,11 @@ func (r *receiver) Accept(disks []backup.Source) error {
 			continue
 		}
 		// Refused now, rather than after the checkpoint's bitmaps were added.
-		cs, err := qcow2.ClusterSizeFor(src.Chain.Size(), j.clusterSize(src))
+		cs, err := qcow2.ClusterSizeFor(src.Image.Size(), j.clusterSize(src))
 		if err != nil {
 			return about(j.Disk, err)
 		}
-		if err := j.create(cs).Check(src.Chain.Size()); err != nil {
+		if err := j.create(cs).Check(src.Image.Size()); err != nil {
 			return about(j.Disk, usage.Errorf("%w", err))
 		}
 	}
@@ -93,8 +93,8 @@ func (r *receiver) outsideImages(c *qcow2.Image) error {
 }
 
 // clusterSize is the one that a qcow2 target is to have at least, bytes.
-func (j *job) clusterSize(src backup.Source) int64 {
-	if h := src.Chain.Layers[0].Header; j.ClusterSize == 0 && h != nil {
+func (j *job) clusterSize(src backup.OpenDisk) int64 {
+	if h := src.Image.Layers[0].Header; j.ClusterSize == 0 && h != nil {
 		return h.ClusterSize()
 	}
 	return j.ClusterSize
@@ -105,8 +105,8 @@ func (j *job) create(clusterSize int64) *qcow2.CreateOptions {
 }
 
 // Write is [backup.Receiver]'s.
-func (r *receiver) Write(ctx context.Context, disks []backup.Source) error {
-	sources := make(map[*job]backup.Source)
+func (r *receiver) Write(ctx context.Context, disks []backup.OpenDisk) error {
+	sources := make(map[*job]backup.OpenDisk)
 	for _, src := range disks {
 		sources[r.job(src.Plan.Disk)] = src
 	}
@@ -117,7 +117,7 @@ func (r *receiver) Write(ctx context.Context, disks []backup.Source) error {
 		if err := r.open(ctx, j, src); err != nil {
 			return err
 		}
-		if err := src.Chain.CrossCheck(ctx, backup.CrossCheckSamples, random); err != nil {
+		if err := src.Image.CrossCheck(ctx, backup.CrossCheckSamples, random); err != nil {
 			return about(j.Disk, err)
 		}
 		var err error
@@ -141,8 +141,8 @@ func (r *receiver) Write(ctx context.Context, disks []backup.Source) error {
 	return nil
 }
 
-func (r *receiver) open(ctx context.Context, j *job, src backup.Source) (err error) {
-	spec := outfile.Spec{Size: src.Chain.Size(), NoLock: r.noLock}
+func (r *receiver) open(ctx context.Context, j *job, src backup.OpenDisk) (err error) {
+	spec := outfile.Spec{Size: src.Image.Size(), NoLock: r.noLock}
 	if j.Format == qcow2.Qcow2 {
 		spec.Create = j.create(j.clusterSize(src))
 	}
@@ -151,7 +151,7 @@ func (r *receiver) open(ctx context.Context, j *job, src backup.Source) (err err
 }
 
 // do writes one disk and makes it durable.
-func (j *job) do(ctx context.Context, src backup.Source, workers int, count func(int64)) error {
+func (j *job) do(ctx context.Context, src backup.OpenDisk, workers int, count func(int64)) error {
 	err := j.write(ctx, src, workers, count)
 	if err == nil {
 		err = ctx.Err()

@@ -24,15 +24,15 @@ type piece struct {
 
 // explicitZeros reports whether what the target leaves out means anything but
 // zeros, and the target is new.
-func (j *job) explicitZeros(src backup.Source) bool {
+func (j *job) explicitZeros(src backup.OpenDisk) bool {
 	return j.out.Creator != nil && src.Plan.Mode == backup.Incremental
 }
 
 // pieces yields what goes into the target, in ascending order. In an incremental
 // qcow2 they are whole clusters: one that has data anywhere is all data.
-func (j *job) pieces(ctx context.Context, src backup.Source) iter.Seq2[piece, error] {
+func (j *job) pieces(ctx context.Context, src backup.OpenDisk) iter.Seq2[piece, error] {
 	return func(yield func(piece, error) bool) {
-		size, unit, what := src.Chain.Size(), int64(1), src.Changes.Clip(src.Chain.Size())
+		size, unit, what := src.Image.Size(), int64(1), src.Changes.Clip(src.Image.Size())
 		if j.explicitZeros(src) {
 			unit = j.out.Creator.ClusterSize()
 			what = src.Changes.Round(unit, size)
@@ -43,7 +43,7 @@ func (j *job) pieces(ctx context.Context, src backup.Source) iter.Seq2[piece, er
 				return
 			}
 			pos := run.Start // up to here all has been yielded
-			for e, err := range src.Chain.Extents(run.Start, run.End) {
+			for e, err := range src.Image.Extents(run.Start, run.End) {
 				if err == nil {
 					err = ctx.Err()
 				}
@@ -73,7 +73,7 @@ func (j *job) pieces(ctx context.Context, src backup.Source) iter.Seq2[piece, er
 }
 
 // count reads the images' tables alone.
-func (j *job) count(ctx context.Context, src backup.Source) (a outfile.Amounts, err error) {
+func (j *job) count(ctx context.Context, src backup.OpenDisk) (a outfile.Amounts, err error) {
 	for p, err := range j.pieces(ctx, src) {
 		if err != nil {
 			return a, err
@@ -91,7 +91,7 @@ type chunk struct {
 
 // write copies the disk into the target: workers read and write, while the
 // pieces that come next are looked for and get their places.
-func (j *job) write(ctx context.Context, src backup.Source, workers int, count func(int64)) error {
+func (j *job) write(ctx context.Context, src backup.OpenDisk, workers int, count func(int64)) error {
 	g, gctx := errgroup.WithContext(ctx)
 	work := make(chan chunk)
 	for range workers {
@@ -116,7 +116,7 @@ func (j *job) write(ctx context.Context, src backup.Source, workers int, count f
 }
 
 // distribute gives every piece its place, and the data to the workers.
-func (j *job) distribute(ctx context.Context, src backup.Source, work chan<- chunk) error {
+func (j *job) distribute(ctx context.Context, src backup.OpenDisk, work chan<- chunk) error {
 	for p, err := range j.pieces(ctx, src) {
 		if err != nil {
 			return err
@@ -147,7 +147,7 @@ func (j *job) distribute(ctx context.Context, src backup.Source, work chan<- chu
 // zerosAtOnce is how many clusters are made zeros between looks at the context.
 const zerosAtOnce = 64 << 10
 
-func (j *job) zeros(ctx context.Context, src backup.Source, p piece) error {
+func (j *job) zeros(ctx context.Context, src backup.OpenDisk, p piece) error {
 	if !j.explicitZeros(src) {
 		return j.out.Zero(ctx, p.start, p.end)
 	}
@@ -163,9 +163,9 @@ func (j *job) zeros(ctx context.Context, src backup.Source, p piece) error {
 	return nil
 }
 
-func (j *job) copyChunk(ctx context.Context, src backup.Source, c chunk, buf []byte) error {
+func (j *job) copyChunk(ctx context.Context, src backup.OpenDisk, c chunk, buf []byte) error {
 	buf = buf[:c.end-c.start]
-	if err := src.Chain.ReadAt(ctx, buf, c.start); err != nil {
+	if err := src.Image.ReadAt(ctx, buf, c.start); err != nil {
 		return err
 	}
 	for _, r := range c.runs {

@@ -130,7 +130,7 @@ func (a *app) runExport(ctx context.Context, o exportOptions) error {
 	}
 	defer service.close()
 	served := false
-	_, err = backup.Pull(ctx, repo, req, backup.Hooks{Note: a.note, Step: a.step}, func(ctx context.Context, disks []backup.Source) error {
+	_, err = backup.Pull(ctx, repo, req, backup.Hooks{Note: a.note, Step: a.step}, func(ctx context.Context, disks []backup.OpenDisk) error {
 		offers, err := pull.New(ctx, disks, job.Names, req.TempDir)
 		if err != nil {
 			return err

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/foreign"
+	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// Request is what one run is to do.
+type Request struct {
+	Domain     string
+	DomainUUID string // from the domain's definition; empty if unknown
+	Adopt      bool   // go on with a domain that another host began
+
+	Disks   []DiskRequest
+	LeftOut []chain.LeftOut // of the domain's disks; recorded in the manifest
+	Files   []FileRequest   // archived beside the disks; at most one of each role
+
+	Mode  Mode
+	Since string // for disks that name none; empty: the newest that can be trusted
+
+	Checkpoint   string // empty: a new name from the time; of a push or pull: none
+	Description  string
+	NoCheckpoint bool   // add no bitmap: the images are not written to
+	Tool         string // name and version of the program, for the manifest
+
+	ImageOptions
+	StoreOptions
+}
+
+// ImageOptions say how images are opened and read.
+type ImageOptions struct {
+	NoLock    bool          // do not take QEMU's image locks; recorded in the manifest
+	AllowDirs []string      // folders, besides each image's own, for backing and data files
+	LockWait  time.Duration // how long to wait for another holder of an image's locks
+	MaxLock   time.Duration // the longest time the images may stay locked; 0: no limit
+	RateLimit int64         // bytes of guest data read per second; 0: no limit
+}
+
+// StoreOptions say how objects are written.
+type StoreOptions struct {
+	Level    archive.Level
+	NoVerify bool   // do not decode each frame again before it counts
+	TempDir  string // for maps that are too large for memory; empty: the system's
+}
+
+func (o StoreOptions) writer() archive.WriterOptions {
+	return archive.WriterOptions{Level: o.Level, SkipVerify: o.NoVerify, TempDir: o.TempDir}
+}
+
+// DiskRequest names one disk of the domain and how it is to be backed up.
+type DiskRequest struct {
+	Disk   string       // name in the domain, as "vda"
+	Path   string       // of the active image
+	Format qcow2.Format // never probed
+	// KeyFile holds the passphrase of an encrypted image, see [foreign.Options].
+	KeyFile string
+	Mode    Mode   // empty: the request's
+	Since   string // checkpoint to be incremental from; empty: the request's
+
+	NoCheckpoint bool          // add no bitmap to this disk
+	AllowDirs    []string      // folders, besides the request's, for its backing and data files
+	Defined      *DefinedChain // what the domain's definition says lies below the image; nil: nothing
+}
+
+// check refuses what makes no sense, whatever the disks are.
+func (req *Request) check() error {
+	if err := chain.CheckDomain(req.Domain); err != nil {
+		return usage.Wrap(err)
+	}
+	if req.Checkpoint != "" {
+		if err := chain.CheckName(req.Checkpoint); err != nil {
+			return usage.Errorf("checkpoint: %w", err)
+		}
+	}
+	if len(req.Disks) == 0 {
+		return usage.Errorf("no disk is named: give --disk TARGET=PATH,format=qcow2|raw")
+	}
+	if req.Mode == Full && req.Since != "" {
+		return usage.Errorf("a full backup is not incremental since %s: --mode full and --incremental exclude each other", req.Since)
+	}
+	return nil
+}
+
+// complete takes from the request what the disk does not say itself.
+func (r *DiskRequest) complete(req *Request) {
+	if r.Mode == "" {
+		r.Mode = req.Mode
+	}
+	if r.Mode != Full && r.Since == "" {
+		r.Since = req.Since
+	}
+	if r.Mode != Full && r.Since != "" {
+		r.Mode = Incremental // to name a checkpoint is to ask for one
+	}
+}
+
+func (r *DiskRequest) check() error {
+	if r.Path == "" {
+		return errors.New("no path")
+	}
+	if r.Format != qcow2.Raw && r.Format != qcow2.Qcow2 && !slices.Contains(foreign.Formats(), r.Format) {
+		return errors.New("the format must be given as format=raw or format=qcow2; it is never guessed, since a guest can write any header into its disk")
+	}
+	if r.Mode == Full && r.Since != "" {
+		return fmt.Errorf("a full backup is not incremental since %s", r.Since)
+	}
+	if r.Since != "" {
+		if err := chain.CheckName(r.Since); err != nil {
+			return fmt.Errorf("incremental: %w", err)
+		}
+	}
+	return nil
+}
