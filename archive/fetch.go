@@ -121,12 +121,12 @@ type EntryError struct {
 func (e *EntryError) Error() string { return e.Err.Error() }
 func (e *EntryError) Unwrap() error { return e.Err }
 
-// Batch fetches the chunks of entries, each once, with one or two requests for each
-// pack and several at a time. fn gets a chunk, proven, together with the indexes of all
-// entries that use it; it is called from several goroutines at once and must not
-// keep the indexes, nor the chunk unless FetcherOptions.Buffer lent it. Entries that are zeros are passed over. The first
-// error stops the batch: an [EntryError] for what could not be fetched (damage or
-// outage, by what it wraps), or what fn returned.
+// Batch fetches the chunks of entries, each once, with one or two requests for each pack and
+// several at a time. fn gets a chunk, proven, together with the indexes of all entries that use it;
+// it is called from several goroutines at once and must not keep the indexes, nor the chunk unless
+// FetcherOptions.Buffer lent it. Entries that are zeros are passed over. The first error stops the
+// batch: an [EntryError] for what could not be fetched (damage or outage, by what it wraps), or
+// what fn returned.
 func (f *Fetcher) Batch(ctx context.Context, entries []Entry, fn func(indexes []int, chunk []byte) error) error {
 	requests, err := f.plan(entries)
 	if err != nil {

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package bitmapstore holds dirty bitmaps as values: sets of byte ranges of a virtual disk that are iterated, united,
-// intersected, clipped and rounded without ever being held in memory as a whole, and the form in which they are stored.
+// Package bitmapstore holds dirty bitmaps as values: sets of byte ranges of a virtual disk that are
+// iterated, united, intersected, clipped and rounded without ever being held in memory as a whole,
+// and the form in which they are stored.
 //
-// Invariants of every [Runs]: its runs are non-empty, sorted, disjoint and do not touch each other; all offsets are
-// bytes, 0 or more; each iteration begins anew; an error, if there is one, comes last and alone. All operations are
-// lazy: nothing is read before the result is iterated. An operation that has its answer before an operand ends does
-// not read the rest of that operand. A nil Runs is the empty set.
+// Invariants of every [Runs]: its runs are non-empty, sorted, disjoint and do not touch each other;
+// all offsets are bytes, 0 or more; each iteration begins anew; an error, if there is one, comes
+// last and alone. All operations are lazy: nothing is read before the result is iterated. An
+// operation that has its answer before an operand ends does not read the rest of that operand. A
+// nil Runs is the empty set.
 package bitmapstore
 
 import (
@@ -20,14 +22,15 @@ type Run struct{ Start, End int64 }
 // Len is the number of bytes of the run.
 func (r Run) Len() int64 { return r.End - r.Start }
 
-// Runs is a set of bytes of a virtual disk. See the package documentation for what every Runs promises.
+// Runs is a set of bytes of a virtual disk. See the package documentation for what every Runs
+// promises.
 type Runs iter.Seq2[Run, error]
 
 // Between is the set of the bytes from start on that lie before end, if there are any.
 func Between(start, end int64) Runs { return Of(Run{Start: start, End: end}) }
 
-// Of is the set of all bytes of runs, which may come in any order, overlap, touch and be empty. What lies below 0 is
-// left out.
+// Of is the set of all bytes of runs, which may come in any order, overlap, touch and be empty.
+// What lies below 0 is left out.
 func Of(runs ...Run) Runs {
 	sorted := make([]Run, 0, len(runs))
 	for _, r := range runs {
@@ -56,8 +59,8 @@ func Of(runs ...Run) Runs {
 	}
 }
 
-// Join is the set of the bytes of runs that come in ascending order of their starts; they may touch, overlap and be
-// empty. An error ends them.
+// Join is the set of the bytes of runs that come in ascending order of their starts; they may
+// touch, overlap and be empty. An error ends them.
 func Join(runs iter.Seq2[Run, error]) Runs {
 	return func(yield func(Run, error) bool) {
 		m := merger{yield: yield}
@@ -76,7 +79,8 @@ func Join(runs iter.Seq2[Run, error]) Runs {
 	}
 }
 
-// Fail is a set that cannot be read: its iteration yields err and nothing else. A nil err gives the empty set.
+// Fail is a set that cannot be read: its iteration yields err and nothing else. A nil err gives the
+// empty set.
 func Fail(err error) Runs {
 	return func(yield func(Run, error) bool) {
 		if err != nil {
@@ -131,8 +135,8 @@ func (r Runs) Clip(size int64) Runs {
 	}
 }
 
-// Round is the set with every run widened to multiples of granularity (bytes, more than 0), clipped to [0, size): what a
-// coarser bitmap of a disk of that size would say.
+// Round is the set with every run widened to multiples of granularity (bytes, more than 0), clipped
+// to [0, size): what a coarser bitmap of a disk of that size would say.
 func (r Runs) Round(granularity, size int64) Runs {
 	if granularity <= 0 {
 		return Fail(errGranularity(granularity))

@@ -161,7 +161,8 @@ func BenchmarkSubtract(b *testing.B) {
 	}
 }
 
-// BenchmarkSparse16TiB scans the bits of a 16 TiB disk at 64 KiB of which one in each qcow2 cluster of bits is set.
+// BenchmarkSparse16TiB scans the bits of a 16 TiB disk at 64 KiB of which one in each qcow2 cluster
+// of bits is set.
 func BenchmarkSparse16TiB(b *testing.B) {
 	page := make([]byte, 65536)
 	page[1000] = 4

@@ -17,9 +17,9 @@ type Page struct {
 	Ones     bool   // with nil Bits: whether all bits of the page are set, or none
 }
 
-// FromBits is the set that a dense bitmap describes: bit n covers bytes [n*granularity, (n+1)*granularity) of a disk of
-// size bytes. Pages come in order and do not overlap; bits that no page covers are 0; bits beyond the disk are ignored,
-// as QEMU does. granularity is more than 0.
+// FromBits is the set that a dense bitmap describes: bit n covers bytes [n*granularity,
+// (n+1)*granularity) of a disk of size bytes. Pages come in order and do not overlap; bits that no
+// page covers are 0; bits beyond the disk are ignored, as QEMU does. granularity is more than 0.
 func FromBits(granularity, size int64, pages iter.Seq2[Page, error]) Runs {
 	if granularity <= 0 {
 		return Fail(errGranularity(granularity))

@@ -143,8 +143,8 @@ func firstError(x, y *cursor) error {
 	return y.err
 }
 
-// batchSize is the number of runs that cross from producer to consumer at once: a switch between the two costs some
-// hundred nanoseconds, a run in a batch about one.
+// batchSize is the number of runs that cross from producer to consumer at once: a switch between
+// the two costs some hundred nanoseconds, a run in a batch about one.
 const batchSize = 512
 
 // cursor reads a set run by run.
@@ -177,8 +177,8 @@ func (c *cursor) next() {
 	}
 }
 
-// batched yields the runs of r in batches that are valid until the next one is asked for. An error comes with an empty
-// batch, last.
+// batched yields the runs of r in batches that are valid until the next one is asked for. An error
+// comes with an empty batch, last.
 func batched(r Runs) iter.Seq2[[]Run, error] {
 	return func(yield func([]Run, error) bool) {
 		// The first batches are small: most bitmaps have few runs, and a reader may need just one.

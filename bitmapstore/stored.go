@@ -19,7 +19,8 @@ type Header struct {
 	DirtyBytes  int64  // from the last line: [Decode] sets it, [Encode] ignores it
 }
 
-// DamageError says that a stored bitmap is not what [Encode] writes. A failure to read it is never one.
+// DamageError says that a stored bitmap is not what [Encode] writes. A failure to read it is never
+// one.
 type DamageError struct {
 	Line int64 // of the text, from 1; 0: not in the text
 	Err  error
@@ -38,15 +39,17 @@ const (
 	magicLine = "imgbackup-bitmap 1\n"
 	// windowSize bounds what a reader must remember of the text.
 	windowSize = 1 << 20
-	// maxLine is the longest line: a name of 1023 bytes, each percent-encoded, fits with room to spare.
+	// maxLine is the longest line: a name of 1023 bytes, each percent-encoded, fits with room to
+	// spare.
 	maxLine = 64 << 10
 	// numberWidth is the width of a number in a run line, so that all of them are equally long.
 	numberWidth = 19
 	runLine     = 2*numberWidth + 2
 )
 
-// Encode writes the bitmap in its stored form: zstd-compressed text, see docs/format.md. It streams; the same bitmap
-// always gives the same bytes with the same version of the compressor. A set that does not fit the header is an error.
+// Encode writes the bitmap in its stored form: zstd-compressed text, see docs/format.md. It
+// streams; the same bitmap always gives the same bytes with the same version of the compressor. A
+// set that does not fit the header is an error.
 func Encode(w io.Writer, h Header, r Runs) (runs, dirty int64, err error) {
 	if err := h.check(); err != nil {
 		return 0, 0, fmt.Errorf("bitmapstore: %w", err)
@@ -86,8 +89,9 @@ func Encode(w io.Writer, h Header, r Runs) (runs, dirty int64, err error) {
 	return c.runs, c.dirty, nil
 }
 
-// Decode proves the whole stored bitmap once and gives its header and its runs, which open and prove it again for each
-// iteration. A *DamageError says that the bytes are wrong; any other error is a failure of open or of its reader.
+// Decode proves the whole stored bitmap once and gives its header and its runs, which open and
+// prove it again for each iteration. A *DamageError says that the bytes are wrong; any other error
+// is a failure of open or of its reader.
 func Decode(open func() (io.ReadCloser, error)) (Header, Runs, error) {
 	h, err := decode(open, nil, func(Run) bool { return true })
 	if err != nil {
@@ -105,8 +109,8 @@ func Decode(open func() (io.ReadCloser, error)) (Header, Runs, error) {
 	}, nil
 }
 
-// decode reads a stored bitmap and calls run for each of its runs until it returns false. When want is given, the header
-// must be that one.
+// decode reads a stored bitmap and calls run for each of its runs until it returns false. When want
+// is given, the header must be that one.
 func decode(open func() (io.ReadCloser, error), want *Header, run func(Run) bool) (h Header, err error) {
 	f, err := open()
 	if err != nil {

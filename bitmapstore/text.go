@@ -168,7 +168,8 @@ func parseNumber(s string) (int64, error) {
 	return n, nil
 }
 
-// escape writes a name so that it fits a line: bytes other than letters, digits, '.', '_' and '-' become %XX.
+// escape writes a name so that it fits a line: bytes other than letters, digits, '.', '_' and '-'
+// become %XX.
 func escape(name string) string {
 	const hex = "0123456789ABCDEF"
 	var b strings.Builder

@@ -137,7 +137,7 @@ func NewClient(ctx context.Context, nc net.Conn, o ClientOptions) (*Client, erro
 // Size is the size of the export, bytes.
 func (c *Client) Size() int64 { return c.size }
 
-// ReadOnly tells whether the server lets nobody write to the export.
+// ReadOnly reports whether the server lets nobody write to the export.
 func (c *Client) ReadOnly() bool { return c.flags&flagReadOnly != 0 }
 
 // Contexts are the names of the contexts that the server has selected.
@@ -269,7 +269,7 @@ func (c *Client) read(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// isEOF tells whether a connection has ended.
+// isEOF reports whether a connection has ended.
 func isEOF(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed)
 }

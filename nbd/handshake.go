@@ -332,7 +332,7 @@ func (h *handshake) metaContext(o *option) error {
 // contextID is the id of the i-th selected context.
 func contextID(i int) uint32 { return uint32(i) + 1 }
 
-// matches tells whether any query asks for a context. When it lists, no query asks
+// matches reports whether any query asks for a context. When it lists, no query asks
 // for all, and one with an empty leaf for all that begin like it; QEMU has the
 // wildcard "qemu:dirty-bitmap:" as well.
 func matches(name string, queries []string, list bool) bool {
@@ -386,5 +386,5 @@ func (r *optionReader) string() string {
 	return string(r.take(n))
 }
 
-// done tells whether the data were valid and have been read to their end.
+// done reports whether the data were valid and have been read to their end.
 func (r *optionReader) done() bool { return !r.bad && len(r.data) == 0 }

@@ -11,12 +11,14 @@ import (
 	"github.com/imgbackup/imgbackup/bitmapstore"
 )
 
-// ErrBitmapInUse is wrapped by the Problem of a bitmap whose in_use flag is set: a writer has the image open right now,
-// or it ended without closing it. What such a bitmap says must not be believed.
+// ErrBitmapInUse is wrapped by the Problem of a bitmap whose in_use flag is set: a writer has the
+// image open right now, or it ended without closing it. What such a bitmap says must not be
+// believed.
 var ErrBitmapInUse = errors.New("the bitmap is marked in use: a writer has the image open, or ended without closing it")
 
-// ErrBitmapsDead is wrapped by Layer.BitmapsErr when the image has bitmaps that a program without support for them has
-// made invalid, as it should: it cleared the autoclear bit, or made the image one of version 2.
+// ErrBitmapsDead is wrapped by Layer.BitmapsErr when the image has bitmaps that a program without
+// support for them has made invalid, as it should: it cleared the autoclear bit, or made the image
+// one of version 2.
 var ErrBitmapsDead = errors.New("the image's bitmaps were invalidated")
 
 // Bitmap is a persistent dirty bitmap of one qcow2 layer, as its directory entry describes it.
@@ -80,7 +82,7 @@ func (l *Layer) loadBitmaps() {
 	l.cut = !errors.Is(l.BitmapsErr, ErrBitmapsDead) && s.cut(l.Bitmaps)
 }
 
-// cut tells whether the directory of valid bitmaps, or the table of one that is
+// cut reports whether the directory of valid bitmaps, or the table of one that is
 // not in use, lies beyond the end of the file. QEMU has written both to their
 // ends, so the file has lost its own.
 func (s *bitmapSource) cut(bitmaps []*Bitmap) bool {
@@ -93,9 +95,9 @@ func (s *bitmapSource) cut(bitmaps []*Bitmap) bool {
 	})
 }
 
-// Runs is the set of dirty bytes, clipped to the layer's virtual size. Each iteration reads the file anew, in bounded
-// memory, at a cost that follows the part of the bitmap that has dirty bits. A bitmap with a Problem ends with it; what
-// proves wrong only now is a *DamageError.
+// Runs is the set of dirty bytes, clipped to the layer's virtual size. Each iteration reads the
+// file anew, in bounded memory, at a cost that follows the part of the bitmap that has dirty bits.
+// A bitmap with a Problem ends with it; what proves wrong only now is a *DamageError.
 func (b *Bitmap) Runs() bitmapstore.Runs {
 	if b.Problem != nil {
 		return bitmapstore.Fail(b.Problem)

@@ -265,8 +265,8 @@ func hostileRecipes() []hostile {
 	}
 }
 
-// Each way to spoil bitmap metadata is seen, none makes the guest's data unreadable, and no bitmap is added to an image
-// that QEMU refuses.
+// Each way to spoil bitmap metadata is seen, none makes the guest's data unreadable, and no bitmap
+// is added to an image that QEMU refuses.
 func TestBitmapHostile(t *testing.T) {
 	t.Parallel()
 	good := bmLoad(t, bmTwo(t))
@@ -317,7 +317,8 @@ func TestBitmapHostile(t *testing.T) {
 	}
 }
 
-// A file may end inside the cluster of the directory, but not inside the directory, a table or a cluster of bits.
+// A file may end inside the cluster of the directory, but not inside the directory, a table or a
+// cluster of bits.
 func TestBitmapCutShort(t *testing.T) {
 	t.Parallel()
 	m := bmLoad(t, bmTwo(t))

@@ -85,8 +85,9 @@ func (l *Layer) CheckWritable() error {
 	return nil
 }
 
-// BitmapGranularity is the granularity that a new bitmap of the layer gets unless another is asked for: QEMU's default,
-// the cluster size but at least 4 KiB and at most 64 KiB, or more where a bitmap would be larger than QEMU allows.
+// BitmapGranularity is the granularity that a new bitmap of the layer gets unless another is asked
+// for: QEMU's default, the cluster size but at least 4 KiB and at most 64 KiB, or more where a
+// bitmap would be larger than QEMU allows.
 func (l *Layer) BitmapGranularity() int64 {
 	g := int64(64 << 10)
 	if l.Header != nil {
@@ -137,7 +138,8 @@ func spaceFor(l *Layer, granularity int64) int64 {
 		stored += ceilDiv(bitmapTableEntries(l.Size, granularity, cluster)*8, cluster) * cluster
 	}
 	need := 2*stored + 16*cluster
-	// Refcounts of the new clusters, at most 64 bits each, and a larger refcount table where they need one.
+	// Refcounts of the new clusters, at most 64 bits each, and a larger refcount table where they
+	// need one.
 	return need + 2*ceilDiv(need, cluster)*8 + 2*l.Header.RefcountBytes
 }
 
@@ -153,8 +155,8 @@ func (l *Layer) checkDevice(n int64) error {
 	return nil
 }
 
-// imageEnd is the end of the last cluster that the refcounts call used. A qcow2 image on a block device can grow from
-// there to the end of the device.
+// imageEnd is the end of the last cluster that the refcounts call used. A qcow2 image on a block
+// device can grow from there to the end of the device.
 func (l *Layer) imageEnd() (int64, error) {
 	h := l.Header
 	table := make([]byte, min(h.RefcountBytes, maxRefTableBytes))

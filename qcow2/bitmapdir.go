@@ -36,8 +36,8 @@ const (
 	bitmapExtraCompat  = 1 << 2
 	bitmapFlagsKnown   = bitmapInUse | bitmapAuto | bitmapExtraCompat
 
-	// maxTablesRead bounds what is read to open an image: the tables of all its bitmaps, in bytes. 128 bitmaps of the
-	// largest kind in an image with the smallest clusters reach it.
+	// maxTablesRead bounds what is read to open an image: the tables of all its bitmaps, in bytes.
+	// 128 bitmaps of the largest kind in an image with the smallest clusters reach it.
 	maxTablesRead = 1 << 30
 )
 
@@ -72,14 +72,14 @@ func parseBitmapsExtension(s *bitmapSource) (d bitmapDirectory, err error) {
 	return bitmapDirectory{count: int64(count), offset: int64(offset), size: int64(size)}, nil
 }
 
-// holds tells whether the file has the bytes.
+// holds reports whether the file has the bytes.
 func (s *bitmapSource) holds(offset, length uint64) bool {
 	return offset <= uint64(s.fileSize) && length <= uint64(s.fileSize)-offset
 }
 
-// readBitmaps reads the bitmap directory, and the tables of the bitmaps that are not in use. err tells why no bitmap of
-// the image is usable (Layer.BitmapsErr); it never means that the image itself is unreadable. No bitmaps and no error:
-// the image has none.
+// readBitmaps reads the bitmap directory, and the tables of the bitmaps that are not in use. err
+// tells why no bitmap of the image is usable (Layer.BitmapsErr); it never means that the image
+// itself is unreadable. No bitmaps and no error: the image has none.
 func readBitmaps(s bitmapSource) ([]*Bitmap, error) {
 	armed := s.version >= 3 && s.autoclear&AutoclearBitmaps != 0
 	switch {
@@ -144,7 +144,8 @@ func readBitmapDirectory(s *bitmapSource, d bitmapDirectory) ([]*Bitmap, error) 
 	return bitmaps, nil
 }
 
-// readBitmapEntry reads the entry at offset at, of which the directory has rest bytes, and gives its length there.
+// readBitmapEntry reads the entry at offset at, of which the directory has rest bytes, and gives
+// its length there.
 func readBitmapEntry(s *bitmapSource, r *bufio.Reader, at, rest int64) (*Bitmap, int64, error) {
 	if rest < bitmapEntryHead {
 		return nil, 0, s.damage(at, "an entry passes the end of the bitmap directory")
@@ -272,7 +273,8 @@ func (e *bitmapEntry) wrongTable(s *bitmapSource, b *Bitmap) string {
 	return ""
 }
 
-// bitmapTableEntries is the number of clusters of bits that a bitmap of a disk has. size is 0 or more, the others are more.
+// bitmapTableEntries is the number of clusters of bits that a bitmap of a disk has. size is 0 or
+// more, the others are more.
 func bitmapTableEntries(size, granularity, clusterSize int64) int64 {
 	bits := ceilDiv(size, granularity)
 	return ceilDiv(ceilDiv(bits, 8), clusterSize)
@@ -285,8 +287,9 @@ func ceilDiv(a, b int64) int64 {
 	return (a-1)/b + 1
 }
 
-// checkBitmapOverlap refuses tables and directories that lie in one another or in the header: with such metadata nothing
-// can be believed. It also bounds the tables by the file's size. Bitmaps with a Problem do not take part.
+// checkBitmapOverlap refuses tables and directories that lie in one another or in the header: with
+// such metadata nothing can be believed. It also bounds the tables by the file's size. Bitmaps with
+// a Problem do not take part.
 func checkBitmapOverlap(s *bitmapSource, d bitmapDirectory, bitmaps []*Bitmap) error {
 	type span struct {
 		start, end int64

@@ -214,8 +214,8 @@ func (m *bmImage) clone() *bmImage {
 	return &c
 }
 
-// bmTwo makes an image of 1 MiB with the bitmaps "a" (64 KiB, some dirty, one run) and "b" (4 KiB, all clean but the
-// last written), and known data at 128 KiB.
+// bmTwo makes an image of 1 MiB with the bitmaps "a" (64 KiB, some dirty, one run) and "b" (4 KiB,
+// all clean but the last written), and known data at 128 KiB.
 func bmTwo(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "two.qcow2")

@@ -23,8 +23,8 @@ type BitmapState struct {
 	Digest      [32]byte // of its runs; zeros when it is not readable
 }
 
-// BitmapStates describes all bitmaps of the layer, in the order of the directory. Bitmaps that are dead
-// ([ErrBitmapsDead]) are none; other errors of the bitmap metadata are returned.
+// BitmapStates describes all bitmaps of the layer, in the order of the directory. Bitmaps that are
+// dead ([ErrBitmapsDead]) are none; other errors of the bitmap metadata are returned.
 func (l *Layer) BitmapStates() ([]BitmapState, error) {
 	if l.BitmapsErr != nil && !errors.Is(l.BitmapsErr, ErrBitmapsDead) {
 		return nil, l.BitmapsErr
@@ -62,8 +62,8 @@ func digestRuns(runs bitmapstore.Runs) (sum [32]byte, err error) {
 	return [32]byte(d.Sum(nil)), nil
 }
 
-// BitmapChangedError says that the bitmaps of an image are not what they should be after one was added or removed: a VM
-// ran in between, or whoever changed the image failed.
+// BitmapChangedError says that the bitmaps of an image are not what they should be after one was
+// added or removed: a VM ran in between, or whoever changed the image failed.
 type BitmapChangedError struct {
 	Path string
 	Name string // of the bitmap
@@ -74,8 +74,9 @@ func (e *BitmapChangedError) Error() string {
 	return fmt.Sprintf("%s: bitmap %s %s", e.Path, quote(e.Name), e.What)
 }
 
-// VerifyBitmapAdded proves that the layer has the new bitmap (enabled, not in use, empty, of that granularity) and
-// otherwise exactly the bitmaps that it had before. The difference is a [*BitmapChangedError].
+// VerifyBitmapAdded proves that the layer has the new bitmap (enabled, not in use, empty, of that
+// granularity) and otherwise exactly the bitmaps that it had before. The difference is a
+// [*BitmapChangedError].
 func (l *Layer) VerifyBitmapAdded(before []BitmapState, name string, granularity int64) error {
 	empty, err := digestRuns(bitmapstore.Of())
 	if err != nil {
@@ -85,8 +86,8 @@ func (l *Layer) VerifyBitmapAdded(before []BitmapState, name string, granularity
 	return l.verifyBitmaps(append(want, BitmapState{Name: name, Granularity: granularity, Enabled: true, Readable: true, Digest: empty}))
 }
 
-// VerifyBitmapRemoved proves that the layer has no such bitmap any more and otherwise exactly the bitmaps that it had
-// before. The difference is a [*BitmapChangedError].
+// VerifyBitmapRemoved proves that the layer has no such bitmap any more and otherwise exactly the
+// bitmaps that it had before. The difference is a [*BitmapChangedError].
 func (l *Layer) VerifyBitmapRemoved(before []BitmapState, name string) error {
 	var want []BitmapState
 	for _, s := range before {
@@ -97,7 +98,8 @@ func (l *Layer) VerifyBitmapRemoved(before []BitmapState, name string) error {
 	return l.verifyBitmaps(want)
 }
 
-// VerifyBitmapRemoved is [Layer.VerifyBitmapRemoved] for the image as it is in the file now, likewise.
+// VerifyBitmapRemoved is [Layer.VerifyBitmapRemoved] for the image as it is in the file now,
+// likewise.
 func VerifyBitmapRemoved(path string, before []BitmapState, name string) error {
 	return WithTopLayer(path, func(l *Layer) error { return l.VerifyBitmapRemoved(before, name) })
 }

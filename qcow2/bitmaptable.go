@@ -11,8 +11,8 @@ import (
 	"github.com/imgbackup/imgbackup/bitmapstore"
 )
 
-// A bitmap table entry: bits 9 to 55 are the offset of a cluster of bits; with offset 0, bit 0 tells whether all of its
-// bits are set or none.
+// A bitmap table entry: bits 9 to 55 are the offset of a cluster of bits; with offset 0, bit 0
+// reports whether all of its bits are set or none.
 const (
 	tableEntryOffset = 0x00fffffffffffe00
 	tableEntryOnes   = 1
@@ -21,7 +21,8 @@ const (
 const (
 	// tableBuffer is the number of bytes of a table that are read at once.
 	tableBuffer = 64 << 10
-	// dataBuffer is the number of bytes of bits that are read at once when their clusters lie together.
+	// dataBuffer is the number of bytes of bits that are read at once when their clusters lie
+	// together.
 	dataBuffer = 256 << 10
 )
 
@@ -31,8 +32,8 @@ type tableEntry struct {
 	offset int64 // of the cluster of bits; 0: all ones
 }
 
-// table reads the entries that are not all-zero, in order. Entries that break the format, or name a cluster that is not
-// wholly in the file, end it with a *DamageError.
+// table reads the entries that are not all-zero, in order. Entries that break the format, or name a
+// cluster that is not wholly in the file, end it with a *DamageError.
 func (b *Bitmap) table() iter.Seq2[tableEntry, error] {
 	return func(yield func(tableEntry, error) bool) {
 		s := &b.src

@@ -58,14 +58,14 @@ func (c *Image) crossCheck(ctx context.Context, samples int, rnd *rand.Rand) (co
 // other reader holds all of it in memory, twice while it reads it.
 const maxOpinionL1 = 8 << 20
 
-// secondOpinion tells whether go-qcow2reader v0.7.1 can read guest data of the
+// secondOpinion reports whether go-qcow2reader v0.7.1 can read guest data of the
 // layer correctly, compressed clusters apart.
 func (l *Layer) secondOpinion() bool {
 	h := l.Header
 	return h != nil && h.Incompatible == 0 && h.L1Offset != 0 && h.L1Entries > 0 && h.L1Entries*8 <= maxOpinionL1 && l.Size > 0
 }
 
-// opinionCompressed tells whether it can read compressed clusters, too: it
+// opinionCompressed reports whether it can read compressed clusters, too: it
 // gives up on small ones, and knows zlib only.
 func (l *Layer) opinionCompressed() bool {
 	return l.Header.ClusterSize() >= 32<<10 && l.Header.Compression == Zlib

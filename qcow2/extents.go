@@ -96,7 +96,8 @@ func (c *Image) Allocated(ctx context.Context, layer int) bitmapstore.Runs {
 	return runsOf(ctx, c.LayerExtents(layer, 0, l.Size), func(k Kind) bool { return k != Hole })
 }
 
-// Data is where the disk's extents hold data, in whichever layer. The images' own tables are read anew each time.
+// Data is where the disk's extents hold data, in whichever layer. The images' own tables are read
+// anew each time.
 func (c *Image) Data(ctx context.Context) bitmapstore.Runs {
 	return runsOf(ctx, c.Extents(0, c.Size()), func(k Kind) bool { return k == Data || k == Compressed })
 }

@@ -51,7 +51,7 @@ func fuzzImages(f *testing.F, dir string) [][]byte {
 	return seeds
 }
 
-// declared tells whether an error is of a kind that a hostile image may cause.
+// declared reports whether an error is of a kind that a hostile image may cause.
 func declared(err error) bool {
 	return isDamage(err) || isUnsupported(err) || isPolicy(err) || errors.Is(err, ErrNotQcow2) || errors.Is(err, os.ErrNotExist)
 }

@@ -101,7 +101,7 @@ type Header struct {
 // ClusterSize is in bytes.
 func (h *Header) ClusterSize() int64 { return 1 << h.ClusterBits }
 
-// Has tells whether all of the given incompatible feature bits are set.
+// Has reports whether all of the given incompatible feature bits are set.
 func (h *Header) Has(bits uint64) bool { return h.Incompatible&bits == bits }
 
 // l2EntryBytes is the size of an entry of an L2 table.

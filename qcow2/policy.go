@@ -53,7 +53,7 @@ func newPolicy(path string, allow []string) (*policy, error) {
 	return p, nil
 }
 
-// within tells whether a path is dir or below it; both are clean and absolute.
+// within reports whether a path is dir or below it; both are clean and absolute.
 func within(dir, path string) bool {
 	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }

@@ -87,7 +87,8 @@ func TestBitmapAddAndRemove(t *testing.T) {
 	}
 }
 
-// The first bitmap of an image whose backing file is not even there: only the image itself is opened.
+// The first bitmap of an image whose backing file is not even there: only the image itself is
+// opened.
 func TestBitmapAddToOverlay(t *testing.T) {
 	t.Parallel()
 	base, top := lkChain(t)
@@ -112,7 +113,8 @@ func TestBitmapAddToOverlay(t *testing.T) {
 	}
 }
 
-// QEMU looks for a data file with a relative name where it runs: that must be beside the image, where we look for it.
+// QEMU looks for a data file with a relative name where it runs: that must be beside the image,
+// where we look for it.
 func TestBitmapAddBesideDataFile(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -451,7 +453,8 @@ func TestBitmapAddAfterDeadOnes(t *testing.T) {
 	}
 }
 
-// TestBitmapAddHelper is the process that TestBitmapAddInterrupted interrupts; by itself it does nothing.
+// TestBitmapAddHelper is the process that TestBitmapAddInterrupted interrupts; by itself it does
+// nothing.
 func TestBitmapAddHelper(t *testing.T) {
 	path := os.Getenv("QCOW2_TEST_ADD_TO")
 	if path == "" {
@@ -512,7 +515,8 @@ func TestBitmapAddInterrupted(t *testing.T) {
 	}
 }
 
-// qiInterrupt runs the helper and interrupts its process group at a random moment, which it describes.
+// qiInterrupt runs the helper and interrupts its process group at a random moment, which it
+// describes.
 func qiInterrupt(t *testing.T, path string, rng *rand.Rand, careful, kill bool) string {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestBitmapAddHelper$", "-test.count=1")
@@ -551,7 +555,8 @@ func qiInterrupt(t *testing.T, path string, rng *rand.Rand, careful, kill bool) 
 	return moment
 }
 
-// qiAwaitWork waits until qemu-img has marked the bitmaps in use, and looks a number of times more at the image.
+// qiAwaitWork waits until qemu-img has marked the bitmaps in use, and looks a number of times more
+// at the image.
 func qiAwaitWork(t *testing.T, path string, more int) string {
 	t.Helper()
 	m := bmLoad(t, path)

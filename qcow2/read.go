@@ -16,10 +16,11 @@ const (
 	maxCompressedGap = 4 << 10
 )
 
-// ReadAt fills p with guest data of the active layer. What is allocated nowhere reads as zeros; bytes beyond the end
-// of the disk are an error that is [io.ErrUnexpectedEOF]. It fails with a [*DamageError] where an image's metadata is
-// wrong, or says that data lies beyond the end of a file. It gives up when ctx ends while it waits for
-// [OpenOptions.ReadLimit], or for another program that reads the image.
+// ReadAt fills p with guest data of the active layer. What is allocated nowhere reads as zeros;
+// bytes beyond the end of the disk are an error that is [io.ErrUnexpectedEOF]. It fails with a
+// [*DamageError] where an image's metadata is wrong, or says that data lies beyond the end of a
+// file. It gives up when ctx ends while it waits for [OpenOptions.ReadLimit], or for another
+// program that reads the image.
 func (c *Image) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if size := c.Size(); off < 0 || int64(len(p)) > size-off {
 		return fmt.Errorf("%s: %d bytes at %d are not all within the disk, which has %d: %w",

@@ -128,7 +128,7 @@ type segment struct {
 	stored int64 // Compressed: the most bytes the compressed cluster can have
 }
 
-// joins tells whether next, which follows s in the disk, can be read with it.
+// joins reports whether next, which follows s in the disk, can be read with it.
 func (s *segment) joins(next *segment) bool {
 	if s.kind != next.kind {
 		return false

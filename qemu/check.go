@@ -11,8 +11,8 @@ import (
 	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
-// CheckResult is what qemu-img found. Leaked clusters are a waste of space; everything else means that a writer may
-// overwrite guest data.
+// CheckResult is what qemu-img found. Leaked clusters are a waste of space; everything else means
+// that a writer may overwrite guest data.
 type CheckResult struct {
 	Leaks       int64 // clusters that nothing uses
 	Corruptions int64 // clusters whose refcount is too low, or references that are wrong

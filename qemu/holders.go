@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// lockHolders names the processes that hold a lock on byte b of the file: " (qemu-nbd, process 123)". Processes of other
-// users may not be visible; "" when none is found.
+// lockHolders names the processes that hold a lock on byte b of the file: " (qemu-nbd, process
+// 123)". Processes of other users may not be visible; "" when none is found.
 func lockHolders(file *os.File, b int64) string {
 	return holders(file, func(kind string, start, end int64) bool {
 		return kind != "FLOCK" && start <= b && b <= end
@@ -23,8 +23,8 @@ func flockHolders(file *os.File) string {
 	return holders(file, func(kind string, _, _ int64) bool { return kind == "FLOCK" })
 }
 
-// holders looks into the open files of all processes. It compares the files themselves: the device numbers in lock lists
-// are not those of stat on every file system.
+// holders looks into the open files of all processes. It compares the files themselves: the device
+// numbers in lock lists are not those of stat on every file system.
 func holders(file *os.File, match func(kind string, start, end int64) bool) string {
 	want, err := file.Stat()
 	if err != nil {
@@ -42,7 +42,8 @@ func holders(file *os.File, match func(kind string, start, end int64) bool) stri
 		if seen[pid] {
 			continue
 		}
-		// The lock list first: most files have none, and to stat some of them may wait for a server.
+		// The lock list first: most files have none, and to stat some of them may wait for a
+		// server.
 		info, err := os.ReadFile(path)
 		if err != nil || !hasLock(string(info), match) {
 			continue

@@ -19,7 +19,7 @@ import (
 // The local store works relative to open folders and never follows a symbolic
 // link, so that nothing that lies in a repository can lead out of it.
 
-// notThere says whether err is the file system's word that a name does not
+// notThere reports whether err is the file system's word that a name does not
 // exist, as opposed to any failure to find out.
 func notThere(err error) bool { return errors.Is(err, unix.ENOENT) }
 

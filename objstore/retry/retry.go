@@ -56,12 +56,11 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// New returns a store that tries again what failed, unless
-// [objstore.Permanent] reports that this is in vain, for a bounded time. It never turns a failure into an
-// answer: an object that is created by the first of two tries, whose answer is
-// lost, is ErrExists for the second, and so for the caller, who compares. A
-// listing or a body that breaks off is gone on with where it did, if the store
-// can tell that it is still the same object. Cancelling ends it at once.
+// New returns a store that tries again what failed, unless [objstore.Permanent] reports that this
+// is in vain, for a bounded time. It never turns a failure into an answer: an object that is
+// created by the first of two tries, whose answer is lost, is ErrExists for the second, and so for
+// the caller, who compares. A listing or a body that breaks off is gone on with where it did, if
+// the store can tell that it is still the same object. Cancelling ends it at once.
 func New(s objstore.Store, o Options) objstore.Store {
 	return &retrying{store: s, o: o.withDefaults()}
 }

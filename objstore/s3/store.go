@@ -73,8 +73,8 @@ func (s *Store) Get(ctx context.Context, key string, offset, length int64) (io.R
 	return r, nil
 }
 
-// GetVersion implements objstore.VersionGetter: Get, of the object that has this ETag; "" is any. Where another
-// one stands now the error is objstore.ErrReplaced.
+// GetVersion implements objstore.VersionGetter: Get, of the object that has this ETag; "" is any.
+// Where another one stands now the error is objstore.ErrReplaced.
 func (s *Store) GetVersion(ctx context.Context, key string, offset, length int64, version string) (objstore.VersionReader, error) {
 	if err := errors.Join(s.valid(ctx, key), objstore.CheckRange(key, offset, length)); err != nil {
 		return nil, err
