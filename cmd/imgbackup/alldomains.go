@@ -128,7 +128,7 @@ func (a *app) printOutcomes(all []domainOutcome, code int) (failed int, err erro
 		Domains []domainOutcome `json:"domains"`
 	}{Status: code, Domains: all}
 	w := &checkedWriter{w: a.out}
-	var lines []string
+	t := &table{out: a.out}
 	for _, o := range all {
 		what := "done"
 		switch {
@@ -141,14 +141,14 @@ func (a *app) printOutcomes(all []domainOutcome, code int) (failed int, err erro
 		default:
 			out.Done++
 		}
-		lines = append(lines, fmt.Sprintf("%-15s  %-20s  %s\n", o.name(), o.File, strings.ReplaceAll(what, "\n", "; ")))
+		t.row(o.name(), o.File, strings.ReplaceAll(what, "\n", "; "))
 	}
 	if a.json {
 		return out.Failed, a.printJSON(out)
 	}
 	w.printf("\n%d domains: %d done, %d failed, %d skipped\n", len(all), out.Done, out.Failed, out.Skipped)
-	for _, l := range lines {
-		w.printf("%s", l)
+	if w.err == nil {
+		w.err = t.print()
 	}
 	return out.Failed, w.err
 }

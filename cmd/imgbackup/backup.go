@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -338,19 +337,15 @@ func (a *app) printBackup(r *backup.Result, left []chain.LeftOut) error {
 		w.printf(" (after %s)", m.Parent.Name)
 	}
 	w.printf("\n")
-	tab := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-	t := &checkedWriter{w: tab}
+	t := &table{out: a.out, indent: "  "}
 	var data, stored int64
 	for i := range m.Disks {
 		d, p := &m.Disks[i], r.Plan.Disks[i]
-		t.printf("  %s\t%s\t%s data\t%s stored\n", d.Name, describeMode(p), size(d.DataBytes), size(d.StoredBytes))
+		t.row(d.Name, describeMode(p), size(d.DataBytes)+" data", size(d.StoredBytes)+" stored")
 		data, stored = data+d.DataBytes, stored+d.StoredBytes
 	}
-	if t.err == nil {
-		t.err = tab.Flush()
-	}
-	if t.err != nil {
-		return t.err
+	if w.err == nil {
+		w.err = t.print()
 	}
 	for i := range m.Disks {
 		p := r.Plan.Disks[i]

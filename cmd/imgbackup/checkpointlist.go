@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -139,9 +138,8 @@ func viewListedDisk(m *chain.Manifest, d *chain.Disk, sizes []checkpoint.Size) l
 }
 
 func (a *app) printListed(all []listedCheckpoint) error {
-	tab := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-	t := &checkedWriter{w: tab}
-	t.printf("\tCHECKPOINT\tPARENT\tCREATED\tKIND\tDISKS\tDESCRIPTION\n")
+	t := &table{out: a.out}
+	t.row("", "CHECKPOINT", "PARENT", "CREATED", "KIND", "DISKS", "DESCRIPTION")
 	for _, c := range all {
 		mark, parent := " ", "-"
 		if c.Current {
@@ -150,12 +148,9 @@ func (a *app) printListed(all []listedCheckpoint) error {
 		if c.Parent != "" {
 			parent = c.Parent
 		}
-		t.printf("%s\t%s\t%s\t%s\t%s\t%s\t%s\n", mark, c.Name, parent, c.Created.Local().Format("2006-01-02 15:04:05"), c.Kind,
-			listedDisks(c.Disks), oneLine(c.Description))
+		t.row(mark, c.Name, parent, c.Created.Local().Format("2006-01-02 15:04:05"), c.Kind, listedDisks(c.Disks), oneLine(c.Description))
 	}
-	if t.err == nil {
-		t.err = tab.Flush()
-	}
+	err := t.print()
 	for _, c := range all {
 		for _, d := range c.Disks {
 			if d.Problem != "" {
@@ -163,7 +158,7 @@ func (a *app) printListed(all []listedCheckpoint) error {
 			}
 		}
 	}
-	return t.err
+	return err
 }
 
 // listedDisks are the disks of a checkpoint in one column.

@@ -6,14 +6,12 @@ import (
 	"cmp"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
-	"golang.org/x/term"
 )
 
 // Annotations of commands and flags: what their help is made of.
@@ -97,13 +95,9 @@ func showHelp(cmd *cobra.Command, _ []string) {
 }
 
 func widthOf(out io.Writer) int {
-	f, ok := out.(*os.File)
-	if !ok {
+	n := terminalWidth(out)
+	if n == 0 {
 		return helpWidth
-	}
-	n, _, err := term.GetSize(int(f.Fd()))
-	if err != nil {
-		return helpWidth // no terminal
 	}
 	return max(minHelpWidth, min(n, helpWidth))
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -51,11 +50,8 @@ func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string
 	all := []checkpointJSON{}
 	var damage []error
 	w := &checkedWriter{w: a.out}
-	tab := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-	t := &checkedWriter{w: tab}
-	if !a.json && !tree {
-		t.printf("DOMAIN\tCHECKPOINT\tPARENT\tCREATED\tDISKS\tSTORED\tDESCRIPTION\n")
-	}
+	t := &table{out: a.out}
+	t.row("DOMAIN", "CHECKPOINT", "PARENT", "CREATED", "DISKS", "STORED", "DESCRIPTION")
 	for _, domain := range domains {
 		ms, broken, err := repo.Manifests(ctx, domain)
 		if err != nil {
@@ -72,21 +68,21 @@ func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string
 		}
 		for _, m := range ms {
 			all = append(all, viewCheckpoint(m))
-			if !a.json {
-				printRow(t, m)
-			}
+			t.row(listRow(m)...)
 		}
 	}
+	err := w.err
 	switch {
 	case a.json:
-		w.err = a.printJSON(map[string]any{"checkpoints": all})
-	case t.err == nil:
-		t.err = tab.Flush()
+		err = a.printJSON(map[string]any{"checkpoints": all})
+	case !tree:
+		err = t.print()
 	}
-	return errors.Join(append([]error{w.err, t.err}, damage...)...)
+	return errors.Join(append([]error{err}, damage...)...)
 }
 
-func printRow(t *checkedWriter, m *chain.Manifest) {
+// listRow is a checkpoint as list shows it.
+func listRow(m *chain.Manifest) []string {
 	parent := "-"
 	if m.Parent != nil {
 		parent = m.Parent.Name
@@ -102,6 +98,8 @@ func printRow(t *checkedWriter, m *chain.Manifest) {
 		disks = append(disks, d.Name+":"+mode)
 		stored += d.StoredBytes
 	}
-	t.printf("%s\t%s\t%s\t%s\t%s\t%s\t%s\n", m.Domain, m.Checkpoint, parent, m.Created.Local().Format("2006-01-02 15:04:05"),
-		strings.Join(disks, " "), size(stored), oneLine(m.Description))
+	return []string{
+		m.Domain, m.Checkpoint, parent, m.Created.Local().Format("2006-01-02 15:04:05"),
+		strings.Join(disks, " "), size(stored), oneLine(m.Description),
+	}
 }

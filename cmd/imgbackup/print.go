@@ -9,8 +9,6 @@ import (
 	"strings"
 
 	"github.com/dustin/go-humanize"
-
-	"github.com/imgbackup/imgbackup/chain"
 )
 
 // printJSON writes one JSON document to stdout.
@@ -44,14 +42,4 @@ func oneLine(s string) string {
 		}
 		return r
 	}, s)
-}
-
-func printTree(w *checkedWriter, tree *chain.Tree) {
-	tree.Walk(func(n *chain.Node, depth int) {
-		w.printf("%s%s", strings.Repeat("  ", depth+1), n.Manifest.Checkpoint)
-		if n.Note != "" {
-			w.printf(" (%s)", n.Note)
-		}
-		w.printf("\n")
-	})
 }

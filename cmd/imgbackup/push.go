@@ -4,7 +4,7 @@ package main
 
 import (
 	"context"
-	"text/tabwriter"
+	"fmt"
 	"time"
 
 	"github.com/imgbackup/imgbackup/backup"
@@ -121,18 +121,14 @@ func (a *app) printPush(domain string, r *push.Result) error {
 	} else {
 		w.printf("disks of %s\n", domain)
 	}
-	tab := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
-	t := &checkedWriter{w: tab}
+	t := &table{out: a.out, indent: "  "}
 	var data int64
 	for i, d := range r.Disks {
-		t.printf("  %s\t%s\t%s data\t%s (%s)\n", d.Disk, describeMode(r.Plan.Disks[i]), size(d.Data), d.Path, d.Format)
+		t.row(d.Disk, describeMode(r.Plan.Disks[i]), size(d.Data)+" data", fmt.Sprintf("%s (%s)", d.Path, d.Format))
 		data += d.Data
 	}
-	if t.err == nil {
-		t.err = tab.Flush()
-	}
-	if t.err != nil {
-		return t.err
+	if w.err == nil {
+		w.err = t.print()
 	}
 	for _, p := range r.Plan.Disks {
 		w.printf("  %s: %s\n", p.Disk, p.Reason)
