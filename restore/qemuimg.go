@@ -29,7 +29,7 @@ import (
 // other than raw and qcow2, and every qcow2 as soon as something is set here.
 type QemuImg struct {
 	Compressed bool     // each cluster compressed: qcow2, vmdk
-	SecretFile string   // of qcow2: encrypt it (LUKS) with the passphrase in this file, to its last byte
+	SecretFile string   // of qcow2: encrypt it (LUKS) with the passphrase that is all of this file
 	Settings   []string // KEY=VALUE, as qemu-img's -o takes them
 }
 
@@ -111,7 +111,8 @@ func (q *qemuImg) write(ctx context.Context, j *job, p *progress) error {
 	if err != nil {
 		return &chain.DiskError{Disk: q.entry.Name, Err: err}
 	}
-	args := slices.Concat([]string{"convert"}, secret, q.settings(), []string{"--image-opts", served, "./" + j.at.Base()})
+	from := []string{"--image-opts", served, "./" + j.at.Base()}
+	args := slices.Concat([]string{"convert"}, secret, q.settings(), from)
 	m := &meter{p: p, left: j.Data}
 	_, err = q.withDisk(ctx, j, m, args...)
 	for tries := 1; err != nil && tries < maxTries && strings.Contains(err.Error(), noClock); tries++ {
@@ -124,11 +125,12 @@ func (q *qemuImg) write(ctx context.Context, j *job, p *progress) error {
 	if j.size, err = q.look(ctx, j, secret); err != nil {
 		return err
 	}
-	switch size := q.disk.Size(); {
+	switch name, size := q.entry.Name, q.disk.Size(); {
 	case j.size < size:
-		return &chain.DiskError{Disk: q.entry.Name, Err: fmt.Errorf("the image that qemu-img has written has %d bytes instead of %d", j.size, size)}
+		err := fmt.Errorf("the image that qemu-img has written has %d bytes instead of %d", j.size, size)
+		return &chain.DiskError{Disk: name, Err: err}
 	case j.size > size:
-		p.warn(fmt.Sprintf("disk %s: %s has rounded its size up from %d to %d bytes", q.entry.Name, q.format, size, j.size))
+		p.warn(fmt.Sprintf("disk %s: %s has rounded its size up from %d to %d bytes", name, q.format, size, j.size))
 	}
 	return nil
 }
@@ -173,7 +175,8 @@ func quoteOption(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
 // look asks for the virtual size of what was written, bytes.
 func (q *qemuImg) look(ctx context.Context, j *job, secret []string) (int64, error) {
-	out, err := q.run(ctx, j, nil, slices.Concat([]string{"info", "--output=json"}, secret, []string{"--image-opts", q.image(j)})...)
+	args := slices.Concat([]string{"info", "--output=json"}, secret, []string{"--image-opts", q.image(j)})
+	out, err := q.run(ctx, j, nil, args...)
 	if err != nil {
 		return 0, err
 	}
@@ -198,7 +201,8 @@ func (q *qemuImg) verify(ctx context.Context, j *job, p *progress) error {
 		return &chain.DiskError{Disk: q.entry.Name, Err: err}
 	}
 	m := &meter{p: p, left: j.Data}
-	_, err = q.withDisk(ctx, j, m, slices.Concat([]string{"compare"}, secret, []string{"--image-opts", served, q.image(j)})...)
+	args := slices.Concat([]string{"compare"}, secret, []string{"--image-opts", served, q.image(j)})
+	_, err = q.withDisk(ctx, j, m, args...)
 	var failed *qemu.ExitError
 	if errors.As(err, &failed) && failed.Status == differs {
 		wrong := &VerifyError{Disk: q.entry.Name, Path: j.at.Path, End: q.disk.Size(), What: failed.Error()}

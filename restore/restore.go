@@ -20,7 +20,7 @@ type Options struct {
 	Continue bool          // give each qcow2 the checkpoint's bitmap, empty
 	Verify   bool          // read the targets back before they get their names
 	NoLock   bool          // go on where a file system cannot tell whether a file is in use
-	MakeDir  string        // a folder that is created if it is missing (in one that exists), and removed again on an error; may be empty
+	MakeDir  string        // a folder that is made if it is missing, in one that exists; may be empty
 	Files    []FileTarget  // what is restored beside the disks
 	Workers  int           // requests and decoders at work at once; 0: as the fetcher likes
 	Limit    *rate.Limiter // bytes of guest data per second; nil: none

@@ -16,7 +16,7 @@ import (
 type Target struct {
 	Disk   string       // its name, exactly
 	Path   string       // a file in a folder that exists, a block device, or Stdout
-	Format qcow2.Format // raw, as always of a device and of Stdout, qcow2, or one that only qemu-img writes
+	Format qcow2.Format // raw, qcow2 or one of qemu-img; of a device and of Stdout: raw
 }
 
 // TargetsIn makes targets DIR/<disk>.<format> for the disks named, or for all
