@@ -144,13 +144,24 @@ func inTime(tell func()) {
 	}
 }
 
-// interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP
-// cancels. A second one ends the program as soon as no qemu-img runs; what it
+// heeded are the signals that end the program. Those that were ignored when it was
+// started stay so: by nohup, or in the background of a script.
+func heeded() []os.Signal {
+	signals := []os.Signal{unix.SIGTERM}
+	for _, sig := range []os.Signal{unix.SIGINT, unix.SIGHUP} {
+		if !signal.Ignored(sig) {
+			signals = append(signals, sig)
+		}
+	}
+	return signals
+}
+
+// interruptible returns a context that the first of the heeded signals cancels. A second one ends the program as soon as no qemu-img runs; what it
 // leaves behind is settled by the next run.
 func interruptible(p program) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	signal.Notify(signals, heeded()...)
 	quit := make(chan struct{})
 	go func() {
 		select {

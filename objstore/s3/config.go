@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/minio/minio-go/v7/pkg/encrypt"
 	"golang.org/x/net/http/httpproxy"
 
 	"github.com/imgbackup/imgbackup/internal/usage"
@@ -30,6 +31,10 @@ type Config struct {
 	Style    string // "path", "virtual" (the bucket is in the host's name), or "" by the endpoint
 	CAFile   string // PEM file of more certificate authorities
 	Checksum string // of uploads: "crc32c" or ""; "sha256"
+	// SSE is how the server shall encrypt what it stores: "AES256", by its own keys;
+	// "aws:kms", by one of its key service; "": as the bucket does.
+	SSE    string
+	SSEKey string // the id of the key service's key; "" is the bucket's, or its own
 	// Proxy says which proxies there are; nil: as the environment says.
 	Proxy *httpproxy.Config
 	// Credentials to sign with; nil: those that the AWS tools would find.
@@ -41,7 +46,7 @@ var (
 	regionName = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
 )
 
-// Parse reads "s3://bucket/prefix?endpoint=URL&region=R&style=S&ca=FILE&profile=P&checksum=C".
+// Parse reads "s3://bucket/prefix?endpoint=URL&region=R&style=S&ca=FILE&profile=P&checksum=C&sse=E&ssekmskey=K".
 // What the query does not say is taken from the environment (getenv is
 // os.Getenv, or nil for none) and then from the profile in the AWS tools'
 // files. The error is wrong usage. It never shows a password.
@@ -75,10 +80,10 @@ func Parse(place string, getenv func(string) string) (Config, error) {
 	option := make(map[string]string)
 	for name, v := range values {
 		switch name {
-		case "endpoint", "region", "style", "ca", "profile", "checksum":
+		case "endpoint", "region", "style", "ca", "profile", "checksum", "sse", "ssekmskey":
 			option[name] = v[0]
 		default:
-			return Config{}, usage.Errorf("a place in S3 has no option %q: there are endpoint, region, style, ca, profile and checksum", printable(name, 40))
+			return Config{}, usage.Errorf("a place in S3 has no option %q: there are endpoint, region, style, ca, profile, checksum, sse and ssekmskey", printable(name, 40))
 		}
 	}
 	profile, err := readProfile(first(option["profile"], getenv("AWS_PROFILE")), getenv)
@@ -97,6 +102,8 @@ func Parse(place string, getenv func(string) string) (Config, error) {
 		Style:       first(option["style"], getenv("IMGBACKUP_S3_STYLE")),
 		CAFile:      first(option["ca"], getenv("IMGBACKUP_S3_CA_FILE"), getenv("AWS_CA_BUNDLE"), profile["ca_bundle"]),
 		Checksum:    first(option["checksum"], getenv("IMGBACKUP_S3_CHECKSUM")),
+		SSE:         first(option["sse"], getenv("IMGBACKUP_S3_SSE")),
+		SSEKey:      first(option["ssekmskey"], getenv("IMGBACKUP_S3_SSE_KMS_KEY")),
 		Credentials: awsCredentials(option["profile"], getenv),
 	}
 	return c, c.check()
@@ -129,7 +136,23 @@ func (c *Config) check() error {
 	default:
 		return usage.Errorf("the checksum of uploads is crc32c or sha256, not %q", printable(c.Checksum, 40))
 	}
-	return nil
+	_, err := c.encryption()
+	return err
+}
+
+// encryption is what the server is asked for; nil is nothing.
+func (c *Config) encryption() (encrypt.ServerSide, error) {
+	switch {
+	case c.SSE == "aws:kms":
+		return encrypt.NewSSEKMS(c.SSEKey, nil)
+	case c.SSEKey != "":
+		return nil, usage.Errorf("a key of the key service (ssekmskey, IMGBACKUP_S3_SSE_KMS_KEY) goes with sse=aws:kms")
+	case c.SSE == "AES256":
+		return encrypt.NewSSE(), nil
+	case c.SSE == "":
+		return nil, nil
+	}
+	return nil, usage.Errorf("the server encrypts by sse=AES256 or sse=aws:kms, not %q", printable(c.SSE, 40))
 }
 
 // endpoint is the URL of the store, which has a scheme and a host only.

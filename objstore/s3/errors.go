@@ -203,7 +203,11 @@ func (s *Store) hint(verb string, e *Error, region string) string {
 	case e.Code == "InvalidObjectState":
 		return "the object lies in an archive class, which gives nothing back at once: restore it to a readable one first"
 	case e.Code == codeAccessDenied && speaksOfRights(e.Message):
-		return fmt.Sprintf("the credentials do not allow to %s in bucket %s: they need %s", verb, s.bucket, permissions[verb])
+		needs := permissions[verb]
+		if verb == "store" && s.sse == nil {
+			needs += ", or the bucket demands encryption: sse=AES256 or aws:kms"
+		}
+		return fmt.Sprintf("the credentials do not allow to %s in bucket %s: they need %s", verb, s.bucket, needs)
 	case e.Status == http.StatusNotImplemented:
 		return "this store lacks something that imgbackup needs; see imgbackup init"
 	}

@@ -58,7 +58,12 @@ func open(c Config, stall time.Duration) (*Store, error) {
 		return nil, usage.Errorf("the S3 endpoint %s can't be used: %w", endpoint, err)
 	}
 	core.SetS3EnableDualstack(false) // as the AWS tools do
+	sse, err := c.encryption()
+	if err != nil {
+		return nil, err
+	}
 	s := &Store{
+		sse:  sse,
 		core: *core, transport: transport, bucket: c.Bucket, endpoint: endpoint.String(),
 		sha256: c.Checksum == "sha256",
 	}

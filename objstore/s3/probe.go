@@ -115,7 +115,7 @@ func (s *Store) probeChecksum(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	opts := minio.PutObjectOptions{DisableContentSha256: true, UserMetadata: sums.headers}
+	opts := minio.PutObjectOptions{DisableContentSha256: true, UserMetadata: sums.headers, ServerSideEncryption: s.sse}
 	body := bytes.NewReader([]byte("what arrives..")) // as long as what was meant
 	_, err = s.core.PutObject(ctx, s.bucket, s.prefix+key, io.Reader(body), body.Size(), "", sums.sha256, opts)
 	switch {

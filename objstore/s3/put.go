@@ -107,7 +107,7 @@ func (s *Store) send(ctx context.Context, key string, body objstore.Body, opts m
 	if err != nil {
 		return &bodyError{err}
 	}
-	opts.DisableContentSha256, opts.UserMetadata = true, sums.headers
+	opts.DisableContentSha256, opts.UserMetadata, opts.ServerSideEncryption = true, sums.headers, s.sse
 	content := &bodyReader{ctx: ctx, r: io.NewSectionReader(body, 0, body.Size())}
 	_, err = s.core.PutObject(ctx, s.bucket, s.prefix+key, content, body.Size(), "", sums.sha256, opts)
 	// The body's own failure comes back as whatever the transport made of it.

@@ -19,6 +19,7 @@ import (
 	"strings"
 
 	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/encrypt"
 
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -35,9 +36,10 @@ type Store struct {
 	core      minio.Core
 	transport *http.Transport
 	bucket    string
-	prefix    string // "" or ends in a slash
-	endpoint  string // for messages; without credentials
-	sha256    bool   // bodies are checked by SHA-256
+	prefix    string             // "" or ends in a slash
+	endpoint  string             // for messages; without credentials
+	sha256    bool               // bodies are checked by SHA-256
+	sse       encrypt.ServerSide // what every object shall be encrypted by; nil: as the bucket does
 }
 
 var _ objstore.Store = (*Store)(nil)

@@ -8,6 +8,7 @@ package s3test
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"fmt"
 	"net"
 	"net/http"
@@ -44,6 +45,9 @@ const (
 	AccessKey = "imgbackuptest"
 	SecretKey = "imgbackup-test-secret"
 )
+
+// KMSKey is the id of the key that MinIO's key service has.
+const KMSKey = "imgbackup-test-key"
 
 // Region of every server.
 const Region = "us-east-1"
@@ -171,6 +175,7 @@ func (s *Server) run() error {
 		"HOME=" + s.dir, "PATH=" + os.Getenv("PATH"),
 		"MINIO_ROOT_USER=" + AccessKey, "MINIO_ROOT_PASSWORD=" + SecretKey,
 		"MINIO_DOMAIN=" + Domain, "VGW_VIRTUAL_DOMAIN=" + Domain,
+		"MINIO_KMS_SECRET_KEY=" + KMSKey + ":" + base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32)),
 		"MINIO_BROWSER=off", "MINIO_UPDATE=off", "MINIO_CI_CD=on",
 		"ROOT_ACCESS_KEY=" + AccessKey, "ROOT_SECRET_KEY=" + SecretKey,
 	}
@@ -304,6 +309,12 @@ func (s *Server) ReadOnly(bucket string) *credentials.Credentials {
 	return s.Restricted(Allow(bucket, "", "s3:GetObject", "s3:ListBucket"))
 }
 
+// AllowEncrypted is a statement of a policy: objects may be stored, if the server is
+// asked to encrypt them so.
+func AllowEncrypted(bucket, sse string) string {
+	return fmt.Sprintf(`{"Effect":"Allow","Action":["s3:PutObject"],"Resource":["arn:aws:s3:::%s/*"],"Condition":{"StringEquals":{"s3:x-amz-server-side-encryption":"%s"}}}`, bucket, sse)
+}
+
 // Allow is a statement of a policy: these actions are allowed in a bucket and, of
 // its objects, on those that the pattern matches; "" is all.
 func Allow(bucket, pattern string, actions ...string) string {
@@ -343,7 +354,7 @@ func (s *Server) Env() []string {
 		"AWS_SESSION_TOKEN=", "AWS_PROFILE=",
 		"AWS_CONFIG_FILE=" + os.DevNull, "AWS_SHARED_CREDENTIALS_FILE=" + os.DevNull,
 		"AWS_EC2_METADATA_DISABLED=true",
-		"IMGBACKUP_S3_ENDPOINT=", "IMGBACKUP_S3_REGION=", "IMGBACKUP_S3_STYLE=", "IMGBACKUP_S3_CHECKSUM=",
+		"IMGBACKUP_S3_ENDPOINT=", "IMGBACKUP_S3_REGION=", "IMGBACKUP_S3_STYLE=", "IMGBACKUP_S3_CHECKSUM=", "IMGBACKUP_S3_SSE=", "IMGBACKUP_S3_SSE_KMS_KEY=",
 	}
 	return append(env, "IMGBACKUP_S3_CA_FILE="+s.CAFile)
 }
