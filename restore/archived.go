@@ -16,19 +16,18 @@ import (
 // archivedDisk is a disk for a writer that reads it as a disk, in whatever order.
 type archivedDisk struct {
 	repo  *chain.Repository
-	m     *chain.Manifest
 	entry *chain.Disk
 
-	checkpoint *view.Checkpoint // nil: not open
-	disk       *view.Disk
+	reader *view.Reader // nil: not open
+	disk   *view.Disk
 }
 
 // prove is [writer]'s.
 func (a *archivedDisk) prove(ctx context.Context) (counts outfile.Amounts, err error) {
-	if a.checkpoint, err = view.Open(ctx, a.repo, a.m, []string{a.entry.Name}, view.Options{}); err != nil {
+	a.reader = view.NewReader(ctx, a.repo, view.Options{})
+	if a.disk, err = a.reader.Open(ctx, a.entry); err != nil {
 		return counts, damage(a.entry.Name, err, 0, a.entry.Size)
 	}
-	a.disk = a.checkpoint.Disks[0]
 	for zeros, err := range a.disk.Zeros(ctx, 0, a.disk.Size()) {
 		if err != nil {
 			return counts, damage(a.entry.Name, err, 0, a.disk.Size())
@@ -41,8 +40,8 @@ func (a *archivedDisk) prove(ctx context.Context) (counts outfile.Amounts, err e
 
 // close is [writer]'s.
 func (a *archivedDisk) close() {
-	if a.checkpoint != nil {
-		a.checkpoint.Close()
+	if a.reader != nil {
+		a.reader.Close()
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 	"github.com/imgbackup/imgbackup/view"
 )
 
-// A batch is a part of a disk's content whose chunks are fetched together,
+// A batch is the part of a disk's content whose chunks are fetched together,
 // sorted by pack. Its limits bound memory (some 20 MiB) and are far beyond what
 // keeps all workers busy.
 const (
@@ -48,20 +48,19 @@ func (b *batch) of(i int) []qcow2.HostRun {
 
 func (b *batch) reset() { b.entries, b.runs, b.first = b.entries[:0], b.runs[:0], b.first[:0] }
 
-// source is one disk's content in the repository.
+// source is one disk's content in the repository. Every chunk is used once, or for
+// entries that lie together: nothing is kept.
 type source struct {
-	disk    string
-	size    int64
-	layout  *view.Layout
+	*view.Layout
 	fetcher *archive.Fetcher
 }
 
-// each calls fn for all runs of the disk, which cover it without gaps.
+// each calls fn for all entries of the disk.
 func (s *source) each(ctx context.Context, fn func(archive.Entry) error) error {
 	var pos int64
-	for e, err := range s.layout.Entries(ctx, 0, s.size) {
+	for e, err := range s.Entries(ctx, 0, s.Size()) {
 		if err != nil {
-			return s.damage(err, pos, s.size)
+			return s.damage(err, pos, s.Size())
 		}
 		pos = e.End()
 		if err := fn(e); err != nil {
@@ -83,7 +82,7 @@ func (s *source) fetch(ctx context.Context, entries []archive.Entry, fn func(i i
 }
 
 // damage is [damage] of this disk.
-func (s *source) damage(err error, start, end int64) error { return damage(s.disk, err, start, end) }
+func (s *source) damage(err error, start, end int64) error { return damage(s.Name, err, start, end) }
 
 // count reads the maps alone.
 func (s *source) count(ctx context.Context) (a outfile.Amounts, err error) {
@@ -126,7 +125,7 @@ func (s *source) copyTo(ctx context.Context, out *outfile.Output, limit *rate.Li
 		}
 		runs, err := out.At(e.Offset, e.End())
 		if err != nil {
-			return &chain.DiskError{Disk: s.disk, Err: err}
+			return &chain.DiskError{Disk: s.Name, Err: err}
 		}
 		b.add(e, runs)
 		if b.full() {

@@ -43,7 +43,7 @@ func (r *restoring) newJob(t Target) (*job, error) {
 		return nil, err
 	}
 	j := &job{Target: t, o: &r.o, disk: d, size: d.Size}
-	archived := archivedDisk{repo: r.repo, m: r.m, entry: d}
+	archived := archivedDisk{repo: r.repo, entry: d}
 	switch {
 	case t.Path == Stdout:
 		j.how = &stream{archivedDisk: archived, o: &r.o}

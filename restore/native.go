@@ -21,10 +21,9 @@ type native struct {
 }
 
 func (n *native) prove(ctx context.Context) (outfile.Amounts, error) {
-	n.src.disk, n.src.size = n.disk.Name, n.disk.Size
 	var err error
-	if n.src.layout, err = view.OpenLayout(ctx, n.repo, n.disk); err != nil {
-		return outfile.Amounts{}, n.src.damage(err, 0, n.src.size)
+	if n.src.Layout, err = view.OpenLayout(ctx, n.repo, n.disk); err != nil {
+		return outfile.Amounts{}, damage(n.disk.Name, err, 0, n.disk.Size)
 	}
 	return n.src.count(ctx)
 }

@@ -38,17 +38,17 @@ func (s *source) verify(ctx context.Context, j *job, workers int, p *progress) e
 	var w written
 	if out.Creator == nil {
 		w = rawTarget{out.File()}
-		if st, err := out.File().Stat(); err != nil || !out.Device && st.Size() != s.size {
-			return errors.Join(err, &VerifyError{Disk: s.disk, Path: out.Path, End: s.size, What: "the file's length is not the disk's"})
+		if st, err := out.File().Stat(); err != nil || !out.Device && st.Size() != s.Size() {
+			return errors.Join(err, &VerifyError{Disk: s.Name, Path: out.Path, End: s.Size(), What: "the file's length is not the disk's"})
 		}
 	} else {
 		c, err := qcow2.Open(out.NowAt(), qcow2.Qcow2, qcow2.OpenOptions{})
 		if err != nil {
-			return &VerifyError{Disk: s.disk, Path: out.Path, End: s.size, What: err.Error()}
+			return &VerifyError{Disk: s.Name, Path: out.Path, End: s.Size(), What: err.Error()}
 		}
 		defer func() { _ = c.Close() }()
 		if err := checkImage(c, j); err != nil {
-			return &VerifyError{Disk: s.disk, Path: out.Path, End: s.size, What: err.Error()}
+			return &VerifyError{Disk: s.Name, Path: out.Path, End: s.Size(), What: err.Error()}
 		}
 		w = qcow2Target{c}
 	}
@@ -128,7 +128,7 @@ func (v *verifier) pending() int {
 }
 
 func (v *verifier) wrong(start, end int64, what string) error {
-	return &VerifyError{Disk: v.disk, Path: v.out.Path, Start: start, End: end, What: what}
+	return &VerifyError{Disk: v.Name, Path: v.out.Path, Start: start, End: end, What: what}
 }
 
 func (v *verifier) read(ctx context.Context, p []byte, off int64) error {
