@@ -25,35 +25,25 @@ func (s *archiver) choose(ctx context.Context, d *disk, p *DiskPlan) error {
 		p.Code, p.Reason = trust.ReasonRequested, "a full backup was asked for"
 		return nil
 	}
-	refuse := func(code trust.Reason, reason string) error {
-		return &NotTrustedError{Disk: d.req.Disk, Code: code, Reason: reason, Hint: "--mode auto backs up what is needed"}
-	}
-
 	judge := s.judge(d)
-	all, states := judge.States, judge.States.WithData()
-	if d.req.Since != "" {
-		if _, ok := states.Named(d.req.Since); !ok {
-			if _, ok := all.Named(d.req.Since); ok {
-				return refuse(trust.ReasonNoData, fmt.Sprintf("checkpoint %s of disk %s holds no data that an archive could build on", d.req.Since, d.req.Disk))
-			}
-			return refuse(trust.ReasonNoCheckpoint, fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since))
-		}
+	states := judge.States.WithData()
+	if err := checkSince(d, judge.States); err != nil {
+		return err
 	}
 	if len(states) == 0 {
-		const first = "the repository holds no earlier state of this disk"
+		p.Code, p.Reason = trust.ReasonFirst, "the repository holds no earlier state of this disk"
 		if d.req.Mode == Incremental {
-			return refuse(trust.ReasonFirst, first)
+			return refuse(d, p.Code, p.Reason)
 		}
-		p.Code, p.Reason = trust.ReasonFirst, first
 		return nil
 	}
-
 	v, err := judge.Verdict(ctx, trust.Question{Since: d.req.Since, WithData: true})
 	if err != nil {
 		return err
 	}
 	p.Code, p.verdict = v.Code, v
-	if v.Trusted {
+	switch {
+	case v.Trusted:
 		p.Mode, p.Detection, p.Reason = Incremental, ByBitmap, v.Reason
 		p.base, p.Since = v.Base, v.Base.Manifest.Ref()
 		if p.sound, err = judge.Sound(ctx, true); err != nil {
@@ -61,11 +51,30 @@ func (s *archiver) choose(ctx context.Context, d *disk, p *DiskPlan) error {
 		}
 		p.sound[v.Base.Disk.Bitmap] = v.Alone
 		return nil
-	}
-	if d.req.Mode == Incremental && !v.NeverBitmaps {
-		return refuse(v.Code, v.Reason)
+	case d.req.Mode == Incremental && !v.NeverBitmaps:
+		return refuse(d, v.Code, v.Reason)
 	}
 	return s.chooseContent(ctx, d, p, states, v)
+}
+
+// checkSince refuses an increment since a checkpoint that no archive can build on.
+func checkSince(d *disk, states chain.States) error {
+	if d.req.Since == "" {
+		return nil
+	}
+	st, ok := states.Named(d.req.Since)
+	switch {
+	case !ok:
+		return refuse(d, trust.ReasonNoCheckpoint, fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since))
+	case !st.HasData():
+		return refuse(d, trust.ReasonNoData, fmt.Sprintf("checkpoint %s of disk %s holds no data that an archive could build on", d.req.Since, d.req.Disk))
+	}
+	return nil
+}
+
+// refuse is an increment that was demanded and cannot be trusted.
+func refuse(d *disk, code trust.Reason, reason string) error {
+	return &NotTrustedError{Disk: d.req.Disk, Code: code, Reason: reason, Hint: "--mode auto backs up what is needed"}
 }
 
 // chooseContent makes p an incremental by content against the newest archived

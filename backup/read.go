@@ -3,16 +3,11 @@
 package backup
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"errors"
-	"iter"
 	"slices"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
-	"github.com/imgbackup/imgbackup/internal/zero"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -38,57 +33,71 @@ func (s *archiver) readDisk(ctx context.Context, d *disk, p *DiskPlan, w *archiv
 // Ranges that read as zeros are recorded as zeros; in a full map that is what
 // is left out, too.
 func (s *archiver) readRanges(ctx context.Context, d *disk, what bitmapstore.Runs, m *archive.MapWriter) error {
-	var cell int64 = -1
-	var runs []bitmapstore.Run
-	flush := func() error {
-		if len(runs) == 0 {
-			return nil
-		}
-		mine := slices.Clone(runs)
-		runs = runs[:0]
-		first, last := mine[0].Start, mine[len(mine)-1].End
+	data := cells{out: func(runs []bitmapstore.Run) error {
+		first, last := runs[0].Start, runs[len(runs)-1].End
 		return m.Add(ctx, first, last-first, func(ctx context.Context, buf []byte) ([]archive.Piece, error) {
-			return s.readPieces(ctx, d, mine, buf)
+			return s.readPieces(ctx, d, runs, buf)
 		})
-	}
+	}}
 	for run, err := range what {
 		if err != nil {
 			return err
 		}
 		for e, err := range d.image.Extents(run.Start, run.End) {
+			if err == nil {
+				err = ctx.Err()
+			}
+			switch {
+			case err != nil:
+			case e.Kind == qcow2.Hole || e.Kind == qcow2.Zero:
+				if err = data.end(); err == nil {
+					err = m.Zero(e.Offset, e.Length)
+				}
+			default:
+				err = data.add(e.Offset, e.Offset+e.Length)
+			}
 			if err != nil {
 				return err
 			}
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			if e.Kind == qcow2.Hole || e.Kind == qcow2.Zero {
-				if err := flush(); err != nil {
-					return err
-				}
-				if err := m.Zero(e.Offset, e.Length); err != nil {
-					return err
-				}
-				continue
-			}
-			for start, end := e.Offset, e.Offset+e.Length; start < end; {
-				if at := start / archive.GridSize; at != cell {
-					if err := flush(); err != nil {
-						return err
-					}
-					cell = at
-				}
-				stop := min(end, (cell+1)*archive.GridSize)
-				if n := len(runs); n > 0 && runs[n-1].End == start {
-					runs[n-1].End = stop
-				} else {
-					runs = append(runs, bitmapstore.Run{Start: start, End: stop})
-				}
-				start = stop
-			}
 		}
 	}
-	return flush()
+	return data.end()
+}
+
+// cells gathers ascending ranges, and hands them out by grid cells.
+type cells struct {
+	out  func([]bitmapstore.Run) error
+	at   int64 // the cell that is gathered
+	runs []bitmapstore.Run
+}
+
+func (c *cells) add(start, end int64) error {
+	for start < end {
+		if at := start / archive.GridSize; at != c.at {
+			if err := c.end(); err != nil {
+				return err
+			}
+			c.at = at
+		}
+		stop := min(end, (c.at+1)*archive.GridSize)
+		if n := len(c.runs); n > 0 && c.runs[n-1].End == start {
+			c.runs[n-1].End = stop
+		} else {
+			c.runs = append(c.runs, bitmapstore.Run{Start: start, End: stop})
+		}
+		start = stop
+	}
+	return nil
+}
+
+// end hands out what has been gathered.
+func (c *cells) end() error {
+	if len(c.runs) == 0 {
+		return nil
+	}
+	mine := slices.Clone(c.runs)
+	c.runs = c.runs[:0]
+	return c.out(mine)
 }
 
 // readPieces reads runs of one cell, each a piece.
@@ -104,207 +113,4 @@ func (s *archiver) readPieces(ctx context.Context, d *disk, runs []bitmapstore.R
 		pieces = append(pieces, archive.Piece{Offset: r.Start, Length: r.Len(), Data: part})
 	}
 	return pieces, nil
-}
-
-// readByContent reads everything and archives what differs from base, in
-// pieces of [archive.DiffSize].
-func (s *archiver) readByContent(ctx context.Context, d *disk, p *DiskPlan, base *archived, m *archive.MapWriter) error {
-	data := d.image.Data(ctx)
-	then := base.Data(ctx, p.VirtualSize)
-	// Cells that hold nothing now and held nothing then need no look; every
-	// other is compared as a whole.
-	cells := bitmapstore.Union(data, then).Clip(p.VirtualSize).Round(archive.GridSize, p.VirtualSize)
-	nextEntry, stop := iter.Pull2(base.entries(ctx, 0, p.VirtualSize))
-	defer stop()
-	pull := entryCursor{next: nextEntry}
-	// A disk that grew since holds nothing known there; the base's view reads
-	// as zeros beyond its size, so the delta need not say so.
-	nextData, stopData := iter.Pull2(iter.Seq2[bitmapstore.Run, error](data))
-	defer stopData()
-	have := runCursor{next: nextData}
-	for run, err := range cells {
-		if err != nil {
-			return err
-		}
-		for start := run.Start; start < run.End; {
-			end := min(run.End, start+archive.GridSize)
-			entries, err := pull.take(start, end)
-			if err != nil {
-				return err
-			}
-			runs, err := have.take(start, end)
-			if err != nil {
-				return err
-			}
-			cell := comparedCell{s: s, disk: d, base: base, start: start, end: end, runs: runs, entries: entries}
-			if err := m.Add(ctx, start, end-start, cell.produce); err != nil {
-				return err
-			}
-			start = end
-		}
-	}
-	return nil
-}
-
-// comparedCell is a grid cell that is compared with its archived state.
-type comparedCell struct {
-	s          *archiver
-	disk       *disk
-	base       *archived
-	start, end int64
-	runs       []bitmapstore.Run // where the image holds data
-	entries    []archive.Entry   // the archived state, without gaps
-}
-
-// produce returns the pieces that differ.
-func (c *comparedCell) produce(ctx context.Context, buf []byte) ([]archive.Piece, error) {
-	now := buf[:c.end-c.start]
-	clear(now)
-	for _, r := range c.runs {
-		if err := c.disk.image.ReadAt(ctx, now[r.Start-c.start:r.End-c.start], r.Start); err != nil {
-			return nil, err
-		}
-		c.s.count(c.disk, r.Len())
-	}
-	var pieces []archive.Piece
-	var chunk []byte
-	for _, e := range c.entries {
-		mine := now[e.Offset-c.start:][:e.Length]
-		if e.Zero {
-			if !zero.Is(mine) {
-				pieces = appendDiffering(pieces, e.Offset, mine, zeroBlock[:])
-			}
-			continue
-		}
-		// Most chunks are wholly unchanged, which their digest tells without
-		// fetching them.
-		if e.ChunkOffset == 0 && archive.Digest(sha256.Sum256(mine)) == e.Chunk {
-			continue
-		}
-		if chunk == nil {
-			chunk = make([]byte, 0, archive.GridSize)
-		}
-		whole, err := c.base.fetch.Chunk(ctx, e, chunk)
-		var then []byte
-		if err == nil {
-			then, err = e.In(whole)
-		}
-		var damage *archive.DamageError
-		switch {
-		case err == nil:
-			pieces = appendDiffering(pieces, e.Offset, mine, then)
-		case errors.As(err, &damage):
-			// What cannot be compared is stored again.
-			c.disk.damage.CompareAndSwap(nil, damage)
-			pieces = appendPiece(pieces, e.Offset, mine)
-		default:
-			return nil, err
-		}
-	}
-	return pieces, nil
-}
-
-// appendDiffering adds the parts of now, cut at multiples of [archive.DiffSize]
-// of the disk, that differ from then, which repeats when it is shorter.
-func appendDiffering(pieces []archive.Piece, off int64, now, then []byte) []archive.Piece {
-	for at := int64(0); at < int64(len(now)); {
-		n := min(archive.DiffSize-(off+at)%archive.DiffSize, int64(len(now))-at)
-		part := now[at : at+n]
-		old := then
-		if len(then) == len(now) {
-			old = then[at:]
-		}
-		if !bytes.Equal(part, old[:n]) {
-			pieces = appendPiece(pieces, off+at, part)
-		}
-		at += n
-	}
-	return pieces
-}
-
-// appendPiece adds a part, joined to the piece before it where they touch.
-func appendPiece(pieces []archive.Piece, off int64, part []byte) []archive.Piece {
-	zeros := zero.Is(part)
-	if n := len(pieces); n > 0 {
-		last := &pieces[n-1]
-		if last.Zero == zeros && last.Offset+last.Length == off {
-			last.Length += int64(len(part))
-			if !zeros {
-				// Both lie in the same buffer, one behind the other.
-				last.Data = last.Data[:len(last.Data)+len(part)]
-			}
-			return pieces
-		}
-	}
-	p := archive.Piece{Offset: off, Length: int64(len(part)), Zero: zeros}
-	if !zeros {
-		p.Data = part
-	}
-	return append(pieces, p)
-}
-
-// entryCursor hands out ascending ranges of a stream of entries.
-type entryCursor struct {
-	next func() (archive.Entry, error, bool)
-	held []archive.Entry
-}
-
-// take returns the entries of [start, end), cut to it.
-func (c *entryCursor) take(start, end int64) ([]archive.Entry, error) {
-	var out []archive.Entry
-	for {
-		if len(c.held) == 0 {
-			e, err, ok := c.next()
-			if err != nil {
-				return nil, err
-			}
-			if !ok {
-				return out, nil
-			}
-			c.held = append(c.held, e)
-		}
-		e := c.held[0]
-		if e.Offset >= end {
-			return out, nil
-		}
-		if e.End() > start {
-			part := e
-			part.Clip(start, end)
-			out = append(out, part)
-		}
-		if e.End() > end {
-			return out, nil
-		}
-		c.held = c.held[:0]
-	}
-}
-
-// runCursor does the same for runs.
-type runCursor struct {
-	next func() (bitmapstore.Run, error, bool)
-	held bitmapstore.Run
-	done bool
-}
-
-func (c *runCursor) take(start, end int64) ([]bitmapstore.Run, error) {
-	var out []bitmapstore.Run
-	for {
-		if c.held.Len() == 0 && !c.done {
-			run, err, ok := c.next()
-			if err != nil {
-				return nil, err
-			}
-			c.held, c.done = run, !ok
-		}
-		if c.done || c.held.Start >= end {
-			return out, nil
-		}
-		if c.held.End > start {
-			out = append(out, bitmapstore.Run{Start: max(start, c.held.Start), End: min(end, c.held.End)})
-		}
-		if c.held.End > end {
-			return out, nil
-		}
-		c.held = bitmapstore.Run{}
-	}
 }

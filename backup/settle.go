@@ -179,20 +179,7 @@ func (s *settler) settle(ctx context.Context, in *chain.Intent) ([]Settled, erro
 			_ = g.Close() // opened for reading only
 		}
 	}()
-	var left []error
-	done := make([]Settled, len(in.Images))
-	for i, image := range in.Images {
-		done[i] = Settled{Disk: image.Disk, Path: image.Path, Bitmap: image.Add}
-		// Its flock tells whether the run has ended.
-		err := s.guard(ctx, in, image, guards)
-		if s.gone && errors.Is(err, fs.ErrNotExist) {
-			done[i].Gone = true
-			continue
-		}
-		if err != nil {
-			left = append(left, &chain.DiskError{Disk: image.Disk, Err: err})
-		}
-	}
+	done, left := s.guardAll(ctx, in, guards)
 	var busy *qemu.BusyError
 	if err := errors.Join(left...); errors.As(err, &busy) {
 		return nil, err
@@ -218,6 +205,23 @@ func (s *settler) settle(ctx context.Context, in *chain.Intent) ([]Settled, erro
 	}
 	// All that the run had under its locks is free: it has ended.
 	return done, s.repo.DeleteLease(ctx, in.UUID)
+}
+
+// guardAll takes the flocks of an intent's images, which tell whether its run has ended,
+// and returns what is wrong with those that it could not take.
+func (s *settler) guardAll(ctx context.Context, in *chain.Intent, guards map[string]*qemu.ImageFlock) (done []Settled, left []error) {
+	for _, image := range in.Images {
+		one := Settled{Disk: image.Disk, Path: image.Path, Bitmap: image.Add}
+		err := s.guard(ctx, in, image, guards)
+		if s.gone && errors.Is(err, fs.ErrNotExist) {
+			one.Gone, err = true, nil
+		}
+		if err != nil {
+			left = append(left, &chain.DiskError{Disk: image.Disk, Err: err})
+		}
+		done = append(done, one)
+	}
+	return done, left
 }
 
 // guard takes the flock of one of an intent's images.

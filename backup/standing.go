@@ -28,20 +28,9 @@ func RecordStanding(ctx context.Context, repo *chain.Repository, req Request, ho
 		return nil, err
 	}
 	defer s.close()
-	if err := s.settle(ctx); err != nil {
+	if err := s.hold(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.loadHistory(ctx); err != nil {
-		return nil, err
-	}
-	if err := s.open(ctx); err != nil {
-		return nil, err
-	}
-	if err := s.guard(ctx); err != nil {
-		return nil, err
-	}
-	s.rememberIdentity()
-	s.recognize()
 	found, err := find(s.history, s.seen())
 	if err != nil {
 		return nil, err
@@ -60,6 +49,18 @@ func RecordStanding(ctx context.Context, repo *chain.Repository, req Request, ho
 		return nil, err
 	}
 	return m, nil
+}
+
+// hold opens the images, which no other run of this program gets at until the end.
+func (s *session) hold(ctx context.Context) error {
+	for _, step := range []func(context.Context) error{s.settle, s.loadHistory, s.open, s.guard} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	s.rememberIdentity()
+	s.recognize()
+	return nil
 }
 
 // standing describes a checkpoint that was found.
