@@ -4,11 +4,13 @@ package backup_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/qemu"
 )
@@ -36,4 +38,19 @@ func TestNoFlock(t *testing.T) {
 	l.trusted(l.backupAs(next), "c1")
 	l.holds("vda", "c1", "c2")
 	l.restoreAll()
+
+	// What a run left is for a person to settle, who knows that it has ended.
+	uuid := chain.NewUUID()
+	l.img("bitmap", "--add", l.path("vda"), chain.BitmapName("lost", uuid))
+	in := l.intent("vm", "lost", uuid, "vda")
+	last := l.request("c3", l.disk("vda"))
+	last.NoLock = true
+	if notes := l.noted(last); !strings.Contains(notes, "stays to be settled") {
+		t.Errorf("told: %q", notes)
+	}
+	l.holds("vda", "c2", "c3", "lost")
+	if _, err := backup.Settle(t.Context(), l.repo, in, backup.SettleOptions{}); err != nil {
+		t.Error(err)
+	}
+	l.holds("vda", "c2", "c3")
 }

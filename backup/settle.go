@@ -46,7 +46,7 @@ func Settle(ctx context.Context, repo *chain.Repository, in *chain.Intent, o Set
 	if err != nil {
 		return nil, err
 	}
-	s.gone = o.Gone
+	s.gone, s.ended = o.Gone, true
 	return s.settle(ctx, in)
 }
 
@@ -144,6 +144,7 @@ type settler struct {
 	// can write to the repository can store one, or move one here from another domain.
 	images map[string]bool
 	gone   bool // what is not there will not come back
+	ended  bool // the run has ended: a person knows it
 }
 
 // newSettler also takes the images that the domain's manifests name. Manifests that
@@ -238,6 +239,10 @@ func (s *settler) guard(ctx context.Context, in *chain.Intent, image chain.Inten
 		wait = FlockWait
 	}
 	g, err := qemu.FlockImage(ctx, image.Path, wait)
+	var none *qemu.NoLockError
+	if s.ended && errors.As(err, &none) {
+		g, err = qemu.Unlocked(image.Path)
+	}
 	if err == nil {
 		guards[image.Path] = g
 	}
