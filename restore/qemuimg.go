@@ -66,6 +66,12 @@ func (q *QemuImg) Check(format qcow2.Format) error {
 			return err
 		}
 	}
+	if q.SecretFile != "" {
+		// What is no regular file can be read only once.
+		if fi, err := os.Stat(q.SecretFile); err == nil && fi.Mode().IsRegular() && fi.Size() == 0 {
+			return usage.Errorf("the passphrase's file %s is empty", q.SecretFile)
+		}
+	}
 	return nil
 }
 

@@ -38,7 +38,7 @@ type restoreRequest struct {
 const restoreHelp = `restore writes the disks of a checkpoint (the newest by default), every byte proven by its digest.
 Files appear under their final names only when all of them are complete and durable.
 
---output DIR writes DIR/TARGET.FORMAT and, of a backup with --domain-xml, the domain's definition and its
+What is written is raw unless --format says otherwise. --output DIR writes DIR/TARGET.FORMAT and, of a backup with --domain-xml, the domain's definition and its
 firmware's files. --to names a file, or with --force a block device; --to TARGET=- writes the raw disk to
 stdout, and whoever reads it must look at the exit status.`
 
@@ -159,6 +159,7 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	if err != nil || stdout { // where nothing but the disk goes
 		return err
 	}
+	a.noteDefinition(m, result)
 	return a.printRestore(m, result)
 }
 
@@ -234,10 +235,19 @@ func restoreTargets(m *chain.Manifest, r restoreRequest, format qcow2.Format) ([
 		if !ok || disk == "" || path == "" {
 			return nil, usage.Errorf("--to %q: want TARGET=PATH", to)
 		}
+		if err := checkToWords(to, path); err != nil {
+			return nil, err
+		}
 		if len(r.disks) > 0 && !slices.Contains(r.disks, disk) {
 			return nil, usage.Errorf("--to %q: --disk does not name %s", to, disk)
 		}
-		targets = append(targets, restore.Target{Disk: disk, Path: path, Format: format})
+		t := restore.Target{Disk: disk, Path: path, Format: format}
+		if r.format == "" {
+			if err := checkToName(t); err != nil {
+				return nil, err
+			}
+		}
+		targets = append(targets, t)
 	}
 	for _, disk := range r.disks {
 		if !slices.ContainsFunc(targets, func(t restore.Target) bool { return t.Disk == disk }) {
@@ -313,7 +323,7 @@ func (a *app) printRestore(m *chain.Manifest, r *restore.Result) error {
 		if d.Verified {
 			how = "written and read back"
 		}
-		w.printf("  %s  %s  %s, %s of data %s\n", d.Disk, d.Path, size(d.Size), size(d.Data), how)
+		w.printf("  %s  %s  %s, %s, %s of data %s\n", d.Disk, d.Path, d.Format, size(d.Size), size(d.Data), how)
 	}
 	for _, f := range r.Files {
 		how := ""
