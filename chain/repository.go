@@ -109,7 +109,7 @@ func Init(ctx context.Context, store objstore.Store, o InitOptions) (*Repository
 // probe sees whether the store is fit for a repository. single says that it
 // is so for one writer at a time only.
 func probe(ctx context.Context, store objstore.Store, o InitOptions) (single bool, err error) {
-	p, ok := store.(objstore.Prober)
+	p, ok := objstore.As[objstore.Prober](store)
 	if !ok {
 		return false, nil
 	}

@@ -67,7 +67,7 @@ type NoConditionsError struct {
 }
 
 func (e *NoConditionsError) Error() string {
-	return "the store does not honour conditional writes (If-None-Match: *): " + e.What
+	return "the store can't create an object only where there is none: " + e.What
 }
 
 // Permanent says that to ask again is in vain.

@@ -38,7 +38,7 @@ S3 store is tried first: it must be able to create an object only if there is no
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&o.SingleWriter, "single-writer", false, "accept a store without conditional writes: only one program at\na time will ever write to this repository")
+	cmd.Flags().BoolVar(&o.SingleWriter, "single-writer", false, "accept a store without conditional writes, or a folder without\nhard links: only one program at a time will ever write to this\nrepository")
 	return cmd
 }
 

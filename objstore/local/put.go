@@ -224,7 +224,17 @@ type temp struct {
 	dir  *os.File
 	file *os.File
 	name string // in dir; "" when it has been renamed
+	calls
 }
+
+// calls are those of the system that give a file a name which nothing has.
+type calls struct {
+	link   func(olddir int, old string, newdir int, new string, flags int) error
+	rename func(olddir int, old string, newdir int, new string, flags uint) error // with flags
+}
+
+// exclusive are the system's own.
+func exclusive() calls { return calls{unix.Linkat, unix.Renameat2} }
 
 // newTemp makes an empty temporary file.
 func (l *Store) newTemp() (*temp, error) {
@@ -236,7 +246,7 @@ func (l *Store) newTemp() (*temp, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &temp{dir: dir, file: f, name: name}, nil
+	return &temp{dir: dir, file: f, name: name, calls: l.calls}, nil
 }
 
 func randomName() string {
@@ -268,7 +278,7 @@ func (t *temp) renameTo(dir *os.File, name, path string) error {
 
 // linkTo gives the file its final name, if nothing has that name.
 func (t *temp) linkTo(dir *os.File, name, path string) error {
-	err := sys.Restart(func() error { return unix.Linkat(int(t.dir.Fd()), t.name, int(dir.Fd()), name, 0) })
+	err := sys.Restart(func() error { return t.link(int(t.dir.Fd()), t.name, int(dir.Fd()), name, 0) })
 	switch {
 	case errors.Is(err, unix.EEXIST):
 		// A network file system may have done it and lost the answer, and then
@@ -277,14 +287,16 @@ func (t *temp) linkTo(dir *os.File, name, path string) error {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EMLINK):
 		// A file system without hard links.
 		rerr := sys.Restart(func() error {
-			return unix.Renameat2(int(t.dir.Fd()), t.name, int(dir.Fd()), name, unix.RENAME_NOREPLACE)
+			return t.rename(int(t.dir.Fd()), t.name, int(dir.Fd()), name, unix.RENAME_NOREPLACE)
 		})
-		if errors.Is(rerr, unix.EEXIST) {
-			return objstore.ErrExists
-		}
-		if rerr == nil {
+		switch {
+		case rerr == nil:
 			t.name = ""
 			return nil
+		case errors.Is(rerr, unix.EEXIST):
+			return objstore.ErrExists
+		case errors.Is(rerr, unix.EINVAL), errors.Is(rerr, unix.ENOSYS), errors.Is(rerr, unix.EOPNOTSUPP):
+			return &objstore.NoConditionsError{What: fmt.Sprintf("the file system of %s has neither hard links (%v) nor RENAME_NOREPLACE (%v)", t.dir.Name(), err, rerr)}
 		}
 	}
 	if err != nil {

@@ -49,6 +49,8 @@ type Store struct {
 	temps  *os.File            // the folder tmp/; nil before the first Put
 	synced map[string]struct{} // folders that this store knows to be durable
 
+	calls // that tests replace
+
 	buffers sync.Pool // *[]byte of copyBuffer bytes
 }
 
@@ -86,6 +88,7 @@ func open(dir string, folders *sys.FolderSyncer) (*Store, error) {
 		dir:     abs,
 		root:    os.NewFile(uintptr(fd), abs),
 		folders: folders,
+		calls:   exclusive(),
 		synced:  make(map[string]struct{}),
 		buffers: sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }},
 	}, nil

@@ -140,7 +140,7 @@ func (s *Store) probeCreate(ctx context.Context, key string) error {
 	var answer *Error
 	switch {
 	case errors.As(err, &answer) && (answer.Status == http.StatusNotImplemented || answer.Status == http.StatusBadRequest):
-		return &objstore.NoConditionsError{What: answer.Error()}
+		return &objstore.NoConditionsError{What: "it refuses conditional writes (If-None-Match: *): " + answer.Error()}
 	case err != nil && !errors.Is(err, objstore.ErrExists): // which a repeated request may get
 		return err
 	}
@@ -150,7 +150,7 @@ func (s *Store) probeCreate(ctx context.Context, key string) error {
 	err = s.Put(ctx, key, strings.NewReader("second"), objstore.PutOptions{Mode: objstore.Create})
 	switch {
 	case err == nil:
-		return &objstore.NoConditionsError{What: "it stored one object over another"}
+		return &objstore.NoConditionsError{What: "it does not honour conditional writes (If-None-Match: *), and stored one object over another"}
 	case !errors.Is(err, objstore.ErrExists):
 		return err
 	}
@@ -173,7 +173,7 @@ func (s *Store) probeRace(ctx context.Context, key string) error {
 	for i, err := range errs {
 		switch {
 		case err == nil && winner >= 0:
-			return &objstore.NoConditionsError{What: "two writers at once both created an object"}
+			return &objstore.NoConditionsError{What: "it does not honour conditional writes (If-None-Match: *): two writers at once both created an object"}
 		case err == nil:
 			winner = i
 		case !errors.Is(err, objstore.ErrExists):
