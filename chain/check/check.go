@@ -81,10 +81,12 @@ type Range struct {
 // Report is the result of a check.
 type Report struct {
 	ReadData           bool      `json:"read_data"`
-	Complete           bool      `json:"complete"`    // nothing is left that could not be looked at
-	Checkpoints        int       `json:"checkpoints"` // manifests that are sound
-	Objects            int       `json:"objects"`     // that were looked at
-	Bytes              int64     `json:"bytes"`       // that were read and proven, or whose length was
+	Complete           bool      `json:"complete"`     // nothing is left that could not be looked at
+	Checkpoints        int       `json:"checkpoints"`  // manifests that are sound
+	Objects            int       `json:"objects"`      // that were looked at
+	Bytes              int64     `json:"bytes"`        // that were read and proven, or whose length was
+	UnreadPacks        int       `json:"unread_packs"` // of them, only the length was looked at: without ReadData
+	UnreadBytes        int64     `json:"unread_bytes"` // in these packs; part of Bytes
 	Unreferenced       int       `json:"unreferenced"`
 	UnreferencedLength int64     `json:"unreferenced_bytes"`
 	Findings           []Finding `json:"findings"` // sorted by object

@@ -71,6 +71,8 @@ func (c *check) checkLengths(ctx context.Context) error {
 		} else if !c.o.ReadData {
 			c.report.Objects++
 			c.report.Bytes += ref.Length
+			c.report.UnreadPacks++
+			c.report.UnreadBytes += ref.Length
 		}
 	}
 	err := each(ctx, c, "packs that were not listed", refs, one, func(ctx context.Context, ref archive.Ref) error {
@@ -97,7 +99,7 @@ func (c *check) checkLengths(ctx context.Context) error {
 	}
 	if n := c.report.Unreferenced; n > 0 {
 		c.note("%d objects of %d bytes are used by no checkpoint: left by backups that did not finish,"+
-			" or by one that is running", n, c.report.UnreferencedLength)
+			" by checkpoints that were removed, or by a backup that is running", n, c.report.UnreferencedLength)
 	}
 	return nil
 }

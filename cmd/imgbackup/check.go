@@ -5,7 +5,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -83,14 +82,17 @@ func (a *app) printReport(r *check.Report) error {
 	} else {
 		for _, f := range r.Findings {
 			w.printf("DAMAGED %s: %s\n", f.Object, oneLine(f.What))
-			if len(f.Affects) > 0 {
-				w.printf("  affects %s\n", strings.Join(f.Affects, ", "))
+			for _, what := range f.Affects {
+				w.printf("  affects %s\n", what)
 			}
 		}
 		for _, n := range r.Notes {
 			w.printf("note: %s\n", oneLine(n))
 		}
-		w.printf("checked %d checkpoints, %d objects, %s\n", r.Checkpoints, r.Objects, size(r.Bytes))
+		w.printf("checked %s, %s, %s\n", count(r.Checkpoints, "checkpoint"), count(r.Objects, "object"), size(r.Bytes-r.UnreadBytes))
+		if r.UnreadPacks > 0 {
+			w.printf("the data in %s (%s) was not read: --read-data reads it\n", count(r.UnreadPacks, "pack"), size(r.UnreadBytes))
+		}
 		switch {
 		case !r.Complete:
 			w.printf("the check is not complete\n")
