@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// inside is set to the test's name in the process that runs it in namespaces.
-const inside = "TESTKIT_NAMESPACE"
+// inside is set to the test's name in the process that runs it once more.
+const inside = "TESTKIT_INSIDE"
 
 // InNamespace runs the running test once more, in a process with its own user
 // and mount namespaces, in which it has the user id uid: as 0 it may mount, as
@@ -58,7 +58,7 @@ func again(t *testing.T, cmd *exec.Cmd, attr *syscall.SysProcAttr) bool {
 	cmd.SysProcAttr = attr
 	out, err := cmd.CombinedOutput()
 	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
-		t.Errorf("in its own namespace: %v\n%s", err, out)
+		t.Errorf("in its own process: %v\n%s", err, out)
 	}
 	return false
 }

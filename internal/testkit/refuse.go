@@ -3,7 +3,6 @@
 package testkit
 
 import (
-	"bytes"
 	"os"
 	"os/exec"
 	"runtime"
@@ -13,27 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// refusing is set to the test's name in the process that runs it without the call.
-const refusing = "TESTKIT_REFUSING"
-
 // Refusing runs the running test once more, in a process in which the kernel answers a
-// system call with an error, whoever makes it. It returns true there. In the process
-// that asked it reports the outcome and returns false.
+// system call with an error, whoever makes it. It returns as [InNamespace] does.
 func Refusing(t *testing.T, call uintptr, answer unix.Errno) bool {
 	t.Helper()
-	if os.Getenv(refusing) == t.Name() {
-		if err := refuse(call, answer); err != nil {
-			t.Fatal(err)
-		}
-		return true
+	if !again(t, exec.Command(os.Args[0]), nil) {
+		return false
 	}
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), refusing+"="+t.Name())
-	out, err := cmd.CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
-		t.Errorf("without the system call: %v\n%s", err, out)
+	if err := refuse(call, answer); err != nil {
+		t.Fatal(err)
 	}
-	return false
+	return true
 }
 
 // refuse filters the system calls of this process and of its children (seccomp(2)).
