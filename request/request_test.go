@@ -42,7 +42,7 @@ func write(t *testing.T, dir, name, text string) string {
 // wrong demands an error of usage with some text in it.
 func wrong(t *testing.T, what string, err error, text string) {
 	t.Helper()
-	if !errors.Is(err, usage.Wrong) || !strings.Contains(err.Error(), text) {
+	if !errors.Is(err, usage.ErrWrong) || !strings.Contains(err.Error(), text) {
 		t.Errorf("%s: got %v, want wrong usage with %q", what, err, text)
 	}
 }

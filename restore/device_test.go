@@ -71,7 +71,7 @@ func TestRestoreToDevice(t *testing.T) {
 			t.Errorf("%s without force: %v", d.path, err)
 		}
 		targets[0].Format = qcow2.Qcow2
-		if _, err := run(context.Background(), d.sys, r.repo, m, targets, Options{Force: true}); !errors.Is(err, usage.Wrong) {
+		if _, err := run(context.Background(), d.sys, r.repo, m, targets, Options{Force: true}); !errors.Is(err, usage.ErrWrong) {
 			t.Errorf("%s as qcow2: %v", d.path, err)
 		}
 		if got, err := os.ReadFile(d.file); err != nil || !bytes.Equal(got, bytes.Repeat([]byte{0xaa}, len(got))) {
@@ -107,7 +107,7 @@ func TestRestoreToDeviceByLink(t *testing.T) {
 			t.Fatal(err)
 		}
 		both := []Target{{"vda", link, qcow2.Raw}, {"vdb", d.path, qcow2.Raw}}
-		if _, err := run(context.Background(), d.sys, r.repo, m, both, Options{Force: true}); !errors.Is(err, usage.Wrong) {
+		if _, err := run(context.Background(), d.sys, r.repo, m, both, Options{Force: true}); !errors.Is(err, usage.ErrWrong) {
 			t.Errorf("two disks to %s: %v", d.path, err)
 		}
 		if _, err := run(context.Background(), d.sys, r.repo, m, both[1:], Options{Force: true}); err == nil || !strings.Contains(err.Error(), "needs") {

@@ -446,7 +446,7 @@ func TestQemuImgCheck(t *testing.T) {
 		{wanted{"qcow2", QemuImg{Settings: []string{"=x"}}}, false},
 		{wanted{"qcow2", QemuImg{Settings: []string{"compat="}}}, false},
 	} {
-		if err := c.img.Check(c.format); (err == nil) != c.ok || err != nil && !errors.Is(err, usage.Wrong) {
+		if err := c.img.Check(c.format); (err == nil) != c.ok || err != nil && !errors.Is(err, usage.ErrWrong) {
 			t.Errorf("%v: %v", c.wanted, err)
 		}
 	}

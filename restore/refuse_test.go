@@ -44,26 +44,26 @@ func TestRefusals(t *testing.T) {
 		want    error
 		text    string
 	}{
-		"nothing":            {want: usage.Wrong},
+		"nothing":            {want: usage.ErrWrong},
 		"unknown disk":       {targets: []Target{{"vdc", "x", qcow2.Raw}}, want: ErrUnknownDisk, text: "vda, vdb"},
 		"prefix of a disk":   {targets: []Target{{"vd", "x", qcow2.Raw}}, want: ErrUnknownDisk},
-		"disk twice":         {targets: []Target{{"vda", "x", qcow2.Raw}, {"vda", "y", qcow2.Raw}}, want: usage.Wrong},
-		"format":             {targets: []Target{{"vda", "x", "nonsense"}}, want: usage.Wrong},
-		"no format":          {targets: []Target{{"vda", "x", ""}}, want: usage.Wrong},
-		"same path":          {targets: []Target{{"vda", "x", qcow2.Raw}, {"vdb", "sub/../x", qcow2.Raw}}, want: usage.Wrong, text: "both"},
-		"same by link":       {targets: []Target{{"vda", "sub/x", qcow2.Raw}, {"vdb", "linked/x", qcow2.Raw}}, want: usage.Wrong, text: "both"},
-		"same by hard link":  {targets: []Target{{"vda", "old", qcow2.Raw}, {"vdb", "hard", qcow2.Raw}}, o: Options{Force: true}, want: usage.Wrong, text: "both"},
+		"disk twice":         {targets: []Target{{"vda", "x", qcow2.Raw}, {"vda", "y", qcow2.Raw}}, want: usage.ErrWrong},
+		"format":             {targets: []Target{{"vda", "x", "nonsense"}}, want: usage.ErrWrong},
+		"no format":          {targets: []Target{{"vda", "x", ""}}, want: usage.ErrWrong},
+		"same path":          {targets: []Target{{"vda", "x", qcow2.Raw}, {"vdb", "sub/../x", qcow2.Raw}}, want: usage.ErrWrong, text: "both"},
+		"same by link":       {targets: []Target{{"vda", "sub/x", qcow2.Raw}, {"vdb", "linked/x", qcow2.Raw}}, want: usage.ErrWrong, text: "both"},
+		"same by hard link":  {targets: []Target{{"vda", "old", qcow2.Raw}, {"vdb", "hard", qcow2.Raw}}, o: Options{Force: true}, want: usage.ErrWrong, text: "both"},
 		"exists":             {targets: []Target{{"vda", "x", qcow2.Raw}, {"vdb", "old", qcow2.Qcow2}}, want: ErrTargetExists, text: "--force"},
 		"folder":             {targets: []Target{{"vda", "sub", qcow2.Raw}}, o: Options{Force: true}, text: "is a folder"},
-		"folder by slash":    {targets: []Target{{"vda", "sub/", qcow2.Raw}}, o: Options{Force: true}, want: usage.Wrong},
+		"folder by slash":    {targets: []Target{{"vda", "sub/", qcow2.Raw}}, o: Options{Force: true}, want: usage.ErrWrong},
 		"no folder":          {targets: []Target{{"vda", "none/x", qcow2.Raw}}, want: os.ErrNotExist},
 		"file as folder":     {targets: []Target{{"vda", "old/x", qcow2.Raw}}, want: syscall.ENOTDIR},
 		"symbolic link":      {targets: []Target{{"vda", "link", qcow2.Raw}}, o: Options{Force: true}, text: "symbolic link"},
 		"dangling link":      {targets: []Target{{"vda", "dangling", qcow2.Raw}}, o: Options{Force: true}, want: os.ErrNotExist},
 		"fifo":               {targets: []Target{{"vda", "fifo", qcow2.Raw}}, o: Options{Force: true}, text: "neither a file"},
-		"continue raw":       {targets: []Target{{"vda", "x", qcow2.Raw}}, o: Options{Continue: true}, want: usage.Wrong, text: "qcow2"},
-		"continue no bitmap": {m: &noBitmap, targets: []Target{{"vda", "x", qcow2.Qcow2}}, o: Options{Continue: true}, want: usage.Wrong, text: "the image was raw"},
-		"no data":            {m: &noData, targets: []Target{{"vda", "x", qcow2.Qcow2}, {"vdb", "y", qcow2.Raw}}, want: usage.Wrong, text: "no data"},
+		"continue raw":       {targets: []Target{{"vda", "x", qcow2.Raw}}, o: Options{Continue: true}, want: usage.ErrWrong, text: "qcow2"},
+		"continue no bitmap": {m: &noBitmap, targets: []Target{{"vda", "x", qcow2.Qcow2}}, o: Options{Continue: true}, want: usage.ErrWrong, text: "the image was raw"},
+		"no data":            {m: &noData, targets: []Target{{"vda", "x", qcow2.Qcow2}, {"vdb", "y", qcow2.Raw}}, want: usage.ErrWrong, text: "no data"},
 		"second exists late": {targets: []Target{{"vda", "x", qcow2.Raw}, {"vdb", "old", qcow2.Raw}}, want: ErrTargetExists},
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -132,7 +132,7 @@ func TestTargetsIn(t *testing.T) {
 	if err != nil || len(got) != 1 || got[0] != (Target{"vda", "/dir/vda.qcow2", qcow2.Qcow2}) {
 		t.Errorf("%v, %v", got, err)
 	}
-	if got, err := TargetsIn(m, nil, "/dir", qcow2.Raw); !errors.Is(err, usage.Wrong) {
+	if got, err := TargetsIn(m, nil, "/dir", qcow2.Raw); !errors.Is(err, usage.ErrWrong) {
 		t.Errorf("a name that leaves the folder: %v, %v", got, err)
 	}
 	if got, err := TargetsIn(m, []string{"vd"}, "/dir", qcow2.Raw); !errors.Is(err, ErrUnknownDisk) {

@@ -103,7 +103,7 @@ func TestStdoutRefusals(t *testing.T) {
 		"force":       {targets: toStdout("vda"), o: Options{Stdout: &out, Force: true}},
 		"nowhere":     {targets: toStdout("vda")},
 	} {
-		if _, err := Run(t.Context(), r.repo, m, c.targets, c.o); !errors.Is(err, usage.Wrong) {
+		if _, err := Run(t.Context(), r.repo, m, c.targets, c.o); !errors.Is(err, usage.ErrWrong) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

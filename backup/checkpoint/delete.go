@@ -78,7 +78,7 @@ type Deleted struct {
 // repository can be written to, the images are there, no VM has them, and they are this
 // host's, or their paths were given. It writes nothing. The plan must be closed.
 //
-// Errors are a [usage.Wrong] of a request that makes no sense, [chain.ErrNoCheckpoint],
+// Errors are a [usage.ErrWrong] of a request that makes no sense, [chain.ErrNoCheckpoint],
 // [qemu.InUseError] and [qemu.BusyError] of an image, and failures to read.
 func PlanDelete(ctx context.Context, repo *chain.Repository, req DeleteRequest) (*Deletion, error) {
 	if err := repo.CheckWritable(); err != nil {

@@ -287,27 +287,27 @@ func TestRefusals(t *testing.T) {
 		want    error
 		text    string
 	}{
-		"none":                {targets: nil, want: usage.Wrong, text: "no target"},
-		"a mixture":           {images: []string{"a", "b"}, targets: []Target{mk("vda", "x", raw)}, want: usage.Wrong, text: "vdb has no target"},
-		"unknown disk":        {targets: []Target{mk("vda", "x", raw), mk("vdz", "y", raw)}, want: usage.Wrong, text: "vdz"},
-		"twice":               {targets: []Target{mk("vda", "x", raw), mk("vda", "y", raw)}, want: usage.Wrong, text: "two targets"},
-		"the same":            {images: []string{"a", "b"}, targets: []Target{mk("vda", "x", raw), mk("vdb", "x", q)}, want: usage.Wrong, text: "both go to"},
-		"format":              {targets: []Target{mk("vda", "x", "vmdk")}, want: usage.Wrong},
+		"none":                {targets: nil, want: usage.ErrWrong, text: "no target"},
+		"a mixture":           {images: []string{"a", "b"}, targets: []Target{mk("vda", "x", raw)}, want: usage.ErrWrong, text: "vdb has no target"},
+		"unknown disk":        {targets: []Target{mk("vda", "x", raw), mk("vdz", "y", raw)}, want: usage.ErrWrong, text: "vdz"},
+		"twice":               {targets: []Target{mk("vda", "x", raw), mk("vda", "y", raw)}, want: usage.ErrWrong, text: "two targets"},
+		"the same":            {images: []string{"a", "b"}, targets: []Target{mk("vda", "x", raw), mk("vdb", "x", q)}, want: usage.ErrWrong, text: "both go to"},
+		"format":              {targets: []Target{mk("vda", "x", "vmdk")}, want: usage.ErrWrong},
 		"exists":              {targets: []Target{mk("vda", "old", raw)}, want: ErrTargetExists, text: "--force"},
 		"no folder":           {targets: []Target{mk("vda", "no/x", raw)}, want: fs.ErrNotExist},
 		"symbolic link":       {targets: []Target{mk("vda", "link", raw)}, o: Options{Force: true}, text: "symbolic link"},
-		"the image":           {targets: []Target{mk("vda", "a", q)}, o: Options{Force: true}, want: usage.Wrong, text: "image of the domain itself"},
-		"the image, reused":   {targets: with(mk("vda", "a", raw), func(t *Target) { t.Reuse = true }), want: usage.Wrong, text: "image of the domain itself"},
-		"its hard link":       {targets: []Target{mk("vda", "hard", raw)}, o: Options{Force: true}, want: usage.Wrong, text: "image of the domain itself"},
-		"its backing file":    {images: []string{"over"}, targets: []Target{mk("vda", "a", q)}, o: Options{Force: true}, want: usage.Wrong, text: "image of the domain itself"},
-		"another disk's":      {images: []string{"a", "b"}, targets: []Target{mk("vda", "b", raw), mk("vdb", "y", q)}, o: Options{Force: true}, want: usage.Wrong, text: "image of the domain itself"},
+		"the image":           {targets: []Target{mk("vda", "a", q)}, o: Options{Force: true}, want: usage.ErrWrong, text: "image of the domain itself"},
+		"the image, reused":   {targets: with(mk("vda", "a", raw), func(t *Target) { t.Reuse = true }), want: usage.ErrWrong, text: "image of the domain itself"},
+		"its hard link":       {targets: []Target{mk("vda", "hard", raw)}, o: Options{Force: true}, want: usage.ErrWrong, text: "image of the domain itself"},
+		"its backing file":    {images: []string{"over"}, targets: []Target{mk("vda", "a", q)}, o: Options{Force: true}, want: usage.ErrWrong, text: "image of the domain itself"},
+		"another disk's":      {images: []string{"a", "b"}, targets: []Target{mk("vda", "b", raw), mk("vdb", "y", q)}, o: Options{Force: true}, want: usage.ErrWrong, text: "image of the domain itself"},
 		"nothing to reuse":    {targets: with(mk("vda", "x", raw), func(t *Target) { t.Reuse = true }), want: fs.ErrNotExist},
-		"reuse of a qcow2":    {targets: with(mk("vda", "old", q), func(t *Target) { t.Reuse = true }), want: usage.Wrong},
-		"full over a backing": {targets: with(mk("vda", "x", q), func(t *Target) { t.Backing = &qcow2.CreateBacking{File: "a", Format: q} }), want: usage.Wrong, text: "full"},
-		"raw over a backing":  {targets: with(mk("vda", "x", raw), func(t *Target) { t.Backing = &qcow2.CreateBacking{File: "a", Format: q} }), want: usage.Wrong},
-		"clusters of raw":     {targets: with(mk("vda", "x", raw), func(t *Target) { t.ClusterSize = 512 }), want: usage.Wrong},
-		"odd clusters":        {targets: with(mk("vda", "x", q), func(t *Target) { t.ClusterSize = 1000 }), want: usage.Wrong},
-		"backing over NBD":    {targets: with(mk("vda", "x", q), func(t *Target) { t.Backing = &qcow2.CreateBacking{File: "nbd:x", Format: q} }), want: usage.Wrong},
+		"reuse of a qcow2":    {targets: with(mk("vda", "old", q), func(t *Target) { t.Reuse = true }), want: usage.ErrWrong},
+		"full over a backing": {targets: with(mk("vda", "x", q), func(t *Target) { t.Backing = &qcow2.CreateBacking{File: "a", Format: q} }), want: usage.ErrWrong, text: "full"},
+		"raw over a backing":  {targets: with(mk("vda", "x", raw), func(t *Target) { t.Backing = &qcow2.CreateBacking{File: "a", Format: q} }), want: usage.ErrWrong},
+		"clusters of raw":     {targets: with(mk("vda", "x", raw), func(t *Target) { t.ClusterSize = 512 }), want: usage.ErrWrong},
+		"odd clusters":        {targets: with(mk("vda", "x", q), func(t *Target) { t.ClusterSize = 1000 }), want: usage.ErrWrong},
+		"backing over NBD":    {targets: with(mk("vda", "x", q), func(t *Target) { t.Backing = &qcow2.CreateBacking{File: "nbd:x", Format: q} }), want: usage.ErrWrong},
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
@@ -375,7 +375,7 @@ func TestDevice(t *testing.T) {
 	if _, err := run(t.Context(), sys, l.repo, req, backup.Hooks{}, device, Options{}); !errors.Is(err, ErrTargetExists) {
 		t.Errorf("without force: %v", err)
 	}
-	if _, err := run(t.Context(), sys, l.repo, req, backup.Hooks{}, l.targets(qcow2.Qcow2, "device"), Options{Force: true}); !errors.Is(err, usage.Wrong) {
+	if _, err := run(t.Context(), sys, l.repo, req, backup.Hooks{}, l.targets(qcow2.Qcow2, "device"), Options{Force: true}); !errors.Is(err, usage.ErrWrong) {
 		t.Errorf("as qcow2: %v", err)
 	}
 	if _, err := run(t.Context(), sys, l.repo, l.request("b"), backup.Hooks{}, device, Options{Force: true}); err == nil || !strings.Contains(err.Error(), "the disk needs") {

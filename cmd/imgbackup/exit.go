@@ -76,7 +76,7 @@ func exitCode(ctx context.Context, err error) int {
 		return several.code
 	case errors.As(err, &unknown):
 		return exitFailed // and not interrupted, after which nothing is there
-	case errors.Is(err, usage.Wrong):
+	case errors.Is(err, usage.ErrWrong):
 		return exitUsage
 	case somethingInUse(err):
 		return exitInUse

@@ -44,7 +44,7 @@ func TestPlaces(t *testing.T) {
 		{"disk vdc", "third", ""},
 	} {
 		_, err := places.Add(c.what, Wanted{Path: at(c.path), Format: qcow2.Raw})
-		if (err == nil) != (c.err == "") || err != nil && (!strings.Contains(err.Error(), c.err) || !errors.Is(err, usage.Wrong) && !errors.Is(err, forbidden)) {
+		if (err == nil) != (c.err == "") || err != nil && (!strings.Contains(err.Error(), c.err) || !errors.Is(err, usage.ErrWrong) && !errors.Is(err, forbidden)) {
 			t.Errorf("%s to %s: %v", c.what, c.path, err)
 		}
 	}

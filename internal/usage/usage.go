@@ -10,15 +10,15 @@ import (
 	"fmt"
 )
 
-// Wrong is what every [Error] is, for errors.Is.
-var Wrong = errors.New("wrong usage")
+// ErrWrong is what every [Error] is, for errors.Is.
+var ErrWrong = errors.New("wrong usage")
 
 // Error is wrong usage.
 type Error struct{ Err error }
 
 func (e *Error) Error() string        { return e.Err.Error() }
 func (e *Error) Unwrap() error        { return e.Err }
-func (e *Error) Is(target error) bool { return target == Wrong }
+func (e *Error) Is(target error) bool { return target == ErrWrong }
 
 // Errorf is [fmt.Errorf] for wrong usage.
 func Errorf(format string, args ...any) error { return &Error{fmt.Errorf(format, args...)} }

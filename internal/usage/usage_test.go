@@ -14,13 +14,13 @@ import (
 func TestWrong(t *testing.T) {
 	t.Parallel()
 	err := fmt.Errorf("disk vda: %w", usage.Errorf("format %q: %w", "x", fs.ErrNotExist))
-	if !errors.Is(err, usage.Wrong) || !errors.Is(err, fs.ErrNotExist) || err.Error() != `disk vda: format "x": file does not exist` {
+	if !errors.Is(err, usage.ErrWrong) || !errors.Is(err, fs.ErrNotExist) || err.Error() != `disk vda: format "x": file does not exist` {
 		t.Errorf("got %v", err)
 	}
-	if err := usage.Wrap(fs.ErrNotExist); !errors.Is(err, usage.Wrong) || !errors.Is(err, fs.ErrNotExist) {
+	if err := usage.Wrap(fs.ErrNotExist); !errors.Is(err, usage.ErrWrong) || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
-	if usage.Wrap(nil) != nil || errors.Is(fs.ErrNotExist, usage.Wrong) {
+	if usage.Wrap(nil) != nil || errors.Is(fs.ErrNotExist, usage.ErrWrong) {
 		t.Error("what is no wrong usage is taken for it")
 	}
 }

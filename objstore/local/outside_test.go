@@ -40,11 +40,11 @@ func TestCheckOutside(t *testing.T) {
 		"repo2": false, "repo2/new": false, "new": false, "rep": false, "none/none": false, "nowhere": false, "repo/out/new": false, "": false,
 	} {
 		err := objstore.CheckOutside(s, dir+"/"+path)
-		if inside != (err != nil) || err != nil && !errors.Is(err, usage.Wrong) {
+		if inside != (err != nil) || err != nil && !errors.Is(err, usage.ErrWrong) {
 			t.Errorf("%q: %v, and it lies inside: %v", path, err, inside)
 		}
 	}
-	if err := objstore.CheckOutside(s, at("loop")); err == nil || errors.Is(err, usage.Wrong) {
+	if err := objstore.CheckOutside(s, at("loop")); err == nil || errors.Is(err, usage.ErrWrong) {
 		t.Errorf("where nobody knows: %v", err)
 	}
 	if err := objstore.CheckOutside(objstore.NewMem(), at("repo")); err != nil {

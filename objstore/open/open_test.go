@@ -28,7 +28,7 @@ func TestOpen(t *testing.T) {
 		t.Errorf("a folder is opened as %T", s)
 	}
 	for _, place := range []string{"http://host/x", "gs://bucket", "s3://KEY:hunter2@x"} {
-		if _, err := open.Open(place, open.Options{}); !errors.Is(err, usage.Wrong) || strings.Contains(err.Error(), "hunter2") {
+		if _, err := open.Open(place, open.Options{}); !errors.Is(err, usage.ErrWrong) || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s: %v, want wrong usage, without the password", place, err)
 		}
 	}

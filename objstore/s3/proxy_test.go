@@ -49,7 +49,7 @@ func TestProxies(t *testing.T) {
 		}
 		find, err := proxyOf(endpoint, proxies(func(name string) string { return env[name] }))
 		if c.want == refused {
-			if !errors.Is(err, usage.Wrong) || !strings.Contains(err.Error(), "_PROXY") || strings.Contains(err.Error(), "hunter2") {
+			if !errors.Is(err, usage.ErrWrong) || !strings.Contains(err.Error(), "_PROXY") || strings.Contains(err.Error(), "hunter2") {
 				t.Errorf("%s with %q: %v, want it refused, without the password", c.endpoint, c.env, err)
 			}
 			continue
