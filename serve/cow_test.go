@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/testkit"
@@ -79,7 +80,7 @@ func TestAnyWrites(t *testing.T) {
 			}
 			chaintest.VerifyReads(t, r, cow, want)
 			chaintest.VerifyZeros(t, cow.zeros(ctx, 0, size), want)
-			e, err := Export(ctx, c, d, cow, h.Checkpoints[:1])
+			e, err := Export(ctx, c, d, cow, chain.StatesOf(h.Checkpoints[:1], d.Name))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -14,9 +14,9 @@ import (
 
 // Export is a disk as package nbd offers it: under its name, with the contexts
 // base:allocation (what the repository holds as zeros is a hole) and, for each older
-// checkpoint, qemu:dirty-bitmap:NAME: what may read otherwise than there. cow may be
+// state of it, qemu:dirty-bitmap:NAME: what may read otherwise than there. cow may be
 // nil: then it is read-only. What was written into the scratch file counts as changed.
-func Export(ctx context.Context, c *view.Checkpoint, d *view.Disk, cow *Cow, older []*chain.Manifest) (nbd.Export, error) {
+func Export(ctx context.Context, c *view.Checkpoint, d *view.Disk, cow *Cow, older []chain.DiskState) (nbd.Export, error) {
 	e := nbd.Export{
 		Name: d.Name, Size: d.Size(), Device: d, BlockSize: blockSize,
 		Description: fmt.Sprintf("disk %s of %s at checkpoint %s", d.Name, c.Manifest.Domain, c.Manifest.Checkpoint),
@@ -26,8 +26,8 @@ func Export(ctx context.Context, c *view.Checkpoint, d *view.Disk, cow *Cow, old
 		e.Device, zeros = cow, cow.zeros
 	}
 	e.Contexts = []nbd.Context{nbd.Allocation(zeros)}
-	for _, m := range older {
-		was, err := c.Older(ctx, m, d.Name)
+	for _, st := range older {
+		was, err := c.Older(ctx, st)
 		if err != nil {
 			return nbd.Export{}, err
 		}
@@ -40,7 +40,7 @@ func Export(ctx context.Context, c *view.Checkpoint, d *view.Disk, cow *Cow, old
 				return bitmapstore.Union(archived(ctx, start, end), cow.written(start, end))
 			}
 		}
-		e.Contexts = append(e.Contexts, nbd.DirtyBitmap(m.Checkpoint, changes))
+		e.Contexts = append(e.Contexts, nbd.DirtyBitmap(st.Manifest.Checkpoint, changes))
 	}
 	return e, nil
 }

@@ -69,14 +69,13 @@ func (c *Checkpoint) Close() { c.reader.Close() }
 
 // Older opens the layout of a disk as another checkpoint of the domain has it, to be
 // compared with: see [Layout.ChangedSince].
-func (c *Checkpoint) Older(ctx context.Context, older *chain.Manifest, disk string) (*Layout, error) {
-	entry, ok := older.Disk(disk)
-	if !ok || older.Kind != chain.KindArchive || len(entry.Maps) == 0 {
-		return nil, fmt.Errorf("checkpoint %s holds no data of disk %s to compare with", older.Checkpoint, disk)
+func (c *Checkpoint) Older(ctx context.Context, older chain.DiskState) (*Layout, error) {
+	if !older.HasData() {
+		return nil, fmt.Errorf("checkpoint %s holds no data of disk %s to compare with", older.Manifest.Checkpoint, older.Disk.Name)
 	}
-	l, err := OpenLayout(ctx, c.reader.repo, entry)
+	l, err := OpenLayout(ctx, c.reader.repo, older.Disk)
 	if err != nil {
-		return nil, &chain.DiskError{Disk: disk, Err: fmt.Errorf("checkpoint %s: %w", older.Checkpoint, err)}
+		return nil, &chain.DiskError{Disk: older.Disk.Name, Err: fmt.Errorf("checkpoint %s: %w", older.Manifest.Checkpoint, err)}
 	}
 	return l, nil
 }

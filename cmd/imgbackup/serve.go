@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -92,8 +93,8 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 	if err != nil {
 		return err
 	}
-	older, err := a.olderThan(cmd, repo, m, r.since)
-	if err != nil {
+	older := olderStates{repo: repo, m: m}
+	if older.others, err = a.olderThan(cmd, repo, m, r.since); err != nil {
 		return err
 	}
 	c, err := view.Open(ctx, repo, m, r.disks, view.Options{})
@@ -117,7 +118,11 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 			}
 			defer func() { err = errors.Join(err, cow.Close()) }()
 		}
-		e, err := serve.Export(ctx, c, d, cow, withDisk(older, d.Name))
+		states, err := older.of(ctx, d.Name)
+		if err != nil {
+			return err
+		}
+		e, err := serve.Export(ctx, c, d, cow, states)
 		if err != nil {
 			return err
 		}
@@ -209,16 +214,48 @@ func (a *app) olderThan(cmd *cobra.Command, repo *chain.Repository, m *chain.Man
 	return all, nil
 }
 
-// withDisk are the checkpoints that have data of a disk: one that came later has
-// nothing to be compared with there.
-func withDisk(ms []*chain.Manifest, target string) []*chain.Manifest {
-	var all []*chain.Manifest
-	for _, m := range ms {
-		if d, ok := m.Disk(target); ok && len(d.Maps) > 0 {
-			all = append(all, m)
+// olderStates finds the states of a checkpoint's disks at other checkpoints.
+type olderStates struct {
+	repo   *chain.Repository
+	m      *chain.Manifest
+	others []*chain.Manifest
+
+	history []*chain.Manifest // of the domain, read when a disk may have been renamed
+}
+
+// of returns the states that have data of a disk: one that came later has nothing to
+// be compared with there.
+func (o *olderStates) of(ctx context.Context, disk string) ([]chain.DiskState, error) {
+	var all []chain.DiskState
+	for _, other := range o.others {
+		st, has, err := o.at(ctx, other, disk)
+		if err != nil {
+			return nil, err
+		}
+		if has && st.HasData() {
+			all = append(all, st)
 		}
 	}
-	return all
+	return all, nil
+}
+
+// at is the disk at another checkpoint, under whatever name, if it was there.
+func (o *olderStates) at(ctx context.Context, other *chain.Manifest, disk string) (chain.DiskState, bool, error) {
+	if d, has := other.Disk(disk); has {
+		return chain.DiskState{Manifest: other, Disk: d}, true, nil
+	}
+	if o.history == nil {
+		var err error
+		if o.history, _, err = o.repo.Manifests(ctx, o.m.Domain); err != nil {
+			return chain.DiskState{}, false, err
+		}
+	}
+	states, both := chain.StatesOfBoth(o.history, o.m, disk, other)
+	if !both {
+		return chain.DiskState{}, false, nil
+	}
+	st, has := states.WithUUID(other.UUID)
+	return st, has, nil
 }
 
 // cowFiles says which scratch file each disk has.
