@@ -8,10 +8,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/objstore/open"
 )
 
 func (a *app) initCommand() *cobra.Command {
 	var o chain.InitOptions
+	var shared string
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Make a new, empty repository",
@@ -23,7 +26,10 @@ S3 store is tried first: it must be able to create an object only if there is no
 		Example:     "  imgbackup init -r /backup\n  imgbackup init -r s3://vm-backups/host1",
 		Args:        takes(cobra.ExactArgs(0), "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			store, err := a.store(true)
+			if shared != "" && shared != "group" {
+				return usage.Errorf("--shared is group, not %q", shared)
+			}
+			store, err := a.store(open.Options{Create: true, Shared: shared == "group"})
 			if err != nil {
 				return err
 			}
@@ -39,6 +45,7 @@ S3 store is tried first: it must be able to create an object only if there is no
 		},
 	}
 	cmd.Flags().BoolVar(&o.SingleWriter, "single-writer", false, "accept a store without conditional writes, or a folder without\nhard links: only one program at a time will ever write to this\nrepository")
+	cmd.Flags().StringVar(&shared, "shared", "", "group: the members of the folder's group may read and write the\nrepository (files 0660, folders 2770); else only who made it may")
 	return cmd
 }
 

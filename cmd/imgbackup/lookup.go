@@ -13,12 +13,13 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/open"
 	"github.com/imgbackup/imgbackup/request"
 )
 
 // openRepo opens the repository that --repo names.
 func (a *app) openRepo(ctx context.Context) (*chain.Repository, error) {
-	store, err := a.store(false)
+	store, err := a.store(open.Options{})
 	if err != nil {
 		return nil, err
 	}

@@ -105,8 +105,8 @@ func helpForKnown(help *cobra.Command) {
 }
 
 // store opens the place that --repo names.
-func (a *app) store(create bool) (objstore.Store, error) {
-	store, err := a.openStore(create)
+func (a *app) store(o open.Options) (objstore.Store, error) {
+	store, err := a.openStore(o)
 	if err == nil && a.wrap != nil {
 		store = a.wrap(store)
 	}
@@ -122,14 +122,14 @@ func (a *app) place() string {
 	return a.repoFlag
 }
 
-func (a *app) openStore(create bool) (objstore.Store, error) {
+func (a *app) openStore(o open.Options) (objstore.Store, error) {
 	a.repoFlag = a.place()
 	if a.repoFlag == "" {
 		return nil, usage.Errorf("no repository: give --repo PATH or set IMGBACKUP_REPO")
 	}
-	retry := a.retry
-	retry.Notify = a.retryNote
-	store, err := open.Open(a.repoFlag, open.Options{Create: create, Retry: retry, Note: a.note})
+	o.Retry, o.Note = a.retry, a.note
+	o.Retry.Notify = a.retryNote
+	store, err := open.Open(a.repoFlag, o)
 	if err != nil {
 		return nil, err // and not a nil store of some type
 	}

@@ -183,10 +183,7 @@ func (l *Store) makeFolder(dir string) (*os.File, error) {
 func (l *Store) makeIn(at *os.File, part, rel string) (*os.File, error) {
 	next, err := sys.OpenAt(at, part, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if notThere(err) {
-		if err := sys.MkdirAt(at, part, dirMode); err != nil && !errors.Is(err, unix.EEXIST) {
-			return nil, err
-		}
-		next, err = sys.OpenAt(at, part, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		next, err = l.makeDir(at, part)
 	}
 	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		err = notFolder(at, part, err)
@@ -199,6 +196,37 @@ func (l *Store) makeIn(at *os.File, part, rel string) (*os.File, error) {
 		return nil, err
 	}
 	return next, nil
+}
+
+// makeDir makes the folder part in the folder at, unless it is there, and opens it.
+func (l *Store) makeDir(at *os.File, part string) (*os.File, error) {
+	made := sys.MkdirAt(at, part, dirMode)
+	if made != nil && !errors.Is(made, unix.EEXIST) {
+		return nil, made
+	}
+	dir, err := sys.OpenAt(at, part, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil || made != nil {
+		return dir, err
+	}
+	if err := l.share(dir, groupDirMode); err != nil {
+		_ = dir.Close()
+		return nil, err
+	}
+	return dir, nil
+}
+
+// share sets the mode of what was made for a group that shares the repository.
+func (l *Store) share(f *os.File, mode uint32) error {
+	if !l.group {
+		return nil
+	}
+	if err := sys.Control(f, func(fd int) error { return unix.Fchmod(fd, mode) }); err != nil {
+		return &fs.PathError{Op: "chmod", Path: f.Name(), Err: err}
+	}
+	if mode == groupDirMode {
+		return l.folders.Sync(f) // files are synced when they are complete
+	}
+	return nil
 }
 
 // syncOnce makes the folder rel durable by syncing the folder at that holds
@@ -246,7 +274,12 @@ func (l *Store) newTemp() (*temp, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &temp{dir: dir, file: f, name: name, calls: l.calls}, nil
+	t := &temp{dir: dir, file: f, name: name, calls: l.calls}
+	if err := l.share(f, groupFileMode); err != nil {
+		t.discard()
+		return nil, err
+	}
+	return t, nil
 }
 
 func randomName() string {
@@ -328,10 +361,7 @@ func (l *Store) tempFolder() (*os.File, error) {
 	if l.temps != nil {
 		return l.temps, nil
 	}
-	if err := sys.MkdirAt(l.root, objstore.TempFolder, dirMode); err != nil && !errors.Is(err, unix.EEXIST) {
-		return nil, err
-	}
-	dir, err := sys.OpenAt(l.root, objstore.TempFolder, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	dir, err := l.makeDir(l.root, objstore.TempFolder)
 	if err != nil {
 		return nil, err
 	}

@@ -24,10 +24,13 @@ import (
 // it may be created over, which then finds the repository that stands there.
 const repositoryMarker = "imgbackup.json"
 
-// Modes of what a local store makes: backups hold secrets.
+// Modes of what a local store makes: backups hold secrets. In one that a group shares
+// they are set whatever the umask is, and folders hand their group down.
 const (
-	fileMode = 0o600
-	dirMode  = 0o700
+	fileMode      = 0o600
+	dirMode       = 0o700
+	groupFileMode = 0o660
+	groupDirMode  = 0o2770
 )
 
 // Store keeps objects as files in a folder: an object's path below the folder
@@ -44,6 +47,7 @@ type Store struct {
 	root *os.File // every path is resolved from here
 
 	folders *sys.FolderSyncer
+	group   bool // the folder's group shares it
 
 	mu     sync.Mutex          // guards temps and synced
 	temps  *os.File            // the folder tmp/; nil before the first Put
@@ -60,6 +64,9 @@ var _ objstore.Store = (*Store)(nil)
 type Options struct {
 	// Note, if any, is told what a person should know about the folder.
 	Note func(msg string)
+	// Shared, for Create: the members of the folder's group may read and write all
+	// that is in it. Later it is known by the mode of the repository's own object.
+	Shared bool
 }
 
 // Open opens the folder dir as a store, for reading and writing. Where there is
@@ -84,20 +91,35 @@ func open(dir string, folders *sys.FolderSyncer) (*Store, error) {
 	case err != nil:
 		return nil, fmt.Errorf("open repository: %w", explain(&fs.PathError{Op: "open", Path: dir, Err: err}))
 	}
-	return &Store{
+	l := &Store{
 		dir:     abs,
 		root:    os.NewFile(uintptr(fd), abs),
 		folders: folders,
 		calls:   exclusive(),
 		synced:  make(map[string]struct{}),
 		buffers: sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }},
-	}, nil
+	}
+	if st, err := sys.StatAt(l.root, repositoryMarker); err == nil {
+		l.group = st.Mode&unix.S_IWGRP != 0
+	}
+	return l, nil
 }
 
 // Create makes the folder dir, its missing parents too, durably, and opens it. A
 // folder that is there already has to be empty, or a repository.
 func Create(dir string, o Options) (*Store, error) {
-	return create(dir, &sys.FolderSyncer{Note: o.Note})
+	l, err := create(dir, &sys.FolderSyncer{Note: o.Note})
+	if err != nil || !o.Shared {
+		return l, err
+	}
+	if _, err := l.stat(repositoryMarker); !errors.Is(err, objstore.ErrNotFound) {
+		return l, nil // it is shared or not since it was made
+	}
+	l.group = true
+	if err := l.share(l.root, groupDirMode); err != nil {
+		return nil, errors.Join(fmt.Errorf("create repository: share the folder with its group: %w", explain(err)), l.Close())
+	}
+	return l, nil
 }
 
 func create(dir string, folders *sys.FolderSyncer) (*Store, error) {

@@ -19,6 +19,8 @@ import (
 type Options struct {
 	// Create: a folder that is not there is made. Buckets never are.
 	Create bool
+	// Shared, with Create: the folder's group may read and write all that is in it.
+	Shared bool
 	// Note, if any, is told what a person should know about the place.
 	Note func(msg string)
 	// Retry is for places that are reached over a network.
@@ -33,11 +35,14 @@ func Open(place string, o Options) (objstore.Store, error) {
 	scheme, _, ok := strings.Cut(place, "://")
 	switch {
 	case !ok && o.Create:
-		return local.Create(place, local.Options{Note: o.Note})
+		return local.Create(place, local.Options{Note: o.Note, Shared: o.Shared})
 	case !ok:
 		return local.Open(place, local.Options{Note: o.Note})
 	case scheme+"://" != s3.Scheme:
 		return nil, usage.Errorf("repository: places are folders or begin with %s; this one begins with %.40q", s3.Scheme, scheme+"://")
+	}
+	if o.Shared {
+		return nil, usage.Errorf("repository: only a folder is shared by a group; who may use a bucket is what its policy says")
 	}
 	s, err := openS3(place)
 	if err != nil {
