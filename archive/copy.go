@@ -51,7 +51,7 @@ func CopyObject(ctx context.Context, from, to objstore.Store, key string, ref Re
 	return err
 }
 
-// Stands tells whether an object is in the store with its length. Only the
+// Stands reports whether an object is in the store with its length. Only the
 // store's own "no" counts as no.
 func Stands(ctx context.Context, store objstore.Store, key string, length int64) (bool, error) {
 	_, err := statObject(ctx, store, key, length)

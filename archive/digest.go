@@ -17,7 +17,7 @@ func Sum(data []byte) Digest { return sha256.Sum256(data) }
 // String returns 64 lower-case hex digits.
 func (d Digest) String() string { return hex.EncodeToString(d[:]) }
 
-// IsZero tells whether d was never set.
+// IsZero reports whether d was never set.
 func (d Digest) IsZero() bool { return d == Digest{} }
 
 // ParseDigest reads exactly 64 lower-case hex digits.

@@ -66,7 +66,7 @@ func (f *dirFrame) rawLength() int64 {
 	return -1
 }
 
-// mayFollow tells whether a frame of kind next may come after one of kind prev
+// mayFollow reports whether a frame of kind next may come after one of kind prev
 // (0: at the beginning).
 func mayFollow(prev, next byte) bool {
 	switch prev {

@@ -196,7 +196,7 @@ func (m *Map) proven(f *dirFrame, dec *decoder, stored, text []byte) ([]byte, er
 // Size is the disk's virtual size, bytes.
 func (m *Map) Size() int64 { return m.head.size }
 
-// Full tells whether what the map leaves out is zero; else it is as in the parent.
+// Full reports whether what the map leaves out is zero; else it is as in the parent.
 func (m *Map) Full() bool { return m.head.full }
 
 // Disk is the name of the disk.

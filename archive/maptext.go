@@ -44,7 +44,7 @@ type run struct {
 
 func (r *run) end() int64 { return r.off + r.len }
 
-// continuedBy tells whether n continues r: zeros, or the next bytes of a chunk.
+// continuedBy reports whether n continues r: zeros, or the next bytes of a chunk.
 func (r *run) continuedBy(n *run) bool {
 	if r.zero != n.zero || r.off+r.len != n.off {
 		return false
@@ -53,7 +53,7 @@ func (r *run) continuedBy(n *run) bool {
 		r.pack == n.pack && r.frameLen == n.frameLen && r.chunk == n.chunk
 }
 
-// valid tells whether r may stand in a map of a disk of size bytes with packs packs.
+// valid reports whether r may stand in a map of a disk of size bytes with packs packs.
 func (r *run) valid(size int64, packs int) bool {
 	if r.off < 0 || r.len <= 0 || r.len > size || r.off > size-r.len {
 		return false

@@ -57,7 +57,7 @@ type packBuilder struct {
 	chunks []PackChunk
 }
 
-// hasRoom tells whether a frame of n bytes may be added below the target size. An
+// hasRoom reports whether a frame of n bytes may be added below the target size. An
 // empty pack always has room.
 func (p *packBuilder) hasRoom(n int, target int64) bool {
 	return len(p.chunks) == 0 ||

@@ -107,14 +107,14 @@ func (l *lineWriter) gap() {
 	}
 }
 
-// end ends the line and tells whether all fields fitted and filled it.
+// end ends the line and reports whether all fields fitted and filled it.
 func (l *lineWriter) end() bool {
 	l.line[l.pos] = '\n'
 	return !l.bad && l.pos+1 == len(l.line)
 }
 
 // A lineReader reads such a line; line must have the right length. After the last
-// field, end tells whether all was well.
+// field, end reports whether all was well.
 type lineReader struct {
 	line []byte
 	pos  int

@@ -182,7 +182,7 @@ func (k *worker) find(ctx context.Context, r *result, data []byte) error {
 	return nil
 }
 
-// readBack tells whether a frame in an older pack holds data. If not, or when it
+// readBack reports whether a frame in an older pack holds data. If not, or when it
 // can't be had, there is a note, and the chunk is stored again.
 func (k *worker) readBack(ctx context.Context, at place, chunk Digest, data []byte) (bool, error) {
 	ref := k.w.packs.ref(at.pack)

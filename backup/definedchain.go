@@ -52,7 +52,7 @@ func (want *DefinedChain) check(c *qcow2.Image) error {
 	return nil
 }
 
-// sameImage tells whether the file at path is the one that was opened.
+// sameImage reports whether the file at path is the one that was opened.
 func sameImage(path string, l *qcow2.Layer) (bool, error) {
 	a, err := os.Stat(path)
 	if err != nil {

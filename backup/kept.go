@@ -60,7 +60,7 @@ func (k *keptChunks) drop() {
 	k.chunks, k.bytes = nil, 0
 }
 
-// room tells whether n more chunks can be kept, whatever their lengths.
+// room reports whether n more chunks can be kept, whatever their lengths.
 func (k *keptChunks) room(n int) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()

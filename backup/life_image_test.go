@@ -163,7 +163,7 @@ func (l *life) backingOf(d *lifeDisk) (path, format string) {
 	return path, format
 }
 
-// canBeSound tells whether an incremental of the disk may rest on bitmaps at
+// canBeSound reports whether an incremental of the disk may rest on bitmaps at
 // all: data files can be written past them.
 func (l *life) canBeSound(d *lifeDisk) bool {
 	l.t.Helper()

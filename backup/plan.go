@@ -50,7 +50,7 @@ type DiskPlan struct {
 	basis
 }
 
-// NewBitmap says whether the new checkpoint's bitmap is added to a disk's image.
+// NewBitmap reports whether the new checkpoint's bitmap is added to a disk's image.
 type NewBitmap struct {
 	AddsBitmap     bool   `json:"adds_bitmap"`
 	NoBitmapReason string `json:"no_bitmap_reason,omitempty"`

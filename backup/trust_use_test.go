@@ -22,7 +22,7 @@ import (
 )
 
 // at runs do when the backup comes to a step for the nth time, from 1 on, and
-// the returned function tells whether it did.
+// the returned function reports whether it did.
 func at(step string, nth int, do func()) (backup.Hooks, func() bool) {
 	seen := 0
 	return backup.Hooks{Step: func(name string) {

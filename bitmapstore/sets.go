@@ -103,7 +103,7 @@ func Subtract(a, b Runs) Runs {
 	}
 }
 
-// Equal tells whether a and b hold the same bytes.
+// Equal reports whether a and b hold the same bytes.
 func Equal(a, b Runs) (bool, error) {
 	x, y := newCursor(a), newCursor(b)
 	defer x.close()
@@ -124,7 +124,7 @@ func Equal(a, b Runs) (bool, error) {
 	return !x.ok && !y.ok, nil
 }
 
-// Contains tells whether every byte of b is in a.
+// Contains reports whether every byte of b is in a.
 func Contains(a, b Runs) (bool, error) {
 	for _, err := range Subtract(b, a) {
 		return false, err

@@ -134,7 +134,7 @@ func noEOF(err error) error {
 	return err
 }
 
-// plainName tells whether a field's name has only bytes that ours have.
+// plainName reports whether a field's name has only bytes that ours have.
 func plainName(name string) bool {
 	for i := range len(name) {
 		c := name[i]

@@ -22,7 +22,7 @@ type Checkpoint struct {
 	domain *node
 }
 
-// CheckpointDisk says whether a disk's changes are recorded from the checkpoint
+// CheckpointDisk reports whether a disk's changes are recorded from the checkpoint
 // on.
 type CheckpointDisk struct {
 	Name   string // the disk's target; before Align also the absolute path of its source

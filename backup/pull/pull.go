@@ -49,7 +49,7 @@ func (n Names) complete() Names {
 // maxName is the longest string of the NBD protocol, bytes.
 const maxName = 4096
 
-// Check tells whether disks can be offered under these names: before anything is
+// Check reports whether disks can be offered under these names: before anything is
 // done for them.
 func Check(all []Names) error {
 	seen := make(map[string]string)

@@ -62,7 +62,7 @@ func (w *witness) compareIdentity() *Objection {
 func compareBacking(l *Layer, rec chain.Layer) *Objection {
 	now := l.Record
 	// Devices are renumbered and files are moved with their folder; the rest
-	// tells whether the content can have changed.
+	// reports whether the content can have changed.
 	switch {
 	case now.Path != rec.Path || now.Format != rec.Format:
 		return object(ReasonBacking, "the backing file was %s (%s) and is %s (%s)", rec.Path, rec.Format, now.Path, now.Format)

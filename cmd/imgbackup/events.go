@@ -109,7 +109,7 @@ func (e *events) tick(stop chan struct{}) {
 	}
 }
 
-// hasStderr tells whether nothing but events may be written to stderr.
+// hasStderr reports whether nothing but events may be written to stderr.
 func (e *events) hasStderr() bool {
 	if e == nil {
 		return false
@@ -164,7 +164,7 @@ func (e *events) writeProgress(p *progressNow, disk string) {
 	p.told = true
 }
 
-// move notes a step, and tells whether it is worth an event of its own: a new
+// move notes a step, and reports whether it is worth an event of its own: a new
 // phase, and its end.
 func (p *progressNow) move(phase string, done, total int64) (news bool) {
 	if p.known && p.phase == phase && p.total == total && done <= p.done {

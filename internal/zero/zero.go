@@ -5,7 +5,7 @@ package zero
 
 import "encoding/binary"
 
-// Is tells whether all bytes are zero. No bytes are.
+// Is reports whether all bytes are zero. No bytes are.
 func Is(b []byte) bool {
 	for len(b) >= 32 {
 		if binary.NativeEndian.Uint64(b)|binary.NativeEndian.Uint64(b[8:])|

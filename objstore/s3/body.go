@@ -47,7 +47,7 @@ func (b *bodyReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// end says whether all was read, or how reading failed. Nothing more is read.
+// end reports whether all was read, or how reading failed. Nothing more is read.
 func (b *bodyReader) end() (whole bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

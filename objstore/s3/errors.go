@@ -96,7 +96,7 @@ var fullCodes = map[string]bool{
 	"StorageQuotaExceeded":           true,
 }
 
-// Permanent says whether asking again is in vain.
+// Permanent reports whether asking again is in vain.
 func (e *Error) Permanent() bool {
 	switch {
 	case fullCodes[e.Code], e.Status == http.StatusNotImplemented, e.Status == http.StatusInsufficientStorage:
@@ -108,7 +108,7 @@ func (e *Error) Permanent() bool {
 	return e.Status < 500
 }
 
-// refused says whether err is the store's own word that it has not done what it
+// refused reports whether err is the store's own word that it has not done what it
 // was asked for. What else there is in answers, such as 500, or 502 and 504 of
 // a proxy, tells nothing.
 func refused(err error) bool {
