@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/checkpoint"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/qemu"
@@ -53,4 +54,14 @@ func TestNoFlock(t *testing.T) {
 		t.Error(err)
 	}
 	l.holds("vda", "c2", "c3")
+
+	doomed := checkpoint.DeleteRequest{Domain: "vm", Checkpoint: "c2"}
+	if _, err := l.delete(doomed); !errors.As(err, &none) {
+		t.Errorf("delete: %v", err)
+	}
+	doomed.NoLock = true
+	if _, err := l.delete(doomed); err != nil {
+		t.Error(err)
+	}
+	l.holds("vda", "c3")
 }

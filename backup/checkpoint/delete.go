@@ -35,6 +35,8 @@ type DeleteRequest struct {
 	Paths map[string]string
 	// MetadataOnly leaves the images alone.
 	MetadataOnly bool
+	// NoLock goes on where a file system has no locks.
+	NoLock bool
 }
 
 // Deletion is a plan to delete checkpoints: what there is to be done is known, nothing has
@@ -45,6 +47,7 @@ type Deletion struct {
 	Checkpoints  []Doomed // in the order in which they go, those that follow others first
 
 	repo   *chain.Repository
+	noLock bool
 	guards map[string]*qemu.ImageFlock // by the path of the image
 	begun  bool
 }
@@ -91,7 +94,7 @@ func PlanDelete(ctx context.Context, repo *chain.Repository, req DeleteRequest) 
 	if err := req.check(chosen); err != nil {
 		return nil, err
 	}
-	p := &Deletion{Domain: req.Domain, MetadataOnly: req.MetadataOnly, repo: repo, guards: make(map[string]*qemu.ImageFlock)}
+	p := &Deletion{Domain: req.Domain, MetadataOnly: req.MetadataOnly, repo: repo, noLock: req.NoLock, guards: make(map[string]*qemu.ImageFlock)}
 	for _, m := range chosen {
 		d := Doomed{Checkpoint: *m.Ref(), KeepsData: m.Kind != chain.KindCheckpoint, manifest: m}
 		if !req.MetadataOnly {
@@ -203,11 +206,24 @@ func (p *Deletion) guard(ctx context.Context, b *Bitmap) error {
 		return nil
 	}
 	g, err := qemu.FlockImage(ctx, b.Path, backup.FlockWait)
+	if p.goesWithout(err) {
+		g, err = qemu.Unlocked(b.Path)
+	}
 	if err != nil {
 		return err
 	}
 	p.guards[b.Path] = g
-	return qemu.ProbeWriter(b.Path)
+	if err := qemu.ProbeWriter(b.Path); !p.goesWithout(err) {
+		return err
+	}
+	return nil
+}
+
+// goesWithout reports whether an error says no more than that there are no locks, which
+// are not asked for.
+func (p *Deletion) goesWithout(err error) bool {
+	var none *qemu.NoLockError
+	return p.noLock && errors.As(err, &none)
 }
 
 // Close gives the images up.

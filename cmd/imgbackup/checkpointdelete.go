@@ -84,6 +84,7 @@ func (o *checkpointDeleteOptions) request() (checkpoint.DeleteRequest, error) {
 	if err != nil {
 		return del, err
 	}
+	del.NoLock = req.NoLock
 	for _, d := range req.Disks {
 		del.Paths[d.Disk] = d.Path
 	}
