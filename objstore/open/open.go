@@ -6,6 +6,7 @@ package open
 import (
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 
 	"github.com/imgbackup/imgbackup/internal/usage"
@@ -33,6 +34,11 @@ type Options struct {
 // is tried again. What is no place at all is wrong usage.
 func Open(place string, o Options) (objstore.Store, error) {
 	scheme, _, ok := strings.Cut(place, "://")
+	if !ok {
+		if err := checkFolder(place); err != nil {
+			return nil, err
+		}
+	}
 	switch {
 	case !ok && o.Create:
 		return local.Create(place, local.Options{Note: o.Note, Shared: o.Shared})
@@ -49,6 +55,23 @@ func Open(place string, o Options) (objstore.Store, error) {
 		return nil, fmt.Errorf("repository: %w", err)
 	}
 	return retry.New(s, o.Retry), nil
+}
+
+// foreign is how other programs begin the names of places that are no folders.
+var foreign = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*:`)
+
+// checkFolder refuses a name that was most likely meant for a place elsewhere, as
+// s3:HOST/BUCKET is by some programs: a folder would be made here, and be taken for it.
+func checkFolder(place string) error {
+	begin := foreign.FindString(place)
+	if begin == "" {
+		return nil
+	}
+	if fi, err := os.Stat(place); err == nil && fi.IsDir() {
+		return nil
+	}
+	return usage.Errorf("repository: a place that begins with %q is no folder: a bucket is %sBUCKET/PREFIX, and a folder of that name ./%s…",
+		begin, s3.Scheme, begin)
 }
 
 func openS3(place string) (*s3.Store, error) {
