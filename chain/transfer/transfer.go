@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
 	"sync"
 
@@ -21,14 +22,20 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // Options of a copy.
 type Options struct {
-	Domains  []string // empty: all
-	DryRun   bool     // find out what is missing, and write nothing
-	TempDir  string   // for large objects on their way; empty: the system's
+	Domains []string // empty: all
+	// Checkpoints are the only ones to be copied, of the one domain that is named then;
+	// empty: all. Newest, if not 0, are that many of each domain, by sequence.
+	Checkpoints []string
+	Newest      int
+
+	DryRun   bool   // find out what is missing, and write nothing
+	TempDir  string // for large objects on their way; empty: the system's
 	Progress func(done, total int64)
 	Note     func(msg string)
 }
@@ -37,6 +44,7 @@ type Options struct {
 type Result struct {
 	DryRun      bool         `json:"dry_run"`
 	Checkpoints []Checkpoint `json:"checkpoints"`
+	Healed      []Checkpoint `json:"healed,omitempty"` // that were there and lacked objects, or had damaged ones
 	Objects     int          `json:"objects"`
 	Bytes       int64        `json:"bytes"`
 	Present     int          `json:"present"` // checkpoints that were there already
@@ -66,17 +74,46 @@ func checkApart(from, to objstore.Store) error {
 	return nil
 }
 
-// Copy copies the checkpoints of from that to does not have, oldest first. A
-// checkpoint of the same name and another uuid is a [*chain.TakenError]. What is
-// damaged in from ends the copy with an [*archive.DamageError]; the checkpoints
-// before it have arrived.
+// checkDifferent refuses a repository and itself. One id may stand in two places: a
+// folder that was copied by other means, as rsync, can be brought up to date.
+func checkDifferent(from, to *chain.Repository) error {
+	if from.Config.ID != to.Config.ID {
+		return nil
+	}
+	a, isDir := objstore.As[objstore.Placed](from.Store)
+	b, otherIs := objstore.As[objstore.Placed](to.Store)
+	switch {
+	case isDir != otherIs:
+		return nil
+	case !isDir:
+		return usage.Errorf("source and destination have one id, %s, and nothing tells whether they are the same repository", from.Config.ID)
+	}
+	x, err := os.Stat(a.Dir())
+	if err != nil {
+		return err
+	}
+	y, err := os.Stat(b.Dir())
+	if err != nil {
+		return err
+	}
+	if os.SameFile(x, y) {
+		return errors.New("source and destination are the same repository")
+	}
+	return nil
+}
+
+// Copy copies the checkpoints of from that to does not have, oldest first, and brings
+// back what those lack that it has. A checkpoint of the same name and another uuid is
+// a [*chain.TakenError]. What is damaged in from keeps back the checkpoints that need
+// it, and no other: the error is an [*archive.DamageError] then, and comes with the
+// result.
 func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *Result, err error) {
 	c := &copier{
 		from: from, to: to, o: o, have: make(map[string]bool),
 		result: &Result{DryRun: o.DryRun, Checkpoints: []Checkpoint{}},
 	}
-	if from.Config.ID == to.Config.ID {
-		return nil, errors.New("source and destination are the same repository")
+	if err := checkDifferent(from, to); err != nil {
+		return nil, err
 	}
 	if err := checkApart(from.Store, to.Store); err != nil {
 		return nil, err
@@ -94,7 +131,7 @@ func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *R
 		}
 		work = append(work, missing...)
 	}
-	if !o.DryRun && len(work) > 0 {
+	if !o.DryRun && len(work)+len(c.heal) > 0 {
 		lease, err := to.TakeLease(ctx, "copy from repository "+from.Config.ID)
 		if err != nil {
 			return nil, err
@@ -110,18 +147,26 @@ func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *R
 			err = errors.Join(err, lerr)
 		}()
 	}
-	for i, m := range work {
-		if err := c.checkpoint(ctx, m); err != nil {
-			return nil, fmt.Errorf("checkpoint %s of %s (%d of %d): %w", m.Checkpoint, m.Domain, i+1, len(work), err)
+	for i, m := range slices.Concat(c.heal, work) {
+		err := c.checkpoint(ctx, m, i < len(c.heal))
+		if err == nil {
+			continue
 		}
+		err = fmt.Errorf("checkpoint %s of %s: %w", m.Checkpoint, m.Domain, err)
+		if !archive.IsDamage(err) {
+			return nil, err
+		}
+		c.damaged = append(c.damaged, err)
 	}
-	return c.result, nil
+	return c.result, errors.Join(c.damaged...)
 }
 
 type copier struct {
 	from, to *chain.Repository
 	o        Options
 	result   *Result
+	heal     []*chain.Manifest // the source's, of checkpoints that are not whole in to
+	damaged  []error           // of the source
 
 	mu          sync.Mutex
 	have        map[string]bool // keys that stand in to, proven or named by a checkpoint there
@@ -135,14 +180,23 @@ func (c *copier) missing(ctx context.Context, domain string) ([]*chain.Manifest,
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(damaged...); err != nil {
-		return nil, fmt.Errorf("the source: %w", err)
+	for _, err := range damaged {
+		if !archive.IsDamage(err) {
+			return nil, fmt.Errorf("the source: %w", err)
+		}
+		c.damaged = append(c.damaged, fmt.Errorf("the source: %w", err))
+	}
+	if len(theirs) == 0 && len(damaged) > 0 {
+		return nil, nil
 	}
 	if len(theirs) == 0 {
 		return nil, &chain.NoDomainError{Domain: domain}
 	}
 	if err := checkParents(ctx, c.from, domain, theirs); err != nil {
 		return nil, fmt.Errorf("the source: %w", err)
+	}
+	if theirs, err = c.wanted(ctx, domain, theirs); err != nil {
+		return nil, err
 	}
 	there, damaged, err := c.to.Manifests(ctx, domain)
 	if err != nil {
@@ -154,8 +208,19 @@ func (c *copier) missing(ctx context.Context, domain string) ([]*chain.Manifest,
 	present := make(map[string]bool)
 	for _, m := range there {
 		present[m.UUID] = true
-		if err := c.remember(ctx, m); err != nil {
+		whole, err := c.remember(ctx, m)
+		if err != nil {
 			return nil, err
+		}
+		if whole {
+			continue
+		}
+		at := slices.IndexFunc(theirs, func(t *chain.Manifest) bool { return t.UUID == m.UUID })
+		switch {
+		case at >= 0:
+			c.heal = append(c.heal, theirs[at])
+		case c.o.Note != nil:
+			c.o.Note(fmt.Sprintf("checkpoint %s of %s in the destination lacks objects: imgbackup check tells which", m.Checkpoint, m.Domain))
 		}
 	}
 	var missing []*chain.Manifest
@@ -186,16 +251,37 @@ func checkParents(ctx context.Context, r *chain.Repository, domain string, ms []
 	return r.CheckParents(ctx, domain, names, parents)
 }
 
-// remember notes what a checkpoint of to names and has, with its length. Where
-// a pack is gone, the maps that name it do not count, so that a copy of another
-// checkpoint with the same maps brings it back.
-func (c *copier) remember(ctx context.Context, m *chain.Manifest) error {
+// wanted are those of a domain's checkpoints that are to be copied.
+func (c *copier) wanted(ctx context.Context, domain string, all []*chain.Manifest) ([]*chain.Manifest, error) {
+	for _, name := range c.o.Checkpoints {
+		if !slices.ContainsFunc(all, func(m *chain.Manifest) bool { return m.Checkpoint == name }) {
+			if _, err := c.from.Manifest(ctx, domain, name); err != nil {
+				return nil, err // that it is not there, or damaged
+			}
+		}
+	}
+	if len(c.o.Checkpoints) > 0 {
+		all = slices.DeleteFunc(all, func(m *chain.Manifest) bool { return !slices.Contains(c.o.Checkpoints, m.Checkpoint) })
+	}
+	if n := c.o.Newest; n > 0 {
+		all = all[max(0, len(all)-n):]
+	}
+	return all, nil
+}
+
+// remember notes what a checkpoint of to names and has, with its length, and reports
+// whether that is all of it. Where a pack is gone, the maps that name it do not count,
+// so that a copy of a checkpoint with the same maps brings it back.
+func (c *copier) remember(ctx context.Context, m *chain.Manifest) (whole bool, err error) {
 	objects, err := c.to.Needs(ctx, m, c.known)
+	if archive.IsDamage(err) {
+		return false, nil // a map of it is missing or damaged
+	}
 	if err != nil {
-		return fmt.Errorf("the destination's checkpoint %s: %w", m.Checkpoint, err)
+		return false, fmt.Errorf("the destination's checkpoint %s: %w", m.Checkpoint, err)
 	}
 	var stand []chain.Object
-	whole := true
+	whole = true
 	err = c.each(ctx, objects, func(ctx context.Context, o chain.Object) error {
 		ok, err := archive.Stands(ctx, c.to.Store, o.Key, o.Ref.Length)
 		c.mu.Lock()
@@ -207,18 +293,14 @@ func (c *copier) remember(ctx context.Context, m *chain.Manifest) error {
 		return err
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, o := range stand {
 		if whole || isPack(o.Key) {
 			c.have[o.Key] = true
 		}
 	}
-	if !whole && c.o.Note != nil {
-		c.o.Note(fmt.Sprintf("checkpoint %s of %s in the destination lacks objects: imgbackup check tells which",
-			m.Checkpoint, m.Domain))
-	}
-	return nil
+	return whole, nil
 }
 
 // known reports whether an object stands in to; a map that does has its packs.
@@ -242,14 +324,25 @@ func (c *copier) each(
 	return context.Cause(ctx) // nil, unless the caller ended the loop
 }
 
-// checkpoint copies one checkpoint.
-func (c *copier) checkpoint(ctx context.Context, m *chain.Manifest) error {
+// checkpoint copies one checkpoint, or what one lacks that is there.
+func (c *copier) checkpoint(ctx context.Context, m *chain.Manifest, there bool) error {
 	todo, err := c.from.Needs(ctx, m, c.known)
 	if err != nil {
 		return err
 	}
-	done := Checkpoint{Domain: m.Domain, Name: m.Checkpoint, Objects: len(todo)}
+	done := Checkpoint{Domain: m.Domain, Name: m.Checkpoint}
 	for _, o := range todo {
+		if there {
+			// What stands is proven once more, and is not what was missing.
+			stands, err := archive.Stands(ctx, c.to.Store, o.Key, o.Ref.Length)
+			if err != nil {
+				return err
+			}
+			if stands {
+				continue
+			}
+		}
+		done.Objects++
 		done.Bytes += o.Ref.Length
 	}
 	c.total += done.Bytes
@@ -263,7 +356,7 @@ func (c *copier) checkpoint(ctx context.Context, m *chain.Manifest) error {
 			return err
 		}
 	}
-	if !c.o.DryRun {
+	if !c.o.DryRun && !there {
 		// The manifest is the same checkpoint's, described in another repository.
 		copied := *m
 		copied.RepositoryID = c.to.Config.ID
@@ -271,7 +364,11 @@ func (c *copier) checkpoint(ctx context.Context, m *chain.Manifest) error {
 			return err
 		}
 	}
-	c.result.Checkpoints = append(c.result.Checkpoints, done)
+	if there {
+		c.result.Healed = append(c.result.Healed, done)
+	} else {
+		c.result.Checkpoints = append(c.result.Checkpoints, done)
+	}
 	c.result.Objects += done.Objects
 	c.result.Bytes += done.Bytes
 	return nil

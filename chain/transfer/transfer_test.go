@@ -232,3 +232,73 @@ func TestHidden(t *testing.T) {
 		t.Errorf("the destination has %q, %v", names, err)
 	}
 }
+
+// TestHeal: whatever object a checkpoint of the destination has lost, a copy brings
+// back, and proves what still stands of it.
+func TestHeal(t *testing.T) {
+	t.Parallel()
+	from := newRepo(t, objstore.NewMem())
+	c1 := commit(t, from, "c1", content(1), nil)
+	commit(t, from, "c2", content(2), c1)
+	store := objstore.NewMem()
+	to := newRepo(t, store)
+	if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	var keys []string
+	for _, prefix := range []string{archive.PackPrefix, archive.MapPrefix} {
+		for info, err := range store.List(t.Context(), prefix) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			keys = append(keys, info.Key)
+		}
+	}
+	if len(keys) < 4 {
+		t.Fatalf("only %q", keys)
+	}
+	for _, key := range keys {
+		if err := store.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+		result, err := transfer.Copy(t.Context(), from, to, transfer.Options{})
+		if err != nil || len(result.Healed) == 0 || len(result.Checkpoints) != 0 || result.Objects < 1 {
+			t.Errorf("%s: got %+v, %v", key, result, err)
+		}
+		if !bytes.Equal(read(t, to, "c1"), content(1)) || !bytes.Equal(read(t, to, "c2"), content(2)) {
+			t.Errorf("%s: it was not brought back", key)
+		}
+	}
+	result, err := transfer.Copy(t.Context(), from, to, transfer.Options{})
+	if err != nil || len(result.Healed) != 0 || result.Objects != 0 || result.Present != 2 {
+		t.Errorf("nothing is missing: got %+v, %v", result, err)
+	}
+}
+
+// TestDamageKeepsNothingBack: one damaged checkpoint is named, and the others arrive.
+func TestDamageKeepsNothingBack(t *testing.T) {
+	t.Parallel()
+	store := objstore.NewMem()
+	from := newRepo(t, store)
+	first := commit(t, from, "c1", content(1), nil)
+	commit(t, from, "c2", content(2), nil)
+	if err := store.Delete(t.Context(), chain.ManifestKey("web", "c2")); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, from, "c3", content(3), nil)
+	needs, err := from.Needs(t.Context(), first, func(string) bool { return false })
+	if err != nil || len(needs) == 0 {
+		t.Fatal(err)
+	}
+	if err := store.Delete(t.Context(), needs[0].Key); err != nil {
+		t.Fatal(err)
+	}
+	to := newRepo(t, objstore.NewMem())
+	result, err := transfer.Copy(t.Context(), from, to, transfer.Options{})
+	if !archive.IsDamage(err) || !strings.Contains(err.Error(), "checkpoint c1 of web") || result == nil || len(result.Checkpoints) != 1 {
+		t.Fatalf("got %+v, %v", result, err)
+	}
+	if names, err := to.Checkpoints(t.Context(), "web"); err != nil || len(names) != 1 || !bytes.Equal(read(t, to, "c3"), content(3)) {
+		t.Errorf("the destination has %q, %v", names, err)
+	}
+}
