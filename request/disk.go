@@ -71,7 +71,7 @@ func parseDisk(value string, p purpose, defined bool) (disk, error) {
 	if o.disk == "" || o.hasPath && o.path == "" || !o.hasPath && !defined {
 		return d, fmt.Errorf("want %s", DiskForm)
 	}
-	d.Disk, d.names.Target, d.Path = o.disk, o.disk, o.path
+	d.Disk, d.names.Disk, d.Path = o.disk, o.disk, o.path
 	given, err := o.read(d.options(p, defined))
 	switch {
 	case err != nil:

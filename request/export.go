@@ -84,7 +84,7 @@ func (e *Export) Job(stdin io.Reader) (ExportJob, error) {
 func (j *ExportJob) fillPull(in *XML, tls bool) (err error) {
 	for _, bd := range in.backup.Disks {
 		if bd.Backup {
-			j.Names = append(j.Names, pull.Names{Target: bd.Name, Export: bd.ExportName, Bitmap: bd.ExportBitmap})
+			j.Names = append(j.Names, pull.Names{Disk: bd.Name, Export: bd.ExportName, Bitmap: bd.ExportBitmap})
 		}
 	}
 	for _, bd := range in.stores {

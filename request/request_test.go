@@ -176,7 +176,7 @@ func TestExport(t *testing.T) {
 	e := request.Export{Domain: "web", Disks: []string{"vda=a,format=qcow2,exportname=x,exportbitmap=y,checkpoint=no"},
 		Engine: backup.Request{Checkpoint: "c1"}}
 	job, err := e.Job(nil)
-	if err != nil || !reflect.DeepEqual(job.Names, []pull.Names{{Target: "vda", Export: "x", Bitmap: "y"}}) || !job.Request.Disks[0].NoCheckpoint {
+	if err != nil || !reflect.DeepEqual(job.Names, []pull.Names{{Disk: "vda", Export: "x", Bitmap: "y"}}) || !job.Request.Disks[0].NoCheckpoint {
 		t.Errorf("got %+v, %v", job, err)
 	}
 	files := request.Files{Domain: write(t, dir, "web.xml", domainXML), Backup: write(t, dir, "pull.xml",

@@ -31,17 +31,17 @@ import (
 
 // Names are what one disk is offered as; empty ones are libvirt's defaults.
 type Names struct {
-	Target string // the disk
-	Export string // default: Target
-	Bitmap string // default: backup- and Target
+	Disk   string
+	Export string // default: Disk
+	Bitmap string // default: backup- and Disk
 }
 
 func (n Names) complete() Names {
 	if n.Export == "" {
-		n.Export = n.Target
+		n.Export = n.Disk
 	}
 	if n.Bitmap == "" {
-		n.Bitmap = "backup-" + n.Target
+		n.Bitmap = "backup-" + n.Disk
 	}
 	return n
 }
@@ -49,21 +49,21 @@ func (n Names) complete() Names {
 // maxName is the longest string of the NBD protocol, bytes.
 const maxName = 4096
 
-// Check reports whether disks can be offered under these names: before anything is
-// done for them.
+// Check refuses names under which disks cannot be offered, before anything is done for
+// them: that is a [usage.Error].
 func Check(all []Names) error {
 	seen := make(map[string]string)
 	for _, n := range all {
 		n = n.complete()
 		for _, name := range []string{n.Export, nbd.DirtyBitmapPrefix + n.Bitmap} {
 			if len(name) > maxName || !utf8.ValidString(name) || strings.ContainsRune(name, 0) {
-				return usage.Errorf("the names of exports: disk %s: %.80q is no UTF-8 text of at most %d bytes", n.Target, name, maxName)
+				return usage.Errorf("the names of exports: disk %s: %.80q is no UTF-8 text of at most %d bytes", n.Disk, name, maxName)
 			}
 		}
 		if other, ok := seen[n.Export]; ok {
-			return usage.Errorf("the names of exports: disks %s and %s would both be %q", other, n.Target, n.Export)
+			return usage.Errorf("the names of exports: disks %s and %s would both be %q", other, n.Disk, n.Export)
 		}
-		seen[n.Export] = n.Target
+		seen[n.Export] = n.Disk
 	}
 	return nil
 }
@@ -92,18 +92,18 @@ func New(ctx context.Context, sources []backup.OpenDisk, names []Names, tempDir 
 	}()
 	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	for _, s := range sources {
-		n := Names{Target: s.Plan.Disk}
+		n := Names{Disk: s.Plan.Disk}
 		for _, given := range names {
-			if given.Target == n.Target {
+			if given.Disk == n.Disk {
 				n = given
 			}
 		}
 		if err := s.Image.CrossCheck(ctx, backup.CrossCheckSamples, random); err != nil {
-			return nil, &chain.DiskError{Disk: n.Target, Err: err}
+			return nil, &chain.DiskError{Disk: n.Disk, Err: err}
 		}
 		o, err := newOffer(ctx, s, n.complete(), tempDir)
 		if err != nil {
-			return nil, &chain.DiskError{Disk: n.Target, Err: err}
+			return nil, &chain.DiskError{Disk: n.Disk, Err: err}
 		}
 		all = append(all, o)
 	}
@@ -113,7 +113,7 @@ func New(ctx context.Context, sources []backup.OpenDisk, names []Names, tempDir 
 func newOffer(ctx context.Context, s backup.OpenDisk, n Names, tempDir string) (Offer, error) {
 	o := Offer{Source: s, Changed: s.Plan.VirtualSize}
 	o.Export = nbd.Export{
-		Name: n.Export, Description: "disk " + n.Target, Size: s.Image.Size(), ReadOnly: true,
+		Name: n.Export, Description: "disk " + n.Disk, Size: s.Image.Size(), ReadOnly: true,
 		Device: s.Image, Contexts: []nbd.Context{allocation(s.Image)}, BlockSize: blockSize(s.Image),
 	}
 	if s.Plan.Mode != backup.Incremental {
