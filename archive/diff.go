@@ -10,25 +10,18 @@ import (
 	"github.com/imgbackup/imgbackup/bitmapstore"
 )
 
-// Diff is where a state of a disk may read otherwise than an older one, each
-// given by the maps of its replay, newest first. It covers every difference; what
-// lies beyond the smaller size counts as one. Ranges that hold the same bytes are
-// reported too where the maps do not show that they are the same.
-//
-// It streams, in as much memory as two replays take. Where the newer state builds
-// on the older one, only the maps of what came after are read.
-func Diff(ctx context.Context, newer, older []*Map) bitmapstore.Runs {
-	if len(newer) == 0 {
-		return bitmapstore.Fail(errNoMaps)
-	}
-	return DiffIn(ctx, newer, older, 0, newer[0].Size())
-}
-
 var errNoMaps = errors.New("a state without maps has no differences")
 
-// DiffIn is the part of [Diff] in [start, end), for which it reads only what it
-// needs of the maps. end may be at most the newer state's size.
-func DiffIn(ctx context.Context, newer, older []*Map, start, end int64) bitmapstore.Runs {
+// Diff is where, in [start, end), a state of a disk may read otherwise than an older
+// one, each given by the maps of its replay, newest first; end may be at most the
+// newer state's size. It covers every difference; what lies beyond the smaller size
+// counts as one. Ranges that hold the same bytes are reported too where the maps do
+// not show that they are the same.
+//
+// It streams, in as much memory as two replays take, and reads of the maps what it
+// needs. Where the newer state builds on the older one, only the maps of what came
+// after are read.
+func Diff(ctx context.Context, newer, older []*Map, start, end int64) bitmapstore.Runs {
 	if len(newer) == 0 || len(older) == 0 {
 		return bitmapstore.Fail(errNoMaps)
 	}

@@ -157,7 +157,7 @@ type recorded struct {
 // checkDiff looks whether every byte that differs is told, and none is of a state
 // and itself.
 func checkDiff(t *rapid.T, store objstore.Store, newer, older recorded) {
-	runs, err := Diff(context.Background(), openAll(t, store, newer.chain), openAll(t, store, older.chain)).Collect()
+	runs, err := Diff(context.Background(), openAll(t, store, newer.chain), openAll(t, store, older.chain), 0, int64(len(newer.disk))).Collect()
 	if err != nil {
 		t.Fatalf("diff: %v", err)
 	}

@@ -229,6 +229,19 @@ func (c *chunks) shrink() {
 	}
 }
 
+// dropAll drops what is not in use.
+func (c *chunks) dropAll() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for e := c.used.Back(); e != nil; {
+		k := e.Value.(*chunk)
+		e = e.Prev()
+		if k.users == 0 {
+			c.drop(k)
+		}
+	}
+}
+
 // done sets what has become of a chunk that was fetched. data, if there is any,
 // lies at the beginning of a buffer of the pool.
 func (c *chunks) done(k *chunk, data []byte, err error) {

@@ -36,20 +36,25 @@ func (l *Layout) Size() int64 { return l.size }
 // Maps are what the layout is merged of, newest first. The slice must not be changed.
 func (l *Layout) Maps() []*archive.Map { return l.maps }
 
+// With is the layout as a newer map of the disk changes it.
+func (l *Layout) With(newer *archive.Map) *Layout {
+	return &Layout{Name: newer.Disk(), size: newer.Size(), maps: append([]*archive.Map{newer}, l.maps...)}
+}
+
 // Entries yields what [start, end) is made of, in order, clipped to it and without gaps.
 // What lies beyond the disk's size reads as zeros. An error comes last.
 func (l *Layout) Entries(ctx context.Context, start, end int64) iter.Seq2[archive.Entry, error] {
 	return func(yield func(archive.Entry, error) bool) {
-		if inside := min(end, l.size); start < inside {
+		inside := min(end, l.size)
+		if start < inside {
 			for e, err := range archive.Replay(ctx, l.maps, start, inside) {
 				if !yield(e, err) || err != nil {
 					return
 				}
 			}
-			start = inside
 		}
-		if start < end {
-			yield(archive.Entry{Offset: start, Length: end - start, Zero: true}, nil)
+		if behind := max(start, inside); behind < end {
+			yield(archive.Entry{Offset: behind, Length: end - behind, Zero: true}, nil)
 		}
 	}
 }
@@ -71,7 +76,7 @@ func (l *Layout) Data(ctx context.Context, start, end int64) bitmapstore.Runs {
 }
 
 // ChangedSince is where the disk may read otherwise than older, of the part in
-// [start, end), which lies within the disk: see [archive.DiffIn].
+// [start, end), which lies within the disk: see [archive.Diff].
 func (l *Layout) ChangedSince(ctx context.Context, older *Layout, start, end int64) bitmapstore.Runs {
-	return archive.DiffIn(ctx, l.maps, older.maps, start, end)
+	return archive.Diff(ctx, l.maps, older.maps, start, end)
 }

@@ -110,7 +110,13 @@ func (m *model) layout(t *rapid.T) {
 	d, want, start, end := m.choose(t)
 	end += rapid.Int64Range(0, 5000).Draw(t, "beyond")
 	pos := start
-	for e, err := range d.Entries(context.Background(), start, end) {
+	entries := d.Entries(context.Background(), start, end)
+	for _, err := range entries { // each iteration begins anew
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for e, err := range entries {
 		if err != nil || e.Offset != pos || e.Length <= 0 || e.End() > end {
 			t.Fatalf("%+v after %d: %v", e, pos, err)
 		}

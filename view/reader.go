@@ -48,6 +48,9 @@ func (r *Reader) Open(ctx context.Context, d *chain.Disk) (*Disk, error) {
 	return v, nil
 }
 
+// Drop gives back the memory of the chunks that are kept and not in use.
+func (r *Reader) Drop() { r.chunks.dropAll() }
+
 // Close ends all that is at work. No disk of the reader may be read any more.
 func (r *Reader) Close() {
 	r.cancel()

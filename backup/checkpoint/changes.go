@@ -12,6 +12,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // Changes is where a disk may differ between two points in time.
@@ -183,15 +184,15 @@ func (g *graph) link(ctx context.Context, at, other chain.DiskState) (link, bool
 // differences compares two archived states by their maps.
 func (g *graph) differences(ctx context.Context, a, b chain.DiskState) bitmapstore.Runs {
 	return opened(func() (bitmapstore.Runs, error) {
-		newer, err := chain.ReplayMaps(ctx, g.repo, a.Disk)
+		newer, err := view.OpenLayout(ctx, g.repo, a.Disk)
 		if err != nil {
 			return nil, err
 		}
-		older, err := chain.ReplayMaps(ctx, g.repo, b.Disk)
+		older, err := view.OpenLayout(ctx, g.repo, b.Disk)
 		if err != nil {
 			return nil, err
 		}
-		return archive.Diff(ctx, newer, older), nil
+		return newer.ChangedSince(ctx, older, 0, newer.Size()), nil
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain/transfer"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/objstoretest"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // newRepo makes a repository in a store.
@@ -86,13 +87,13 @@ func read(t *testing.T, repo *chain.Repository, name string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	maps, err := chain.ReplayMaps(t.Context(), repo, &m.Disks[0])
+	layout, err := view.OpenLayout(t.Context(), repo, &m.Disks[0])
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := archive.NewFetcher(repo.Store, archive.FetcherOptions{})
 	out := make([]byte, m.Disks[0].Size)
-	for e, err := range archive.Replay(t.Context(), maps, 0, m.Disks[0].Size) {
+	for e, err := range layout.Entries(t.Context(), 0, m.Disks[0].Size) {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/s3"
 	"github.com/imgbackup/imgbackup/objstore/s3test"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // requests counts what a server was asked.
@@ -129,12 +130,12 @@ func contentOf(t *testing.T, store objstore.Store, checkpoint string) (packs, ma
 	if err != nil {
 		t.Fatal(err)
 	}
-	opened, err := chain.ReplayMaps(ctx, repo, &m.Disks[0])
+	layout, err := view.OpenLayout(ctx, repo, &m.Disks[0])
 	if err != nil {
 		t.Fatal(err)
 	}
 	seen := make(map[archive.Digest]bool)
-	for e, err := range archive.Replay(ctx, opened, 0, m.Disks[0].Size) {
+	for e, err := range layout.Entries(ctx, 0, m.Disks[0].Size) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -142,5 +143,5 @@ func contentOf(t *testing.T, store objstore.Store, checkpoint string) (packs, ma
 			seen[e.Pack.Name] = true
 		}
 	}
-	return len(seen), len(opened)
+	return len(seen), len(layout.Maps())
 }
