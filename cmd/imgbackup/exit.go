@@ -110,5 +110,11 @@ func explain(ctx context.Context, err error) string {
 		return text
 	}
 	// What is unfinished, such as a block device, is in the error's text.
-	return "interrupted: " + strings.TrimPrefix(text, errInterrupted.Error()+": ")
+	// The reason is said once, however deep it was met.
+	said := errInterrupted.Error()
+	text = strings.TrimSuffix(strings.TrimPrefix(text, said+": "), ": "+said)
+	if text == said {
+		return said
+	}
+	return said + ": " + text
 }

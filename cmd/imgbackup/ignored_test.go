@@ -38,7 +38,7 @@ func TestIgnoredSignals(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Two that are heard stop it at once, in whatever order.
-		if said := s.stderr.String(); said != "imgbackup: terminated: tidying up; once more to stop at once\n" {
+		if said := s.stderr.String(); said != "" {
 			t.Errorf("%v, ignored at the start: %s", sig, said)
 		}
 	}

@@ -58,7 +58,8 @@ type inspectJSON struct {
 	Path        string       `json:"path"`
 	Format      qcow2.Format `json:"format"`
 	VirtualSize int64        `json:"virtual_size"`
-	InUse       string       `json:"in_use,omitempty"` // by whom, when a writer holds the image
+	InUse       string       `json:"in_use,omitempty"`   // by whom, when a writer holds the image
+	OpenNow     *bool        `json:"open_now,omitempty"` // for writing, by QEMU's locks; absent: they don't tell
 	Incremental bool         `json:"fit_for_incremental"`
 	Why         string       `json:"why"`
 	Chain       []layerJSON  `json:"chain"` // active layer first
@@ -104,10 +105,7 @@ func (a *app) inspect(path string, format qcow2.Format, options qcow2.OpenOption
 	}
 	defer func() { _ = c.Close() }() // opened for reading only
 	out := inspectJSON{Path: path, Format: format, VirtualSize: c.Size()}
-	var inUse *qemu.InUseError
-	if err := qemu.ProbeWriter(path); errors.As(err, &inUse) {
-		out.InUse = inUse.Why
-	}
+	out.probe()
 	out.Incremental, out.Why = trust.Fit(c)
 	for _, l := range c.Layers {
 		out.Chain = append(out.Chain, viewLayer(l))
@@ -118,6 +116,30 @@ func (a *app) inspect(path string, format qcow2.Format, options qcow2.OpenOption
 	return a.printInspect(out)
 }
 
+// probe finds out by QEMU's locks whether a program has the image open for writing.
+func (i *inspectJSON) probe() {
+	var inUse *qemu.InUseError
+	err := qemu.ProbeWriter(i.Path)
+	open := errors.As(err, &inUse)
+	switch {
+	case open:
+		i.InUse, i.OpenNow = inUse.Why, &open
+	case err == nil:
+		i.OpenNow = &open
+	}
+}
+
+// unclosed says what it means that a bitmap, or the image, is in use.
+func (i *inspectJSON) unclosed() string {
+	switch {
+	case i.OpenNow == nil:
+		return "not closed cleanly, or open now"
+	case *i.OpenNow:
+		return "open now"
+	}
+	return "not closed cleanly: no program has the image open for writing"
+}
+
 // inspectTop shows an image that cannot be opened with all that it needs, by
 // itself, if that can be done.
 func (a *app) inspectTop(path string, format qcow2.Format, cause error) error {
@@ -125,6 +147,7 @@ func (a *app) inspectTop(path string, format qcow2.Format, cause error) error {
 		return nil
 	}
 	out := inspectJSON{Path: path, Format: format, Why: cause.Error()}
+	out.probe()
 	err := qcow2.WithTopLayer(path, func(l *qcow2.Layer) error {
 		out.VirtualSize = l.Size
 		out.Chain = append(out.Chain, viewLayer(l))
@@ -205,7 +228,7 @@ func (a *app) printInspect(i inspectJSON) error {
 			w.printf("  bitmaps       none usable: %s\n", oneLine(l.BitmapsError))
 		}
 		for _, b := range l.Bitmaps {
-			w.printf("  bitmap        %s\n", describeBitmap(b))
+			w.printf("  bitmap        %s\n", describeBitmap(b, i.unclosed()))
 		}
 	}
 	return w.err
@@ -230,11 +253,11 @@ func describeFormat(l layerJSON) string {
 	return s
 }
 
-func describeBitmap(b bitmapJSON) string {
+func describeBitmap(b bitmapJSON, unclosed string) string {
 	s := fmt.Sprintf("%s, granularity %s", oneLine(b.Name), size(b.Granularity))
 	switch {
 	case b.InUse:
-		s += ", IN USE (not closed cleanly, or open now)"
+		s += ", IN USE (" + unclosed + ")"
 	case b.Problem != "":
 		s += ", BROKEN: " + oneLine(b.Problem)
 	case b.DirtyBytes != nil:

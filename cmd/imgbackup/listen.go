@@ -96,6 +96,9 @@ func (a *app) listenNBD(ctx context.Context, f listenFlags) (*nbdService, error)
 		if err != nil { // no port
 			host, port = strings.TrimSuffix(strings.TrimPrefix(f.address, "["), "]"), nbdPort
 		}
+		if _, nerr := strconv.ParseUint(f.address, 10, 16); nerr == nil {
+			return nil, usage.Errorf("--listen %s: that is a port alone: localhost:%s, or :%s for everybody", f.address, f.address, f.address)
+		}
 		l, err := net.Listen("tcp", net.JoinHostPort(host, port))
 		if err != nil {
 			return nil, fmt.Errorf("--listen %s: %w", f.address, err)
@@ -120,6 +123,7 @@ func (a *app) listenNBD(ctx context.Context, f listenFlags) (*nbdService, error)
 			return nil, fmt.Errorf("--pid-file: %w", err)
 		}
 	}
+	a.serving.Store(true)
 	return s, nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,6 +47,9 @@ type program struct {
 	retry retry.Options
 	// definitions is where libvirt keeps its domains; its own folder outside tests.
 	definitions string
+	// serving is set as soon as clients can connect: a server ends by a signal as a
+	// matter of course.
+	serving *atomic.Bool
 	// events is the stream of --progress json; nil where there can be none.
 	events *events
 }
@@ -55,7 +59,7 @@ func run(args []string, p program) int {
 	// A reader of our output that goes away must not end a backup half way.
 	signal.Ignore(unix.SIGPIPE)
 	tryProcesses()
-	p.events = &events{}
+	p.events, p.serving = &events{}, &atomic.Bool{}
 	p.data, p.out = p.out, &results{out: p.out}
 	ctx, stop := interruptible(p)
 	defer stop()
@@ -168,7 +172,9 @@ func interruptible(p program) (context.Context, context.CancelFunc) {
 		case sig := <-signals:
 			inTime(func() {
 				p.events.tell(event{Event: "interrupted", Signal: sig.String()})
-				p.say("%v: tidying up; once more to stop at once", sig)
+				if !p.serving.Load() {
+					p.say("%v: tidying up; once more to stop at once", sig)
+				}
 			})
 			cancel(errInterrupted)
 		case <-quit:
