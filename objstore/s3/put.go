@@ -92,14 +92,21 @@ func (s *Store) tagOf(ctx context.Context, key string, want []byte) (string, err
 	return r.Version(), nil
 }
 
+// deniedTries is how often an object is sent that MinIO denies to store. It keeps
+// objects in folders, and says so for a moment also when the one that it has made for
+// this object is removed with the last of others, such as a lease.
+const deniedTries = 4
+
 // put sends an object; once more, if the server could not be asked whether it wants
 // it. Its errors say whether they leave doubt.
 func (s *Store) put(ctx context.Context, key string, body objstore.Body, opts minio.PutObjectOptions) error {
-	err := s.send(ctx, key, body, opts)
-	if errors.Is(err, errUnasked) {
-		err = s.send(ctx, key, body, opts)
+	for try := 1; ; try++ {
+		err := s.send(ctx, key, body, opts)
+		denied := isCode(err, codeAccessDenied) && response(err).Server == "MinIO"
+		if !errors.Is(err, errUnasked) && !denied || try == deniedTries {
+			return err
+		}
 	}
-	return err
 }
 
 func (s *Store) send(ctx context.Context, key string, body objstore.Body, opts minio.PutObjectOptions) error {
