@@ -11,6 +11,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // archiver is the destination of [Run]: the disks' data goes into the repository.
@@ -235,32 +236,32 @@ func (s *archiver) flatten(ctx context.Context, p *DiskPlan, list []archive.MapR
 	if len(list) <= maxReplay && deltas <= max(full, smallMaps) && !renamed {
 		return list, nil
 	}
-	maps, err := s.openMaps(ctx, p, list, renamed)
+	layout, err := s.layout(ctx, p, list, renamed)
 	if err != nil {
 		return nil, err
 	}
-	ref, err := archive.WriteMap(ctx, s.repo.Store, archive.MapOptions{Disk: p.Disk, Size: p.VirtualSize, Full: true, TempDir: s.req.TempDir}, archive.Replay(ctx, maps, 0, p.VirtualSize))
+	ref, err := archive.WriteMap(ctx, s.repo.Store, archive.MapOptions{Disk: p.Disk, Size: p.VirtualSize, Full: true, TempDir: s.req.TempDir}, layout.Entries(ctx, 0, p.VirtualSize))
 	if err != nil {
 		return nil, err
 	}
 	return []archive.MapRef{ref}, nil
 }
 
-// openMaps opens the new map, which is the first of the list, and those that it
+// layout merges the new map, which is the first of the list, and those that it
 // builds on, which may have another disk's name.
-func (s *archiver) openMaps(ctx context.Context, p *DiskPlan, list []archive.MapRef, renamed bool) ([]*archive.Map, error) {
+func (s *archiver) layout(ctx context.Context, p *DiskPlan, list []archive.MapRef, renamed bool) (*view.Layout, error) {
 	if !renamed {
-		return chain.ReplayMaps(ctx, s.repo, &chain.Disk{Name: p.Disk, Size: p.VirtualSize, Maps: list})
+		return view.OpenLayout(ctx, s.repo, &chain.Disk{Name: p.Disk, Size: p.VirtualSize, Maps: list})
 	}
 	newest, err := archive.OpenMap(ctx, s.repo.Store, list[0], 0)
 	if err != nil {
 		return nil, err
 	}
-	older, err := chain.ReplayMaps(ctx, s.repo, p.base.Disk)
+	older, err := view.OpenLayout(ctx, s.repo, p.base.Disk)
 	if err != nil {
 		return nil, err
 	}
-	return append([]*archive.Map{newest}, older...), nil
+	return older.With(newest), nil
 }
 
 // smallMaps is the size of deltas, bytes, below which a replay is not worth

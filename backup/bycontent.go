@@ -22,7 +22,7 @@ func (s *archiver) readByContent(ctx context.Context, d *disk, p *DiskPlan, base
 	// Cells that hold nothing now and held nothing then need no look; every
 	// other is compared as a whole.
 	cells := bitmapstore.Union(data, then).Clip(p.VirtualSize).Round(archive.GridSize, p.VirtualSize)
-	nextEntry, stop := iter.Pull2(base.entries(ctx, 0, p.VirtualSize))
+	nextEntry, stop := iter.Pull2(base.Entries(ctx, 0, p.VirtualSize))
 	defer stop()
 	pull := entryCursor{next: nextEntry}
 	// A disk that grew since holds nothing known there; the base's view reads
@@ -44,7 +44,7 @@ func (s *archiver) readByContent(ctx context.Context, d *disk, p *DiskPlan, base
 			if err != nil {
 				return err
 			}
-			cell := comparedCell{s: s, disk: d, base: base, start: start, end: end, runs: runs, entries: entries}
+			cell := comparedCell{s: s, disk: d, start: start, end: end, runs: runs, entries: entries}
 			if err := m.Add(ctx, start, end-start, cell.produce); err != nil {
 				return err
 			}
@@ -58,7 +58,6 @@ func (s *archiver) readByContent(ctx context.Context, d *disk, p *DiskPlan, base
 type comparedCell struct {
 	s          *archiver
 	disk       *disk
-	base       *archived
 	start, end int64
 	runs       []bitmapstore.Run // where the image holds data
 	entries    []archive.Entry   // the archived state, without gaps
@@ -102,7 +101,7 @@ func (c *comparedCell) produce(ctx context.Context, buf []byte) ([]archive.Piece
 // in the archive cannot be compared, and is stored again.
 func (c *comparedCell) compare(ctx context.Context, pieces []archive.Piece, e archive.Entry, mine, buf []byte) ([]archive.Piece, error) {
 	var then []byte
-	whole, err := c.base.fetch.Chunk(ctx, e, buf)
+	whole, err := c.s.states.fetch.Chunk(ctx, e, buf)
 	if err == nil {
 		then, err = e.In(whole)
 	}

@@ -273,7 +273,7 @@ func (a *attempt) begin() {
 		a.hooks.Planned(a.plan)
 	}
 	a.noteLacking(a.plan)
-	a.states.kept.drop()
+	a.states.drop()
 	a.hooks.step(StepRead)
 }
 

@@ -265,6 +265,7 @@ func (s *session) unlock() error {
 
 // close gives up everything.
 func (s *session) close() {
+	s.states.close()
 	// Descriptors that only read: closing them can lose nothing.
 	_ = s.unlock()
 	for _, d := range s.disks {
