@@ -204,8 +204,9 @@ func (s *settler) settle(ctx context.Context, in *chain.Intent) ([]Settled, erro
 	if err := s.repo.DeleteIntent(ctx, in.Domain, in.UUID); err != nil {
 		return done, err
 	}
-	// All that the run had under its locks is free: it has ended.
-	return done, s.repo.DeleteLease(ctx, in.UUID)
+	// All that the run had under its locks is free: it has ended. But an intent proves
+	// nothing: another writer's lease, which may be at work, is not its.
+	return done, s.repo.DeleteLeaseOf(ctx, in.UUID, in.Process)
 }
 
 // guardAll takes the flocks of an intent's images, which tell whether its run has ended,

@@ -228,3 +228,34 @@ func TestSettleRunRefuses(t *testing.T) {
 		t.Errorf("%d runs are left (%v, %v), want the one at work", len(runs), unusable, err)
 	}
 }
+
+// With a run's intent goes its lease, and no other's: one that was forged may have the
+// uuid of a run that is at work.
+func TestSettleLease(t *testing.T) {
+	t.Parallel()
+	for name, own := range map[string]bool{"its own": true, "another's": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			l.create("vda", "1M")
+			in := l.intent("vm", "lost", chain.NewUUID(), "vda")
+			lease, err := l.repo.NewLease("a run")
+			l.must(err)
+			lease.UUID, lease.Process = in.UUID, in.Process
+			if !own {
+				lease.Host = chain.Host{Name: "elsewhere", ID: strings.Repeat("a", 32)}
+			}
+			l.must(l.repo.PutLease(t.Context(), lease))
+			_, err = backup.Settle(t.Context(), l.repo, in, backup.SettleOptions{Images: []string{l.path("vda")}})
+			l.must(err)
+			leases, _, err := l.repo.Leases(t.Context())
+			l.must(err)
+			if gone := len(leases) == 0; gone != own {
+				t.Errorf("gone: %v", gone)
+			}
+			if n := l.intents("vm"); n != 0 {
+				t.Errorf("%d intents, want none", n)
+			}
+		})
+	}
+}

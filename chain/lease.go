@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // LeaseFormat is the value of a lease's field "format".
@@ -89,6 +90,25 @@ func (r *Repository) DeleteLease(ctx context.Context, id string) error {
 		return err
 	}
 	return r.Store.Delete(ctx, leaseKey(id))
+}
+
+// DeleteLeaseOf removes a lease if it is one of that process; one that is gone, another's,
+// too new or damaged is left, and is no error.
+func (r *Repository) DeleteLeaseOf(ctx context.Context, id string, writer Process) error {
+	if err := validUUID(id); err != nil {
+		return err
+	}
+	l, err := r.readLease(ctx, id)
+	var newer *NewerError
+	switch {
+	case errors.Is(err, objstore.ErrNotFound), archive.IsDamage(err), errors.As(err, &newer):
+		return nil
+	case err != nil:
+		return err
+	case l.Process != writer:
+		return nil
+	}
+	return r.DeleteLease(ctx, id)
 }
 
 // tidyTime bounds what is done about a session's end once it has ended.
