@@ -18,7 +18,7 @@ import (
 // stream sees that the program lives, and which disk stands still.
 const eventInterval = time.Second
 
-// event is one line of --progress json. README.md says what each holds; fields
+// event is one line of --progress json. docs/progress.md says what each holds; fields
 // and events may be added, and none changes its meaning.
 type event struct {
 	Event   string    `json:"event"`

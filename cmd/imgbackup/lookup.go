@@ -24,6 +24,9 @@ func (a *app) openRepo(ctx context.Context) (*chain.Repository, error) {
 		return nil, err
 	}
 	repo, err := chain.Open(ctx, store)
+	if errors.Is(err, chain.ErrNotRepository) {
+		return nil, fmt.Errorf("%s: %w", a.place(), err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -47,6 +47,12 @@ progress to stderr.`,
 		SilenceUsage:  true,
 	}
 	group(root)
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if f := cmd.Flags().Lookup("repo"); f != nil && f.Changed && f.Value.String() == "" {
+			return usage.Errorf("--repo: the place is empty, as by a variable that is not set")
+		}
+		return nil
+	}
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.repoFlag, "repo", "r", "", "repository: the `PATH` of a directory, or s3://BUCKET/PREFIX (default: IMGBACKUP_REPO)")
 	flags.StringVar(&a.hostIDFlag, "host-id", "", "what this host is known by, in place of its machine id: a word, or a file's\npath with a slash (`FILE|ID`; default: IMGBACKUP_HOST_ID)")
