@@ -175,7 +175,7 @@ func fillUp(t testing.TB, path string, leave int64) {
 	if err := unix.Statfs(filepath.Dir(path), &st); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, make([]byte, int64(st.Bavail)*st.Bsize-leave), 0o600); err != nil {
+	if err := os.WriteFile(path, make([]byte, int64(st.Bavail)*int64(st.Bsize)-leave), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
