@@ -227,9 +227,9 @@ func scriptFill(ts *testscript.TestScript, neg bool, args []string) {
 	path := ts.MkAbs(args[0])
 	var st unix.Statfs_t
 	ts.Check(unix.Statfs(filepath.Dir(path), &st))
-	n := int64(st.Bavail)*st.Bsize - leave
+	n := int64(st.Bavail)*int64(st.Bsize) - leave
 	if n < 0 {
-		ts.Fatalf("%d bytes are free, not %d", int64(st.Bavail)*st.Bsize, leave)
+		ts.Fatalf("%d bytes are free, not %d", int64(st.Bavail)*int64(st.Bsize), leave)
 	}
 	ts.Check(os.WriteFile(path, make([]byte, n), 0o600))
 }
