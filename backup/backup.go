@@ -90,6 +90,9 @@ func (e *NotTrustedError) Error() string {
 	return text
 }
 
+// AboutDisk is the disk's name.
+func (e *NotTrustedError) AboutDisk() string { return e.Disk }
+
 // Result is what a finished backup has stored.
 type Result struct {
 	Manifest *chain.Manifest // nil if no checkpoint was made

@@ -68,6 +68,13 @@ func unsealAs(data []byte, key, format string, v any) error {
 	return nil
 }
 
+// AboutDisk is what every error is that is about one disk of a domain, for errors.As:
+// who tells of disks one by one learns which it was.
+type AboutDisk interface {
+	error
+	AboutDisk() string // the disk's name
+}
+
 // DiskError is an error that is about one disk of a domain.
 type DiskError struct {
 	Disk string // its target
@@ -76,3 +83,6 @@ type DiskError struct {
 
 func (e *DiskError) Error() string { return fmt.Sprintf("disk %s: %v", e.Disk, e.Err) }
 func (e *DiskError) Unwrap() error { return e.Err }
+
+// AboutDisk is the disk's name.
+func (e *DiskError) AboutDisk() string { return e.Disk }

@@ -38,6 +38,9 @@ func (e *DamageError) Error() string {
 
 func (e *DamageError) Unwrap() error { return e.Err }
 
+// AboutDisk is the disk's name.
+func (e *DamageError) AboutDisk() string { return e.Disk }
+
 // damage adds disk and range, of guest bytes, to an error out of the repository, or
 // the range where the disk is known.
 func damage(disk string, err error, start, end int64) error {
@@ -67,3 +70,6 @@ type VerifyError struct {
 func (e *VerifyError) Error() string {
 	return fmt.Sprintf("%s: disk %s, written and read back, is wrong in bytes %d to %d: %s", e.Path, e.Disk, e.Start, e.End-1, e.What)
 }
+
+// AboutDisk is the disk's name.
+func (e *VerifyError) AboutDisk() string { return e.Disk }

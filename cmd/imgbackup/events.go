@@ -9,9 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/restore"
 )
 
 // eventInterval is how often progress is told, moved or not: who reads the
@@ -288,23 +286,12 @@ func (e *events) end(exit int, err error, text string) error {
 // faulty is the disk that an error is about: the one that it names, or else the one
 // that was at work.
 func (e *events) faulty(exit int, err error) string {
-	var (
-		disk      *chain.DiskError
-		read      *restore.DamageError
-		verified  *restore.VerifyError
-		untrusted *backup.NotTrustedError
-	)
+	var about chain.AboutDisk
 	switch {
 	case exit == exitDone, exit == exitInterrupted:
 		return ""
-	case errors.As(err, &disk):
-		return disk.Disk
-	case errors.As(err, &read):
-		return read.Disk
-	case errors.As(err, &verified):
-		return verified.Disk
-	case errors.As(err, &untrusted):
-		return untrusted.Disk
+	case errors.As(err, &about):
+		return about.AboutDisk()
 	}
 	at := ""
 	for _, d := range e.disks {
