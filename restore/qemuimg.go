@@ -99,7 +99,7 @@ type qemuImg struct {
 
 // QEMU measures how fast it derives keys before it makes an encrypted image, and
 // gives up at random where that is too fast for the clock of processes. No data
-// has been read by then.
+// has been read by then, and it has removed the file.
 const (
 	noClock  = "Unable to get accurate CPU usage"
 	maxTries = 50
@@ -122,6 +122,9 @@ func (q *qemuImg) write(ctx context.Context, j *job, p *progress) error {
 	m := &meter{p: p, left: j.Data}
 	_, err = q.withDisk(ctx, j, m, args...)
 	for tries := 1; err != nil && tries < maxTries && strings.Contains(err.Error(), noClock); tries++ {
+		if err := j.out.Again(); err != nil {
+			return err
+		}
 		_, err = q.withDisk(ctx, j, m, args...)
 	}
 	if err != nil {

@@ -94,6 +94,17 @@ func (d *folder) createForeign(target string) (*partial, error) {
 	return p, nil
 }
 
+// renew opens the file in a folder of its own anew, empty, and makes it if it is gone.
+func (p *partial) renew() error {
+	f, err := sys.OpenAt(p.room, filepath.Base(p.name), unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("create a partial file: %w", err)
+	}
+	_ = p.f.Close() // nothing of it is wanted any more
+	p.f = f
+	return nil
+}
+
 // path is where the file is now.
 func (p *partial) path() string { return filepath.Join(p.dir.path, p.name) }
 

@@ -135,6 +135,14 @@ func (o *Output) NowAt() string {
 	return o.Path
 }
 
+// Again makes the file of a foreign output anew, for a program that is to be run once
+// more: one that gave up may have removed it, as qemu-img does.
+func (o *Output) Again() error {
+	err := o.part.renew()
+	o.f = o.part.f
+	return err
+}
+
 // FreeSpace returns how many bytes the file system that the output goes to has
 // free, and which that is; ok: it is known, and the output is a new file.
 func (o *Output) FreeSpace() (filesystem uint64, folder string, free int64, ok bool) {
