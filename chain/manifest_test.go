@@ -82,6 +82,38 @@ func TestDiskByExactTarget(t *testing.T) {
 	}
 }
 
+// stateFiles makes the manifest's files those of a TPM, under these names.
+func stateFiles(m *Manifest, names ...string) {
+	f := m.Files[1]
+	m.Files = nil
+	for _, name := range names {
+		f.Role, f.Name = RoleTPM, name
+		m.Files = append(m.Files, f)
+	}
+}
+
+func TestValidateState(t *testing.T) {
+	t.Parallel()
+	m := sample("web", "one")
+	m.LeftOut = []LeftOut{{Disk: "sda", Code: LeftOutCdrom, Reason: "a cdrom"}}
+	stateFiles(m, "tpm2/tpm2-00.permall", "tpm2/tpm2-00.volatilestate", "a/b/c/d", "x")
+	if err := m.Validate(); err != nil {
+		t.Error(err)
+	}
+	part := m.Files[0]
+	part.Role, part.Name, part.Size = RoleManagedSave, "", archive.MaxFile
+	m.Files = []File{part, part, part}
+	m.Files[1].Offset, m.Files[2].Offset, m.Files[2].Size = archive.MaxFile, 2*archive.MaxFile, 1
+	if err := m.Validate(); err != nil {
+		t.Error(err)
+	}
+	m.Files[1].Size--
+	m.Files[2].Offset--
+	if err := m.Validate(); err == nil {
+		t.Error("a part in the middle is shorter")
+	}
+}
+
 func TestValidate(t *testing.T) {
 	t.Parallel()
 	if err := sample("web", "one").Validate(); err != nil {
@@ -111,6 +143,26 @@ func TestValidate(t *testing.T) {
 		"tool":                func(m *Manifest) { m.Tool = "\xff" },
 		"locking":             func(m *Manifest) { m.Locking = "" },
 		"requested":           func(m *Manifest) { m.Requested = "maybe" },
+		"file role":           func(m *Manifest) { m.Files[0].Role = "x" },
+		"role twice":          func(m *Manifest) { m.Files = append(m.Files, m.Files[1]) },
+		"name of firmware":    func(m *Manifest) { m.Files[1].Name = "x" },
+		"absolute file":       func(m *Manifest) { stateFiles(m, "/x") },
+		"file above":          func(m *Manifest) { stateFiles(m, "a/../../x") },
+		"file without a name": func(m *Manifest) { stateFiles(m, "") },
+		"file with a slash":   func(m *Manifest) { stateFiles(m, "a/") },
+		"deep file":           func(m *Manifest) { stateFiles(m, "a/b/c/d/e") },
+		"file twice":          func(m *Manifest) { stateFiles(m, "a/b", "a/b") },
+		"file and folder":     func(m *Manifest) { stateFiles(m, "a/b", "a") },
+		"many files":          func(m *Manifest) { m.Files = make([]File, 1<<17) },
+		"part out of order": func(m *Manifest) {
+			stateFiles(m, "", "")
+			for i := range m.Files {
+				m.Files[i].Role = RoleManagedSave
+			}
+			m.Files[1].Offset = 1
+		},
+		"left out, no code":   func(m *Manifest) { m.LeftOut = []LeftOut{{Disk: "vdz"}} },
+		"left out, no name":   func(m *Manifest) { m.LeftOut = []LeftOut{{Code: LeftOutEmpty}} },
 		"no disks":            func(m *Manifest) { m.Disks = nil },
 		"too many disks":      func(m *Manifest) { m.Disks = make([]Disk, 5000) },
 		"disk twice":          func(m *Manifest) { m.Disks[1].Name = "vda" },

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"path"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -22,6 +21,7 @@ const (
 	maxShort       = 255   // a host's or tool's name
 	maxDisks       = 4096
 	maxFiles       = 1 << 16
+	maxFileDepth   = 4 // names in the place of a file within a folder
 	maxLayers      = 1024
 	maxSnapshots   = 65536
 	maxWitnesses   = 65535 // QEMU's limit of bitmaps in an image
@@ -185,7 +185,9 @@ func (m *Manifest) validateFiles(c *checker) {
 		seen[at] = true
 	}
 	for i := range m.Files {
-		for dir := path.Dir(m.Files[i].Name); dir != "."; dir = path.Dir(dir) {
+		parts := strings.Split(m.Files[i].Name, "/")
+		for n := 1; n < min(len(parts), maxFileDepth); n++ {
+			dir := strings.Join(parts[:n], "/")
 			c.that(!seen[RoleTPM+"/"+dir], "%s is a file and a folder of the TPM", dir)
 		}
 	}
@@ -210,7 +212,7 @@ func (f *File) validate(c *checker) {
 // most four names as checkpoints have them, with slashes between.
 func CheckFileName(s string) error {
 	parts := strings.Split(s, "/")
-	if len(parts) > 4 {
+	if len(parts) > maxFileDepth {
 		return fmt.Errorf("%.80q lies too deep", s)
 	}
 	for _, part := range parts {

@@ -50,6 +50,7 @@ func FilesIn(m *chain.Manifest, dir string, disks []Target) []FileTarget {
 		taken[m.Domain+suffix] = true
 	}
 	var all []FileTarget
+	saved := -1 // where in all the saved memory is
 	for i := range m.Files {
 		f := &m.Files[i]
 		switch f.Role {
@@ -57,11 +58,11 @@ func FilesIn(m *chain.Manifest, dir string, disks []Target) []FileTarget {
 			all = append(all, stateTarget(f, filepath.Join(dir, m.Domain+".tpm")))
 			continue
 		case chain.RoleManagedSave:
-			if f.Offset > 0 {
-				last := &all[len(all)-1]
-				last.More = append(last.More, f)
+			if saved >= 0 {
+				all[saved].More = append(all[saved].More, f)
 				continue
 			}
+			saved = len(all)
 			all = append(all, FileTarget{File: f, Path: filepath.Join(dir, m.Domain+".save")})
 			continue
 		}
