@@ -127,7 +127,7 @@ func life(seed uint64) []byte {
 func TestJudge(t *testing.T) {
 	t.Parallel()
 	found := make(map[trust.Reason]int)
-	for seed := range uint64(10_000) {
+	for seed := range uint64(4_000) {
 		play(t, life(seed), found)
 		if t.Failed() {
 			t.Fatalf("in life %d", seed)
