@@ -279,7 +279,11 @@ func (a *app) printPlan(plan *backup.Plan, left []chain.LeftOut) error {
 func printDiskPlans(w *checkedWriter, plan *backup.Plan) error {
 	for _, p := range plan.Disks {
 		w.printf("  %s  %s  %s, %s to read\n", p.Disk, describeMode(p), size(p.VirtualSize), size(p.ReadBytes))
-		w.printf("      dirty: %s; why: %s\n", size(p.DirtyBytes), p.Reason)
+		dirty := size(p.DirtyBytes)
+		if p.Detection == backup.ByContent {
+			dirty = "unknown until it is read"
+		}
+		w.printf("      dirty: %s; why: %s\n", dirty, p.Reason)
 		if p.NoBitmapReason != "" {
 			w.printf("      no bitmap is added: %s\n", p.NoBitmapReason)
 		}
