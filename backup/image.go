@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/qemu"
 )
@@ -19,17 +20,14 @@ const FlockWait = time.Second
 
 // ImagePath is the path under which manifests and intents know an image.
 func ImagePath(path string) string {
-	if real, err := filepath.EvalSymlinks(absolute(path)); err == nil {
+	abs, err := sys.Abs(path)
+	if err != nil {
+		return path
+	}
+	if real, err := filepath.EvalSymlinks(abs); err == nil {
 		return real
 	}
-	return absolute(path)
-}
-
-func absolute(path string) string {
-	if abs, err := filepath.Abs(path); err == nil {
-		return abs
-	}
-	return path
+	return abs
 }
 
 // RemoveBitmap removes a bitmap of ours from an image, if the image holds it,

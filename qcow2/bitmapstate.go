@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // BitmapState is what must not change of a bitmap while another one is added or removed.
@@ -146,7 +147,7 @@ func (l *Layer) verifyBitmaps(want []BitmapState) error {
 // WithTopLayer opens a qcow2 image without its backing files, and without claiming a
 // block device, for do to look at its header and bitmaps. Guest data cannot be read.
 func WithTopLayer(path string, do func(*Layer) error) (err error) {
-	resolved, err := filepath.Abs(path)
+	resolved, err := sys.Abs(path)
 	if err == nil {
 		resolved, err = filepath.EvalSymlinks(resolved)
 	}

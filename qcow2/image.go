@@ -95,7 +95,7 @@ type Layer struct {
 // [*DamageError], [*UnsupportedError], [*PolicyError], and those of the
 // operating system. Broken bitmaps are no error here, see Layer.BitmapsErr.
 func Open(path string, format Format, o OpenOptions) (*Image, error) {
-	named, err := absolute(path)
+	named, err := sys.Abs(path)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // maxLayers bounds the length of a backing chain.
@@ -37,7 +39,7 @@ func newPolicy(path string, allow []string) (*policy, error) {
 		}
 	}
 	for _, dir := range allow {
-		abs, err := filepath.Abs(dir)
+		abs, err := sys.Abs(dir)
 		if err != nil {
 			return nil, fmt.Errorf("allowed folder %s: %w", quote(dir), err)
 		}
@@ -62,18 +64,6 @@ func within(dir, path string) bool {
 // it is not cleaned, since ".." after a symlink is not what it looks like.
 func folder(path string) string {
 	return path[:strings.LastIndexByte(path, '/')+1]
-}
-
-// absolute makes a path absolute without cleaning it.
-func absolute(path string) (string, error) {
-	if filepath.IsAbs(path) {
-		return path, nil
-	}
-	cwd, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	return cwd + "/" + path, nil
 }
 
 // namedFile is a file that an image names: its path as QEMU would find it, and

@@ -11,21 +11,22 @@ import (
 )
 
 // lockHolders names the processes that hold a lock on byte b of the file: " (qemu-nbd, process
-// 123)". Processes of other users may not be visible; "" when none is found.
+// 123)". Processes of other users may not be visible, and this one, which asks since it wants
+// the lock, is left out; "" when none is found.
 func lockHolders(file *os.File, b int64) string {
-	return holders(file, func(kind string, start, end int64) bool {
+	return holders(file, strconv.Itoa(os.Getpid()), func(kind string, start, end int64) bool {
 		return kind != "FLOCK" && start <= b && b <= end
 	})
 }
 
 // flockHolders names the processes that hold a flock on the file, likewise.
 func flockHolders(file *os.File) string {
-	return holders(file, func(kind string, _, _ int64) bool { return kind == "FLOCK" })
+	return holders(file, "", func(kind string, _, _ int64) bool { return kind == "FLOCK" })
 }
 
 // holders looks into the open files of all processes. It compares the files themselves: the device
-// numbers in lock lists are not those of stat on every file system.
-func holders(file *os.File, match func(kind string, start, end int64) bool) string {
+// numbers in lock lists are not those of stat on every file system. The process but is left out.
+func holders(file *os.File, but string, match func(kind string, start, end int64) bool) string {
 	want, err := file.Stat()
 	if err != nil {
 		return ""
@@ -39,7 +40,7 @@ func holders(file *os.File, match func(kind string, start, end int64) bool) stri
 	for _, path := range infos {
 		parts := strings.Split(path, "/") // "", proc, pid, fdinfo, fd
 		pid, fd := parts[2], parts[4]
-		if seen[pid] {
+		if seen[pid] || pid == but {
 			continue
 		}
 		// The lock list first: most files have none, and to stat some of them may wait for a

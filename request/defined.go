@@ -198,6 +198,8 @@ func (c *choice) skips(d *dom.Disk) (code, reason string) {
 	switch {
 	case c.dropped != "":
 		return chain.LeftOutByRequest, c.dropped
+	case d.Empty() && (d.Device == "disk" || d.Device == "lun"):
+		return "", "a disk without a source"
 	case d.Empty():
 		return chain.LeftOutEmpty, fmt.Sprintf("a %s without a medium", d.Device)
 	case d.Device == "cdrom" && !c.wanted:

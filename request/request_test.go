@@ -153,6 +153,12 @@ func TestDefinition(t *testing.T) {
 	if job, err := b.Job(nil); !errors.Is(err, request.ErrNoDisks) || len(job.Request.LeftOut) != 3 {
 		t.Errorf("got %+v, %v", job, err)
 	}
+	b.XML.Domain = write(t, dir, "empty.def", strings.Replace(domainXML, "file='/vm/b.raw'", "file=''", 1))
+	b.Disks = nil
+	if job, err := b.Job(nil); err == nil || errors.Is(err, usage.ErrWrong) || !strings.Contains(err.Error(), "disk vdb is a disk without a source") {
+		t.Errorf("a disk without a source: got %+v, %v", job.Request.Disks, err)
+	}
+	b.XML.Domain = web
 	b.Disks = []string{"vdz,backup=no"}
 	_, err = b.Job(nil)
 	wrong(t, "unknown disk", err, "has no such disk")

@@ -11,6 +11,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/qemu"
 )
 
@@ -35,7 +36,10 @@ func (in *XML) tpm() ([]backup.FileRequest, error) {
 		case at == "":
 			at = filepath.Join(TPMs, in.domain.UUID)
 		}
-		path, err := filepath.Abs(at)
+		if _, err := os.Stat(at); err != nil && in.from.TPMState != "" {
+			return nil, fmt.Errorf("--tpm-state: %w", err)
+		}
+		path, err := sys.Abs(at)
 		return []backup.FileRequest{{Role: chain.RoleTPM, Path: path}}, err
 	}
 	if in.from.TPMState != "" {
@@ -48,9 +52,12 @@ func (in *XML) tpm() ([]backup.FileRequest, error) {
 // there when it starts the domain. Disks that are restored without it, or beside
 // another one, are not those that this memory knows.
 func (in *XML) saved() ([]backup.FileRequest, error) {
-	path, err := filepath.Abs(filepath.Join(in.from.Saved, in.domain.Name+".save"))
+	path, err := sys.Abs(in.from.Saved + "/" + in.domain.Name + ".save")
 	if err != nil {
 		return nil, err
+	}
+	if _, err := os.Stat(in.from.Saved); err != nil && in.from.Saved != Saved {
+		return nil, fmt.Errorf("--save-dir: %w", err)
 	}
 	switch _, err := os.Lstat(path); {
 	case errors.Is(err, fs.ErrNotExist):

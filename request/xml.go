@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
 	dom "github.com/imgbackup/imgbackup/domain"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -80,7 +80,7 @@ func (f Files) read(stdin io.Reader) (*XML, error) {
 			return in, err
 		}
 		in.domain.ResolveVolumes(func(pool string) ([]byte, error) {
-			return readFile(filepath.Join(f.Pools, pool+".xml"), stdin)
+			return readFile(f.Pools+"/"+pool+".xml", stdin)
 		})
 	}
 	if f.Backup != "" {
@@ -108,7 +108,7 @@ func (in *XML) readDomain(name string, stdin io.Reader) (err error) {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	if name != Stdin {
-		in.domainPath, err = filepath.Abs(name)
+		in.domainPath, err = sys.Abs(name)
 	}
 	return err
 }

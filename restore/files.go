@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"io/fs"
 	"path/filepath"
 	"slices"
 
@@ -110,7 +111,14 @@ type fileJob struct {
 // claimFiles checks the files' targets.
 func (r *restoring) claimFiles(places *outfile.Places) error {
 	for _, t := range r.o.Files {
-		at, err := places.Add("the "+t.File.Role, outfile.Wanted{Path: t.Path, Format: qcow2.Raw})
+		what := "the " + t.File.Role
+		if t.File.Name != "" {
+			what += "'s " + t.File.Name
+		}
+		if err := r.checkState(t); err != nil {
+			return err
+		}
+		at, err := places.Add(what, outfile.Wanted{Path: t.Path, Format: qcow2.Raw})
 		if err == nil && at.Device {
 			err = usage.Errorf("%s is a block device", at.Path)
 		}
@@ -120,6 +128,23 @@ func (r *restoring) claimFiles(places *outfile.Places) error {
 		r.files = append(r.files, &fileJob{target: t, place: at})
 	}
 	return nil
+}
+
+// checkState refuses to put a file into a folder that has others beside: a TPM's state
+// is all that lies in its folder.
+func (r *restoring) checkState(t FileTarget) error {
+	if len(t.Folders) == 0 {
+		return nil
+	}
+	return filepath.WalkDir(t.Folders[0], func(path string, e fs.DirEntry, err error) error {
+		ours := func(other FileTarget) bool {
+			return path == other.Path || slices.Contains(other.Folders, path) && e.IsDir()
+		}
+		if err != nil || slices.ContainsFunc(r.o.Files, ours) {
+			return err
+		}
+		return usage.Errorf("%s: there is %s already, which is not of the state that is restored: remove %s first", t.File.Role, path, t.Folders[0])
+	})
 }
 
 // do writes a file and makes it durable. What it opens is to be discarded, even

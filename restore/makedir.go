@@ -52,6 +52,9 @@ func makeDir(repo *chain.Repository, folders *sys.FolderSyncer, path string) (un
 	if err := outside(repo)(path); err != nil {
 		return nil, err
 	}
+	if path, err = sys.Locate(path); err != nil {
+		return nil, fmt.Errorf("make the targets' folder: %w", err)
+	}
 	err = os.Mkdir(path, 0o777)
 	if errors.Is(err, fs.ErrExist) {
 		return func() {}, nil
@@ -60,7 +63,7 @@ func makeDir(repo *chain.Repository, folders *sys.FolderSyncer, path string) (un
 		return nil, fmt.Errorf("make the targets' folder: %w", err)
 	}
 	undo = func() { _ = os.Remove(path) }
-	if err := folders.SyncPath(filepath.Dir(filepath.Clean(path))); err != nil {
+	if err := folders.SyncPath(filepath.Dir(path)); err != nil {
 		undo()
 		return nil, err
 	}

@@ -101,6 +101,9 @@ func (a *app) takeRecorded(b *request.Backup, m *chain.Manifest) error {
 		names = append(names, fmt.Sprintf("%s (%s)", d.Name, d.Source.Path))
 	}
 	a.note(fmt.Sprintf("no disk is named: taking those of checkpoint %s: %s", m.Checkpoint, strings.Join(names, ", ")))
+	if len(m.Files) > 0 {
+		a.note("the domain's definition, and what belongs to it, is not archived again: it is no more where it was (--domain-xml FILE takes it)")
+	}
 	return nil
 }
 

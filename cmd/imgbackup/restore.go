@@ -16,6 +16,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	dom "github.com/imgbackup/imgbackup/domain"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/request"
@@ -112,6 +113,13 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 		return usage.Errorf("--output and --to exclude each other")
 	case r.adjust && (r.output == "" || len(r.disks) > 0):
 		return usage.Errorf("--adjust-xml goes with --output and all disks, where the definition is restored")
+	}
+	if r.output != "" {
+		at, err := sys.Locate(r.output)
+		if err != nil {
+			return fmt.Errorf("--output: %w", err)
+		}
+		r.output = at
 	}
 	format := r.imageFormat()
 	if err := r.checkImage(format); err != nil {
@@ -266,16 +274,12 @@ func restoreFiles(m *chain.Manifest, r restoreRequest, disks []restore.Target) (
 	if _, ok := m.File(chain.RoleDomainXML); !ok {
 		return nil, usage.Errorf("--adjust-xml: checkpoint %s holds no definition of the domain", m.Checkpoint)
 	}
-	dir, err := filepath.Abs(r.output)
-	if err != nil {
-		return nil, err
-	}
 	moved := dom.Moved{Disks: make(map[string]dom.Image)}
 	for _, d := range disks {
-		moved.Disks[d.Disk] = dom.Image{Path: filepath.Join(dir, filepath.Base(d.Path)), Format: string(d.Format)}
+		moved.Disks[d.Disk] = dom.Image{Path: filepath.Join(r.output, filepath.Base(d.Path)), Format: string(d.Format)}
 	}
 	for i := range files {
-		path := filepath.Join(dir, filepath.Base(files[i].Path))
+		path := filepath.Join(r.output, filepath.Base(files[i].Path))
 		switch files[i].File.Role {
 		case chain.RoleNVRAM:
 			moved.NVRAM = path

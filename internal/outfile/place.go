@@ -71,14 +71,11 @@ func Resolve(kernel *System, w Wanted) (*Place, error) {
 	if w.Path == "" || strings.HasSuffix(w.Path, "/") || base == "." || base == ".." {
 		return nil, usage.Errorf("%q is no name of a file", w.Path)
 	}
-	dir, err := filepath.EvalSymlinks(filepath.Dir(w.Path))
-	if err == nil {
-		dir, err = filepath.Abs(dir)
-	}
+	at, err := sys.Locate(w.Path)
 	if err != nil {
 		return nil, fmt.Errorf("the target's folder: %w", err)
 	}
-	p.Path = filepath.Join(dir, base)
+	p.Path = at
 	fi, err := p.look(kernel)
 	if w.Outside != nil {
 		if err := w.Outside(p.Path); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -77,12 +78,9 @@ func checkNotWithin(dir string) error {
 // is where it leads to: that is what would be made. As for the kernel, a link is
 // followed before the ".." after it.
 func existing(path string) (string, error) {
-	if !filepath.IsAbs(path) {
-		wd, err := os.Getwd()
-		if err != nil {
-			return "", err
-		}
-		path = wd + "/" + path
+	path, err := sys.Abs(path)
+	if err != nil {
+		return "", err
 	}
 	for links := 0; ; {
 		real, err := filepath.EvalSymlinks(path)

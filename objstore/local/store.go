@@ -74,7 +74,7 @@ type Options struct {
 func Open(dir string, o Options) (*Store, error) { return open(dir, &sys.FolderSyncer{Note: o.Note}) }
 
 func open(dir string, folders *sys.FolderSyncer) (*Store, error) {
-	abs, err := filepath.Abs(dir)
+	abs, err := sys.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", dir, err)
 	}
@@ -123,7 +123,10 @@ func Create(dir string, o Options) (*Store, error) {
 }
 
 func create(dir string, folders *sys.FolderSyncer) (*Store, error) {
-	abs, err := filepath.Abs(dir)
+	abs, err := sys.Locate(dir)
+	if errors.Is(err, fs.ErrNotExist) { // its parents are made, too
+		abs, err = sys.Abs(dir)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("create repository %s: %w", dir, err)
 	}
