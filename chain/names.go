@@ -13,13 +13,14 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // MaxName is the longest name of a checkpoint, a disk or a domain, bytes.
 const MaxName = 200
 
 // ConfigKey is the key of a repository's configuration.
-const ConfigKey = "imgbackup.json"
+const ConfigKey = objstore.Marker
 
 const (
 	domainsPrefix     = "domains/"

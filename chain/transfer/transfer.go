@@ -66,7 +66,7 @@ const copies = 4
 func checkApart(from, to objstore.Store) error {
 	for _, pair := range [][2]objstore.Store{{from, to}, {to, from}} {
 		if p, ok := objstore.As[objstore.Placed](pair[1]); ok {
-			if err := objstore.CheckOutside(pair[0], p.Dir()); err != nil {
+			if err := objstore.CheckApart(pair[0], p.Dir()); err != nil {
 				return err
 			}
 		}

@@ -20,10 +20,6 @@ import (
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
-// repositoryMarker is the object that every repository has. A folder that has
-// it may be created over, which then finds the repository that stands there.
-const repositoryMarker = "imgbackup.json"
-
 // Modes of what a local store makes: backups hold secrets. In one that a group shares
 // they are set whatever the umask is, and folders hand their group down.
 const (
@@ -99,7 +95,7 @@ func open(dir string, folders *sys.FolderSyncer) (*Store, error) {
 		synced:  make(map[string]struct{}),
 		buffers: sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }},
 	}
-	if st, err := sys.StatAt(l.root, repositoryMarker); err == nil {
+	if st, err := sys.StatAt(l.root, objstore.Marker); err == nil {
 		l.group = st.Mode&unix.S_IWGRP != 0
 	}
 	return l, nil
@@ -112,7 +108,7 @@ func Create(dir string, o Options) (*Store, error) {
 	if err != nil || !o.Shared {
 		return l, err
 	}
-	if _, err := l.stat(repositoryMarker); !errors.Is(err, objstore.ErrNotFound) {
+	if _, err := l.stat(objstore.Marker); !errors.Is(err, objstore.ErrNotFound) {
 		return l, nil // it is shared or not since it was made
 	}
 	l.group = true
@@ -143,7 +139,7 @@ func create(dir string, folders *sys.FolderSyncer) (*Store, error) {
 	foreign := ""
 	for _, e := range entries {
 		switch e.Name() {
-		case repositoryMarker:
+		case objstore.Marker:
 			return open(dir, folders)
 		case objstore.TempFolder, objstore.LostFound:
 		default:
