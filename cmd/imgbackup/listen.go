@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -118,7 +117,7 @@ func (a *app) listenNBD(ctx context.Context, f listenFlags) (*nbdService, error)
 		}
 	}
 	if s.pidFile != "" {
-		if err := os.WriteFile(s.pidFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+		if err := writePIDFile(s.pidFile); err != nil {
 			s.close()
 			return nil, fmt.Errorf("--pid-file: %w", err)
 		}
@@ -195,7 +194,7 @@ func (s *nbdService) close() {
 		_ = l.Close() // nothing is lost with it
 	}
 	if s.pidFile != "" {
-		_ = os.Remove(s.pidFile)
+		removePIDFile(s.pidFile)
 	}
 }
 
