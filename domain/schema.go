@@ -3,6 +3,7 @@
 package domain
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -68,6 +69,14 @@ func clip(s string) string {
 		return s
 	}
 	return s[:limit] + "…"
+}
+
+// CheckTarget returns an error for what is no name of a disk in libvirt's XML.
+func CheckTarget(s string) error {
+	if !validTarget(s) {
+		return fmt.Errorf("%q is no name of a disk in libvirt's XML, as vda is", clip(s))
+	}
+	return nil
 }
 
 // validTarget is the schema's diskTargetDev: (ioemu:)?(fd|hd|sd|vd|xvd|ubd)[a-zA-Z0-9_]+

@@ -61,6 +61,15 @@ type Doomed struct {
 	manifest *chain.Manifest
 }
 
+// Disks are the names of the checkpoint's disks.
+func (d *Doomed) Disks() []string {
+	var names []string
+	for i := range d.manifest.Disks {
+		names = append(names, d.manifest.Disks[i].Name)
+	}
+	return names
+}
+
 // Bitmap is one of a checkpoint's bitmaps and where it is.
 type Bitmap struct {
 	Disk string

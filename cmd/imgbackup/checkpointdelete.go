@@ -10,6 +10,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup/checkpoint"
 	"github.com/imgbackup/imgbackup/chain"
+	dom "github.com/imgbackup/imgbackup/domain"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/request"
 )
@@ -115,6 +116,9 @@ func (a *app) deleteCheckpoints(ctx context.Context, o checkpointDeleteOptions) 
 		return err
 	}
 	defer plan.Close()
+	if err := checkComesBack(plan); err != nil {
+		return err
+	}
 	if o.dryRun {
 		return a.printDeletion(plan)
 	}
@@ -123,6 +127,22 @@ func (a *app) deleteCheckpoints(ctx context.Context, o checkpointDeleteOptions) 
 		err = perr
 	}
 	return err
+}
+
+// checkComesBack refuses to delete definitions alone that checkpoint redefine could not
+// put back: its bitmaps would stay, and nothing would know them.
+func checkComesBack(plan *checkpoint.Deletion) error {
+	if !plan.MetadataOnly {
+		return nil
+	}
+	for _, d := range plan.Checkpoints {
+		for _, disk := range d.Disks() {
+			if err := dom.CheckTarget(disk); err != nil {
+				return usage.Errorf("the definition of checkpoint %s could not be put back: %w; without --metadata its bitmaps go, too", d.Checkpoint.Name, err)
+			}
+		}
+	}
+	return nil
 }
 
 // deletionJSON is what checkpoint delete --dry-run --json prints.

@@ -57,7 +57,7 @@ func (a *app) exportCommand() *cobra.Command {
 		Use:         "export [DOMAIN] {--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE} {--socket PATH | --listen ADDRESS}",
 		Short:       "Offer a shut-down domain's disks over NBD, for a client to pull",
 		SuggestFor:  []string{"pull"},
-		Long:        exportHelp + listenHelp,
+		Long:        exportHelp,
 		Annotations: exits(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
 		Example:     exportExamples,
 		Args:        takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
