@@ -128,7 +128,7 @@ func TestFull(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer offers.Close()
+	t.Cleanup(offers.Close) // when the server has ended
 	o := offers[0]
 	if o.Export.Name != "vda" || o.Context != "" || o.Changed != size || !o.Export.ReadOnly || len(o.Export.Contexts) != 1 || o.Export.BlockSize != 128<<10 {
 		t.Errorf("%+v", o)
@@ -200,7 +200,7 @@ func TestIncremental(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer offers.Close()
+	t.Cleanup(offers.Close) // when the server has ended
 	for i, want := range []struct {
 		export, context string
 		changed, block  int64

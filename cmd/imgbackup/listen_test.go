@@ -10,6 +10,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/archive"
@@ -77,7 +78,7 @@ func TestConnections(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ most, disks, clients int }{{0, 1, 16}, {0, 20, 40}, {3, 20, 3}} {
 		var stderr bytes.Buffer
-		a := &app{program: program{err: &stderr}}
+		a := &app{program: program{err: &stderr, serving: &atomic.Bool{}}}
 		path := filepath.Join(t.TempDir(), "s")
 		s, err := a.listenNBD(t.Context(), listenFlags{socket: path, most: c.most})
 		if err != nil {
@@ -136,7 +137,7 @@ func TestServiceFailures(t *testing.T) {
 		{nil, exitDone},
 	} {
 		var stderr bytes.Buffer
-		a := &app{program: program{err: &stderr}}
+		a := &app{program: program{err: &stderr, serving: &atomic.Bool{}}}
 		path := filepath.Join(t.TempDir(), "s")
 		s, err := a.listenNBD(t.Context(), listenFlags{socket: path})
 		if err != nil {
