@@ -80,3 +80,24 @@ func TestContentOverDamagedChunk(t *testing.T) {
 	}
 	l.restoreAll()
 }
+
+// A chunk that is seen to have rotted is stored again, and nothing rests on it any more,
+// although the image has not changed since.
+func TestTrustOverDamagedChunk(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.create("vda", "1M")
+	l.write("vda", "write -P 1 0 1M")
+	l.backup("c1", l.disk("vda"))
+	for _, pack := range l.packs() {
+		data, err := os.ReadFile(pack)
+		l.must(err)
+		data[12] ^= 4 // in the only frame
+		l.must(errors.Join(os.Remove(pack), os.WriteFile(pack, data, fs.FileMode(0o644))))
+	}
+	l.taken = nil // c1 cannot be restored any more
+	l.expect(l.backup("c2", l.disk("vda")), "vda", backup.Full, backup.ByNothing, trust.ReasonArchive)
+	l.restoreAll()
+	l.trusted(l.backup("c3", l.disk("vda")), "c2")
+	l.restoreAll()
+}

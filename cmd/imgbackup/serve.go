@@ -54,7 +54,7 @@ together with the checkpoint only.
 If clients were refused what is damaged, it is 3; if other requests failed, 1.`,
 		Annotations: exits(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup serve web --socket /run/web.sock
-  qemu-img convert -O qcow2 'nbd+unix:///vda?socket=/run/web.sock' web.qcow2
+  qemu-img convert -f raw -O qcow2 'nbd+unix:///vda?socket=/run/web.sock' web.qcow2
   nbdcopy -- [ imgbackup serve web --checkpoint monday --disk vda ] web.raw
   imgbackup serve web --cow vda=/var/tmp/web.cow --socket /run/web.sock
   qemu-system-x86_64 -m 2G -drive file='nbd+unix:///vda?socket=/run/web.sock',format=raw`,
