@@ -53,7 +53,6 @@ func ParseMode(s string) (Mode, error) {
 // called from several goroutines at once.
 type Hooks struct {
 	Note     func(msg string)        // something a person should know
-	Planned  func(p *Plan)           // the plan that is carried out
 	Progress func(done, total int64) // guest bytes dealt with
 	// Disk is called when the reading of a disk begins, and for each part of it
 	// that was read: so many of so many guest bytes.

@@ -6,12 +6,8 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qemu"
 )
-
-// UsageError reports a request that makes no sense whatever the images hold.
-type UsageError = usage.Error
 
 // OwnedError reports that another host, or a domain of another UUID, began the
 // domain's chain.

@@ -13,6 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qemu"
 )
 
@@ -128,8 +129,8 @@ func TestFilesRefused(t *testing.T) {
 		l.unchanged(func() {
 			req := l.request("c1", l.disk("vda"))
 			req.Files = files
-			var usage *backup.UsageError
-			if _, err := l.run(req, backup.Hooks{}); !errors.As(err, &usage) {
+			var wrong *usage.Error
+			if _, err := l.run(req, backup.Hooks{}); !errors.As(err, &wrong) {
 				t.Errorf("%s: %v", name, err)
 			}
 		})

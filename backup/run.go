@@ -269,9 +269,6 @@ func (a *attempt) writeLocked(ctx context.Context) (*Result, error) {
 
 // begin tells that the plan is being carried out.
 func (a *attempt) begin() {
-	if a.hooks.Planned != nil {
-		a.hooks.Planned(a.plan)
-	}
 	a.noteLacking(a.plan)
 	a.states.drop()
 	a.hooks.step(StepRead)

@@ -200,7 +200,7 @@ func (s *session) open(ctx context.Context) error {
 		}
 		d.image = c
 		if err := d.req.Defined.check(c); err != nil {
-			return &UsageError{Err: &chain.DiskError{Disk: d.req.Disk, Err: err}}
+			return usage.Wrap(&chain.DiskError{Disk: d.req.Disk, Err: err})
 		}
 		id, err := c.Layers[0].Stat()
 		if err != nil {

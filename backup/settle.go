@@ -209,7 +209,7 @@ func (s *settler) settle(ctx context.Context, in *chain.Intent) ([]Settled, erro
 	return done, s.repo.DeleteLeaseOf(ctx, in.UUID, in.Process)
 }
 
-// guardAll takes the flocks of an intent's images, which tell whether its run has ended,
+// guardAll takes the flocks of an intent's images, which show whether its run has ended,
 // and returns what is wrong with those that it could not take.
 func (s *settler) guardAll(ctx context.Context, in *chain.Intent, guards map[string]*qemu.ImageFlock) (done []Settled, left []error) {
 	for _, image := range in.Images {

@@ -13,6 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -184,10 +185,10 @@ func TestTrustDisksComeAndGo(t *testing.T) {
 	// One image is one disk.
 	same := vda
 	same.Disk = "vdx"
-	var usage *backup.UsageError
+	var wrong *usage.Error
 	l.unchanged(func() {
-		if _, err := l.run(l.request("c5", vda, same), backup.Hooks{}); !errors.As(err, &usage) {
-			t.Errorf("got %v, want a UsageError", err)
+		if _, err := l.run(l.request("c5", vda, same), backup.Hooks{}); !errors.As(err, &wrong) {
+			t.Errorf("got %v, want wrong usage", err)
 		}
 	})
 }
@@ -388,10 +389,10 @@ func TestTrustFormat(t *testing.T) {
 	l := newLab(t)
 	l.create("vda", "8M")
 	req := l.request("c1", backup.DiskRequest{Disk: "vda", Path: l.path("vda")})
-	var usage *backup.UsageError
+	var wrong *usage.Error
 	l.unchanged(func() {
-		if _, err := l.run(req, backup.Hooks{}); !errors.As(err, &usage) {
-			t.Errorf("got %v, want a UsageError", err)
+		if _, err := l.run(req, backup.Hooks{}); !errors.As(err, &wrong) {
+			t.Errorf("got %v, want wrong usage", err)
 		}
 	})
 	// What is declared raw is raw, whatever it holds.

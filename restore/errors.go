@@ -10,7 +10,6 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
-	"github.com/imgbackup/imgbackup/view"
 )
 
 // The refusals that callers decide by. They are matched with errors.Is, and
@@ -18,9 +17,6 @@ import (
 var (
 	// ErrTargetExists says that a target is there already, and Force is not set.
 	ErrTargetExists = outfile.ErrExists
-	// ErrUnknownDisk says that the checkpoint has no disk of that name. It is wrong
-	// usage.
-	ErrUnknownDisk = view.ErrUnknownDisk
 )
 
 // DamageError says which part of which disk cannot be restored, because what

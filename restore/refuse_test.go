@@ -17,6 +17,7 @@ import (
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/qemu"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // twoDisks is a repository with a checkpoint of two small disks.
@@ -45,8 +46,8 @@ func TestRefusals(t *testing.T) {
 		text    string
 	}{
 		"nothing":            {want: usage.ErrWrong},
-		"unknown disk":       {targets: []Target{{"vdc", "x", qcow2.Raw}}, want: ErrUnknownDisk, text: "vda, vdb"},
-		"prefix of a disk":   {targets: []Target{{"vd", "x", qcow2.Raw}}, want: ErrUnknownDisk},
+		"unknown disk":       {targets: []Target{{"vdc", "x", qcow2.Raw}}, want: view.ErrUnknownDisk, text: "vda, vdb"},
+		"prefix of a disk":   {targets: []Target{{"vd", "x", qcow2.Raw}}, want: view.ErrUnknownDisk},
 		"disk twice":         {targets: []Target{{"vda", "x", qcow2.Raw}, {"vda", "y", qcow2.Raw}}, want: usage.ErrWrong},
 		"format":             {targets: []Target{{"vda", "x", "nonsense"}}, want: usage.ErrWrong},
 		"no format":          {targets: []Target{{"vda", "x", ""}}, want: usage.ErrWrong},
@@ -135,7 +136,7 @@ func TestTargetsIn(t *testing.T) {
 	if got, err := TargetsIn(m, nil, "/dir", qcow2.Raw); !errors.Is(err, usage.ErrWrong) {
 		t.Errorf("a name that leaves the folder: %v, %v", got, err)
 	}
-	if got, err := TargetsIn(m, []string{"vd"}, "/dir", qcow2.Raw); !errors.Is(err, ErrUnknownDisk) {
+	if got, err := TargetsIn(m, []string{"vd"}, "/dir", qcow2.Raw); !errors.Is(err, view.ErrUnknownDisk) {
 		t.Errorf("an unknown disk: %v, %v", got, err)
 	}
 }

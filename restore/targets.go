@@ -10,6 +10,7 @@ import (
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // Target says where one disk of a checkpoint goes.
@@ -50,7 +51,7 @@ func findDisk(m *chain.Manifest, name string) (*chain.Disk, error) {
 	for i := range m.Disks {
 		names = append(names, m.Disks[i].Name)
 	}
-	return nil, usage.Errorf("%w %s: %.80q (there is %s)", ErrUnknownDisk, m.Checkpoint, name, strings.Join(names, ", "))
+	return nil, usage.Errorf("%w %s: %.80q (there is %s)", view.ErrUnknownDisk, m.Checkpoint, name, strings.Join(names, ", "))
 }
 
 // check refuses what makes no sense whatever stands at the targets.

@@ -143,7 +143,8 @@ func (e *events) write(v event) {
 	e.err = err
 }
 
-// tellProgress tells what has been told already only if asked to. It needs mu.
+// tellProgress writes the progress of each disk; again: also of those whose progress is
+// known already. It needs mu.
 func (e *events) tellProgress(again bool) {
 	for _, d := range e.disks {
 		if d.known && (again || !d.told) {

@@ -89,7 +89,7 @@ func run(args []string, p program) int {
 	return code
 }
 
-// say tells a person something, where stderr is not a program's.
+// say prints a message to stderr, unless the stream of events is there.
 func (p program) say(format string, args ...any) {
 	if !p.events.hasStderr() {
 		fmt.Fprintf(p.err, "imgbackup: "+format+"\n", args...)
