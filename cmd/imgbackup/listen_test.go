@@ -20,7 +20,7 @@ import (
 
 func TestServiceURIs(t *testing.T) {
 	t.Parallel()
-	a := &app{quiet: true}
+	a := &app{quiet: true, program: program{serving: &atomic.Bool{}}}
 	path := filepath.Join(t.TempDir(), "a b&c")
 	for _, c := range []struct {
 		flags      listenFlags
