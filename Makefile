@@ -36,10 +36,11 @@ cross:
 	  CGO_ENABLED=0 GOARCH=$$arch $(GO) vet ./...; \
 	done
 
-# What reads and writes stored bytes, on a big-endian machine.
+# What reads and writes stored bytes, on a big-endian machine. Left out is a test that
+# starts itself anew, which an emulated program can't where the kernel knows no binfmt.
 bigendian:
 	@scripts/need qemu-s390x-static qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh zstd jq
-	CGO_ENABLED=0 GOARCH=s390x scripts/gotest -exec qemu-s390x-static ./archive/... ./chain/... ./qcow2/... ./bitmapstore/... ./nbd/...
+	CGO_ENABLED=0 GOARCH=s390x scripts/gotest -exec qemu-s390x-static -skip '^TestBitmapAddInterrupted$$' ./archive/... ./chain/... ./qcow2/... ./bitmapstore/... ./nbd/...
 
 # The same demo and tests with Debian 13's QEMU, libvirt and libnbd.
 debian13: servers
