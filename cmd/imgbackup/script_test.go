@@ -285,9 +285,21 @@ func (v *vm) end(ts *testscript.TestScript, sig syscall.Signal) {
 	if v.cmd == nil {
 		return
 	}
-	if err := v.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		ts.Logf("qemu-nbd: %v", err)
+	ended := make(chan struct{})
+	go func() {
+		_ = v.cmd.Wait() // it was told to end
+		close(ended)
+	}()
+	// One that has just begun may still forget a SIGTERM.
+	for gone := false; !gone; {
+		if err := v.cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			ts.Logf("qemu-nbd: %v", err)
+		}
+		select {
+		case <-ended:
+			gone = true
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
-	_ = v.cmd.Wait() // it was told to end
 	v.cmd = nil
 }
