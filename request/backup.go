@@ -34,10 +34,15 @@ type Job struct {
 	Notes   []string      // that a person should read
 }
 
-// NamesDisks reports whether anything says which disks are to be backed up.
-func (b *Backup) NamesDisks() bool {
-	x := b.XML
-	return len(b.Disks)+len(b.Known) > 0 || x.Domain+x.Backup+x.Checkpoint != ""
+// NamesNone reports whether nothing but the domain is named, so that its disks are to
+// be found by [FindLast].
+func (b *Backup) NamesNone() bool { return namesNone(b.Domain, b.Disks, b.XML) }
+
+// Take takes the disks that were found.
+func (b *Backup) Take(l *Last) { b.XML.Domain, b.Disks, b.Known = l.Definition, l.Disks, l.Known }
+
+func namesNone(domain string, disks []string, x Files) bool {
+	return domain != "" && len(disks) == 0 && x.Domain+x.Backup+x.Checkpoint == ""
 }
 
 // Check returns an error for words that are wrong whatever the XML says.
@@ -102,9 +107,7 @@ func (b *Backup) Job(stdin io.Reader) (Job, error) {
 	if err != nil {
 		return j, err
 	}
-	for _, d := range b.Known {
-		disks = append(disks, disk{DiskRequest: d})
-	}
+	disks = append(disks, known(b.Known)...)
 	if err := in.fill(&j.Request, disks, toBackUp); err != nil {
 		return j, err
 	}

@@ -22,8 +22,15 @@ type Checkpoint struct {
 	Domain string // empty: the definition's
 	XML    Files  // libvirt's; no domainbackup
 	Disks  []string
+	Known  []backup.DiskRequest // more disks, that nobody need read
 	Engine backup.Request
 }
+
+// NamesNone is as that of [Backup].
+func (c *Checkpoint) NamesNone() bool { return namesNone(c.Domain, c.Disks, c.XML) }
+
+// Take takes the disks that were found.
+func (c *Checkpoint) Take(l *Last) { c.XML.Domain, c.Disks, c.Known = l.Definition, l.Disks, l.Known }
 
 // Request reads what is named and makes the request of it, with notes for a person.
 func (c *Checkpoint) Request(stdin io.Reader) (backup.Request, []string, error) {
@@ -39,6 +46,7 @@ func (c *Checkpoint) Request(stdin io.Reader) (backup.Request, []string, error) 
 	if err != nil {
 		return req, nil, err
 	}
+	disks = append(disks, known(c.Known)...)
 	if err = in.fill(&req, disks, toOpen); err == nil {
 		err = checkNewName(req.Checkpoint)
 	}

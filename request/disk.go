@@ -131,6 +131,13 @@ func Images(values []string) ([]backup.DiskRequest, error) {
 	return requests(disks), err
 }
 
+func known(all []backup.DiskRequest) (disks []disk) {
+	for _, d := range all {
+		disks = append(disks, disk{DiskRequest: d, names: pull.Names{Disk: d.Disk}})
+	}
+	return disks
+}
+
 func requests(disks []disk) []backup.DiskRequest {
 	var all []backup.DiskRequest
 	for _, d := range disks {

@@ -17,12 +17,19 @@ import (
 
 // Export is what a person says of a pull backup, in the words of the command line.
 type Export struct {
-	Domain string   // empty: the definition's
-	XML    Files    // libvirt's
-	Disks  []string // TARGET=PATH,format=FORMAT…; beside a definition what differs from it
-	TLS    bool     // the server has a certificate
+	Domain string               // empty: the definition's
+	XML    Files                // libvirt's
+	Disks  []string             // TARGET=PATH,format=FORMAT…; beside a definition what differs from it
+	Known  []backup.DiskRequest // more disks, that nobody need read
+	TLS    bool                 // the server has a certificate
 	Engine backup.Request
 }
+
+// NamesNone is as that of [Backup].
+func (e *Export) NamesNone() bool { return namesNone(e.Domain, e.Disks, e.XML) }
+
+// Take takes the disks that were found.
+func (e *Export) Take(l *Last) { e.XML.Domain, e.Disks, e.Known = l.Definition, l.Disks, l.Known }
 
 // ExportJob is the pull backup of one domain, as the engine takes it.
 type ExportJob struct {
@@ -57,6 +64,7 @@ func (e *Export) Job(stdin io.Reader) (ExportJob, error) {
 	if err != nil {
 		return j, err
 	}
+	disks = append(disks, known(e.Known)...)
 	for _, d := range disks {
 		if !d.leaveOut {
 			j.Names = append(j.Names, d.names)

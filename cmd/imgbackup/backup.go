@@ -152,10 +152,8 @@ func (a *app) runBackup(ctx context.Context, o backupOptions) error {
 	case o.folder != "":
 		return a.backupAll(ctx, o)
 	}
-	if o.Domain != "" && !o.NamesDisks() {
-		if err := a.takeLast(ctx, &o.Backup); err != nil {
-			return err
-		}
+	if err := a.takeLast(ctx, &o.Backup, o.Domain); err != nil {
+		return err
 	}
 	job, err := a.backupJob(o.Backup)
 	switch {

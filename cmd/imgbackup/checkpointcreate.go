@@ -21,7 +21,8 @@ A disk that can hold no bitmap fails it.
 
 --domain-xml and --checkpoint-xml take libvirt's XML: the disks are then those of
 the definition that can be written to, as far as the checkpoint's XML lists them;
---disk vdb,backup=no leaves one out.`
+--disk vdb,backup=no leaves one out. Where no disk is named, they are found as backup
+finds them.`
 
 // checkpointCreateOptions are the command line of checkpoint create.
 type checkpointCreateOptions struct{ request.Checkpoint }
@@ -29,7 +30,7 @@ type checkpointCreateOptions struct{ request.Checkpoint }
 func (a *app) checkpointCreateCommand() *cobra.Command {
 	var o checkpointCreateOptions
 	cmd := &cobra.Command{
-		Use:         "create [DOMAIN] [NAME] --disk TARGET=PATH,format=qcow2 …",
+		Use:         "create [DOMAIN] [NAME] [--disk TARGET=PATH,format=qcow2 … | --domain-xml FILE]",
 		Short:       "Create a checkpoint without data",
 		SuggestFor:  []string{"add", "new"},
 		Long:        checkpointCreateHelp,
@@ -71,6 +72,9 @@ func (o *checkpointCreateOptions) complete(f *pflag.FlagSet, args []string) (err
 }
 
 func (a *app) createCheckpoint(ctx context.Context, o checkpointCreateOptions) error {
+	if err := a.takeLast(ctx, &o.Checkpoint, o.Domain); err != nil {
+		return err
+	}
 	req, notes, err := o.Request(a.in)
 	a.noteAll(notes)
 	if err != nil {

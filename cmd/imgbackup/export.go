@@ -19,6 +19,8 @@ import (
 const exportHelp = `export offers the disks of a shut-down domain as read-only NBD exports, straight from the images, each
 named by its disk: libvirt's backup in pull mode. The images stay locked: no VM can be started on them.
 
+Where no disk is named, they are found as backup finds them.
+
 With --incremental, or incremental= for one disk, the context qemu:dirty-bitmap:backup-TARGET tells what
 may have changed since that checkpoint; one that cannot be trusted ends with exit status 4. With
 --checkpoint, a checkpoint without data is made for the same instant, for the next export to go on from.
@@ -54,7 +56,7 @@ type exportOptions struct {
 func (a *app) exportCommand() *cobra.Command {
 	var o exportOptions
 	cmd := &cobra.Command{
-		Use:         "export [DOMAIN] {--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE} {--socket PATH | --listen ADDRESS}",
+		Use:         "export [DOMAIN] [--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE] {--socket PATH | --listen ADDRESS}",
 		Short:       "Offer a shut-down domain's disks over NBD, for a client to pull",
 		SuggestFor:  []string{"pull"},
 		Long:        exportHelp,
@@ -113,6 +115,9 @@ func (a *app) exportJob(o *exportOptions) (request.ExportJob, error) {
 
 // runExport serves the disks until a signal ends it.
 func (a *app) runExport(ctx context.Context, o exportOptions) error {
+	if err := a.takeLast(ctx, &o.Export, o.Domain); err != nil {
+		return err
+	}
 	job, err := a.exportJob(&o)
 	if err != nil {
 		return err

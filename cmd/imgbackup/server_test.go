@@ -88,7 +88,12 @@ func scriptServer(ts *testscript.TestScript, neg bool, args []string) {
 	if args[0] == "start" {
 		cmd := exec.Command("imgbackup", args[1:]...)
 		cmd.Dir = ts.MkAbs(".")
-		cmd.Env = append(os.Environ(), "IMGBACKUP_REPO="+ts.Getenv("IMGBACKUP_REPO"))
+		cmd.Env = os.Environ()
+		for _, name := range []string{"IMGBACKUP_REPO", "IMGBACKUP_HOST_ID", definitions} {
+			if val := ts.Getenv(name); val != "" {
+				cmd.Env = append(cmd.Env, name+"="+val)
+			}
+		}
 		ts.Check(s.start(cmd))
 		ts.Defer(func() {
 			if s.cmd == cmd {
