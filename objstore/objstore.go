@@ -23,7 +23,8 @@
 //   - A cancelled context is an error, never a success that was cut short.
 //
 // What only some stores can do beside that is an interface of its own: [Prober],
-// [ListerAfter], [VersionGetter], [Placed]. [As] finds it, also through wrappers.
+// [ListerAfter], [VersionGetter], [BatchDeleter], [Placed]. [As] finds it, also through
+// wrappers.
 //
 // Keys, the two sentinel errors and the meaning of [Create] are part of what
 // a repository relies on; they stay compatible.

@@ -297,21 +297,13 @@ func (l *Store) Delete(ctx context.Context, key string) error {
 }
 
 func (l *Store) remove(ctx context.Context, key string) (err error) {
-	dir, name, err := l.folder(key)
+	dir, _, err := l.folder(key)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
-	path := filepath.Join(l.dir, key)
-	st, err := sys.StatAt(dir, name)
-	if err != nil {
-		return l.absent(err)
-	}
-	if err := l.regular(path, st.Mode); err != nil {
+	if err := l.unlink(ctx, key, dir); err != nil {
 		return err
-	}
-	if err := l.replace(ctx, key, nil, dir, func() error { return sys.UnlinkAt(dir, name) }); err != nil {
-		return l.absent(err)
 	}
 	return l.folders.Sync(dir)
 }

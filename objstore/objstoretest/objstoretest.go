@@ -39,6 +39,7 @@ func Run(t *testing.T, factory func(t *testing.T) objstore.Store) {
 		{"replace race", testReplaceRace},
 		{"not found", testNotFound},
 		{"delete", testDelete},
+		{"delete many", testDeleteBatch},
 		{"body fails", testBodyFails},
 		{"cancelled", testCancelled},
 		{"cancelled while storing", testCancelledPut},

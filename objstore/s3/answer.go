@@ -31,7 +31,8 @@ const maxAnswer = 64 << 10
 //     has none for it, its time beside headers of S3's), and is no HTML page,
 //     which nothing in a repository is.
 //   - A listing is a ListBucketResult, and a bucket's region a LocationConstraint.
-//   - DELETE is done when the status is 204.
+//   - DELETE is done when the status is 204, and a batch of them (a POST) when a
+//     DeleteResult says so.
 //   - What is refused (3xx and 4xx) is so by an error document. The answer to
 //     HEAD has no body; the caller asks again by GET.
 //
@@ -56,6 +57,8 @@ func judge(req *http.Request, resp *http.Response) (*http.Response, error) {
 		return resp, nil
 	case req.Method == http.MethodGet && query.Has("list-type"):
 		return judgeDocument(resp, "ListBucketResult")
+	case req.Method == http.MethodPost && query.Has("delete"):
+		return judgeDocument(resp, "DeleteResult")
 	case req.Method == http.MethodGet && query.Has("location"):
 		return judgeDocument(resp, "LocationConstraint")
 	case req.Method == http.MethodGet && (status == http.StatusOK || status == http.StatusPartialContent) && hasMark(resp.Header),

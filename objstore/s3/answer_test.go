@@ -21,6 +21,7 @@ func TestJudge(t *testing.T) {
 		object   = "http://store/bucket/key"
 		listing  = "http://store/bucket/?list-type=2&prefix=a"
 		location = "http://store/bucket/?location="
+		deletes  = "http://store/bucket/?delete="
 		noKey    = "<Error><Code>NoSuchKey</Code></Error>"
 		list     = `<?xml version="1.0"?><!-- of a bucket --><ListBucketResult><Name>bucket</Name></ListBucketResult>`
 	)
@@ -55,6 +56,11 @@ func TestJudge(t *testing.T) {
 		{"GET", object, 407, nil, "", "the proxy asks who you are"},
 		{"PUT", object, 413, nil, "<html>", "client_max_body_size"},
 		{"PUT", object, 417, nil, "", "417"},
+		{"POST", deletes, 200, nil, "<DeleteResult></DeleteResult>", ""},
+		{"POST", deletes, 200, nil, "", "200"},
+		{"POST", deletes, 200, nil, "<Error><Code>SlowDown</Code><Message>later</Message></Error>", "the error SlowDown: later"},
+		{"POST", deletes, 200, page, "<DeleteResult></DeleteResult>", "200"},
+		{"POST", object, 200, nil, "<DeleteResult></DeleteResult>", "200"},
 		{"HEAD", object, 200, tag, "", ""},
 		{"HEAD", object, 200, page, "", "200"},
 		{"HEAD", object, 200, nil, "", "200"},

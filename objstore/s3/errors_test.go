@@ -112,6 +112,7 @@ func TestS3ReadOnly(t *testing.T) {
 		for op, err := range map[string]error{
 			"s3:PutObject":    s.Put(t.Context(), key, strings.NewReader("y"), objstore.PutOptions{Mode: objstore.Replace}),
 			"s3:DeleteObject": s.Delete(t.Context(), key),
+			"DeleteObject":    objstore.DeleteBatch(t.Context(), s, []string{key}),
 		} {
 			if err == nil || !objstore.Permanent(err) {
 				t.Errorf("%s: %v", op, err)

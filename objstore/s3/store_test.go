@@ -46,6 +46,7 @@ func TestS3(t *testing.T) {
 				"no conditions":         testS3NoConditions,
 				"restart":               testS3Restart,
 				"retention":             testS3Retention,
+				"batches of deletes":    testS3Batch,
 			} {
 				t.Run(name, func(t *testing.T) {
 					t.Parallel()
