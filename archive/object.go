@@ -123,7 +123,7 @@ func hashBody(body objstore.Body) (Digest, error) {
 // read and hashed; when it is damaged it is replaced, and replaced says what was
 // wrong with it.
 func putObject(ctx context.Context, store objstore.Store, key string, name Digest, body objstore.Body) (replaced, err error) {
-	err = store.Put(ctx, key, body, objstore.PutOptions{Mode: objstore.Create})
+	err = store.Put(ctx, key, body, objstore.PutOptions{Mode: objstore.Create, SHA256: name})
 	if err == nil || !errors.Is(err, objstore.ErrExists) {
 		return nil, err
 	}
@@ -131,5 +131,5 @@ func putObject(ctx context.Context, store objstore.Store, key string, name Diges
 	if !IsDamage(err) {
 		return nil, err
 	}
-	return err, store.Put(ctx, key, body, objstore.PutOptions{Mode: objstore.Replace})
+	return err, store.Put(ctx, key, body, objstore.PutOptions{Mode: objstore.Replace, SHA256: name})
 }

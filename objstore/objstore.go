@@ -34,6 +34,7 @@ package objstore
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"iter"
@@ -66,6 +67,10 @@ type PutOptions struct {
 	// *UnsupportedError; what it has stored all the same is not kept.
 	RetainUntil time.Time
 	Retention   Retention
+
+	// SHA256, unless zero, is the body's, which the caller knows. A store that keeps
+	// such sums is sent it, refuses other bytes, and says it in Info.
+	SHA256 [sha256.Size]byte
 }
 
 // MaxOld bounds PutOptions.Old, in bytes.
@@ -84,6 +89,13 @@ const (
 type Info struct {
 	Key  string
 	Size int64 // bytes
+
+	// Version is the store's own word for these bytes: the same only for the same
+	// bytes under this key. "" where it has none. Listings give it (S3: the ETag).
+	Version string
+	// SHA256 is what the store has checked the bytes against when it took them, and
+	// has kept; zero: nothing. Stat gives it, where PutOptions had it.
+	SHA256 [sha256.Size]byte
 }
 
 // Store holds objects. See the package documentation for what it promises.
@@ -101,7 +113,7 @@ type Store interface {
 	// end gives the bytes that are there and then io.ErrUnexpectedEOF.
 	Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error)
 
-	// Stat returns the size of an object, or ErrNotFound.
+	// Stat describes an object, or is ErrNotFound.
 	Stat(ctx context.Context, key string) (Info, error)
 
 	// List yields the objects whose keys begin with prefix, sorted by key

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -42,7 +43,8 @@ func (s *Store) Probe(ctx context.Context) (err error) {
 	}
 	for _, step := range []func() error{
 		func() error { return s.probeRead(ctx, key("object")) },
-		func() error { return s.probeChecksum(ctx, key("checksum")) },
+		func() error { return s.probeChecksum(ctx, key("checksum"), [sha256.Size]byte{}) },
+		func() error { return s.probeChecksum(ctx, key("checksum256"), sha256.Sum256([]byte(meant))) },
 		func() error { return s.probeCreate(ctx, key("create")) },
 		func() error { return s.probeRace(ctx, key("race")) },
 	} {
@@ -108,10 +110,13 @@ func (s *Store) probeAbsent(ctx context.Context, key string, there error) error 
 	return there
 }
 
-// probeChecksum sees whether the store refuses a body that is not what its
-// checksum says.
-func (s *Store) probeChecksum(ctx context.Context, key string) error {
-	sums, err := s.checksum(strings.NewReader("what was meant"))
+// meant is a body that never arrives as it is.
+const meant = "what was meant"
+
+// probeChecksum sees whether the store refuses a body that is not what its checksum
+// says: the SHA-256 that is known of it, or else what is computed.
+func (s *Store) probeChecksum(ctx context.Context, key string, known [sha256.Size]byte) error {
+	sums, err := s.checksum(strings.NewReader(meant), known)
 	if err != nil {
 		return err
 	}
@@ -131,7 +136,7 @@ func (s *Store) unchecked() error {
 	if s.sha256 {
 		return unfit("the store takes an object whose bytes were changed on their way: it checks no SHA-256")
 	}
-	return unfit("the store takes an object whose bytes were changed on their way: it checks no CRC32C (try IMGBACKUP_S3_CHECKSUM=sha256)")
+	return unfit("the store takes an object whose bytes were changed on their way: it checks neither CRC32C nor SHA-256 (try IMGBACKUP_S3_CHECKSUM=sha256)")
 }
 
 // probeCreate sees whether an object is created over another.

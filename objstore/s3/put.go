@@ -4,8 +4,10 @@ package s3
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -26,7 +28,7 @@ func (s *Store) Put(ctx context.Context, key string, body objstore.Body, o objst
 	if err != nil {
 		return fmt.Errorf("store %s: %w", key, err)
 	}
-	err = s.put(ctx, key, body, opts)
+	err = s.put(ctx, key, body, o.SHA256, opts)
 	if err == nil {
 		return nil
 	}
@@ -99,9 +101,9 @@ const deniedTries = 4
 
 // put sends an object; once more, if the server could not be asked whether it wants
 // it. Its errors say whether they leave doubt.
-func (s *Store) put(ctx context.Context, key string, body objstore.Body, opts minio.PutObjectOptions) error {
+func (s *Store) put(ctx context.Context, key string, body objstore.Body, known [sha256.Size]byte, opts minio.PutObjectOptions) error {
 	for try := 1; ; try++ {
-		err := s.send(ctx, key, body, opts)
+		err := s.send(ctx, key, body, known, opts)
 		denied := isCode(err, codeAccessDenied) && response(err).Server == "MinIO"
 		if !errors.Is(err, errUnasked) && !denied || try == deniedTries {
 			return err
@@ -109,8 +111,8 @@ func (s *Store) put(ctx context.Context, key string, body objstore.Body, opts mi
 	}
 }
 
-func (s *Store) send(ctx context.Context, key string, body objstore.Body, opts minio.PutObjectOptions) error {
-	sums, err := s.checksum(body)
+func (s *Store) send(ctx context.Context, key string, body objstore.Body, known [sha256.Size]byte, opts minio.PutObjectOptions) error {
+	sums, err := s.checksum(body, known)
 	if err != nil {
 		return &bodyError{err}
 	}
@@ -138,17 +140,28 @@ type checksums struct {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// checksum reads the body once. CRC32C costs next to nothing; servers that do
-// not check it get a SHA-256, as a part of what they must check.
-func (s *Store) checksum(body objstore.Body) (checksums, error) {
+// checksum reads the body once, unless its SHA-256 is known: then that goes with it, and
+// the server keeps it. CRC32C costs next to nothing; servers that do not check either
+// get a SHA-256 as a part of the signature, which they must check.
+func (s *Store) checksum(body objstore.Body, known [sha256.Size]byte) (checksums, error) {
+	isKnown := known != [sha256.Size]byte{}
 	if s.sha256 {
+		if isKnown {
+			return checksums{sha256: hex.EncodeToString(known[:])}, nil
+		}
 		sum, err := hexSHA256(body)
 		return checksums{sha256: sum}, err
+	}
+	if isKnown {
+		return header("x-amz-checksum-sha256", known[:]), nil
 	}
 	h := crc32.New(castagnoli)
 	if err := readBody(h, body); err != nil {
 		return checksums{}, err
 	}
-	sum := base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, h.Sum32()))
-	return checksums{headers: map[string]string{"x-amz-checksum-crc32c": sum}}, nil
+	return header("x-amz-checksum-crc32c", binary.BigEndian.AppendUint32(nil, h.Sum32())), nil
+}
+
+func header(name string, sum []byte) checksums {
+	return checksums{headers: map[string]string{name: base64.StdEncoding.EncodeToString(sum)}}
 }

@@ -11,6 +11,8 @@ package s3
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -28,7 +30,7 @@ import (
 // there is the store's prefix, a slash, and its key here.
 //
 // Every object is stored by one PUT, whose bytes the server checks against a
-// CRC32C (or a SHA-256) that it was sent before them. Create is a PUT with
+// CRC32C or a SHA-256 that it was sent before them. Create is a PUT with
 // If-None-Match, which the server decides. What is slow, lost or broken on the
 // way is an error at once, and for package retry to try again. It holds no object in
 // memory.
@@ -234,20 +236,30 @@ func (s *Store) Stat(ctx context.Context, key string) (objstore.Info, error) {
 	if err := s.valid(ctx, key); err != nil {
 		return objstore.Info{}, err
 	}
-	info, err := s.core.StatObject(ctx, s.bucket, s.prefix+key, minio.StatObjectOptions{})
+	info, err := s.core.StatObject(ctx, s.bucket, s.prefix+key, minio.StatObjectOptions{Checksum: true})
 	if err == nil && info.Size < 0 {
 		err = &protocolError{what: "the answer does not tell the object's size"}
 	}
-	size := info.Size
+	there := objstore.Info{Key: key, Size: info.Size, SHA256: wholeSHA256(info)}
 	if status := httpStatus(err); 300 <= status && status < 500 {
 		// The answer to HEAD has no body, and does not tell a missing object
 		// from a missing bucket, nor why something is forbidden.
-		size, err = s.statByGet(ctx, key)
+		there.Size, err = s.statByGet(ctx, key)
 	}
 	if err != nil {
 		return objstore.Info{}, s.failed(ctx, "look for", key, err)
 	}
-	return objstore.Info{Key: key, Size: size}, nil
+	return there, nil
+}
+
+// wholeSHA256 is the SHA-256 of a whole object that the server keeps; zero: none. What
+// was stored in parts has one of its parts' sums.
+func wholeSHA256(info minio.ObjectInfo) (sum [sha256.Size]byte) {
+	kept, err := base64.StdEncoding.DecodeString(info.ChecksumSHA256)
+	if err == nil && len(kept) == len(sum) && info.ChecksumMode != minio.ChecksumCompositeMode.String() {
+		copy(sum[:], kept)
+	}
+	return sum
 }
 
 // statByGet reads an object's first byte, to learn what there is.
