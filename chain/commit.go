@@ -39,8 +39,8 @@ func (e *UnknownOutcomeError) Error() string {
 func (e *UnknownOutcomeError) Unwrap() error { return e.Err }
 
 // Commit stores a manifest if none stands under its key: the moment from which
-// on the checkpoint exists. It first fills in Format, Version, RepositoryID and
-// Revision where they are unset.
+// on the checkpoint exists. It first fills in Format, Version, RepositoryID,
+// Revision and OverVoid where they are unset.
 //
 // It returns nil when the manifest stands there, durably, and was read back;
 // also when the store had said that it failed, or that it stood there already,
@@ -52,40 +52,44 @@ func (r *Repository) Commit(ctx context.Context, m *Manifest) error {
 		return err
 	}
 	m.fill(r)
-	if err := m.Validate(); err != nil {
-		return err
-	}
-	stored, err := m.mapTexts(escapeText)
+	data, err := r.sealManifest(m)
 	if err != nil {
 		return err
 	}
-	data, err := Seal(stored)
-	if err != nil {
-		return fmt.Errorf("manifest of %s: %w", m.Checkpoint, err)
-	}
-	key := ManifestKey(m.Domain, m.Checkpoint)
-	err = r.create(ctx, key, data)
+	err = r.create(ctx, ManifestKey(m.Domain, m.Checkpoint), data)
 	var stands *standsError
-	var unknown *unknownError
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &unknown):
-		return &UnknownOutcomeError{Domain: m.Domain, Checkpoint: m.Checkpoint, Err: unknown.err}
-	case !errors.As(err, &stands):
-		return fmt.Errorf("commit checkpoint %s of domain %s: %w", m.Checkpoint, m.Domain, err)
+	if errors.As(err, &stands) && stands.data != nil {
+		slot, perr := r.parseSlot(stands.data, m.Domain, m.Checkpoint)
+		if perr == nil && slot.void != nil {
+			return r.commitTo(ctx, slot, m)
+		}
 	}
-	other, err := r.parseManifest(stands.data, m.Domain, m.Checkpoint)
-	switch {
-	case err == nil && other.UUID == m.UUID && other.Revision > m.Revision:
-		return nil // ours, and described anew since
-	case err == nil && other.UUID != m.UUID:
-		return &TakenError{Domain: m.Domain, Checkpoint: m.Checkpoint}
-	case err == nil:
-		err = errors.New("what stands there has our uuid and is not what we stored")
+	if err != nil {
+		return r.explain(m, err, true)
 	}
-	// A damaged object might be ours as well as somebody else's.
-	return &UnknownOutcomeError{Domain: m.Domain, Checkpoint: m.Checkpoint, Err: err}
+	return nil
+}
+
+// commitTo is Commit to a slot that was free, as it was then.
+func (r *Repository) commitTo(ctx context.Context, slot *Slot, m *Manifest) error {
+	m.OverVoid = ""
+	if slot.void != nil {
+		m.OverVoid = slot.void.UUID
+	}
+	m.fill(r)
+	data, err := r.sealManifest(m)
+	if err != nil {
+		return err
+	}
+	if slot.void != nil {
+		err = r.swap(ctx, slot.Key(), slot.data, data)
+	} else {
+		err = r.create(ctx, slot.Key(), data)
+	}
+	if err != nil {
+		return r.explain(m, err, true)
+	}
+	return nil
 }
 
 // DeleteCheckpoint removes a checkpoint without data from the repository. What
@@ -94,17 +98,7 @@ func (r *Repository) DeleteCheckpoint(ctx context.Context, m *Manifest) error {
 	if m.Kind != KindCheckpoint {
 		return fmt.Errorf("checkpoint %s of domain %s holds an archive", m.Checkpoint, m.Domain)
 	}
-	// Another may stand there by now.
-	stands, err := r.Manifest(ctx, m.Domain, m.Checkpoint)
-	switch {
-	case errors.Is(err, ErrNoCheckpoint):
-		return nil
-	case err != nil:
-		return err
-	case stands.UUID != m.UUID:
-		return &TakenError{Domain: m.Domain, Checkpoint: m.Checkpoint}
-	}
-	return r.Store.Delete(ctx, ManifestKey(m.Domain, m.Checkpoint))
+	return r.Forget(ctx, m)
 }
 
 // fill sets what is the same in all manifests of a repository, and makes the
@@ -132,7 +126,11 @@ func (m *Manifest) fill(r *Repository) {
 }
 
 // standsError: another object stands under the key.
-type standsError struct{ data []byte }
+type standsError struct {
+	data   []byte // nil: none does any more, or one that is too large
+	stored bool   // the store had said that ours was stored
+	doubt  bool   // ours may have been stored in between
+}
 
 func (*standsError) Error() string { return "another object stands there" }
 func (*standsError) Unwrap() error { return objstore.ErrExists }
@@ -188,6 +186,56 @@ func (r *Repository) create(ctx context.Context, key string, data []byte) error 
 		return &unknownError{err: errors.Join(put, again)}
 	}
 	return nil
+}
+
+// swap puts data in the place of the very bytes old, reads it back, and finds out what
+// became of it as create does. To repeat the request changes nothing: it succeeds
+// only while old stands.
+func (r *Repository) swap(ctx context.Context, key string, old, data []byte) error {
+	put := r.putOver(ctx, key, old, data)
+	// The caller may have been interrupted: all the more must the outcome be known.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), confirmTime)
+	defer cancel()
+	for again := 0; ; again++ {
+		stands, err := objstore.ReadAll(ctx, r.Store, key, maxSealed)
+		gone := errors.Is(err, objstore.ErrNotFound) || errors.Is(err, objstore.ErrTooLarge)
+		refused := put != nil && !objstore.InDoubt(put)
+		switch {
+		case err != nil && !gone && errors.Is(put, objstore.ErrChanged):
+			return put
+		case err != nil && !gone:
+			return &unknownError{err: errors.Join(put, err)}
+		case gone || !bytes.Equal(stands, data) && !bytes.Equal(stands, old):
+			return &standsError{data: stands, stored: put == nil, doubt: put != nil && !errors.Is(put, objstore.ErrChanged)}
+		case bytes.Equal(stands, data):
+			// An answer was lost, or what makes it durable failed: to put it over itself
+			// is to be told that it is durable.
+			if put != nil {
+				put = r.putOver(ctx, key, data, data)
+			}
+			if put != nil && !errors.Is(put, objstore.ErrChanged) {
+				return &unknownError{err: put}
+			}
+			return nil
+		case put == nil:
+			return &unknownError{err: errors.New("the store says that it is stored, but what it took the place of stands there")}
+		case refused && !errors.Is(put, objstore.ErrChanged):
+			return put
+		case again == maxAgain:
+			return &unknownError{err: put}
+		}
+		// A request that is on its way still may do it at any moment: to ask once more
+		// decides.
+		put = r.putOver(ctx, key, old, data)
+	}
+}
+
+// maxAgain bounds how often a request is repeated whose outcome is not known; each
+// may have been tried for minutes.
+const maxAgain = 3
+
+func (r *Repository) putOver(ctx context.Context, key string, old, data []byte) error {
+	return r.Store.Put(ctx, key, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Replace, Old: old})
 }
 
 func (r *Repository) putNew(ctx context.Context, key string, data []byte) error {

@@ -6,7 +6,8 @@
 // Invariants:
 //
 //   - A checkpoint exists if and only if its manifest stands under its key. The
-//     manifest is stored last, and only if nothing stands there ([Repository.Commit]).
+//     manifest is stored last, and only if nothing or a void stands there
+//     ([Repository.Commit], [Slot]).
 //   - A manifest stands alone: it lists every map that its disks need. Parent
 //     links tell the history; reading a checkpoint never follows them.
 //   - The configuration, manifests, intents and leases are JSON with a last line

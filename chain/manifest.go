@@ -61,18 +61,21 @@ type Manifest struct {
 	Host         Host            `json:"host"`
 	Checkpoint   string          `json:"checkpoint"`
 	UUID         string          `json:"uuid"`
-	Revision     int             `json:"revision"` // from 1 on; Commit fills it in
-	Sequence     int64           `json:"sequence"` // from 1 on; see NextSequence
-	Parent       *CheckpointRef  `json:"parent,omitempty"`
-	Ancestors    []CheckpointRef `json:"ancestors,omitempty"` // the parent's parent and so on, at most MaxAncestors
-	Created      time.Time       `json:"created"`             // UTC
-	Description  string          `json:"description,omitempty"`
-	Tool         string          `json:"tool,omitempty"`
-	Locking      string          `json:"locking"`
-	Requested    string          `json:"requested,omitempty"` // the mode that the user asked for; of an archive only
-	Disks        []Disk          `json:"disks"`
-	Files        []File          `json:"files,omitempty"` // that belong to the domain beside its disks
-	LeftOut      []LeftOut       `json:"left_out,omitempty"`
+	Revision     int             `json:"revision"` // from 1 on; Commit fills it in, and Revise
+	// OverVoid is the uuid of the void that the manifest took the place of, or stands
+	// for: to forget it is to put a void there. Commit fills it in.
+	OverVoid    string          `json:"over_void,omitempty"`
+	Sequence    int64           `json:"sequence"` // from 1 on; see NextSequence
+	Parent      *CheckpointRef  `json:"parent,omitempty"`
+	Ancestors   []CheckpointRef `json:"ancestors,omitempty"` // the parent's parent and so on, at most MaxAncestors
+	Created     time.Time       `json:"created"`             // UTC
+	Description string          `json:"description,omitempty"`
+	Tool        string          `json:"tool,omitempty"`
+	Locking     string          `json:"locking"`
+	Requested   string          `json:"requested,omitempty"` // the mode that the user asked for; of an archive only
+	Disks       []Disk          `json:"disks"`
+	Files       []File          `json:"files,omitempty"` // that belong to the domain beside its disks
+	LeftOut     []LeftOut       `json:"left_out,omitempty"`
 }
 
 // LeftOut is a disk of the domain that is not in the checkpoint, and why.

@@ -163,6 +163,8 @@ const (
 	KeyIntent
 	KeyLease
 	KeyData // a pack, map, bitmap, file or index: [archive.ParseKey] takes it apart
+	KeyMark
+	KeyMarkList
 )
 
 // Key is a key that has been taken apart.
@@ -180,6 +182,12 @@ func ParseKey(key string) Key {
 	}
 	if _, _, ok := archive.ParseKey(key); ok {
 		return Key{Kind: KeyData}
+	}
+	switch {
+	case key == MarkKey:
+		return Key{Kind: KeyMark}
+	case parseMarkListKey(key):
+		return Key{Kind: KeyMarkList}
 	}
 	base, ok := strings.CutSuffix(key, jsonSuffix)
 	if !ok {

@@ -39,28 +39,43 @@ func (e *NoDomainError) Unwrap() error { return objstore.ErrNotFound }
 // Domains returns the names of the domains that have a checkpoint, sorted. There
 // are none only if the store's listings can be believed ([ListingError]).
 func (r *Repository) Domains(ctx context.Context) ([]string, error) {
+	all, err := r.listed(ctx, domainsPrefix, KeyManifest)
+	if err != nil {
+		return nil, err
+	}
+	has := make(map[string]bool)
+	for _, l := range all {
+		has[l.Domain] = has[l.Domain] || l.size > maxVoid
+	}
+	keys, err := r.withoutVoids(ctx, slices.DeleteFunc(all, func(l listed) bool { return has[l.Domain] }))
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range keys {
+		has[k.Domain] = true
+	}
 	var domains []string
-	for info, err := range r.Store.List(ctx, domainsPrefix) {
-		if err != nil {
-			return nil, fmt.Errorf("list the domains: %w", err)
-		}
-		k := ParseKey(info.Key)
-		if k.Kind == KeyManifest && (len(domains) == 0 || domains[len(domains)-1] != k.Domain) {
-			domains = append(domains, k.Domain)
+	for domain, does := range has {
+		if does {
+			domains = append(domains, domain)
 		}
 	}
 	if len(domains) == 0 {
 		return nil, r.confirmListing(ctx)
 	}
 	slices.Sort(domains)
-	return slices.Compact(domains), nil
+	return domains, nil
 }
 
 // Checkpoints returns the names of a domain's checkpoints, sorted bytewise. An
 // unknown domain has none; there are none only if the store's listings can be
 // believed ([ListingError]).
 func (r *Repository) Checkpoints(ctx context.Context, domain string) ([]string, error) {
-	keys, err := r.list(ctx, checkpointsPrefix(domain), KeyManifest)
+	all, err := r.listed(ctx, checkpointsPrefix(domain), KeyManifest)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := r.withoutVoids(ctx, all)
 	if err != nil {
 		return nil, err
 	}
@@ -77,13 +92,59 @@ func (r *Repository) Checkpoints(ctx context.Context, domain string) ([]string, 
 
 // list returns the keys of the objects of a kind under a prefix.
 func (r *Repository) list(ctx context.Context, prefix string, kind KeyKind) ([]Key, error) {
+	all, err := r.listed(ctx, prefix, kind)
 	var keys []Key
+	for _, l := range all {
+		keys = append(keys, l.Key)
+	}
+	return keys, err
+}
+
+// listed is what a listing shows of an object.
+type listed struct {
+	Key
+	size int64 // bytes
+}
+
+func (r *Repository) listed(ctx context.Context, prefix string, kind KeyKind) ([]listed, error) {
+	var all []listed
 	for info, err := range r.Store.List(ctx, prefix) {
 		if err != nil {
 			return nil, fmt.Errorf("list %s: %w", prefix, err)
 		}
 		if k := ParseKey(info.Key); k.Kind == kind && strings.HasPrefix(info.Key, prefix) {
-			keys = append(keys, k)
+			all = append(all, listed{k, info.Size})
+		}
+	}
+	return all, nil
+}
+
+// withoutVoids returns the keys of manifests that hold no void; only what is small
+// enough to be one is read.
+func (r *Repository) withoutVoids(ctx context.Context, all []listed) ([]Key, error) {
+	void := make([]bool, len(all))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(readers)
+	for i, l := range all {
+		if l.size > maxVoid {
+			continue
+		}
+		g.Go(func() error {
+			slot, err := r.Slot(gctx, l.Domain, l.Name)
+			void[i] = err == nil && slot.Manifest == nil
+			if unusable(err) {
+				return nil // a manifest that is damaged stands there
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	var keys []Key
+	for i, l := range all {
+		if !void[i] {
+			keys = append(keys, l.Key)
 		}
 	}
 	return keys, nil
@@ -92,20 +153,17 @@ func (r *Repository) list(ctx context.Context, prefix string, kind KeyKind) ([]K
 // Manifest reads and proves the manifest of a checkpoint. The error is
 // ErrNoCheckpoint, an archive.DamageError, a NewerError, or the store's.
 func (r *Repository) Manifest(ctx context.Context, domain, name string) (*Manifest, error) {
-	if err := errors.Join(CheckDomain(domain), CheckName(name)); err != nil {
+	slot, err := r.Slot(ctx, domain, name)
+	if err != nil {
 		return nil, err
 	}
-	data, err := readSealed(ctx, r.Store, ManifestKey(domain, name))
-	if errors.Is(err, objstore.ErrNotFound) {
+	if slot.Manifest == nil {
 		return nil, &toldError{
 			text: fmt.Sprintf("domain %s has no checkpoint %s (imgbackup list %s shows those it has)", domain, name, domain),
-			is:   []error{ErrNoCheckpoint, err},
+			is:   []error{ErrNoCheckpoint, objstore.ErrNotFound},
 		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("manifest of checkpoint %s of domain %s: %w", name, domain, err)
-	}
-	return r.parseManifest(data, domain, name)
+	return slot.Manifest, nil
 }
 
 // Manifests reads all manifests of a domain, sorted by sequence and then uuid.

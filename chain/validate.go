@@ -120,6 +120,9 @@ func (m *Manifest) Validate() error {
 	c.nilErr("checkpoint", CheckName(m.Checkpoint))
 	c.nilErr("uuid", validUUID(m.UUID))
 	c.that(m.Revision >= 1 && m.Revision < maxSequence, "revision is %d", m.Revision)
+	if m.OverVoid != "" {
+		c.nilErr("over_void", validUUID(m.OverVoid))
+	}
 	c.that(m.Sequence >= 1 && m.Sequence < maxSequence, "sequence is %d", m.Sequence)
 	m.Parent.validate(&c, "parent", m.UUID)
 	c.time("created", m.Created)

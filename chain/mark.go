@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// MarkFormat is the value of a mark's field "format".
+const MarkFormat = "imgbackup-mark"
+
+// MarkKey is the key of the one mark of a repository.
+const MarkKey = prunePrefix + "mark.json"
+
+// The states of a mark.
+const (
+	MarkMarked   = "marked"   // a plan: who needs what is in it may strike it
+	MarkDeleting = "deleting" // the list is fixed, and its objects go
+	MarkDone     = "done"     // nothing is marked any more; the next prune takes its place
+)
+
+// maxStruck bounds the objects that are struck from a mark one by one; who needs more
+// ends it.
+const maxStruck = 1 << 16
+
+// ErrNoMark says that a repository has never been pruned.
+var ErrNoMark = errors.New("there is no mark")
+
+// ErrMarkChanged says that a mark is not as it was read any more: struck from, taken
+// over, or done. It has to be read again.
+var ErrMarkChanged = errors.New("the mark was changed meanwhile")
+
+// Mark is what a prune means to delete. There is one in a repository, at one key,
+// and it is only ever replaced conditionally, by its next revision; when its prune
+// is over it stays as done, so that nothing unconditional is ever done to it.
+type Mark struct {
+	Format   string    `json:"format"`  // MarkFormat
+	Version  int       `json:"version"` // 1
+	Requires []string  `json:"requires,omitempty"`
+	UUID     string    `json:"uuid"`     // of this prune; stays when another takes it over
+	Revision int64     `json:"revision"` // one more with each replace
+	State    string    `json:"state"`
+	Owner    string    `json:"owner"` // a UUID: of the run that it belongs to
+	Process            // of its owner
+	Since    time.Time `json:"since"` // UTC; for people
+	// List names an object of [MarkList].
+	List archive.Ref `json:"list"`
+	// Struck are keys of the list that stay, since somebody needs them; sorted.
+	Struck []string `json:"struck,omitempty"`
+	// Listed says that the leases were listed after the mark stood; Leases are the keys
+	// of those that have to go before anything is deleted, sorted.
+	Listed bool     `json:"listed"`
+	Leases []string `json:"leases,omitempty"`
+
+	data []byte // as it stands
+}
+
+// Standing reports whether anything is marked.
+func (m *Mark) Standing() bool { return m.State != MarkDone }
+
+// MarkStandsError says that another prune has its mark in the repository.
+type MarkStandsError struct{ Mark *Mark }
+
+func (e *MarkStandsError) Error() string {
+	return fmt.Sprintf("a prune is at work on %s (process %d) since %s", e.Mark.Host.Name, e.Mark.PID, e.Mark.Since.Format(time.RFC3339))
+}
+
+// Validate says what is wrong with a mark, or nil.
+func (m *Mark) Validate() error {
+	var c checker
+	c.that(m.Format == MarkFormat && m.Version == 1, "format %.80q, version %d", m.Format, m.Version)
+	c.that(len(m.Requires) == 0, "it requires %.200q, which is not known", m.Requires)
+	c.nilErr("uuid", validUUID(m.UUID))
+	c.that(m.Revision >= 1 && m.Revision < maxSequence, "revision is %d", m.Revision)
+	c.oneOf("state", m.State, MarkMarked, MarkDeleting, MarkDone)
+	c.nilErr("owner", validUUID(m.Owner))
+	m.validate(&c)
+	c.time("since", m.Since)
+	c.ref("list", m.List)
+	c.that(m.List.Length <= maxMarkList, "the list has %d bytes", m.List.Length)
+	c.that(len(m.Struck) <= maxStruck, "%d objects are struck", len(m.Struck))
+	c.that(sortedOnce(m.Struck), "what is struck is not sorted")
+	for _, key := range m.Struck {
+		c.that(markable(key), "%.80q is struck", key)
+	}
+	c.that(m.Listed || len(m.Leases) == 0, "leases that were not listed")
+	c.that(sortedOnce(m.Leases), "the leases are not sorted")
+	for _, key := range m.Leases {
+		c.that(ParseKey(key).Kind == KeyLease, "%.80q is no lease", key)
+	}
+	if c.err != nil {
+		return fmt.Errorf("invalid mark: %w", c.err)
+	}
+	return nil
+}
+
+func sortedOnce(s []string) bool {
+	return slices.IsSortedFunc(s, func(a, b string) int {
+		if a == b {
+			return -1 // no two are the same
+		}
+		return strings.Compare(a, b)
+	})
+}
+
+// Mark reads the mark, also one that is done. There may be none: ErrNoMark.
+func (r *Repository) Mark(ctx context.Context) (*Mark, error) {
+	data, err := readSealed(ctx, r.Store, MarkKey)
+	if errors.Is(err, objstore.ErrNotFound) {
+		return nil, ErrNoMark
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the mark of a prune: %w", err)
+	}
+	return parseMark(data)
+}
+
+func parseMark(data []byte) (*Mark, error) {
+	var m Mark
+	if err := unsealAs(data, MarkKey, MarkFormat, &m); err != nil {
+		return nil, err
+	}
+	if err := m.Validate(); err != nil {
+		return nil, archive.Damaged(MarkKey, err)
+	}
+	m.data = data
+	return &m, nil
+}
+
+// CreateMark stores a list and a mark of it, if no other stands: else the error is a
+// *MarkStandsError.
+func (r *Repository) CreateMark(ctx context.Context, list *MarkList) (*Mark, error) {
+	self, err := r.Self()
+	if err != nil {
+		return nil, err
+	}
+	before, err := r.Mark(ctx)
+	if err != nil && !errors.Is(err, ErrNoMark) {
+		return nil, err
+	}
+	if before != nil && before.Standing() {
+		return nil, &MarkStandsError{Mark: before}
+	}
+	ref, err := r.putMarkList(ctx, list)
+	if err != nil {
+		return nil, err
+	}
+	m := &Mark{
+		Format: MarkFormat, Version: 1, UUID: NewUUID(), Revision: 1, State: MarkMarked,
+		Owner: NewUUID(), Process: self, Since: now(), List: ref,
+	}
+	m, err = r.storeMark(ctx, before, m)
+	if !errors.Is(err, ErrMarkChanged) {
+		return m, err
+	}
+	// Somebody was faster.
+	stands, rerr := r.Mark(ctx)
+	if rerr != nil || !stands.Standing() {
+		return nil, errors.Join(err, rerr)
+	}
+	return nil, &MarkStandsError{Mark: stands}
+}
+
+// storeMark stores m in the place of before; nil: where none stands.
+func (r *Repository) storeMark(ctx context.Context, before, m *Mark) (*Mark, error) {
+	if err := errors.Join(r.CheckWritable(), m.Validate()); err != nil {
+		return nil, err
+	}
+	data, err := Seal(m)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", MarkKey, err)
+	}
+	if before == nil {
+		err = r.create(ctx, MarkKey, data)
+	} else {
+		err = r.swap(ctx, MarkKey, before.data, data)
+	}
+	switch {
+	case errors.As(err, new(*standsError)):
+		return nil, ErrMarkChanged
+	case err != nil:
+		return nil, fmt.Errorf("store the mark of a prune: %w", err)
+	}
+	m.data = data
+	return m, nil
+}
+
+// ChangeMark replaces the mark, which must be as it was read into m, by its next
+// revision, and returns that. Where it is not the error is ErrMarkChanged.
+func (r *Repository) ChangeMark(ctx context.Context, m *Mark, change func(*Mark)) (*Mark, error) {
+	next := *m
+	next.Struck, next.Leases = slices.Clone(m.Struck), slices.Clone(m.Leases)
+	change(&next)
+	next.Revision++
+	return r.storeMark(ctx, m, &next)
+}
+
+// RecordLeases notes the leases that were listed after the mark stood, by their keys.
+func (r *Repository) RecordLeases(ctx context.Context, m *Mark, keys []string) (*Mark, error) {
+	return r.ChangeMark(ctx, m, func(m *Mark) {
+		m.Listed, m.Leases = true, slices.Compact(slices.Sorted(slices.Values(keys)))
+	})
+}
+
+// TakeOver makes the mark this process's, in a run of its own, without a change to
+// what it says.
+func (r *Repository) TakeOver(ctx context.Context, m *Mark) (*Mark, error) {
+	self, err := r.Self()
+	if err != nil {
+		return nil, err
+	}
+	return r.ChangeMark(ctx, m, func(m *Mark) { m.Owner, m.Process = NewUUID(), self })
+}
+
+// SetDeleting fixes what is deleted: list, which has nothing that was struck.
+func (r *Repository) SetDeleting(ctx context.Context, m *Mark, list *MarkList) (*Mark, error) {
+	for _, key := range m.Struck {
+		if list.Has(key) {
+			return nil, fmt.Errorf("%s was struck from the mark and is to be deleted", key)
+		}
+	}
+	ref, err := r.putMarkList(ctx, list)
+	if err != nil {
+		return nil, err
+	}
+	return r.ChangeMark(ctx, m, func(m *Mark) { m.State, m.List, m.Struck = MarkDeleting, ref, nil })
+}
+
+// Strike takes objects out of a mark that is marked: they are needed. Of keys that are
+// not in its list nothing is said.
+func (r *Repository) Strike(ctx context.Context, m *Mark, keys []string) (*Mark, error) {
+	if m.State != MarkMarked {
+		return nil, fmt.Errorf("what is marked can't be struck in state %s", m.State)
+	}
+	return r.ChangeMark(ctx, m, func(m *Mark) {
+		m.Struck = slices.Compact(slices.Sorted(slices.Values(append(m.Struck, keys...))))
+		if len(m.Struck) > maxStruck {
+			m.State, m.Struck = MarkDone, nil // all of it is struck
+		}
+	})
+}
+
+// EndMark says that nothing is marked any more: all is deleted, or nothing is to be.
+func (r *Repository) EndMark(ctx context.Context, m *Mark) (*Mark, error) {
+	return r.ChangeMark(ctx, m, func(m *Mark) { m.State, m.Struck, m.Leases = MarkDone, nil, nil })
+}

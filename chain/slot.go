@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// Slot is the key of a manifest with what stood there when it was looked at.
+// A commit is a conditional write to one slot: it succeeds only while the very
+// bytes stand there, or nothing does. To change what stands there, so that a
+// commit that was prepared for it can't succeed any more, is to spend the slot.
+type Slot struct {
+	Domain, Checkpoint string
+	Manifest           *Manifest // nil: the slot is free, absent or with a void
+
+	void *Void
+	data []byte // what stands there; nil: nothing
+}
+
+// Key is where the slot is.
+func (s *Slot) Key() string { return ManifestKey(s.Domain, s.Checkpoint) }
+
+// Digest is that of the bytes that stand there; nil: nothing does.
+func (s *Slot) Digest() *archive.Digest {
+	if s.data == nil {
+		return nil
+	}
+	d := archive.Sum(s.data)
+	return &d
+}
+
+// Slot looks at a manifest's key. What stands there and can't be read is the
+// error: an archive.DamageError, a NewerError, or the store's.
+func (r *Repository) Slot(ctx context.Context, domain, checkpoint string) (*Slot, error) {
+	if err := errors.Join(CheckDomain(domain), CheckName(checkpoint)); err != nil {
+		return nil, err
+	}
+	data, err := readSealed(ctx, r.Store, ManifestKey(domain, checkpoint))
+	switch {
+	case errors.Is(err, objstore.ErrNotFound):
+		return &Slot{Domain: domain, Checkpoint: checkpoint}, nil
+	case err != nil:
+		return nil, fmt.Errorf("manifest of checkpoint %s of domain %s: %w", checkpoint, domain, err)
+	}
+	return r.parseSlot(data, domain, checkpoint)
+}
+
+// parseSlot takes apart what stands under a manifest's key.
+func (r *Repository) parseSlot(data []byte, domain, checkpoint string) (*Slot, error) {
+	s := &Slot{Domain: domain, Checkpoint: checkpoint, data: data}
+	var err error
+	if s.void, err = r.parseVoid(data, s.Key()); err != nil || s.void != nil {
+		return s, err
+	}
+	s.Manifest, err = r.parseManifest(data, domain, checkpoint)
+	return s, err
+}
+
+// spend changes what stands in a slot, unless another has by now: a free one gets a
+// new void, a manifest its next revision with the same content, which leaves a void
+// when it is forgotten. Either differs from all that stood there before, so that no
+// commit that was prepared for the slot ever succeeds.
+func (r *Repository) spend(ctx context.Context, s *Slot) error {
+	v := r.newVoid()
+	var data []byte
+	var err error
+	if s.Manifest == nil {
+		data, err = Seal(v)
+	} else {
+		next := *s.Manifest
+		next.Revision++
+		next.OverVoid = v.UUID
+		data, err = r.sealManifest(&next)
+	}
+	if err != nil {
+		return err
+	}
+	if s.data == nil {
+		err = r.create(ctx, s.Key(), data)
+	} else {
+		err = r.swap(ctx, s.Key(), s.data, data)
+	}
+	if errors.As(err, new(*standsError)) {
+		return nil // another has changed it
+	}
+	return err
+}

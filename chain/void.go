@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/imgbackup/imgbackup/archive"
+)
+
+// VoidFormat is the value of a void's field "format".
+const VoidFormat = "imgbackup-void"
+
+// maxVoid is the most bytes that a void has, and less than any manifest does: what a
+// listing shows to be larger is none.
+const maxVoid = 512
+
+// Void stands under a manifest's key where there is no checkpoint, so that no commit
+// that was prepared for what stood there before can succeed: each one has an identity
+// of its own. The name is free, and a manifest that takes a void's place names it
+// ([Manifest.OverVoid]).
+type Void struct {
+	Format       string   `json:"format"`  // VoidFormat
+	Version      int      `json:"version"` // 1
+	Requires     []string `json:"requires,omitempty"`
+	RepositoryID string   `json:"repository_id"`
+	UUID         string   `json:"uuid"`
+}
+
+func (r *Repository) newVoid() *Void {
+	return &Void{Format: VoidFormat, Version: 1, RepositoryID: r.Config.ID, UUID: NewUUID()}
+}
+
+// parseVoid returns the void that data is, or nil where it is something else.
+func (r *Repository) parseVoid(data []byte, key string) (*Void, error) {
+	if len(data) > maxVoid {
+		return nil, nil
+	}
+	plain, err := unsealed(data)
+	if err != nil {
+		return nil, archive.Damaged(key, err)
+	}
+	var head struct {
+		Format string `json:"format"`
+	}
+	if err := json.Unmarshal(plain, &head); err != nil || head.Format != VoidFormat {
+		return nil, nil // whatever it is, it is no void
+	}
+	var v Void
+	if err := unsealAs(data, key, VoidFormat, &v); err != nil {
+		return nil, err
+	}
+	err = validUUID(v.UUID)
+	if err == nil && v.RepositoryID != r.Config.ID {
+		err = fmt.Errorf("it belongs to repository %s", v.RepositoryID)
+	}
+	if again, serr := Seal(v); err == nil && (serr != nil || !bytes.Equal(again, data)) {
+		err = errors.New("it is not as voids are written")
+	}
+	if err != nil {
+		return nil, archive.Damaged(key, err)
+	}
+	return &v, nil
+}
