@@ -12,12 +12,27 @@ import (
 	"strings"
 )
 
-// Moved says where the files of a domain are now. What is not named stays as the
-// definition has it.
+// Moved says where the files of a domain are now, and what it is now. What is not named
+// stays as the definition has it.
 type Moved struct {
 	Disks  map[string]Image // by target
 	NVRAM  string           // path; empty: not moved
 	Loader string           // path; empty: not moved
+
+	Name        string // empty: as it was
+	NewIdentity bool   // another UUID, other MAC addresses, and what goes with them
+}
+
+// Adjusted is a definition that names the files where they are now.
+type Adjusted struct {
+	XML  []byte
+	Name string
+	UUID string            // empty: libvirt will make one
+	MACs map[string]string // of the definition as it was → new
+
+	// What it still names that two domains can't use at once, in words for a person:
+	// disks that were not moved, and other things.
+	OtherDisks, Shared []string
 }
 
 // Image is a file that is a disk, without a backing chain.
@@ -29,40 +44,67 @@ type Image struct {
 // Adjust rewrites a definition so that it names the files where they are now.
 // Every byte that is not about them stays as it was, comments included. Of a
 // moved disk, a stated backing chain and a mirror are removed.
-func Adjust(data []byte, m Moved) ([]byte, error) {
+func Adjust(data []byte, m Moved) (*Adjusted, error) {
 	if _, err := Parse(data); err != nil {
 		return nil, err
 	}
 	e := &editor{data: data, moved: m}
+	var err error
+	if m.NewIdentity {
+		if e.made, err = newIdentity(); err != nil {
+			return nil, err
+		}
+	}
 	if err := e.scan(); err != nil {
 		return nil, fmt.Errorf("domain XML: %w", err)
 	}
-	out := e.apply()
-	if err := m.holds(out); err != nil {
+	out, err := e.result()
+	if err != nil {
 		return nil, fmt.Errorf("adjust the domain XML: %w", err)
 	}
 	return out, nil
 }
 
+// result proves the adjusted definition, and says what it is.
+func (e *editor) result() (*Adjusted, error) {
+	a := &Adjusted{XML: e.apply()}
+	d, err := e.moved.holds(a.XML)
+	if err != nil {
+		return nil, err
+	}
+	a.Name, a.UUID = d.Name, d.UUID
+	if e.made != nil {
+		a.MACs = e.made.macs
+		if err := e.made.holds(a.XML); err != nil {
+			return nil, err
+		}
+	}
+	a.OtherDisks, a.Shared, err = shares(a.XML, e.moved)
+	return a, err
+}
+
 // holds proves that a definition names the files where they are now.
-func (m Moved) holds(data []byte) error {
+func (m Moved) holds(data []byte) (*Domain, error) {
 	d, err := Parse(data)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for target, im := range m.Disks {
 		disk, ok := d.Disk(target)
 		if !ok {
-			return fmt.Errorf("it has no disk %s", target)
+			return nil, fmt.Errorf("it has no disk %s", target)
 		}
 		if disk.Type != TypeFile || disk.Path != im.Path || disk.Format != im.Format || len(disk.Backing) > 0 {
-			return fmt.Errorf("disk %s cannot be pointed to %s", target, im.Path)
+			return nil, fmt.Errorf("disk %s cannot be pointed to %s", target, im.Path)
 		}
 	}
 	if m.NVRAM != "" && d.NVRAM != m.NVRAM || m.Loader != "" && d.Loader != m.Loader {
-		return errors.New("the firmware's files cannot be pointed to")
+		return nil, errors.New("the firmware's files cannot be pointed to")
 	}
-	return nil
+	if m.Name != "" && d.Name != m.Name {
+		return nil, errors.New("the domain cannot be given another name")
+	}
+	return d, nil
 }
 
 // element is an element with its place in the text.
@@ -102,6 +144,7 @@ type edit struct {
 type editor struct {
 	data  []byte
 	moved Moved
+	made  *identity // nil: it stays what it was
 	edits []edit
 }
 
@@ -120,6 +163,12 @@ func (e *editor) scan() error {
 	}
 	e.file(root.path("os", "nvram"), e.moved.NVRAM)
 	e.file(root.path("os", "loader"), e.moved.Loader)
+	if e.moved.Name != "" {
+		e.text(root.kid("name"), e.moved.Name)
+	}
+	if e.made != nil {
+		return e.identity(root)
+	}
 	return nil
 }
 
@@ -185,8 +234,15 @@ func (e *editor) file(n *element, path string) {
 	case n.kid("source") != nil:
 		e.tag(n, "type", TypeFile)
 		e.tag(n.kid("source"), "file", path, "dev", "index", "protocol", "name")
-	case n.inner < n.close:
-		e.edits = append(e.edits, edit{n.inner, n.close, escape(path)})
+	default:
+		e.text(n, path)
+	}
+}
+
+// text replaces the text of an element that has one.
+func (e *editor) text(n *element, text string) {
+	if n != nil && n.inner < n.close {
+		e.edits = append(e.edits, edit{n.inner, n.close, escape(text)})
 	}
 }
 

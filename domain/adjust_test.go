@@ -9,6 +9,15 @@ import (
 	"github.com/imgbackup/imgbackup/domain"
 )
 
+// adjust is domain.Adjust as far as its bytes are concerned.
+func adjust(data []byte, m domain.Moved) ([]byte, error) {
+	a, err := domain.Adjust(data, m)
+	if err != nil {
+		return nil, err
+	}
+	return a.XML, nil
+}
+
 func TestAdjust(t *testing.T) {
 	t.Parallel()
 	moved := domain.Moved{
@@ -27,7 +36,7 @@ func TestAdjust(t *testing.T) {
 	} {
 		in := head + "<devices><disk type='file'><driver type='qcow2'/>" + c.in + "<target dev='vda'/></disk></devices></domain>"
 		want := head + "<devices><disk type='file'><driver type='raw'/>" + c.want + "<target dev='vda'/></disk></devices></domain>"
-		got, err := domain.Adjust([]byte(in), domain.Moved{Disks: moved.Disks})
+		got, err := adjust([]byte(in), domain.Moved{Disks: moved.Disks})
 		if err != nil || string(got) != want {
 			t.Errorf("%s: %v\n%s\nwant\n%s", name, err, got, want)
 		}
@@ -50,7 +59,7 @@ func TestAdjust(t *testing.T) {
 			head + "<devices><disk type='file'><driver type='raw'/><source file='/r/it&apos;s.raw'/><target dev='vda'/></disk><disk type='file'><source file='/b'/><target dev='vdb'/></disk></devices></domain>",
 		},
 	} {
-		got, err := domain.Adjust([]byte(c.in), domain.Moved{Disks: moved.Disks})
+		got, err := adjust([]byte(c.in), domain.Moved{Disks: moved.Disks})
 		if err != nil || string(got) != c.want {
 			t.Errorf("%s: %v\n%s\nwant\n%s", name, err, got, c.want)
 		}
@@ -59,7 +68,7 @@ func TestAdjust(t *testing.T) {
 		"texts":  {"<loader type='pflash'>/a</loader><nvram template='/t'>/b</nvram>", "<loader type='pflash'>/r/code</loader><nvram template='/t'>/r/&lt;vars&gt;</nvram>"},
 		"source": {"<loader>/a</loader><nvram type='block'><source dev='/b'/></nvram>", "<loader>/r/code</loader><nvram type='file'><source file='/r/&lt;vars&gt;'/></nvram>"},
 	} {
-		got, err := domain.Adjust([]byte(head+"<os>"+c.in+"</os></domain>"), domain.Moved{NVRAM: moved.NVRAM, Loader: moved.Loader})
+		got, err := adjust([]byte(head+"<os>"+c.in+"</os></domain>"), domain.Moved{NVRAM: moved.NVRAM, Loader: moved.Loader})
 		if want := head + "<os>" + c.want + "</os></domain>"; err != nil || string(got) != want {
 			t.Errorf("%s: %v\n%s\nwant\n%s", name, err, got, want)
 		}
@@ -69,11 +78,11 @@ func TestAdjust(t *testing.T) {
 		"no such disk": "<domain><name>web</name></domain>",
 		"no XML":       "<domain>",
 	} {
-		if got, err := domain.Adjust([]byte(in), moved); err == nil {
+		if got, err := adjust([]byte(in), moved); err == nil {
 			t.Errorf("%s: %s", name, got)
 		}
 	}
-	if got, err := domain.Adjust([]byte(head+"<os><nvram/></os></domain>"), domain.Moved{NVRAM: "/r/v"}); err == nil {
+	if got, err := adjust([]byte(head+"<os><nvram/></os></domain>"), domain.Moved{NVRAM: "/r/v"}); err == nil {
 		t.Errorf("an empty nvram: %s", got)
 	}
 }
@@ -87,7 +96,7 @@ func adjusted(t *testing.T, data []byte, d *domain.Domain) {
 			moved.Disks[disk.Target] = domain.Image{Path: "/r/" + strings.ReplaceAll(disk.Target, ":", "'"), Format: "qcow2"}
 		}
 	}
-	out, err := domain.Adjust(data, moved)
+	out, err := adjust(data, moved)
 	if err != nil {
 		return // it says so
 	}

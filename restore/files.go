@@ -38,17 +38,17 @@ type FileResult struct {
 	Adjusted bool   `json:"adjusted,omitempty"`
 }
 
-// FilesIn makes targets in a folder for all files of a checkpoint: DOMAIN.xml, the
-// firmware's files under their own names, if these name nothing else there, the
-// state of a TPM in DOMAIN.tpm, and a saved memory as DOMAIN.save. A manifest is not
-// trusted to name files.
-func FilesIn(m *chain.Manifest, dir string, disks []Target) []FileTarget {
+// FilesIn makes targets in a folder for all files of a checkpoint, as those of a domain
+// of that name: DOMAIN.xml, the firmware's files under their own names, if these name
+// nothing else there, the state of a TPM in DOMAIN.tpm, and a saved memory as
+// DOMAIN.save. A manifest is not trusted to name files.
+func FilesIn(m *chain.Manifest, domain, dir string, disks []Target) []FileTarget {
 	taken := make(map[string]bool)
 	for _, t := range disks {
 		taken[filepath.Base(t.Path)] = true
 	}
-	for _, suffix := range []string{".xml", ".tpm", ".save"} {
-		taken[m.Domain+suffix] = true
+	for _, suffix := range []string{".xml", ".tpm", ".save", "." + chain.RoleNVRAM, "." + chain.RoleLoader} {
+		taken[domain+suffix] = true
 	}
 	var all []FileTarget
 	saved := -1 // where in all the saved memory is
@@ -56,7 +56,7 @@ func FilesIn(m *chain.Manifest, dir string, disks []Target) []FileTarget {
 		f := &m.Files[i]
 		switch f.Role {
 		case chain.RoleTPM:
-			all = append(all, stateTarget(f, filepath.Join(dir, m.Domain+".tpm")))
+			all = append(all, stateTarget(f, filepath.Join(dir, domain+".tpm")))
 			continue
 		case chain.RoleManagedSave:
 			if saved >= 0 {
@@ -64,13 +64,13 @@ func FilesIn(m *chain.Manifest, dir string, disks []Target) []FileTarget {
 				continue
 			}
 			saved = len(all)
-			all = append(all, FileTarget{File: f, Path: filepath.Join(dir, m.Domain+".save")})
+			all = append(all, FileTarget{File: f, Path: filepath.Join(dir, domain+".save")})
 			continue
 		}
-		name := m.Domain + ".xml"
+		name := domain + ".xml"
 		if f.Role != chain.RoleDomainXML {
 			if name = filepath.Base(f.Path); chain.CheckName(name) != nil || taken[name] {
-				name = m.Domain + "." + f.Role
+				name = domain + "." + f.Role
 			}
 		}
 		taken[name] = true

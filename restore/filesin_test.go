@@ -21,7 +21,7 @@ func TestFilesIn(t *testing.T) {
 		{Role: chain.RoleTPM, Path: "/t/tpm2/x", Name: "tpm2/x"},
 		{Role: chain.RoleDomainXML},
 	}}
-	targets := restore.FilesIn(m, "out", nil)
+	targets := restore.FilesIn(m, "web", "out", nil)
 	var paths []string
 	for _, target := range targets {
 		paths = append(paths, target.Path)
@@ -34,5 +34,22 @@ func TestFilesIn(t *testing.T) {
 	}
 	if want := []string{filepath.Join("out", "web.tpm"), filepath.Join("out", "web.tpm", "tpm2")}; !slices.Equal(targets[2].Folders, want) {
 		t.Errorf("folders %q, want %q", targets[2].Folders, want)
+	}
+}
+
+// Whatever the files were called, no two of them go to one place.
+func TestFilesInApart(t *testing.T) {
+	t.Parallel()
+	for _, names := range [][2]string{{"/a/web.nvram", "/a/."}, {"/a/.", "/a/web.loader"}, {"/a/web.nvram", "/a/web.loader"}, {"/a/x", "/b/x"}, {"/a/web.xml", "/b/vda.raw"}} {
+		m := &chain.Manifest{Domain: "web", Files: []chain.File{
+			{Role: chain.RoleDomainXML}, {Role: chain.RoleLoader, Path: names[0]}, {Role: chain.RoleNVRAM, Path: names[1]},
+		}}
+		seen := map[string]bool{"out/vda.raw": true}
+		for _, target := range restore.FilesIn(m, "web", "out", []restore.Target{{Disk: "vda", Path: "out/vda.raw"}}) {
+			if seen[target.Path] {
+				t.Errorf("%q: two files go to %s", names, target.Path)
+			}
+			seen[target.Path] = true
+		}
 	}
 }

@@ -180,6 +180,7 @@ func (l *libvirt) lead() {
       <source file='%s'/>
       <target dev='vda' bus='virtio'/>
     </disk>
+    <interface type='user'><mac address='52:54:00:00:00:01'/><model type='virtio'/></interface>
   </devices>
 </domain>
 `, l.name, image))
@@ -201,6 +202,7 @@ func (l *libvirt) lead() {
 		l.backup()
 	}
 	l.judge()
+	l.twin()
 	l.recover()
 }
 
@@ -226,6 +228,23 @@ func (l *libvirt) judge() {
 		}
 	}
 	l.must("check", "--read-data")
+}
+
+// twin puts the newest checkpoint beside the VM under another identity: both run at once.
+func (l *libvirt) twin() {
+	out, name := filepath.Join(l.dir, "twin"), l.name+"-twin"
+	l.must("restore", l.name, "--output", out, "--format", "qcow2", "--name", name, "--new-identity")
+	l.virsh("define", filepath.Join(out, name+".xml"))
+	uuids := []string{l.virsh("domuuid", l.name), l.virsh("domuuid", name)}
+	macs := []string{l.virsh("domiflist", l.name, "--inactive"), l.virsh("domiflist", name, "--inactive")}
+	if uuids[0] == uuids[1] || macs[0] == macs[1] || len(macs[0]) != len(macs[1]) {
+		l.Errorf("the twin is not another: %q, %q", uuids, macs)
+	}
+	l.start()
+	l.virsh("start", name)
+	l.virsh("destroy", name)
+	l.virsh("undefine", name)
+	l.stop()
 }
 
 // recover puts the newest checkpoint back into libvirt, where it runs, and goes on.

@@ -3,9 +3,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -32,6 +32,8 @@ type restoreRequest struct {
 	to         []string
 	format     string
 	adjust     bool
+	identity   bool   // a new one
+	name       string // of the restored domain; empty: as it was
 	limitRate  string
 	options    restore.Options
 }
@@ -39,12 +41,16 @@ type restoreRequest struct {
 const restoreHelp = `restore writes the disks of a checkpoint (the newest by default), every byte proven by its digest.
 Files appear under their final names only when all of them are complete and durable.
 
-What is written is raw unless --format says otherwise. --output DIR writes DIR/TARGET.FORMAT and, of a backup with --domain-xml, the domain's definition and its
-firmware's files. --to names a file, or with --force a block device; --to TARGET=- writes the raw disk to
-stdout, and whoever reads it must look at the exit status.`
+What is written is raw unless --format says otherwise. --output DIR writes DIR/TARGET.FORMAT and, of a
+backup with --domain-xml, the domain's definition and its firmware's files. --to names a file, or with
+--force a block device; --to TARGET=- writes the raw disk to stdout: look at the exit status, too.`
 
 const restoreManual = `The definition is DIR/DOMAIN.xml, the firmware's files have their own names; with --disk there are none of them.
 With --adjust-xml that definition names the files where they are restored; else it is byte by byte what it was.
+
+--name NAME gives the restored domain another name, and --new-identity another UUID and other MAC addresses (and what goes
+with them: the generation id, the ids of ports), so that it can stand beside the old one. What the definition still names
+that two domains cannot use at once (disks that are not in the backup, devices of the host, ports) is told.
 
 --continue gives a restored qcow2 image the checkpoint's bitmap, so that its next backup is incremental from there.
 
@@ -66,6 +72,7 @@ func (a *app) restoreCommand() *cobra.Command {
 		Example: `  imgbackup restore web --output /restored
   imgbackup restore web --checkpoint monday --disk vda --output /restored --format qcow2
   imgbackup restore web --output /restored --format qcow2 --adjust-xml
+  imgbackup restore web --output /vm/web2 --format qcow2 --name web2 --new-identity
   imgbackup restore web --to vda=/vm/web.qcow2 --format qcow2 --continue --verify
   imgbackup restore web --to vda=/dev/vg/web --force
   imgbackup restore web --to vda=web.vmdk --format vmdk --format-option subformat=streamOptimized
@@ -76,7 +83,7 @@ func (a *app) restoreCommand() *cobra.Command {
 			if r.checkpoint, err = checkpointArg(args, 1, r.checkpoint); err != nil {
 				return err
 			}
-			if err := notEmpty(cmd.Flags(), "checkpoint"); err != nil {
+			if err := notEmpty(cmd.Flags(), "checkpoint", "name"); err != nil {
 				return err
 			}
 			return a.restore(cmd, r)
@@ -92,6 +99,8 @@ func (a *app) restoreCommand() *cobra.Command {
 	f.StringVar(&r.options.QemuImg.SecretFile, "secret-file", "", "encrypt a qcow2 (LUKS) with the passphrase that is in `FILE`, to its last byte, by qemu-img")
 	f.StringArrayVar(&r.options.QemuImg.Settings, "format-option", nil, "`KEY=VALUE` for qemu-img's -o, as subformat=streamOptimized; may be repeated")
 	f.BoolVar(&r.adjust, "adjust-xml", false, "let the restored definition of the domain name the restored files")
+	f.BoolVar(&r.identity, "new-identity", false, "--adjust-xml, with another UUID and other MAC addresses")
+	f.StringVar(&r.name, "name", "", "--adjust-xml, with this `NAME` of the domain")
 	f.BoolVar(&r.options.Force, "force", false, "replace a target that exists; write to a block device")
 	f.BoolVar(&r.options.Continue, "continue", false, "give the restored qcow2 images the checkpoint's bitmap, so that the next backup is incremental")
 	f.BoolVar(&r.options.NoLock, "no-lock", false, "go on where a file system has no locks, and nobody can tell whether the target is in use")
@@ -99,7 +108,7 @@ func (a *app) restoreCommand() *cobra.Command {
 	f.StringVar(&r.limitRate, "limit-rate", "", "restore at most so many `BYTES` of data per second, as 50M")
 	section(f, whichDisks, "checkpoint", "disk")
 	section(f, whereTo, "output", "to", "force", "no-lock")
-	section(f, whatIsDone, "format", "continue", "adjust-xml", "compressed", "secret-file", "format-option", "verify")
+	section(f, whatIsDone, "format", "continue", "adjust-xml", "new-identity", "name", "compressed", "secret-file", "format-option", "verify")
 	section(f, howItRuns, "limit-rate")
 	addManual(cmd, restoreManual)
 	return a.addProgress(cmd)
@@ -111,8 +120,8 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 		return usage.Errorf("where to? give --output DIR or --to TARGET=PATH")
 	case r.output != "" && len(r.to) > 0:
 		return usage.Errorf("--output and --to exclude each other")
-	case r.adjust && (r.output == "" || len(r.disks) > 0):
-		return usage.Errorf("--adjust-xml goes with --output and all disks, where the definition is restored")
+	case r.defines() && (r.output == "" || len(r.disks) > 0):
+		return usage.Errorf("--adjust-xml, --new-identity and --name go with --output and all disks, where the definition is restored")
 	}
 	if r.output != "" {
 		at, err := sys.Locate(r.output)
@@ -128,8 +137,10 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	if err := r.setLimit(); err != nil {
 		return err
 	}
-	if err := chain.CheckDomain(r.domain); err != nil {
-		return usage.Wrap(err)
+	for _, name := range []string{r.domain, cmp.Or(r.name, r.domain)} {
+		if err := chain.CheckDomain(name); err != nil {
+			return usage.Wrap(err)
+		}
 	}
 	repo, err := a.openRepo(cmd.Context())
 	if err != nil {
@@ -143,8 +154,9 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	if err != nil {
 		return err
 	}
+	var adjusted *dom.Adjusted // set when the definition is
 	if r.output != "" && len(r.disks) == 0 {
-		if r.options.Files, err = restoreFiles(m, r, targets); err != nil {
+		if r.options.Files, err = restoreFiles(m, r, targets, func(a *dom.Adjusted) { adjusted = a }); err != nil {
 			return err
 		}
 	}
@@ -167,8 +179,12 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	if err != nil || stdout { // where nothing but the disk goes
 		return err
 	}
-	a.noteDefinition(m, result)
-	return a.printRestore(m, result)
+	if adjusted != nil {
+		a.noteAdjusted(r, adjusted, result)
+	} else {
+		a.noteDefinition(m, result)
+	}
+	return a.printRestore(m, result, adjusted)
 }
 
 // restoring tells of a restore's progress in every way that was asked for.
@@ -202,7 +218,7 @@ func (r *restoreRequest) checkImage(format qcow2.Format) error {
 	if err := r.options.QemuImg.Check(format); err != nil {
 		return fmt.Errorf("--format: %w", err)
 	}
-	if r.adjust && (format == "vhdx" || r.options.QemuImg.SecretFile != "") {
+	if r.defines() && (format == "vhdx" || r.options.QemuImg.SecretFile != "") {
 		return usage.Errorf("--adjust-xml: libvirt's definitions know no vhdx, and this one not the secret of an encrypted disk")
 	}
 	return nil
@@ -265,42 +281,13 @@ func restoreTargets(m *chain.Manifest, r restoreRequest, format qcow2.Format) ([
 	return targets, nil
 }
 
-// restoreFiles are the checkpoint's files beside the disks.
-func restoreFiles(m *chain.Manifest, r restoreRequest, disks []restore.Target) ([]restore.FileTarget, error) {
-	files := restore.FilesIn(m, r.output, disks)
-	if !r.adjust {
-		return files, nil
-	}
-	if _, ok := m.File(chain.RoleDomainXML); !ok {
-		return nil, usage.Errorf("--adjust-xml: checkpoint %s holds no definition of the domain", m.Checkpoint)
-	}
-	moved := dom.Moved{Disks: make(map[string]dom.Image)}
-	for _, d := range disks {
-		moved.Disks[d.Disk] = dom.Image{Path: filepath.Join(r.output, filepath.Base(d.Path)), Format: string(d.Format)}
-	}
-	for i := range files {
-		path := filepath.Join(r.output, filepath.Base(files[i].Path))
-		switch files[i].File.Role {
-		case chain.RoleNVRAM:
-			moved.NVRAM = path
-		case chain.RoleLoader:
-			moved.Loader = path
-		}
-	}
-	for i := range files {
-		if files[i].File.Role == chain.RoleDomainXML {
-			files[i].Adjust = func(data []byte) ([]byte, error) { return dom.Adjust(data, moved) }
-		}
-	}
-	return files, nil
-}
-
 // restoreJSON is what restore --json prints.
 type restoreJSON struct {
 	Domain     string `json:"domain"`
 	Checkpoint string `json:"checkpoint"`
 	*restore.Result
-	Disks []restoredDiskJSON `json:"disks"`
+	Disks      []restoredDiskJSON `json:"disks"`
+	Definition *adjustedJSON      `json:"definition,omitempty"`
 }
 
 type restoredDiskJSON struct {
@@ -308,17 +295,17 @@ type restoredDiskJSON struct {
 	Target string `json:"target"`
 }
 
-func viewRestore(m *chain.Manifest, r *restore.Result) restoreJSON {
-	out := restoreJSON{Domain: m.Domain, Checkpoint: m.Checkpoint, Result: r, Disks: []restoredDiskJSON{}}
+func viewRestore(m *chain.Manifest, r *restore.Result, adjusted *dom.Adjusted) restoreJSON {
+	out := restoreJSON{Domain: m.Domain, Checkpoint: m.Checkpoint, Result: r, Disks: []restoredDiskJSON{}, Definition: viewAdjusted(adjusted)}
 	for _, d := range r.Disks {
 		out.Disks = append(out.Disks, restoredDiskJSON{d, d.Disk})
 	}
 	return out
 }
 
-func (a *app) printRestore(m *chain.Manifest, r *restore.Result) error {
+func (a *app) printRestore(m *chain.Manifest, r *restore.Result, adjusted *dom.Adjusted) error {
 	if a.json {
-		return a.printJSON(viewRestore(m, r))
+		return a.printJSON(viewRestore(m, r, adjusted))
 	}
 	w := &checkedWriter{w: a.out}
 	w.printf("restored %s at checkpoint %s\n", m.Domain, m.Checkpoint)
@@ -332,7 +319,7 @@ func (a *app) printRestore(m *chain.Manifest, r *restore.Result) error {
 	for _, f := range r.Files {
 		how := ""
 		if f.Adjusted {
-			how = ", adjusted"
+			how = ", adjusted" + whoseDefinition(adjusted)
 		}
 		w.printf("  %s  %s  %s%s\n", f.Role, f.Path, size(f.Size), how)
 	}
