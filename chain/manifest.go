@@ -149,6 +149,9 @@ type Disk struct {
 	DataBytes   int64            `json:"data_bytes"`
 	StoredBytes int64            `json:"stored_bytes"`
 	ReusedBytes int64            `json:"reused_bytes"`
+	// Lost is what the maps hold as zeros, or name what is gone of, and is not so:
+	// see [Losses]. The next backup reads it again.
+	Lost []Lost `json:"lost,omitempty"`
 
 	Witnesses []BitmapRecord `json:"witnesses,omitempty"` // bitmaps of ours as they were read
 	// Held is where a disk of a checkpoint without data held data; it bears the

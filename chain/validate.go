@@ -285,6 +285,7 @@ func (d *Disk) validate(c *checker, m *Manifest) {
 		c.powerOfTwo("granularity", d.Granularity, minGranularity, maxGranularity)
 	}
 	d.validateMaps(c, m)
+	d.validateLost(c, m.Kind)
 	c.atLeast("dirty_bytes", d.DirtyBytes, 0)
 	c.atLeast("data_bytes", d.DataBytes, 0)
 	c.atLeast("stored_bytes", d.StoredBytes, 0)

@@ -17,6 +17,7 @@ import (
 type archivedDisk struct {
 	repo  *chain.Repository
 	entry *chain.Disk
+	lost  *losses // nil: nothing may be
 
 	reader *view.Reader // nil: not open
 	disk   *view.Disk
@@ -24,7 +25,11 @@ type archivedDisk struct {
 
 // prove is [writer]'s.
 func (a *archivedDisk) prove(ctx context.Context) (counts outfile.Amounts, err error) {
-	a.reader = view.NewReader(ctx, a.repo, view.Options{})
+	var o view.Options
+	if a.lost != nil {
+		o.Lose = a.lost.add
+	}
+	a.reader = view.NewReader(ctx, a.repo, o)
 	if a.disk, err = a.reader.Open(ctx, a.entry); err != nil {
 		return counts, damage(a.entry.Name, err, 0, a.entry.Size)
 	}

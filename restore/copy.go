@@ -53,6 +53,7 @@ func (b *batch) reset() { b.entries, b.runs, b.first = b.entries[:0], b.runs[:0]
 type source struct {
 	*view.Layout
 	fetcher *archive.Fetcher
+	lost    *losses // nil: nothing may be
 }
 
 // each calls fn for all entries of the disk.
@@ -73,6 +74,9 @@ func (s *source) each(ctx context.Context, fn func(archive.Entry) error) error {
 // fetch fetches the chunks of entries. fn gets each entry's index and bytes,
 // from several goroutines at once.
 func (s *source) fetch(ctx context.Context, entries []archive.Entry, fn func(i int, data []byte) error) error {
+	if s.lost != nil {
+		return s.fetchWhatIsLeft(ctx, entries, fn)
+	}
 	err := s.fetcher.Slices(ctx, entries, fn)
 	var in *archive.EntryError
 	if errors.As(err, &in) {

@@ -36,6 +36,7 @@ type FileResult struct {
 	Path     string `json:"path"`
 	Size     int64  `json:"size"` // bytes
 	Adjusted bool   `json:"adjusted,omitempty"`
+	Damage   string `json:"damage,omitempty"` // why it was left out
 }
 
 // FilesIn makes targets in a folder for all files of a checkpoint, as those of a domain
@@ -106,6 +107,18 @@ type fileJob struct {
 	place   *outfile.Place
 	content []byte // nil: not changed on its way
 	out     *outfile.Output
+	damage  string // why it is left out; empty: it is not
+}
+
+// leaveOut gives up a file that is damaged in the repository.
+func (j *fileJob) leaveOut(damage error) error {
+	j.damage = damage.Error()
+	if j.out == nil {
+		return nil
+	}
+	out := j.out
+	j.out = nil
+	return out.Discard()
 }
 
 // claimFiles checks the files' targets.
@@ -237,7 +250,7 @@ func (w *outputWriter) Write(p []byte) (int, error) {
 }
 
 func (j *fileJob) result() FileResult {
-	r := FileResult{Role: j.target.File.Role, Path: j.place.Path, Size: j.target.size()}
+	r := FileResult{Role: j.target.File.Role, Path: j.place.Path, Size: j.target.size(), Damage: j.damage}
 	if j.content != nil {
 		r.Size, r.Adjusted = int64(len(j.content)), true
 	}

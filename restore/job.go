@@ -21,6 +21,7 @@ type job struct {
 	at   *outfile.Place  // nil: stdout
 	out  *outfile.Output // nil: stdout, or not open yet
 	size int64           // of what is written as a disk, bytes
+	lost *losses         // nil: nothing may be
 }
 
 // writer is a way in which a disk gets to where it goes. Its methods are called in
@@ -43,14 +44,20 @@ func (r *restoring) newJob(t Target) (*job, error) {
 		return nil, err
 	}
 	j := &job{Target: t, o: &r.o, disk: d, size: d.Size}
-	archived := archivedDisk{repo: r.repo, entry: d}
+	switch {
+	case r.o.SkipDamaged:
+		j.lost = &losses{size: d.Size}
+	case len(d.Lost) > 0:
+		return nil, &chain.LostError{Disk: d}
+	}
+	archived := archivedDisk{repo: r.repo, entry: d, lost: j.lost}
 	switch {
 	case t.Path == Stdout:
 		j.how = &stream{archivedDisk: archived, o: &r.o}
 	case r.o.foreign(t.Format):
 		j.how = &qemuImg{archivedDisk: archived, format: string(t.Format), o: &r.o}
 	default:
-		j.how = &native{repo: r.repo, disk: d, o: &r.o, src: source{fetcher: r.fetcher}}
+		j.how = &native{repo: r.repo, disk: d, o: &r.o, src: source{fetcher: r.fetcher, lost: j.lost}}
 	}
 	return j, nil
 }
@@ -123,6 +130,9 @@ func (j *job) result() DiskResult {
 	}
 	if j.o.Continue {
 		d.Bitmap = j.disk.Bitmap
+	}
+	if j.lost != nil {
+		d.Lost = j.lost.all()
 	}
 	return d
 }

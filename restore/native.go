@@ -22,7 +22,12 @@ type native struct {
 
 func (n *native) prove(ctx context.Context) (outfile.Amounts, error) {
 	var err error
-	if n.src.Layout, err = view.OpenLayout(ctx, n.repo, n.disk); err != nil {
+	if n.src.lost != nil {
+		n.src.Layout, err = view.OpenTolerant(ctx, n.repo, n.disk, n.src.lost.add)
+	} else {
+		n.src.Layout, err = view.OpenLayout(ctx, n.repo, n.disk)
+	}
+	if err != nil {
 		return outfile.Amounts{}, damage(n.disk.Name, err, 0, n.disk.Size)
 	}
 	return n.src.count(ctx)

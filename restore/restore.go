@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 
 	"golang.org/x/time/rate"
 
@@ -16,17 +17,20 @@ import (
 
 // Options say how a restore is done. The zero value is the strictest.
 type Options struct {
-	Force    bool          // replace files that exist, and write to block devices
-	Continue bool          // give each qcow2 the checkpoint's bitmap, empty
-	Verify   bool          // read the targets back before they get their names
-	NoLock   bool          // go on where a file system cannot tell whether a file is in use
-	MakeDir  string        // a folder that is made if it is missing, in one that exists; may be empty
-	Files    []FileTarget  // what is restored beside the disks
-	Workers  int           // requests and decoders at work at once; 0: as the fetcher likes
-	Limit    *rate.Limiter // bytes of guest data per second; nil: none
-	QemuImg  QemuImg       // of what qemu-img writes
-	Stdout   io.Writer     // where a target [Stdout] goes
-	Progress func(Event)   // called often, by one goroutine at a time; must not block; may be nil
+	Force    bool // replace files that exist, and write to block devices
+	Continue bool // give each qcow2 the checkpoint's bitmap, empty
+	Verify   bool // read the targets back before they get their names
+	// SkipDamaged writes zeros where the repository is damaged or has lost what it had,
+	// and leaves out files that are damaged; the result tells of each. Not with Continue.
+	SkipDamaged bool
+	NoLock      bool          // go on where a file system cannot tell whether a file is in use
+	MakeDir     string        // a folder that is made if it is missing, in one that exists; may be empty
+	Files       []FileTarget  // what is restored beside the disks
+	Workers     int           // requests and decoders at work at once; 0: as the fetcher likes
+	Limit       *rate.Limiter // bytes of guest data per second; nil: none
+	QemuImg     QemuImg       // of what qemu-img writes
+	Stdout      io.Writer     // where a target [Stdout] goes
+	Progress    func(Event)   // called often, by one goroutine at a time; must not block; may be nil
 }
 
 // Result tells what was restored, in the order of the targets.
@@ -46,6 +50,14 @@ type DiskResult struct {
 	Zero     int64  `json:"zero_bytes"`
 	Bitmap   string `json:"bitmap,omitempty"` // that it goes on with
 	Verified bool   `json:"verified"`
+	// Lost is where zeros were written in the place of what is damaged or lost.
+	Lost []chain.Lost `json:"lost,omitempty"`
+}
+
+// Lost reports whether anything was left out: see [Options.SkipDamaged].
+func (r *Result) Lost() bool {
+	return slices.ContainsFunc(r.Disks, func(d DiskResult) bool { return len(d.Lost) > 0 }) ||
+		slices.ContainsFunc(r.Files, func(f FileResult) bool { return f.Damage != "" })
 }
 
 // Run restores disks of the checkpoint m to targets. On any error no file has
@@ -151,7 +163,11 @@ func (r *restoring) open(ctx context.Context) error {
 
 func (r *restoring) writeFiles(ctx context.Context) error {
 	for _, f := range r.files {
-		if err := f.do(ctx, r.kernel, r.repo, r.o); err != nil {
+		err := f.do(ctx, r.kernel, r.repo, r.o)
+		if r.o.SkipDamaged && archive.IsDamage(err) {
+			err = f.leaveOut(err)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -72,6 +72,9 @@ func (r *restoring) check(targets []Target) error {
 }
 
 func (r *restoring) checkTarget(t Target, d *chain.Disk, targets int) error {
+	if r.o.SkipDamaged && r.o.Continue {
+		return usage.Errorf("a disk that may have lost something cannot go on with its bitmap: --skip-damaged and --continue exclude each other")
+	}
 	if len(d.Maps) == 0 {
 		return usage.Errorf("the checkpoint holds no data of it, only bitmaps")
 	}

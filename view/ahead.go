@@ -84,7 +84,7 @@ func (a *ahead) fetch(d *Disk, s int64) {
 		if b == nil {
 			return
 		}
-		_ = b.each(ctx, func(*archive.Entry, []byte) {})
+		_ = b.each(ctx, func(*archive.Entry, []byte) {}, nil)
 		d.chunks.release(b)
 		pos = entries[len(entries)-1].End()
 	}

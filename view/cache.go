@@ -153,8 +153,11 @@ func (c *chunks) want(b *batch) {
 }
 
 // each calls fn for each entry with its bytes, nil for zeros, as they come. What fn
-// gets is valid until the batch is released.
-func (b *batch) each(ctx context.Context, fn func(e *archive.Entry, data []byte)) error {
+// gets is valid until the batch is released. Where tolerate, which may be nil, agrees, what
+// cannot be had is zeros.
+func (b *batch) each(
+	ctx context.Context, fn func(e *archive.Entry, data []byte), tolerate func(e *archive.Entry, err error) bool,
+) error {
 	for i := range b.entries {
 		e := &b.entries[i]
 		if e.Zero {
@@ -162,7 +165,7 @@ func (b *batch) each(ctx context.Context, fn func(e *archive.Entry, data []byte)
 			continue
 		}
 		data, err := b.chunks[i].wait(ctx, e)
-		if err != nil {
+		if err != nil && (tolerate == nil || !tolerate(e, err)) {
 			return err
 		}
 		fn(e, data)

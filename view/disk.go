@@ -4,9 +4,11 @@ package view
 
 import (
 	"context"
+	"sort"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/chain"
 )
 
 // Disk is one disk of a checkpoint, to be read from anywhere: its layout, parts of
@@ -15,16 +17,21 @@ type Disk struct {
 	*Layout
 	windows windows
 	chunks  *chunks
-	ahead   *ahead // nil: nothing is read ahead
+	ahead   *ahead      // nil: nothing is read ahead
+	lost    *chain.Disk // has lost what is not to be read; nil: it has not, or zeros are read there
 }
 
 // ReadAt fills p with the bytes at off, all of which lie within the disk. What is
-// missing or damaged is an [archive.DamageError], of what p needs and of nothing else.
+// missing or damaged is an [archive.DamageError], and what the checkpoint has lost a
+// [chain.LostError], of what p needs and of nothing else; with [Options.Lose], zeros.
 func (d *Disk) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if len(p) == 0 {
 		return nil
 	}
 	begin, end := off, off+int64(len(p))
+	if err := d.checkLost(begin, end); err != nil {
+		return err
+	}
 	for pos := begin; pos < end; {
 		entries, err := d.windows.next(ctx, pos, end, batchEntries)
 		if err != nil {
@@ -39,17 +46,26 @@ func (d *Disk) ReadAt(ctx context.Context, p []byte, off int64) error {
 		}
 		err = b.each(ctx, func(e *archive.Entry, data []byte) {
 			to := p[e.Offset-off : e.End()-off]
-			if e.Zero {
-				clear(to)
-			} else {
-				copy(to, data)
-			}
-		})
+			clear(to[copy(to, data):]) // there are no data of zeros
+		}, d.tolerate)
 		d.chunks.release(b)
 		if err != nil {
 			return err
 		}
 		pos = entries[len(entries)-1].End()
+	}
+	return nil
+}
+
+// checkLost returns an error if the checkpoint has lost any of [start, end).
+func (d *Disk) checkLost(start, end int64) error {
+	if d.lost == nil {
+		return nil
+	}
+	lost := d.lost.Lost
+	i := sort.Search(len(lost), func(i int) bool { return lost[i].End() > start })
+	if i < len(lost) && lost[i].Offset < end {
+		return &chain.LostError{Disk: d.lost}
 	}
 	return nil
 }
@@ -80,7 +96,7 @@ func (d *Disk) Prefetch(ctx context.Context, parts []bitmapstore.Run) error {
 		if err != nil {
 			return err
 		}
-		_ = b.each(ctx, func(*archive.Entry, []byte) {})
+		_ = b.each(ctx, func(*archive.Entry, []byte) {}, nil)
 		d.chunks.release(b)
 		wanted = wanted[n:]
 	}

@@ -17,7 +17,8 @@ import (
 type Layout struct {
 	Name string // vda
 	size int64
-	maps []*archive.Map // newest first
+	maps []*archive.Map // newest first; none: see [OpenTolerant]
+	lose func(chain.Lost)
 }
 
 // OpenLayout opens the maps of a disk, several at once. One that is missing or is not
@@ -38,7 +39,7 @@ func (l *Layout) Maps() []*archive.Map { return l.maps }
 
 // With is the layout as a newer map of the disk changes it.
 func (l *Layout) With(newer *archive.Map) *Layout {
-	return &Layout{Name: newer.Disk(), size: newer.Size(), maps: append([]*archive.Map{newer}, l.maps...)}
+	return &Layout{Name: newer.Disk(), size: newer.Size(), maps: append([]*archive.Map{newer}, l.maps...), lose: l.lose}
 }
 
 // Entries yields what [start, end) is made of, in order, clipped to it and without gaps.
@@ -47,16 +48,28 @@ func (l *Layout) Entries(ctx context.Context, start, end int64) iter.Seq2[archiv
 	return func(yield func(archive.Entry, error) bool) {
 		inside := min(end, l.size)
 		if start < inside {
-			for e, err := range archive.Replay(ctx, l.maps, start, inside) {
-				if !yield(e, err) || err != nil {
+			if l.lose != nil {
+				if !l.tolerant(ctx, start, inside, yield) {
 					return
 				}
+			} else if !l.strict(ctx, start, inside, yield) {
+				return
 			}
 		}
 		if behind := max(start, inside); behind < end {
 			yield(archive.Entry{Offset: behind, Length: end - behind, Zero: true}, nil)
 		}
 	}
+}
+
+// strict yields [start, end), which lies within the disk, and reports whether to go on.
+func (l *Layout) strict(ctx context.Context, start, end int64, yield func(archive.Entry, error) bool) bool {
+	for e, err := range archive.Replay(ctx, l.maps, start, end) {
+		if !yield(e, err) || err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // Runs is the part of [start, end) whose entries satisfy keep.

@@ -13,6 +13,9 @@ import (
 type Options struct {
 	Cache   int64 // bytes of decoded chunks that are kept; 0: 64 MiB
 	NoAhead bool  // nothing is fetched before it is asked for
+	// Lose, if it is set, puts zeros in the place of what is damaged or lost: see
+	// [OpenTolerant].
+	Lose func(chain.Lost)
 }
 
 // Reader opens disks that share one cache. It is safe for concurrent use, and must be
@@ -23,6 +26,7 @@ type Reader struct {
 	cancel  context.CancelFunc
 	chunks  *chunks
 	noAhead bool
+	lose    func(chain.Lost)
 	busy    sync.RWMutex // held for reading by all who read maps for others
 }
 
@@ -32,12 +36,12 @@ func NewReader(ctx context.Context, repo *chain.Repository, o Options) *Reader {
 		o.Cache = 64 << 20
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	return &Reader{repo: repo, ctx: ctx, cancel: cancel, chunks: newChunks(ctx, repo.Store, o.Cache), noAhead: o.NoAhead}
+	return &Reader{repo: repo, ctx: ctx, cancel: cancel, chunks: newChunks(ctx, repo.Store, o.Cache), noAhead: o.NoAhead, lose: o.Lose}
 }
 
 // Open opens a disk: see [OpenLayout].
 func (r *Reader) Open(ctx context.Context, d *chain.Disk) (*Disk, error) {
-	l, err := OpenLayout(ctx, r.repo, d)
+	l, err := r.layout(ctx, d)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +49,17 @@ func (r *Reader) Open(ctx context.Context, d *chain.Disk) (*Disk, error) {
 	if !r.noAhead {
 		v.ahead = new(ahead)
 	}
+	if r.lose == nil {
+		v.lost = d
+	}
 	return v, nil
+}
+
+func (r *Reader) layout(ctx context.Context, d *chain.Disk) (*Layout, error) {
+	if r.lose != nil {
+		return OpenTolerant(ctx, r.repo, d, r.lose)
+	}
+	return OpenLayout(ctx, r.repo, d)
 }
 
 // Drop gives back the memory of the chunks that are kept and not in use.

@@ -43,12 +43,13 @@ func (w *witness) snapshots() []chain.Snapshot {
 	return w.st.Disk.Snapshots
 }
 
-// collectDirty unites all that may have changed since the state.
+// collectDirty unites all that may have changed since the state, or that it has lost.
 func (w *witness) collectDirty(ctx context.Context) (*Objection, error) {
 	size := w.Image.Size()
 	sets := []bitmapstore.Runs{
 		w.bitmap.Dirty,
 		bitmapstore.Between(w.States.SmallestSince(w.st, size), size),
+		w.st.Disk.LostRuns(), // nothing can be compared with it, and it has to be read again
 	}
 	// A bitmap in a newer layer may have been made after the layer's first
 	// write: only what the layer holds counts.

@@ -143,7 +143,7 @@ func (j *Judge) judgeLine(ctx context.Context, since string, newest *witness) (V
 	size := j.Image.Size()
 	v := newest.verdict(goal)
 	v.Dirty = bitmapstore.Union(append(line, newest.dirty)...).Clip(size)
-	v.Dirty = bitmapstore.Union(v.Dirty, bitmapstore.Between(j.States.SmallestSince(goal, size), size))
+	v.Dirty = bitmapstore.Union(v.Dirty, bitmapstore.Between(j.States.SmallestSince(goal, size), size), goal.Disk.LostRuns().Clip(size))
 	v.Reason = fmt.Sprintf("the recorded changes from %s to %s and the bitmap since then agree with every witness",
 		goal.Manifest.Checkpoint, newest.st.Manifest.Checkpoint)
 	return v, nil

@@ -68,6 +68,7 @@ func exitCode(ctx context.Context, err error) int {
 		taken   *chain.TakenError
 		owned   *backup.OwnedError
 		differs *restore.VerifyError
+		lost    *chain.LostError
 		unknown *chain.UnknownOutcomeError
 		several domainsFailed
 	)
@@ -84,7 +85,7 @@ func exitCode(ctx context.Context, err error) int {
 		return exitNotTrusted
 	case errors.As(err, &taken), errors.As(err, &owned):
 		return exitTaken
-	case errors.As(err, &found), errors.As(err, &damage), errors.As(err, &differs):
+	case errors.As(err, &found), errors.As(err, &damage), errors.As(err, &differs), errors.As(err, &lost):
 		return exitDamage
 	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled) && errors.Is(context.Cause(ctx), errInterrupted):
 		return exitInterrupted

@@ -100,6 +100,6 @@ func listRow(m *chain.Manifest) []string {
 	}
 	return []string{
 		m.Domain, m.Checkpoint, parent, m.Created.Local().Format("2006-01-02 15:04:05"),
-		strings.Join(disks, " "), size(stored), oneLine(m.Description),
+		strings.Join(disks, " "), size(stored), strings.TrimSpace(lostNote(m) + " " + oneLine(m.Description)),
 	}
 }

@@ -15,7 +15,6 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/nbd"
 )
@@ -262,7 +261,7 @@ func (f *deviceFailures) add(err error) (tell bool) {
 		return false // a client that was at work when the server was told to end
 	}
 	if errors.As(err, &failed) {
-		if f.n++; f.n == 1 || archive.IsDamage(err) && !archive.IsDamage(f.first) {
+		if f.n++; f.n == 1 || notWhole(err) && !notWhole(f.first) {
 			f.first = err
 		}
 	}

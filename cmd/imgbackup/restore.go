@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -58,6 +59,10 @@ raw and qcow2 are written natively. Formats that only qemu-img writes, and compr
 written by it, which reads from a server as that of serve, over a socket that nobody else can reach; such an image
 goes into a file, and has no --continue.
 
+--skip-damaged saves what can be saved of a checkpoint that is damaged, or has lost ranges (a backup with --salvage,
+or a repair, found that they could not be had): zeros stand in their place, each range is listed, files that are
+damaged are left out, and the exit status is 3. Such a disk has no --continue.
+
 --no-lock goes on where a file system cannot tell whether the target that --force replaces is in use: nobody must
 have it open.`
 
@@ -105,10 +110,11 @@ func (a *app) restoreCommand() *cobra.Command {
 	f.BoolVar(&r.options.Continue, "continue", false, "give the restored qcow2 images the checkpoint's bitmap, so that the next backup is incremental")
 	f.BoolVar(&r.options.NoLock, "no-lock", false, "go on where a file system has no locks, and nobody can tell whether the target is in use")
 	f.BoolVar(&r.options.Verify, "verify", false, "read what was written again and compare")
+	f.BoolVar(&r.options.SkipDamaged, "skip-damaged", false, "write zeros for what is damaged or lost, list it, and end with exit status 3")
 	f.StringVar(&r.limitRate, "limit-rate", "", "restore at most so many `BYTES` of data per second, as 50M")
 	section(f, whichDisks, "checkpoint", "disk")
 	section(f, whereTo, "output", "to", "force", "no-lock")
-	section(f, whatIsDone, "format", "continue", "adjust-xml", "new-identity", "name", "compressed", "secret-file", "format-option", "verify")
+	section(f, whatIsDone, "format", "continue", "adjust-xml", "new-identity", "name", "compressed", "secret-file", "format-option", "verify", "skip-damaged")
 	section(f, howItRuns, "limit-rate")
 	addManual(cmd, restoreManual)
 	return a.addProgress(cmd)
@@ -176,15 +182,19 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	r.options.Progress, r.options.MakeDir = a.restoring(bar), r.output
 	result, err := restore.Run(cmd.Context(), repo, m, targets, r.options)
 	bar.clear()
-	if err != nil || stdout { // where nothing but the disk goes
-		return err
+	if err != nil {
+		return hintSkip(err)
+	}
+	if stdout { // where nothing but the disk goes
+		a.noteLost(result)
+		return lostSome(result)
 	}
 	if adjusted != nil {
 		a.noteAdjusted(r, adjusted, result)
 	} else {
 		a.noteDefinition(m, result)
 	}
-	return a.printRestore(m, result, adjusted)
+	return errors.Join(a.printRestore(m, result, adjusted), lostSome(result))
 }
 
 // restoring tells of a restore's progress in every way that was asked for.
@@ -316,8 +326,13 @@ func (a *app) printRestore(m *chain.Manifest, r *restore.Result, adjusted *dom.A
 		}
 		w.printf("  %s  %s  %s, %s, %s of data %s\n", d.Disk, d.Path, d.Format, size(d.Size), size(d.Data), how)
 	}
+	a.printLost(w, r)
 	for _, f := range r.Files {
 		how := ""
+		if f.Damage != "" {
+			w.printf("  %s  left out: %s\n", f.Role, oneLine(f.Damage))
+			continue
+		}
 		if f.Adjusted {
 			how = ", adjusted" + whoseDefinition(adjusted)
 		}

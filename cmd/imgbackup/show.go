@@ -127,4 +127,7 @@ func showDisk(w *checkedWriter, kind string, d *chain.Disk) {
 		w.printf("  bitmap        none: %s\n", oneLine(d.NoBitmapReason))
 	}
 	w.printf("  restore       reads %d map(s)\n", len(d.Maps))
+	for i := range d.Lost {
+		w.printf("  %s\n", lostLine(d.Name, &d.Lost[i]))
+	}
 }

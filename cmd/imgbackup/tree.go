@@ -33,6 +33,9 @@ func printTree(w *checkedWriter, tree *chain.Tree) {
 		if l.n.Note != "" {
 			w.printf(" (%s)", l.n.Note)
 		}
+		if lost := lostNote(l.n.Manifest); lost != "" {
+			w.printf(" (%s)", lost)
+		}
 		w.printf("\n")
 		if kids := l.n.Children; len(kids) > 0 {
 			todo = append(todo, treeLine{kids[0], l.next, l.next})

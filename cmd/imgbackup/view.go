@@ -45,6 +45,8 @@ type diskJSON struct {
 	StoredBytes     int64  `json:"stored_bytes"`
 	ReusedBytes     int64  `json:"reused_bytes"`
 	Maps            int    `json:"maps"` // that a restore reads
+	LostRanges      int    `json:"lost_ranges,omitempty"`
+	LostBytes       int64  `json:"lost_bytes,omitempty"`
 }
 
 func viewDisk(d *chain.Disk) diskJSON {
@@ -53,7 +55,7 @@ func viewDisk(d *chain.Disk) diskJSON {
 		BackupMode: d.Requested, Mode: d.Mode, Detection: d.Detection, ReasonCode: d.ReasonCode, Reason: d.Reason,
 		Bitmap: d.Bitmap, NoBitmapReason: d.NoBitmapReason,
 		DirtyBytes: d.DirtyBytes, DataBytes: d.DataBytes, StoredBytes: d.StoredBytes, ReusedBytes: d.ReusedBytes,
-		Maps: len(d.Maps),
+		Maps: len(d.Maps), LostRanges: len(d.Lost), LostBytes: d.LostBytes(),
 	}
 	if d.IncrementalFrom != nil {
 		out.IncrementalFrom = d.IncrementalFrom.Name

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package view
+
+import (
+	"bytes"
+	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/chaintest"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// harm damages an object: a flipped bit, the end cut off, or all of it gone.
+func harm(t *testing.T, store objstore.Store, random *rand.Rand) {
+	t.Helper()
+	ctx := context.Background()
+	var keys []string
+	for info, err := range store.List(ctx, "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if prefix, _, ok := archive.ParseKey(info.Key); ok && prefix != archive.IndexPrefix {
+			keys = append(keys, info.Key)
+		}
+	}
+	key := keys[random.IntN(len(keys))]
+	data, err := objstore.ReadAll(ctx, store, key, 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	switch random.IntN(3) {
+	case 0:
+		if err := store.Delete(ctx, key); err != nil {
+			t.Fatal(err)
+		}
+		return
+	case 1:
+		data = data[:random.IntN(len(data))]
+	default:
+		data = slices.Clone(data)
+		data[random.IntN(len(data))] ^= 1 << random.IntN(8)
+	}
+	if err := store.Put(ctx, key, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Whatever is damaged: what is not said to be lost is the truth, the rest is zeros or the
+// truth, and something is lost wherever a strict reader fails.
+func TestTolerantOfAnyDamage(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	met := 0
+	for seed := range uint64(60) {
+		random := rand.New(rand.NewPCG(seed, 7))
+		h := chaintest.NewHistory(t)
+		h.Random(random, 1+random.IntN(4), (1+random.Int64N(3<<10))*512)
+		for range 1 + random.IntN(3) {
+			harm(t, h.Repo.Store, random)
+		}
+		for i, m := range h.Checkpoints {
+			var mu sync.Mutex
+			var lost []chain.Lost
+			reader := NewReader(ctx, h.Repo, Options{Lose: func(l chain.Lost) {
+				mu.Lock()
+				defer mu.Unlock()
+				lost = append(lost, l)
+			}})
+			d, err := reader.Open(ctx, &m.Disks[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := make([]byte, d.Size())
+			if err := d.ReadAt(ctx, got, 0); err != nil {
+				t.Fatal(err)
+			}
+			reader.Close()
+			truth := slices.Clone(got)
+			copy(truth, h.Want[i])
+			for _, l := range lost {
+				for pos := l.Offset; pos < l.End(); pos++ {
+					if got[pos] == 0 {
+						truth[pos] = 0
+					}
+				}
+			}
+			if !bytes.Equal(got, truth) {
+				t.Fatalf("seed %d, checkpoint %d: what is not lost is not the truth", seed, i)
+			}
+			strict := NewReader(ctx, h.Repo, Options{})
+			s, err := strict.Open(ctx, &m.Disks[0])
+			if err == nil {
+				err = s.ReadAt(ctx, make([]byte, s.Size()), 0)
+			}
+			strict.Close()
+			if (err != nil) != (len(lost) > 0) {
+				t.Fatalf("seed %d, checkpoint %d: strictly %v, lost %v", seed, i, err, lost)
+			}
+			met += len(lost)
+		}
+	}
+	if met == 0 {
+		t.Error("nothing was ever lost")
+	}
+}
+
+// What a manifest says to be lost is not given out by who was not asked to.
+func TestLostIsNotRead(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	h := chaintest.NewHistory(t)
+	content := bytes.Repeat([]byte{7}, 1<<20)
+	h.Commit(content, true, nil)
+	disk := h.Checkpoints[0].Disks[0]
+	disk.Lost = []chain.Lost{{Offset: 4096, Length: 512}, {Offset: 8192, Length: 512}}
+	reader := NewReader(ctx, h.Repo, Options{})
+	defer reader.Close()
+	d, err := reader.Open(ctx, &disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for off := int64(0); off < 16<<10; off += 512 {
+		_, is := slices.BinarySearchFunc(disk.Lost, off, func(l chain.Lost, at int64) int { return int(l.Offset - at) })
+		if err := d.ReadAt(ctx, make([]byte, 512), off); (err != nil) != is {
+			t.Errorf("at %d: %v", off, err)
+		}
+	}
+}
