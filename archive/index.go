@@ -6,13 +6,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -24,10 +22,7 @@ const (
 	indexHeadLen   = len(indexMagic) + 1 + 19 + 1
 	indexPackLen   = 1 + 1 + 10 + 1 + hexLen + 1
 	indexChunkLen  = 1 + 1 + packLineLen
-	indexFrame     = 256 << 10 // bytes of text after which a frame ends
-	maxIndexLength = 32 << 20  // stored, as it is read
-	indexChunks    = 1 << 16   // chunks after which an index object ends
-	maxIndexes     = 16        // objects per session; later packs stay unlisted
+	maxIndexLength = 32 << 20 // stored, as it is read
 	// indexLoadBytes is how much is read without asking which indexes are the newest.
 	indexLoadBytes = 16 << 20
 	maxIndexHeads  = 4096
@@ -35,86 +30,6 @@ const (
 	indexReaders     = 16
 	indexHeadReaders = 64
 )
-
-// indexBuilder collects the packs of a session.
-type indexBuilder struct {
-	tempDir string
-	time    int64 // seconds since 1970
-	enc     *encoder
-	parts   []*spool.Spool
-	chunks  int   // in the last part
-	broken  error // why there will be no index
-	text    []byte
-	stored  []byte
-}
-
-// add lists a pack. After an error the index is broken.
-func (b *indexBuilder) add(pack Ref, chunks []PackChunk) {
-	if b.broken == nil {
-		b.broken = b.list(pack, chunks)
-	}
-}
-
-func (b *indexBuilder) list(pack Ref, chunks []PackChunk) error {
-	if len(b.parts) == 0 || b.chunks+len(chunks) > indexChunks {
-		if err := b.cut(); err != nil || len(b.parts) == maxIndexes {
-			return err
-		}
-		b.parts, b.chunks = append(b.parts, &spool.Spool{Dir: b.tempDir}), 0
-		line := make([]byte, indexHeadLen)
-		l := lineWriter{line: line}
-		l.word(indexMagic)
-		l.dec(19, b.time)
-		if !l.end() {
-			return errors.New("index: the clock is wrong")
-		}
-		// The first line has its own frame, so that the newest of many
-		// indexes are found by their first bytes.
-		b.text = append(b.text, line...)
-		if err := b.cut(); err != nil {
-			return err
-		}
-	}
-	b.chunks += len(chunks)
-	n := len(b.text)
-	b.text = append(b.text, make([]byte, indexPackLen+len(chunks)*indexChunkLen)...)
-	l := lineWriter{line: b.text[n:][:indexPackLen]}
-	l.word("p")
-	l.dec(10, pack.Length)
-	l.hex(&pack.Name)
-	ok := l.end()
-	for i := range chunks {
-		line := b.text[n+indexPackLen+i*indexChunkLen:][:indexChunkLen]
-		line[0], line[1] = 'c', ' '
-		ok = chunks[i].put(line[2:]) && ok
-	}
-	if !ok {
-		return fmt.Errorf("index: pack %s does not fit its lines", pack.Name)
-	}
-	if len(b.text) >= indexFrame {
-		return b.cut()
-	}
-	return nil
-}
-
-// cut ends the frame; no line goes on in the next.
-func (b *indexBuilder) cut() (err error) {
-	if len(b.text) == 0 {
-		return nil
-	}
-	if b.stored, err = b.enc.frame(b.stored[:0], b.text); err != nil {
-		return err
-	}
-	b.text = b.text[:0]
-	_, err = b.parts[len(b.parts)-1].Write(b.stored)
-	return err
-}
-
-func (b *indexBuilder) close() {
-	for _, p := range b.parts {
-		p.Close()
-	}
-}
 
 func parseIndexHead(line []byte) (int64, error) {
 	l := lineReader{line: line}

@@ -31,15 +31,15 @@ func getObject(ctx context.Context, store objstore.Store, key string, offset, le
 }
 
 // statObject checks that an object is there with its length; length < 0: any.
-func statObject(ctx context.Context, store objstore.Store, key string, length int64) (int64, error) {
+func statObject(ctx context.Context, store objstore.Store, key string, length int64) (objstore.Info, error) {
 	info, err := store.Stat(ctx, key)
 	if err != nil {
-		return 0, missing(key, err)
+		return objstore.Info{}, missing(key, err)
 	}
 	if length >= 0 && info.Size != length {
-		return 0, damagef(key, 0, 0, "it is %d bytes long instead of %d", info.Size, length)
+		return objstore.Info{}, damagef(key, 0, 0, "it is %d bytes long instead of %d", info.Size, length)
 	}
-	return info.Size, nil
+	return info, nil
 }
 
 // shortRead finds out why an object of length bytes (< 0: unknown) ended before
@@ -48,12 +48,12 @@ func shortRead(ctx context.Context, store objstore.Store, key string, end, lengt
 	if !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("read %s: %w", key, err)
 	}
-	size, serr := statObject(ctx, store, key, length)
+	info, serr := statObject(ctx, store, key, length)
 	if serr != nil {
 		return serr
 	}
-	if size < end {
-		return damagef(key, 0, 0, "it is %d bytes long instead of at least %d", size, end)
+	if info.Size < end {
+		return damagef(key, 0, 0, "it is %d bytes long instead of at least %d", info.Size, end)
 	}
 	return fmt.Errorf("read %s: the store broke off: %w", key, err)
 }
@@ -78,10 +78,11 @@ func readRange(ctx context.Context, store objstore.Store, key string, offset int
 // hashObject reads a whole object of length bytes (< 0: unknown) and checks that
 // its bytes hash to name.
 func hashObject(ctx context.Context, store objstore.Store, key string, name Digest, length int64) error {
-	length, err := statObject(ctx, store, key, length)
+	info, err := statObject(ctx, store, key, length)
 	if err != nil {
 		return err
 	}
+	length = info.Size
 	r, err := getObject(ctx, store, key, 0, length)
 	if err != nil {
 		return err

@@ -19,16 +19,13 @@ type packer struct {
 	enc  *encoder // for the maps
 	free chan *openPack
 	out  chan *openPack
-	pack *openPack     // nil: none is begun
-	prev chan struct{} // closed when the pack before is in the index
+	pack *openPack // nil: none is begun
 }
 
 // openPack is a pack from its first frame until it is stored.
 type openPack struct {
 	packBuilder
-	number  uint32
-	prev    chan struct{}
-	indexed chan struct{}
+	number uint32
 }
 
 func (p *packer) init(w *Writer, enc *encoder) {
@@ -38,8 +35,6 @@ func (p *packer) init(w *Writer, enc *encoder) {
 	for range packBuffers {
 		p.free <- &openPack{}
 	}
-	p.prev = make(chan struct{})
-	close(p.prev)
 }
 
 func (p *packer) run() {
@@ -149,8 +144,6 @@ func (p *packer) begin() error {
 		p.pack.buf = make([]byte, 0, p.w.o.PackSize)
 	}
 	p.pack.number = p.w.packs.begin()
-	p.pack.prev, p.pack.indexed = p.prev, make(chan struct{})
-	p.prev = p.pack.indexed
 	return nil
 }
 
@@ -162,20 +155,14 @@ func (p *packer) flush() {
 	select {
 	case p.out <- p.pack:
 	case <-p.w.ctx.Done():
-		close(p.pack.indexed)
 	}
 	p.pack = nil
 }
 
-// store seals and stores a pack, and lists it in the index, in the order of packs.
+// store seals and stores a pack, and lists it in an index.
 func (p *packer) store(pack *openPack) error {
 	ref, err := pack.name()
 	p.w.packs.name(pack.number, ref)
-	<-pack.prev
-	if err == nil {
-		p.w.index.add(ref, pack.chunks)
-	}
-	close(pack.indexed)
 	if err != nil {
 		return fmt.Errorf("pack: %w", err)
 	}
@@ -186,6 +173,7 @@ func (p *packer) store(pack *openPack) error {
 	p.w.stats.Packs++
 	p.w.stats.PackBytes += ref.Length
 	p.w.mu.Unlock()
+	p.w.list(ref, pack.chunks)
 	return nil
 }
 

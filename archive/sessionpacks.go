@@ -11,10 +11,12 @@ import (
 
 // What a session knows of a pack.
 const (
-	packUnseen = iota // named by an index or a map
-	packSeen          // seen in the store with its length
-	packBad           // not there, or not with its length, or the store did not say
-	packOwn           // made by this session
+	packUnseen  = iota // named by an index or a map
+	packSeen           // seen in the store with its length
+	packVouched        // seen, and its SHA-256 is what the store itself has kept
+	packSampled        // vouched for, and a frame of it was read back and is right
+	packBad            // not there, or not with its length, or the store did not say
+	packOwn            // made by this session
 )
 
 // sessionPacks numbers the packs of a session, its own and older ones, and asks
@@ -86,6 +88,21 @@ func (s *sessionPacks) isBad(n uint32) bool {
 	return s.get(n) == packBad
 }
 
+// sample tells that a frame of a pack was read back and is right.
+func (s *sessionPacks) sample(n uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.get(n) == packVouched {
+		s.set(n, packSampled)
+	}
+}
+
+func (s *sessionPacks) sampled(n uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.get(n) == packSampled
+}
+
 // seen numbers an older pack once it has been seen in the store with its length.
 func (s *sessionPacks) seen(ctx context.Context, ref Ref) (uint32, error) {
 	for {
@@ -97,7 +114,7 @@ func (s *sessionPacks) seen(ctx context.Context, ref Ref) (uint32, error) {
 		}
 		s.mu.Unlock()
 		switch {
-		case state == packSeen:
+		case state == packSeen, state == packVouched, state == packSampled:
 			return n, nil
 		case state == packBad:
 			return n, err
@@ -113,11 +130,13 @@ func (s *sessionPacks) seen(ctx context.Context, ref Ref) (uint32, error) {
 }
 
 func (s *sessionPacks) ask(ctx context.Context, n uint32, ref Ref) error {
-	_, err := statObject(ctx, s.store, PackKey(ref.Name), ref.Length)
+	info, err := statObject(ctx, s.store, PackKey(ref.Name), ref.Length)
 	s.mu.Lock()
 	close(s.asking[n])
 	delete(s.asking, n)
 	switch {
+	case err == nil && Digest(info.SHA256) == ref.Name:
+		s.set(n, packVouched)
 	case err == nil:
 		s.set(n, packSeen)
 	case ctx.Err() == nil:

@@ -99,10 +99,11 @@ func (m *Map) counts(ctx context.Context) (mapCounts, error) {
 // and holds one frame and the table in memory.
 func VerifyPack(ctx context.Context, store objstore.Store, pack Ref, deep bool) error {
 	key := PackKey(pack.Name)
-	length, err := statObject(ctx, store, key, pack.Length)
+	info, err := statObject(ctx, store, key, pack.Length)
 	if err != nil || !deep {
 		return err
 	}
+	length := info.Size
 	if length > maxPackLength {
 		return damagef(key, 0, 0, "a pack can't be %d bytes long", length)
 	}

@@ -182,8 +182,9 @@ func (k *worker) find(ctx context.Context, r *result, data []byte) error {
 	return nil
 }
 
-// readBack reports whether a frame in an older pack holds data. If not, or when it
-// can't be had, there is a note, and the chunk is stored again.
+// readBack reports whether a frame in an older pack holds data: by reading it or, where
+// that is enough, by what the store vouches for. If not, or when it can't be had, there
+// is a note, and the chunk is stored again.
 func (k *worker) readBack(ctx context.Context, at place, chunk Digest, data []byte) (bool, error) {
 	ref := k.w.packs.ref(at.pack)
 	if k.w.packs.isBad(at.pack) {
@@ -196,6 +197,9 @@ func (k *worker) readBack(ctx context.Context, at place, chunk Digest, data []by
 	if k.back == nil {
 		k.back = make([]byte, 0, GridSize+bufSlack)
 	}
+	if k.w.o.Vouched && k.w.packs.sampled(at.pack) && k.w.tables.has(ctx, ref, at, chunk, len(data)) {
+		return true, nil
+	}
 	e := Entry{Pack: ref, FrameOffset: int64(at.frameOff), FrameLength: at.length(), Chunk: chunk}
 	got, err := k.w.fetcher.Chunk(ctx, e, k.back)
 	if err != nil {
@@ -205,5 +209,9 @@ func (k *worker) readBack(ctx context.Context, at place, chunk Digest, data []by
 		k.w.note("a chunk is stored again, since the one that is there can't be used: %v", err)
 		return false, nil
 	}
-	return bytes.Equal(got, data), nil
+	if !bytes.Equal(got, data) {
+		return false, nil
+	}
+	k.w.packs.sample(at.pack)
+	return true, nil
 }

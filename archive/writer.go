@@ -9,8 +9,10 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -21,6 +23,12 @@ type WriterOptions struct {
 	SkipVerify bool   // do not decode each frame again to compare it with the data
 	PackSize   int64  // target size of a pack, bytes, 64 KiB to 256 MiB; 0: 32 MiB
 	TempDir    string // for maps and bitmaps too large for memory; "": os.TempDir
+	// Vouched: of an older pack whose SHA-256 the store itself keeps, one chunk is
+	// read back before others count, and not each.
+	Vouched bool
+	// IndexEvery is how many bytes of packs go by, at least, before they are listed
+	// in an index while the session goes on; 0: 256 MiB.
+	IndexEvery int64
 }
 
 // DiskStats counts what one map holds; guest bytes unless said.
@@ -49,7 +57,8 @@ type Stats struct {
 }
 
 // Writer is one backup session: it takes the content of disks and stores packs as
-// they fill, and in Finish the maps and the index. Finish or Abort must end it.
+// they fill, from time to time an index of them, so that the session after one that
+// was killed goes on from there, and in Finish the maps. Finish or Abort must end it.
 // Its methods may be called concurrently, except Finish and Abort with others.
 //
 // Data goes through a fixed number of cells in flight: workers run the producers,
@@ -61,7 +70,6 @@ type Writer struct {
 	o      WriterOptions
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	begun  time.Time
 
 	adding sync.RWMutex // held for writing while the session ends
 	ended  bool
@@ -75,6 +83,9 @@ type Writer struct {
 	fetcher *Fetcher
 	packer  packer
 	index   indexBuilder
+	tables  packTables
+
+	indexLost atomic.Bool // which was noted
 
 	mu    sync.Mutex // guards what is below
 	maps  []*MapWriter
@@ -103,9 +114,13 @@ func NewWriter(ctx context.Context, store objstore.Store, o WriterOptions) (*Wri
 	if o.TempDir == "" {
 		o.TempDir = os.TempDir()
 	}
-	w := &Writer{store: store, o: o, begun: time.Now()}
+	if o.IndexEvery == 0 {
+		o.IndexEvery = indexEvery
+	}
+	w := &Writer{store: store, o: o}
 	w.ctx, w.cancel = context.WithCancelCause(ctx)
 	w.packs.init(store, w.note)
+	w.tables.store = store
 	if err := loadIndexes(w.ctx, store, &w.table, &w.packs.list, w.note); err != nil {
 		w.cancel(err)
 		return nil, err
@@ -144,7 +159,7 @@ func (w *Writer) start() error {
 	if err != nil {
 		return err
 	}
-	w.index = indexBuilder{tempDir: w.o.TempDir, time: w.begun.Unix(), enc: ienc}
+	w.index = indexBuilder{tempDir: w.o.TempDir, every: w.o.IndexEvery, enc: ienc, now: time.Now}
 	w.packer.init(w, enc)
 	for _, k := range workers {
 		w.wg.Go(k.run)
@@ -212,9 +227,8 @@ func (w *Writer) Finish(ctx context.Context) ([]MapRef, Stats, error) {
 	if err != nil {
 		return nil, Stats{}, err
 	}
-	if err := w.storeIndex(); err != nil {
-		w.note("the index of this backup is not stored, so later ones may store more than is new: %v", err)
-	}
+	rest, err := w.index.rest()
+	w.storeIndex(err, rest)
 	if err := w.err(); err != nil {
 		return nil, Stats{}, err
 	}
@@ -273,22 +287,33 @@ func (w *Writer) storeMaps() ([]MapRef, error) {
 	return refs, nil
 }
 
-// storeIndex stores the index, which is a help and no part of the backup.
-func (w *Writer) storeIndex() error {
-	if w.index.broken != nil {
-		return w.index.broken
-	}
-	if err := w.index.cut(); err != nil {
-		return err
-	}
-	for _, part := range w.index.parts {
-		name, err := hashBody(part)
-		if err != nil {
-			return fmt.Errorf("index: %w", err)
+// list puts a pack that is stored into an index, and stores the indexes that are due.
+func (w *Writer) list(pack Ref, chunks []PackChunk) {
+	due, err := w.index.add(pack, chunks)
+	w.storeIndex(err, due...)
+}
+
+// storeIndex stores indexes, unless err says that there is none. They are a help and no
+// part of the backup.
+func (w *Writer) storeIndex(err error, parts ...*spool.Spool) {
+	for _, part := range parts {
+		if part != nil {
+			err = errors.Join(err, w.storePart(part))
 		}
-		if err := w.put(w.ctx, IndexKey(name), name, part); err != nil {
-			return fmt.Errorf("store the index: %w", err)
-		}
+	}
+	if err != nil && w.indexLost.CompareAndSwap(false, true) {
+		w.note("an index of this backup is not stored, so later ones may store more than is new: %v", err)
+	}
+}
+
+func (w *Writer) storePart(part *spool.Spool) error {
+	defer part.Close()
+	name, err := hashBody(part)
+	if err != nil {
+		return fmt.Errorf("index: %w", err)
+	}
+	if err := w.put(w.ctx, IndexKey(name), name, part); err != nil {
+		return fmt.Errorf("store the index: %w", err)
 	}
 	return nil
 }

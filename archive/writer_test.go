@@ -127,13 +127,15 @@ func TestNewestIndexFirst(t *testing.T) {
 	store := objstore.NewMem()
 	var infos []objstore.Info
 	for i := range 5 {
-		b := indexBuilder{tempDir: t.TempDir(), time: int64(1000 + (i*3)%5), enc: must2(newEncoder(LevelFastest, false))(t)}
-		if err := errors.Join(b.list(Ref{Length: 100 + int64(i)}, []PackChunk{{FrameLength: 1, Length: 1}}), b.cut()); err != nil {
-			t.Fatal(err)
+		at := time.Unix(int64(1000+(i*3)%5), 0)
+		b := indexBuilder{tempDir: t.TempDir(), every: 1, enc: must2(newEncoder(LevelFastest, false))(t), now: func() time.Time { return at }}
+		due, err := b.add(Ref{Length: 100 + int64(i)}, []PackChunk{{FrameLength: 1, Length: 1}})
+		if err != nil || len(due) != 1 {
+			t.Fatal(due, err)
 		}
 		key := IndexKey(Digest{byte(i)})
-		data := make([]byte, b.parts[0].Size())
-		_, _ = b.parts[0].ReadAt(data, 0)
+		data := make([]byte, due[0].Size())
+		_, _ = due[0].ReadAt(data, 0)
 		put(t, store, key, data)
 		infos = append(infos, objstore.Info{Key: key, Size: int64(len(data))})
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup/trust"
@@ -116,7 +117,9 @@ func (s *archiver) accept(*Plan) error { return nil }
 // write reads every disk and stores all that the manifest will name.
 func (s *archiver) write(ctx context.Context, plan *Plan) (*chain.Manifest, archive.Stats, error) {
 	var none archive.Stats
-	w, err := archive.NewWriter(ctx, s.repo.Store, s.req.writer())
+	o := s.req.writer()
+	o.Vouched = mayBeVouched(plan)
+	w, err := archive.NewWriter(ctx, s.repo.Store, o)
 	if err != nil {
 		return nil, none, err
 	}
@@ -153,6 +156,14 @@ func (s *archiver) write(ctx context.Context, plan *Plan) (*chain.Manifest, arch
 	}
 	s.hooks.step(StepStored)
 	return m, stats, nil
+}
+
+// mayBeVouched reports whether what the archive has may count by what the store vouches
+// for, too. Not where a full was asked for, or damage met: then each chunk is read back.
+func mayBeVouched(plan *Plan) bool {
+	return !slices.ContainsFunc(plan.Disks, func(p *DiskPlan) bool {
+		return p.Code == trust.ReasonRequested || p.Code == trust.ReasonArchive
+	})
 }
 
 // describe is the manifest before the data is read.

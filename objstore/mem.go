@@ -5,11 +5,13 @@ package objstore
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 )
@@ -17,12 +19,24 @@ import (
 // NewMem returns an empty store in memory, for tests. It keeps every promise
 // of a store but durability.
 func NewMem() Store {
-	return &mem{objects: make(map[string][]byte)}
+	return &mem{objects: make(map[string]memObject)}
 }
 
 type mem struct {
 	mu      sync.RWMutex
-	objects map[string][]byte // values are never changed in place
+	objects map[string]memObject
+	puts    int // so many there were; the versions of objects
+}
+
+// memObject is never changed.
+type memObject struct {
+	data   []byte
+	sha256 [sha256.Size]byte // zero: not told when it was stored
+	put    int
+}
+
+func (o memObject) info(key string) Info {
+	return Info{Key: key, Size: int64(len(o.data)), Version: strconv.Itoa(o.put), SHA256: o.sha256}
 }
 
 func (m *mem) Put(ctx context.Context, key string, body Body, o PutOptions) error {
@@ -36,6 +50,9 @@ func (m *mem) Put(ctx context.Context, key string, body Body, o PutOptions) erro
 	if _, err := io.ReadFull(io.NewSectionReader(body, 0, body.Size()), data); err != nil {
 		return fmt.Errorf("store %s: %w", key, err)
 	}
+	if o.SHA256 != [sha256.Size]byte{} && sha256.Sum256(data) != o.SHA256 {
+		return fmt.Errorf("store %s: the bytes are not those of the SHA-256 that came with them", key)
+	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -45,10 +62,11 @@ func (m *mem) Put(ctx context.Context, key string, body Body, o PutOptions) erro
 	switch {
 	case ok && o.Mode == Create:
 		return fmt.Errorf("store %s: %w", key, ErrExists)
-	case o.Old != nil && (!ok || !bytes.Equal(old, o.Old)):
+	case o.Old != nil && (!ok || !bytes.Equal(old.data, o.Old)):
 		return fmt.Errorf("store %s: %w", key, ErrChanged)
 	}
-	m.objects[key] = data
+	m.puts++
+	m.objects[key] = memObject{data: data, sha256: o.SHA256, put: m.puts}
 	return nil
 }
 
@@ -63,12 +81,12 @@ func (m *mem) Get(ctx context.Context, key string, offset, length int64) (io.Rea
 		return nil, err
 	}
 	m.mu.RLock()
-	data, ok := m.objects[key]
+	o, ok := m.objects[key]
 	m.mu.RUnlock()
 	if !ok {
 		return nil, fmt.Errorf("%s: %w", key, ErrNotFound)
 	}
-	return NewRange(ctx, bytes.NewReader(data), int64(len(data)), offset, length, nil), nil
+	return NewRange(ctx, bytes.NewReader(o.data), int64(len(o.data)), offset, length, nil), nil
 }
 
 func (m *mem) Stat(ctx context.Context, key string) (Info, error) {
@@ -80,11 +98,11 @@ func (m *mem) Stat(ctx context.Context, key string) (Info, error) {
 	}
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	data, ok := m.objects[key]
+	o, ok := m.objects[key]
 	if !ok {
 		return Info{}, fmt.Errorf("%s: %w", key, ErrNotFound)
 	}
-	return Info{Key: key, Size: int64(len(data))}, nil
+	return o.info(key), nil
 }
 
 func (m *mem) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
@@ -95,9 +113,9 @@ func (m *mem) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
 		}
 		var infos []Info
 		m.mu.RLock()
-		for key, data := range m.objects {
+		for key, o := range m.objects {
 			if strings.HasPrefix(key, prefix) {
-				infos = append(infos, Info{Key: key, Size: int64(len(data))})
+				infos = append(infos, o.info(key))
 			}
 		}
 		m.mu.RUnlock()

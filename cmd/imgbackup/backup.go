@@ -228,7 +228,7 @@ func (a *app) printXML(b request.Backup) error {
 // carryOut returns a plan, in a dry run, or else a result.
 func (a *app) carryOut(ctx context.Context, repo *chain.Repository, req backup.Request, dryRun bool) (*backup.Plan, *backup.Result, error) {
 	bar := a.newBar("backing up " + req.Domain)
-	req.Tool, req.TempDir = tool(), tempDir()
+	req.Tool, req.TempDir, req.IndexEvery = tool(), tempDir(), a.indexEvery
 	hooks := a.hooks(bar)
 	if dryRun {
 		plan, err := backup.DryRun(ctx, repo, req, hooks)

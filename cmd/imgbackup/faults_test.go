@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"iter"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -15,14 +16,15 @@ import (
 // deadlyStore kills the program at one of its operations.
 type deadlyStore struct {
 	objstore.Store
-	at   int64
-	done atomic.Int64
+	at     int64
+	prefix string // not empty: only what is stored under it counts
+	done   atomic.Int64
 }
 
-func (d *deadlyStore) now() bool { return d.done.Add(1) == d.at }
+func (d *deadlyStore) now() bool { return d.prefix == "" && d.done.Add(1) == d.at }
 
 func (d *deadlyStore) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
-	if d.now() {
+	if d.now() || d.prefix != "" && strings.HasPrefix(key, d.prefix) && d.done.Add(1) == d.at {
 		body = deadlyBody{body}
 	}
 	return d.Store.Put(ctx, key, body, o)

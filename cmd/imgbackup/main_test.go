@@ -24,7 +24,8 @@ const (
 	// of it that is let pass.
 	killAt = "IMGBACKUP_TEST_KILL_AT"
 	// killAtOp is the number, from 1 on, of the operation on the repository at
-	// which the program kills itself: within it when it stores, else before.
+	// which the program kills itself: within it when it stores, else before. After a
+	// colon: what the keys begin with of the objects whose storing alone is counted.
 	killAtOp = "IMGBACKUP_TEST_KILL_AT_OP"
 	// failAtOp is the number of the operation on the repository that fails, and
 	// after a colon how: see failingStore.
@@ -41,6 +42,8 @@ const (
 	definitions = "IMGBACKUP_TEST_DEFINITIONS"
 	// delay is the mean time before what failed is tried again.
 	delay = "IMGBACKUP_TEST_DELAY"
+	// indexEvery is how many bytes of packs go into an index.
+	indexEvery = "IMGBACKUP_TEST_INDEX_EVERY"
 )
 
 func TestMain(m *testing.M) {
@@ -53,8 +56,12 @@ func TestMain(m *testing.M) {
 			if d, err := time.ParseDuration(os.Getenv(delay)); err == nil {
 				p.retry.FirstDelay = d
 			}
-			if n, err := strconv.Atoi(os.Getenv(killAtOp)); err == nil {
-				p.wrap = func(s objstore.Store) objstore.Store { return &deadlyStore{Store: s, at: int64(n)} }
+			if n, err := strconv.ParseInt(os.Getenv(indexEvery), 10, 64); err == nil {
+				p.indexEvery = n
+			}
+			op, prefix, _ := strings.Cut(os.Getenv(killAtOp), ":")
+			if n, err := strconv.Atoi(op); err == nil {
+				p.wrap = func(s objstore.Store) objstore.Store { return &deadlyStore{Store: s, at: int64(n), prefix: prefix} }
 			}
 			if n, how, ok := strings.Cut(os.Getenv(failAtOp), ":"); ok {
 				at, err := strconv.Atoi(n)
