@@ -26,6 +26,7 @@ const (
 	domainsPrefix     = "domains/"
 	checkpointsFolder = "checkpoints"
 	intentsFolder     = "intents"
+	forgottenName     = "forgotten.json"
 	leasesPrefix      = "leases/"
 	jsonSuffix        = ".json"
 )
@@ -162,6 +163,7 @@ const (
 	KeyManifest
 	KeyIntent
 	KeyLease
+	KeyForgotten
 	KeyData // a pack, map, bitmap, file or index: [archive.ParseKey] takes it apart
 	KeyMark
 	KeyMarkList
@@ -170,7 +172,7 @@ const (
 // Key is a key that has been taken apart.
 type Key struct {
 	Kind   KeyKind
-	Domain string // of a manifest or an intent
+	Domain string // of a manifest, an intent or a forgotten list
 	Name   string // of a checkpoint; the uuid of an intent or a lease
 }
 
@@ -197,11 +199,17 @@ func ParseKey(key string) Key {
 		return Key{Kind: KeyLease, Name: id}
 	}
 	parts := strings.Split(base, "/")
-	if len(parts) != 4 || parts[0]+"/" != domainsPrefix {
+	if len(parts) < 3 || len(parts) > 4 || parts[0]+"/" != domainsPrefix {
 		return Key{}
 	}
 	domain, err := DecodeDomain(parts[1])
 	if err != nil {
+		return Key{}
+	}
+	if len(parts) == 3 {
+		if key == forgottenKey(domain) {
+			return Key{Kind: KeyForgotten, Domain: domain}
+		}
 		return Key{}
 	}
 	k := Key{Domain: domain, Name: parts[3]}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// ForgottenFormat is the value of a forgotten list's field "format".
+const ForgottenFormat = "imgbackup-forgotten"
+
+// Forgotten is what a domain's forgotten checkpoints left behind for others: which
+// bitmaps in its images are ours, how small its disks have been, and what was seen of
+// the bitmaps of checkpoints that stay. Its key is domains/DOMAIN/forgotten.json.
+//
+// It is written before a manifest is removed, and it may name checkpoints that still
+// stand. Without it every checkpoint restores; a backup knows less.
+type Forgotten struct {
+	Format       string                `json:"format"`  // ForgottenFormat
+	Version      int                   `json:"version"` // 1
+	Requires     []string              `json:"requires,omitempty"`
+	RepositoryID string                `json:"repository_id"`
+	Domain       string                `json:"domain"`
+	Checkpoints  []ForgottenCheckpoint `json:"checkpoints"` // by sequence, then uuid
+}
+
+// ForgottenCheckpoint is a checkpoint that was forgotten.
+type ForgottenCheckpoint struct {
+	Checkpoint string          `json:"checkpoint"`
+	UUID       string          `json:"uuid"`
+	Sequence   int64           `json:"sequence"`
+	Kind       string          `json:"kind"`
+	Disks      []ForgottenDisk `json:"disks"`
+}
+
+// ForgottenDisk is a disk of a checkpoint that was forgotten.
+type ForgottenDisk struct {
+	Name        string         `json:"target"`
+	RenamedFrom string         `json:"renamed_from,omitempty"`
+	Bitmap      string         `json:"bitmap,omitempty"` // the one that was added
+	Size        int64          `json:"virtual_size"`
+	Below       int            `json:"below,omitempty"` // images below the active one
+	Witnesses   []BitmapRecord `json:"witnesses,omitempty"`
+}
+
+// maxForgotten bounds the checkpoints of a list.
+const maxForgotten = 1 << 16
+
+func forgottenKey(domain string) string {
+	return domainsPrefix + EncodeDomain(domain) + "/" + forgottenName
+}
+
+// Forgotten reads what a domain's forgotten checkpoints left; nothing, if none was. The
+// error is an archive.DamageError, a NewerError, or the store's.
+func (r *Repository) Forgotten(ctx context.Context, domain string) (*Forgotten, error) {
+	f, _, err := r.readForgotten(ctx, domain)
+	return f, err
+}
+
+// readForgotten also returns the bytes that stand there; nil: none do.
+func (r *Repository) readForgotten(ctx context.Context, domain string) (*Forgotten, []byte, error) {
+	key := forgottenKey(domain)
+	data, err := readSealed(ctx, r.Store, key)
+	if errors.Is(err, objstore.ErrNotFound) {
+		return &Forgotten{Format: ForgottenFormat, Version: 1, RepositoryID: r.Config.ID, Domain: domain}, nil, nil
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("what forgotten checkpoints of domain %s left: %w", domain, err)
+	}
+	var stored Forgotten
+	if err := unsealAs(data, key, ForgottenFormat, &stored); err != nil {
+		return nil, nil, err
+	}
+	f, err := stored.mapTexts(unescapeText)
+	if err == nil {
+		err = f.Validate()
+	}
+	if err == nil && (f.RepositoryID != r.Config.ID || f.Domain != domain) {
+		err = fmt.Errorf("it is that of domain %s of repository %s", f.Domain, f.RepositoryID)
+	}
+	if err != nil {
+		return nil, nil, archive.Damaged(key, err)
+	}
+	return f, data, nil
+}
+
+// AllForgotten yields the lists of all domains. Who keeps what they name must have read
+// the manifests before: what one names is in the list before it is removed. An error is
+// the last.
+func (r *Repository) AllForgotten(ctx context.Context) iter.Seq2[*Forgotten, error] {
+	return func(yield func(*Forgotten, error) bool) {
+		keys, err := r.list(ctx, domainsPrefix, KeyForgotten)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		for _, k := range keys {
+			f, err := r.Forgotten(ctx, k.Domain)
+			if !yield(f, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// References yields the objects that the list names: what was seen of bitmaps.
+func (f *Forgotten) References() iter.Seq[Reference] {
+	return func(yield func(Reference) bool) {
+		for _, m := range f.Manifests() {
+			for ref := range m.References() {
+				if !yield(ref) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Manifests are the forgotten checkpoints as far as they are known, the oldest first:
+// what others may still have to ask of them, and none of their data.
+func (f *Forgotten) Manifests() []*Manifest {
+	var all []*Manifest
+	for i := range f.Checkpoints {
+		c := &f.Checkpoints[i]
+		m := &Manifest{Kind: c.Kind, Domain: f.Domain, Checkpoint: c.Checkpoint, UUID: c.UUID, Sequence: c.Sequence}
+		for _, d := range c.Disks {
+			m.Disks = append(m.Disks, Disk{
+				Name: d.Name, RenamedFrom: d.RenamedFrom, Bitmap: d.Bitmap, Size: d.Size,
+				Backing: make([]Layer, d.Below), Witnesses: d.Witnesses,
+			})
+		}
+		all = append(all, m)
+	}
+	return all
+}
+
+// Validate says what is wrong with a list, or nil.
+func (f *Forgotten) Validate() error {
+	var c checker
+	c.that(f.Format == ForgottenFormat && f.Version == 1, "format %.80q, version %d", f.Format, f.Version)
+	c.that(len(f.Requires) == 0, "it requires %.200q, which is not known", f.Requires)
+	c.nilErr("repository_id", validUUID(f.RepositoryID))
+	c.nilErr("domain", CheckDomain(f.Domain))
+	c.that(len(f.Checkpoints) <= maxForgotten, "%d checkpoints", len(f.Checkpoints))
+	for i := range f.Checkpoints {
+		c.in(fmt.Sprintf("checkpoint %d", i), func(c *checker) { f.Checkpoints[i].validate(c) })
+		if i > 0 && c.err == nil {
+			c.that(byAge(f.Checkpoints[i-1], f.Checkpoints[i]) < 0, "checkpoint %d is out of order", i)
+		}
+	}
+	if c.err != nil {
+		return fmt.Errorf("invalid list of forgotten checkpoints: %w", c.err)
+	}
+	return nil
+}
+
+func (p *ForgottenCheckpoint) validate(c *checker) {
+	c.nilErr("checkpoint", CheckName(p.Checkpoint))
+	c.nilErr("uuid", validUUID(p.UUID))
+	c.that(p.Sequence >= 1 && p.Sequence < maxSequence, "sequence is %d", p.Sequence)
+	c.oneOf("kind", p.Kind, KindArchive, KindCheckpoint)
+	c.that(len(p.Disks) <= maxDisks, "%d disks", len(p.Disks))
+	for i := range p.Disks {
+		d := &p.Disks[i]
+		c.nilErr("target", CheckName(d.Name))
+		if d.RenamedFrom != "" {
+			c.nilErr("renamed_from", CheckName(d.RenamedFrom))
+		}
+		c.that(len(d.Bitmap) <= 1023, "the bitmap's name has %d bytes", len(d.Bitmap))
+		c.atLeast("virtual_size", d.Size, 0)
+		c.that(d.Below >= 0 && d.Below <= maxLayers, "%d images below", d.Below)
+		c.that(len(d.Witnesses) <= maxWitnesses, "%d witnesses", len(d.Witnesses))
+		for j := range d.Witnesses {
+			d.Witnesses[j].validate(c, d.Below)
+		}
+	}
+}
+
+func (f *Forgotten) mapTexts(m func(string) (string, error)) (*Forgotten, error) {
+	out := *f
+	out.Checkpoints = slices.Clone(f.Checkpoints)
+	var texts []*string
+	for i := range out.Checkpoints {
+		p := &out.Checkpoints[i]
+		p.Disks = slices.Clone(p.Disks)
+		for j := range p.Disks {
+			d := &p.Disks[j]
+			d.Witnesses = slices.Clone(d.Witnesses)
+			for k := range d.Witnesses {
+				texts = append(texts, &d.Witnesses[k].LayerPath)
+			}
+		}
+	}
+	return &out, mapAll(texts, m)
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// keptForgotten is how many forgotten checkpoints are kept of which no more than the
+// bitmaps' names is of use: beyond it the oldest are dropped, and a bitmap of theirs in
+// some very old copy of an image is nobody's known.
+const keptForgotten = 4096
+
+// rememberTries bounds how often what another writes meanwhile is read again.
+const rememberTries = 20
+
+// Remember notes what is to stay known of checkpoints that are about to be forgotten,
+// all of one domain; stay are those of its checkpoints that are not. It must have
+// returned nil before the first manifest is removed. It may be repeated.
+func (r *Repository) Remember(ctx context.Context, domain string, gone, stay []*Manifest) error {
+	if err := r.CheckWritable(); err != nil {
+		return err
+	}
+	for range rememberTries {
+		f, old, err := r.readForgotten(ctx, domain)
+		if err != nil {
+			return err
+		}
+		f.add(gone, stay)
+		again, err := r.putForgotten(ctx, f, old)
+		if !again || err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("what stays known of forgotten checkpoints of domain %s was changed %d times by others meanwhile", domain, rememberTries)
+}
+
+// putForgotten stores a list in place of the old bytes; again: others stand there by now.
+func (r *Repository) putForgotten(ctx context.Context, f *Forgotten, old []byte) (again bool, err error) {
+	if err := f.Validate(); err != nil {
+		return false, err
+	}
+	stored, err := f.mapTexts(escapeText)
+	if err != nil {
+		return false, err
+	}
+	data, err := Seal(stored)
+	if err != nil || bytes.Equal(data, old) {
+		return false, err
+	}
+	o := objstore.PutOptions{Mode: objstore.Create}
+	if old != nil {
+		o = objstore.PutOptions{Mode: objstore.Replace, Old: old}
+	}
+	err = r.Store.Put(ctx, forgottenKey(f.Domain), bytes.NewReader(data), o)
+	if errors.Is(err, objstore.ErrExists) || errors.Is(err, objstore.ErrChanged) {
+		return true, nil // by another, or by us: an answer may have been lost
+	}
+	if err != nil {
+		return false, fmt.Errorf("note what stays known of forgotten checkpoints of domain %s: %w", f.Domain, err)
+	}
+	return false, nil
+}
+
+func byAge(a, b ForgottenCheckpoint) int {
+	return cmp.Or(cmp.Compare(a.Sequence, b.Sequence), cmp.Compare(a.UUID, b.UUID))
+}
+
+// add takes in checkpoints that are about to be forgotten, and drops what is of no use
+// to those that stay.
+func (f *Forgotten) add(gone, stay []*Manifest) {
+	known := make(map[string]bool, len(f.Checkpoints))
+	for i := range f.Checkpoints {
+		known[f.Checkpoints[i].UUID] = true
+	}
+	for _, m := range gone {
+		if !known[m.UUID] {
+			f.Checkpoints = append(f.Checkpoints, forgottenOf(m))
+		}
+	}
+	slices.SortFunc(f.Checkpoints, byAge)
+	for i := range f.Checkpoints {
+		f.reduce(i, stay)
+	}
+	tooMany := len(f.Checkpoints) - keptForgotten
+	f.Checkpoints = slices.DeleteFunc(f.Checkpoints, func(p ForgottenCheckpoint) bool {
+		drop := tooMany > 0 && p.onlyNames(stay) || p.nothing(stay)
+		if drop {
+			tooMany--
+		}
+		return drop
+	})
+}
+
+// forgottenOf is all that may stay known of a checkpoint.
+func forgottenOf(m *Manifest) ForgottenCheckpoint {
+	p := ForgottenCheckpoint{Checkpoint: m.Checkpoint, UUID: m.UUID, Sequence: m.Sequence, Kind: m.Kind}
+	for i := range m.Disks {
+		d := &m.Disks[i]
+		p.Disks = append(p.Disks, ForgottenDisk{
+			Name: d.Name, RenamedFrom: d.RenamedFrom, Bitmap: d.Bitmap, Size: d.Size, Below: len(d.Backing), Witnesses: d.Witnesses,
+		})
+	}
+	return p
+}
+
+// reduce leaves of what the i-th checkpoint saw of bitmaps only that of checkpoints
+// that stay, and of these no more than is not told by a later one: one that found the
+// bitmap sound had asked all that was known then.
+func (f *Forgotten) reduce(i int, stay []*Manifest) {
+	p := &f.Checkpoints[i]
+	for j := range p.Disks {
+		d := &p.Disks[j]
+		d.Witnesses = slices.DeleteFunc(slices.Clone(d.Witnesses), func(b BitmapRecord) bool {
+			return !bitmapStays(stay, b.Name) || f.toldLater(p.Sequence, b, stay)
+		})
+		if len(d.Witnesses) == 0 {
+			d.Witnesses = nil
+		}
+	}
+}
+
+// bitmapStays reports whether a checkpoint that stays added the bitmap.
+func bitmapStays(stay []*Manifest, bitmap string) bool {
+	return slices.ContainsFunc(stay, func(m *Manifest) bool {
+		return slices.ContainsFunc(m.Disks, func(d Disk) bool { return d.Bitmap == bitmap })
+	})
+}
+
+// toldLater reports whether a checkpoint after that of a sequence recorded the same
+// bitmap and found it sound.
+func (f *Forgotten) toldLater(sequence int64, b BitmapRecord, stay []*Manifest) bool {
+	sound := func(witnesses []BitmapRecord) bool {
+		return slices.ContainsFunc(witnesses, func(w BitmapRecord) bool {
+			return w.Name == b.Name && w.Sound && w.Layer == b.Layer && w.LayerPath == b.LayerPath
+		})
+	}
+	for _, m := range stay {
+		for i := range m.Disks {
+			if m.Sequence > sequence && sound(m.Disks[i].Witnesses) {
+				return true
+			}
+		}
+	}
+	for _, p := range f.Checkpoints {
+		for i := range p.Disks {
+			if p.Sequence > sequence && sound(p.Disks[i].Witnesses) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// nothing reports whether nothing of the checkpoint is of use.
+func (p *ForgottenCheckpoint) nothing(stay []*Manifest) bool {
+	named := slices.ContainsFunc(p.Disks, func(d ForgottenDisk) bool { return d.Bitmap != "" })
+	return !named && p.onlyNames(stay)
+}
+
+// onlyNames reports whether nothing but the names of its bitmaps is of use: neither
+// what it saw of other bitmaps, nor that a disk of an older checkpoint that stays was
+// smaller at it, or had another name before.
+func (p *ForgottenCheckpoint) onlyNames(stay []*Manifest) bool {
+	for _, d := range p.Disks {
+		if len(d.Witnesses) > 0 || d.RenamedFrom != "" {
+			return false
+		}
+		for _, m := range stay {
+			if older, ok := m.Disk(d.Name); ok && m.Sequence < p.Sequence && older.Size > d.Size {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// Forget forgets checkpoints of one domain, those that follow others first; all are
+// the domain's manifests, gone among them. What others may still have to know of them is
+// noted before. tell is called after each. Of an error, those that were told of are
+// forgotten, and the others stand. Errors are those of [Repository.Forget].
+func Forget(ctx context.Context, r *Repository, all, gone []*Manifest, tell func(*Manifest)) error {
+	if len(gone) == 0 {
+		return nil
+	}
+	isGone := func(m *Manifest) bool {
+		return slices.ContainsFunc(gone, func(g *Manifest) bool { return g.UUID == m.UUID })
+	}
+	stay := slices.DeleteFunc(slices.Clone(all), isGone)
+	if err := r.Remember(ctx, gone[0].Domain, gone, stay); err != nil {
+		return err
+	}
+	for _, m := range gone {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := r.Forget(ctx, m); err != nil {
+			return err
+		}
+		tell(m)
+	}
+	return nil
+}
+
