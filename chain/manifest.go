@@ -70,6 +70,7 @@ type Manifest struct {
 	Ancestors   []CheckpointRef `json:"ancestors,omitempty"` // the parent's parent and so on, at most MaxAncestors
 	Created     time.Time       `json:"created"`             // UTC
 	Description string          `json:"description,omitempty"`
+	Tags        []string        `json:"tags,omitempty"` // sorted, none twice; see CheckTag
 	Tool        string          `json:"tool,omitempty"`
 	Locking     string          `json:"locking"`
 	Requested   string          `json:"requested,omitempty"` // the mode that the user asked for; of an archive only

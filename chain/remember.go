@@ -9,8 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-
-	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // keptForgotten is how many forgotten checkpoints are kept of which no more than the
@@ -55,13 +53,14 @@ func (r *Repository) putForgotten(ctx context.Context, f *Forgotten, old []byte)
 	if err != nil || bytes.Equal(data, old) {
 		return false, err
 	}
-	o := objstore.PutOptions{Mode: objstore.Create}
-	if old != nil {
-		o = objstore.PutOptions{Mode: objstore.Replace, Old: old}
+	key := forgottenKey(f.Domain)
+	if old == nil {
+		err = r.create(ctx, key, data)
+	} else {
+		err = r.swap(ctx, key, old, data)
 	}
-	err = r.Store.Put(ctx, forgottenKey(f.Domain), bytes.NewReader(data), o)
-	if errors.Is(err, objstore.ErrExists) || errors.Is(err, objstore.ErrChanged) {
-		return true, nil // by another, or by us: an answer may have been lost
+	if errors.As(err, new(*standsError)) {
+		return true, nil
 	}
 	if err != nil {
 		return false, fmt.Errorf("note what stays known of forgotten checkpoints of domain %s: %w", f.Domain, err)
@@ -89,9 +88,10 @@ func (f *Forgotten) add(gone, stay []*Manifest) {
 	for i := range f.Checkpoints {
 		f.reduce(i, stay)
 	}
+	f.Checkpoints = slices.DeleteFunc(f.Checkpoints, func(p ForgottenCheckpoint) bool { return p.nothing(stay) })
 	tooMany := len(f.Checkpoints) - keptForgotten
 	f.Checkpoints = slices.DeleteFunc(f.Checkpoints, func(p ForgottenCheckpoint) bool {
-		drop := tooMany > 0 && p.onlyNames(stay) || p.nothing(stay)
+		drop := tooMany > 0 && p.onlyNames(stay)
 		if drop {
 			tooMany--
 		}
@@ -208,4 +208,3 @@ func Forget(ctx context.Context, r *Repository, all, gone []*Manifest, tell func
 	}
 	return nil
 }
-

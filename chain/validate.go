@@ -127,6 +127,7 @@ func (m *Manifest) Validate() error {
 	m.Parent.validate(&c, "parent", m.UUID)
 	c.time("created", m.Created)
 	c.text("description", m.Description, maxDescription)
+	c.nilErr("tags", validTags(m.Tags))
 	c.text("tool", m.Tool, maxShort)
 	c.oneOf("locking", m.Locking, LockingQEMU, LockingNone)
 	c.that(len(m.Ancestors) == 0 || m.Parent != nil, "ancestors without a parent")
