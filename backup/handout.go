@@ -114,6 +114,7 @@ func (s *handout) choose(ctx context.Context, d *disk, p *DiskPlan) error {
 	}
 	p.Mode, p.Detection, p.Code, p.Reason = Incremental, ByBitmap, v.Code, v.Reason
 	p.verdict, p.Since = v, v.Base.Manifest.Ref()
+	s.noteAdopted(d, v)
 	return nil
 }
 

@@ -160,12 +160,12 @@ func measure(ctx context.Context, d *disk, p *DiskPlan) error {
 }
 
 // oursAnywhere returns the names of the bitmaps that manifests of the domain
-// added, whatever the disk.
+// added, whatever the disk. Those that were adopted are not ours.
 func (s *session) oursAnywhere() map[string]*chain.Manifest {
 	names := make(map[string]*chain.Manifest)
 	for _, m := range s.history {
 		for i := range m.Disks {
-			if name := m.Disks[i].Bitmap; name != "" {
+			if name := m.Disks[i].Bitmap; name != "" && m.Disks[i].Adopted == nil {
 				names[name] = m
 			}
 		}

@@ -25,6 +25,7 @@ func (s *session) recordBitmaps(ctx context.Context, d *disk, p *DiskPlan, w *ar
 				return err
 			}
 			if r != nil {
+				r.Adopted = d.states.AdoptedAs(b.Name)
 				r.Sound = i == 0 && p.sound[b.Name]
 				rec.Witnesses = append(rec.Witnesses, *r)
 			}

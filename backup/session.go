@@ -35,6 +35,8 @@ type disk struct {
 	active      string // where the new bitmap goes
 	granularity int64  // of the new bitmap, bytes
 
+	vouched string // it was noted that this speaks for the bitmap of another program
+
 	read   amount
 	damage atomic.Pointer[archive.DamageError] // in the archived state that it is compared with
 

@@ -143,7 +143,10 @@ type Disk struct {
 	Reason          string         `json:"reason,omitempty"`
 	IncrementalFrom *CheckpointRef `json:"incremental_from,omitempty"`
 	Bitmap          string         `json:"bitmap,omitempty"` // the one that was added; empty: none was
-	NoBitmapReason  string         `json:"no_bitmap_reason,omitempty"`
+	// Adopted is when the bitmap was put on record that another program had made, and
+	// named. nil: it is ours.
+	Adopted        *time.Time `json:"adopted,omitempty"`
+	NoBitmapReason string     `json:"no_bitmap_reason,omitempty"`
 
 	Maps        []archive.MapRef `json:"maps,omitempty"` // of the replay, newest first; the last is full
 	DirtyBytes  int64            `json:"dirty_bytes"`
@@ -206,8 +209,11 @@ type BitmapRecord struct {
 	Enabled     bool   `json:"enabled"`
 	// Sound says that the bitmap stood every check when it was read, and that
 	// it tells alone what changed in the disk since its checkpoint.
-	Sound  bool        `json:"sound,omitempty"`
-	Object archive.Ref `json:"object"`
+	Sound bool `json:"sound,omitempty"`
+	// Adopted is the uuid of the adopted checkpoint whose bitmap it is: the name of
+	// such a bitmap is no identity. Empty: it is ours.
+	Adopted string      `json:"adopted_checkpoint,omitempty"`
+	Object  archive.Ref `json:"object"`
 }
 
 // Header returns the header that the stored bitmap has.

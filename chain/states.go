@@ -86,10 +86,11 @@ func (s States) Bitmaps() map[string]*Manifest {
 }
 
 // SmallestSince is the smallest virtual size, bytes, among size and those that
-// the disk had in st and in any state since.
+// the disk had in st and in any state since. When an adopted checkpoint was made only
+// another program's clock tells, so that all states count.
 func (s States) SmallestSince(st DiskState, size int64) int64 {
 	for _, later := range s {
-		if later.Manifest.Sequence >= st.Manifest.Sequence {
+		if later.Manifest.Sequence >= st.Manifest.Sequence || st.Disk.Adopted != nil {
 			size = min(size, later.Disk.Size)
 		}
 	}

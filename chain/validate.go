@@ -279,12 +279,7 @@ func (d *Disk) validate(c *checker, m *Manifest) {
 	c.text("no_bitmap_reason", d.NoBitmapReason, maxText)
 	c.that((d.IncrementalFrom != nil) == (d.Mode == ModeIncremental), "mode %s with incremental_from %v", d.Mode, d.IncrementalFrom)
 	d.IncrementalFrom.validate(c, "incremental_from", m.UUID)
-	if d.Bitmap == "" {
-		c.that(d.Granularity == 0, "granularity %d without a bitmap", d.Granularity)
-	} else {
-		c.that(d.Bitmap == BitmapName(m.Checkpoint, m.UUID), "bitmap %.80q is not named after the checkpoint", d.Bitmap)
-		c.powerOfTwo("granularity", d.Granularity, minGranularity, maxGranularity)
-	}
+	d.validateBitmap(c, m)
 	d.validateMaps(c, m)
 	d.validateLost(c, m.Kind)
 	c.atLeast("dirty_bytes", d.DirtyBytes, 0)
@@ -321,6 +316,9 @@ func (b *BitmapRecord) validate(c *checker, backing int) {
 	c.powerOfTwo("granularity of a witness", b.Granularity, minGranularity, maxGranularity)
 	c.atLeast("virtual_size of a witness", b.Size, 0)
 	c.that(b.DirtyBytes >= 0 && b.DirtyBytes <= b.Size, "witness %.80q has %d dirty bytes of %d", b.Name, b.DirtyBytes, b.Size)
+	if b.Adopted != "" {
+		c.nilErr("adopted_checkpoint of a witness", validUUID(b.Adopted))
+	}
 	c.ref("witness", b.Object)
 }
 

@@ -3,6 +3,7 @@
 package request
 
 import (
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,9 +16,17 @@ import (
 // in .xml, and symbolic links to such. What lies in its own folders (libvirt's
 // networks, autostart) is not looked at.
 func Definitions(folder string) ([]string, error) {
-	entries, err := os.ReadDir(folder)
+	files, err := definitionsIn(folder)
 	if err != nil {
 		return nil, usage.Errorf("--all-domains: %w", err)
+	}
+	return files, nil
+}
+
+func definitionsIn(folder string) ([]string, error) {
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return nil, err
 	}
 	var files []string
 	for _, e := range entries {
@@ -34,7 +43,7 @@ func Definitions(folder string) ([]string, error) {
 		}
 	}
 	if len(files) == 0 {
-		return nil, usage.Errorf("--all-domains: there is no definition (*.xml) in %s", folder)
+		return nil, fmt.Errorf("there is no definition (*.xml) in %s", folder)
 	}
 	return files, nil
 }

@@ -35,6 +35,9 @@ type DeleteRequest struct {
 	Paths map[string]string
 	// MetadataOnly leaves the images alone.
 	MetadataOnly bool
+	// Adopted says that bitmaps go, too, that other programs made; else these stay in
+	// the images.
+	Adopted bool
 	// NoLock goes on where a file system has no locks.
 	NoLock bool
 }
@@ -57,6 +60,7 @@ type Doomed struct {
 	Checkpoint chain.CheckpointRef
 	KeepsData  bool     // it is an archive, which stays: only its bitmaps go
 	Bitmaps    []Bitmap // none if only definitions go
+	Left       []string // names of bitmaps that another program made, and that stay, by disk
 
 	manifest *chain.Manifest
 }
@@ -83,6 +87,7 @@ type Deleted struct {
 	Checkpoint chain.CheckpointRef
 	Bitmaps    []string // images whose bitmap was removed
 	Absent     []string // images that held none
+	Left       []string // as of [Doomed]
 	Kept       bool     // its archive stays
 }
 
@@ -107,7 +112,8 @@ func PlanDelete(ctx context.Context, repo *chain.Repository, req DeleteRequest) 
 	for _, m := range chosen {
 		d := Doomed{Checkpoint: *m.Ref(), KeepsData: m.Kind != chain.KindCheckpoint, manifest: m}
 		if !req.MetadataOnly {
-			d.Bitmaps, err = p.findBitmaps(ctx, m, req.Paths)
+			d.Bitmaps, err = p.findBitmaps(ctx, m, req.Paths, req.Adopted)
+			d.Left = leaves(m, req.Adopted)
 		}
 		if err != nil {
 			p.Close()
@@ -158,7 +164,7 @@ func (req *DeleteRequest) check(chosen []*chain.Manifest) error {
 }
 
 // findBitmaps lists a checkpoint's bitmaps and looks at the images that they are in.
-func (p *Deletion) findBitmaps(ctx context.Context, m *chain.Manifest, paths map[string]string) ([]Bitmap, error) {
+func (p *Deletion) findBitmaps(ctx context.Context, m *chain.Manifest, paths map[string]string, adopted bool) ([]Bitmap, error) {
 	self, err := p.repo.Self()
 	if err != nil {
 		return nil, err
@@ -166,7 +172,7 @@ func (p *Deletion) findBitmaps(ctx context.Context, m *chain.Manifest, paths map
 	var all []Bitmap
 	for i := range m.Disks {
 		d := &m.Disks[i]
-		if d.Bitmap == "" {
+		if d.Bitmap == "" || d.Adopted != nil && !adopted {
 			continue
 		}
 		b := Bitmap{Disk: d.Name, Path: d.Source.Path, Name: d.Bitmap}
@@ -186,6 +192,18 @@ func (p *Deletion) findBitmaps(ctx context.Context, m *chain.Manifest, paths map
 		all = append(all, b)
 	}
 	return all, nil
+}
+
+// leaves are the names of the bitmaps of a checkpoint that stay, since another program
+// made them, disk by disk.
+func leaves(m *chain.Manifest, adopted bool) []string {
+	var all []string
+	for i := range m.Disks {
+		if d := &m.Disks[i]; d.Adopted != nil && !adopted {
+			all = append(all, d.Bitmap)
+		}
+	}
+	return all
 }
 
 // withoutImages says what can be done with a checkpoint whose images can't be had.
@@ -266,7 +284,7 @@ func (p *Deletion) Run(ctx context.Context, note func(msg string)) ([]Deleted, e
 }
 
 func (p *Deletion) delete(ctx context.Context, d Doomed, note func(string)) (Deleted, error) {
-	done := Deleted{Checkpoint: d.Checkpoint, Kept: d.KeepsData}
+	done := Deleted{Checkpoint: d.Checkpoint, Left: d.Left, Kept: d.KeepsData}
 	for _, b := range d.Bitmaps {
 		if err := ctx.Err(); err != nil {
 			return done, err

@@ -66,7 +66,7 @@ func wrong(disk, format string, args ...any) error {
 
 // find completes the definition by what the repository and the images say.
 func (def *Definition) find(half string, history []*chain.Manifest, disks []backup.Seen) (backup.Standing, error) {
-	found := backup.Standing{Created: def.Created, Granularity: make(map[string]int64)}
+	found := backup.Standing{Created: def.Created, Bitmaps: make(map[string]backup.StandingBitmap)}
 	var err error
 	if found.UUID, err = def.uuid(half, history); err != nil {
 		return found, err
@@ -76,9 +76,11 @@ func (def *Definition) find(half string, history []*chain.Manifest, disks []back
 	}
 	found.Sequence = sequenceOf(found.UUID, found.Parent, history)
 	for _, d := range disks {
-		if found.Granularity[d.Disk], err = granularity(d, def.Bitmaps[d.Disk]); err != nil {
+		b := backup.StandingBitmap{Name: def.Bitmaps[d.Disk]}
+		if b.Granularity, err = granularity(d, b.Name, 0); err != nil {
 			return found, &chain.DiskError{Disk: d.Disk, Err: err}
 		}
+		found.Bitmaps[d.Disk] = b
 	}
 	return found, nil
 }
@@ -128,16 +130,18 @@ func sequenceOf(uuid string, parent *chain.Manifest, history []*chain.Manifest) 
 	return parent.Sequence + 1
 }
 
-// granularity is that of the checkpoint's bitmap in a disk's image, bytes, which must be
-// fit to be used.
-func granularity(d backup.Seen, name string) (int64, error) {
+// granularity is that of the checkpoint's bitmap in a layer of a disk's image, bytes,
+// which must be fit to be used.
+func granularity(d backup.Seen, name string, layer int) (int64, error) {
 	if o := d.Judge.Image.Objection(); o != nil {
 		return 0, errors.New(o.Reason)
 	}
-	active := &d.Judge.Image.Layers[0]
-	path := active.Record.Path
-	b := active.Bitmap(name)
+	at := &d.Judge.Image.Layers[layer]
+	path := at.Record.Path
+	b := at.Bitmap(name)
 	switch {
+	case at.BitmapsErr != nil:
+		return 0, fmt.Errorf("no bitmap of %s can be used: %w", path, at.BitmapsErr)
 	case b == nil:
 		return 0, fmt.Errorf("%s holds no bitmap %s", path, name)
 	case b.InUse:

@@ -99,7 +99,7 @@ func (w *witness) askHeldData(ctx context.Context) (*Objection, error) {
 		if err != nil {
 			return nil, err
 		}
-		return objectAll(ReasonMap, "at checkpoint %s the disk held data at %d that is gone from the image without a mark in bitmap %s (a shrunk and regrown disk or an exchanged backing file does this)",
+		return w.objectToBoth(ReasonMap, "at checkpoint %s the disk held data at %d that is gone from the image without a mark in bitmap %s (a shrunk and regrown disk or an exchanged backing file does this)",
 			w.st.Manifest.Checkpoint, run.Start, w.st.Disk.Bitmap), nil
 	}
 	return nil, nil

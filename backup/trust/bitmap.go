@@ -26,7 +26,7 @@ func (w *witness) askBitmap(context.Context) (*Objection, error) {
 		return object(ReasonDisabled, "bitmap %s is disabled, so it does not record", name), nil
 	case b.Granularity != w.st.Disk.Granularity:
 		return object(ReasonGranularity, "bitmap %s has a granularity of %d bytes and was made with %d", name, b.Granularity, w.st.Disk.Granularity), nil
-	case !slices.Equal(layer.Snapshots, w.snapshots()):
+	case !slices.Equal(layer.Snapshots, w.snapshots()) && w.recordedLayer() == 0:
 		return object(ReasonSnapshots, "the image's internal snapshots are not those of checkpoint %s", w.st.Manifest.Checkpoint), nil
 	}
 	if _, err := b.Dirty.Bytes(); err != nil {

@@ -50,7 +50,7 @@ func newestBitmap(image *Image, history []*chain.Manifest) (*chain.Manifest, *La
 	for _, m := range slices.Backward(history) {
 		for i := range m.Disks {
 			for j := range image.Layers {
-				if name := m.Disks[i].Bitmap; name != "" && image.Layers[j].Bitmap(name) != nil {
+				if name := m.Disks[i].Bitmap; name != "" && m.Disks[i].Adopted == nil && image.Layers[j].Bitmap(name) != nil {
 					return m, &image.Layers[j]
 				}
 			}

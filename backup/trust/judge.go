@@ -130,8 +130,8 @@ func (j *Judge) judgeLine(ctx context.Context, since string, newest *witness) (V
 			against = o
 		}
 	}
-	if goal.Manifest.Sequence > newest.st.Manifest.Sequence {
-		return against.verdict(), nil // no line leads forward
+	if goal.Manifest.Sequence > newest.st.Manifest.Sequence || !goal.HasData() {
+		return against.verdict(), nil // no line leads forward, or to what is no archive
 	}
 	line, o, err := j.line(ctx, goal, newest.st)
 	switch {

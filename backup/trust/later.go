@@ -48,15 +48,16 @@ func (w *witness) askLaterRecords(ctx context.Context) (*Objection, error) {
 // laterRecords yields the records of the bitmap that states after its own made, the
 // newest first.
 func (w *witness) laterRecords(yield func(chain.DiskState, *chain.BitmapRecord) bool) {
+	depth := len(w.st.Disk.Backing) - w.recordedLayer()
 	for _, later := range w.States {
-		if later.Manifest.Sequence <= w.st.Manifest.Sequence {
+		if later.Manifest.Sequence <= w.st.Manifest.Sequence && w.st.Disk.Adopted == nil {
 			return
 		}
 		for i := range later.Disk.Witnesses {
 			rec := &later.Disk.Witnesses[i]
 			switch {
-			case rec.Name != w.st.Disk.Bitmap || !rec.Enabled:
-			case !w.flat && len(later.Disk.Backing)-rec.Layer != len(w.st.Disk.Backing):
+			case rec.Name != w.st.Disk.Bitmap || rec.Adopted != w.st.AdoptedAs() || !rec.Enabled:
+			case !w.flat && len(later.Disk.Backing)-rec.Layer != depth:
 				// A bitmap of this name in another layer.
 			case !yield(later, rec):
 				return

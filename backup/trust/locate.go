@@ -25,6 +25,9 @@ func (w *witness) locate(context.Context) (*Objection, error) {
 	if w.layer >= 0 && layers[w.layer].BitmapsErr != nil {
 		return object(ReasonUnusable, "no bitmap of %s can be used: %v", layers[w.layer].Record.Path, layers[w.layer].BitmapsErr), nil
 	}
+	if w.layer >= 0 && !w.flat {
+		w.layer += w.recordedLayer()
+	}
 	if w.layer < 0 || layers[w.layer].Bitmap(name) == nil {
 		for i := range layers {
 			if layers[i].Bitmap(name) != nil {
@@ -41,7 +44,7 @@ func (w *witness) locate(context.Context) (*Objection, error) {
 		return nil, nil
 	}
 	for i, rec := range backing {
-		if o := compareBacking(&layers[w.layer+1+i], rec); o != nil {
+		if o := compareBacking(&layers[len(layers)-len(backing)+i], rec); o != nil {
 			return o, nil
 		}
 	}
@@ -53,7 +56,7 @@ func (w *witness) locate(context.Context) (*Objection, error) {
 func (w *witness) compareIdentity() *Objection {
 	was := w.Image.Layers[w.layer].diskOf(w.st.Manifest.Disks, w.st.Manifest.Created)
 	if was != nil && was.Name != w.st.Disk.Name {
-		return objectAll(ReasonOtherDisk, "at checkpoint %s this image was disk %s", w.st.Manifest.Checkpoint, was.Name)
+		return w.objectToBoth(ReasonOtherDisk, "at checkpoint %s this image was disk %s", w.st.Manifest.Checkpoint, was.Name)
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ func (w *witness) askOlderBitmaps(ctx context.Context) (*Objection, error) {
 		rec := &w.st.Disk.Witnesses[i]
 		older := layer.Bitmap(rec.Name)
 		switch {
-		case rec.Layer != 0 || rec.Name == w.st.Disk.Bitmap || !rec.Enabled:
+		case rec.Layer != w.recordedLayer() || rec.Name == w.st.Disk.Bitmap || !rec.Enabled:
 			continue
 		case older == nil || older.InUse || older.Problem != nil:
 			continue // it cannot testify
@@ -29,13 +29,13 @@ func (w *witness) askOlderBitmaps(ctx context.Context) (*Objection, error) {
 		case err != nil:
 			return nil, err
 		case !agree:
-			return objectAll(ReasonWitness, "bitmaps %s and %s disagree about the writes since %s: one of them was cleared, disabled for a while or made anew",
+			return w.objectToBoth(ReasonWitness, "bitmaps %s and %s disagree about the writes since %s: one of them was cleared, disabled for a while or made anew",
 				w.st.Disk.Bitmap, rec.Name, w.st.Manifest.Checkpoint), nil
-		case older.Enabled:
+		case older.Enabled && rec.Adopted == "":
 			confirmed++
 		}
 	}
-	w.proof = fmt.Sprintf("bitmap %s is sound", w.st.Disk.Bitmap)
+	w.proof = w.claim()
 	if confirmed > 0 {
 		w.proof += fmt.Sprintf(" and agrees with %d older", confirmed)
 	}
@@ -57,10 +57,19 @@ func (w *witness) agrees(ctx context.Context, older *Bitmap, rec *chain.BitmapRe
 		size -= size % grain
 	}
 	expect := bitmapstore.Union(then, w.bitmap.Dirty).Clip(size).Round(grain, size)
-	now := older.Dirty.Clip(size).Round(grain, size)
-	if !older.Enabled {
-		// It stopped recording at some time, but cannot know of writes that this
-		// one missed.
+	now := older.Dirty
+	if own := w.st.OwnRecord(); own != nil {
+		// What this one showed already when the other was recorded.
+		before, err := w.Archive.Bitmap(ctx, own)
+		if err != nil {
+			return false, err
+		}
+		now = bitmapstore.Union(now, before)
+	}
+	now = now.Clip(size).Round(grain, size)
+	if !older.Enabled || rec.Adopted != "" {
+		// It stopped recording at some time, or may be another of the same name by
+		// now, but cannot know of writes that this one missed.
 		return bitmapstore.Contains(expect, now)
 	}
 	return bitmapstore.Equal(expect, now)

@@ -42,7 +42,7 @@ func (a *app) printCheckpoint(m *chain.Manifest, what string) error {
 	}
 	w.printf("\n")
 	for i := range m.Disks {
-		w.printf("  %s  bitmap %s in %s\n", m.Disks[i].Name, m.Disks[i].Bitmap, oneLine(m.Disks[i].Source.Path))
+		w.printf("  %s  bitmap %s in %s\n", m.Disks[i].Name, oneLine(m.Disks[i].Bitmap), oneLine(m.Disks[i].Source.Path))
 	}
 	return w.err
 }

@@ -23,6 +23,7 @@ type checkpointDeleteOptions struct {
 	children     bool
 	childrenOnly bool
 	metadata     bool
+	adopted      bool
 	dryRun       bool
 }
 
@@ -42,7 +43,8 @@ its bitmaps go, so that no later backup can be incremental since it by bitmap.
 The images are looked for where the checkpoint found them, or where --disk says.
 All of them are looked at before anything is removed; --dry-run does only that,
 and shows what would be. --metadata removes the definition alone and leaves the
-bitmaps; checkpoint redefine brings it back.`,
+bitmaps; checkpoint redefine brings it back. Bitmaps that were adopted from another
+program stay in the images, too, unless --adopted-bitmaps says that they go.`,
 		Annotations: exits(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup checkpoint delete web monday
   imgbackup checkpoint delete web monday --children --dry-run
@@ -56,7 +58,8 @@ bitmaps; checkpoint redefine brings it back.`,
 			if o.checkpoint == "" {
 				return usage.Errorf("which checkpoint? give its name, or latest")
 			}
-			if err := exclude(cmd.Flags(), "children", "children-only"); err != nil {
+			err = errors.Join(exclude(cmd.Flags(), "children", "children-only"), exclude(cmd.Flags(), "metadata", "adopted-bitmaps"))
+			if err != nil {
 				return err
 			}
 			return a.deleteCheckpoints(cmd.Context(), o)
@@ -68,13 +71,14 @@ bitmaps; checkpoint redefine brings it back.`,
 	f.BoolVar(&o.children, "children", false, "delete all that follow it, too")
 	f.BoolVar(&o.childrenOnly, "children-only", false, "delete all that follow it, and keep it")
 	f.BoolVar(&o.metadata, "metadata", false, "remove the definition only; the bitmaps stay in the images")
+	f.BoolVar(&o.adopted, "adopted-bitmaps", false, "remove bitmaps, too, that another program made (checkpoint redefine --adopt)")
 	f.BoolVar(&o.dryRun, "dry-run", false, "show what would be deleted, and delete nothing")
 	return cmd
 }
 
 // request is what the engine is asked for.
 func (o *checkpointDeleteOptions) request() (checkpoint.DeleteRequest, error) {
-	del := checkpoint.DeleteRequest{Domain: o.domain, Checkpoint: o.checkpoint, MetadataOnly: o.metadata, Paths: make(map[string]string)}
+	del := checkpoint.DeleteRequest{Domain: o.domain, Checkpoint: o.checkpoint, MetadataOnly: o.metadata, Adopted: o.adopted, Paths: make(map[string]string)}
 	switch {
 	case o.children:
 		del.Scope = checkpoint.WithChildren
@@ -190,6 +194,8 @@ func (a *app) printDeletion(p *checkpoint.Deletion) error {
 			w.printf("  checkpoint %s: its definition would be deleted; its bitmaps stay in the images\n", d.Checkpoint.Name)
 		case d.KeepsData:
 			w.printf("  checkpoint %s: its bitmaps would be removed; its archive stays\n", d.Checkpoint.Name)
+		case len(d.Left) > 0:
+			w.printf("  checkpoint %s: its definition would be deleted; its bitmaps, which another program made, stay in the images (--adopted-bitmaps)\n", d.Checkpoint.Name)
 		default:
 			w.printf("  checkpoint %s would be deleted with its bitmaps\n", d.Checkpoint.Name)
 		}
@@ -223,6 +229,8 @@ func (a *app) printDeleted(all []checkpoint.Deleted, metadata bool) error {
 		switch {
 		case metadata:
 			w.printf("checkpoint %s deleted; its bitmaps stay in the images\n", d.Checkpoint.Name)
+		case len(d.Left) > 0:
+			w.printf("checkpoint %s deleted; its bitmaps, which another program made, stay in the images\n", d.Checkpoint.Name)
 		case d.Kept:
 			w.printf("checkpoint %s: %d bitmap(s) removed; its archive stays\n", d.Checkpoint.Name, len(d.Bitmaps))
 		default:

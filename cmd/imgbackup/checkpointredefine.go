@@ -9,31 +9,46 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/checkpoint"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/request"
 )
 
 func (a *app) checkpointRedefineCommand() *cobra.Command {
-	var images imageFlags
+	var o redefineOptions
 	cmd := &cobra.Command{
-		Use:   "redefine DOMAIN FILE",
-		Short: "Put back a checkpoint's definition from libvirt's XML",
+		Use:   "redefine {DOMAIN FILE | [DOMAIN] --adopt FILE… | [DOMAIN] --all-of DIR}",
+		Short: "Put a checkpoint's definition on record from libvirt's XML",
 		Long: `redefine reads a domaincheckpoint, as checkpoint dumpxml prints it, and puts the
 definition back into the repository, after it was removed with --metadata. Every
 bitmap that it names is looked for in the images: it must be there, sound, and
-record. The images are those of --disk, or those of the domain in the XML, or
-else where other checkpoints found them. A FILE of - is standard input.
+record. The images are those of --disk, or of --domain-xml, or those of the domain
+in the XML, or else where other checkpoints found them. A FILE of - is standard input.
 
-What the first definition had recorded to tell later whether the bitmaps can be
-trusted does not come back.`,
+With --adopt or --all-of the checkpoints are libvirt's (or virtnbdbackup's), made while
+the VM ran: their bitmaps are taken as they are named. export, backup --target and
+changes can be incremental since them, and say what vouches for them; no archive builds
+on one, and no bitmap of theirs is ever removed unless that is asked for by name.
+
+What was not recorded when a bitmap was made can't tell later that it lies: of what
+happened before a definition was put on record, nothing testifies.`,
 		Annotations: exits(exitDamage, exitInUse, exitTaken, exitInterrupted),
 		Example: `  imgbackup checkpoint redefine web monday.xml --disk vda=/vm/web.qcow2,format=qcow2
-  imgbackup checkpoint redefine --repo /backup web - <monday.xml`,
-		Args: takes(cobra.ExactArgs(2), "a DOMAIN and a FILE"),
+  imgbackup checkpoint redefine --repo /backup web - <monday.xml
+  imgbackup checkpoint redefine web --all-of /var/lib/libvirt/qemu/checkpoint/web --domain-xml web.xml`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.redefineCheckpoint(cmd.Context(), args[0], args[1], images)
+			if o.adopts() {
+				return a.adoptCheckpoints(cmd.Context(), o, args)
+			}
+			if err := takes(cobra.ExactArgs(2), "a DOMAIN and a FILE")(cmd, args); err != nil {
+				return err
+			}
+			if o.xml.Domain != "" {
+				return usage.Errorf("--domain-xml belongs to --adopt and --all-of: --disk says where an image is")
+			}
+			return a.redefineCheckpoint(cmd.Context(), args[0], args[1], o.images)
 		},
 	}
-	images.add(cmd.Flags())
+	o.addFlags(cmd.Flags())
 	return cmd
 }
 

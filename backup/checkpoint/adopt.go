@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package checkpoint
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/trust"
+	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
+)
+
+// Adopt puts a checkpoint on record that another program made, as libvirt does while the
+// VM runs: its bitmaps are in the images of the request, under the names that the
+// definition gives. Each must be what libvirt itself demands: in the active image or a
+// backing file, and from there downwards without a gap, recording, not in use, without
+// damage. What is recorded of those that it follows must be in them, too: all that its
+// own shows. Its parent, if it has one, must be on record.
+//
+// Nothing is written into an image. No archive ever builds on such a checkpoint.
+func Adopt(ctx context.Context, repo *chain.Repository, req backup.Request, def Definition, hooks backup.Hooks) (*chain.Manifest, error) {
+	for _, d := range req.Disks {
+		name, ok := def.Bitmaps[d.Disk]
+		switch {
+		case !ok:
+			return nil, wrong(d.Disk, "the definition has no bitmap for it")
+		case !chain.ValidBitmapName(name):
+			return nil, wrong(d.Disk, "%.80q is no name of a bitmap", name)
+		}
+	}
+	req.Checkpoint, req.Description = def.Name, def.Description
+	return backup.RecordStanding(ctx, repo, req, hooks, def.adopt)
+}
+
+// adopt completes the definition by what the repository and the images say.
+func (def *Definition) adopt(history []*chain.Manifest, disks []backup.Seen) (backup.Standing, error) {
+	found := backup.Standing{
+		UUID: chain.NewUUID(), Created: def.Created, Adopted: true, Bitmaps: make(map[string]backup.StandingBitmap),
+	}
+	var err error
+	if found.Parent, err = def.parent(history); err != nil {
+		return found, err
+	}
+	found.Sequence = def.place(found.Parent, history)
+	for _, d := range disks {
+		b, err := def.adoptBitmap(d, history)
+		if err == nil {
+			err = def.followsAll(d, b, found.Parent, history)
+		}
+		if err != nil {
+			return found, &chain.DiskError{Disk: d.Disk, Err: err}
+		}
+		found.Bitmaps[d.Disk] = b
+	}
+	return found, nil
+}
+
+// place is the sequence of a checkpoint that was made outside: behind its parent, and
+// behind what had been made by then. What is believed does not depend on it.
+func (def *Definition) place(parent *chain.Manifest, history []*chain.Manifest) int64 {
+	var before int64
+	if parent != nil {
+		before = parent.Sequence
+	}
+	for _, m := range history {
+		if !m.Created.After(def.Created) {
+			before = max(before, m.Sequence)
+		}
+	}
+	return before + 1
+}
+
+// adoptBitmap finds the disk's bitmap where libvirt would have it: in one layer or
+// several without a gap. It was made in the lowest.
+func (def *Definition) adoptBitmap(d backup.Seen, history []*chain.Manifest) (backup.StandingBitmap, error) {
+	b := backup.StandingBitmap{Name: def.Bitmaps[d.Disk]}
+	for _, m := range history {
+		if i := slices.IndexFunc(m.Disks, func(c chain.Disk) bool { return c.Bitmap == b.Name }); i >= 0 && m.Checkpoint != def.Name {
+			return b, usage.Errorf("bitmap %s belongs to checkpoint %s, which is on record", b.Name, m.Checkpoint)
+		}
+	}
+	holders, err := holders(d.Judge.Image, b.Name)
+	if err != nil {
+		return b, err
+	}
+	for _, b.Layer = range holders {
+		if b.Granularity, err = granularity(d, b.Name, b.Layer); err != nil {
+			return b, err
+		}
+	}
+	return b, nil
+}
+
+// holders are the layers that hold a bitmap, the uppermost first.
+func holders(image *trust.Image, name string) ([]int, error) {
+	var found []int
+	for i := range image.Layers {
+		if image.Layers[i].Bitmap(name) == nil {
+			continue
+		}
+		if n := len(found); n > 0 && found[n-1] != i-1 {
+			return nil, fmt.Errorf("%s and %s hold a bitmap %s, and the image between them none: it has a gap",
+				image.Layers[found[n-1]].Record.Path, image.Layers[i].Record.Path, name)
+		}
+		found = append(found, i)
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("%s holds no bitmap %s", image.Layers[0].Record.Path, name)
+	}
+	return found, nil
+}
+
+// followsAll sees that the bitmaps of the checkpoints that this one follows show all that
+// its own shows, since they have recorded for longer.
+func (def *Definition) followsAll(d backup.Seen, b backup.StandingBitmap, parent *chain.Manifest, history []*chain.Manifest) error {
+	for m := parent; m != nil; m = parentOf(m, history) {
+		if older, ok := m.Disk(d.Disk); ok && older.Bitmap != "" {
+			if err := showsAll(&d.Judge.Image.Layers[b.Layer], older.Bitmap, b.Name); err != nil {
+				return fmt.Errorf("%w, which follows checkpoint %s", err, m.Checkpoint)
+			}
+		}
+	}
+	return nil
+}
+
+func parentOf(m *chain.Manifest, history []*chain.Manifest) *chain.Manifest {
+	if m.Parent == nil {
+		return nil
+	}
+	at := slices.IndexFunc(history, func(p *chain.Manifest) bool { return p.UUID == m.Parent.UUID && p.Sequence < m.Sequence })
+	if at < 0 {
+		return nil
+	}
+	return history[at]
+}
+
+// showsAll returns an error unless one bitmap of a layer shows all that another shows. One
+// that isn't there, or can't be used, tells nothing.
+func showsAll(layer *trust.Layer, older, newer string) error {
+	o, n := layer.Bitmap(older), layer.Bitmap(newer)
+	if o == nil || n == nil || o.InUse || o.Problem != nil || !o.Enabled {
+		return nil
+	}
+	// In the granule that a disk was once cut in, a coarser bitmap keeps what a finer
+	// one lost.
+	grain, size := max(o.Granularity, n.Granularity), layer.Size
+	if o.Granularity != n.Granularity {
+		size -= size % grain
+	}
+	all, err := bitmapstore.Contains(o.Dirty.Clip(size).Round(grain, size), n.Dirty.Clip(size).Round(grain, size))
+	if err != nil {
+		return err
+	}
+	if !all {
+		return fmt.Errorf("bitmap %s of %s lacks writes that %s shows: one of them was cleared or made anew, or is no bitmap of the checkpoint %s",
+			older, layer.Record.Path, newer, newer)
+	}
+	return nil
+}
