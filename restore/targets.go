@@ -43,6 +43,26 @@ func TargetsIn(m *chain.Manifest, disks []string, dir string, format qcow2.Forma
 	return targets, nil
 }
 
+// TargetsInPlace makes targets where the disks that are named, or all disks of the
+// checkpoint, were when it was made, in the formats that they had. A manifest is not
+// trusted to name files: who uses them looks at what stands there first.
+func TargetsInPlace(m *chain.Manifest, disks []string) ([]Target, error) {
+	if len(disks) == 0 {
+		for i := range m.Disks {
+			disks = append(disks, m.Disks[i].Name)
+		}
+	}
+	var targets []Target
+	for _, name := range disks {
+		d, err := findDisk(m, name)
+		if err != nil {
+			return nil, err
+		}
+		targets = append(targets, Target{Disk: name, Path: d.Source.Path, Format: qcow2.Format(d.Source.Format)})
+	}
+	return targets, nil
+}
+
 func findDisk(m *chain.Manifest, name string) (*chain.Disk, error) {
 	if d, ok := m.Disk(name); ok {
 		return d, nil

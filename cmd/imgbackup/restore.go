@@ -31,6 +31,7 @@ type restoreRequest struct {
 	disks      []string
 	output     string
 	to         []string
+	inPlace    bool // where the disks were
 	format     string
 	adjust     bool
 	identity   bool   // a new one
@@ -53,6 +54,12 @@ With --adjust-xml that definition names the files where they are restored; else 
 with them: the generation id, the ids of ports), so that it can stand beside the old one. What the definition still names
 that two domains cannot use at once (disks that are not in the backup, devices of the host, ports) is told.
 
+--in-place puts the disks back where they were on this host, in the formats that they had. The old images are kept until
+the new ones are complete and durable; then they change places, one right after the other. What is there has to look like what
+the checkpoint says of it, and the domain's definition, if this host has it, has to agree; else it is refused, and --force does
+it all the same. Devices are overwritten where they are, and always need --force. The firmware's variables, the TPM's state and a
+saved memory are not touched: the result says which, and how to put them back.
+
 --continue gives a restored qcow2 image the checkpoint's bitmap, so that its next backup is incremental from there.
 
 raw and qcow2 are written natively. Formats that only qemu-img writes, and compressed and encrypted images, are
@@ -69,7 +76,7 @@ have it open.`
 func (a *app) restoreCommand() *cobra.Command {
 	var r restoreRequest
 	cmd := &cobra.Command{
-		Use:         "restore DOMAIN [CHECKPOINT] {--output DIR | --to TARGET=PATH …}",
+		Use:         "restore DOMAIN [CHECKPOINT] {--output DIR | --to TARGET=PATH … | --in-place}",
 		Short:       "Restore disks at any checkpoint",
 		SuggestFor:  []string{"extract", "recover"},
 		Long:        restoreHelp,
@@ -79,6 +86,7 @@ func (a *app) restoreCommand() *cobra.Command {
   imgbackup restore web --output /restored --format qcow2 --adjust-xml
   imgbackup restore web --output /vm/web2 --format qcow2 --name web2 --new-identity
   imgbackup restore web --to vda=/vm/web.qcow2 --format qcow2 --continue --verify
+  imgbackup restore web monday --in-place --continue
   imgbackup restore web --to vda=/dev/vg/web --force
   imgbackup restore web --to vda=web.vmdk --format vmdk --format-option subformat=streamOptimized
   imgbackup restore web --to vda=- | ssh host 'cat >web.raw'`,
@@ -89,6 +97,9 @@ func (a *app) restoreCommand() *cobra.Command {
 				return err
 			}
 			if err := notEmpty(cmd.Flags(), "checkpoint", "name"); err != nil {
+				return err
+			}
+			if err := exclude(cmd.Flags(), "in-place", "output", "to", "format", "compressed", "secret-file", "format-option", "skip-damaged"); err != nil {
 				return err
 			}
 			return a.restore(cmd, r)
@@ -104,6 +115,7 @@ func (a *app) restoreCommand() *cobra.Command {
 	f.StringVar(&r.options.QemuImg.SecretFile, "secret-file", "", "encrypt a qcow2 (LUKS) with the passphrase that is in `FILE`, to its last byte, by qemu-img")
 	f.StringArrayVar(&r.options.QemuImg.Settings, "format-option", nil, "`KEY=VALUE` for qemu-img's -o, as subformat=streamOptimized; may be repeated")
 	f.BoolVar(&r.adjust, "adjust-xml", false, "let the restored definition of the domain name the restored files")
+	f.BoolVar(&r.inPlace, "in-place", false, "replace the images where the disks were, in their own formats")
 	f.BoolVar(&r.identity, "new-identity", false, "--adjust-xml, with another UUID and other MAC addresses")
 	f.StringVar(&r.name, "name", "", "--adjust-xml, with this `NAME` of the domain")
 	f.BoolVar(&r.options.Force, "force", false, "replace a target that exists; write to a block device")
@@ -113,7 +125,7 @@ func (a *app) restoreCommand() *cobra.Command {
 	f.BoolVar(&r.options.SkipDamaged, "skip-damaged", false, "write zeros for what is damaged or lost, list it, and end with exit status 3")
 	f.StringVar(&r.limitRate, "limit-rate", "", "restore at most so many `BYTES` of data per second, as 50M")
 	section(f, whichDisks, "checkpoint", "disk")
-	section(f, whereTo, "output", "to", "force", "no-lock")
+	section(f, whereTo, "output", "to", "in-place", "force", "no-lock")
 	section(f, whatIsDone, "format", "continue", "adjust-xml", "new-identity", "name", "compressed", "secret-file", "format-option", "verify", "skip-damaged")
 	section(f, howItRuns, "limit-rate")
 	addManual(cmd, restoreManual)
@@ -122,8 +134,8 @@ func (a *app) restoreCommand() *cobra.Command {
 
 func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	switch {
-	case r.output == "" && len(r.to) == 0:
-		return usage.Errorf("where to? give --output DIR or --to TARGET=PATH")
+	case r.output == "" && len(r.to) == 0 && !r.inPlace:
+		return usage.Errorf("where to? give --output DIR, --to TARGET=PATH or --in-place")
 	case r.output != "" && len(r.to) > 0:
 		return usage.Errorf("--output and --to exclude each other")
 	case r.defines() && (r.output == "" || len(r.disks) > 0):
@@ -156,7 +168,7 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	if err != nil {
 		return err
 	}
-	targets, err := restoreTargets(m, r, format)
+	targets, err := a.restoreTargets(repo, m, &r, format)
 	if err != nil {
 		return err
 	}
@@ -259,8 +271,11 @@ func (a *app) checkStdout() error {
 	return nil
 }
 
-func restoreTargets(m *chain.Manifest, r restoreRequest, format qcow2.Format) ([]restore.Target, error) {
-	if r.output != "" {
+func (a *app) restoreTargets(repo *chain.Repository, m *chain.Manifest, r *restoreRequest, format qcow2.Format) ([]restore.Target, error) {
+	switch {
+	case r.inPlace:
+		return a.targetsInPlace(repo, m, r)
+	case r.output != "":
 		return restore.TargetsIn(m, r.disks, r.output, format)
 	}
 	var targets []restore.Target
@@ -298,6 +313,7 @@ type restoreJSON struct {
 	*restore.Result
 	Disks      []restoredDiskJSON `json:"disks"`
 	Definition *adjustedJSON      `json:"definition,omitempty"`
+	Untouched  []untouchedJSON    `json:"untouched,omitempty"`
 }
 
 type restoredDiskJSON struct {
@@ -305,8 +321,8 @@ type restoredDiskJSON struct {
 	Target string `json:"target"`
 }
 
-func viewRestore(m *chain.Manifest, r *restore.Result, adjusted *dom.Adjusted) restoreJSON {
-	out := restoreJSON{Domain: m.Domain, Checkpoint: m.Checkpoint, Result: r, Disks: []restoredDiskJSON{}, Definition: viewAdjusted(adjusted)}
+func viewRestore(m *chain.Manifest, r *restore.Result, adjusted *dom.Adjusted, untouched []untouchedJSON) restoreJSON {
+	out := restoreJSON{Domain: m.Domain, Checkpoint: m.Checkpoint, Result: r, Disks: []restoredDiskJSON{}, Definition: viewAdjusted(adjusted), Untouched: untouched}
 	for _, d := range r.Disks {
 		out.Disks = append(out.Disks, restoredDiskJSON{d, d.Disk})
 	}
@@ -314,8 +330,12 @@ func viewRestore(m *chain.Manifest, r *restore.Result, adjusted *dom.Adjusted) r
 }
 
 func (a *app) printRestore(m *chain.Manifest, r *restore.Result, adjusted *dom.Adjusted) error {
+	var untouched []untouchedJSON
+	if len(r.Files) == 0 {
+		untouched = untouchedBy(m)
+	}
 	if a.json {
-		return a.printJSON(viewRestore(m, r, adjusted))
+		return a.printJSON(viewRestore(m, r, adjusted, untouched))
 	}
 	w := &checkedWriter{w: a.out}
 	w.printf("restored %s at checkpoint %s\n", m.Domain, m.Checkpoint)
@@ -337,6 +357,9 @@ func (a *app) printRestore(m *chain.Manifest, r *restore.Result, adjusted *dom.A
 			how = ", adjusted" + whoseDefinition(adjusted)
 		}
 		w.printf("  %s  %s  %s%s\n", f.Role, f.Path, size(f.Size), how)
+	}
+	for _, u := range untouched {
+		w.printf("  %s  not touched: %s (restore %s %s --output DIR writes that of the checkpoint)\n", u.Role, oneLine(u.Path), m.Domain, m.Checkpoint)
 	}
 	for _, l := range m.LeftOut {
 		if l.Code == chain.LeftOutByRequest {

@@ -3,10 +3,7 @@
 package main
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -14,6 +11,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
 )
 
@@ -56,15 +54,6 @@ func formatOfName(path string) string {
 	return ""
 }
 
-// magics are what images of formats that we write begin with.
-var magics = []struct {
-	format string
-	at     int
-	text   string
-}{
-	{"qcow2", 0, "QFI\xfb"}, {"vmdk", 0, "KDMV"}, {"vhdx", 0, "vhdxfile"}, {"vdi", 0x40, "\x7f\x10\xda\xbe"}, {"qed", 0, "QED\x00"},
-}
-
 // formatOfFile is the format of an image that is to be replaced, as far as its first
 // bytes tell; empty: none, or there is no such file. It only ever leads to a refusal.
 func formatOfFile(path string) string {
@@ -76,17 +65,11 @@ func formatOfFile(path string) string {
 		return "" // the restore will say so
 	}
 	defer func() { _ = f.Close() }() // it was only read
-	head := make([]byte, 512)
-	n, err := io.ReadFull(f, head)
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+	like, err := qcow2.Resemble(f)
+	if err != nil {
 		return ""
 	}
-	for _, m := range magics {
-		if m.at <= n && bytes.HasPrefix(head[m.at:n], []byte(m.text)) {
-			return m.format
-		}
-	}
-	return ""
+	return string(like.Format)
 }
 
 // noteDefinition tells of disks that the restored definition describes in another

@@ -19,6 +19,7 @@ type naming struct {
 	final    string   // name in p's folder
 	replaces *os.File // the file that is replaced, open and locked; nil: none may be there
 	done     namingState
+	aside    string // the other name of what was replaced, once it is kept
 }
 
 type namingState int
@@ -27,6 +28,7 @@ const (
 	notNamed  namingState = iota
 	moved                 // under its final name, where nothing was
 	exchanged             // likewise; what was there has the partial file's name
+	kept                  // likewise; what was there has the name aside
 	replaced              // likewise; what was there is gone
 )
 
@@ -108,8 +110,12 @@ func syncFolders(kernel *System, files []*naming) error {
 // settle removes what was replaced. If that fails all is well still, and the
 // next run's sweep removes it.
 func (n *naming) settle() {
-	if n.p.named && n.done == exchanged {
+	switch {
+	case !n.p.named:
+	case n.done == exchanged:
 		_ = sys.UnlinkAt(n.p.dir.f, n.p.name)
+	case n.done == kept:
+		_ = sys.UnlinkAt(n.p.dir.f, n.aside)
 	}
 }
 
@@ -131,18 +137,19 @@ func (n *naming) name(kernel *System) error {
 		return nil
 	}
 	err := kernel.Rename(n.p.dir.f, n.p.name, n.final, unix.RENAME_EXCHANGE)
-	if sys.Unsupported(err) {
-		if err := kernel.Rename(n.p.dir.f, n.p.name, n.final, 0); err != nil {
-			return fmt.Errorf("replace %s: %w", n.path(), err)
+	old := n.p.name
+	switch {
+	case sys.Unsupported(err):
+		if err = n.replace(kernel); err != nil || n.done == replaced {
+			return err
 		}
-		n.done = replaced
-		return nil
-	}
-	if err != nil {
+		old = n.aside
+	case err != nil:
 		return fmt.Errorf("replace %s: %w", n.path(), err)
+	default:
+		n.done = exchanged
 	}
-	n.done = exchanged
-	same, err := sys.Named(n.p.dir.f, n.p.name, n.replaces)
+	same, err := sys.Named(n.p.dir.f, old, n.replaces)
 	if err != nil {
 		return fmt.Errorf("%s: %w", n.path(), err)
 	}
@@ -152,13 +159,43 @@ func (n *naming) name(kernel *System) error {
 	return nil
 }
 
+// replace is rename with an exchange, where the file system has no such call (NFS). What
+// was there gets a second name first; where that can't be, either, there is no way back.
+func (n *naming) replace(kernel *System) error {
+	aside := partialName(n.final)
+	keeps := hardLink(n.p.dir.f, n.final, aside) == nil
+	if err := kernel.Rename(n.p.dir.f, n.p.name, n.final, 0); err != nil {
+		if keeps {
+			_ = sys.UnlinkAt(n.p.dir.f, aside) // or the next run's sweep does
+		}
+		return fmt.Errorf("replace %s: %w", n.path(), err)
+	}
+	n.done = replaced
+	if keeps {
+		n.done, n.aside = kept, aside
+	}
+	return nil
+}
+
+// putBack undoes replace. At no time is there nothing under the final name.
+func (n *naming) putBack(kernel *System) error {
+	if err := hardLink(n.p.dir.f, n.final, n.p.name); err != nil {
+		return err
+	}
+	return kernel.Rename(n.p.dir.f, n.aside, n.final, 0)
+}
+
 // link is rename without replacing, where the file system has no such call.
 func (n *naming) link() error {
 	dir := n.p.dir.f
-	if err := sys.Control(dir, func(fd int) error { return unix.Linkat(fd, n.p.name, fd, n.final, 0) }); err != nil {
+	if err := hardLink(dir, n.p.name, n.final); err != nil {
 		return err
 	}
 	return sys.UnlinkAt(dir, n.p.name)
+}
+
+func hardLink(dir *os.File, from, to string) error {
+	return sys.Control(dir, func(fd int) error { return unix.Linkat(fd, from, fd, to, 0) })
 }
 
 // unname takes the final name back.
@@ -169,6 +206,8 @@ func (n *naming) unname(kernel *System) error {
 		err = kernel.Rename(n.p.dir.f, n.final, n.p.name, 0)
 	case exchanged:
 		err = kernel.Rename(n.p.dir.f, n.final, n.p.name, unix.RENAME_EXCHANGE)
+	case kept:
+		err = n.putBack(kernel)
 	case replaced:
 		return fmt.Errorf("%s has been replaced by the (complete) new file", n.path())
 	}

@@ -142,8 +142,12 @@ func TestPublishWithoutRenameFlags(t *testing.T) {
 		return plain(dir, from, to, flags)
 	}
 	d := testFolder(t)
-	if err := publish(sys, testNamings(t, d, 2, 1)); err != nil {
+	files := testNamings(t, d, 2, 1)
+	if err := publish(sys, files); err != nil {
 		t.Fatal(err)
+	}
+	for _, n := range files {
+		n.settle()
 	}
 	if got := contents(t, d.path); got != "a=new0 b=new1" || hits != 2 {
 		t.Error(got, hits)
@@ -188,6 +192,57 @@ func TestPublishIsAllOrNothing(t *testing.T) {
 				t.Error(got)
 			}
 		})
+	}
+}
+
+// Whatever calls a file system has: at every moment each of the files that are replaced
+// is there, old or new and whole, and whichever call fails, all are as they were.
+func TestReplacedFilesAreAlwaysThere(t *testing.T) {
+	t.Parallel()
+	for _, exchanges := range []bool{true, false} {
+		for fail := range 4 { // 3: none
+			kernel := Linux()
+			d := testFolder(t)
+			files := testNamings(t, d, 3, 0, 1, 2)
+			look := func() {
+				for i, n := range files {
+					got, err := os.ReadFile(n.path())
+					if text := string(got); err != nil || text != fmt.Sprint("old", i) && text != fmt.Sprint("new", i) {
+						t.Errorf("%v, %d: %s is %q: %v", exchanges, fail, n.final, got, err)
+					}
+				}
+			}
+			rename, calls := kernel.Rename, 0
+			kernel.Rename = func(dir *os.File, from, to string, flags uint) error {
+				look()
+				if flags != 0 && !exchanges {
+					return unix.EINVAL
+				}
+				if calls++; calls == fail+1 {
+					return unix.EIO
+				}
+				err := rename(dir, from, to, flags)
+				look()
+				return err
+			}
+			err := publish(kernel, files)
+			want := "a=new0 b=new1 c=new2"
+			if fail < len(files) {
+				want = "a=old0 b=old1 c=old2"
+			}
+			if (err != nil) != (fail < len(files)) {
+				t.Errorf("%v, %d: %v", exchanges, fail, err)
+			}
+			for _, n := range files {
+				n.settle()
+				if err := n.p.remove(); err != nil {
+					t.Error(err)
+				}
+			}
+			if got := contents(t, d.path); got != want {
+				t.Errorf("%v, %d: %s", exchanges, fail, got)
+			}
+		}
 	}
 }
 
