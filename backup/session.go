@@ -69,6 +69,8 @@ type session struct {
 	records bool // a checkpoint is made; else nothing is written to images and repository
 	// onlyBitmaps: the checkpoint holds no data, and is nothing without its bitmaps.
 	onlyBitmaps bool
+	// replaces: the checkpoint may be on record, and is described anew then.
+	replaces bool
 	// mayNotRemove: it was noted that nothing may be removed from the repository.
 	mayNotRemove bool
 
@@ -153,7 +155,7 @@ func (s *session) loadHistory(ctx context.Context) error {
 		s.listed[n] = true
 	}
 	if s.req.Checkpoint != "" {
-		if s.listed[s.req.Checkpoint] {
+		if s.listed[s.req.Checkpoint] && !(s.replaces && s.onRecord(s.req.Checkpoint) != nil) {
 			return &chain.TakenError{Domain: s.req.Domain, Checkpoint: s.req.Checkpoint}
 		}
 		s.point.name = s.req.Checkpoint

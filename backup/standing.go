@@ -3,8 +3,10 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
@@ -19,6 +21,13 @@ type Standing struct {
 	Created  time.Time
 	Bitmaps  map[string]StandingBitmap // by disk
 	Adopted  bool                      // the bitmaps are another program's
+
+	// Old is the checkpoint as it is on record, whose next revision this is, with its
+	// uuid and sequence; nil: it is none. Its disks stay what they are, but for those in
+	// Bitmaps.
+	Old *chain.Manifest
+	// InPlaceOf is another checkpoint of that name, which goes; nil: none.
+	InPlaceOf *chain.Manifest
 }
 
 // StandingBitmap is a bitmap of a [Standing] as it is in the image.
@@ -28,23 +37,28 @@ type StandingBitmap struct {
 	Granularity int64
 }
 
-// RecordStanding puts a checkpoint on record again that the request names. find says what
-// is known of it, given the domain's manifests, oldest first, and its disks; or refuses
-// it. No image is written to.
-func RecordStanding(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, find func(history []*chain.Manifest, disks []Seen) (Standing, error)) (*chain.Manifest, error) {
+// RecordStanding puts a checkpoint on record, or again, that the request names. find says
+// what is known of it, given the domain's manifests, oldest first, and its disks; or
+// refuses it. One that is on record already is described anew, if find says so. No image
+// is written to.
+func RecordStanding(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, find func(ctx context.Context, history []*chain.Manifest, disks []Seen) (Standing, error)) (*chain.Manifest, error) {
 	s, err := newSession(repo, req, hooks, toNothing)
 	if err != nil {
 		return nil, err
 	}
 	defer s.close()
+	s.replaces = true
 	if err := s.hold(ctx); err != nil {
 		return nil, err
 	}
-	found, err := find(s.history, s.seen())
+	found, err := find(ctx, s.history, s.seen())
 	if err != nil {
 		return nil, err
 	}
 	m := s.standing(found)
+	if found.Old != nil && len(found.Bitmaps) == 0 && s.saysNothingNew(m, found.Old) {
+		return found.Old, nil
+	}
 	err = s.underLease(ctx, "redefinition", func(*chain.Lease) error {
 		if err := s.storeStanding(ctx, m, found); err != nil {
 			return err
@@ -52,12 +66,35 @@ func RecordStanding(ctx context.Context, repo *chain.Repository, req Request, ho
 		if err := s.compareIdentity(nothingCommitted); err != nil {
 			return err
 		}
-		return repo.Commit(ctx, m)
+		return s.putStanding(ctx, m, found)
 	})
 	if err != nil {
 		return nil, err
 	}
 	return m, nil
+}
+
+// onRecord is the domain's checkpoint of a name; nil: there is none that can be read.
+func (s *session) onRecord(name string) *chain.Manifest {
+	at := slices.IndexFunc(s.history, func(m *chain.Manifest) bool { return m.Checkpoint == name })
+	if at < 0 {
+		return nil
+	}
+	return s.history[at]
+}
+
+// putStanding makes the checkpoint, or the next revision of the one on record, or puts it
+// in the place of another.
+func (s *session) putStanding(ctx context.Context, m *chain.Manifest, found Standing) error {
+	if found.Old != nil {
+		return s.repo.Revise(ctx, m)
+	}
+	if found.InPlaceOf != nil {
+		if err := s.repo.DeleteCheckpoint(ctx, found.InPlaceOf); err != nil {
+			return err
+		}
+	}
+	return s.repo.Commit(ctx, m)
 }
 
 // hold opens the images, which no other run of this program gets at until the end.
@@ -77,9 +114,15 @@ func (s *session) standing(found Standing) *chain.Manifest {
 	s.point.uuid, s.point.created = found.UUID, found.Created.UTC()
 	m := s.manifest(chain.KindCheckpoint, found.Parent)
 	m.Sequence = found.Sequence
+	if found.Old != nil {
+		m = s.described(found)
+	}
 	now := time.Now().UTC().Truncate(time.Second)
 	for _, d := range s.disks {
-		b := found.Bitmaps[d.req.Disk]
+		b, anew := found.Bitmaps[d.req.Disk]
+		if !anew {
+			continue // as it is on record
+		}
 		d.granularity = b.Granularity
 		rec := s.manifestDisk(d, &DiskPlan{
 			Disk: d.req.Disk, Format: d.req.Format, VirtualSize: d.image.Size(), NewBitmap: NewBitmap{AddsBitmap: true},
@@ -88,9 +131,48 @@ func (s *session) standing(found Standing) *chain.Manifest {
 		if found.Adopted {
 			rec.Adopted = &now
 		}
-		m.Disks = append(m.Disks, rec)
+		if was, ok := m.Disk(rec.Name); ok {
+			*was = rec
+		} else {
+			m.Disks = append(m.Disks, rec)
+		}
 	}
 	return m
+}
+
+// described is the manifest on record with what was found to be otherwise, but for the
+// disks.
+func (s *session) described(found Standing) *chain.Manifest {
+	m := *found.Old
+	m.Disks = slices.Clone(m.Disks)
+	m.Description, m.Sequence = s.req.Description, found.Sequence
+	if m.Kind == chain.KindArchive {
+		return &m // the rest is history
+	}
+	m.Created = found.Created.UTC()
+	m.DomainUUID = cmp.Or(s.req.DomainUUID, m.DomainUUID)
+	if m.Parent == nil || found.Parent == nil || m.Parent.UUID != found.Parent.UUID {
+		m.Follow(found.Parent)
+	}
+	return &m
+}
+
+// saysNothingNew reports whether a description is the one on record.
+func (s *session) saysNothingNew(m, old *chain.Manifest) bool {
+	for _, f := range s.files {
+		if m.Kind == chain.KindArchive {
+			break // its files are what they were
+		}
+		was, ok := old.File(f.req.Role)
+		if !ok || was.SHA256 != archive.Sum(f.req.Data) || was.Path != f.req.Path {
+			return false
+		}
+	}
+	return m.Description == old.Description && m.Created.Equal(old.Created) && m.DomainUUID == old.DomainUUID && sameRef(m.Parent, old.Parent)
+}
+
+func sameRef(a, b *chain.CheckpointRef) bool {
+	return a == b || a != nil && b != nil && *a == *b
 }
 
 // storeStanding stores what there is to be known of a checkpoint whose bitmaps are in the
@@ -102,13 +184,22 @@ func (s *session) storeStanding(ctx context.Context, m *chain.Manifest, found St
 		return err
 	}
 	defer w.Abort() // does nothing after Finish
-	for i, d := range s.disks {
-		if err := s.recordStanding(ctx, d, w, m, &m.Disks[i], found.Bitmaps[d.req.Disk].Layer); err != nil {
+	for _, d := range s.disks {
+		b, anew := found.Bitmaps[d.req.Disk]
+		if !anew {
+			continue
+		}
+		rec, _ := m.Disk(d.req.Disk)
+		if err := s.recordStanding(ctx, d, w, m, rec, b.Layer); err != nil {
 			return &chain.DiskError{Disk: d.req.Disk, Err: err}
 		}
 	}
-	if m.Files, err = s.storeFiles(ctx, w); err != nil {
+	files, err := s.storeFiles(ctx, w)
+	if err != nil {
 		return err
+	}
+	if len(files) > 0 && m.Kind == chain.KindCheckpoint {
+		m.Files = files
 	}
 	_, _, err = w.Finish(ctx)
 	return err
@@ -127,6 +218,8 @@ func (s *session) recordStanding(ctx context.Context, d *disk, w *archive.Writer
 	}
 	own.Adopted = (chain.DiskState{Manifest: m, Disk: rec}).AdoptedAs()
 	rec.Witnesses = append(rec.Witnesses, *own)
+	// What is on record of it, which this replaces, is no other bitmap.
+	d.states = slices.DeleteFunc(slices.Clone(d.states), func(st chain.DiskState) bool { return st.Manifest.Checkpoint == m.Checkpoint })
 	if err := s.recordBitmaps(ctx, d, &DiskPlan{}, w, rec); err != nil {
 		return err
 	}

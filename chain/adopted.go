@@ -65,3 +65,11 @@ func (s States) AdoptedAs(bitmap string) string {
 	}
 	return ""
 }
+
+// ourBitmap is the bitmap that the checkpoint added, which is ours to remove; empty: none.
+func (d *Disk) ourBitmap() string {
+	if d.Adopted != nil {
+		return ""
+	}
+	return d.Bitmap
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/bitmapstore"
@@ -33,7 +34,100 @@ func Adopt(ctx context.Context, repo *chain.Repository, req backup.Request, def 
 		}
 	}
 	req.Checkpoint, req.Description = def.Name, def.Description
-	return backup.RecordStanding(ctx, repo, req, hooks, def.adopt)
+	return backup.RecordStanding(ctx, repo, req, hooks, func(ctx context.Context, history []*chain.Manifest, disks []backup.Seen) (backup.Standing, error) {
+		old := named(def.Name, history)
+		if old == nil {
+			return def.adopt(history, disks)
+		}
+		return def.adoptAgain(ctx, old, history, disks, hooks.Note)
+	})
+}
+
+// adoptAgain puts a checkpoint on record anew. What its bitmaps were found to show first is
+// the better evidence, and stays as long as they are believed by it. Where it is no longer
+// fit to judge them, since images came or went below them, it begins anew. Bitmaps that
+// lost what they showed are others of the same name, and another checkpoint's.
+func (def *Definition) adoptAgain(ctx context.Context, old *chain.Manifest, history []*chain.Manifest, disks []backup.Seen, note func(string)) (backup.Standing, error) {
+	if !adopted(old) {
+		return backup.Standing{}, &chain.TakenError{Domain: old.Domain, Checkpoint: old.Checkpoint}
+	}
+	found, err := def.revision(old, history)
+	if err != nil {
+		return found, err
+	}
+	found.Adopted = true
+	for _, d := range disks {
+		another, err := def.adoptDiskAgain(ctx, d, old, history, found, note)
+		if err != nil {
+			return found, &chain.DiskError{Disk: d.Disk, Err: err}
+		}
+		if another {
+			others := slices.DeleteFunc(slices.Clone(history), func(m *chain.Manifest) bool { return m == old })
+			found, err = def.adopt(others, disks)
+			found.InPlaceOf = old
+			return found, err
+		}
+	}
+	return found, nil
+}
+
+// adoptDiskAgain leaves what is on record of a disk, or takes its bitmap in anew; another:
+// it is not the bitmap that is on record.
+func (def *Definition) adoptDiskAgain(ctx context.Context, d backup.Seen, old *chain.Manifest, history []*chain.Manifest, found backup.Standing, note func(string)) (another bool, err error) {
+	if hasBitmap(old, d.Disk) {
+		why, err := doubt(ctx, d, old)
+		if why == nil {
+			return false, err
+		}
+		if another, err := lostWrites(ctx, d, old); another || err != nil {
+			return another, err
+		}
+		if note != nil {
+			note(fmt.Sprintf("checkpoint %s, disk %s: what was on record of its bitmap is given up for what it shows now: %v", def.Name, d.Disk, why))
+		}
+	}
+	b, err := def.adoptBitmap(d, history)
+	if err == nil {
+		err = def.followsAll(d, b, found.Parent, history)
+	}
+	found.Bitmaps[d.Disk] = b
+	return false, err
+}
+
+// adopted reports whether the bitmaps of a checkpoint are another program's.
+func adopted(m *chain.Manifest) bool {
+	return slices.ContainsFunc(m.Disks, func(d chain.Disk) bool { return d.Adopted != nil })
+}
+
+// lostWrites reports whether a bitmap no longer shows what it showed when its checkpoint
+// was put on record, or whether that can't be read.
+func lostWrites(ctx context.Context, d backup.Seen, m *chain.Manifest) (bool, error) {
+	rec, ok := d.Judge.States.WithUUID(m.UUID)
+	if !ok {
+		return true, nil
+	}
+	own := rec.OwnRecord()
+	if own == nil {
+		return true, nil
+	}
+	then, err := d.Judge.Archive.Bitmap(ctx, own)
+	if err == nil {
+		var now []bitmapstore.Runs
+		for i := range d.Judge.Image.Layers {
+			if b := d.Judge.Image.Layers[i].Bitmap(own.Name); b != nil && b.Problem == nil && !b.InUse {
+				now = append(now, b.Dirty)
+			}
+		}
+		var all bool
+		all, err = bitmapstore.Contains(bitmapstore.Union(now...), then)
+		if err == nil {
+			return !all, nil
+		}
+	}
+	if archive.IsDamage(err) {
+		return true, nil
+	}
+	return false, err
 }
 
 // adopt completes the definition by what the repository and the images say.

@@ -29,13 +29,20 @@ type Definition struct {
 // the active layer, and be named after the checkpoint. What the first
 // definition recorded beside is lost, so less can contradict these bitmaps
 // later.
+//
+// A checkpoint of that name and with these bitmaps that is on record is described
+// anew, if its bitmaps are believed: with another description, time or parent, and
+// with disks that it lacked. What it has on record stays.
 func Redefine(ctx context.Context, repo *chain.Repository, req backup.Request, def Definition, hooks backup.Hooks) (*chain.Manifest, error) {
 	half, err := def.halfUUID(req.Disks)
 	if err != nil {
 		return nil, err
 	}
 	req.Checkpoint, req.Description = def.Name, def.Description
-	return backup.RecordStanding(ctx, repo, req, hooks, func(history []*chain.Manifest, disks []backup.Seen) (backup.Standing, error) {
+	return backup.RecordStanding(ctx, repo, req, hooks, func(ctx context.Context, history []*chain.Manifest, disks []backup.Seen) (backup.Standing, error) {
+		if old := named(def.Name, history); old != nil {
+			return def.again(ctx, old, half, history, disks)
+		}
 		return def.find(half, history, disks)
 	})
 }
@@ -108,10 +115,8 @@ func (def *Definition) parent(history []*chain.Manifest) (*chain.Manifest, error
 	case def.Name:
 		return nil, usage.Errorf("checkpoint %s cannot be its own parent", def.Name)
 	}
-	for _, m := range history {
-		if m.Checkpoint == def.Parent {
-			return m, nil
-		}
+	if m := named(def.Parent, history); m != nil {
+		return m, nil
 	}
 	return nil, usage.Errorf("the parent %s of checkpoint %s is not in the repository", def.Parent, def.Name)
 }

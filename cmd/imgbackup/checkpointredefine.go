@@ -22,7 +22,9 @@ func (a *app) checkpointRedefineCommand() *cobra.Command {
 definition back into the repository, after it was removed with --metadata. Every
 bitmap that it names is looked for in the images: it must be there, sound, and
 record. The images are those of --disk, or of --domain-xml, or those of the domain
-in the XML, or else where other checkpoints found them. A FILE of - is standard input.
+in the XML, or else where other checkpoints found them. A FILE of - is standard input. A checkpoint
+that is on record already is described anew, as libvirt does it, if its bitmaps are
+the same and stand every check; of an archive only the description can be another.
 
 With --adopt or --all-of the checkpoints are libvirt's (or virtnbdbackup's), made while
 the VM ran: their bitmaps are taken as they are named. export, backup --target and
