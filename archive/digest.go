@@ -76,6 +76,9 @@ func BitmapKey(d Digest) string { return objectKey(BitmapPrefix, d) }
 // IndexKey returns the key of an index.
 func IndexKey(d Digest) string { return objectKey(IndexPrefix, d) }
 
+// ObjectKey returns the key of an immutable object with one of the prefixes.
+func ObjectKey(prefix string, d Digest) string { return objectKey(prefix, d) }
+
 func objectKey(prefix string, d Digest) string {
 	s := d.String()
 	return prefix + s[:2] + "/" + s + objectSuffix

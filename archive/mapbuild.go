@@ -222,6 +222,9 @@ type MapOptions struct {
 	Size    int64  // the disk's virtual size, bytes
 	Full    bool   // what the map leaves out is zero; else it is as in the parent
 	TempDir string // for a map too large for memory; "": os.TempDir
+	// Seen, if not nil, reports whether a pack has been seen in the store with its
+	// length; the others are asked for.
+	Seen func(Ref) bool
 }
 
 // WriteMap stores a map made of entries, which come in order and do not overlap:
@@ -253,7 +256,11 @@ func WriteMap(ctx context.Context, store objstore.Store, o MapOptions, entries i
 			return MapRef{}, err
 		}
 	}
-	if err := statPacks(ctx, store, packs.refs); err != nil {
+	unseen := packs.refs
+	if o.Seen != nil {
+		unseen = slices.DeleteFunc(slices.Clone(unseen), o.Seen)
+	}
+	if err := statPacks(ctx, store, unseen); err != nil {
 		return MapRef{}, fmt.Errorf("map of disk %s: %w", o.Disk, err)
 	}
 	m, err := b.seal(len(packs.refs), slices.Values(packs.refs))

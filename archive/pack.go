@@ -51,6 +51,9 @@ func (c *PackChunk) parse(line []byte) bool {
 // packTableLen is the length of the skippable frame with the table of n chunks.
 func packTableLen(n int) int { return skippableHead + n*packLineLen + packFooterLen }
 
+// PackLength is the length of a pack whose frames have bytes and are chunks in number.
+func PackLength(bytes int64, chunks int) int64 { return bytes + int64(packTableLen(chunks)) }
+
 // packBuilder fills one pack.
 type packBuilder struct {
 	buf    []byte

@@ -121,6 +121,23 @@ func Tidying(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), tidyTime)
 }
 
+// LeaseKeys returns the keys of all leases, whatever is in them.
+func (r *Repository) LeaseKeys(ctx context.Context) ([]string, error) {
+	var keys []string
+	for info, err := range r.Store.List(ctx, leasesPrefix) {
+		if err != nil {
+			return nil, fmt.Errorf("list the leases: %w", err)
+		}
+		if ParseKey(info.Key).Kind == KeyLease {
+			keys = append(keys, info.Key)
+		}
+	}
+	if len(keys) == 0 {
+		return nil, r.confirmListing(ctx)
+	}
+	return keys, nil
+}
+
 // Leases returns the leases, oldest first. For each one that is damaged or too
 // new there is an error among the second result; the last one is the store's
 // failure.

@@ -42,14 +42,16 @@ var ErrMarkChanged = errors.New("the mark was changed meanwhile")
 // and it is only ever replaced conditionally, by its next revision; when its prune
 // is over it stays as done, so that nothing unconditional is ever done to it.
 type Mark struct {
-	Format   string    `json:"format"`  // MarkFormat
-	Version  int       `json:"version"` // 1
-	Requires []string  `json:"requires,omitempty"`
-	UUID     string    `json:"uuid"`     // of this prune; stays when another takes it over
-	Revision int64     `json:"revision"` // one more with each replace
-	State    string    `json:"state"`
-	Owner    string    `json:"owner"` // a UUID: of the run that it belongs to
-	Process            // of its owner
+	Format   string   `json:"format"`  // MarkFormat
+	Version  int      `json:"version"` // 1
+	Requires []string `json:"requires,omitempty"`
+	UUID     string   `json:"uuid"`     // of this prune; stays when another takes it over
+	Revision int64    `json:"revision"` // one more with each replace
+	State    string   `json:"state"`
+	Owner    string   `json:"owner"` // a UUID: of the run that it belongs to
+	Process           // of its owner
+	// Released says that its owner has ended, and that any other may take it over.
+	Released bool      `json:"released,omitempty"`
 	Since    time.Time `json:"since"` // UTC; for people
 	// List names an object of [MarkList].
 	List archive.Ref `json:"list"`
@@ -217,7 +219,7 @@ func (r *Repository) TakeOver(ctx context.Context, m *Mark) (*Mark, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.ChangeMark(ctx, m, func(m *Mark) { m.Owner, m.Process = NewUUID(), self })
+	return r.ChangeMark(ctx, m, func(m *Mark) { m.Owner, m.Process, m.Released = NewUUID(), self, false })
 }
 
 // SetDeleting fixes what is deleted: list, which has nothing that was struck.

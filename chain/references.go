@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/imgbackup/imgbackup/archive"
 )
@@ -144,17 +145,52 @@ func (r *Repository) Needs(
 // packsOf returns the packs that each of the maps names.
 func (r *Repository) packsOf(ctx context.Context, maps []archive.MapRef) ([][]archive.Ref, error) {
 	packs := make([][]archive.Ref, len(maps))
-	g, ctx := errgroup.WithContext(ctx)
+	err := r.EachMap(ctx, maps, func(_ context.Context, i int, m *archive.Map) error {
+		packs[i] = m.Packs()
+		return nil
+	})
+	return packs, err
+}
+
+// mapMemory bounds what maps that are open at once take, bytes, but for the lists of
+// their packs.
+const mapMemory = 96 << 20
+
+// EachMap opens maps, several at once as memory allows, and hands each to do with its
+// number. do runs on several goroutines at once; its context ends with the first error.
+// A map that is missing or damaged is an [archive.DamageError].
+func (r *Repository) EachMap(
+	ctx context.Context, maps []archive.MapRef, do func(ctx context.Context, i int, m *archive.Map) error,
+) error {
+	memory := semaphore.NewWeighted(mapMemory)
+	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(mapReaders)
 	for i, ref := range maps {
+		need := openMapMemory(ref)
+		if memory.Acquire(gctx, need) != nil {
+			break
+		}
 		g.Go(func() error {
-			m, err := archive.OpenMap(ctx, r.Store, ref, 0)
+			defer memory.Release(need)
+			m, err := archive.OpenMap(gctx, r.Store, ref, 0)
 			if err != nil {
 				return err
 			}
-			packs[i] = m.Packs()
-			return nil
+			return do(gctx, i, m)
 		})
 	}
-	return packs, g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return context.Cause(ctx) // nil, unless the caller ended the loop
+}
+
+// openMapMemory is about what a map takes that is open and is being read: itself if it is
+// small, else its directory and some megabytes that are read ahead.
+func openMapMemory(ref archive.MapRef) int64 {
+	const small, ahead = 512 << 10, 18 << 20
+	if ref.Length <= small {
+		return 64<<10 + 4*max(ref.Length, 0)
+	}
+	return min(ahead+2*max(ref.DirLength, 0), mapMemory)
 }

@@ -6,9 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
-
-	"github.com/dustin/go-humanize"
 
 	"github.com/imgbackup/imgbackup/backup/push"
 	dom "github.com/imgbackup/imgbackup/domain"
@@ -43,11 +40,11 @@ func parseTarget(value string) (push.Target, error) {
 		text("backing", "file", &backing.File),
 		word("backingformat", &backing.Format, qcow2.Qcow2, qcow2.Raw),
 		{"cluster_size", func(val string) error {
-			n, err := humanize.ParseBytes(binarySize(val))
+			n, err := ParseSize(val)
 			if err != nil || n < 512 || n > 2<<20 || n&(n-1) != 0 {
 				return fmt.Errorf("cluster_size %q: want a power of two from 512 to 2M", val)
 			}
-			t.ClusterSize = int64(n)
+			t.ClusterSize = n
 			return nil
 		}},
 		yesNo("reuse", func(yes bool) { t.Reuse = yes }),
@@ -61,14 +58,6 @@ func parseTarget(value string) (push.Target, error) {
 		t.Backing = &backing
 	}
 	return t, nil
-}
-
-// binarySize makes QEMU's 64k of what would be 64000 bytes elsewhere.
-func binarySize(s string) string {
-	if s != "" && strings.ContainsAny(s[len(s)-1:], "kKmM") {
-		return s + "iB"
-	}
-	return s
 }
 
 // pushTargets are the files that the backup's XML names.

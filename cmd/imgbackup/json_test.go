@@ -12,6 +12,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/check"
+	"github.com/imgbackup/imgbackup/chain/prune"
 	"github.com/imgbackup/imgbackup/chain/transfer"
 )
 
@@ -42,6 +43,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		"init":                 initJSON{},
 		"check":                check.Report{},
 		"copy":                 transfer.Result{},
+		"prune":                prune.Result{},
 		"leases":               runJSON{},
 		"inspect":              inspectJSON{},
 		"backup --all-domains": domainOutcome{},

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prune
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+)
+
+// needs is what checkpoints need, of an inventory.
+type needs struct {
+	census  []string // keys of all manifests
+	maps    []archive.MapRef
+	live    *liveFrames      // nil: not asked for
+	missing map[string]int64 // needed, and not in the inventory: its length
+}
+
+// findNeeds reads all manifests, and all maps once, several at once, and marks in the
+// inventory what is needed. With frames, it also finds out which frames of which packs
+// are. What is needed and was not listed was stored since; or it is missing, which is an
+// error, as is a listing that leaves out what is there.
+func (p *pruner) findNeeds(ctx context.Context, v *inventory, known []string, frames bool) (*needs, error) {
+	n := &needs{missing: make(map[string]int64)}
+	seen := make(map[archive.Digest]bool)
+	var read int64
+	census, err := p.repo.Census(ctx, append(known, v.manifests...), func(m *chain.Manifest) error {
+		read++
+		p.progress("reading checkpoints", read, int64(len(v.manifests)))
+		for ref := range m.References() {
+			n.need(v, ref.Key, ref.Object)
+			if ref.Map != nil && !seen[ref.Map.Name] {
+				seen[ref.Map.Name] = true
+				n.maps = append(n.maps, *ref.Map)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("what every checkpoint needs has to be known before anything is deleted: %w", err)
+	}
+	n.census = census
+	if frames {
+		n.live = newLiveFrames(len(v.of(archive.PackPrefix).objects))
+	}
+	if err := p.readMaps(ctx, v, n); err != nil {
+		return nil, err
+	}
+	return n, p.checkMissing(ctx, n)
+}
+
+// need marks an object. mu need not be held by who is alone.
+func (n *needs) need(v *inventory, key string, ref archive.Ref) {
+	prefix, _, _ := archive.ParseKey(key)
+	k := v.of(prefix)
+	i := k.find(ref.Name)
+	if i < 0 || k.objects[i].size != ref.Length {
+		n.missing[key] = ref.Length
+	}
+	if i >= 0 {
+		k.objects[i].needed = true
+	}
+}
+
+// readMaps marks the packs that the maps name.
+func (p *pruner) readMaps(ctx context.Context, v *inventory, n *needs) error {
+	var done int64
+	return p.repo.EachMap(ctx, n.maps, func(ctx context.Context, _ int, m *archive.Map) error {
+		packs := v.of(archive.PackPrefix)
+		numbers := make([]int32, len(m.Packs())) // in the inventory; -1: not listed
+		for i, ref := range m.Packs() {
+			numbers[i] = int32(packs.find(ref.Name))
+		}
+		p.mu.Lock()
+		for _, ref := range m.Packs() {
+			n.need(v, archive.PackKey(ref.Name), ref)
+		}
+		done++
+		p.progress("reading maps", done, int64(len(n.maps)))
+		p.mu.Unlock()
+		if n.live == nil {
+			return nil
+		}
+		return addFrames(ctx, n.live, m, numbers)
+	})
+}
+
+// addFrames collects the frames that a map names.
+func addFrames(ctx context.Context, live *liveFrames, m *archive.Map, numbers []int32) error {
+	batch := make([]pendingFrame, 0, 4096)
+	err := m.Frames(ctx, func(f *archive.Frame) error {
+		if numbers[f.Pack] < 0 {
+			return nil // stored since the listing
+		}
+		if len(batch) == cap(batch) {
+			live.add(batch)
+			batch = batch[:0]
+		}
+		batch = append(batch, pendingFrame{pack: uint32(numbers[f.Pack]), offset: uint32(f.Offset), length: f.Length})
+		return nil
+	})
+	live.add(batch)
+	return err
+}
+
+// checkMissing looks for what is needed and was not listed.
+func (p *pruner) checkMissing(ctx context.Context, n *needs) error {
+	prefixes := make(map[string]bool)
+	for key := range n.missing {
+		prefix, _, _ := archive.ParseKey(key)
+		prefixes[prefix] = true
+	}
+	for prefix := range prefixes {
+		for info, err := range p.repo.Store.List(ctx, prefix) {
+			if err != nil {
+				return fmt.Errorf("list %s: %w", prefix, err)
+			}
+			if length, ok := n.missing[info.Key]; ok && length == info.Size {
+				delete(n.missing, info.Key)
+			}
+		}
+	}
+	for key, length := range n.missing {
+		stands, err := archive.Stands(ctx, p.repo.Store, key, length)
+		switch {
+		case err != nil:
+			return err
+		case stands:
+			return &chain.ListingError{Object: key}
+		}
+		return archive.Damaged(key, errors.New(
+			"a checkpoint needs it, and it is missing or of another length, so that nothing is deleted now: what is unused"+
+				" may have what was lost (imgbackup check tells which checkpoints are affected; forget or repair them first)"))
+	}
+	return nil
+}

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package prune
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// remove marks what the plan found to be unneeded, and deletes it. more says that not all
+// of it fitted into one mark.
+func (p *pruner) remove(ctx context.Context, pl *plan) (more bool, err error) {
+	list := &chain.MarkList{Census: pl.needs.census}
+	list.Objects, more = unneededKeys(pl.inventory)
+	if len(pl.summary.Remove) == 0 {
+		return false, nil // older lists of marks wait until something else is to go
+	}
+	if err := p.checkReplaces(ctx); err != nil {
+		return false, err
+	}
+	m, err := p.repo.CreateMark(ctx, list)
+	if err != nil {
+		return false, err
+	}
+	removed, err := p.finish(ctx, m, list, pl.inventory, pl.needs)
+	for _, a := range removed {
+		p.result.Removed.add(a.Kind, a.Objects, a.Bytes)
+	}
+	return more && len(p.result.Waiting) == 0, err
+}
+
+// unneededKeys are the keys of what is unneeded, and older lists of marks, sorted; more
+// says that there are more than one mark may have.
+func unneededKeys(v *inventory) (keys []string, more bool) {
+	for prefix, k := range v.kinds {
+		for i := range k.objects {
+			if !k.objects[i].needed {
+				keys = append(keys, archive.ObjectKey(prefix, k.objects[i].name))
+			}
+		}
+	}
+	for _, l := range v.lists {
+		keys = append(keys, l.Key)
+	}
+	// In this order, maps go before the packs that they name.
+	slices.Sort(keys)
+	if len(keys) > chain.MaxMarked {
+		return keys[:chain.MaxMarked], true
+	}
+	return keys, false
+}
+
+// checkReplaces says why a store is not fit for a mark: it must replace an object only
+// while certain bytes stand there.
+func (p *pruner) checkReplaces(ctx context.Context) error {
+	err := p.repo.Store.Put(ctx, chain.MarkKey, strings.NewReader("x"),
+		objstore.PutOptions{Mode: objstore.Replace, Old: []byte("no mark is like this")})
+	switch {
+	case errors.Is(err, objstore.ErrChanged):
+		return nil
+	case errors.Is(err, errors.ErrUnsupported):
+		return fmt.Errorf("pruning needs a store that can replace an object only while it is unchanged: %w"+
+			" (where one program at a time writes, init --single-writer makes a repository that does without)", err)
+	case err == nil:
+		return errors.New("the store replaces objects without looking at the condition: nothing can be pruned safely here")
+	}
+	return err
+}
+
+// finish goes on with a mark that is ours, from wherever it is: until all is deleted, or
+// until it has to wait for writers. of is what of the list was found to be needed when it
+// was made; nil: that is not known.
+func (p *pruner) finish(
+	ctx context.Context, m *chain.Mark, list *chain.MarkList, v *inventory, of *needs,
+) (Amounts, error) {
+	removed, err := p.goOn(ctx, m, list, v, of)
+	if err == nil || errors.Is(err, errLostMark) {
+		return removed, err
+	}
+	// Whoever comes next shall not have to find out whether this one has ended.
+	ctx, cancel := chain.Tidying(ctx)
+	defer cancel()
+	p.release(ctx, m)
+	return removed, err
+}
+
+// release says in the mark that its owner has ended, if it is still ours.
+func (p *pruner) release(ctx context.Context, of *chain.Mark) {
+	m, err := p.repo.Mark(ctx)
+	if err != nil || m.UUID != of.UUID || m.Owner != of.Owner || !m.Standing() {
+		return
+	}
+	_, err = p.repo.ChangeMark(ctx, m, func(m *chain.Mark) { m.Released = true })
+	if err != nil && !errors.Is(err, chain.ErrMarkChanged) {
+		p.note("the mark of this prune stays, and the next one on this host goes on with it: %v", err)
+	}
+}
+
+func (p *pruner) goOn(
+	ctx context.Context, m *chain.Mark, list *chain.MarkList, v *inventory, of *needs,
+) (Amounts, error) {
+	if m.State == chain.MarkMarked {
+		var waiting []Waiting
+		var err error
+		m, waiting, err = p.waitForWriters(ctx, m)
+		if err != nil || m == nil {
+			return nil, err
+		}
+		if len(waiting) > 0 {
+			p.result.Waiting = waiting
+			p.result.Left = amountsOf(v, list.Objects)
+			p.release(ctx, m)
+			return nil, nil
+		}
+		needed, err := p.readAgain(ctx, list, v, of)
+		if err != nil {
+			return nil, err
+		}
+		if m, list, err = p.fix(ctx, m, list, needed); err != nil || m == nil {
+			return nil, err
+		}
+	}
+	return p.delete(ctx, m, list, v)
+}
+
+// waitForWriters lists the leases, which comes after the mark stood, notes them in it,
+// and waits a little until each of them is gone. Those that are not are returned. No mark
+// means that nothing is marked any more.
+func (p *pruner) waitForWriters(ctx context.Context, m *chain.Mark) (*chain.Mark, []Waiting, error) {
+	if !m.Listed {
+		keys, err := p.repo.LeaseKeys(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		record := func(m *chain.Mark) (*chain.Mark, error) { return p.repo.RecordLeases(ctx, m, keys) }
+		if m, err = p.change(ctx, m, record); err != nil || m == nil {
+			return nil, nil, err
+		}
+	}
+	end := time.Now().Add(p.o.Wait)
+	for {
+		if err := p.repo.CleanLeases(ctx); err != nil {
+			return nil, nil, err
+		}
+		left, err := p.standing(ctx, m.Leases)
+		if err != nil || len(left) == 0 || !time.Now().Before(end) {
+			return m, left, err
+		}
+		select {
+		case <-time.After(min(p.o.Wait, pollLeases)):
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
+	}
+}
+
+// pollLeases is how often leases are looked at.
+const pollLeases = 500 * time.Millisecond
+
+// standing are the leases, of these keys, that are still there.
+func (p *pruner) standing(ctx context.Context, keys []string) ([]Waiting, error) {
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	leases, unusable, err := p.repo.Leases(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var left []Waiting
+	for _, l := range leases {
+		if slices.Contains(keys, l.Key()) {
+			left = append(left, Waiting{UUID: l.UUID, Host: l.Host.Name, Purpose: l.Purpose})
+		}
+	}
+	for _, err := range unusable {
+		var damage *archive.DamageError
+		if errors.As(err, &damage) && slices.Contains(keys, damage.Object) {
+			left = append(left, Waiting{UUID: chain.ParseKey(damage.Object).Name, Purpose: "its lease is damaged"})
+		}
+		var newer *chain.NewerError
+		if errors.As(err, &newer) && slices.Contains(keys, newer.Object) {
+			left = append(left, Waiting{UUID: chain.ParseKey(newer.Object).Name, Purpose: "its lease is of a newer version"})
+		}
+	}
+	return left, nil
+}
+
+// change changes the mark; where somebody struck something from it meanwhile, it is read
+// and changed again. nil: nothing is marked any more.
+func (p *pruner) change(
+	ctx context.Context, m *chain.Mark, do func(*chain.Mark) (*chain.Mark, error),
+) (*chain.Mark, error) {
+	for {
+		next, err := do(m)
+		if !errors.Is(err, chain.ErrMarkChanged) {
+			return next, err
+		}
+		now, err := p.repo.Mark(ctx)
+		switch {
+		case errors.Is(err, chain.ErrNoMark):
+			return nil, errLostMark
+		case err != nil:
+			return nil, err
+		case now.UUID != m.UUID || now.Owner != m.Owner || now.State == chain.MarkDeleting:
+			return nil, errLostMark
+		case !now.Standing():
+			return nil, nil // so much was needed that all of it was struck
+		}
+		m = now
+	}
+}
+
+// fix makes the mark one that deletes, with what of the list nobody needs. It returns no
+// mark if that is nothing.
+func (p *pruner) fix(
+	ctx context.Context, m *chain.Mark, list *chain.MarkList, needed *rescued,
+) (*chain.Mark, *chain.MarkList, error) {
+	var final *chain.MarkList
+	m, err := p.change(ctx, m, func(m *chain.Mark) (*chain.Mark, error) {
+		final = &chain.MarkList{Census: needed.census}
+		for i, key := range list.Objects {
+			if _, struck := slices.BinarySearch(m.Struck, key); !struck && !needed.has[i] {
+				final.Objects = append(final.Objects, key)
+			}
+		}
+		return p.repo.SetDeleting(ctx, m, final)
+	})
+	return m, final, err
+}
+
+// amountsOf counts objects that the inventory has.
+func amountsOf(v *inventory, keys []string) Amounts {
+	a := Amounts{}
+	for _, key := range keys {
+		if kind, size, ok := v.look(key); ok {
+			a.add(kind, 1, size)
+		}
+	}
+	return a
+}

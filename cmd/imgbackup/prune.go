@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/prune"
+	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/request"
+)
+
+// pruneOptions are the command line of prune.
+type pruneOptions struct {
+	dryRun              bool
+	maxUnused, moveMost string
+}
+
+// pruneWait is for how long a prune waits for writers: for one that is about to end.
+const pruneWait = 5 * time.Second
+
+func (a *app) pruneCommand() *cobra.Command {
+	var o pruneOptions
+	cmd := &cobra.Command{
+		Use:        "prune [--dry-run]",
+		Short:      "Remove from a repository what no checkpoint needs",
+		SuggestFor: []string{"gc", "clean", "cleanup", "compact", "purge", "vacuum"},
+		Long: `prune deletes the packs, maps and other objects that no checkpoint needs: what forgotten checkpoints
+alone used, and what killed backups have left. Packs of which too much is unused are repacked: their
+chunks in use move to new packs. Indexes are merged when there are many.
+
+It may run beside everything else. What a running backup may still need waits for that to end: the
+next prune deletes it. A prune that was cut off is completed by the next one.`,
+		Annotations: exits(exitDamage, exitInterrupted),
+		Example: `  imgbackup prune --dry-run
+  imgbackup prune
+  imgbackup prune --max-unused 10G --repack-max 200G`,
+		Args: takes(cobra.NoArgs, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			opts, err := o.options()
+			if err != nil {
+				return err
+			}
+			repo, err := a.openRepo(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return a.prune(cmd.Context(), repo, opts)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&o.dryRun, "dry-run", false, "say what would be won, and write nothing")
+	o.addFlags(f)
+	return a.addProgress(cmd)
+}
+
+// addFlags adds those of everything that prunes.
+func (o *pruneOptions) addFlags(f *pflag.FlagSet) {
+	f.StringVar(&o.maxUnused, "max-unused", "5%", "repack until at most `HOW MUCH` of what is kept is unused: 5%, 10G, or unlimited")
+	f.StringVar(&o.moveMost, "repack-max", "", "move at most this `SIZE` of chunks to new packs")
+}
+
+func (o *pruneOptions) options() (prune.Options, error) {
+	p := prune.Options{DryRun: o.dryRun, Wait: pruneWait, TempDir: tempDir()}
+	var err error
+	if p.MaxUnused, err = prune.ParseLimit(o.maxUnused, request.ParseSize); err != nil {
+		return p, usage.Errorf("--max-unused %q: %w", o.maxUnused, err)
+	}
+	if o.moveMost != "" {
+		if p.RepackMax, err = request.ParseSize(o.moveMost); err != nil || p.RepackMax == 0 {
+			return p, usage.Errorf("--repack-max %q: want a size, as 200G", o.moveMost)
+		}
+	}
+	return p, nil
+}
+
+// prune prunes, and tells of it.
+func (a *app) prune(ctx context.Context, repo *chain.Repository, o prune.Options) error {
+	bar := a.newBar("pruning")
+	o.Progress = func(phase string, done, total int64) {
+		bar.set(done, total)
+		a.events.set(phase, done, total)
+	}
+	o.Note = func(msg string) {
+		bar.clear()
+		a.note(msg)
+	}
+	w := &checkedWriter{w: a.out}
+	if !a.json {
+		o.Planned = func(s *prune.Summary) {
+			bar.clear()
+			printSummary(w, s, o.DryRun)
+		}
+	}
+	result, err := prune.Run(ctx, repo, o)
+	bar.clear()
+	switch {
+	case result == nil:
+	case a.json:
+		err = errors.Join(a.printJSON(result), err)
+	default:
+		printPruned(w, result)
+		err = errors.Join(w.err, err)
+	}
+	var listing *chain.ListingError
+	if errors.As(err, &listing) {
+		err = damageFound{err}
+	}
+	return err
+}
+
+// printSummary says what will be won.
+func printSummary(w *checkedWriter, s *prune.Summary, dry bool) {
+	will := "will be"
+	if dry {
+		will = "would be"
+	}
+	for _, x := range s.Remove {
+		w.printf("%s unneeded: %s, %s\n", x.Kind, count(int(x.Objects), "object"), size(x.Bytes))
+	}
+	t := s.Remove.Total()
+	w.printf("%s of %s %s deleted; %s and what they need stay: %s\n", size(t.Bytes), count(int(t.Objects), "object"), will,
+		count(s.Checkpoints, "checkpoint"), size(s.Kept.Total().Bytes))
+	if r := s.Repack; r.Packs > 0 {
+		w.printf("%s of %s %s repacked: %s move to new packs, about %s are freed\n",
+			count(int(r.Packs), "pack"), size(r.Bytes), will, size(r.Moves), size(r.Frees))
+	}
+	if s.Repack.Unused > 0 {
+		w.printf("%s stay unused in packs that are partly used\n", size(s.Repack.Unused))
+	}
+	if m := s.Indexes; m.From > 0 {
+		w.printf("%d indexes %s merged\n", m.From, will)
+	}
+}
+
+// printPruned says what was won.
+func printPruned(w *checkedWriter, r *prune.Result) {
+	if r.DryRun {
+		return
+	}
+	if t := r.Resumed.Total(); t.Objects > 0 {
+		w.printf("an earlier prune was completed: %s, %s deleted\n", count(int(t.Objects), "object"), size(t.Bytes))
+	}
+	for _, x := range r.Removed {
+		w.printf("%s deleted: %s, %s\n", x.Kind, count(int(x.Objects), "object"), size(x.Bytes))
+	}
+	if p := r.Repack; p.Packs > 0 {
+		w.printf("repacked %s of %s: %s moved to new packs\n", count(int(p.Packs), "pack"), size(p.Bytes), size(p.Moves))
+	}
+	if m := r.Indexes; m.From > 0 {
+		w.printf("merged %d indexes into %d\n", m.From, m.To)
+	}
+	if len(r.Waiting) > 0 {
+		var names []string
+		for _, x := range r.Waiting {
+			names = append(names, strings.TrimSpace(oneLine(x.Purpose)+" on "+oneLine(x.Host)))
+		}
+		t := r.Left.Total()
+		w.printf("%s of %s wait for: %s; the next prune goes on\n", size(t.Bytes), count(int(t.Objects), "object"), strings.Join(names, ", "))
+		return
+	}
+	t := r.Removed.Total()
+	w.printf("freed %s\n", size(t.Bytes+r.Resumed.Total().Bytes))
+}
