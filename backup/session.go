@@ -155,7 +155,7 @@ func (s *session) loadHistory(ctx context.Context) error {
 		s.listed[n] = true
 	}
 	if s.req.Checkpoint != "" {
-		if s.listed[s.req.Checkpoint] && !(s.replaces && s.onRecord(s.req.Checkpoint) != nil) {
+		if s.listed[s.req.Checkpoint] && (!s.replaces || s.onRecord(s.req.Checkpoint) == nil) {
 			return &chain.TakenError{Domain: s.req.Domain, Checkpoint: s.req.Checkpoint}
 		}
 		s.point.name = s.req.Checkpoint

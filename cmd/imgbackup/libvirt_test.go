@@ -166,25 +166,7 @@ func (l *libvirt) until(what string, done func() bool) {
 }
 
 func (l *libvirt) lead() {
-	image := l.newImage()
-	testkit.Tool(l, "qemu-img", "create", "-q", "-f", "qcow2", image, "24M")
-	testkit.Guest(l, image, "write -P 99 1M 6M")
-	l.put(filepath.Join(l.dir, "first.xml"), fmt.Sprintf(`<domain type='qemu'>
-  <name>%s</name>
-  <memory unit='MiB'>32</memory>
-  <os><type arch='x86_64' machine='q35'>hvm</type></os>
-  <seclabel type='none'/>
-  <devices>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='qcow2'/>
-      <source file='%s'/>
-      <target dev='vda' bus='virtio'/>
-    </disk>
-    <interface type='user'><mac address='52:54:00:00:00:01'/><model type='virtio'/></interface>
-  </devices>
-</domain>
-`, l.name, image))
-	l.virsh("define", filepath.Join(l.dir, "first.xml"))
+	l.define()
 	l.must("init")
 	l.backup()
 	var names []string

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/imgbackup/imgbackup/internal/testkit"
+)
+
+// Checkpoints go back and forth between a real libvirtd and us. What libvirt made while
+// the VM ran is adopted when it is off, and what was pulled and pushed since reads as the
+// disk does then.
+//
+// It needs to be root.
+func TestLibvirtCheckpoints(t *testing.T) {
+	t.Parallel()
+	if !testkit.OwnMachine(t, "/run", "/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt") {
+		return
+	}
+	startLibvirtd(t)
+	l := &libvirt{T: t, dir: t.TempDir(), name: "vm", random: rand.New(rand.NewPCG(2, 0))}
+	l.define()
+	l.must("init")
+
+	l.start()
+	l.write(2)
+	copied := l.theirBackup("", "t1")
+	l.write(2)
+	second := l.theirBackup("t1", "t2")
+	testkit.Tool(t, "qemu-img", "rebase", "-u", "-f", "qcow2", "-b", copied, "-F", "qcow2", second)
+	l.write(2)
+	l.snapshot() // libvirt begins the bitmaps anew in the overlay
+	l.write(2)
+	l.stop()
+	image := l.virshField("domblklist", 2)
+
+	l.must("checkpoint", "redefine", l.name, "--all-of", "/var/lib/libvirt/qemu/checkpoint/"+l.name, "--domain-xml", l.definition())
+	l.pushed(copied, image, "t1")
+	p := &puller{TB: t, dir: l.dir, image: image, copy: filepath.Join(l.dir, "copy.raw"), socket: "s"}
+	testkit.Tool(t, "qemu-img", "convert", "-f", "qcow2", "-O", "raw", copied, p.copy)
+	p.serve(func(offers map[string]offerJSON) {
+		p.alsoDirty(offers["vda"], p.patch(offers["vda"]))
+	}, "--incremental", "t1")
+	p.upToDate("since libvirt's checkpoint")
+
+	// It goes on, and is adopted once more; what libvirt deletes is noticed.
+	l.start()
+	l.write(1)
+	l.virsh("blockcommit", l.name, "vda", "--active", "--pivot", "--wait")
+	l.write(1)
+	l.virsh("checkpoint-delete", l.name, "t1")
+	l.stop()
+	image = l.virshField("domblklist", 2)
+	l.must("checkpoint", "redefine", l.name, "--all-of", "/var/lib/libvirt/qemu/checkpoint/"+l.name, "--domain-xml", l.definition())
+	l.pushed(second, image, "t2")
+	if o := l.imgbackup("changes", l.name, "t1"); o.code != exitNotTrusted || !strings.Contains(o.err, "holds no bitmap t1") {
+		t.Errorf("since a checkpoint that libvirt deleted: exit status %d: %s", o.code, o.err)
+	}
+}
+
+// define makes a VM with one disk.
+func (l *libvirt) define() {
+	l.Helper()
+	image := l.newImage()
+	testkit.Tool(l, "qemu-img", "create", "-q", "-f", "qcow2", image, "24M")
+	testkit.Guest(l, image, "write -P 99 1M 6M")
+	l.put(filepath.Join(l.dir, "first.xml"), fmt.Sprintf(`<domain type='qemu'>
+  <name>%s</name>
+  <memory unit='MiB'>32</memory>
+  <os><type arch='x86_64' machine='q35'>hvm</type></os>
+  <seclabel type='none'/>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2'/>
+      <source file='%s'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+  </devices>
+</domain>
+`, l.name, image))
+	l.virsh("define", filepath.Join(l.dir, "first.xml"))
+}
+
+// theirBackup lets libvirt write the disk, or what changed since a checkpoint, to a file,
+// and makes a checkpoint of that instant, if it is named.
+func (l *libvirt) theirBackup(since, checkpoint string) string {
+	l.Helper()
+	to := l.newImage()
+	todo := filepath.Join(l.dir, "backup.xml")
+	incremental := ""
+	if since != "" {
+		incremental = "<incremental>" + since + "</incremental>"
+	}
+	l.put(todo, fmt.Sprintf(`<domainbackup>%s<disks><disk name='vda' type='file'><target file='%s'/><driver type='qcow2'/></disk></disks></domainbackup>`, incremental, to))
+	args := []string{"backup-begin", l.name, todo}
+	if checkpoint != "" {
+		point := filepath.Join(l.dir, "checkpoint.xml")
+		l.put(point, fmt.Sprintf(`<domaincheckpoint><name>%s</name></domaincheckpoint>`, checkpoint))
+		args = append(args, point)
+	}
+	l.virsh(args...)
+	l.until("libvirt's backup ends", func() bool { return strings.Contains(l.virsh("domjobinfo", l.name), "None") })
+	return to
+}
+
+// pushed pushes what changed since a checkpoint over a copy of the disk at that time, or
+// earlier, and compares.
+func (l *libvirt) pushed(base, image, since string) {
+	l.Helper()
+	to := l.newImage()
+	l.log = append(l.log, l.must("backup", "--domain-xml", l.definition(), "--target", "vda="+to, "--incremental", since))
+	testkit.Tool(l, "qemu-img", "rebase", "-u", "-f", "qcow2", "-b", base, "-F", "qcow2", to)
+	testkit.Tool(l, "qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", to, image)
+}
