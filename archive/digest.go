@@ -87,10 +87,10 @@ func objectKey(prefix string, d Digest) string {
 const objectSuffix = ".zst"
 
 // ParseKey splits the key of an immutable object into its prefix (one of
-// [PackPrefix], [MapPrefix], [BitmapPrefix], [FilePrefix], [IndexPrefix]) and its
-// name. ok is false for any other key.
+// [PackPrefix], [MapPrefix], [BitmapPrefix], [ClustersPrefix], [FilePrefix],
+// [IndexPrefix]) and its name. ok is false for any other key.
 func ParseKey(key string) (prefix string, name Digest, ok bool) {
-	for _, p := range [...]string{PackPrefix, MapPrefix, BitmapPrefix, FilePrefix, IndexPrefix} {
+	for _, p := range [...]string{PackPrefix, MapPrefix, BitmapPrefix, ClustersPrefix, FilePrefix, IndexPrefix} {
 		if len(key) != len(p)+3+hexLen+len(objectSuffix) || key[:len(p)] != p {
 			continue
 		}

@@ -20,7 +20,7 @@ import (
 func VerifyObject(ctx context.Context, store objstore.Store, key string, length int64, deep bool) error {
 	prefix, name, ok := ParseKey(key)
 	if !ok {
-		return fmt.Errorf("%s is not the key of a pack, map, bitmap, file or index", key)
+		return fmt.Errorf("%s is not the key of a pack, map, bitmap, cluster map, file or index", key)
 	}
 	switch {
 	case !deep:

@@ -9,6 +9,8 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
@@ -133,7 +135,7 @@ func (s *archiver) write(ctx context.Context, plan *Plan) (*chain.Manifest, arch
 	if err := s.crossCheck(ctx); err != nil {
 		return nil, none, err
 	}
-	if err := s.readDisks(ctx, plan, w, m); err != nil {
+	if err := s.storeDisks(ctx, plan, w, m); err != nil {
 		return nil, none, err
 	}
 	for i, d := range s.disks {
@@ -192,6 +194,14 @@ func (s *archiver) crossCheck(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// storeDisks stores the data of the disks, and beside that where it lies.
+func (s *archiver) storeDisks(ctx context.Context, plan *Plan, w *archive.Writer, m *chain.Manifest) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.storeClusterMaps(ctx, plan, w, m) })
+	g.Go(func() error { return s.readDisks(ctx, plan, w, m) })
+	return g.Wait()
 }
 
 // readDisks stores the data of each disk, one after the other, and counts it in m.

@@ -29,6 +29,8 @@ type disk struct {
 
 	before []qcow2.BitmapState // the image's bitmaps before ours was added
 
+	clusters clusterMaps // of the open image
+
 	states chain.States // recorded of it, newest first
 	former trust.Former // what it is called in them, if it has been renamed since
 
@@ -127,7 +129,7 @@ func (s *session) takeRequest() error {
 		if err := r.check(); err != nil {
 			return usage.Wrap(&chain.DiskError{Disk: r.Disk, Err: err})
 		}
-		s.disks = append(s.disks, &disk{req: r})
+		s.disks = append(s.disks, &disk{req: r, clusters: clusterMaps{states: s.states, tempDir: s.req.TempDir}})
 	}
 	return s.checkFiles()
 }
@@ -203,6 +205,7 @@ func (s *session) open(ctx context.Context) error {
 			return &chain.DiskError{Disk: d.req.Disk, Err: err}
 		}
 		d.image = c
+		d.clusters.look(c)
 		if err := d.req.Defined.check(c); err != nil {
 			return usage.Wrap(&chain.DiskError{Disk: d.req.Disk, Err: err})
 		}
@@ -277,6 +280,7 @@ func (s *session) close() {
 			_ = d.guard.Close()
 			d.guard = nil
 		}
+		d.clusters.close()
 	}
 }
 

@@ -62,6 +62,7 @@ func sample(domain, checkpoint string) *Manifest {
 		}, {
 			Name: "vdb", Source: Source{Path: "/dev/vg/data", Format: "raw"}, Size: 513,
 			Mode: ModeFull, Detection: DetectionNone, NoBitmapReason: "raw has no bitmaps", Maps: []archive.MapRef{mapRef("vdb")},
+			ClusterMap: &ClusterMap{Unit: 65536, Span: 16 << 30, Parts: []archive.Ref{{Name: digest("clusters"), Length: 66}}},
 		}},
 		Files: []File{
 			{Role: RoleDomainXML, FileRef: fileRef("definition", 8<<20)},

@@ -161,6 +161,8 @@ type Disk struct {
 	// Held is where a disk of a checkpoint without data held data; it bears the
 	// name of the checkpoint's bitmap, and DirtyBytes is how much. nil: not known.
 	Held *BitmapRecord `json:"held,omitempty"`
+	// ClusterMap is where the disk's data lay in the image, of a qcow2 image's archive.
+	ClusterMap *ClusterMap `json:"cluster_map,omitempty"`
 }
 
 // Records returns all stored bitmaps of the disk.

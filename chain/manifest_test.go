@@ -206,6 +206,14 @@ func TestValidate(t *testing.T) {
 		"witness's grain":     func(m *Manifest) { m.Disks[0].Witnesses[0].Granularity = 0 },
 		"witness's dirt":      func(m *Manifest) { m.Disks[0].Witnesses[0].DirtyBytes = 1 << 50 },
 		"witness's object":    func(m *Manifest) { m.Disks[0].Witnesses[0].Object.Length = -1 },
+		"map's unit":          func(m *Manifest) { m.Disks[1].ClusterMap.Unit = 4096 },
+		"map's span":          func(m *Manifest) { m.Disks[1].ClusterMap.Span-- },
+		"map's parts":         func(m *Manifest) { m.Disks[1].ClusterMap.Parts = nil },
+		"map's second part":   func(m *Manifest) { m.Disks[1].ClusterMap.Parts = make([]archive.Ref, 2) },
+		"map's many parts":    func(m *Manifest) { m.Disks[0].ClusterMap = &ClusterMap{Unit: 65536, Span: 8 << 30} },
+		"map's object":        func(m *Manifest) { m.Disks[1].ClusterMap.Parts[0].Name = archive.Digest{} },
+		"map's large object":  func(m *Manifest) { m.Disks[1].ClusterMap.Parts[0].Length = 1 << 40 },
+		"map of no bytes":     func(m *Manifest) { m.Disks[1].Size = 0 },
 		"file's role":         func(m *Manifest) { m.Files[0].Role = "diary" },
 		"two of a role":       func(m *Manifest) { m.Files[1].Role = RoleDomainXML },
 		"file without path":   func(m *Manifest) { m.Files[1].Path = "" },
@@ -244,6 +252,27 @@ func TestValidate(t *testing.T) {
 		}
 		if err := r.Commit(t.Context(), m); err == nil && name != "local time" && name != "description" && name != "reason" && name != "revision" {
 			t.Errorf("%s: was committed", name)
+		}
+	}
+}
+
+// However large a disk is, its cluster map has few parts, which cover it.
+func TestClusterMapParts(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int64{512, 65536, 16 << 30, 16<<30 + 512, 1 << 40, 1<<40 + 512, 1<<63 - 512} {
+		for _, cluster := range []int64{512, 64 << 10, 2 << 20} {
+			c := NewClusterMap(size, cluster)
+			var at int64
+			for i := range c.Parts {
+				start, end, h := c.Part(i, size)
+				if start != at || end <= start || (end-start+c.Unit-1)/c.Unit != h.Units {
+					t.Errorf("%d bytes, part %d: %d to %d, %+v", size, i, start, end, h)
+				}
+				at = end
+			}
+			if at != size || len(c.Parts) > maxClusterParts || c.Unit != max(65536, cluster) {
+				t.Errorf("%d bytes: %d parts of %d", size, len(c.Parts), c.Span)
+			}
 		}
 	}
 }

@@ -164,7 +164,7 @@ const (
 	KeyIntent
 	KeyLease
 	KeyForgotten
-	KeyData // a pack, map, bitmap, file or index: [archive.ParseKey] takes it apart
+	KeyData // a pack, map, bitmap, cluster map, file or index: [archive.ParseKey] takes it apart
 	KeyMark
 	KeyMarkList
 )

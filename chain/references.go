@@ -28,13 +28,14 @@ type Reference struct {
 	// Exactly one of these is set.
 	Map    *archive.MapRef
 	Bitmap *BitmapRecord
+	Part   *ClusterPart
 	File   *File
 
 	Place MapPlace // of a map
 }
 
-// References yields the objects that the manifest names: the maps and bitmaps of
-// each disk, disk by disk, and then the files. One that is named twice comes twice.
+// References yields the objects that the manifest names: the maps, bitmaps and cluster
+// maps of each disk, disk by disk, and then the files. One that is named twice comes twice.
 func (m *Manifest) References() iter.Seq[Reference] {
 	return func(yield func(Reference) bool) {
 		for i := range m.Disks {
@@ -65,6 +66,16 @@ func (d *Disk) references() iter.Seq[Reference] {
 		for _, b := range d.Records() {
 			key := archive.BitmapKey(b.Object.Name)
 			if !yield(Reference{Key: key, Object: b.Object, Disk: d, Bitmap: &b}) {
+				return
+			}
+		}
+		if d.ClusterMap == nil {
+			return
+		}
+		for i, part := range d.ClusterMap.Parts {
+			_, _, h := d.ClusterMap.Part(i, d.Size)
+			key := archive.ClustersKey(part.Name)
+			if !yield(Reference{Key: key, Object: part, Disk: d, Part: &ClusterPart{part, h}}) {
 				return
 			}
 		}

@@ -282,6 +282,7 @@ func (d *Disk) validate(c *checker, m *Manifest) {
 	d.validateBitmap(c, m)
 	d.validateMaps(c, m)
 	d.validateLost(c, m.Kind)
+	d.validateClusters(c, m)
 	c.atLeast("dirty_bytes", d.DirtyBytes, 0)
 	c.atLeast("data_bytes", d.DataBytes, 0)
 	c.atLeast("stored_bytes", d.StoredBytes, 0)

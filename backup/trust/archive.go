@@ -40,7 +40,7 @@ type State interface {
 // chain cannot have lost it without a write; nor can one that read as zeros
 // hold other bytes now. The first is asked of the whole disk, since it takes
 // only tables; of the second, and of data that stayed data, samples are read,
-// and the end of the data.
+// the end of the data, and all that lies elsewhere in the file than it did.
 func (w *witness) askArchivedData(ctx context.Context) (*Objection, error) {
 	if !w.st.HasData() {
 		return w.askHeldData(ctx)
@@ -55,6 +55,7 @@ func (w *witness) askArchivedData(ctx context.Context) (*Objection, error) {
 		w.askEnd,
 		w.askRegrown,
 		w.askSamples,
+		w.askMoved,
 	} {
 		if o, err := ask(ctx, archived, clean); o != nil || err != nil {
 			return o, err

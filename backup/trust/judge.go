@@ -13,10 +13,11 @@ import (
 
 // Judge judges the bitmaps in the image of one disk.
 type Judge struct {
-	Image   *Image
-	States  chain.States // all recorded states of the disk
-	Archive Archive
-	Seed    uint64 // of the samples: the same ones with the same seed
+	Image    *Image
+	States   chain.States // all recorded states of the disk
+	Archive  Archive
+	Clusters Clusters // nil: where clusters lie is not asked
+	Seed     uint64   // of the samples: the same ones with the same seed
 }
 
 // Question is what is asked of a [Judge].

@@ -50,6 +50,14 @@ func (c *check) findAffected(ctx context.Context) error {
 			}
 		}
 	}
+	for p, use := range c.clusters {
+		if f := byKey[archive.ClustersKey(p.Object.Name)]; f != nil {
+			for _, by := range use.by {
+				d := c.disks[by.disk]
+				f.add(d.affected(), "the cluster map of "+d.String()+" (its data is not)")
+			}
+		}
+	}
 	for ref, use := range c.files {
 		if f := byKey[archive.FileKey(ref.Object.Name)]; f != nil {
 			for _, by := range use.by {

@@ -43,8 +43,9 @@ const (
 	KindMap      = "map"
 	KindPack     = "pack"
 	KindBitmap   = "bitmap"
-	KindFile     = "file"  // of a domain, beside its disks
-	KindIndex    = "index" // no checkpoint is affected; it can be rebuilt
+	KindClusters = "clusters" // where a disk lay in its image: no checkpoint's data is affected
+	KindFile     = "file"     // of a domain, beside its disks
+	KindIndex    = "index"    // no checkpoint is affected; it can be rebuilt
 	KindIntent   = "intent"
 	KindLease    = "lease"
 )
@@ -100,8 +101,8 @@ const (
 	maxNotes    = 1000 //
 )
 
-// Run checks a repository. Without ReadData it proves the manifests, maps
-// and bitmaps in full, and of packs that they are there with their lengths.
+// Run checks a repository. Without ReadData it proves the manifests, maps,
+// bitmaps and cluster maps in full, and of packs that they are there with their lengths.
 // With it, everything: no flipped bit in any object of the repository escapes it.
 //
 // What is damaged is in the report. An error says that the check could not be
@@ -116,14 +117,15 @@ func Run(ctx context.Context, repo *chain.Repository, o Options) (*Report, error
 		o.Workers = min(max(runtime.GOMAXPROCS(0), 2), 8)
 	}
 	c := &check{
-		repo:    repo,
-		o:       o,
-		report:  &Report{ReadData: o.ReadData, Findings: []Finding{}},
-		maps:    make(map[archive.MapRef]*use),
-		bitmaps: make(map[bitmapUse]*use),
-		files:   make(map[archive.FileRef]*use),
-		packs:   make(map[archive.Ref]bool),
-		bad:     make(map[string]struct{}),
+		repo:     repo,
+		o:        o,
+		report:   &Report{ReadData: o.ReadData, Findings: []Finding{}},
+		maps:     make(map[archive.MapRef]*use),
+		bitmaps:  make(map[bitmapUse]*use),
+		clusters: make(map[chain.ClusterPart]*use),
+		files:    make(map[archive.FileRef]*use),
+		packs:    make(map[archive.Ref]bool),
+		bad:      make(map[string]struct{}),
 	}
 	err := c.run(ctx)
 	c.report.Complete = err == nil
@@ -136,13 +138,14 @@ type check struct {
 	repo *chain.Repository
 	o    Options
 
-	disks   []diskID // all disks of all checkpoints
-	maps    map[archive.MapRef]*use
-	bitmaps map[bitmapUse]*use
-	files   map[archive.FileRef]*use
-	packs   map[archive.Ref]bool // true: seen with the right length
-	loose   []objstore.Info      // data objects that nothing refers to, as listed
-	newer   []error
+	disks    []diskID // all disks of all checkpoints
+	maps     map[archive.MapRef]*use
+	bitmaps  map[bitmapUse]*use
+	clusters map[chain.ClusterPart]*use
+	files    map[archive.FileRef]*use
+	packs    map[archive.Ref]bool // true: seen with the right length
+	loose    []objstore.Info      // data objects that nothing refers to, as listed
+	newer    []error
 
 	mu     sync.Mutex // guards what is below, and packs while maps are read
 	report *Report
@@ -174,7 +177,7 @@ type bitmapUse struct {
 
 func (c *check) run(ctx context.Context) error {
 	steps := []func(context.Context) error{
-		c.checkConfig, c.readManifests, c.checkMaps, c.checkBitmaps, c.checkFiles, c.listObjects, c.checkLengths,
+		c.checkConfig, c.readManifests, c.checkMaps, c.checkBitmaps, c.checkClusters, c.checkFiles, c.listObjects, c.checkLengths,
 	}
 	if c.o.ReadData {
 		steps = append(steps, c.readPacks, c.checkReferences, c.readLoose)

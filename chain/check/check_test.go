@@ -94,8 +94,8 @@ func TestCheckClean(t *testing.T) {
 		if report.Checkpoints != want || report.Objects == 0 || report.Bytes == 0 {
 			t.Errorf("%+v: %+v", o, report)
 		}
-		if all := len(o.Domains) == 0; (report.Unreferenced == 4) != all {
-			t.Errorf("%+v: %d unreferenced objects, of an archive that has a pack, a map, a bitmap and a file", o, report.Unreferenced)
+		if all := len(o.Domains) == 0; (report.Unreferenced == 5) != all {
+			t.Errorf("%+v: %d unreferenced objects, of an archive that has a pack, a map, a bitmap, a cluster map and a file", o, report.Unreferenced)
 		}
 		if e, ok := phases["packs"]; ok != o.ReadData || ok && e.Done != e.Total {
 			t.Errorf("%+v: packs %+v", o, e)
@@ -145,7 +145,7 @@ func TestCheckFindsFlippedBits(t *testing.T) {
 		}
 		put(t, r.Store, key, data)
 	}
-	for _, kind := range []string{check.KindConfig, check.KindManifest, check.KindMap, check.KindPack, check.KindBitmap, check.KindFile, check.KindIndex, check.KindIntent, check.KindLease} {
+	for _, kind := range []string{check.KindConfig, check.KindManifest, check.KindMap, check.KindPack, check.KindBitmap, check.KindClusters, check.KindFile, check.KindIndex, check.KindIntent, check.KindLease} {
 		if kinds[kind] < 11 {
 			t.Errorf("%d findings of kind %s", kinds[kind], kind)
 		}

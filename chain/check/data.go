@@ -20,12 +20,15 @@ import (
 // listObjects compares what the store lists with what the manifests refer to.
 // A listing proves what is there, not what is absent.
 func (c *check) listObjects(ctx context.Context) error {
-	known := make(map[string]struct{}, len(c.maps)+len(c.bitmaps)+len(c.files))
+	known := make(map[string]struct{}, len(c.maps)+len(c.bitmaps)+len(c.clusters)+len(c.files))
 	for ref := range c.maps {
 		known[archive.MapKey(ref.Name)] = struct{}{}
 	}
 	for b := range c.bitmaps {
 		known[archive.BitmapKey(b.object.Name)] = struct{}{}
+	}
+	for p := range c.clusters {
+		known[archive.ClustersKey(p.Object.Name)] = struct{}{}
 	}
 	for f := range c.files {
 		known[archive.FileKey(f.Object.Name)] = struct{}{}
@@ -131,7 +134,7 @@ func (c *check) readLoose(ctx context.Context) error {
 		kind := map[string]string{
 			archive.PackPrefix: KindPack, archive.MapPrefix: KindMap,
 			archive.BitmapPrefix: KindBitmap, archive.IndexPrefix: KindIndex,
-			archive.FilePrefix: KindFile,
+			archive.FilePrefix: KindFile, archive.ClustersPrefix: KindClusters,
 		}[prefix]
 		return c.record(kind, info.Key, info.Size, err)
 	})

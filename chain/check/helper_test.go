@@ -13,6 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/clustermap"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -126,6 +127,19 @@ func backup(t *testing.T, r *chain.Repository, domain, checkpoint string, size i
 	if err != nil {
 		t.Fatal(err)
 	}
+	clusters := chain.NewClusterMap(size, 65536)
+	_, _, part := clusters.Part(0, size)
+	c, err := archive.EncodeClusters(part, func(yield func(clustermap.Run, error) bool) {
+		yield(clustermap.Run{Kind: clustermap.Data, Count: part.Units, Host: 1 << 20}, nil)
+	}, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := w.PutClusters(ctx, c, false); err != nil {
+		t.Fatal(err)
+	}
+	clusters.Parts[0] = c.Ref
 	definition, err := w.PutFile(ctx, strings.NewReader("<domain><name>"+domain+"</name></domain>"))
 	if err != nil {
 		t.Fatal(err)
@@ -138,7 +152,7 @@ func backup(t *testing.T, r *chain.Repository, domain, checkpoint string, size i
 	m.Files = []chain.File{{Role: chain.RoleDomainXML, FileRef: definition}}
 	d := &m.Disks[0]
 	d.Witnesses = []chain.BitmapRecord{{Name: h.Name, Granularity: h.Granularity, Size: size, DirtyBytes: min(size, 65536), Object: bitmap}}
-	d.Maps = refs
+	d.Maps, d.ClusterMap = refs, clusters
 	if parent != nil {
 		m.Parent, m.Sequence = parent.Ref(), parent.Sequence+1
 		d.Mode, d.Detection, d.IncrementalFrom = chain.ModeIncremental, chain.DetectionBitmap, parent.Ref()

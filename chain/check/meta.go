@@ -87,6 +87,8 @@ func (c *check) refer(m *chain.Manifest) {
 			addUse(c.maps, *ref.Map, by)
 		case ref.Bitmap != nil:
 			addUse(c.bitmaps, bitmapUse{ref.Object, ref.Bitmap.Header()}, by)
+		case ref.Part != nil:
+			addUse(c.clusters, *ref.Part, by)
 		case ref.File != nil:
 			// What a file is for stands where a disk's name stands.
 			by.disk = c.addDisk(diskID{domain: m.Domain, checkpoint: m.Checkpoint, disk: ref.File.Role})
@@ -147,6 +149,15 @@ func (c *check) checkBitmaps(ctx context.Context) error {
 	return each(ctx, c, "bitmaps", uses, one, func(ctx context.Context, b bitmapUse) error {
 		_, err := archive.OpenBitmap(ctx, c.repo.Store, b.object, b.header)
 		return c.record(KindBitmap, archive.BitmapKey(b.object.Name), b.object.Length, err)
+	})
+}
+
+// checkClusters proves all cluster maps.
+func (c *check) checkClusters(ctx context.Context) error {
+	parts := slices.Collect(maps.Keys(c.clusters))
+	return each(ctx, c, "cluster maps", parts, one, func(ctx context.Context, p chain.ClusterPart) error {
+		err := archive.VerifyClusters(ctx, c.repo.Store, p.Object, p.Header)
+		return c.record(KindClusters, archive.ClustersKey(p.Object.Name), p.Object.Length, err)
 	})
 }
 

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+
+	"github.com/imgbackup/imgbackup/clustermap"
+	"github.com/imgbackup/imgbackup/internal/spool"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// ClustersPrefix begins the keys of fingerprints of cluster maps.
+const ClustersPrefix = "clusters/"
+
+// MaxClusters bounds what is stored of one, bytes.
+const MaxClusters = 1 << 32
+
+// ClustersKey returns the key of a part of a fingerprint.
+func ClustersKey(d Digest) string { return objectKey(ClustersPrefix, d) }
+
+// Clusters is a part of a cluster map's fingerprint that is about to be stored.
+type Clusters struct {
+	Ref Ref
+
+	body *spool.Spool
+}
+
+// EncodeClusters makes the object of a part of a fingerprint, which must be closed. tempDir is
+// for one that is too large for memory.
+func EncodeClusters(h clustermap.Header, runs iter.Seq2[clustermap.Run, error], tempDir string) (*Clusters, error) {
+	c := &Clusters{body: &spool.Spool{Dir: tempDir}}
+	err := clustermap.Encode(c.body, h, runs)
+	if err == nil && c.body.Size() > MaxClusters {
+		err = fmt.Errorf("it has more than %d bytes", int64(MaxClusters))
+	}
+	if err == nil {
+		c.Ref.Name, err = hashBody(c.body)
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	c.Ref.Length = c.body.Size()
+	return c, nil
+}
+
+// Close gives back memory and file; it may be called again.
+func (c *Clusters) Close() { c.body.Close() }
+
+// PutClusters stores a part of a fingerprint. One that is thought to be there is only looked
+// for.
+func (w *Writer) PutClusters(ctx context.Context, c *Clusters, there bool) error {
+	if err := w.err(); err != nil {
+		return err
+	}
+	key := ClustersKey(c.Ref.Name)
+	if there {
+		_, err := statObject(ctx, w.store, key, c.Ref.Length)
+		if !IsDamage(err) {
+			return err
+		}
+	}
+	return w.put(ctx, key, c.Ref.Name, c.body)
+}
+
+// ReadClusters yields the runs of a stored part of a fingerprint, all its bytes being proven
+// first. One that is missing or not what ref and want say is a [DamageError].
+func ReadClusters(
+	ctx context.Context, store objstore.Store, ref Ref, want clustermap.Header, tempDir string,
+) iter.Seq2[clustermap.Run, error] {
+	return func(yield func(clustermap.Run, error) bool) {
+		key := ClustersKey(ref.Name)
+		s := &spool.Spool{Dir: tempDir}
+		defer s.Close()
+		if err := copyObject(ctx, store, key, ref, s); err != nil {
+			yield(clustermap.Run{}, err)
+			return
+		}
+		for run, err := range clustermap.Decode(io.NewSectionReader(s, 0, s.Size()), want) {
+			var bad *clustermap.DamageError
+			if errors.As(err, &bad) {
+				err = Damaged(key, err)
+			}
+			if !yield(run, err) {
+				return
+			}
+		}
+	}
+}
+
+// VerifyClusters proves a stored part of a fingerprint.
+func VerifyClusters(ctx context.Context, store objstore.Store, ref Ref, want clustermap.Header) error {
+	for _, err := range ReadClusters(ctx, store, ref, want, "") {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyObject copies a whole object, whose bytes count only when the error is nil.
+func copyObject(ctx context.Context, store objstore.Store, key string, ref Ref, to io.Writer) error {
+	r, err := getObject(ctx, store, key, 0, ref.Length)
+	if err != nil {
+		return err
+	}
+	h := sha256.New()
+	n, err := io.CopyBuffer(onlyWriter{io.MultiWriter(h, to)}, struct{ io.Reader }{io.LimitReader(r, ref.Length)}, make([]byte, copyBuffer(ref.Length)))
+	if cerr := r.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil && n < ref.Length {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return shortRead(ctx, store, key, ref.Length, ref.Length, err)
+	}
+	return checkName(key, ref.Name, Digest(h.Sum(nil)))
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backup
+
+import (
+	"context"
+	"slices"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/clustermap"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// clusterMaps are the fingerprints of where the clusters of a disk's image lie, layer by layer,
+// as far as they were asked for: each is made by one walk through the layer's tables.
+type clusterMaps struct {
+	states  *archives
+	tempDir string
+	image   *qcow2.Image
+	layers  map[int]*clusterMap
+	settled []settled
+}
+
+// clusterMap is the fingerprint of one layer.
+type clusterMap struct {
+	rec   *chain.ClusterMap
+	parts []*archive.Clusters
+}
+
+// settled is a fingerprint in which all that moved since another was found to hold what it held.
+type settled struct {
+	then, now *chain.ClusterMap
+	compared  int64 // bytes
+}
+
+// look begins with an image that has been opened.
+func (c *clusterMaps) look(image *qcow2.Image) {
+	c.close()
+	c.image, c.layers = image, make(map[int]*clusterMap)
+}
+
+// close gives back what fingerprints hold.
+func (c *clusterMaps) close() {
+	for _, m := range c.layers {
+		m.close()
+	}
+	c.layers = nil
+}
+
+func (m *clusterMap) close() {
+	for _, p := range m.parts {
+		p.Close()
+	}
+}
+
+// of returns the fingerprint of a layer; nil: it has none, being no qcow2 image or empty.
+func (c *clusterMaps) of(ctx context.Context, layer int) (*clusterMap, error) {
+	if m := c.layers[layer]; m != nil {
+		return m, nil
+	}
+	l := c.image.Layers[layer]
+	if l.Header == nil || l.Size == 0 {
+		return nil, nil
+	}
+	m := &clusterMap{rec: chain.NewClusterMap(l.Size, l.Header.ClusterSize())}
+	for i := range m.rec.Parts {
+		start, end, h := m.rec.Part(i, l.Size)
+		p, err := archive.EncodeClusters(h, c.runs(ctx, layer, h.Unit, start, end), c.tempDir)
+		if err != nil {
+			m.close()
+			return nil, err
+		}
+		m.parts = append(m.parts, p)
+		m.rec.Parts[i] = p.Ref
+	}
+	c.layers[layer] = m
+	return m, nil
+}
+
+func (c *clusterMaps) runs(ctx context.Context, layer int, unit, start, end int64) clusterRuns {
+	return clusterRuns(clustermap.Units(c.image.Places(ctx, layer, start, end), unit, start, end))
+}
+
+type clusterRuns = func(yield func(clustermap.Run, error) bool)
+
+// Moved is where a layer's data does not lie now as it did in a disk of size bytes, for
+// [trust.Clusters].
+func (c *clusterMaps) Moved(ctx context.Context, layer int, then *chain.ClusterMap, size int64) (bitmapstore.Runs, int64, error) {
+	now, err := c.of(ctx, layer)
+	if err != nil {
+		return nil, 0, err
+	}
+	both := min(size, c.image.Layers[layer].Size)
+	if now == nil {
+		return bitmapstore.Between(0, both), 0, nil // another image
+	}
+	for _, s := range c.settled {
+		if s.then == then && same(s.now, now.rec) {
+			return nil, s.compared, nil
+		}
+	}
+	if now.rec.Unit != then.Unit {
+		return bitmapstore.Between(0, both), 0, nil
+	}
+	return bitmapstore.Join(func(yield func(bitmapstore.Run, error) bool) {
+		for i, part := range then.Parts {
+			start, end, h := then.Part(i, size)
+			if start >= both || then.Span == now.rec.Span && part == now.rec.Parts[i] {
+				continue
+			}
+			was := archive.ReadClusters(ctx, c.states.repo.Store, part, h, c.tempDir)
+			end = min(end, both)
+			for run, err := range clustermap.Moved(was, c.runs(ctx, layer, h.Unit, start, end), h.Unit, start, end) {
+				if !yield(run, err) || err != nil {
+					return
+				}
+			}
+		}
+	}), 0, nil
+}
+
+// Settle notes that all that moved holds what it held, for [trust.Clusters].
+func (c *clusterMaps) Settle(layer int, then *chain.ClusterMap, compared int64) {
+	if now := c.layers[layer]; now != nil {
+		c.settled = append(c.settled, settled{then, now.rec, compared})
+	}
+}
+
+func same(a, b *chain.ClusterMap) bool {
+	return a.Unit == b.Unit && a.Span == b.Span && slices.Equal(a.Parts, b.Parts)
+}
+
+// storeClusterMaps stores where the clusters of each disk lie.
+func (s *archiver) storeClusterMaps(ctx context.Context, plan *Plan, w *archive.Writer, m *chain.Manifest) error {
+	for i, d := range s.disks {
+		now, err := d.clusters.of(ctx, 0)
+		if err == nil && now != nil {
+			m.Disks[i].ClusterMap = now.rec
+			err = now.store(ctx, w, plan.Disks[i].base.Disk)
+		}
+		if err != nil {
+			return &chain.DiskError{Disk: d.req.Disk, Err: err}
+		}
+	}
+	return nil
+}
+
+// store stores the parts. Those that the state it builds on has, too, are there.
+func (m *clusterMap) store(ctx context.Context, w *archive.Writer, base *chain.Disk) error {
+	for _, p := range m.parts {
+		there := base != nil && base.ClusterMap != nil && slices.Contains(base.ClusterMap.Parts, p.Ref)
+		if err := w.PutClusters(ctx, p, there); err != nil {
+			return err
+		}
+	}
+	return nil
+}
