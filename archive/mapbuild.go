@@ -274,7 +274,8 @@ func WriteMap(ctx context.Context, store objstore.Store, o MapOptions, entries i
 }
 
 // StatPacks checks that every pack that the maps name is there with its length.
-// One that is not is a [DamageError]; their content is not read.
+// One that is not is a [DamageError]; their content is not read. The maps are looked for,
+// too, where the store may have answered for them by what it remembers.
 func StatPacks(ctx context.Context, store objstore.Store, maps ...*Map) error {
 	var packs packList
 	for _, m := range maps {
@@ -282,8 +283,30 @@ func StatPacks(ctx context.Context, store objstore.Store, maps ...*Map) error {
 			packs.number(p)
 		}
 	}
+	if _, ok := objstore.As[objstore.Remembering](store); ok {
+		if err := statMaps(ctx, store, maps); err != nil {
+			return err
+		}
+	}
 	return statPacks(ctx, store, packs.refs)
 }
+
+// statMaps checks that maps are there with their lengths: they may have been read from
+// what is remembered of the store.
+func statMaps(ctx context.Context, store objstore.Store, maps []*Map) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(mapStats)
+	for _, m := range maps {
+		g.Go(func() error {
+			_, err := statObject(ctx, store, m.key, m.ref.Length)
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// mapStats is how many maps are asked for at once.
+const mapStats = 64
 
 // listPacks is the number of packs from which on one listing of all packs costs
 // less than a question for each.

@@ -128,7 +128,7 @@ func putObject(ctx context.Context, store objstore.Store, key string, name Diges
 	if err == nil || !errors.Is(err, objstore.ErrExists) {
 		return nil, err
 	}
-	err = hashObject(ctx, store, key, name, body.Size())
+	err = hashObject(ctx, objstore.Direct(store), key, name, body.Size())
 	if !IsDamage(err) {
 		return nil, err
 	}

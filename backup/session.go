@@ -137,23 +137,19 @@ func (s *session) takeRequest() error {
 // loadHistory reads the domain's manifests and checks who the domain belongs
 // to and whether the checkpoint's name is free.
 func (s *session) loadHistory(ctx context.Context) error {
-	history, damaged, err := s.repo.Manifests(ctx, s.req.Domain)
+	h, err := s.repo.History(ctx, s.req.Domain)
 	if err != nil {
 		return err
 	}
-	for _, err := range damaged {
+	for _, err := range h.Unusable {
 		s.hooks.note("a checkpoint cannot serve as a base: %v", err)
 	}
-	s.history = history
+	s.history = h.Manifests
 	if err := s.checkOwner(); err != nil {
 		return err
 	}
-	names, err := s.repo.Checkpoints(ctx, s.req.Domain)
-	if err != nil {
-		return err
-	}
-	s.listed = make(map[string]bool, len(names))
-	for _, n := range names {
+	s.listed = make(map[string]bool, len(h.Names))
+	for _, n := range h.Names {
 		s.listed[n] = true
 	}
 	if s.req.Checkpoint != "" {

@@ -45,7 +45,7 @@ func (r *Repository) Domains(ctx context.Context) ([]string, error) {
 	}
 	has := make(map[string]bool)
 	for _, l := range all {
-		has[l.Domain] = has[l.Domain] || l.size > maxVoid
+		has[l.Domain] = has[l.Domain] || l.info.Size > maxVoid
 	}
 	keys, err := r.withoutVoids(ctx, slices.DeleteFunc(all, func(l listed) bool { return has[l.Domain] }))
 	if err != nil {
@@ -103,7 +103,7 @@ func (r *Repository) list(ctx context.Context, prefix string, kind KeyKind) ([]K
 // listed is what a listing shows of an object.
 type listed struct {
 	Key
-	size int64 // bytes
+	info objstore.Info
 }
 
 func (r *Repository) listed(ctx context.Context, prefix string, kind KeyKind) ([]listed, error) {
@@ -113,7 +113,7 @@ func (r *Repository) listed(ctx context.Context, prefix string, kind KeyKind) ([
 			return nil, fmt.Errorf("list %s: %w", prefix, err)
 		}
 		if k := ParseKey(info.Key); k.Kind == kind && strings.HasPrefix(info.Key, prefix) {
-			all = append(all, listed{k, info.Size})
+			all = append(all, listed{k, info})
 		}
 	}
 	return all, nil
@@ -126,11 +126,11 @@ func (r *Repository) withoutVoids(ctx context.Context, all []listed) ([]Key, err
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(readers)
 	for i, l := range all {
-		if l.size > maxVoid {
+		if l.info.Size > maxVoid {
 			continue
 		}
 		g.Go(func() error {
-			slot, err := r.Slot(gctx, l.Domain, l.Name)
+			slot, err := r.listedSlot(gctx, l)
 			void[i] = err == nil && slot.Manifest == nil
 			if unusable(err) {
 				return nil // a manifest that is damaged stands there
@@ -170,15 +170,52 @@ func (r *Repository) Manifest(ctx context.Context, domain, name string) (*Manife
 // For each one that is damaged or too new there is an error among the second
 // result. The last result is the store's failure, after which the others are nil.
 func (r *Repository) Manifests(ctx context.Context, domain string) ([]*Manifest, []error, error) {
-	names, err := r.Checkpoints(ctx, domain)
+	h, err := r.History(ctx, domain)
+	return h.Manifests, h.Unusable, err
+}
+
+// History is what a repository holds of a domain.
+type History struct {
+	Manifests []*Manifest // sorted by sequence and then uuid
+	Unusable  []error     // for each one that is damaged or too new
+	Names     []string    // of all checkpoints, also of those that can't be used
+}
+
+// History reads all manifests of a domain as one listing shows them, as Manifests does.
+func (r *Repository) History(ctx context.Context, domain string) (History, error) {
+	all, err := r.listed(ctx, checkpointsPrefix(domain), KeyManifest)
 	if err != nil {
-		return nil, nil, err
+		return History{}, err
 	}
-	ms, unusable, err := readEach(ctx, names, func(ctx context.Context, name string) (*Manifest, error) {
-		return r.Manifest(ctx, domain, name)
+	void := make([]bool, len(all))
+	indexes := make([]int, len(all))
+	for i := range all {
+		indexes[i] = i
+	}
+	var h History
+	h.Manifests, h.Unusable, err = readEach(ctx, indexes, func(ctx context.Context, i int) (*Manifest, error) {
+		slot, err := r.listedSlot(ctx, all[i])
+		if err == nil && slot.Manifest == nil {
+			void[i], err = true, objstore.ErrNotFound
+		}
+		if err != nil {
+			return nil, err
+		}
+		return slot.Manifest, nil
 	})
-	slices.SortStableFunc(ms, bySequence)
-	return ms, unusable, err
+	if err != nil {
+		return History{}, err
+	}
+	for i, l := range all {
+		if !void[i] {
+			h.Names = append(h.Names, l.Name)
+		}
+	}
+	if len(h.Names) == 0 {
+		return History{}, r.confirmListing(ctx)
+	}
+	slices.SortStableFunc(h.Manifests, bySequence)
+	return h, nil
 }
 
 func bySequence(a, b *Manifest) int {

@@ -42,6 +42,21 @@ func (r *Repository) Slot(ctx context.Context, domain, checkpoint string) (*Slot
 		return nil, err
 	}
 	data, err := readSealed(ctx, r.Store, ManifestKey(domain, checkpoint))
+	return r.takeSlot(data, err, domain, checkpoint)
+}
+
+// listedSlot is Slot as a listing has just shown it, or as it is by now: good enough to
+// know what there is, and not to commit to.
+func (r *Repository) listedSlot(ctx context.Context, l listed) (*Slot, error) {
+	data, err := objstore.ReadListed(ctx, r.Store, l.info, maxSealed)
+	if errors.Is(err, objstore.ErrTooLarge) {
+		err = archive.Damaged(l.info.Key, err)
+	}
+	return r.takeSlot(data, err, l.Domain, l.Name)
+}
+
+// takeSlot takes what was read of a slot.
+func (r *Repository) takeSlot(data []byte, err error, domain, checkpoint string) (*Slot, error) {
 	switch {
 	case errors.Is(err, objstore.ErrNotFound):
 		return &Slot{Domain: domain, Checkpoint: checkpoint}, nil

@@ -86,8 +86,17 @@ func (m *mem) Get(ctx context.Context, key string, offset, length int64) (io.Rea
 	if !ok {
 		return nil, fmt.Errorf("%s: %w", key, ErrNotFound)
 	}
-	return NewRange(ctx, bytes.NewReader(o.data), int64(len(o.data)), offset, length, nil), nil
+	r := NewRange(ctx, bytes.NewReader(o.data), int64(len(o.data)), offset, length, nil)
+	return &memReader{ReadCloser: r, version: o.info(key).Version}, nil
 }
+
+// memReader is a VersionReader.
+type memReader struct {
+	io.ReadCloser
+	version string
+}
+
+func (r *memReader) Version() string { return r.version }
 
 func (m *mem) Stat(ctx context.Context, key string) (Info, error) {
 	if err := CheckKey(key); err != nil {

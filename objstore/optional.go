@@ -79,6 +79,32 @@ type ListerAfter interface {
 	ListAfter(ctx context.Context, prefix, after string) iter.Seq2[Info, error]
 }
 
+// Remembering is a store that answers by itself what another has told it before. It
+// never does so by Stat and List.
+type Remembering interface {
+	// ReadListed is [ReadAll] of an object as a listing of this store described it: the
+	// bytes that it had then, or those that it has now.
+	ReadListed(ctx context.Context, info Info, limit int64) ([]byte, error)
+	// Direct is the store without its memory.
+	Direct() Store
+}
+
+// ReadListed reads a whole object that a listing has described, as [Remembering] says.
+func ReadListed(ctx context.Context, s Store, info Info, limit int64) ([]byte, error) {
+	if r, ok := As[Remembering](s); ok {
+		return r.ReadListed(ctx, info, limit)
+	}
+	return ReadAll(ctx, s, info.Key, limit)
+}
+
+// Direct is the store to be asked where what it holds is to be proven.
+func Direct(s Store) Store {
+	if r, ok := As[Remembering](s); ok {
+		return r.Direct()
+	}
+	return s
+}
+
 // VersionGetter is a store that can go on reading the very object that it began
 // to read.
 type VersionGetter interface {

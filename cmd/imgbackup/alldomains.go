@@ -49,7 +49,7 @@ func (a *app) backupAll(ctx context.Context, b backupOptions) error {
 	if err != nil {
 		return err
 	}
-	repo, err := a.openRepo(ctx)
+	repo, err := a.openCached(ctx)
 	if err != nil {
 		return err
 	}

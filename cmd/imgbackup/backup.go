@@ -164,7 +164,7 @@ func (a *app) runBackup(ctx context.Context, o backupOptions) error {
 	case o.force:
 		return usage.Errorf("--force replaces files that --target names, and there is none")
 	}
-	repo, err := a.openRepo(ctx)
+	repo, err := a.openCached(ctx)
 	if err == nil {
 		err = resolveLatest(ctx, repo, &job.Request)
 	}

@@ -81,7 +81,7 @@ func (a *app) createCheckpoint(ctx context.Context, o checkpointCreateOptions) e
 		return err
 	}
 	req.Tool, req.TempDir = tool(), tempDir()
-	repo, err := a.openRepo(ctx)
+	repo, err := a.openCached(ctx)
 	if err != nil {
 		return err
 	}

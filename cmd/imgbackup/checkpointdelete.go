@@ -101,7 +101,7 @@ func (a *app) deleteCheckpoints(ctx context.Context, o checkpointDeleteOptions) 
 	if err != nil {
 		return err
 	}
-	repo, err := a.openRepo(ctx)
+	repo, err := a.openCached(ctx)
 	if err != nil {
 		return err
 	}

@@ -75,7 +75,7 @@ func (a *app) checkpointList(ctx context.Context, domain string, o checkpointLis
 	if err != nil {
 		return err
 	}
-	repo, err := a.openRepo(ctx)
+	repo, err := a.openCached(ctx)
 	if err != nil {
 		return err
 	}

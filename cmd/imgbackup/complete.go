@@ -46,7 +46,7 @@ const completionPatience = 2 * time.Second
 // completionRepo opens the repository; nil where it can't be.
 func (a *app) completionRepo(cmd *cobra.Command) *chain.Repository {
 	a.quiet, a.retry.Patience = true, completionPatience
-	repo, err := a.openRepo(cmd.Context())
+	repo, err := a.openCached(cmd.Context())
 	if err != nil {
 		return nil // a person who types is not told
 	}

@@ -24,7 +24,7 @@ func (a *app) takeLast(ctx context.Context, r ofDomain, domain string) (err erro
 	}
 	var repo *chain.Repository
 	if a.place() != "" {
-		if repo, err = a.openRepo(ctx); err != nil {
+		if repo, err = a.openCached(ctx); err != nil {
 			return err
 		}
 	}

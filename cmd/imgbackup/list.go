@@ -27,7 +27,7 @@ they follow one another (a restored disk that goes on makes a branch).`,
   imgbackup list web --tree`,
 		Args: takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			repo, err := a.openRepo(cmd.Context())
+			repo, err := a.openCached(cmd.Context())
 			if err != nil {
 				return err
 			}

@@ -41,7 +41,7 @@ func (a *app) repoIfNeeded(ctx context.Context, req *backup.Request) (*chain.Rep
 		incremental = incremental || d.Mode == backup.Incremental || d.Since != ""
 	}
 	if incremental || req.Checkpoint != "" {
-		repo, err := a.openRepo(ctx)
+		repo, err := a.openCached(ctx)
 		if err == nil {
 			err = resolveLatest(ctx, repo, req)
 		}
@@ -59,7 +59,7 @@ func (a *app) openCheckpoint(ctx context.Context, domain, checkpoint string) (*c
 	if err := checkNames(domain, checkpoint); err != nil {
 		return nil, nil, err
 	}
-	repo, err := a.openRepo(ctx)
+	repo, err := a.openCached(ctx)
 	if err != nil {
 		return nil, nil, err
 	}

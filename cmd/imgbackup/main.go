@@ -42,6 +42,8 @@ type program struct {
 	step func(name string)
 	// wrap is put around every store; nil outside tests.
 	wrap func(objstore.Store) objstore.Store
+	// cache is where what repositories hold is kept; empty: as the environment says.
+	cache string
 	// indexEvery is archive.WriterOptions'; the default outside tests.
 	indexEvery int64
 	// retry is how long stores are given to come back; the defaults outside

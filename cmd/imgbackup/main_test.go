@@ -47,6 +47,12 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	// What tests keep is not to lie in anybody's home. Those that want it name a folder.
+	if os.Getenv(cacheVar) == "" {
+		if err := os.Setenv(cacheVar, "off"); err != nil {
+			panic(err)
+		}
+	}
 	testscript.Main(m, map[string]func(){
 		"imgbackup": func() {
 			p := program{in: os.Stdin, out: os.Stdout, err: os.Stderr, step: stepHook(), definitions: os.Getenv(definitions)}

@@ -54,6 +54,11 @@ const environment = `**IMGBACKUP_REPO**: the repository where no --repo names on
 
 **IMGBACKUP_HOST_ID**: what this host is known by where no --host-id says so.
 
+**IMGBACKUP_CACHE**: the folder of what this host remembers of repositories, or **off**; else imgbackup in
+**XDG_CACHE_HOME** or ~/.cache. It may be removed at any time.
+
+**IMGBACKUP_CACHE_SIZE**: how large it may become, as 10GiB, which is the default.
+
 **TMPDIR**: where what does not fit into memory goes; else /var/tmp.
 
 **AWS_ENDPOINT_URL_S3**, **AWS_ACCESS_KEY_ID**, **AWS_SECRET_ACCESS_KEY**, **AWS_PROFILE** and others: as the AWS

@@ -160,7 +160,7 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 			return usage.Wrap(err)
 		}
 	}
-	repo, err := a.openRepo(cmd.Context())
+	repo, err := a.openCached(cmd.Context())
 	if err != nil {
 		return err
 	}

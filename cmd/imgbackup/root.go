@@ -22,7 +22,8 @@ type app struct {
 	hostIDFlag string
 	json       bool
 	quiet      bool
-	progress   string // how it is shown
+	cached     *cachedRepo // nil: no repository was opened with the cache
+	progress   string      // how it is shown
 }
 
 func newRoot(p program) *cobra.Command {

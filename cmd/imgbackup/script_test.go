@@ -31,6 +31,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
+			env.Setenv(cacheVar, filepath.Join(env.WorkDir, ".cache"))
 			env.Values[treesKey{}] = make(map[string][sha256.Size]byte)
 			env.Values[vmKey{}] = &vm{}
 			env.Values[serverKey{}] = &server{}

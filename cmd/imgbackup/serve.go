@@ -85,7 +85,7 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 	if err := chain.CheckDomain(r.domain); err != nil {
 		return usage.Wrap(err)
 	}
-	repo, err := a.openRepo(ctx)
+	repo, err := a.openCached(ctx)
 	if err != nil {
 		return err
 	}

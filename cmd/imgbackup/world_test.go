@@ -228,7 +228,11 @@ func (w *world) commit(checkpoint string, more ...string) {
 // group.
 func (w *world) child(env []string, args ...string) *exec.Cmd {
 	cmd := exec.Command("imgbackup", append([]string{"--repo", w.repo()}, args...)...)
-	cmd.Env = append(slices.Concat(os.Environ(), w.bucket.env()), env...)
+	cmd.Env = os.Environ()
+	if w.bucket != nil {
+		cmd.Env = append(cmd.Env, cacheVar+"="+filepath.Join(w.dir, "cache"))
+	}
+	cmd.Env = slices.Concat(cmd.Env, w.bucket.env(), env)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if w.host != nil {
 		w.host.move(cmd)

@@ -55,6 +55,9 @@ func (g *retryReader) open(cause error) error {
 	return err
 }
 
+// Version is that of all that was read, for [objstore.VersionReader].
+func (g *retryReader) Version() string { return g.version }
+
 func (g *retryReader) Read(p []byte) (int, error) {
 	for g.err == nil {
 		if len(p) == 0 {
