@@ -29,7 +29,27 @@ const aheadMaps = 4
 // An error comes last.
 func Replay(ctx context.Context, maps []*Map, start, end int64) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		r, err := newReplay(ctx, maps, start, end)
+		r, err := newReplay(ctx, maps, start, end, false)
+		if err != nil {
+			yield(Entry{}, err)
+			return
+		}
+		defer r.close()
+		r.run(yield)
+	}
+}
+
+// Merge merges maps that follow one another in a list, newest first, into what can stand
+// there in their place: with a full one at the end all of the disk, as Replay; else what
+// any of them has, and zeros where the disk was cut off in between and had grown again.
+// As Replay, it streams, and an error comes last.
+func Merge(ctx context.Context, maps []*Map) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		if len(maps) == 0 {
+			yield(Entry{}, errors.New("there are no maps to be merged"))
+			return
+		}
+		r, err := newReplay(ctx, maps, 0, maps[0].head.size, true)
 		if err != nil {
 			yield(Entry{}, err)
 			return
@@ -40,6 +60,9 @@ func Replay(ctx context.Context, maps []*Map, start, end int64) iter.Seq2[Entry,
 }
 
 type replay struct {
+	// below: below this offset what no map has is left out; beyond it, and if it is
+	// zero, it reads as zeros.
+	below   int64
 	maps    []*Map
 	cursors []*cursor
 	from    []int64 // of each cursor's current run, math.MaxInt64 at the end
@@ -50,7 +73,7 @@ type replay struct {
 	end     int64
 }
 
-func newReplay(ctx context.Context, maps []*Map, start, end int64) (*replay, error) {
+func newReplay(ctx context.Context, maps []*Map, start, end int64, partial bool) (*replay, error) {
 	if len(maps) == 0 || len(maps) > MaxReplay {
 		return nil, fmt.Errorf("can't merge %d maps: 1 to %d are possible", len(maps), MaxReplay)
 	}
@@ -68,7 +91,10 @@ func newReplay(ctx context.Context, maps []*Map, start, end int64) (*replay, err
 		}
 	}
 	if n := len(r.maps); !r.maps[n-1].head.full {
-		return nil, errors.New("the list of maps does not end with a full one")
+		if !partial {
+			return nil, errors.New("the list of maps does not end with a full one")
+		}
+		r.below = size
 	}
 	r.from = make([]int64, len(r.maps))
 	r.to = make([]int64, len(r.maps))
@@ -154,6 +180,10 @@ func (r *replay) run(yield func(Entry, error) bool) {
 			yield(Entry{}, err)
 			return
 		}
+		if who < 0 && r.pos < r.below {
+			r.pos = min(to, r.below) // as in the parent
+			continue
+		}
 		e := Entry{Offset: r.pos, Length: to - r.pos, Zero: true}
 		if who >= 0 && !r.cursors[who].run.zero {
 			e = r.maps[who].entry(&r.cursors[who].run)
@@ -163,7 +193,7 @@ func (r *replay) run(yield func(Entry, error) bool) {
 		switch {
 		case out.Length == 0:
 			out = e
-		case out.continuedBy(&e):
+		case out.End() == e.Offset && out.continuedBy(&e):
 			out.Length += e.Length
 		default:
 			if !yield(out, nil) {

@@ -173,21 +173,38 @@ const mapMemory = 96 << 20
 func (r *Repository) EachMap(
 	ctx context.Context, maps []archive.MapRef, do func(ctx context.Context, i int, m *archive.Map) error,
 ) error {
+	lists := make([][]archive.MapRef, len(maps))
+	for i := range maps {
+		lists[i] = maps[i : i+1]
+	}
+	return r.EachMaps(ctx, lists, func(ctx context.Context, i int, maps []*archive.Map) error {
+		return do(ctx, i, maps[0])
+	})
+}
+
+// EachMaps is EachMap for lists of maps that are read together.
+func (r *Repository) EachMaps(
+	ctx context.Context, lists [][]archive.MapRef,
+	do func(ctx context.Context, i int, maps []*archive.Map) error,
+) error {
 	memory := semaphore.NewWeighted(mapMemory)
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(mapReaders)
-	for i, ref := range maps {
-		need := openMapMemory(ref)
+	for i, list := range lists {
+		need := openMapsMemory(list)
 		if memory.Acquire(gctx, need) != nil {
 			break
 		}
 		g.Go(func() error {
 			defer memory.Release(need)
-			m, err := archive.OpenMap(gctx, r.Store, ref, 0)
-			if err != nil {
-				return err
+			maps := make([]*archive.Map, len(list))
+			for j, ref := range list {
+				var err error
+				if maps[j], err = archive.OpenMap(gctx, r.Store, ref, 0); err != nil {
+					return err
+				}
 			}
-			return do(gctx, i, m)
+			return do(gctx, i, maps)
 		})
 	}
 	if err := g.Wait(); err != nil {
@@ -196,12 +213,17 @@ func (r *Repository) EachMap(
 	return context.Cause(ctx) // nil, unless the caller ended the loop
 }
 
-// openMapMemory is about what a map takes that is open and is being read: itself if it is
-// small, else its directory and some megabytes that are read ahead.
-func openMapMemory(ref archive.MapRef) int64 {
+// openMapsMemory is about what maps take that are open and are being read: those that are
+// small themselves; of others the directories, and some megabytes that are read ahead.
+func openMapsMemory(list []archive.MapRef) int64 {
 	const small, ahead = 512 << 10, 18 << 20
-	if ref.Length <= small {
-		return 64<<10 + 4*max(ref.Length, 0)
+	need, large := int64(0), int64(0)
+	for _, ref := range list {
+		if ref.Length <= small {
+			need += 64<<10 + 4*max(ref.Length, 0)
+		} else {
+			need, large = need+2*max(ref.DirLength, 0), ahead
+		}
 	}
-	return min(ahead+2*max(ref.DirLength, 0), mapMemory)
+	return min(need+large, mapMemory)
 }

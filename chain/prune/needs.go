@@ -14,7 +14,8 @@ import (
 // needs is what checkpoints need, of an inventory.
 type needs struct {
 	census  []string // keys of all manifests
-	maps    []archive.MapRef
+	lists   *lists
+	parts   []segment
 	live    *liveFrames      // nil: not asked for
 	missing map[string]int64 // needed, and not in the inventory: its length
 }
@@ -24,18 +25,16 @@ type needs struct {
 // are. What is needed and was not listed was stored since; or it is missing, which is an
 // error, as is a listing that leaves out what is there.
 func (p *pruner) findNeeds(ctx context.Context, v *inventory, known []string, frames bool) (*needs, error) {
-	n := &needs{missing: make(map[string]int64)}
-	seen := make(map[archive.Digest]bool)
+	n := &needs{missing: make(map[string]int64), lists: newLists()}
 	var read int64
 	census, err := p.repo.Census(ctx, append(known, v.manifests...), func(m *chain.Manifest) error {
 		read++
 		p.progress("reading checkpoints", read, int64(len(v.manifests)))
 		for ref := range m.References() {
 			n.need(v, ref.Key, ref.Object)
-			if ref.Map != nil && !seen[ref.Map.Name] {
-				seen[ref.Map.Name] = true
-				n.maps = append(n.maps, *ref.Map)
-			}
+		}
+		for i := range m.Disks {
+			n.lists.add(&m.Disks[i])
 		}
 		return nil
 	})
@@ -65,45 +64,90 @@ func (n *needs) need(v *inventory, key string, ref archive.Ref) {
 	}
 }
 
-// readMaps marks the packs that the maps name.
+// readMaps marks the packs that the maps name, and finds out which of their frames are
+// read by checkpoints.
 func (p *pruner) readMaps(ctx context.Context, v *inventory, n *needs) error {
+	n.parts = n.lists.segments()
+	refs := make([][]archive.MapRef, len(n.parts))
+	for i := range n.parts {
+		refs[i] = n.parts[i].maps
+	}
 	var done int64
-	return p.repo.EachMap(ctx, n.maps, func(ctx context.Context, _ int, m *archive.Map) error {
+	return p.repo.EachMaps(ctx, refs, func(ctx context.Context, _ int, maps []*archive.Map) error {
 		packs := v.of(archive.PackPrefix)
-		numbers := make([]int32, len(m.Packs())) // in the inventory; -1: not listed
-		for i, ref := range m.Packs() {
-			numbers[i] = int32(packs.find(ref.Name))
+		numbers := make(map[archive.Ref]int) // in the inventory; -1: not listed
+		for _, m := range maps {
+			for _, ref := range m.Packs() {
+				numbers[ref] = packs.find(ref.Name)
+			}
 		}
 		p.mu.Lock()
-		for _, ref := range m.Packs() {
+		for ref := range numbers {
 			n.need(v, archive.PackKey(ref.Name), ref)
 		}
 		done++
-		p.progress("reading maps", done, int64(len(n.maps)))
+		p.progress("reading maps", done, int64(len(n.parts)))
 		p.mu.Unlock()
 		if n.live == nil {
 			return nil
 		}
-		return addFrames(ctx, n.live, m, numbers)
+		if len(maps) == 1 {
+			return addFrames(ctx, n.live, maps[0], numbers)
+		}
+		return addMerged(ctx, n.live, maps, numbers)
 	})
 }
 
+// frameBatch hands frames on in batches.
+type frameBatch struct {
+	live   *liveFrames
+	frames []pendingFrame
+}
+
+func (b *frameBatch) add(pack int, offset int64, length int32) {
+	if pack < 0 {
+		return // stored since the listing
+	}
+	if len(b.frames) == cap(b.frames) {
+		b.end()
+	}
+	b.frames = append(b.frames, pendingFrame{pack: uint32(pack), offset: uint32(offset), length: length})
+}
+
+func (b *frameBatch) end() {
+	b.live.add(b.frames)
+	b.frames = b.frames[:0]
+}
+
+const batchFrames = 4096
+
 // addFrames collects the frames that a map names.
-func addFrames(ctx context.Context, live *liveFrames, m *archive.Map, numbers []int32) error {
-	batch := make([]pendingFrame, 0, 4096)
-	err := m.Frames(ctx, func(f *archive.Frame) error {
-		if numbers[f.Pack] < 0 {
-			return nil // stored since the listing
-		}
-		if len(batch) == cap(batch) {
-			live.add(batch)
-			batch = batch[:0]
-		}
-		batch = append(batch, pendingFrame{pack: uint32(numbers[f.Pack]), offset: uint32(f.Offset), length: f.Length})
+func addFrames(ctx context.Context, live *liveFrames, m *archive.Map, numbers map[archive.Ref]int) error {
+	local := make([]int, len(m.Packs()))
+	for i, ref := range m.Packs() {
+		local[i] = numbers[ref]
+	}
+	b := frameBatch{live: live, frames: make([]pendingFrame, 0, batchFrames)}
+	defer b.end()
+	return m.Frames(ctx, func(f *archive.Frame) error {
+		b.add(local[f.Pack], f.Offset, f.Length)
 		return nil
 	})
-	live.add(batch)
-	return err
+}
+
+// addMerged collects the frames that maps name which are read together.
+func addMerged(ctx context.Context, live *liveFrames, maps []*archive.Map, numbers map[archive.Ref]int) error {
+	b := frameBatch{live: live, frames: make([]pendingFrame, 0, batchFrames)}
+	defer b.end()
+	for e, err := range archive.Merge(ctx, maps) {
+		if err != nil {
+			return err
+		}
+		if !e.Zero {
+			b.add(numbers[e.Pack], e.FrameOffset, e.FrameLength)
+		}
+	}
+	return nil
 }
 
 // checkMissing looks for what is needed and was not listed.

@@ -19,7 +19,7 @@ type plan struct {
 	merge     []int      // numbers of the indexes that are to be merged
 	summary   Summary
 
-	rewrites []archive.MapRef // the maps that name packs which are emptied
+	rewrites []segment // what names packs which are emptied
 }
 
 // repackOf is a pack that is to be emptied.
@@ -67,11 +67,14 @@ func (pl *plan) chooseRepack(limit Limit, most int64, damaged map[archive.Digest
 	for i := range packs.objects {
 		o := &packs.objects[i]
 		use := &live.packs[i]
-		if !o.needed || len(use.offsets) == 0 {
+		if !o.needed {
 			continue
 		}
 		total += o.size
-		waste := o.size - archive.PackLength(use.bytes, len(use.offsets))
+		waste := o.size // if none of it is read
+		if len(use.offsets) > 0 {
+			waste -= archive.PackLength(use.bytes, len(use.offsets))
+		}
 		if waste <= 0 {
 			continue
 		}

@@ -3,6 +3,7 @@
 package prune
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,6 +73,9 @@ func (p *pruner) move(ctx context.Context, pl *plan) (*archive.Mover, error) {
 	}
 	packs := pl.inventory.of(archive.PackPrefix)
 	for _, n := range order {
+		if len(pl.needs.live.packs[n].offsets) == 0 {
+			continue // nothing of it is read
+		}
 		if err = m.Move(packs.ref(n), pl.needs.live.packs[n].offsets); err != nil {
 			break
 		}
@@ -94,31 +98,29 @@ func (p *pruner) inOrder(ctx context.Context, pl *plan) ([]int, error) {
 	for _, c := range pl.repack {
 		at[c.pack] = [2]int{math.MaxInt, 0}
 	}
-	maps := slices.Clone(pl.needs.maps)
-	slices.SortFunc(maps, func(a, b archive.MapRef) int {
-		if a.Length != b.Length {
-			return int(max(-1, min(1, b.Length-a.Length)))
-		}
-		return slices.Compare(a.Name[:], b.Name[:])
+	parts := slices.Clone(pl.needs.parts)
+	slices.SortFunc(parts, func(a, b segment) int {
+		x, y := &a.maps[len(a.maps)-1], &b.maps[len(b.maps)-1]
+		return cmp.Or(cmp.Compare(y.Length, x.Length), slices.Compare(x.Name[:], y.Name[:]))
 	})
 	pl.rewrites = nil
-	err := p.repo.EachMap(ctx, maps, func(_ context.Context, i int, m *archive.Map) error {
+	err := p.repo.EachMaps(ctx, mapsOf(parts), func(_ context.Context, i int, maps []*archive.Map) error {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		names := false
-		for j, ref := range m.Packs() {
-			n := packs.find(ref.Name)
-			place, chosen := at[n]
-			if !chosen {
-				continue
-			}
-			names = true
-			if i < place[0] {
-				at[n] = [2]int{i, j}
+		names, j := false, 0
+		for _, m := range slices.Backward(maps) {
+			for _, ref := range m.Packs() {
+				n := packs.find(ref.Name)
+				place, chosen := at[n]
+				j++
+				names = names || chosen
+				if chosen && i < place[0] {
+					at[n] = [2]int{i, j}
+				}
 			}
 		}
 		if names {
-			pl.rewrites = append(pl.rewrites, maps[i])
+			pl.rewrites = append(pl.rewrites, parts[i])
 		}
 		return nil
 	})
@@ -133,6 +135,15 @@ func (p *pruner) inOrder(ctx context.Context, pl *plan) ([]int, error) {
 	return order, err
 }
 
+// mapsOf are the maps of segments.
+func mapsOf(parts []segment) [][]archive.MapRef {
+	refs := make([][]archive.MapRef, len(parts))
+	for i := range parts {
+		refs[i] = parts[i].maps
+	}
+	return refs
+}
+
 // revise stores the maps anew that name what was moved, and then the manifests that name
 // these maps, one after the other.
 func (p *pruner) revise(ctx context.Context, w *chain.Repacking, pl *plan, moved *archive.Mover) error {
@@ -144,7 +155,7 @@ func (p *pruner) revise(ctx context.Context, w *chain.Repacking, pl *plan, moved
 		p.progress("rewriting checkpoints", int64(i), int64(len(pl.needs.census)))
 		k := chain.ParseKey(key)
 		for {
-			err := p.reviseOne(ctx, w, k, maps)
+			err := p.reviseOne(ctx, w, k, pl.needs.lists, maps)
 			if errors.As(err, new(*chain.RevisedError)) {
 				continue // by somebody else, just now
 			}
@@ -161,7 +172,7 @@ func (p *pruner) revise(ctx context.Context, w *chain.Repacking, pl *plan, moved
 }
 
 func (p *pruner) reviseOne(
-	ctx context.Context, w *chain.Repacking, k chain.Key, maps map[archive.Digest]archive.MapRef,
+	ctx context.Context, w *chain.Repacking, k chain.Key, known *lists, fresh map[int32]archive.MapRef,
 ) error {
 	m, err := p.repo.Manifest(ctx, k.Domain, k.Name)
 	if err != nil {
@@ -169,12 +180,9 @@ func (p *pruner) reviseOne(
 	}
 	changed := false
 	for i := range m.Disks {
-		d := &m.Disks[i]
-		d.Maps = slices.Clone(d.Maps)
-		for j, old := range d.Maps {
-			if fresh, ok := maps[old.Name]; ok {
-				d.Maps[j], changed = fresh, true
-			}
+		maps, is := known.rewrite(m.Disks[i].Maps, fresh)
+		if is {
+			m.Disks[i].Maps, changed = maps, true
 		}
 	}
 	if !changed {
@@ -183,11 +191,11 @@ func (p *pruner) reviseOne(
 	return w.Revise(ctx, m)
 }
 
-// rewriteMaps stores the maps that name what was moved anew, several at once, and returns
-// them by their old names.
+// rewriteMaps stores maps in place of segments that name what was moved or is unused, each
+// as one, several at once, and returns them by the segments' nodes.
 func (p *pruner) rewriteMaps(
 	ctx context.Context, pl *plan, moved *archive.Mover,
-) (map[archive.Digest]archive.MapRef, error) {
+) (map[int32]archive.MapRef, error) {
 	packs := pl.inventory.of(archive.PackPrefix)
 	fresh := make(map[archive.Ref]bool)
 	for _, ref := range moved.Packs() {
@@ -197,16 +205,16 @@ func (p *pruner) rewriteMaps(
 		n := packs.find(ref.Name)
 		return n >= 0 && packs.objects[n].size == ref.Length || fresh[ref]
 	}
-	rewritten := make(map[archive.Digest]archive.MapRef)
+	rewritten := make(map[int32]archive.MapRef)
 	var done int64
-	err := p.repo.EachMap(ctx, pl.rewrites, func(ctx context.Context, i int, m *archive.Map) error {
-		ref, err := p.rewriteMap(ctx, m, moved, seen)
+	err := p.repo.EachMaps(ctx, mapsOf(pl.rewrites), func(ctx context.Context, i int, maps []*archive.Map) error {
+		ref, err := p.rewriteMap(ctx, maps, moved, seen)
 		if err != nil {
-			return fmt.Errorf("write map %s anew: %w", m.Ref().Name, err)
+			return fmt.Errorf("write map %s anew: %w", maps[0].Ref().Name, err)
 		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		rewritten[m.Ref().Name] = ref
+		rewritten[pl.rewrites[i].node] = ref
 		done++
 		p.progress("rewriting maps", done, int64(len(pl.rewrites)))
 		return nil
@@ -215,11 +223,18 @@ func (p *pruner) rewriteMaps(
 }
 
 func (p *pruner) rewriteMap(
-	ctx context.Context, m *archive.Map, moved *archive.Mover, seen func(archive.Ref) bool,
+	ctx context.Context, maps []*archive.Map, moved *archive.Mover, seen func(archive.Ref) bool,
 ) (archive.MapRef, error) {
-	o := archive.MapOptions{Disk: m.Disk(), Size: m.Size(), Full: m.Full(), TempDir: p.o.TempDir, Seen: seen}
+	m := maps[0]
+	entries := archive.Merge(ctx, maps)
+	if len(maps) == 1 {
+		entries = m.Entries(ctx, 0, m.Size())
+	}
+	o := archive.MapOptions{
+		Disk: m.Disk(), Size: m.Size(), Full: maps[len(maps)-1].Full(), TempDir: p.o.TempDir, Seen: seen,
+	}
 	return archive.WriteMap(ctx, p.repo.Store, o, func(yield func(archive.Entry, error) bool) {
-		for e, err := range m.Entries(ctx, 0, m.Size()) {
+		for e, err := range entries {
 			if err == nil {
 				err = moved.Place(&e)
 			}
