@@ -121,7 +121,7 @@ func (s *archiver) write(ctx context.Context, plan *Plan) (*chain.Manifest, arch
 	var none archive.Stats
 	o := s.req.writer()
 	o.Vouched = mayBeVouched(plan)
-	w, err := archive.NewWriter(ctx, s.repo.Store, o)
+	w, err := archive.NewWriter(ctx, s.lease.Store(), o)
 	if err != nil {
 		return nil, none, err
 	}
@@ -270,7 +270,7 @@ func (s *archiver) flatten(ctx context.Context, p *DiskPlan, list []archive.MapR
 	if err != nil {
 		return nil, err
 	}
-	ref, err := archive.WriteMap(ctx, s.repo.Store, archive.MapOptions{Disk: p.Disk, Size: p.VirtualSize, Full: true, TempDir: s.req.TempDir}, layout.Entries(ctx, 0, p.VirtualSize))
+	ref, err := archive.WriteMap(ctx, s.lease.Store(), archive.MapOptions{Disk: p.Disk, Size: p.VirtualSize, Full: true, TempDir: s.req.TempDir}, layout.Entries(ctx, 0, p.VirtualSize))
 	if err != nil {
 		return nil, err
 	}

@@ -39,5 +39,14 @@ func imageChanged(path, format string, args ...any) error {
 	return &changedError{qemu.InUseError{Path: path, Why: why}}
 }
 
+// baseGone reports that a checkpoint which the backup builds on was forgotten, or
+// described anew, while it began.
+type baseGone struct{ err error }
+
+func (e *baseGone) Error() string {
+	return "what this backup was to build on is gone: " + e.err.Error()
+}
+func (e *baseGone) Unwrap() error { return e.err }
+
 func (e *changedError) Error() string { return e.inUse.Error() }
 func (e *changedError) Unwrap() error { return &e.inUse }

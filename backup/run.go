@@ -71,7 +71,7 @@ func (s *session) run(ctx context.Context) (*Result, error) {
 	for try := 1; ; try++ {
 		result, err := s.attempt(ctx)
 		var changed *changedError
-		if try == attempts || !errors.As(err, &changed) {
+		if try == attempts || !errors.As(err, &changed) && !errors.As(err, new(*baseGone)) {
 			return result, err
 		}
 		s.hooks.note("%v; beginning again", err)
@@ -135,8 +135,8 @@ func (a *attempt) record(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	var result *Result
-	err = a.underLease(ctx, "backup", func(lease *chain.Lease) error {
-		a.intent.UUID = lease.UUID // so that whoever settles the one finds the other
+	err = a.underLease(ctx, "backup", true, func(ctx context.Context) error {
+		a.intent.UUID = a.lease.UUID() // so that whoever settles the one finds the other
 		result, err = a.underIntent(ctx)
 		return err
 	})
@@ -168,17 +168,26 @@ func (a *attempt) withoutTrace(ctx context.Context) (*Result, error) {
 	return &Result{Plan: a.plan}, nil
 }
 
-// underLease writes while a lease tells others that somebody does. It goes whatever comes
-// of that, even when we were cancelled.
-func (s *session) underLease(ctx context.Context, what string, write func(*chain.Lease) error) error {
-	lease, err := s.repo.TakeLease(ctx, fmt.Sprintf("%s of %s, checkpoint %s", what, s.req.Domain, s.point.name))
+// underLease writes while a lease tells others that somebody does; announced: and that the
+// checkpoint's name, which is free, is about to be taken. It goes whatever comes of that,
+// even when we were cancelled.
+func (s *session) underLease(ctx context.Context, what string, announced bool, write func(context.Context) error) error {
+	purpose := fmt.Sprintf("%s of %s, checkpoint %s", what, s.req.Domain, s.point.name)
+	hold := s.repo.Hold
+	if announced {
+		hold = func(ctx context.Context, purpose string) (*chain.Hold, error) {
+			return s.repo.HoldFor(ctx, purpose, s.req.Domain, s.point.name)
+		}
+	}
+	lease, err := hold(ctx, purpose)
 	if err != nil {
 		return err
 	}
-	err = write(lease)
+	s.lease = lease
+	err = lease.Explain(write(lease.Context()))
 	tidying, cancel := chain.Tidying(ctx)
 	defer cancel()
-	if lerr := s.repo.DeleteLease(tidying, lease.UUID); lerr != nil && err == nil {
+	if lerr := lease.Release(tidying); lerr != nil && err == nil {
 		s.stays("the "+what+" is complete, but its lease could not be removed", lerr)
 	}
 	return err
@@ -245,7 +254,14 @@ func (a *attempt) writeLocked(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	a.rememberIdentity()
+	checked := make(map[*chain.Manifest]bool)
+	if err := a.checkBases(ctx, checked); err != nil {
+		return nil, err
+	}
 	if err := a.planAgain(ctx); err != nil {
+		return nil, err
+	}
+	if err := a.checkBases(ctx, checked); err != nil {
 		return nil, err
 	}
 	a.begin()
@@ -267,6 +283,29 @@ func (a *attempt) writeLocked(ctx context.Context) (*Result, error) {
 	return &Result{Manifest: m, Plan: a.plan, Stats: stats}, nil
 }
 
+// checkBases sees that what the plan builds on stands as it was read, now that our lease
+// does: nothing of it is pruned any more before we have committed.
+func (a *attempt) checkBases(ctx context.Context, checked map[*chain.Manifest]bool) error {
+	for _, p := range a.plan.Disks {
+		m := p.base.Manifest
+		if m == nil || checked[m] {
+			continue
+		}
+		checked[m] = true
+		err := a.lease.CheckStands(ctx, m)
+		if errors.As(err, new(*chain.GoneError)) || errors.As(err, new(*chain.RevisedError)) || errors.As(err, new(*chain.TakenError)) {
+			return &baseGone{err}
+		}
+		if err == nil {
+			err = a.lease.RelyOn(ctx, m)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // begin tells that the plan is being carried out.
 func (a *attempt) begin() {
 	a.noteLacking(a.plan)
@@ -276,7 +315,7 @@ func (a *attempt) begin() {
 
 // create makes the checkpoint.
 func (s *session) create(ctx context.Context, m *chain.Manifest) error {
-	if err := s.repo.Commit(ctx, m); err != nil {
+	if err := s.lease.Commit(ctx, m); err != nil {
 		return err
 	}
 	s.hooks.step(StepCommitted)

@@ -78,6 +78,7 @@ type session struct {
 
 	self  chain.Process // who this is
 	point point
+	lease *chain.Hold // while it is written
 
 	history []*chain.Manifest // of the domain, oldest first
 	listed  map[string]bool   // names of the domain's checkpoints, also of what cannot be read

@@ -170,8 +170,8 @@ func newSettler(ctx context.Context, repo *chain.Repository, domain string, imag
 	return s, nil
 }
 
-// settle removes the bitmaps of an intent whose checkpoint does not stand, the intent,
-// and then its run's lease. What is wrong with an image is a [*chain.DiskError], after
+// settle breaks the lease of an intent's run, and removes the bitmaps of an intent whose
+// checkpoint does not stand, and the intent. What is wrong with an image is a [*chain.DiskError], after
 // which the intent stays; its other images are settled all the same.
 func (s *settler) settle(ctx context.Context, in *chain.Intent) ([]Settled, error) {
 	guards := make(map[string]*qemu.ImageFlock)
@@ -184,6 +184,14 @@ func (s *settler) settle(ctx context.Context, in *chain.Intent) ([]Settled, erro
 	var busy *qemu.BusyError
 	if err := errors.Join(left...); errors.As(err, &busy) {
 		return nil, err
+	}
+	if len(left) == 0 {
+		// All that the run had under its locks is free: it has ended. But an intent proves
+		// nothing: another writer's lease, which may be at work, is not its. A request of
+		// the run that is still on its way commits nothing from here on.
+		if err := s.repo.BreakLeaseOf(ctx, in.UUID, in.Process); err != nil {
+			return done, err
+		}
 	}
 	stands, err := s.stands(ctx, in)
 	if err != nil {
@@ -201,12 +209,7 @@ func (s *settler) settle(ctx context.Context, in *chain.Intent) ([]Settled, erro
 	if len(left) > 0 {
 		return done, errors.Join(left...)
 	}
-	if err := s.repo.DeleteIntent(ctx, in.Domain, in.UUID); err != nil {
-		return done, err
-	}
-	// All that the run had under its locks is free: it has ended. But an intent proves
-	// nothing: another writer's lease, which may be at work, is not its.
-	return done, s.repo.DeleteLeaseOf(ctx, in.UUID, in.Process)
+	return done, s.repo.DeleteIntent(ctx, in.Domain, in.UUID)
 }
 
 // guardAll takes the flocks of an intent's images, which show whether its run has ended,

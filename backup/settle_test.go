@@ -197,8 +197,9 @@ func TestSettleRunRefuses(t *testing.T) {
 	}
 	lost := l.intent("vm", "lost", chain.NewUUID())
 	spoil(lost.Key())
-	damaged := put(func(*chain.Lease) {})
-	spoil((&chain.Lease{UUID: damaged}).Key())
+	var damagedKey string
+	damaged := put(func(l *chain.Lease) { damagedKey = l.Key() })
+	spoil(damagedKey)
 	for _, c := range []struct {
 		name, uuid string
 		refused    bool // without more words

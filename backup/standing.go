@@ -59,7 +59,7 @@ func RecordStanding(ctx context.Context, repo *chain.Repository, req Request, ho
 	if found.Old != nil && len(found.Bitmaps) == 0 && s.saysNothingNew(m, found.Old) {
 		return found.Old, nil
 	}
-	err = s.underLease(ctx, "redefinition", func(*chain.Lease) error {
+	err = s.underLease(ctx, "redefinition", false, func(ctx context.Context) error {
 		if err := s.storeStanding(ctx, m, found); err != nil {
 			return err
 		}
@@ -87,14 +87,14 @@ func (s *session) onRecord(name string) *chain.Manifest {
 // in the place of another.
 func (s *session) putStanding(ctx context.Context, m *chain.Manifest, found Standing) error {
 	if found.Old != nil {
-		return s.repo.Revise(ctx, m)
+		return s.lease.Revise(ctx, m)
 	}
 	if found.InPlaceOf != nil {
 		if err := s.repo.DeleteCheckpoint(ctx, found.InPlaceOf); err != nil {
 			return err
 		}
 	}
-	return s.repo.Commit(ctx, m)
+	return s.lease.Commit(ctx, m)
 }
 
 // hold opens the images, which no other run of this program gets at until the end.
@@ -179,7 +179,7 @@ func sameRef(a, b *chain.CheckpointRef) bool {
 // images: what they and the others of ours show, where the disks hold data, and the
 // domain's definition, if there is one.
 func (s *session) storeStanding(ctx context.Context, m *chain.Manifest, found Standing) error {
-	w, err := archive.NewWriter(ctx, s.repo.Store, s.req.writer())
+	w, err := archive.NewWriter(ctx, s.lease.Store(), s.req.writer())
 	if err != nil {
 		return err
 	}

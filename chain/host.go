@@ -47,6 +47,14 @@ func (h Host) Same(other Host) bool {
 	return h.Name == other.Name
 }
 
+// folder is the part of a key in which the host's leases lie.
+func (h Host) folder() string {
+	if h.ID != "" && h.ID == EncodeDomain(h.ID) {
+		return h.ID
+	}
+	return "name-" + hostDigest(h.ID+"\n"+h.Name)
+}
+
 // GivenHostID returns the id of a host that a person names by any text, of 1 to
 // 1024 bytes, that only this host has.
 func GivenHostID(text string) (string, error) {

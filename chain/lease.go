@@ -3,10 +3,10 @@
 package chain
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"time"
 
@@ -18,18 +18,34 @@ import (
 const LeaseFormat = "imgbackup-lease"
 
 // Lease says that somebody is writing to the repository: it is put before the
-// first object of a session and removed after the last. What deletes objects
-// waits for the leases that are older than its own marks. Its key is
-// leases/UUID.json.
+// first object of a session and removed after the last. It announces the next
+// commit, and is renewed while work goes on ([Hold]). What deletes objects waits for
+// the leases that it finds after its mark stands. Its key is leases/HOST/UUID.json.
 type Lease struct {
 	Format   string   `json:"format"`  // LeaseFormat
 	Version  int      `json:"version"` // 1
 	Requires []string `json:"requires,omitempty"`
 	UUID     string   `json:"uuid"`
 	Process
-	Started   time.Time `json:"started"` // UTC
-	Purpose   string    `json:"purpose"`
-	MinWriter int       `json:"min_writer"` // the version of the writer
+	Started   time.Time  `json:"started"` // UTC
+	Purpose   string     `json:"purpose"`
+	MinWriter int        `json:"min_writer"` // the version of the writer
+	Renewed   int64      `json:"renewed"`    // how often it has been replaced
+	Broken    bool       `json:"broken,omitempty"`
+	Announces *Announced `json:"announces,omitempty"` // the next commit
+
+	data []byte // as it stands
+}
+
+// Announced is a commit that a lease announces: to which slot, and what stands there.
+type Announced struct {
+	Domain     string          `json:"domain"`
+	Checkpoint string          `json:"checkpoint"`
+	SHA256     *archive.Digest `json:"sha256,omitempty"` // of what stands there; nil: nothing
+}
+
+func (a *Announced) sameSlot(b *Announced) bool {
+	return a != nil && b != nil && a.Domain == b.Domain && a.Checkpoint == b.Checkpoint
 }
 
 // NewLease returns a lease of this process, not stored yet.
@@ -44,19 +60,6 @@ func (r *Repository) NewLease(purpose string) (*Lease, error) {
 	}, nil
 }
 
-// TakeLease removes the leases of writers that have certainly ended, and stores
-// one of this process. The caller deletes it when it has written its last object.
-func (r *Repository) TakeLease(ctx context.Context, purpose string) (*Lease, error) {
-	l, err := r.NewLease(purpose)
-	if err != nil {
-		return nil, err
-	}
-	if err := r.CleanLeases(ctx); err != nil {
-		return nil, err
-	}
-	return l, r.PutLease(ctx, l)
-}
-
 // Validate says what is wrong with a lease, or nil.
 func (l *Lease) Validate() error {
 	var c checker
@@ -67,6 +70,10 @@ func (l *Lease) Validate() error {
 	c.time("started", l.Started)
 	c.text("purpose", l.Purpose, maxText)
 	c.atLeast("min_writer", int64(l.MinWriter), 1)
+	c.atLeast("renewed", l.Renewed, 0)
+	if a := l.Announces; a != nil {
+		c.nilErr("announces", errors.Join(CheckDomain(a.Domain), CheckName(a.Checkpoint)))
+	}
 	if c.err != nil {
 		return fmt.Errorf("invalid lease: %w", c.err)
 	}
@@ -74,41 +81,35 @@ func (l *Lease) Validate() error {
 }
 
 // Key returns the key that the lease is stored under.
-func (l *Lease) Key() string { return leaseKey(l.UUID) }
+func (l *Lease) Key() string { return leaseKey(l.Host.folder(), l.UUID) }
 
-// PutLease stores a lease, durably.
+// Digest is that of the lease as it stands: who sees the same one again has seen no
+// sign of life.
+func (l *Lease) Digest() archive.Digest { return archive.Sum(l.data) }
+
+// PutLease stores a lease, durably, whatever stood there.
 func (r *Repository) PutLease(ctx context.Context, l *Lease) error {
-	if err := l.Validate(); err != nil {
+	if err := errors.Join(r.CheckWritable(), l.Validate()); err != nil {
 		return err
 	}
-	return r.replace(ctx, leaseKey(l.UUID), l)
+	data, err := Seal(l)
+	if err != nil {
+		return fmt.Errorf("%s: %w", l.Key(), err)
+	}
+	err = r.Store.Put(ctx, l.Key(), bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Replace})
+	if err == nil {
+		l.data = data
+	}
+	return err
 }
 
-// DeleteLease removes a lease; one that is gone already is no error.
-func (r *Repository) DeleteLease(ctx context.Context, id string) error {
-	if err := validUUID(id); err != nil {
-		return err
+// deleteLease removes a lease whose commits are all known or spent; one that is gone
+// already is no error.
+func (r *Repository) deleteLease(ctx context.Context, key string) error {
+	if ParseKey(key).Kind != KeyLease {
+		return fmt.Errorf("%.80q is no lease", key)
 	}
-	return r.Store.Delete(ctx, leaseKey(id))
-}
-
-// DeleteLeaseOf removes a lease if it is one of that process; one that is gone, another's,
-// too new or damaged is left, and is no error.
-func (r *Repository) DeleteLeaseOf(ctx context.Context, id string, writer Process) error {
-	if err := validUUID(id); err != nil {
-		return err
-	}
-	l, err := r.readLease(ctx, id)
-	var newer *NewerError
-	switch {
-	case errors.Is(err, objstore.ErrNotFound), archive.IsDamage(err), errors.As(err, &newer):
-		return nil
-	case err != nil:
-		return err
-	case l.Process != writer:
-		return nil
-	}
-	return r.DeleteLease(ctx, id)
+	return r.Store.Delete(ctx, key)
 }
 
 // tidyTime bounds what is done about a session's end once it has ended.
@@ -147,54 +148,32 @@ func (r *Repository) Leases(ctx context.Context) ([]*Lease, []error, error) {
 		return nil, nil, err
 	}
 	leases, unusable, err := readEach(ctx, keys, func(ctx context.Context, k Key) (*Lease, error) {
-		return r.readLease(ctx, k.Name)
+		return r.readLease(ctx, leaseKey(k.Host, k.Name))
 	})
 	slices.SortStableFunc(leases, func(a, b *Lease) int { return a.Started.Compare(b.Started) })
 	return leases, unusable, err
 }
 
-func (r *Repository) readLease(ctx context.Context, id string) (*Lease, error) {
-	key := leaseKey(id)
+func (r *Repository) readLease(ctx context.Context, key string) (*Lease, error) {
 	data, err := readSealed(ctx, r.Store, key)
 	if err != nil {
 		return nil, err
 	}
+	return parseLease(data, key)
+}
+
+func parseLease(data []byte, key string) (*Lease, error) {
 	var l Lease
 	if err := unsealAs(data, key, LeaseFormat, &l); err != nil {
 		return nil, err
 	}
-	if err = l.Validate(); err == nil && l.UUID != id {
+	err := l.Validate()
+	if err == nil && l.Key() != key {
 		err = errors.New("it is another lease's")
 	}
 	if err != nil {
 		return nil, archive.Damaged(key, err)
 	}
+	l.data = data
 	return &l, nil
-}
-
-// CleanLeases removes the leases whose writers have certainly ended, as seen from
-// this process: see [Process.Fate]. A lease that can't be judged stays, and so do all
-// where nobody may remove any: they do no harm.
-func (r *Repository) CleanLeases(ctx context.Context) error {
-	leases, _, err := r.Leases(ctx)
-	if err != nil || len(leases) == 0 {
-		return err
-	}
-	self, err := r.Self()
-	if err != nil {
-		return err
-	}
-	for _, l := range leases {
-		if self.Fate(l.Process) != FateEnded {
-			continue
-		}
-		err := r.DeleteLease(ctx, l.UUID)
-		if errors.Is(err, fs.ErrPermission) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("remove the lease of a writer that has ended: %w", err)
-		}
-	}
-	return nil
 }

@@ -126,11 +126,12 @@ func testLease(t *testing.T) *Lease {
 func TestLeases(t *testing.T) {
 	t.Parallel()
 	r := newRepository(t)
-	l, err := r.TakeLease(t.Context(), "backup of web")
+	h, err := r.Hold(t.Context(), "backup of web")
 	if err != nil {
 		t.Fatal(err)
 	}
-	put(t, r.Store, leaseKey(NewUUID()), []byte("x"))
+	l := h.lease
+	put(t, r.Store, leaseKey("host", NewUUID()), []byte("x"))
 	if l.PID != os.Getpid() || l.ProcessStart <= 0 || l.PIDNamespace == "" {
 		t.Errorf("%+v", l)
 	}
@@ -147,16 +148,22 @@ func TestLeases(t *testing.T) {
 		t.Errorf("%+v, %v, %v", got, unusable, err)
 	}
 	for range 2 {
-		if err := r.DeleteLease(t.Context(), l.UUID); err != nil {
+		if err := h.Release(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if got, _, err = r.Leases(t.Context()); err != nil || len(got) != 1 || got[0].UUID != foreign.UUID {
 		t.Errorf("%+v, %v", got, err)
 	}
+	// Under another host's key it is damage.
+	put(t, r.Store, leaseKey("host", foreign.UUID), get(t, r.Store, foreign.Key()))
+	if _, unusable, err = r.Leases(t.Context()); err != nil || len(unusable) != 2 {
+		t.Errorf("%v, %v", unusable, err)
+	}
 	for name, break_ := range map[string]func(l *Lease){
 		"uuid": func(l *Lease) { l.UUID = "" }, "host": func(l *Lease) { l.Host.Name = "" }, "pid": func(l *Lease) { l.PID = -1 },
 		"started": func(l *Lease) { l.Started = time.Time{} }, "writer": func(l *Lease) { l.MinWriter = 0 }, "format": func(l *Lease) { l.Format = "" },
+		"announces": func(l *Lease) { l.Announces = &Announced{Domain: "..", Checkpoint: "c"} },
 	} {
 		l := testLease(t)
 		break_(l)

@@ -3,6 +3,7 @@
 package chain
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/internal/protocol"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -57,12 +59,21 @@ type Mark struct {
 	List archive.Ref `json:"list"`
 	// Struck are keys of the list that stay, since somebody needs them; sorted.
 	Struck []string `json:"struck,omitempty"`
-	// Listed says that the leases were listed after the mark stood; Leases are the keys
-	// of those that have to go before anything is deleted, sorted.
-	Listed bool     `json:"listed"`
-	Leases []string `json:"leases,omitempty"`
+	// Listed says that the leases were listed after the mark stood; Leases are those that
+	// have to go before anything is deleted, sorted by key.
+	Listed bool        `json:"listed"`
+	Leases []SeenLease `json:"leases,omitempty"`
 
 	data []byte // as it stands
+}
+
+// SeenLease is a lease that a prune waits for. Who reads it again, on the same boot of
+// the same machine, knows for how long it has not changed.
+type SeenLease struct {
+	Key    string         `json:"key"`
+	SHA256 archive.Digest `json:"sha256"`            // as it was seen; zero: it could not be read
+	BootID string         `json:"boot_id,omitempty"` // of the machine that saw it first so
+	Since  int64          `json:"since"`             // then, in seconds since that boot
 }
 
 // Standing reports whether anything is marked.
@@ -94,9 +105,12 @@ func (m *Mark) Validate() error {
 		c.that(markable(key), "%.80q is struck", key)
 	}
 	c.that(m.Listed || len(m.Leases) == 0, "leases that were not listed")
-	c.that(sortedOnce(m.Leases), "the leases are not sorted")
-	for _, key := range m.Leases {
-		c.that(ParseKey(key).Kind == KeyLease, "%.80q is no lease", key)
+	last := ""
+	for _, l := range m.Leases {
+		c.that(ParseKey(l.Key).Kind == KeyLease && l.Key > last, "%.80q is no lease, or not sorted", l.Key)
+		c.text("boot_id", l.BootID, maxShort)
+		c.atLeast("since", l.Since, 0)
+		last = l.Key
 	}
 	if c.err != nil {
 		return fmt.Errorf("invalid mark: %w", c.err)
@@ -180,9 +194,12 @@ func (r *Repository) storeMark(ctx context.Context, before, m *Mark) (*Mark, err
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", MarkKey, err)
 	}
-	if before == nil {
+	switch {
+	case !protocol.Keeps(ctx, protocol.Swap):
+		err = r.Store.Put(ctx, MarkKey, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Replace})
+	case before == nil:
 		err = r.create(ctx, MarkKey, data)
-	} else {
+	default:
 		err = r.swap(ctx, MarkKey, before.data, data)
 	}
 	switch {
@@ -205,11 +222,14 @@ func (r *Repository) ChangeMark(ctx context.Context, m *Mark, change func(*Mark)
 	return r.storeMark(ctx, m, &next)
 }
 
-// RecordLeases notes the leases that were listed after the mark stood, by their keys.
-func (r *Repository) RecordLeases(ctx context.Context, m *Mark, keys []string) (*Mark, error) {
-	return r.ChangeMark(ctx, m, func(m *Mark) {
-		m.Listed, m.Leases = true, slices.Compact(slices.Sorted(slices.Values(keys)))
-	})
+// CheckMark returns nil while the mark stands as it was read into m, else ErrMarkChanged:
+// who deletes what is marked looks before each batch that it still may.
+func (r *Repository) CheckMark(ctx context.Context, m *Mark) error {
+	data, err := readSealed(ctx, r.Store, MarkKey)
+	if errors.Is(err, objstore.ErrNotFound) || err == nil && !bytes.Equal(data, m.data) {
+		return ErrMarkChanged
+	}
+	return err
 }
 
 // TakeOver makes the mark this process's, in a run of its own, without a change to

@@ -44,9 +44,12 @@ func TestMark(t *testing.T) {
 	if got, err := r.MarkList(t.Context(), m); err != nil || !reflect.DeepEqual(got, list) {
 		t.Errorf("%+v, %v", got, err)
 	}
-	lease := leaseKey(NewUUID())
-	listed, err := r.RecordLeases(t.Context(), m, []string{lease, lease})
-	if err != nil || !listed.Listed || !slices.Equal(listed.Leases, []string{lease}) || listed.Revision != m.Revision+1 {
+	lease := testLease(t)
+	if err := r.PutLease(t.Context(), lease); err != nil {
+		t.Fatal(err)
+	}
+	listed, err := r.ListLeases(t.Context(), m)
+	if err != nil || !listed.Listed || len(listed.Leases) != 1 || listed.Leases[0].Key != lease.Key() || listed.Revision != m.Revision+1 {
 		t.Fatalf("%+v, %v", listed, err)
 	}
 	struck, err := r.Strike(t.Context(), listed, []string{list.Objects[3], list.Objects[1], list.Objects[3]})

@@ -151,7 +151,7 @@ func intentsPrefix(domain string) string {
 
 func intentKey(domain, id string) string { return intentsPrefix(domain) + id + jsonSuffix }
 
-func leaseKey(id string) string { return leasesPrefix + id + jsonSuffix }
+func leaseKey(host, id string) string { return leasesPrefix + host + "/" + id + jsonSuffix }
 
 // KeyKind is what a key is the key of.
 type KeyKind int
@@ -174,6 +174,7 @@ type Key struct {
 	Kind   KeyKind
 	Domain string // of a manifest, an intent or a forgotten list
 	Name   string // of a checkpoint; the uuid of an intent or a lease
+	Host   string // of a lease: the part that stands for its host
 }
 
 // ParseKey takes the key of any object of a repository apart. What it does not
@@ -195,8 +196,12 @@ func ParseKey(key string) Key {
 	if !ok {
 		return Key{}
 	}
-	if id, ok := strings.CutPrefix(base, leasesPrefix); ok && validUUID(id) == nil {
-		return Key{Kind: KeyLease, Name: id}
+	if rest, ok := strings.CutPrefix(base, leasesPrefix); ok {
+		host, id, _ := strings.Cut(rest, "/")
+		if host == "" || host != EncodeDomain(host) || validUUID(id) != nil {
+			return Key{}
+		}
+		return Key{Kind: KeyLease, Host: host, Name: id}
 	}
 	parts := strings.Split(base, "/")
 	if len(parts) < 3 || len(parts) > 4 || parts[0]+"/" != domainsPrefix {

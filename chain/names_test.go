@@ -117,7 +117,7 @@ func TestReadable(t *testing.T) {
 func FuzzKeys(f *testing.F) {
 	id := "7b0f8f1e-6a2c-4a52-9a53-0a3a4a4a4a4a"
 	seeds := map[string]KeyKind{
-		ConfigKey: KeyConfig, ManifestKey("a/b", "cp"): KeyManifest, intentKey("web", id): KeyIntent, leaseKey(id): KeyLease,
+		ConfigKey: KeyConfig, ManifestKey("a/b", "cp"): KeyManifest, intentKey("web", id): KeyIntent, leaseKey("host", id): KeyLease,
 		forgottenKey("a/b"): KeyForgotten, "domains/web/other.json": KeyUnknown, "domains/%61/forgotten.json": KeyUnknown,
 		"packs/ab/" + strings.Repeat("ab", 32) + ".zst": KeyData, "domains/web/checkpoints/.json": KeyUnknown, "domains/%61/checkpoints/a.json": KeyUnknown,
 		"leases/" + strings.ToUpper(id) + ".json": KeyUnknown, "domains/../checkpoints/a.json": KeyUnknown,
@@ -137,7 +137,7 @@ func FuzzKeys(f *testing.F) {
 		case KeyIntent:
 			again = intentKey(k.Domain, k.Name)
 		case KeyLease:
-			again = leaseKey(k.Name)
+			again = leaseKey(k.Host, k.Name)
 		case KeyForgotten:
 			again = forgottenKey(k.Domain)
 		default:

@@ -10,38 +10,37 @@ import (
 // Repacking is a writer of next revisions of manifests, which name other objects with the
 // same content. It holds a lease.
 type Repacking struct {
-	repo  *Repository
-	lease *Lease
+	hold *Hold
 }
 
 // BeginRepack takes a lease. Where a prune has its mark in the repository the error is a
 // *MarkStandsError: what is stored from now on nobody marks and deletes before End.
 func (r *Repository) BeginRepack(ctx context.Context) (*Repacking, error) {
-	lease, err := r.TakeLease(ctx, "repack")
+	hold, err := r.Hold(ctx, "repack")
 	if err != nil {
 		return nil, err
 	}
-	w := &Repacking{repo: r, lease: lease}
-	m, err := r.Mark(ctx)
-	switch {
-	case errors.Is(err, ErrNoMark):
-		return w, nil
-	case err == nil && m.Standing():
-		err = &MarkStandsError{Mark: m}
-	case err == nil:
-		return w, nil
+	w := &Repacking{hold}
+	if m := hold.marks.stands(); m != nil {
+		return nil, errors.Join(&MarkStandsError{Mark: m}, w.End(ctx))
 	}
-	return nil, errors.Join(err, w.End(ctx))
+	return w, nil
 }
 
-// Revise replaces a manifest by its next revision as [Repository.Revise] does.
+// Context ends when the lease is found to be broken: see [Hold.Context].
+func (w *Repacking) Context() context.Context { return w.hold.Context() }
+
+// Explain puts before an error that the lease was broken, if that is what led to it.
+func (w *Repacking) Explain(err error) error { return w.hold.Explain(err) }
+
+// Revise replaces a manifest by its next revision as [Hold.Revise] does.
 func (w *Repacking) Revise(ctx context.Context, m *Manifest) error {
-	return w.repo.Revise(ctx, m)
+	return w.hold.Revise(ctx, m)
 }
 
 // End gives the lease back, also when ctx has ended.
 func (w *Repacking) End(ctx context.Context) error {
 	ctx, cancel := Tidying(ctx)
 	defer cancel()
-	return w.repo.DeleteLease(ctx, w.lease.UUID)
+	return w.hold.Release(ctx)
 }

@@ -84,13 +84,16 @@ func (r *Repository) Runs(ctx context.Context) ([]*Run, []error, error) {
 	return runs, unusable, nil
 }
 
-// RemoveRun removes a run's lease, and what of it is damaged. Its intents must have
-// been settled.
+// RemoveRun breaks a run's lease, and removes what of it is damaged: what that
+// announced can't be known. Its intents must have been settled.
 func (r *Repository) RemoveRun(ctx context.Context, run *Run) error {
 	for _, key := range run.Damaged {
 		if err := r.Store.Delete(ctx, key); err != nil {
 			return err
 		}
 	}
-	return r.DeleteLease(ctx, run.UUID)
+	if run.Lease == nil {
+		return nil
+	}
+	return r.BreakLease(ctx, run.Lease)
 }

@@ -136,23 +136,25 @@ func (p *pruner) goOn(
 // means that nothing is marked any more.
 func (p *pruner) waitForWriters(ctx context.Context, m *chain.Mark) (*chain.Mark, []Waiting, error) {
 	if !m.Listed {
-		keys, err := p.repo.LeaseKeys(ctx)
-		if err != nil {
-			return nil, nil, err
-		}
-		record := func(m *chain.Mark) (*chain.Mark, error) { return p.repo.RecordLeases(ctx, m, keys) }
+		var err error
+		record := func(m *chain.Mark) (*chain.Mark, error) { return p.repo.ListLeases(ctx, m) }
 		if m, err = p.change(ctx, m, record); err != nil || m == nil {
 			return nil, nil, err
 		}
 	}
 	end := time.Now().Add(p.o.Wait)
 	for {
-		if err := p.repo.CleanLeases(ctx); err != nil {
+		var left []chain.AwaitedLease
+		var err error
+		m, err = p.change(ctx, m, func(m *chain.Mark) (next *chain.Mark, err error) {
+			next, left, err = p.repo.AwaitLeases(ctx, m)
+			return next, err
+		})
+		if err != nil || m == nil {
 			return nil, nil, err
 		}
-		left, err := p.standing(ctx, m.Leases)
-		if err != nil || len(left) == 0 || !time.Now().Before(end) {
-			return m, left, err
+		if len(left) == 0 || !time.Now().Before(end) {
+			return m, waitingFor(left), nil
 		}
 		select {
 		case <-time.After(min(p.o.Wait, pollLeases)):
@@ -165,32 +167,17 @@ func (p *pruner) waitForWriters(ctx context.Context, m *chain.Mark) (*chain.Mark
 // pollLeases is how often leases are looked at.
 const pollLeases = 500 * time.Millisecond
 
-// standing are the leases, of these keys, that are still there.
-func (p *pruner) standing(ctx context.Context, keys []string) ([]Waiting, error) {
-	if len(keys) == 0 {
-		return nil, nil
-	}
-	leases, unusable, err := p.repo.Leases(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var left []Waiting
+// waitingFor says whose leases these are.
+func waitingFor(leases []chain.AwaitedLease) []Waiting {
+	var all []Waiting
 	for _, l := range leases {
-		if slices.Contains(keys, l.Key()) {
-			left = append(left, Waiting{UUID: l.UUID, Host: l.Host.Name, Purpose: l.Purpose})
+		w := Waiting{UUID: chain.ParseKey(l.Key).Name, Purpose: "its lease can't be read"}
+		if l.Lease != nil {
+			w.Host, w.Purpose = l.Lease.Host.Name, l.Lease.Purpose
 		}
+		all = append(all, w)
 	}
-	for _, err := range unusable {
-		var damage *archive.DamageError
-		if errors.As(err, &damage) && slices.Contains(keys, damage.Object) {
-			left = append(left, Waiting{UUID: chain.ParseKey(damage.Object).Name, Purpose: "its lease is damaged"})
-		}
-		var newer *chain.NewerError
-		if errors.As(err, &newer) && slices.Contains(keys, newer.Object) {
-			left = append(left, Waiting{UUID: chain.ParseKey(newer.Object).Name, Purpose: "its lease is of a newer version"})
-		}
-	}
-	return left, nil
+	return all
 }
 
 // change changes the mark; where somebody struck something from it meanwhile, it is read

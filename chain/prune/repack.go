@@ -25,7 +25,8 @@ func (p *pruner) rewrite(ctx context.Context, pl *plan) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, w.End(ctx)) }()
+	defer func() { err = errors.Join(w.Explain(err), w.End(ctx)) }()
+	ctx = w.Context()
 	var moved *archive.Mover
 	if len(pl.repack) > 0 {
 		if moved, err = p.move(ctx, pl); err != nil {

@@ -123,6 +123,25 @@ func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *R
 			return nil, err
 		}
 	}
+	if !o.DryRun {
+		// What is there counts only when it is seen under the lease.
+		lease, err := to.Hold(ctx, "copy from repository "+from.Config.ID)
+		if err != nil {
+			return nil, err
+		}
+		c.lease = lease
+		defer func() {
+			tidying, cancel := chain.Tidying(ctx)
+			defer cancel()
+			lerr := lease.Release(tidying)
+			if errors.Is(lerr, fs.ErrPermission) && o.Note != nil {
+				o.Note("the copy's lease stays, since nothing may be removed from the repository: " + lerr.Error())
+				lerr = nil
+			}
+			err = errors.Join(lease.Explain(err), lerr)
+		}()
+		ctx = lease.Context()
+	}
 	var work []*chain.Manifest
 	for _, domain := range c.o.Domains {
 		missing, err := c.missing(ctx, domain)
@@ -130,22 +149,6 @@ func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *R
 			return nil, err
 		}
 		work = append(work, missing...)
-	}
-	if !o.DryRun && len(work)+len(c.heal) > 0 {
-		lease, err := to.TakeLease(ctx, "copy from repository "+from.Config.ID)
-		if err != nil {
-			return nil, err
-		}
-		defer func() {
-			ctx, cancel := chain.Tidying(ctx)
-			defer cancel()
-			lerr := to.DeleteLease(ctx, lease.UUID)
-			if errors.Is(lerr, fs.ErrPermission) && o.Note != nil {
-				o.Note("the copy's lease stays, since nothing may be removed from the repository: " + lerr.Error())
-				lerr = nil
-			}
-			err = errors.Join(err, lerr)
-		}()
 	}
 	for i, m := range slices.Concat(c.heal, work) {
 		err := c.checkpoint(ctx, m, i < len(c.heal))
@@ -163,6 +166,7 @@ func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *R
 
 type copier struct {
 	from, to *chain.Repository
+	lease    *chain.Hold // in to; nil in a dry run
 	o        Options
 	result   *Result
 	heal     []*chain.Manifest // the source's, of checkpoints that are not whole in to
@@ -346,6 +350,16 @@ func (c *copier) checkpoint(ctx context.Context, m *chain.Manifest, there bool) 
 		done.Bytes += o.Ref.Length
 	}
 	c.total += done.Bytes
+	if !c.o.DryRun {
+		// Those that are marked to be deleted are struck with one request, or waited for.
+		var keys []string
+		for _, o := range todo {
+			keys = append(keys, o.Key)
+		}
+		if err := c.lease.Rely(ctx, keys...); err != nil {
+			return err
+		}
+	}
 	// Packs first: a map that stands has its packs.
 	first := slices.IndexFunc(todo, func(o chain.Object) bool { return !isPack(o.Key) })
 	if first < 0 {
@@ -359,8 +373,8 @@ func (c *copier) checkpoint(ctx context.Context, m *chain.Manifest, there bool) 
 	if !c.o.DryRun && !there {
 		// The manifest is the same checkpoint's, described in another repository.
 		copied := *m
-		copied.RepositoryID = c.to.Config.ID
-		if err := c.to.Commit(ctx, &copied); err != nil {
+		copied.RepositoryID, copied.OverVoid = c.to.Config.ID, ""
+		if err := c.lease.Commit(ctx, &copied); err != nil {
 			return err
 		}
 	}
@@ -381,7 +395,7 @@ func isPack(key string) bool {
 
 func (c *copier) object(ctx context.Context, o chain.Object) error {
 	if !c.o.DryRun {
-		if err := archive.CopyObject(ctx, c.from.Store, c.to.Store, o.Key, o.Ref, c.o.TempDir); err != nil {
+		if err := archive.CopyObject(ctx, c.from.Store, c.lease.Store(), o.Key, o.Ref, c.o.TempDir); err != nil {
 			if errors.Is(err, objstore.ErrNotFound) || archive.IsDamage(err) {
 				err = fmt.Errorf("the source: %w", err)
 			}

@@ -1,0 +1,446 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/internal/protocol"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+const (
+	// renewEvery is how often a lease is replaced while work goes on.
+	renewEvery = 10 * time.Minute
+	// aloneTries is how often others are waited for, each time twice as long, who are about
+	// to leave the slot.
+	aloneTries = 4
+	alonePause = 250 * time.Millisecond
+)
+
+// Hold is a lease that this process holds: who writes to a repository does it under one.
+//
+// What makes it safe beside a prune is an order, which its methods keep: the lease
+// stands, and announces the commit; no other announces the same; the slot is as it was
+// announced; the mark has been read; and only then is anything that is in the
+// repository relied upon ([Hold.Rely], [Hold.Marked]). The commit is conditional on the
+// slot. A Hold is safe for concurrent use, but for Announce, Commit and Revise with each
+// other.
+type Hold struct {
+	repo   *Repository
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	stop   context.CancelFunc // of renewing
+	done   chan struct{}      // closed when it is renewed no more
+
+	mu    sync.Mutex // guards lease
+	lease *Lease     // as it stands
+
+	slot    *Slot // announced; nil: none is
+	unknown bool  // the outcome of a commit: the lease stays
+
+	marks marks
+}
+
+// BrokenError says that a lease was broken: by a person, or by others who took its
+// writer for dead. What was committed before stands; nothing more can be.
+type BrokenError struct{ UUID string }
+
+func (e *BrokenError) Error() string {
+	return fmt.Sprintf("the lease of this run, %s, was broken: somebody took it for ended; nothing was committed since", e.UUID)
+}
+
+// AtWorkError says that another run is about to commit to the same name. It is a
+// TakenError, too.
+type AtWorkError struct {
+	Domain, Checkpoint string
+	Lease              *Lease // the other's
+}
+
+func (e *AtWorkError) Error() string {
+	return fmt.Sprintf("another run is at work on checkpoint %s of domain %s, on host %s (process %d, run %s)",
+		e.Checkpoint, e.Domain, e.Lease.Host.Name, e.Lease.PID, e.Lease.UUID)
+}
+
+// Unwrap returns the TakenError that it is.
+func (e *AtWorkError) Unwrap() error {
+	return &TakenError{Domain: e.Domain, Checkpoint: e.Checkpoint}
+}
+
+// Hold takes a lease that announces nothing yet, and reads the mark. It first breaks
+// those of writers on this host that have certainly ended. Its context ends when the
+// lease is found to be broken.
+func (r *Repository) Hold(ctx context.Context, purpose string) (*Hold, error) {
+	return r.hold(ctx, purpose, nil)
+}
+
+// HoldFor is Hold and Announce in one step, for who will make one checkpoint, whose name
+// was seen to be free.
+func (r *Repository) HoldFor(ctx context.Context, purpose, domain, checkpoint string) (*Hold, error) {
+	return r.hold(ctx, purpose, &Slot{Domain: domain, Checkpoint: checkpoint})
+}
+
+func (r *Repository) hold(ctx context.Context, purpose string, slot *Slot) (*Hold, error) {
+	l, err := r.NewLease(purpose)
+	if err != nil {
+		return nil, err
+	}
+	if slot != nil {
+		l.Announces = slot.announced()
+	}
+	h := &Hold{repo: r, lease: l, slot: slot, done: make(chan struct{})}
+	h.marks.repo = r
+	h.ctx, h.cancel = context.WithCancelCause(ctx)
+	renewing, stop := context.WithCancel(h.ctx)
+	h.stop = stop
+	if !protocol.Keeps(ctx, protocol.Lease) {
+		if err := h.marks.read(ctx); err != nil {
+			stop()
+			return nil, err
+		}
+	}
+	if err := r.PutLease(ctx, l); err != nil {
+		stop()
+		return nil, err
+	}
+	go h.renew(renewing)
+	if err := h.begin(ctx); err != nil {
+		tidying, cancel := Tidying(ctx)
+		defer cancel()
+		return nil, errors.Join(err, h.Release(tidying))
+	}
+	return h, nil
+}
+
+// begin sees who else is at work, and reads the mark.
+func (h *Hold) begin(ctx context.Context) error {
+	g, gctx := errgroup.WithContext(ctx)
+	if protocol.Keeps(ctx, protocol.Lease) {
+		g.Go(func() error { return h.marks.read(gctx) })
+	}
+	g.Go(func() error {
+		leases, _, err := h.repo.Leases(gctx)
+		if err == nil {
+			leases, err = h.repo.cleanLeases(gctx, h.others(leases))
+		}
+		if err != nil || h.slot == nil {
+			return err
+		}
+		return h.settleSlot(gctx, leases)
+	})
+	return g.Wait()
+}
+
+// others are the leases that are not ours.
+func (h *Hold) others(leases []*Lease) []*Lease {
+	var all []*Lease
+	for _, l := range leases {
+		if l.UUID != h.lease.UUID {
+			all = append(all, l)
+		}
+	}
+	return all
+}
+
+func (s *Slot) announced() *Announced {
+	return &Announced{Domain: s.Domain, Checkpoint: s.Checkpoint, SHA256: s.Digest()}
+}
+
+// settleSlot sees to it that nobody else announces the slot, given who else is at work,
+// and that it is as announced. A void that stands there is announced then.
+func (h *Hold) settleSlot(ctx context.Context, leases []*Lease) error {
+	for {
+		if err := h.alone(ctx, leases); err != nil {
+			return err
+		}
+		if !protocol.Keeps(ctx, protocol.Look) {
+			return nil
+		}
+		now, err := h.repo.Slot(ctx, h.slot.Domain, h.slot.Checkpoint)
+		if err != nil {
+			return err
+		}
+		announced := h.slot
+		h.slot = now // with what stands there, also where only its digest was known
+		if now.sameAs(announced) {
+			return nil
+		}
+		if announced.Manifest != nil {
+			if err := now.check(announced.Manifest); err != nil {
+				return err
+			}
+		}
+		if now.Manifest != nil {
+			return &TakenError{Domain: now.Domain, Checkpoint: now.Checkpoint}
+		}
+		if err := h.replace(ctx, func(l *Lease) { l.Announces = now.announced() }); err != nil {
+			return err
+		}
+		if leases, _, err = h.repo.Leases(ctx); err != nil {
+			return err
+		}
+		leases = h.others(leases)
+	}
+}
+
+func (s *Slot) sameAs(o *Slot) bool {
+	a, b := s.Digest(), o.Digest()
+	return a == nil && b == nil || a != nil && b != nil && *a == *b
+}
+
+// alone waits a moment for who announces the same slot; of two that see each other one
+// leaves at once.
+func (h *Hold) alone(ctx context.Context, leases []*Lease) error {
+	if !protocol.Keeps(ctx, protocol.Alone) {
+		return nil
+	}
+	pause := alonePause
+	for try := 0; ; try++ {
+		var other *Lease
+		for _, l := range leases {
+			if l.Announces.sameSlot(h.slot.announced()) {
+				other = l
+			}
+		}
+		if other == nil {
+			return nil
+		}
+		if other.UUID < h.lease.UUID || try == aloneTries {
+			return &AtWorkError{Domain: h.slot.Domain, Checkpoint: h.slot.Checkpoint, Lease: other}
+		}
+		if err := protocol.Pause(ctx, pause); err != nil {
+			return err
+		}
+		pause *= 2
+		all, _, err := h.repo.Leases(ctx)
+		if err != nil {
+			return err
+		}
+		if leases, err = h.repo.cleanLeases(ctx, h.others(all)); err != nil {
+			return err
+		}
+	}
+}
+
+// Announce says which slot is committed to next, as it was looked at. It fails with a
+// *BrokenError, an *AtWorkError, or as Revise does when the slot is not as it was.
+func (h *Hold) Announce(ctx context.Context, slot *Slot) error {
+	h.slot = nil
+	if err := h.replace(ctx, func(l *Lease) { l.Announces = slot.announced() }); err != nil {
+		return err
+	}
+	h.slot = slot
+	leases, _, err := h.repo.Leases(ctx)
+	if err != nil {
+		return err
+	}
+	return h.settleSlot(ctx, h.others(leases))
+}
+
+// replace puts the lease's next state in its place.
+func (h *Hold) replace(ctx context.Context, change func(*Lease)) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	next := *h.lease
+	change(&next)
+	next.Renewed++
+	if !protocol.Keeps(ctx, protocol.Renew) {
+		if err := h.repo.PutLease(ctx, &next); err != nil {
+			return err
+		}
+		h.lease = &next
+		return nil
+	}
+	data, err := Seal(next)
+	if err != nil {
+		return fmt.Errorf("%s: %w", next.Key(), err)
+	}
+	err = h.repo.swap(ctx, next.Key(), h.lease.data, data)
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		// Nobody breaks a lease there.
+		err = h.repo.PutLease(ctx, &next)
+	case errors.As(err, new(*standsError)):
+		err = &BrokenError{UUID: next.UUID}
+		h.cancel(err)
+	}
+	if err != nil {
+		return err
+	}
+	next.data = data
+	h.lease = &next
+	return nil
+}
+
+// renew replaces the lease from time to time. An outage is waited for: the next time
+// will do.
+func (h *Hold) renew(ctx context.Context) {
+	defer close(h.done)
+	ticker := time.NewTicker(renewEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			_ = h.replace(ctx, func(*Lease) {}) // broken, it has cancelled
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// UUID is the lease's, which names the run.
+func (h *Hold) UUID() string { return h.lease.UUID }
+
+// Context is the one that Hold was called with, and ends when the lease is found to be
+// broken, with a *BrokenError as its cause. It outlasts Release.
+func (h *Hold) Context() context.Context { return h.ctx }
+
+// Explain puts before an error that the lease was broken, if that is what led to it.
+func (h *Hold) Explain(err error) error {
+	var broken *BrokenError
+	if err == nil || errors.As(err, &broken) || errors.As(err, new(*UnknownOutcomeError)) || !errors.As(context.Cause(h.ctx), &broken) {
+		return err
+	}
+	return errors.Join(broken, err)
+}
+
+// Commit makes a checkpoint, as [Repository.Commit] does. Its slot is announced first,
+// unless that was done; it has to be free. All that the manifest needs is struck from
+// the mark.
+func (h *Hold) Commit(ctx context.Context, m *Manifest) error {
+	if err := h.repo.CheckWritable(); err != nil {
+		return err
+	}
+	if h.slot == nil || h.slot.Key() != ManifestKey(m.Domain, m.Checkpoint) {
+		slot, err := h.repo.Slot(ctx, m.Domain, m.Checkpoint)
+		if err != nil {
+			return err
+		}
+		if slot.Manifest != nil {
+			return &TakenError{Domain: m.Domain, Checkpoint: m.Checkpoint}
+		}
+		if err := h.Announce(ctx, slot); err != nil {
+			return err
+		}
+	}
+	if err := h.RelyOn(ctx, m); err != nil {
+		return err
+	}
+	if h.slot.Manifest != nil {
+		return &TakenError{Domain: m.Domain, Checkpoint: m.Checkpoint}
+	}
+	return h.committed(ctx, h.repo.commitTo(ctx, h.slot, m))
+}
+
+// Revise is [Repository.Revise] for a revision that needs what the one before did not.
+// Where the slot was not announced as it is, it is.
+func (h *Hold) Revise(ctx context.Context, m *Manifest) error {
+	if err := h.repo.CheckWritable(); err != nil {
+		return err
+	}
+	if h.slot == nil || h.slot.Key() != ManifestKey(m.Domain, m.Checkpoint) {
+		slot, err := h.repo.standing(ctx, m)
+		if err != nil {
+			return err
+		}
+		if err := h.Announce(ctx, slot); err != nil {
+			return err
+		}
+	}
+	if err := h.slot.check(m); err != nil {
+		return err
+	}
+	if err := h.RelyOn(ctx, m); err != nil {
+		return err
+	}
+	return h.committed(ctx, h.repo.reviseSlot(ctx, h.slot, m))
+}
+
+// committed notes what became of a commit.
+func (h *Hold) committed(ctx context.Context, err error) error {
+	h.slot = nil
+	var unknown *UnknownOutcomeError
+	switch {
+	case err == nil:
+	case errors.As(err, &unknown):
+		h.unknown = true
+	case errors.As(err, new(*TakenError)), errors.As(err, new(*RevisedError)), errors.As(err, new(*GoneError)):
+		// The slot was spent, if we were taken for dead.
+		if l, rerr := h.repo.readLease(ctx, h.lease.Key()); errors.Is(rerr, objstore.ErrNotFound) || rerr == nil && l.Broken {
+			err = errors.Join(&BrokenError{UUID: h.lease.UUID}, err)
+		}
+	}
+	return err
+}
+
+// Release removes the lease; it does nothing when that was done. While the outcome of a
+// commit is not known the lease stays: who breaks it decides it.
+func (h *Hold) Release(ctx context.Context) error {
+	h.stop()
+	<-h.done
+	if h.unknown {
+		return nil
+	}
+	return h.repo.deleteLease(ctx, h.lease.Key())
+}
+
+// CheckStands returns nil when a checkpoint stands as it was read, and else a
+// *GoneError, a *RevisedError or a *TakenError: who builds on one that was read before
+// the lease stood asks once it does.
+func (h *Hold) CheckStands(ctx context.Context, m *Manifest) error {
+	if !protocol.Keeps(ctx, protocol.Bases) {
+		return nil
+	}
+	_, err := h.repo.standing(ctx, m)
+	return err
+}
+
+// Rely returns when none of the objects is marked to be deleted: they are struck from
+// a mark, or waited for while they are being deleted. Whether they are there is to be
+// seen after that.
+func (h *Hold) Rely(ctx context.Context, keys ...string) error { return h.marks.rely(ctx, keys) }
+
+// Marked reports whether an object is marked to be deleted: then it is better not used.
+func (h *Hold) Marked(key string) bool { return h.marks.has(key) }
+
+// RelyOn is Rely for all that a checkpoint needs. It reads its maps only while there is
+// a mark.
+func (h *Hold) RelyOn(ctx context.Context, m *Manifest) error {
+	if h.marks.stands() == nil {
+		return nil
+	}
+	objects, err := h.repo.Needs(ctx, m, nil)
+	if err != nil {
+		return err
+	}
+	var keys []string
+	for _, o := range objects {
+		if h.marks.has(o.Key) {
+			keys = append(keys, o.Key)
+		}
+	}
+	if err := h.Rely(ctx, keys...); err != nil {
+		return err
+	}
+	for _, o := range objects {
+		if len(keys) == 0 || o.Key != keys[0] {
+			continue
+		}
+		keys = keys[1:]
+		stands, err := archive.Stands(ctx, h.repo.Store, o.Key, o.Ref.Length)
+		if err != nil {
+			return err
+		}
+		if !stands {
+			return fmt.Errorf("%s was pruned before this run could rely on it: run it again", o.Key)
+		}
+	}
+	return nil
+}
