@@ -36,10 +36,13 @@ func (s *session) newIntent(plan *Plan) (*chain.Intent, error) {
 		}
 		d.active = layer.Path
 		d.granularity = layer.BitmapGranularity()
-		in.Images = append(in.Images, chain.IntentImage{
-			Disk: p.Disk, Path: layer.Path, Device: id.Dev, Inode: id.Inode,
-			Before: names(d.before), Add: s.point.bitmap(),
-		})
+		// Whoever takes them out again needs ours to know the other one.
+		for _, name := range slices.Backward(s.added()) {
+			in.Images = append(in.Images, chain.IntentImage{
+				Disk: p.Disk, Path: layer.Path, Device: id.Dev, Inode: id.Inode,
+				Before: names(d.before), Add: name,
+			})
+		}
 	}
 	return in, nil
 }
@@ -56,14 +59,13 @@ func names(states []qcow2.BitmapState) []string {
 // there and empty and all others as they were. qemu-img's exit status proves
 // neither. What differs may be a VM that ran in between.
 func (s *session) verifyAdded(plan *Plan) error {
-	name := s.point.bitmap()
 	for i, p := range plan.Disks {
 		if !p.AddsBitmap {
 			continue
 		}
 		d := s.disks[i]
 		layer := d.image.Layers[0]
-		if err := layer.VerifyBitmapAdded(d.before, name, d.granularity); err != nil {
+		if err := layer.VerifyBitmapAdded(d.before, d.granularity, s.added()...); err != nil {
 			return &chain.DiskError{Disk: p.Disk, Err: imageChanged(layer.Path, "%v", err)}
 		}
 		same, err := d.guard.Holds(layer)
@@ -87,7 +89,7 @@ func (s *session) undo(ctx context.Context, intent *chain.Intent) error {
 		return nil
 	}
 	for _, image := range intent.Images {
-		if _, err := RemoveBitmap(ctx, s.guardOf(image.Path), image.Path, image.Add); err != nil {
+		if _, err := takeOut(ctx, s.guardOf(image.Path), intent, image); err != nil {
 			return fmt.Errorf("the bitmap %s could not be taken out of %s again (the next backup of %s does it): %w",
 				image.Add, image.Path, intent.Domain, err)
 		}
@@ -121,10 +123,9 @@ func (s *session) retire(ctx context.Context, plan *Plan, manifest *chain.Manife
 		if !p.AddsBitmap {
 			continue
 		}
-		path := s.disks[i].active
 		for _, name := range s.retirable(p, manifest, names(s.disks[i].before)) {
 			s.hooks.step(StepRetire)
-			if _, err := RemoveBitmap(ctx, s.disks[i].guard, path, name); err != nil {
+			if err := s.removeOurs(ctx, s.disks[i], name); err != nil {
 				s.hooks.note("disk %s: the old bitmap %s stays in the image for now: %v", p.Disk, name, err)
 			}
 		}

@@ -47,6 +47,7 @@ func (s *session) manifestDisk(d *disk, p *DiskPlan) chain.Disk {
 	}
 	if p.AddsBitmap {
 		rec.Bitmap = s.point.bitmap()
+		rec.LibvirtBitmap = s.libvirtBitmap()
 		rec.Granularity = d.granularity
 	}
 	return rec

@@ -24,6 +24,9 @@ func (s *session) chooseBitmap(ctx context.Context, d *disk, p *DiskPlan) error 
 		p.NoBitmapReason = "no bitmap was wanted for this disk"
 		return nil
 	}
+	if err := s.checkLibvirtName(d.image); err != nil {
+		return err
+	}
 	why, expected, err := refusesBitmap(ctx, d.image.Layers[0])
 	switch {
 	case err != nil:
@@ -114,7 +117,11 @@ func (s *session) addBitmaps(ctx context.Context, plan *Plan) error {
 			continue
 		}
 		s.hooks.step(StepAdd)
-		if err := s.addBitmap(ctx, s.disks[i], p, name); err != nil {
+		err := s.addBitmap(ctx, s.disks[i], p, name)
+		if err == nil && p.AddsBitmap {
+			err = s.addForLibvirt(ctx, s.disks[i])
+		}
+		if err != nil {
 			return &chain.DiskError{Disk: p.Disk, Err: err}
 		}
 	}
@@ -143,6 +150,19 @@ func (s *session) addBitmap(ctx context.Context, d *disk, p *DiskPlan, name stri
 	}
 	p.goWithoutBitmap(err)
 	return nil
+}
+
+// addForLibvirt adds the second bitmap, if one is wanted.
+func (s *session) addForLibvirt(ctx context.Context, d *disk) error {
+	name := s.libvirtBitmap()
+	if name == "" {
+		return nil
+	}
+	err := qcow2.WithTopLayer(d.active, func(l *qcow2.Layer) error { return l.CheckRoom(d.granularity) })
+	if err != nil {
+		return err
+	}
+	return d.guard.BitmapAdd(ctx, d.active, name, d.granularity)
 }
 
 // untouched reports whether a bitmap could not be added because qemu-img did not

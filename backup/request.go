@@ -31,6 +31,7 @@ type Request struct {
 	Checkpoint   string // empty: a new name from the time; of a push or pull: none
 	Description  string
 	NoCheckpoint bool   // add no bitmap: the images are not written to
+	LibvirtNames bool   // add a second bitmap beside each, named as libvirt demands it
 	Tool         string // name and version of the program, for the manifest
 
 	ImageOptions
@@ -86,6 +87,9 @@ func (req *Request) check() error {
 	}
 	if len(req.Disks) == 0 {
 		return usage.Errorf("no disk is named: give --disk TARGET=PATH,format=qcow2|raw")
+	}
+	if req.LibvirtNames && req.NoCheckpoint {
+		return usage.Errorf("--libvirt-names says what bitmaps are called, and --no-checkpoint adds none")
 	}
 	if req.Mode == Full && req.Since != "" {
 		return usage.Errorf("a full backup is not incremental since %s: --mode full and --incremental exclude each other", req.Since)

@@ -202,7 +202,7 @@ func (s *settler) settle(ctx context.Context, in *chain.Intent) ([]Settled, erro
 		if stands || g == nil {
 			continue
 		}
-		if done[i].Removed, err = RemoveBitmap(ctx, g, image.Path, image.Add); err != nil {
+		if done[i].Removed, err = takeOut(ctx, g, in, image); err != nil {
 			left = append(left, &chain.DiskError{Disk: image.Disk, Err: err})
 		}
 	}

@@ -99,7 +99,7 @@ func namedBy(ctx context.Context, repo *chain.Repository, in *chain.Intent) ([]s
 // recordsAny reports whether a manifest records one of an intent's bitmaps.
 func recordsAny(m *chain.Manifest, in *chain.Intent) bool {
 	return slices.ContainsFunc(m.Disks, func(d chain.Disk) bool {
-		return slices.ContainsFunc(in.Images, func(image chain.IntentImage) bool { return image.Add == d.Bitmap })
+		return slices.ContainsFunc(in.Images, func(image chain.IntentImage) bool { return image.Add == d.Bitmap || image.Add == d.LibvirtBitmap })
 	})
 }
 

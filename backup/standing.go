@@ -25,7 +25,10 @@ type Standing struct {
 	// Old is the checkpoint as it is on record, whose next revision this is, with its
 	// uuid and sequence; nil: it is none. Its disks stay what they are, but for those in
 	// Bitmaps.
-	Old *chain.Manifest
+	Old        *chain.Manifest
+	KeepParent bool // it follows what it followed, whatever Parent is
+	// Unchanged says that nothing is to be done with it.
+	Unchanged bool
 	// InPlaceOf is another checkpoint of that name, which goes; nil: none.
 	InPlaceOf *chain.Manifest
 }
@@ -33,7 +36,8 @@ type Standing struct {
 // StandingBitmap is a bitmap of a [Standing] as it is in the image.
 type StandingBitmap struct {
 	Name        string
-	Layer       int // the lowest that has it; 0 is the image itself
+	Libvirt     string // the one beside it, for libvirt; empty: none
+	Layer       int    // the lowest that has it; 0 is the image itself
 	Granularity int64
 }
 
@@ -54,6 +58,9 @@ func RecordStanding(ctx context.Context, repo *chain.Repository, req Request, ho
 	found, err := find(ctx, s.history, s.seen())
 	if err != nil {
 		return nil, err
+	}
+	if found.Unchanged {
+		return found.Old, nil
 	}
 	m := s.standing(found)
 	if found.Old != nil && len(found.Bitmaps) == 0 && s.saysNothingNew(m, found.Old) {
@@ -127,7 +134,7 @@ func (s *session) standing(found Standing) *chain.Manifest {
 		rec := s.manifestDisk(d, &DiskPlan{
 			Disk: d.req.Disk, Format: d.req.Format, VirtualSize: d.image.Size(), NewBitmap: NewBitmap{AddsBitmap: true},
 		})
-		rec.Bitmap = b.Name
+		rec.Bitmap, rec.LibvirtBitmap = b.Name, b.Libvirt
 		if found.Adopted {
 			rec.Adopted = &now
 		}
@@ -151,7 +158,7 @@ func (s *session) described(found Standing) *chain.Manifest {
 	}
 	m.Created = found.Created.UTC()
 	m.DomainUUID = cmp.Or(s.req.DomainUUID, m.DomainUUID)
-	if m.Parent == nil || found.Parent == nil || m.Parent.UUID != found.Parent.UUID {
+	if !found.KeepParent && (m.Parent == nil || found.Parent == nil || m.Parent.UUID != found.Parent.UUID) {
 		m.Follow(found.Parent)
 	}
 	return &m

@@ -15,9 +15,10 @@ const maxBitmapName = 1023
 func (d *Disk) validateBitmap(c *checker, m *Manifest) {
 	if d.Bitmap == "" {
 		c.that(d.Granularity == 0, "granularity %d without a bitmap", d.Granularity)
-		c.that(d.Adopted == nil, "a bitmap was adopted, and there is none")
+		c.that(d.Adopted == nil && d.LibvirtBitmap == "", "a bitmap was adopted, or one added for libvirt, and there is none")
 		return
 	}
+	c.that(d.LibvirtBitmap == "" || d.LibvirtBitmap == m.Checkpoint && d.Adopted == nil, "libvirt's bitmap is named %.80q", d.LibvirtBitmap)
 	c.powerOfTwo("granularity", d.Granularity, minGranularity, maxGranularity)
 	ours := BitmapName(m.Checkpoint, m.UUID)
 	if d.Adopted == nil {
@@ -66,8 +67,8 @@ func (s States) AdoptedAs(bitmap string) string {
 	return ""
 }
 
-// ourBitmap is the bitmap that the checkpoint added, which is ours to remove; empty: none.
-func (d *Disk) ourBitmap() string {
+// OurBitmap is the bitmap that the checkpoint added, which is ours to remove; empty: none.
+func (d *Disk) OurBitmap() string {
 	if d.Adopted != nil {
 		return ""
 	}

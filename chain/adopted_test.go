@@ -64,3 +64,32 @@ func TestAdopted(t *testing.T) {
 		}
 	}
 }
+
+func TestLibvirtBitmap(t *testing.T) {
+	t.Parallel()
+	r := newRepository(t)
+	m := r.sample("web", "one")
+	m.Disks[0].LibvirtBitmap = "one"
+	commit(t, r, m)
+	for name, break_ := range map[string]func(d *Disk){
+		"another name": func(d *Disk) { d.LibvirtBitmap = "two" },
+		"no bitmap":    func(d *Disk) { d.Bitmap, d.Granularity = "", 0 },
+	} {
+		m := r.sample("web", "one")
+		m.Disks[0].LibvirtBitmap = "one"
+		m.fill(r)
+		if err := m.Validate(); err != nil {
+			t.Fatal(err)
+		}
+		break_(&m.Disks[0])
+		if err := m.Validate(); err == nil {
+			t.Errorf("%s: valid", name)
+		}
+	}
+	if f := forgottenOf(m); f.Disks[0].LibvirtBitmap != "one" || f.Disks[0].Bitmap == "" {
+		t.Errorf("forgotten: %+v", f.Disks[0])
+	}
+	if f := forgottenOf(adopted(r, "two")); f.Disks[0].Bitmap != "" {
+		t.Errorf("another program's bitmap is remembered as ours: %+v", f.Disks[0])
+	}
+}

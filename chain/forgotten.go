@@ -42,12 +42,14 @@ type ForgottenCheckpoint struct {
 
 // ForgottenDisk is a disk of a checkpoint that was forgotten.
 type ForgottenDisk struct {
-	Name        string         `json:"target"`
-	RenamedFrom string         `json:"renamed_from,omitempty"`
-	Bitmap      string         `json:"bitmap,omitempty"` // the one that was added
-	Size        int64          `json:"virtual_size"`
-	Below       int            `json:"below,omitempty"` // images below the active one
-	Witnesses   []BitmapRecord `json:"witnesses,omitempty"`
+	Name        string `json:"target"`
+	RenamedFrom string `json:"renamed_from,omitempty"`
+	Bitmap      string `json:"bitmap,omitempty"` // the one that was added
+	// LibvirtBitmap is as that of [Disk].
+	LibvirtBitmap string         `json:"libvirt_bitmap,omitempty"`
+	Size          int64          `json:"virtual_size"`
+	Below         int            `json:"below,omitempty"` // images below the active one
+	Witnesses     []BitmapRecord `json:"witnesses,omitempty"`
 }
 
 // maxForgotten bounds the checkpoints of a list.
@@ -132,7 +134,7 @@ func (f *Forgotten) Manifests() []*Manifest {
 		m := &Manifest{Kind: c.Kind, Domain: f.Domain, Checkpoint: c.Checkpoint, UUID: c.UUID, Sequence: c.Sequence}
 		for _, d := range c.Disks {
 			m.Disks = append(m.Disks, Disk{
-				Name: d.Name, RenamedFrom: d.RenamedFrom, Bitmap: d.Bitmap, Size: d.Size,
+				Name: d.Name, RenamedFrom: d.RenamedFrom, Bitmap: d.Bitmap, LibvirtBitmap: d.LibvirtBitmap, Size: d.Size,
 				Backing: make([]Layer, d.Below), Witnesses: d.Witnesses,
 			})
 		}
@@ -174,6 +176,7 @@ func (p *ForgottenCheckpoint) validate(c *checker) {
 			c.nilErr("renamed_from", CheckName(d.RenamedFrom))
 		}
 		c.that(len(d.Bitmap) <= 1023, "the bitmap's name has %d bytes", len(d.Bitmap))
+		c.that(d.LibvirtBitmap == "" || d.LibvirtBitmap == p.Checkpoint, "libvirt's bitmap is named %.80q", d.LibvirtBitmap)
 		c.atLeast("virtual_size", d.Size, 0)
 		c.that(d.Below >= 0 && d.Below <= maxLayers, "%d images below", d.Below)
 		c.that(len(d.Witnesses) <= maxWitnesses, "%d witnesses", len(d.Witnesses))

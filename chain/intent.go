@@ -58,7 +58,7 @@ func (in *Intent) Validate() error {
 		im := &in.Images[i]
 		c.nilErr("target", CheckName(im.Disk))
 		c.path("path", im.Path)
-		c.that(im.Add == BitmapName(in.Checkpoint, in.CheckpointUUID), "bitmap %.80q is not named after the checkpoint", im.Add)
+		c.that(im.Add == BitmapName(in.Checkpoint, in.CheckpointUUID) || im.Add == in.Checkpoint, "bitmap %.80q is not named after the checkpoint", im.Add)
 		c.that(len(im.Before) <= maxWitnesses, "%d bitmaps", len(im.Before))
 		for _, b := range im.Before {
 			c.that(b != "" && len(b) <= 1023, "a bitmap's name has %d bytes", len(b))

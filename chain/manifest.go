@@ -143,6 +143,9 @@ type Disk struct {
 	Reason          string         `json:"reason,omitempty"`
 	IncrementalFrom *CheckpointRef `json:"incremental_from,omitempty"`
 	Bitmap          string         `json:"bitmap,omitempty"` // the one that was added; empty: none was
+	// LibvirtBitmap is a second one beside it, which was added for libvirt: it demands that
+	// a checkpoint's bitmap has the checkpoint's name alone. Empty: none was.
+	LibvirtBitmap string `json:"libvirt_bitmap,omitempty"`
 	// Adopted is when the bitmap was put on record that another program had made, and
 	// named. nil: it is ours.
 	Adopted        *time.Time `json:"adopted,omitempty"`

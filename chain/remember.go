@@ -105,7 +105,7 @@ func forgottenOf(m *Manifest) ForgottenCheckpoint {
 	for i := range m.Disks {
 		d := &m.Disks[i]
 		p.Disks = append(p.Disks, ForgottenDisk{
-			Name: d.Name, RenamedFrom: d.RenamedFrom, Bitmap: d.ourBitmap(), Size: d.Size, Below: len(d.Backing), Witnesses: d.Witnesses,
+			Name: d.Name, RenamedFrom: d.RenamedFrom, Bitmap: d.OurBitmap(), LibvirtBitmap: d.LibvirtBitmap, Size: d.Size, Below: len(d.Backing), Witnesses: d.Witnesses,
 		})
 	}
 	return p

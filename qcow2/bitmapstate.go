@@ -75,16 +75,19 @@ func (e *BitmapChangedError) Error() string {
 	return fmt.Sprintf("%s: bitmap %s %s", e.Path, quote(e.Name), e.What)
 }
 
-// VerifyBitmapAdded proves that the layer has the new bitmap (enabled, not in use, empty, of that
+// VerifyBitmapAdded proves that the layer has the new bitmaps (enabled, not in use, empty, of that
 // granularity) and otherwise exactly the bitmaps that it had before. The difference is a
 // [*BitmapChangedError].
-func (l *Layer) VerifyBitmapAdded(before []BitmapState, name string, granularity int64) error {
+func (l *Layer) VerifyBitmapAdded(before []BitmapState, granularity int64, names ...string) error {
 	empty, err := digestRuns(bitmapstore.Of())
 	if err != nil {
 		return err
 	}
 	want := append([]BitmapState(nil), before...)
-	return l.verifyBitmaps(append(want, BitmapState{Name: name, Granularity: granularity, Enabled: true, Readable: true, Digest: empty}))
+	for _, name := range names {
+		want = append(want, BitmapState{Name: name, Granularity: granularity, Enabled: true, Readable: true, Digest: empty})
+	}
+	return l.verifyBitmaps(want)
 }
 
 // VerifyBitmapRemoved proves that the layer has no such bitmap any more and otherwise exactly the

@@ -41,7 +41,7 @@ func qiStates(t testing.TB, path string) []BitmapState {
 
 // verifyAdded is [Layer.VerifyBitmapAdded] for an image by its path.
 func verifyAdded(path string, before []BitmapState, name string, granularity int64) error {
-	return WithTopLayer(path, func(l *Layer) error { return l.VerifyBitmapAdded(before, name, granularity) })
+	return WithTopLayer(path, func(l *Layer) error { return l.VerifyBitmapAdded(before, granularity, name) })
 }
 
 func TestBitmapAddAndRemove(t *testing.T) {
@@ -108,7 +108,7 @@ func TestBitmapAddToOverlay(t *testing.T) {
 	if len(c.Layers) != 2 || c.Layers[0].HeaderDigest() != digest {
 		t.Fatal("the header has changed")
 	}
-	if err := c.Layers[0].VerifyBitmapAdded(nil, "x", 65536); err != nil {
+	if err := c.Layers[0].VerifyBitmapAdded(nil, 65536, "x"); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -144,6 +144,8 @@ func (b *Backup) targets(in *XML, req *backup.Request) ([]push.Target, error) {
 		return nil, usage.Errorf("--description with --target belongs to a checkpoint: name it with --checkpoint")
 	case req.Checkpoint == "" && req.Adopt:
 		return nil, usage.Errorf("--adopt with --target belongs to a checkpoint: name it with --checkpoint")
+	case req.Checkpoint == "" && req.LibvirtNames:
+		return nil, usage.Errorf("--libvirt-names with --target belongs to a checkpoint: name it with --checkpoint")
 	case req.NoCheckpoint && req.Checkpoint != "":
 		return nil, usage.Errorf("--checkpoint and --no-checkpoint exclude each other")
 	}

@@ -79,8 +79,8 @@ func (e *Export) Job(stdin io.Reader) (ExportJob, error) {
 			return j, usage.Errorf("backup XML: %w", err)
 		}
 	}
-	if j.Request.Checkpoint == "" && (j.Request.Description != "" || j.Request.Adopt) {
-		return j, usage.Errorf("--description and --adopt belong to a checkpoint: name it with --checkpoint")
+	if j.Request.Checkpoint == "" && (j.Request.Description != "" || j.Request.Adopt || j.Request.LibvirtNames) {
+		return j, usage.Errorf("--description, --adopt and --libvirt-names belong to a checkpoint: name it with --checkpoint")
 	}
 	if err := checkNewName(j.Request.Checkpoint); err != nil {
 		return j, err

@@ -48,6 +48,12 @@ func Adopt(ctx context.Context, repo *chain.Repository, req backup.Request, def 
 // fit to judge them, since images came or went below them, it begins anew. Bitmaps that
 // lost what they showed are others of the same name, and another checkpoint's.
 func (def *Definition) adoptAgain(ctx context.Context, old *chain.Manifest, history []*chain.Manifest, disks []backup.Seen, note func(string)) (backup.Standing, error) {
+	if def.isOurs(old) {
+		if note != nil {
+			note(fmt.Sprintf("checkpoint %s is our own, which libvirt was told of: nothing is adopted", old.Checkpoint))
+		}
+		return backup.Standing{Old: old, Unchanged: true}, nil
+	}
 	if !adopted(old) {
 		return backup.Standing{}, &chain.TakenError{Domain: old.Domain, Checkpoint: old.Checkpoint}
 	}
@@ -69,6 +75,18 @@ func (def *Definition) adoptAgain(ctx context.Context, old *chain.Manifest, hist
 		}
 	}
 	return found, nil
+}
+
+// isOurs reports whether a checkpoint of ours is what libvirt was told of: its bitmaps are
+// those of the definition.
+func (def *Definition) isOurs(m *chain.Manifest) bool {
+	for disk, name := range def.Bitmaps {
+		d, ok := m.Disk(disk)
+		if !ok || d.Adopted != nil || d.LibvirtBitmap != name {
+			return false
+		}
+	}
+	return true
 }
 
 // adoptDiskAgain leaves what is on record of a disk, or takes its bitmap in anew; another:
@@ -173,7 +191,7 @@ func (def *Definition) place(parent *chain.Manifest, history []*chain.Manifest) 
 func (def *Definition) adoptBitmap(d backup.Seen, history []*chain.Manifest) (backup.StandingBitmap, error) {
 	b := backup.StandingBitmap{Name: def.Bitmaps[d.Disk]}
 	for _, m := range history {
-		if i := slices.IndexFunc(m.Disks, func(c chain.Disk) bool { return c.Bitmap == b.Name }); i >= 0 && m.Checkpoint != def.Name {
+		if i := slices.IndexFunc(m.Disks, func(c chain.Disk) bool { return c.Bitmap == b.Name || c.LibvirtBitmap == b.Name }); i >= 0 && m.Checkpoint != def.Name {
 			return b, usage.Errorf("bitmap %s belongs to checkpoint %s, which is on record", b.Name, m.Checkpoint)
 		}
 	}

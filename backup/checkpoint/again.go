@@ -33,7 +33,7 @@ func (def *Definition) again(ctx context.Context, old *chain.Manifest, half stri
 		return found, err
 	}
 	for _, d := range disks {
-		if err := def.diskAgain(ctx, d, old, found); err != nil {
+		if err := def.diskAgain(ctx, d, old, half, found); err != nil {
 			return found, &chain.DiskError{Disk: d.Disk, Err: err}
 		}
 	}
@@ -41,8 +41,9 @@ func (def *Definition) again(ctx context.Context, old *chain.Manifest, half stri
 }
 
 // diskAgain sees that the image agrees, and takes in a disk that the checkpoint lacked.
-func (def *Definition) diskAgain(ctx context.Context, d backup.Seen, old *chain.Manifest, found backup.Standing) (err error) {
-	b := backup.StandingBitmap{Name: def.Bitmaps[d.Disk]}
+func (def *Definition) diskAgain(ctx context.Context, d backup.Seen, old *chain.Manifest, half string, found backup.Standing) (err error) {
+	var b backup.StandingBitmap
+	b.Name, b.Libvirt = def.ours(d.Disk, half)
 	if b.Granularity, err = granularity(d, b.Name, 0); err != nil {
 		return err
 	}
@@ -67,6 +68,9 @@ func (def *Definition) revision(old *chain.Manifest, history []*chain.Manifest) 
 	if found.Parent, err = def.parent(history); err != nil {
 		return found, err
 	}
+	if p := found.Parent; def.forLibvirt() && follows(old, p) {
+		found.KeepParent = true // the definition names the nearest that libvirt can have
+	}
 	if p := found.Parent; p != nil && p.Sequence >= old.Sequence {
 		if !adopted(old) {
 			return found, usage.Errorf("checkpoint %s cannot follow %s, which was made after it", old.Checkpoint, p.Checkpoint)
@@ -80,26 +84,46 @@ func (def *Definition) revision(old *chain.Manifest, history []*chain.Manifest) 
 		}
 	}
 	if old.Kind == chain.KindArchive {
-		return found, def.sameArchive(old, found.Parent)
+		return found, def.sameArchive(old, found)
 	}
 	return found, nil
 }
 
 // sameArchive returns an error unless the definition is that of an archive, but for its
 // description: the rest is history.
-func (def *Definition) sameArchive(old, parent *chain.Manifest) error {
-	follows := ""
+func (def *Definition) sameArchive(old *chain.Manifest, found backup.Standing) error {
+	parent, follows := found.Parent, ""
 	if parent != nil {
 		follows = parent.UUID
 	}
 	switch {
 	case def.Created.Unix() != old.Created.Unix():
 		return usage.Errorf("checkpoint %s is an archive, made at %s: only its description can be another", old.Checkpoint, old.Created)
+	case found.KeepParent:
 	case old.Parent != nil && follows != old.Parent.UUID && !slices.ContainsFunc(old.Ancestors, func(a chain.CheckpointRef) bool { return a.UUID == follows }),
 		old.Parent == nil && parent != nil:
 		return usage.Errorf("checkpoint %s is an archive, and follows another: only its description can be another", old.Checkpoint)
 	}
 	return nil
+}
+
+// forLibvirt reports whether the definition names the bitmaps that libvirt knows.
+func (def *Definition) forLibvirt() bool {
+	for _, name := range def.Bitmaps {
+		if name == def.Name {
+			return true
+		}
+	}
+	return false
+}
+
+// follows reports whether a checkpoint on record follows another, but not directly, or
+// whether no other (nil) is said to be followed, and it does follow one that stands.
+func follows(m, p *chain.Manifest) bool {
+	if m.Parent == nil {
+		return false
+	}
+	return p == nil || slices.ContainsFunc(m.Ancestors, func(a chain.CheckpointRef) bool { return a.UUID == p.UUID })
 }
 
 func hasBitmap(m *chain.Manifest, disk string) bool {

@@ -80,6 +80,8 @@ type Bitmap struct {
 	Path string // of the image, as it is known to the repository
 	Name string
 	Held bool // the image holds it; otherwise there is nothing to be done
+	// Beside is the bitmap of ours beside which it was made for libvirt; empty: it is ours.
+	Beside string
 }
 
 // Deleted says what became of one checkpoint.
@@ -182,14 +184,20 @@ func (p *Deletion) findBitmaps(ctx context.Context, m *chain.Manifest, paths map
 			return nil, fmt.Errorf("it was made on host %s, and its bitmaps are there: --disk %s=PATH,format=qcow2 says where the image is here, %s",
 				m.Host.Name, d.Name, withoutImages(m))
 		}
-		err := p.lookFor(ctx, &b)
-		if errors.Is(err, fs.ErrNotExist) {
-			err = fmt.Errorf("%w; --disk %s=PATH says where it is now, %s", err, b.Disk, withoutImages(m))
+		both := []Bitmap{b}
+		if d.LibvirtBitmap != "" { // goes first: ours tells that it is that
+			both = []Bitmap{{Disk: b.Disk, Path: b.Path, Name: d.LibvirtBitmap, Beside: b.Name}, b}
 		}
-		if err != nil {
-			return nil, &chain.DiskError{Disk: d.Name, Err: err}
+		for _, b := range both {
+			err := p.lookFor(ctx, &b)
+			if errors.Is(err, fs.ErrNotExist) {
+				err = fmt.Errorf("%w; --disk %s=PATH says where it is now, %s", err, b.Disk, withoutImages(m))
+			}
+			if err != nil {
+				return nil, &chain.DiskError{Disk: d.Name, Err: err}
+			}
+			all = append(all, b)
 		}
-		all = append(all, b)
 	}
 	return all, nil
 }
@@ -289,12 +297,15 @@ func (p *Deletion) delete(ctx context.Context, d Doomed, note func(string)) (Del
 		if err := ctx.Err(); err != nil {
 			return done, err
 		}
-		removed, err := backup.RemoveBitmap(ctx, p.guards[b.Path], b.Path, b.Name)
+		removed, err := p.remove(ctx, b)
 		switch {
 		case err != nil:
 			return done, fmt.Errorf("checkpoint %s: %w", d.Checkpoint.Name, &chain.DiskError{Disk: b.Disk, Err: err})
 		case removed:
 			done.Bitmaps = append(done.Bitmaps, b.Path)
+		case b.Held:
+			note(fmt.Sprintf("checkpoint %s, disk %s: the bitmap %s of %s is no longer the one that was made beside %s, and stays",
+				d.Checkpoint.Name, b.Disk, b.Name, b.Path, b.Beside))
 		default:
 			done.Absent = append(done.Absent, b.Path)
 			note(fmt.Sprintf("checkpoint %s, disk %s: %s holds no bitmap %s", d.Checkpoint.Name, b.Disk, b.Path, b.Name))
@@ -304,4 +315,14 @@ func (p *Deletion) delete(ctx context.Context, d Doomed, note func(string)) (Del
 		return done, nil
 	}
 	return done, p.repo.DeleteCheckpoint(ctx, d.manifest)
+}
+
+// remove takes a bitmap out of its image. One that was made for libvirt stays, if another
+// has its name by now.
+func (p *Deletion) remove(ctx context.Context, b Bitmap) (removed bool, err error) {
+	if b.Beside == "" {
+		return backup.RemoveBitmap(ctx, p.guards[b.Path], b.Path, b.Name)
+	}
+	removed, _, err = backup.RemoveLibvirtBitmap(ctx, p.guards[b.Path], b.Path, b.Name, b.Beside)
+	return removed, err
 }

@@ -40,6 +40,11 @@ func Redefine(ctx context.Context, repo *chain.Repository, req backup.Request, d
 	}
 	req.Checkpoint, req.Description = def.Name, def.Description
 	return backup.RecordStanding(ctx, repo, req, hooks, func(ctx context.Context, history []*chain.Manifest, disks []backup.Seen) (backup.Standing, error) {
+		if half == "" { // libvirt's names alone do not tell
+			if half, err = def.halfBeside(disks); err != nil {
+				return backup.Standing{}, err
+			}
+		}
 		if old := named(def.Name, history); old != nil {
 			return def.again(ctx, old, half, history, disks)
 		}
@@ -47,7 +52,8 @@ func Redefine(ctx context.Context, repo *chain.Repository, req backup.Request, d
 	})
 }
 
-// halfUUID returns the half of the checkpoint's uuid that is in the names of its bitmaps.
+// halfUUID returns the half of the checkpoint's uuid that is in the names of its bitmaps;
+// nothing, if all have the name by which libvirt knows the checkpoint.
 func (def *Definition) halfUUID(disks []backup.DiskRequest) (string, error) {
 	half := ""
 	for _, d := range disks {
@@ -55,9 +61,12 @@ func (def *Definition) halfUUID(disks []backup.DiskRequest) (string, error) {
 		if !ok {
 			return "", wrong(d.Disk, "the definition has no bitmap for it")
 		}
+		if name == def.Name {
+			continue
+		}
 		rest, ok := strings.CutPrefix(name, def.Name+".")
-		if !ok || len(rest) != 16 || strings.Trim(rest, "0123456789abcdef") != "" {
-			return "", wrong(d.Disk, "bitmap %s is none that imgbackup made for checkpoint %s: it would be named %s.<16 hexadecimal digits>", name, def.Name, def.Name)
+		if !ok || !isHalf(rest) {
+			return "", wrong(d.Disk, "bitmap %s is none that imgbackup made for checkpoint %s: it would be named %s.<16 hexadecimal digits> (--adopt takes another program's)", name, def.Name, def.Name)
 		}
 		if half != "" && rest != half {
 			return "", wrong(d.Disk, "bitmap %s belongs to another checkpoint than those of the other disks", name)
@@ -65,6 +74,17 @@ func (def *Definition) halfUUID(disks []backup.DiskRequest) (string, error) {
 		half = rest
 	}
 	return half, nil
+}
+
+func isHalf(s string) bool { return len(s) == 16 && strings.Trim(s, "0123456789abcdef") == "" }
+
+// ours is the name of the checkpoint's own bitmap in a disk, and libvirt that of the one
+// beside it, if the definition names that.
+func (def *Definition) ours(disk, half string) (ours, libvirt string) {
+	if def.Bitmaps[disk] == def.Name {
+		libvirt = def.Name
+	}
+	return def.Name + "." + half, libvirt
 }
 
 func wrong(disk, format string, args ...any) error {
@@ -83,7 +103,8 @@ func (def *Definition) find(half string, history []*chain.Manifest, disks []back
 	}
 	found.Sequence = sequenceOf(found.UUID, found.Parent, history)
 	for _, d := range disks {
-		b := backup.StandingBitmap{Name: def.Bitmaps[d.Disk]}
+		var b backup.StandingBitmap
+		b.Name, b.Libvirt = def.ours(d.Disk, half)
 		if b.Granularity, err = granularity(d, b.Name, 0); err != nil {
 			return found, &chain.DiskError{Disk: d.Disk, Err: err}
 		}

@@ -113,6 +113,7 @@ func (o *backupOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.LimitRate, "limit-rate", "", "read at most so many `BYTES` per second, as 50M")
 	f.DurationVar(&o.Engine.MaxLock, "max-lock", 0, "give up after this `TIME` under the images' locks, as 30m")
 	f.BoolVar(&o.Engine.NoCheckpoint, "no-checkpoint", false, "write nothing into the images, so that no bitmap begins here")
+	f.BoolVar(&o.Engine.LibvirtNames, "libvirt-names", false, "add bitmaps, too, of the checkpoint's name alone, for libvirt")
 	f.BoolVar(&o.Engine.NoVerify, "no-verify", false, "do not decode each compressed chunk before it is stored")
 	addImageFlags(f, &o.Engine)
 	addAdoptFlag(f, &o.Engine)

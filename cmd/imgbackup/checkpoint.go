@@ -3,6 +3,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
@@ -42,7 +44,12 @@ func (a *app) printCheckpoint(m *chain.Manifest, what string) error {
 	}
 	w.printf("\n")
 	for i := range m.Disks {
-		w.printf("  %s  bitmap %s in %s\n", m.Disks[i].Name, oneLine(m.Disks[i].Bitmap), oneLine(m.Disks[i].Source.Path))
+		d := &m.Disks[i]
+		name := "bitmap " + oneLine(d.Bitmap)
+		if d.LibvirtBitmap != "" {
+			name = fmt.Sprintf("bitmaps %s and %s", d.LibvirtBitmap, d.Bitmap)
+		}
+		w.printf("  %s  %s in %s\n", d.Name, name, oneLine(d.Source.Path))
 	}
 	return w.err
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -116,4 +117,16 @@ func (a *app) printAdopted(all []*chain.Manifest) error {
 		}
 	}
 	return nil
+}
+
+// describeRecorded is a checkpoint's bitmap in a disk, for people.
+func describeRecorded(d *chain.Disk) string {
+	text := fmt.Sprintf("%s (granularity %s)", oneLine(d.Bitmap), size(d.Granularity))
+	if d.LibvirtBitmap != "" {
+		text += ", and " + d.LibvirtBitmap + " for libvirt"
+	}
+	if d.Adopted != nil {
+		text += ", another program's, adopted " + d.Adopted.Format(time.RFC3339)
+	}
+	return text
 }

@@ -55,6 +55,7 @@ func (o *checkpointCreateOptions) addFlags(f *pflag.FlagSet) {
 	addCheckpointXMLFlag(f, &o.XML)
 	f.StringVar(&o.Engine.Checkpoint, "checkpoint", "", "`NAME` of the checkpoint (default: made from the time)")
 	f.StringVar(&o.Engine.Description, "description", "", "`TEXT` to keep with the checkpoint")
+	f.BoolVar(&o.Engine.LibvirtNames, "libvirt-name", false, "add bitmaps, too, of the checkpoint's name alone, for libvirt")
 	addImageFlags(f, &o.Engine)
 	addAdoptFlag(f, &o.Engine)
 }

@@ -4,8 +4,10 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -35,7 +37,8 @@ func (a *app) checkpointDumpXMLCommand() *cobra.Command {
 		Long: `dumpxml prints a checkpoint (the newest by default) as a domaincheckpoint of libvirt. With --size it looks
 into the images and tells for each disk how many bytes changed since, where that
 can be told. The domain's definition is part of it, if the checkpoint was made with
-one. checkpoint redefine reads it again.`,
+one. checkpoint redefine reads it again, and so does virsh checkpoint-create --redefine,
+if the checkpoint was made with --libvirt-name.`,
 		Annotations: exits(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup checkpoint dumpxml web monday
   imgbackup checkpoint dumpxml web monday --size`,
@@ -98,14 +101,25 @@ func (a *app) dumpCheckpoint(ctx context.Context, o checkpointDumpXMLOptions) er
 // viewCheckpointXML describes a checkpoint in libvirt's terms.
 func viewCheckpointXML(m *chain.Manifest, node *chain.Node) *dom.Checkpoint {
 	c := &dom.Checkpoint{Name: m.Checkpoint, Description: m.Description, Created: m.Created.Unix()}
-	if node != nil && node.Parent != nil {
-		c.Parent = node.Parent.Manifest.Checkpoint
+	if node != nil {
+		node = node.Parent
+	}
+	for node != nil && forLibvirt(m) && !forLibvirt(node.Manifest) {
+		node = node.Parent // which libvirt can't have
+	}
+	if node != nil {
+		c.Parent = node.Manifest.Checkpoint
 	}
 	for i := range m.Disks {
 		d := &m.Disks[i]
-		c.Disks = append(c.Disks, dom.CheckpointDisk{Name: d.Name, Record: d.Bitmap != "", Bitmap: d.Bitmap})
+		c.Disks = append(c.Disks, dom.CheckpointDisk{Name: d.Name, Record: d.Bitmap != "", Bitmap: cmp.Or(d.LibvirtBitmap, d.Bitmap)})
 	}
 	return c
+}
+
+// forLibvirt reports whether libvirt can have the checkpoint: its bitmaps have its name.
+func forLibvirt(m *chain.Manifest) bool {
+	return slices.ContainsFunc(m.Disks, func(d chain.Disk) bool { return cmp.Or(d.LibvirtBitmap, d.Bitmap) == m.Checkpoint })
 }
 
 func (a *app) fillSizes(c *dom.Checkpoint, m *chain.Manifest, sizes []checkpoint.Size) {

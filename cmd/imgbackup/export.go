@@ -89,6 +89,7 @@ func (o *exportOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.Engine.Description, "description", "", "`TEXT` to keep with the checkpoint")
 	addXMLFlags(f, &o.XML)
 	o.listen.add(f)
+	f.BoolVar(&o.Engine.LibvirtNames, "libvirt-names", false, "add bitmaps, too, of the checkpoint's name alone, for libvirt")
 	addImageFlags(f, &o.Engine)
 	addAdoptFlag(f, &o.Engine)
 	section(f, whichDisks, "disk", "domain-xml", "allow-dir", "no-lock")

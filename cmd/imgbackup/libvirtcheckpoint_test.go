@@ -14,7 +14,8 @@ import (
 
 // Checkpoints go back and forth between a real libvirtd and us. What libvirt made while
 // the VM ran is adopted when it is off, and what was pulled and pushed since reads as the
-// disk does then.
+// disk does then. What we made while it was off libvirt is told of, and its own backups of
+// the running VM are incremental since then.
 //
 // It needs to be root.
 func TestLibvirtCheckpoints(t *testing.T) {
@@ -61,6 +62,48 @@ func TestLibvirtCheckpoints(t *testing.T) {
 	if o := l.imgbackup("changes", l.name, "t1"); o.code != exitNotTrusted || !strings.Contains(o.err, "holds no bitmap t1") {
 		t.Errorf("since a checkpoint that libvirt deleted: exit status %d: %s", o.code, o.err)
 	}
+
+	// The other way: two of ours, an archive and one without data.
+	l.must("backup", "--domain-xml", l.definition(), "--checkpoint", "o1", "--libvirt-names")
+	base := l.newImage()
+	testkit.Tool(t, "qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", image, base)
+	l.start()
+	l.write(1)
+	l.stop()
+	l.must("checkpoint", "create", "--domain-xml", l.definition(), "--checkpoint", "o2", "--libvirt-name")
+	l.tell("o1")
+	l.tell("o2")
+	l.start()
+	l.write(2)
+	theirs := l.theirBackup("o1", "t3")
+	l.write(1)
+	later := l.theirBackup("t3", "")
+	l.stop()
+	testkit.Tool(t, "qemu-img", "rebase", "-u", "-f", "qcow2", "-b", base, "-F", "qcow2", theirs)
+	testkit.Tool(t, "qemu-img", "rebase", "-u", "-f", "qcow2", "-b", theirs, "-F", "qcow2", later)
+	testkit.Tool(t, "qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", later, image)
+
+	// Ours and theirs side by side: all is adopted that is libvirt's, and ours goes on.
+	said := l.must("checkpoint", "redefine", l.name, "--all-of", "/var/lib/libvirt/qemu/checkpoint/"+l.name, "--domain-xml", l.definition())
+	if !strings.Contains(said, "checkpoint t3 of vm adopted (after o2)") {
+		t.Errorf("adopted: %s", said)
+	}
+	l.pushed(theirs, image, "t3")
+	l.pushed(base, image, "o1")
+	if said := l.must("backup", "--domain-xml", l.definition(), "--checkpoint", "o3", "--mode", "incremental", "--libvirt-names"); !strings.Contains(said, "incremental since o1") {
+		t.Errorf("after libvirt's own checkpoints: %s", said)
+	}
+	out := filepath.Join(l.dir, "out")
+	l.must("restore", l.name, "o3", "--output", out)
+	testkit.Tool(t, "qemu-img", "compare", "-f", "raw", "-F", "qcow2", filepath.Join(out, "vda.raw"), image)
+}
+
+// tell makes libvirt know a checkpoint of ours, by our XML.
+func (l *libvirt) tell(checkpoint string) {
+	l.Helper()
+	path := filepath.Join(l.dir, checkpoint+".xml")
+	l.put(path, l.must("checkpoint", "dumpxml", l.name, checkpoint))
+	l.virsh("checkpoint-create", l.name, path, "--redefine")
 }
 
 // define makes a VM with one disk.

@@ -110,7 +110,7 @@ func showDisk(w *checkedWriter, kind string, d *chain.Disk) {
 	}
 	w.printf("  virtual size  %s (%d bytes)\n", size(d.Size), d.Size)
 	if kind == chain.KindCheckpoint {
-		w.printf("  bitmap        %s (granularity %s)\n", d.Bitmap, size(d.Granularity))
+		w.printf("  bitmap        %s\n", describeRecorded(d))
 		return
 	}
 	mode := d.Mode
@@ -122,7 +122,7 @@ func showDisk(w *checkedWriter, kind string, d *chain.Disk) {
 	w.printf("  dirty         %s, data %s, stored %s, reused %s\n", size(d.DirtyBytes), size(d.DataBytes), size(d.StoredBytes), size(d.ReusedBytes))
 	switch {
 	case d.Bitmap != "":
-		w.printf("  bitmap        %s (granularity %s)\n", d.Bitmap, size(d.Granularity))
+		w.printf("  bitmap        %s\n", describeRecorded(d))
 	case d.NoBitmapReason != "":
 		w.printf("  bitmap        none: %s\n", oneLine(d.NoBitmapReason))
 	}
