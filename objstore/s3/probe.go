@@ -20,6 +20,10 @@ import (
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
+// shortestHold is how long a writer is held up at least; else as long as all other
+// requests of the probe took, so that a slow store has the time for one more.
+const shortestHold = 100 * time.Millisecond
+
 // cleanupTime bounds the removal of what a probe made.
 const cleanupTime = 30 * time.Second
 
@@ -41,12 +45,14 @@ func (s *Store) Probe(ctx context.Context) (err error) {
 		keys = append(keys, dir+name)
 		return dir + name
 	}
+	begun := time.Now()
 	for _, step := range []func() error{
 		func() error { return s.probeRead(ctx, key("object")) },
 		func() error { return s.probeChecksum(ctx, key("checksum"), [sha256.Size]byte{}) },
 		func() error { return s.probeChecksum(ctx, key("checksum256"), sha256.Sum256([]byte(meant))) },
 		func() error { return s.probeCreate(ctx, key("create")) },
-		func() error { return s.probeRace(ctx, key("race")) },
+		func() error { return s.probeRace(ctx, key("race/in/new/folders/object")) },
+		func() error { return s.probeHeld(ctx, key("held"), time.Since(begun)+shortestHold) },
 	} {
 		if err := step(); err != nil {
 			return err
@@ -61,7 +67,7 @@ func unfit(format string, args ...any) error {
 }
 
 func (s *Store) probeContent(ctx context.Context, key, want string) error {
-	got, err := objstore.ReadAll(ctx, s, key, 1<<10)
+	got, err := objstore.ReadAll(ctx, s, key, 2*heldSize)
 	if err != nil && !errors.Is(err, objstore.ErrNotFound) {
 		return err
 	}

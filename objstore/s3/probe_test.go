@@ -52,6 +52,12 @@ func testS3NoConditions(t *testing.T, server *s3test.Server) {
 		t.Errorf("probe: %v, want a NoConditionsError", err)
 	}
 	wantEmpty(t, s)
+	// Nor is one fit for several that looks only as a request begins.
+	early := s3test.NewProxy(t, server, s3test.Fault{How: s3test.Early, Method: http.MethodPut, Key: "/held"})
+	err = openS3(t, early.Config(server, bucket, "early")).Probe(t.Context())
+	if !errors.As(err, new(*objstore.NoConditionsError)) || !strings.Contains(err.Error(), "as a request begins") {
+		t.Errorf("a store that looks only as a request begins: %v", err)
+	}
 	for _, method := range []string{http.MethodPut, http.MethodDelete} { // done in vain
 		proxy := s3test.NewProxy(t, server, s3test.Fault{How: s3test.Pretend, Method: method, Key: "/object"})
 		err := openS3(t, proxy.Config(server, bucket, "unfit")).Probe(t.Context())

@@ -52,6 +52,7 @@ const (
 	Stall                   // the answer's body stands still after Bytes
 	Full                    // 507, as of a full disk
 	Overwrite               // an object that stands there is removed before
+	Early                   // whether an object is there is looked at only before the body comes
 	Pretend                 // the server's words that it is done, and nothing is
 	Late                    // the connection is reset, and the server gets it at Deliver
 	Meanwhile               // none, but Do is called in the middle of it
@@ -240,11 +241,19 @@ func (p *Proxy) serve(ctx context.Context, forward http.Handler, w http.Response
 	case ResetUpload:
 		r.Body = io.NopCloser(io.MultiReader(io.LimitReader(r.Body, r.ContentLength/2), broken{}))
 		forward.ServeHTTP(w, r)
-	case Overwrite:
-		if err := p.server.Client().RemoveObject(r.Context(), bucketOf(r), keyOf(r), minio.RemoveObjectOptions{}); err != nil {
+	case Early:
+		if _, err := p.server.Client().StatObject(r.Context(), bucketOf(r), keyOf(r), minio.StatObjectOptions{}); err == nil {
+			answer(w, r, http.StatusPreconditionFailed, "PreconditionFailed")
+			return
+		}
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
 			panic(http.ErrAbortHandler)
 		}
-		forward.ServeHTTP(w, r)
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		p.overwrite(forward, w, r)
+	case Overwrite:
+		p.overwrite(forward, w, r)
 	case Pretend:
 		_, _ = io.Copy(io.Discard, r.Body)
 		if r.Method == http.MethodDelete {
@@ -302,6 +311,14 @@ func (p *Proxy) serve(ctx context.Context, forward http.Handler, w http.Response
 	case Cut, Stall:
 		forward.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), spoiled{}, &spoiling{f, ctx})))
 	}
+}
+
+// overwrite lets a request store its object whatever there is.
+func (p *Proxy) overwrite(forward http.Handler, w http.ResponseWriter, r *http.Request) {
+	if err := p.server.Client().RemoveObject(r.Context(), bucketOf(r), keyOf(r), minio.RemoveObjectOptions{}); err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	forward.ServeHTTP(w, r)
 }
 
 // keep takes a whole request in, to be delivered later.
