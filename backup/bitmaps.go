@@ -136,11 +136,14 @@ func (s *session) retire(ctx context.Context, plan *Plan, manifest *chain.Manife
 // that are no longer needed. Bitmaps that no manifest names are not ours.
 func (s *session) retirable(p *DiskPlan, manifest *chain.Manifest, names []string) []string {
 	// A clone of another disk's image brings that disk's bitmaps with it.
-	known := s.oursAnywhere()
-	var mine []string
+	known, forgotten := s.oursAnywhere(), s.forgottenBitmaps()
+	var mine, gone []string
 	worthless := p.Detection != ByBitmap && p.verdict.DistrustAll
 	for _, name := range names {
 		m := known[name]
+		if m == nil && forgotten[name] != nil {
+			gone = append(gone, name)
+		}
 		if m == nil || m.UUID == manifest.UUID {
 			continue
 		}
@@ -150,9 +153,9 @@ func (s *session) retirable(p *DiskPlan, manifest *chain.Manifest, names []strin
 			mine = append(mine, name)
 		}
 	}
-	slices.SortFunc(mine, func(a, b string) int {
-		return int(known[b].Sequence - known[a].Sequence)
-	})
+	newestFirst(mine, known)
+	newestFirst(gone, forgotten)
+	mine = append(mine, gone...) // which is a witness only where there is no other
 	keep := keepBitmaps - 1
 	if worthless {
 		keep = 0
@@ -161,6 +164,10 @@ func (s *session) retirable(p *DiskPlan, manifest *chain.Manifest, names []strin
 		return nil
 	}
 	return mine[keep:]
+}
+
+func newestFirst(bitmaps []string, of map[string]*chain.Manifest) {
+	slices.SortFunc(bitmaps, func(a, b string) int { return int(of[b].Sequence - of[a].Sequence) })
 }
 
 func headerOf(b *qcow2.Bitmap, l *qcow2.Layer) bitmapstore.Header {

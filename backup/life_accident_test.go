@@ -143,10 +143,16 @@ func repositoryEvents() []*event {
 			if len(l.points) < 2 {
 				return false
 			}
-			l.forget(l.points[l.rng.IntN(len(l.points))].name)
+			p := l.points[l.rng.IntN(len(l.points))]
 			for _, d := range l.disks {
+				// Only what the next backup would build on is missed.
+				names, rec := l.oursIn(d), d.in(p.manifest)
+				if rec == nil || len(names) > 0 && names[len(names)-1] != rec.Bitmap {
+					continue
+				}
 				d.sound = false
 			}
+			l.forget(p.name)
 			return true
 		}},
 		{name: "checkpoint's name taken", weight: 1, keeps: true, do: func(l *life, d *lifeDisk) bool {

@@ -128,15 +128,20 @@ func (l *life) checkpoints() []string {
 	return names
 }
 
-// namedBitmaps are all bitmaps that are ours: a manifest names them.
+// namedBitmaps are all bitmaps that are ours: a manifest names them, or did until it was
+// forgotten.
 func (l *life) namedBitmaps() map[string]bool {
 	l.t.Helper()
 	ms, damaged, err := l.repo.Manifests(context.Background(), "dom")
 	if err != nil || len(damaged) > 0 {
 		l.t.Fatal(err, damaged)
 	}
+	left, err := l.repo.Forgotten(context.Background(), "dom")
+	if err != nil {
+		l.t.Fatal(err)
+	}
 	named := make(map[string]bool)
-	for _, m := range ms {
+	for _, m := range append(left.Manifests(), ms...) {
 		for _, d := range m.Disks {
 			if d.Bitmap != "" {
 				named[d.Bitmap] = true

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 
+	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -334,12 +336,26 @@ func (l *life) oursIn(d *lifeDisk) []string {
 	return ours
 }
 
-// forget removes a checkpoint from the repository, as a person with rm does.
+// forget forgets a checkpoint; now and then as a person with rm does, so that nothing
+// stays known of it.
 func (l *life) forget(name string) {
 	l.t.Helper()
-	l.note("forget %s", name)
-	if err := l.store.Delete(context.Background(), "domains/dom/checkpoints/"+name+".json"); err != nil {
-		l.t.Fatal(err)
+	ctx := context.Background()
+	if l.rng.IntN(4) == 0 {
+		l.note("rm %s", name)
+		if err := l.store.Delete(ctx, "domains/dom/checkpoints/"+name+".json"); err != nil {
+			l.t.Fatal(err)
+		}
+	} else {
+		l.note("forget %s", name)
+		all, damaged, err := l.repo.Manifests(ctx, "dom")
+		if err == nil && len(damaged) == 0 {
+			gone := slices.DeleteFunc(slices.Clone(all), func(m *chain.Manifest) bool { return m.Checkpoint != name })
+			err = chain.Forget(ctx, l.repo, all, gone, func(*chain.Manifest) { l.count.add("forgotten") })
+		}
+		if err != nil || len(damaged) > 0 {
+			l.t.Fatal(err, damaged)
+		}
 	}
 	for i, p := range l.points {
 		if p.name == name {

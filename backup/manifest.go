@@ -15,7 +15,7 @@ func (s *session) manifest(kind string, parent *chain.Manifest) *chain.Manifest 
 	}
 	m := &chain.Manifest{
 		Kind: kind, Domain: s.req.Domain, DomainUUID: s.domainUUID(), Host: s.self.Host,
-		Checkpoint: s.point.name, UUID: s.point.uuid, Sequence: chain.NextSequence(s.history),
+		Checkpoint: s.point.name, UUID: s.point.uuid, Sequence: chain.NextSequence(s.withGone()),
 		Created: s.point.created, Description: s.req.Description, Tool: s.req.Tool,
 		Locking: locking, LeftOut: s.req.LeftOut,
 	}

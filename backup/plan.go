@@ -138,7 +138,10 @@ func (s *session) planDisk(ctx context.Context, d *disk, bitmap bool) (*DiskPlan
 
 // judge judges the bitmaps in a disk's image, which is open.
 func (s *session) judge(d *disk) *trust.Judge {
-	return &trust.Judge{Image: trust.Look(d.image), States: d.states, Archive: s.states, Clusters: &d.clusters, Seed: s.states.seed}
+	return &trust.Judge{
+		Image: trust.Look(d.image), States: d.states, Gone: d.gone, Unknown: s.unknown,
+		Archive: s.states, Clusters: &d.clusters, Seed: s.states.seed,
+	}
 }
 
 // measure fills in how much will be read.

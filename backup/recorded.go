@@ -5,6 +5,7 @@ package backup
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
@@ -15,6 +16,7 @@ import (
 // later backups to compare with.
 func (s *session) recordBitmaps(ctx context.Context, d *disk, p *DiskPlan, w *archive.Writer, rec *chain.Disk) error {
 	known := d.states.Bitmaps()
+	maps.Copy(known, d.gone.Bitmaps())
 	for i, layer := range d.image.Layers {
 		for _, b := range layer.Bitmaps {
 			if known[b.Name] == nil || b.InUse || b.Problem != nil {

@@ -15,7 +15,8 @@ import (
 func (s *session) recognize() {
 	former := make(map[*disk]trust.Former)
 	for _, d := range s.disks {
-		d.states, d.former = chain.StatesOf(s.history, d.req.Disk), trust.Former{}
+		d.former = trust.Former{}
+		d.setStates(chain.StatesOf(s.withGone(), d.req.Disk), s.gone)
 		if f, ok := trust.FindFormer(trust.Look(d.image), d.states, s.history, s.requests); ok {
 			former[d] = f
 		}
@@ -26,7 +27,8 @@ func (s *session) recognize() {
 			return other != d && claims && g.Name == f.Name && (g.SameFile || !f.SameFile)
 		})
 		if !rivaled {
-			d.states, d.former = f.States(d.states, s.history), f
+			d.former = f
+			d.setStates(f.States(chain.StatesOf(s.withGone(), d.req.Disk), s.withGone()), s.gone)
 		}
 	}
 }

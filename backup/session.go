@@ -32,6 +32,7 @@ type disk struct {
 	clusters clusterMaps // of the open image
 
 	states chain.States // recorded of it, newest first
+	gone   chain.States // what stays known of those that were forgotten
 	former trust.Former // what it is called in them, if it has been renamed since
 
 	active      string // where the new bitmap goes
@@ -81,6 +82,8 @@ type session struct {
 	lease *chain.Hold // while it is written
 
 	history []*chain.Manifest // of the domain, oldest first
+	gone    []*chain.Manifest // what stays known of forgotten ones, oldest first
+	unknown error             // why that is not known
 	listed  map[string]bool   // names of the domain's checkpoints, also of what cannot be read
 	states  *archives
 	disks   []*disk
@@ -138,7 +141,7 @@ func (s *session) takeRequest() error {
 // loadHistory reads the domain's manifests and checks who the domain belongs
 // to and whether the checkpoint's name is free.
 func (s *session) loadHistory(ctx context.Context) error {
-	h, err := s.repo.History(ctx, s.req.Domain)
+	h, err := s.repo.Past(ctx, s.req.Domain)
 	if err != nil {
 		return err
 	}
@@ -146,6 +149,7 @@ func (s *session) loadHistory(ctx context.Context) error {
 		s.hooks.note("a checkpoint cannot serve as a base: %v", err)
 	}
 	s.history = h.Manifests
+	s.gone, s.unknown = goneOf(h.Left.Manifests(), s.history), h.LeftErr
 	if err := s.checkOwner(); err != nil {
 		return err
 	}

@@ -9,6 +9,8 @@ import (
 	"iter"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -91,6 +93,42 @@ func (r *Repository) readForgotten(ctx context.Context, domain string) (*Forgott
 		return nil, nil, archive.Damaged(key, err)
 	}
 	return f, data, nil
+}
+
+// Past is what a repository holds of a domain, and what its forgotten checkpoints left.
+type Past struct {
+	History
+	Left    *Forgotten
+	LeftErr error // why that can't be read: an archive.DamageError; Left is empty then
+}
+
+// Past reads both, in one go: what a checkpoint knew that was forgotten meanwhile is in
+// one of them.
+func (r *Repository) Past(ctx context.Context, domain string) (p Past, err error) {
+	all, err := r.listed(ctx, checkpointsPrefix(domain), KeyManifest)
+	if err != nil {
+		return Past{}, err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		p.History, err = r.historyOf(gctx, all)
+		return err
+	})
+	g.Go(func() error { return p.readLeft(gctx, r, domain) })
+	err = g.Wait()
+	if err == nil && p.vanished {
+		err = p.readLeft(ctx, r, domain)
+	}
+	return p, err
+}
+
+func (p *Past) readLeft(ctx context.Context, r *Repository, domain string) error {
+	left, err := r.Forgotten(ctx, domain)
+	p.Left, p.LeftErr = left, nil
+	if archive.IsDamage(err) {
+		p.Left, p.LeftErr, err = &Forgotten{Domain: domain}, err, nil
+	}
+	return err
 }
 
 // AllForgotten yields the lists of all domains. Who keeps what they name must have read

@@ -179,6 +179,8 @@ type History struct {
 	Manifests []*Manifest // sorted by sequence and then uuid
 	Unusable  []error     // for each one that is damaged or too new
 	Names     []string    // of all checkpoints, also of those that can't be used
+
+	vanished bool // one was removed between the listing and the reading
 }
 
 // History reads all manifests of a domain as one listing shows them, as Manifests does.
@@ -187,12 +189,16 @@ func (r *Repository) History(ctx context.Context, domain string) (History, error
 	if err != nil {
 		return History{}, err
 	}
+	return r.historyOf(ctx, all)
+}
+
+// historyOf reads the manifests that were listed.
+func (r *Repository) historyOf(ctx context.Context, all []listed) (h History, err error) {
 	void := make([]bool, len(all))
 	indexes := make([]int, len(all))
 	for i := range all {
 		indexes[i] = i
 	}
-	var h History
 	h.Manifests, h.Unusable, err = readEach(ctx, indexes, func(ctx context.Context, i int) (*Manifest, error) {
 		slot, err := r.listedSlot(ctx, all[i])
 		if err == nil && slot.Manifest == nil {
@@ -214,9 +220,13 @@ func (r *Repository) History(ctx context.Context, domain string) (History, error
 	if len(h.Names) == 0 {
 		return History{}, r.confirmListing(ctx)
 	}
+	h.vanished = len(h.Manifests)+len(h.Unusable) < len(h.Names)
 	slices.SortStableFunc(h.Manifests, bySequence)
 	return h, nil
 }
+
+// SortByAge puts the oldest first.
+func SortByAge(ms []*Manifest) { slices.SortStableFunc(ms, bySequence) }
 
 func bySequence(a, b *Manifest) int {
 	return cmp.Or(cmp.Compare(a.Sequence, b.Sequence), cmp.Compare(a.UUID, b.UUID))

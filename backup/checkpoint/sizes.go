@@ -112,7 +112,7 @@ func (l *sizeLine) reach(ctx context.Context, st chain.DiskState) (bytes int64, 
 	size := l.judge.Image.Size()
 	changed = bitmapstore.Union(l.since.From(0), changed).Clip(size)
 	// What was cut off, and came back as zeros when the disk grew again.
-	changed = bitmapstore.Union(changed, bitmapstore.Between(l.judge.States.SmallestSince(st, size), size))
+	changed = bitmapstore.Union(changed, bitmapstore.Between(l.judge.SmallestSince(st, size), size))
 	bytes, err = l.goOn(ctx, st, changed)
 	return bytes, err == nil, err
 }

@@ -35,7 +35,7 @@ func (w *witness) askOwnRecord(ctx context.Context) (*Objection, error) {
 	if err != nil {
 		return nil, err
 	}
-	size := w.States.SmallestSince(w.st, min(own.Size, w.Image.Layers[w.layer].Size))
+	size := w.SmallestSince(w.st, min(own.Size, w.Image.Layers[w.layer].Size))
 	grew, err := bitmapstore.Contains(w.bitmap.Dirty.Clip(size), then.Clip(size))
 	if err != nil || grew {
 		return nil, err

@@ -48,7 +48,7 @@ func (w *witness) collectDirty(ctx context.Context) (*Objection, error) {
 	size := w.Image.Size()
 	sets := []bitmapstore.Runs{
 		w.bitmap.Dirty,
-		bitmapstore.Between(w.States.SmallestSince(w.st, size), size),
+		bitmapstore.Between(w.SmallestSince(w.st, size), size),
 		w.st.Disk.LostRuns(), // nothing can be compared with it, and it has to be read again
 	}
 	// A bitmap in a newer layer may have been made after the layer's first

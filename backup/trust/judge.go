@@ -15,9 +15,25 @@ import (
 type Judge struct {
 	Image    *Image
 	States   chain.States // all recorded states of the disk
+	Gone     chain.States // what stays known of those that were forgotten: no base of anything
+	Unknown  error        // why that is not known; nil: it is
 	Archive  Archive
 	Clusters Clusters // nil: where clusters lie is not asked
 	Seed     uint64   // of the samples: the same ones with the same seed
+}
+
+// objection is the reason why no bitmap can be believed, whatever its name; nil: none.
+func (j *Judge) objection() *Objection {
+	if j.Unknown != nil && j.Image.Objection() == nil {
+		return object(ReasonForgotten, "what forgotten checkpoints saw of its bitmaps can't be read: %v", j.Unknown)
+	}
+	return j.Image.Objection()
+}
+
+// SmallestSince is the smallest virtual size, bytes, among size and those that the disk
+// is known to have had at st and since.
+func (j *Judge) SmallestSince(st chain.DiskState, size int64) int64 {
+	return j.Gone.SmallestSince(st, j.States.SmallestSince(st, size))
 }
 
 // Question is what is asked of a [Judge].
@@ -33,7 +49,7 @@ type Question struct {
 // Verdict looks for the newest state since which the disk's bitmaps tell every
 // change. Its error is a failure to find out; every doubt is a verdict.
 func (j *Judge) Verdict(ctx context.Context, q Question) (Verdict, error) {
-	if o := j.Image.Objection(); o != nil {
+	if o := j.objection(); o != nil {
 		return o.verdict(), nil
 	}
 	var first *Objection
@@ -144,7 +160,7 @@ func (j *Judge) judgeLine(ctx context.Context, since string, newest *witness) (V
 	size := j.Image.Size()
 	v := newest.verdict(goal)
 	v.Dirty = bitmapstore.Union(append(line, newest.dirty)...).Clip(size)
-	v.Dirty = bitmapstore.Union(v.Dirty, bitmapstore.Between(j.States.SmallestSince(goal, size), size), goal.Disk.LostRuns().Clip(size))
+	v.Dirty = bitmapstore.Union(v.Dirty, bitmapstore.Between(j.SmallestSince(goal, size), size), goal.Disk.LostRuns().Clip(size))
 	v.Reason = fmt.Sprintf("the recorded changes from %s to %s and the bitmap since then agree with every witness",
 		goal.Manifest.Checkpoint, newest.st.Manifest.Checkpoint)
 	return v, nil
@@ -182,7 +198,7 @@ func (j *Judge) line(ctx context.Context, goal, from chain.DiskState) ([]bitmaps
 // Since returns what may have changed since a state whose bitmap is believed, or
 // why it is not. What is damaged in the archive is an [archive.DamageError].
 func (j *Judge) Since(ctx context.Context, st chain.DiskState) (bitmapstore.Runs, *Objection, error) {
-	if o := j.Image.Objection(); o != nil {
+	if o := j.objection(); o != nil {
 		return nil, o, nil
 	}
 	if st.Disk.Bitmap == "" {
@@ -203,7 +219,7 @@ func (j *Judge) Since(ctx context.Context, st chain.DiskState) (bitmapstore.Runs
 // archives are compared by what they hold.
 func (j *Judge) Sound(ctx context.Context, withoutData bool) (map[string]bool, error) {
 	sound := make(map[string]bool)
-	if o := j.Image.Objection(); o != nil {
+	if o := j.objection(); o != nil {
 		return sound, nil
 	}
 	for _, st := range j.States {

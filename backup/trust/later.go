@@ -5,6 +5,7 @@ package trust
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
@@ -46,12 +47,12 @@ func (w *witness) askLaterRecords(ctx context.Context) (*Objection, error) {
 }
 
 // laterRecords yields the records of the bitmap that states after its own made, the
-// newest first.
+// newest first; those that have been forgotten come last.
 func (w *witness) laterRecords(yield func(chain.DiskState, *chain.BitmapRecord) bool) {
 	depth := len(w.st.Disk.Backing) - w.recordedLayer()
-	for _, later := range w.States {
+	for _, later := range slices.Concat(w.States, w.Gone) {
 		if later.Manifest.Sequence <= w.st.Manifest.Sequence && w.st.Disk.Adopted == nil {
-			return
+			continue
 		}
 		for i := range later.Disk.Witnesses {
 			rec := &later.Disk.Witnesses[i]

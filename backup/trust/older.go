@@ -52,7 +52,7 @@ func (w *witness) agrees(ctx context.Context, older *Bitmap, rec *chain.BitmapRe
 	grain := max(rec.Granularity, older.Granularity, w.bitmap.Granularity)
 	// Bits of what was once cut off are gone. In the granule that the disk then
 	// ended in, a coarser bitmap kept those that a finer one lost.
-	size := w.States.SmallestSince(w.st, min(rec.Size, w.Image.Layers[w.layer].Size))
+	size := w.SmallestSince(w.st, min(rec.Size, w.Image.Layers[w.layer].Size))
 	if older.Granularity != w.bitmap.Granularity {
 		size -= size % grain
 	}

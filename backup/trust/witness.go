@@ -32,7 +32,7 @@ func (w *witness) verdict(base chain.DiskState) Verdict {
 // tellsAlone reports whether all that may have changed is in the bitmap itself.
 func (w *witness) tellsAlone() bool {
 	size := w.Image.Size()
-	return w.layer == 0 && w.States.SmallestSince(w.st, size) == size
+	return w.layer == 0 && w.SmallestSince(w.st, size) == size
 }
 
 // examine returns nil when the bitmap tells every change since its state was

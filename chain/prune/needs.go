@@ -42,6 +42,9 @@ func (p *pruner) findNeeds(ctx context.Context, v *inventory, known []string, fr
 		return nil, fmt.Errorf("what every checkpoint needs has to be known before anything is deleted: %w", err)
 	}
 	n.census = census
+	if err := p.left(ctx, func(ref chain.Reference) { n.wanted(v, ref.Key, ref.Object) }); err != nil {
+		return nil, err
+	}
 	if frames {
 		n.live = newLiveFrames(len(v.of(archive.PackPrefix).objects))
 	}
@@ -53,15 +56,34 @@ func (p *pruner) findNeeds(ctx context.Context, v *inventory, known []string, fr
 
 // need marks an object. mu need not be held by who is alone.
 func (n *needs) need(v *inventory, key string, ref archive.Ref) {
+	if !n.wanted(v, key, ref) {
+		n.missing[key] = ref.Length
+	}
+}
+
+// wanted marks an object that may be missing, and reports whether it is there.
+func (n *needs) wanted(v *inventory, key string, ref archive.Ref) bool {
 	prefix, _, _ := archive.ParseKey(key)
 	k := v.of(prefix)
 	i := k.find(ref.Name)
-	if i < 0 || k.objects[i].size != ref.Length {
-		n.missing[key] = ref.Length
-	}
 	if i >= 0 {
 		k.objects[i].needed = true
 	}
+	return i >= 0 && k.objects[i].size == ref.Length
+}
+
+// left calls f for what forgotten checkpoints left for others to ask. All manifests must
+// have been read before: what one of them names is in such a list before it is removed.
+func (p *pruner) left(ctx context.Context, f func(chain.Reference)) error {
+	for list, err := range p.repo.AllForgotten(ctx) {
+		if err != nil {
+			return fmt.Errorf("what forgotten checkpoints left has to be known before anything is deleted: %w", err)
+		}
+		for ref := range list.References() {
+			f(ref)
+		}
+	}
+	return nil
 }
 
 // readMaps marks the packs that the maps name, and finds out which of their frames are

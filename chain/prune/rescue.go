@@ -64,6 +64,9 @@ func (p *pruner) readAgain(ctx context.Context, list *chain.MarkList, v *invento
 		return nil, fmt.Errorf("what every checkpoint needs has to be known before anything is deleted: %w", err)
 	}
 	r.census = census
+	if err := p.left(ctx, func(ref chain.Reference) { r.need(ref.Key) }); err != nil {
+		return nil, err
+	}
 	err = p.repo.EachMap(ctx, maps, func(_ context.Context, _ int, m *archive.Map) error {
 		r.mu.Lock()
 		defer r.mu.Unlock()
