@@ -44,11 +44,7 @@ func (s *archives) open(ctx context.Context, cd *chain.Disk) (*archived, error) 
 	if a, ok := s.opened[cd]; ok {
 		return a, nil
 	}
-	if s.reader == nil {
-		// It serves all attempts, each of which has a context of its own.
-		s.reader = view.NewReader(context.WithoutCancel(ctx), s.repo, view.Options{Cache: maxKept, NoAhead: true})
-	}
-	d, err := s.reader.Open(ctx, cd)
+	d, err := s.look(ctx, cd)
 	if err != nil {
 		return nil, err
 	}
@@ -59,6 +55,15 @@ func (s *archives) open(ctx context.Context, cd *chain.Disk) (*archived, error) 
 	a := &archived{d}
 	s.opened[cd] = a
 	return a, nil
+}
+
+// look opens an archived state of which not all need be there.
+func (s *archives) look(ctx context.Context, cd *chain.Disk) (*view.Disk, error) {
+	if s.reader == nil {
+		// It serves all attempts, each of which has a context of its own.
+		s.reader = view.NewReader(context.WithoutCancel(ctx), s.repo, view.Options{Cache: maxKept, NoAhead: true})
+	}
+	return s.reader.Open(ctx, cd)
 }
 
 // drop gives back the memory of what was compared.

@@ -41,6 +41,9 @@ func (s *archiver) choose(ctx context.Context, d *disk, p *DiskPlan) error {
 		}
 		return nil
 	}
+	if done, err := s.chooseUnchanged(ctx, d, p, judge, states[0]); done || err != nil {
+		return err
+	}
 	v, err := judge.Verdict(ctx, trust.Question{Since: d.req.Since, WithData: true})
 	if err != nil {
 		return err
@@ -138,6 +141,9 @@ func (s *archiver) write(ctx context.Context, plan *Plan) (*chain.Manifest, arch
 	if err := s.storeDisks(ctx, plan, w, m); err != nil {
 		return nil, none, err
 	}
+	if err := s.checkSomethingNew(ctx, plan); err != nil {
+		return nil, none, err
+	}
 	for i, d := range s.disks {
 		if err := s.recordBitmaps(ctx, d, plan.Disks[i], w, &m.Disks[i]); err != nil {
 			return nil, none, &chain.DiskError{Disk: d.req.Disk, Err: err}
@@ -216,6 +222,7 @@ func (s *archiver) readDisks(ctx context.Context, plan *Plan, w *archive.Writer,
 		if err != nil {
 			return &chain.DiskError{Disk: p.Disk, Err: err}
 		}
+		d.changed = stats.Data+stats.Zero > 0
 		rec := &m.Disks[i]
 		rec.DataBytes, rec.StoredBytes, rec.ReusedBytes = stats.Data, stats.Stored, stats.Reused
 		if damage := d.damage.Load(); damage != nil {

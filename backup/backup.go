@@ -58,6 +58,14 @@ type Hooks struct {
 	// that was read: so many of so many guest bytes.
 	Disk func(target string, done, total int64)
 	Step func(name string) // a step of the writing order is about to begin
+	Now  func() time.Time  // the clock that tells how old files are; nil: the system's
+}
+
+func (h Hooks) now() time.Time {
+	if h.Now != nil {
+		return h.Now()
+	}
+	return time.Now()
 }
 
 func (h Hooks) note(format string, args ...any) {
@@ -95,6 +103,7 @@ func (e *NotTrustedError) AboutDisk() string { return e.Disk }
 // Result is what a finished backup has stored.
 type Result struct {
 	Manifest *chain.Manifest // nil if no checkpoint was made
+	Seen     *chain.Seen     // not nil: none was made since nothing has changed
 	Plan     *Plan
 	Stats    archive.Stats
 	Elapsed  time.Duration

@@ -16,8 +16,12 @@ const nothingCommitted = "; nothing was committed"
 // rememberIdentity notes every file of every chain as it was when it was opened,
 // before anything was read out of it.
 func (s *session) rememberIdentity() {
+	now := s.hooks.now()
 	for _, d := range s.disks {
-		d.id, d.backing = nil, nil
+		d.id, d.backing, d.settled = nil, nil, nil
+		if files, ok := chainFiles(d.image); ok && settledSince(files, now) {
+			d.settled = files
+		}
 		for i, layer := range d.image.Layers {
 			for _, f := range layer.Files() {
 				d.id = append(d.id, f.Opened())

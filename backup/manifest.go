@@ -42,6 +42,7 @@ func (s *session) manifestDisk(d *disk, p *DiskPlan) chain.Disk {
 		Snapshots: trust.SnapshotRecords(active.Snapshots),
 		Backing:   d.backing,
 	}
+	s.noteFiles(d, &rec.Source)
 	if active.Header != nil {
 		rec.ClusterSize = active.Header.ClusterSize()
 	}

@@ -18,6 +18,8 @@ const (
 	ByBitmap  Detection = "bitmap"  // the image's dirty bitmap tells
 	ByContent Detection = "content" // everything is read and compared with the archive
 	ByNothing Detection = "none"    // everything is stored
+	// ByTimes: nothing changed, since no file of the image was touched.
+	ByTimes Detection = "unchanged"
 )
 
 // Plan says what a backup will do, disk by disk.
@@ -26,6 +28,8 @@ type Plan struct {
 	Checkpoint string               `json:"checkpoint"`
 	Parent     *chain.CheckpointRef `json:"parent,omitempty"`
 	Disks      []*DiskPlan          `json:"disks"`
+	// Unchanged is the newest checkpoint, if the domain is as that has it and no other is made.
+	Unchanged *chain.CheckpointRef `json:"unchanged_since,omitempty"`
 
 	parent *chain.Manifest
 }
@@ -147,7 +151,10 @@ func (s *session) judge(d *disk) *trust.Judge {
 // measure fills in how much will be read.
 func measure(ctx context.Context, d *disk, p *DiskPlan) error {
 	what := bitmapstore.Of(bitmapstore.Run{Start: 0, End: p.VirtualSize})
-	if p.Detection == ByBitmap {
+	switch p.Detection {
+	case ByTimes:
+		return nil
+	case ByBitmap:
 		what = p.verdict.Dirty
 	}
 	var err error

@@ -23,7 +23,10 @@ func (s *archiver) readDisk(ctx context.Context, d *disk, p *DiskPlan, w *archiv
 		return m, s.readByContent(ctx, d, p, base, m)
 	}
 	what := bitmapstore.Between(0, p.VirtualSize)
-	if p.Detection == ByBitmap {
+	switch p.Detection {
+	case ByTimes:
+		return m, nil
+	case ByBitmap:
 		what = p.verdict.Dirty
 	}
 	return m, s.readRanges(ctx, d, what, m)

@@ -34,6 +34,10 @@ type Request struct {
 	LibvirtNames bool   // add a second bitmap beside each, named as libvirt demands it
 	Tool         string // name and version of the program, for the manifest
 
+	ReadUnchanged bool // read what nobody seems to have touched, too
+	TrustTimes    bool // believe the times of files on any file system, and across a restart
+	SkipUnchanged bool // make no checkpoint if nothing has changed since the newest
+
 	ImageOptions
 	StoreOptions
 }

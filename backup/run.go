@@ -96,6 +96,9 @@ func (s *session) attempt(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if plan.Unchanged != nil {
+		return s.skipOpen(ctx, plan)
+	}
 	if err := s.guard(ctx); err != nil {
 		return nil, err
 	}
@@ -118,7 +121,16 @@ func (s *session) decide(ctx context.Context) (*Plan, error) {
 	if err := s.confirmHistory(ctx); err != nil {
 		return nil, err
 	}
+	if s.req.SkipUnchanged {
+		s.rememberIdentity()
+		if plan, err := s.skipUntouched(ctx); plan != nil || err != nil {
+			return plan, err
+		}
+	}
 	plan, err := s.makePlan(ctx, nil)
+	if err == nil && s.req.SkipUnchanged {
+		err = s.skipPlanned(ctx, plan)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -140,6 +152,9 @@ func (a *attempt) record(ctx context.Context) (*Result, error) {
 		result, err = a.underIntent(ctx)
 		return err
 	})
+	if err == errNothingNew { // and nothing went wrong since
+		return a.skip(ctx, a.plan)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -266,10 +281,13 @@ func (a *attempt) writeLocked(ctx context.Context) (*Result, error) {
 	}
 	a.begin()
 	m, stats, err := a.to.write(ctx, a.plan)
-	if err != nil {
+	if err != nil && !errors.Is(err, errNothingNew) {
 		return nil, err
 	}
 	if err := a.compareIdentity(nothingCommitted); err != nil {
+		return nil, err
+	}
+	if err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {

@@ -43,8 +43,10 @@ type disk struct {
 	read   amount
 	damage atomic.Pointer[archive.DamageError] // in the archived state that it is compared with
 
-	id      []qcow2.FileID // of every file of the chain, when reading began
-	backing []chain.Layer  // as the manifest records it
+	settled []chain.FileState // every file of the chain, if none had been touched for a while then
+	changed bool              // something was found that the state that it is compared with has not
+	id      []qcow2.FileID    // of every file of the chain, when reading began
+	backing []chain.Layer     // as the manifest records it
 }
 
 // amount is how much of the guest's data is to be read and has been, bytes.
@@ -80,6 +82,9 @@ type session struct {
 	self  chain.Process // who this is
 	point point
 	lease *chain.Hold // while it is written
+
+	lastLook  *chain.Seen // when the domain was last found unchanged; nil: never
+	lookKnown bool        // that was asked for
 
 	history []*chain.Manifest // of the domain, oldest first
 	gone    []*chain.Manifest // what stays known of forgotten ones, oldest first

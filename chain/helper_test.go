@@ -48,7 +48,8 @@ func sample(domain, checkpoint string) *Manifest {
 		Created: time.Date(2026, 11, 21, 7, 49, 0, 123456789, time.UTC), Description: "before the <upgrade> & after – ünïcode\nline",
 		Tool: "imgbackup 1.0", Locking: LockingQEMU, Requested: ModeAuto,
 		Disks: []Disk{{
-			Name: "vda", Source: Source{Path: "/images/web.qcow2", Format: "qcow2", Device: 1 << 63, Inode: 1<<64 - 1},
+			Name: "vda", Source: Source{Path: "/images/web.qcow2", Format: "qcow2", Device: 1 << 63, Inode: 1<<64 - 1, Size: 7, Mtime: -5, Ctime: 1 << 60, BootID: "boot",
+				DataFile: &FileState{Path: "/images/\xff.data", Device: 1, Inode: 2, Size: 3, Mtime: 4, Ctime: 5}},
 			Size: 1 << 40, ClusterSize: 65536, Granularity: 65536,
 			Backing:   []Layer{{Path: "/images/base.raw", Format: "raw", FileSize: 1 << 30, Mtime: -5, Ctime: 1 << 60, HeaderDigest: digest("header")}},
 			Snapshots: []Snapshot{{ID: "1", Name: "snap", CreatedNS: 17}},

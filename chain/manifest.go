@@ -35,6 +35,8 @@ const (
 	DetectionBitmap  = "bitmap"  // by a persistent dirty bitmap
 	DetectionContent = "content" // by reading and comparing everything
 	DetectionNone    = "none"    // everything is stored
+	// DetectionUnchanged: no file of the image was touched, so nothing was read but samples.
+	DetectionUnchanged = "unchanged"
 )
 
 // How images were kept from being written to while they were read.
@@ -176,12 +178,23 @@ func (d *Disk) Records() []BitmapRecord {
 	return append(slices.Clip(d.Witnesses), *d.Held)
 }
 
-// Source is the image that a disk was read from.
+// Source is the image that a disk was read from, as it was when reading began and still at the
+// end. A block device has no times, and the size is not told.
 type Source struct {
 	Path   string `json:"path"`
 	Format string `json:"format"`
 	Device uint64 `json:"device"`
 	Inode  uint64 `json:"inode"`
+	Size   int64  `json:"size,omitempty"`     // of the file, bytes
+	Mtime  int64  `json:"mtime_ns,omitempty"` // ns since 1970
+	Ctime  int64  `json:"ctime_ns,omitempty"`
+
+	DataFile *FileState `json:"data_file,omitempty"` // an external one
+
+	// BootID is the boot of the host that saw it so. It is empty unless each file of the chain
+	// is described, and had not been touched for two seconds when reading began: then the same
+	// times mean, on that boot, the same content.
+	BootID string `json:"boot_id,omitempty"`
 }
 
 // Layer is an image below the active one.
@@ -278,6 +291,11 @@ func (m *Manifest) mapTexts(f func(string) (string, error)) (*Manifest, error) {
 		d.Snapshots = slices.Clone(d.Snapshots)
 		d.Witnesses = slices.Clone(d.Witnesses)
 		texts = append(texts, &d.Source.Path)
+		if f := d.Source.DataFile; f != nil {
+			data := *f
+			d.Source.DataFile = &data
+			texts = append(texts, &data.Path)
+		}
 		for j := range d.Backing {
 			texts = append(texts, &d.Backing[j].Path)
 		}

@@ -164,6 +164,7 @@ const (
 	KeyIntent
 	KeyLease
 	KeyForgotten
+	KeySeen
 	KeyData // a pack, map, bitmap, cluster map, file or index: [archive.ParseKey] takes it apart
 	KeyMark
 	KeyMarkList
@@ -172,7 +173,7 @@ const (
 // Key is a key that has been taken apart.
 type Key struct {
 	Kind   KeyKind
-	Domain string // of a manifest, an intent or a forgotten list
+	Domain string // of a manifest, an intent, a forgotten list or what was seen
 	Name   string // of a checkpoint; the uuid of an intent or a lease
 	Host   string // of a lease: the part that stands for its host
 }
@@ -214,6 +215,9 @@ func ParseKey(key string) Key {
 	if len(parts) == 3 {
 		if key == forgottenKey(domain) {
 			return Key{Kind: KeyForgotten, Domain: domain}
+		}
+		if key == seenKey(domain) {
+			return Key{Kind: KeySeen, Domain: domain}
 		}
 		return Key{}
 	}

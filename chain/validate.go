@@ -245,6 +245,11 @@ func (r *CheckpointRef) validate(c *checker, field, self string) {
 func (d *Disk) validate(c *checker, m *Manifest) {
 	c.path("source.path", d.Source.Path)
 	c.word("source.format", d.Source.Format, true)
+	c.atLeast("source.size", d.Source.Size, 0)
+	c.text("source.boot_id", d.Source.BootID, maxShort)
+	if d.Source.DataFile != nil {
+		d.Source.DataFile.validate(c, "source.data_file")
+	}
 	c.atLeast("virtual_size", d.Size, 0)
 	if d.ClusterSize != 0 {
 		c.powerOfTwo("cluster_size", d.ClusterSize, 512, maxClusterSize)
@@ -269,7 +274,8 @@ func (d *Disk) validate(c *checker, m *Manifest) {
 	}
 	if m.Kind == KindArchive {
 		c.oneOf("mode", d.Mode, ModeFull, ModeIncremental)
-		c.oneOf("detection", d.Detection, DetectionBitmap, DetectionContent, DetectionNone)
+		c.oneOf("detection", d.Detection, DetectionBitmap, DetectionContent, DetectionNone, DetectionUnchanged)
+		c.that(d.Detection != DetectionUnchanged || d.Mode == ModeIncremental, "detection unchanged of a full")
 	} else {
 		c.that(d.Mode == "" && d.Detection == "", "a checkpoint without data has mode %.80q, detection %.80q", d.Mode, d.Detection)
 		c.that(d.Bitmap != "", "a checkpoint without data has no bitmap")

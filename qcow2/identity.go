@@ -34,6 +34,9 @@ func (f *File) Stat() (FileID, error) {
 	return f.fileID(&st, f.f)
 }
 
+// Device reports whether the file is a block device.
+func (f *File) Device() bool { return f.device }
+
 // Opened returns the state that the file had when it was opened, before
 // anything was read out of it.
 func (f *File) Opened() FileID { return f.opened }

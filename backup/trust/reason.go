@@ -10,6 +10,7 @@ const (
 	ReasonTrusted      Reason = "trusted"       // the bitmap stood every check
 	ReasonRequested    Reason = "requested"     // a full was asked for
 	ReasonFirst        Reason = "first"         // the repository holds no state of the disk
+	ReasonUnchanged    Reason = "unchanged"     // no file of the image was touched
 	ReasonRaw          Reason = "raw"           // raw images have no bitmaps
 	ReasonForeign      Reason = "foreign"       // the image is not read natively
 	ReasonVersion2     Reason = "qcow2-v2"      // nor have qcow2 images of version 2

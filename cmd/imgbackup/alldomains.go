@@ -121,11 +121,13 @@ func (o *domainOutcome) name() string {
 // printOutcomes prints the summary, and counts the domains that failed.
 func (a *app) printOutcomes(all []domainOutcome, code int) (failed int, err error) {
 	out := struct {
-		Status  int             `json:"status"`
-		Done    int             `json:"done"`
-		Failed  int             `json:"failed"`
-		Skipped int             `json:"skipped"`
-		Domains []domainOutcome `json:"domains"`
+		Status  int `json:"status"`
+		Done    int `json:"done"`
+		Failed  int `json:"failed"`
+		Skipped int `json:"skipped"`
+		// Unchanged are those of Done of which no checkpoint was made, nor need be.
+		Unchanged int             `json:"unchanged,omitempty"`
+		Domains   []domainOutcome `json:"domains"`
 	}{Status: code, Domains: all}
 	w := &checkedWriter{w: a.out}
 	t := &table{out: a.out}
@@ -140,6 +142,10 @@ func (a *app) printOutcomes(all []domainOutcome, code int) (failed int, err erro
 			what = fmt.Sprintf("failed (%d): %s", o.Status, o.Error)
 		default:
 			out.Done++
+			if o.Backup != nil && o.Backup.Unchanged != nil {
+				out.Unchanged++
+				what = "unchanged since " + o.Backup.Unchanged.Since
+			}
 		}
 		t.row(o.name(), o.File, strings.ReplaceAll(what, "\n", "; "))
 	}

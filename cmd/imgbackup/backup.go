@@ -31,6 +31,13 @@ definition in /etc/libvirt/qemu. Formats are never guessed; a comma in a path is
 const backupManual = `--mode full reads everything, and relies on nothing of an older checkpoint: what the repository
 has already is read back and proven before it counts, and else stored again.
 
+An image of which no file was touched since its newest checkpoint (by inode, size and times) is not read
+again, but for samples: that is how raw images and others without bitmaps stay cheap. --read-unchanged reads
+it all the same. Times are believed on local file systems that keep them (ext4, XFS, Btrfs, F2FS, ZFS, tmpfs, overlayfs)
+and until the host is started again; --trust-times believes them everywhere. --skip-unchanged makes no
+checkpoint where nothing of the domain has changed, be it disks, definition or firmware: list and show tell when
+that was seen last.
+
 An image to which no bitmap can be added (no room, a quota or limit, read-only, no qemu-img) is archived
 without one, and what the next backup has to read because of it is said. A disk that has another name than
 before goes on, if the bitmap in its image shows which one it was.
@@ -115,10 +122,13 @@ func (o *backupOptions) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.Engine.NoCheckpoint, "no-checkpoint", false, "write nothing into the images, so that no bitmap begins here")
 	f.BoolVar(&o.Engine.LibvirtNames, "libvirt-names", false, "add bitmaps, too, of the checkpoint's name alone, for libvirt")
 	f.BoolVar(&o.Engine.NoVerify, "no-verify", false, "do not decode each compressed chunk before it is stored")
+	f.BoolVar(&o.Engine.SkipUnchanged, "skip-unchanged", false, "make no checkpoint if nothing has changed since the newest")
+	f.BoolVar(&o.Engine.ReadUnchanged, "read-unchanged", false, "read images that nobody has touched since, too")
+	f.BoolVar(&o.Engine.TrustTimes, "trust-times", false, "believe files' times on any file system, and across a restart")
 	addImageFlags(f, &o.Engine)
 	addAdoptFlag(f, &o.Engine)
 	section(f, whichDisks, "disk", "domain-xml", "all-domains", "allow-dir", "no-lock")
-	section(f, whatIsDone, "mode", "incremental", "checkpoint", "description", "no-checkpoint", "adopt", "dry-run")
+	section(f, whatIsDone, "mode", "incremental", "checkpoint", "description", "no-checkpoint", "skip-unchanged", "adopt", "dry-run")
 	section(f, byXML, "backup-xml", "checkpoint-xml", "print-xml")
 	section(f, toFiles, "target", "force")
 	section(f, howItRuns, "compression", "limit-rate", "max-lock")
@@ -268,6 +278,10 @@ func (a *app) printPlan(plan *backup.Plan, left []chain.LeftOut) error {
 		return a.printJSON(viewPlan(plan, left))
 	}
 	w := &checkedWriter{w: a.out}
+	if plan.Unchanged != nil {
+		w.printf("Plan for %s: nothing has changed since %s, so no checkpoint would be made\n", plan.Domain, plan.Unchanged.Name)
+		return w.err
+	}
 	w.printf("Plan for %s (nothing has been written)\n", plan.Domain)
 	if err := printDiskPlans(w, plan); err != nil {
 		return err
@@ -296,6 +310,8 @@ func describeMode(p *backup.DiskPlan) string {
 		return "full"
 	case p.Detection == backup.ByContent:
 		return "incremental by content since " + p.Since.Name
+	case p.Detection == backup.ByTimes:
+		return "unchanged since " + p.Since.Name
 	}
 	return "incremental since " + p.Since.Name
 }
@@ -312,9 +328,23 @@ type backupJSON struct {
 	PackBytes  int64           `json:"pack_bytes"`
 	Seconds    float64         `json:"seconds"`
 	Notes      []string        `json:"notes,omitempty"`
+	Unchanged  *unchangedJSON  `json:"unchanged,omitempty"`
+}
+
+// unchangedJSON says that no checkpoint was made.
+type unchangedJSON struct {
+	Since string    `json:"since"` // the newest checkpoint
+	UUID  string    `json:"uuid"`
+	Seen  time.Time `json:"seen"`
 }
 
 func viewBackup(r *backup.Result, left []chain.LeftOut) *backupJSON {
+	if r.Seen != nil {
+		return &backupJSON{
+			Domain: r.Seen.Domain, Disks: []diskJSON{}, Seconds: r.Elapsed.Seconds(), Notes: r.Notes,
+			Unchanged: &unchangedJSON{r.Seen.Checkpoint.Name, r.Seen.Checkpoint.UUID, r.Seen.Time},
+		}
+	}
 	m := r.Manifest
 	out := &backupJSON{
 		Domain: m.Domain, Checkpoint: m.Checkpoint, UUID: m.UUID, LeftOut: left, Packs: r.Stats.Packs,
@@ -330,11 +360,15 @@ func viewBackup(r *backup.Result, left []chain.LeftOut) *backupJSON {
 }
 
 func (a *app) printBackup(r *backup.Result, left []chain.LeftOut) error {
-	m := r.Manifest
 	if a.json {
 		return a.printJSON(viewBackup(r, left))
 	}
 	w := &checkedWriter{w: a.out}
+	if r.Seen != nil {
+		w.printf("%s: nothing has changed since %s, so no checkpoint was made\n", r.Seen.Domain, r.Seen.Checkpoint.Name)
+		return w.err
+	}
+	m := r.Manifest
 	w.printf("checkpoint %s of %s", m.Checkpoint, m.Domain)
 	if m.Parent != nil {
 		w.printf(" (after %s)", m.Parent.Name)

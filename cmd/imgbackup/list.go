@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
@@ -66,9 +68,18 @@ func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string
 			printTree(w, chain.BuildTree(ms))
 			continue
 		}
+		seen, err := a.seen(ctx, repo, domain)
+		if err != nil {
+			return err
+		}
 		for _, m := range ms {
-			all = append(all, viewCheckpoint(m))
-			t.row(listRow(m)...)
+			v, row := viewCheckpoint(m), listRow(m)
+			if seen != nil && seen.Checkpoint.UUID == m.UUID {
+				v.Unchanged = &seen.Time
+				row[len(row)-1] = strings.TrimSpace(row[len(row)-1] + " (unchanged until " + shortTime(seen.Time) + ")")
+			}
+			all = append(all, v)
+			t.row(row...)
 		}
 	}
 	err := w.err
@@ -80,6 +91,20 @@ func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string
 	}
 	return errors.Join(append([]error{err}, damage...)...)
 }
+
+// seen is when a domain was last seen to be unchanged; nil: never, or that cannot be known, which
+// is told.
+func (a *app) seen(ctx context.Context, repo *chain.Repository, domain string) (*chain.Seen, error) {
+	seen, err := repo.Seen(ctx, domain)
+	var newer *chain.NewerError
+	if archive.IsDamage(err) || errors.As(err, &newer) {
+		a.note(err.Error())
+		return nil, nil
+	}
+	return seen, err
+}
+
+func shortTime(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
 
 // listRow is a checkpoint as list shows it.
 func listRow(m *chain.Manifest) []string {
@@ -99,7 +124,7 @@ func listRow(m *chain.Manifest) []string {
 		stored += d.StoredBytes
 	}
 	return []string{
-		m.Domain, m.Checkpoint, parent, m.Created.Local().Format("2006-01-02 15:04:05"),
+		m.Domain, m.Checkpoint, parent, shortTime(m.Created),
 		strings.Join(disks, " "), size(stored), strings.TrimSpace(lostNote(m) + " " + oneLine(m.Description)),
 	}
 }

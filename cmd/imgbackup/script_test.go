@@ -35,7 +35,9 @@ func TestScripts(t *testing.T) {
 			env.Values[treesKey{}] = make(map[string][sha256.Size]byte)
 			env.Values[vmKey{}] = &vm{}
 			env.Values[serverKey{}] = &server{}
-			return nil
+			source, err := filepath.Abs("../../testdata/script")
+			env.Setenv("SOURCE", source)
+			return err
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits":   scriptExits,

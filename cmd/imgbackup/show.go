@@ -3,6 +3,8 @@
 package main
 
 import (
+	"time"
+
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
@@ -27,14 +29,21 @@ backed up as it was. With --json it prints the manifest.`,
 			if err != nil {
 				return err
 			}
-			_, m, err := a.openCheckpoint(cmd.Context(), args[0], name)
+			repo, m, err := a.openCheckpoint(cmd.Context(), args[0], name)
 			if err != nil {
 				return err
 			}
-			if a.json {
-				return a.printJSON(viewManifest(m))
+			seen, err := a.seen(cmd.Context(), repo, m.Domain)
+			if err != nil {
+				return err
 			}
-			return a.showManifest(m)
+			if seen != nil && seen.Checkpoint.UUID != m.UUID {
+				seen = nil
+			}
+			if a.json {
+				return a.printJSON(viewManifest(m, seen))
+			}
+			return a.showManifest(m, seen)
 		},
 	}
 	cmd.Flags().StringVar(&checkpoint, "checkpoint", "", checkpointUsage)
@@ -47,6 +56,8 @@ type manifestJSON struct {
 	*chain.Manifest
 	Name  string             `json:"name"`
 	Disks []manifestDiskJSON `json:"disks"`
+	// Unchanged is when the domain was last seen to be as the checkpoint has it.
+	Unchanged *time.Time `json:"unchanged_until,omitempty"`
 }
 
 type manifestDiskJSON struct {
@@ -54,15 +65,18 @@ type manifestDiskJSON struct {
 	*chain.Disk
 }
 
-func viewManifest(m *chain.Manifest) manifestJSON {
+func viewManifest(m *chain.Manifest, seen *chain.Seen) manifestJSON {
 	out := manifestJSON{Manifest: m, Name: m.Checkpoint, Disks: []manifestDiskJSON{}}
 	for i := range m.Disks {
 		out.Disks = append(out.Disks, manifestDiskJSON{m.Disks[i].Name, &m.Disks[i]})
 	}
+	if seen != nil {
+		out.Unchanged = &seen.Time
+	}
 	return out
 }
 
-func (a *app) showManifest(m *chain.Manifest) error {
+func (a *app) showManifest(m *chain.Manifest, seen *chain.Seen) error {
 	w := &checkedWriter{w: a.out}
 	w.printf("checkpoint   %s\n", m.Checkpoint)
 	if m.Kind == chain.KindCheckpoint {
@@ -77,6 +91,9 @@ func (a *app) showManifest(m *chain.Manifest) error {
 		w.printf("parent       %s\n", m.Parent.Name)
 	}
 	w.printf("created      %s on %s by %s\n", m.Created.Local().Format("2006-01-02 15:04:05 -0700"), oneLine(m.Host.Name), oneLine(m.Tool))
+	if seen != nil {
+		w.printf("unchanged    until %s\n", seen.Time.Local().Format("2006-01-02 15:04:05 -0700"))
+	}
 	if m.Description != "" {
 		w.printf("description  %s\n", oneLine(m.Description))
 	}

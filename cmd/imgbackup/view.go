@@ -76,6 +76,8 @@ type checkpointJSON struct {
 	Kind        string     `json:"kind"`
 	Description string     `json:"description,omitempty"`
 	Disks       []diskJSON `json:"disks"`
+	// Unchanged is when the domain was last seen to be as the checkpoint has it.
+	Unchanged *time.Time `json:"unchanged_until,omitempty"`
 }
 
 func viewCheckpoint(m *chain.Manifest) checkpointJSON {
