@@ -270,4 +270,3 @@ func (l *lab) noLeftovers() {
 		l.t.Errorf("left: %v %v %v %v", leases, intents, bad, worse)
 	}
 }
-
