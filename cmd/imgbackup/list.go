@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
@@ -55,7 +56,7 @@ func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string
 	t := &table{out: a.out}
 	t.row("DOMAIN", "CHECKPOINT", "PARENT", "CREATED", "DISKS", "STORED", "DESCRIPTION")
 	for _, domain := range domains {
-		ms, broken, err := repo.Manifests(ctx, domain)
+		ms, broken, seen, err := a.checkpointsOf(ctx, repo, domain)
 		if err != nil {
 			return err
 		}
@@ -67,10 +68,6 @@ func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string
 			w.printf("%s\n", domain)
 			printTree(w, chain.BuildTree(ms))
 			continue
-		}
-		seen, err := a.seen(ctx, repo, domain)
-		if err != nil {
-			return err
 		}
 		for _, m := range ms {
 			v, row := viewCheckpoint(m), listRow(m)
@@ -90,6 +87,22 @@ func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string
 		err = t.print()
 	}
 	return errors.Join(append([]error{err}, damage...)...)
+}
+
+// checkpointsOf reads a domain's manifests, those that cannot be, and when it was last seen to be
+// unchanged.
+func (a *app) checkpointsOf(ctx context.Context, repo *chain.Repository, domain string) (ms []*chain.Manifest, broken []error, seen *chain.Seen, err error) {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		seen, err = a.seen(ctx, repo, domain)
+		return err
+	})
+	g.Go(func() (err error) {
+		ms, broken, err = repo.Manifests(ctx, domain)
+		return err
+	})
+	err = g.Wait()
+	return ms, broken, seen, err
 }
 
 // seen is when a domain was last seen to be unchanged; nil: never, or that cannot be known, which
