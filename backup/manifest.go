@@ -40,7 +40,7 @@ func (s *session) manifestDisk(d *disk, p *DiskPlan) chain.Disk {
 		Name: p.Disk, RenamedFrom: p.RenamedFrom, Size: p.VirtualSize,
 		Source:    chain.Source{Path: active.Path, Format: string(p.Format), Device: d.id[0].Dev, Inode: d.id[0].Inode},
 		Snapshots: trust.SnapshotRecords(active.Snapshots),
-		Backing:   d.backing,
+		Backing:   d.backing, TrustedData: s.trustedData(d),
 	}
 	s.noteFiles(d, &rec.Source)
 	if active.Header != nil {

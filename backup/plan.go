@@ -143,7 +143,7 @@ func (s *session) planDisk(ctx context.Context, d *disk, bitmap bool) (*DiskPlan
 // judge judges the bitmaps in a disk's image, which is open.
 func (s *session) judge(d *disk) *trust.Judge {
 	return &trust.Judge{
-		Image: trust.Look(d.image), States: d.states, Gone: d.gone, Unknown: s.unknown,
+		Image: s.look(d), States: d.states, Gone: d.gone, Unknown: s.unknown,
 		Archive: s.states, Clusters: &d.clusters, Seed: s.states.seed,
 	}
 }

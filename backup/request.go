@@ -49,6 +49,8 @@ type ImageOptions struct {
 	LockWait  time.Duration // how long to wait for another holder of an image's locks
 	MaxLock   time.Duration // the longest time the images may stay locked; 0: no limit
 	RateLimit int64         // bytes of guest data read per second; 0: no limit
+
+	TrustRawData bool // only QEMU writes to raw data files: their images' bitmaps are examined
 }
 
 // StoreOptions say how objects are written.
@@ -74,6 +76,7 @@ type DiskRequest struct {
 	Mode    Mode   // empty: the request's
 	Since   string // checkpoint to be incremental from; empty: the request's
 
+	TrustRawData *bool         // nil: as the request
 	NoCheckpoint bool          // add no bitmap to this disk
 	AllowDirs    []string      // folders, besides the request's, for its backing and data files
 	Defined      *DefinedChain // what the domain's definition says lies below the image; nil: nothing

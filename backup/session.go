@@ -38,6 +38,8 @@ type disk struct {
 	active      string // where the new bitmap goes
 	granularity int64  // of the new bitmap, bytes
 
+	lateData bool // its raw data file was seen to be written to past QEMU
+
 	vouched string // it was noted that this speaks for the bitmap of another program
 
 	read   amount

@@ -137,6 +137,9 @@ type Disk struct {
 	Granularity int64      `json:"granularity,omitempty"`  // of the bitmap that was added; 0: none was
 	Backing     []Layer    `json:"backing,omitempty"`      // below the active layer, topmost first
 	Snapshots   []Snapshot `json:"snapshots,omitempty"`    // internal ones of the active layer
+	// TrustedData is the image's raw data file, if its bitmaps are to be believed since a
+	// person says that only QEMU writes to it. nil: there is none, or nobody says so.
+	TrustedData *Source `json:"trusted_data_file,omitempty"`
 
 	Requested       string         `json:"requested,omitempty"`
 	Mode            string         `json:"mode,omitempty"`      // of an archive only
@@ -294,6 +297,11 @@ func (m *Manifest) mapTexts(f func(string) (string, error)) (*Manifest, error) {
 		if f := d.Source.DataFile; f != nil {
 			data := *f
 			d.Source.DataFile = &data
+			texts = append(texts, &data.Path)
+		}
+		if d.TrustedData != nil {
+			data := *d.TrustedData
+			d.TrustedData = &data
 			texts = append(texts, &data.Path)
 		}
 		for j := range d.Backing {

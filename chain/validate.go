@@ -250,6 +250,10 @@ func (d *Disk) validate(c *checker, m *Manifest) {
 	if d.Source.DataFile != nil {
 		d.Source.DataFile.validate(c, "source.data_file")
 	}
+	if d.TrustedData != nil {
+		c.path("trusted_data_file.path", d.TrustedData.Path)
+		c.word("trusted_data_file.format", d.TrustedData.Format, true)
+	}
 	c.atLeast("virtual_size", d.Size, 0)
 	if d.ClusterSize != 0 {
 		c.powerOfTwo("cluster_size", d.ClusterSize, 512, maxClusterSize)

@@ -95,6 +95,7 @@ func (d *disk) options(p purpose, defined bool) []option {
 		text("keyfile", "file", &d.KeyFile),
 		word("backupmode", &d.Mode, backup.Full, backup.Incremental),
 		text("incremental", "checkpoint", &d.Since),
+		yesNo("trustraw", func(yes bool) { d.TrustRawData = &yes }),
 	}
 	if defined {
 		all = append(all, yesNo("backup", func(yes bool) { d.leaveOut = !yes }))

@@ -50,8 +50,8 @@ func (i *Image) Objection() *Objection {
 		return object(ReasonCorrupt, "QEMU marked the image corrupt")
 	case h.Has(qcow2.IncompatDirty):
 		return object(ReasonDirty, "the image was not closed cleanly (its dirty bit is set)")
-	case h.Has(qcow2.IncompatDataFile) && h.Autoclear&qcow2.AutoclearDataRaw != 0:
-		return object(ReasonDataFileRaw, "its raw data file can be written without any mark in a bitmap")
+	case i.RawData.objection() != nil:
+		return i.RawData.objection()
 	case active.BitmapsErr != nil:
 		return object(ReasonUnusable, "no bitmap of the image can be used: %v", active.BitmapsErr)
 	}

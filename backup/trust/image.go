@@ -18,6 +18,7 @@ import (
 type Image struct {
 	Layers  []Layer // the active one first; each one's backing file is the next
 	Content Content
+	RawData RawData
 }
 
 // Size is the disk's virtual size, bytes.
@@ -76,7 +77,7 @@ type Content interface {
 
 // Look describes an open image. What it returns must not outlive it.
 func Look(c *qcow2.Image) *Image {
-	image := &Image{Content: c}
+	image := &Image{Content: c, RawData: rawDataOf(c.Layers[0])}
 	for _, l := range c.Layers {
 		layer := Layer{
 			Record: LayerRecord(l), Size: l.Size, Header: l.Header, ReadBy: l.ReadBy(),

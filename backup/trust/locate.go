@@ -40,6 +40,9 @@ func (w *witness) locate(context.Context) (*Objection, error) {
 	if o := w.compareIdentity(); o != nil {
 		return o, nil
 	}
+	if o := w.askDataFile(); o != nil {
+		return o, nil
+	}
 	if w.flat {
 		return nil, nil
 	}

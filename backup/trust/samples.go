@@ -28,7 +28,7 @@ func (w *witness) askSamples(ctx context.Context, archived State, clean bitmapst
 		bitmapstore.Subtract(isData, wasData),
 		bitmapstore.Intersect(isData, wasData),
 	} {
-		sample, err := sampleOf(set, sampleRuns, sampleBytes, random)
+		sample, err := sampleOf(set, w.samples(), sampleBytes, random)
 		if err != nil {
 			return nil, err
 		}

@@ -44,7 +44,9 @@ before goes on, if the bitmap in its image shows which one it was.
 
 A --disk is TARGET=PATH,format=FORMAT. qcow2 and raw are read natively; luks, vmdk, vhdx, vdi, qed and
 encrypted qcow2 (keyfile=FILE holds the passphrase) through qemu-nbd, and always by content. backupmode=
-and incremental= give one disk a mode of its own.
+and incremental= give one disk a mode of its own. A qcow2 over a raw data file goes by content, too, since
+whoever writes to that file past QEMU leaves no mark; --trust-raw-data-file, or trustraw=yes of a disk, says
+that nobody does.
 
 With --target, once for each disk, the disks go to files or block devices instead (push mode), full unless
 an incremental is asked for, and a checkpoint is made only if --checkpoint names one. The repository is

@@ -89,6 +89,7 @@ func addCheckpointXMLFlag(f *pflag.FlagSet, files *request.Files) {
 // addImageFlags adds those of all commands that open images of a domain.
 func addImageFlags(f *pflag.FlagSet, req *backup.Request) {
 	f.BoolVar(&req.NoLock, "no-lock", false, "go without QEMU's image locks, where the file system has none")
+	f.BoolVar(&req.TrustRawData, "trust-raw-data-file", false, "nothing but QEMU writes to raw data files of qcow2 images: go by their bitmaps")
 	f.StringArrayVar(&req.AllowDirs, "allow-dir", nil, "allow backing and data files in this `DIR`, too; may be repeated")
 }
 

@@ -122,6 +122,9 @@ func showDisk(w *checkedWriter, kind string, d *chain.Disk) {
 		w.printf("  renamed from  %s\n", d.RenamedFrom)
 	}
 	w.printf("  source        %s (%s)\n", oneLine(d.Source.Path), d.Source.Format)
+	if data := d.TrustedData; data != nil {
+		w.printf("  data file     %s (raw; trusted: nothing but QEMU is said to write to it)\n", oneLine(data.Path))
+	}
 	for _, b := range d.Backing {
 		w.printf("  backed by     %s (%s)\n", oneLine(b.Path), b.Format)
 	}
