@@ -45,15 +45,21 @@ func (s *archiver) choose(ctx context.Context, d *disk, p *DiskPlan) error {
 		return err
 	}
 	v, err := judge.Verdict(ctx, trust.Question{Since: d.req.Since, WithData: true})
+	if s.req.Salvage && unreadable(err) {
+		v, err = trust.Verdict{Code: trust.ReasonUnreadable, Reason: fmt.Sprintf("the image cannot be read where its bitmaps are examined: %v", err)}, nil
+	}
 	if err != nil {
-		return err
+		return hintSalvage(err)
 	}
 	p.Code, p.verdict = v.Code, v
 	switch {
 	case v.Trusted:
 		p.Mode, p.Detection, p.Reason = Incremental, ByBitmap, v.Reason
 		p.base, p.Since = v.Base, v.Base.Manifest.Ref()
-		if p.sound, err = judge.Sound(ctx, true); err != nil {
+		if p.sound, err = judge.Sound(ctx, true); s.req.Salvage && unreadable(err) {
+			p.sound, err = make(map[string]bool), nil
+		}
+		if err != nil {
 			return err
 		}
 		p.sound[v.Base.Disk.Bitmap] = v.Alone
@@ -196,7 +202,7 @@ func (s *archiver) crossCheck(ctx context.Context) error {
 	random := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	for _, d := range s.disks {
 		if err := d.image.CrossCheck(ctx, CrossCheckSamples, random); err != nil {
-			return &chain.DiskError{Disk: d.req.Disk, Err: err}
+			return &chain.DiskError{Disk: d.req.Disk, Err: hintSalvage(err)}
 		}
 	}
 	return nil
@@ -224,6 +230,9 @@ func (s *archiver) readDisks(ctx context.Context, plan *Plan, w *archive.Writer,
 		}
 		d.changed = stats.Data+stats.Zero > 0
 		rec := &m.Disks[i]
+		if rec.Lost, err = s.lostOf(d, p); err != nil {
+			return &chain.DiskError{Disk: p.Disk, Err: err}
+		}
 		rec.DataBytes, rec.StoredBytes, rec.ReusedBytes = stats.Data, stats.Stored, stats.Reused
 		if damage := d.damage.Load(); damage != nil {
 			s.hooks.note("disk %s: the archive of %s is damaged; what could not be compared is stored again: %v", p.Disk, p.base.Manifest.Checkpoint, damage)
@@ -234,11 +243,13 @@ func (s *archiver) readDisks(ctx context.Context, plan *Plan, w *archive.Writer,
 
 func (s *archiver) storeDisk(ctx context.Context, d *disk, p *DiskPlan, w *archive.Writer) (archive.DiskStats, error) {
 	s.count(d, 0)
+	d.lost = chain.NewLossSet(p.VirtualSize)
 	m, err := s.readDisk(ctx, d, p, w)
 	if err != nil {
-		return archive.DiskStats{}, err
+		return archive.DiskStats{}, hintSalvage(err)
 	}
-	return m.Close(ctx)
+	stats, err := m.Close(ctx)
+	return stats, hintSalvage(err)
 }
 
 // listMaps gives each disk its list of maps: the one that was written, and those that it

@@ -68,7 +68,7 @@ func (c *comparedCell) produce(ctx context.Context, buf []byte) ([]archive.Piece
 	now := buf[:c.end-c.start]
 	clear(now)
 	for _, r := range c.runs {
-		if err := c.disk.image.ReadAt(ctx, now[r.Start-c.start:r.End-c.start], r.Start); err != nil {
+		if err := c.s.readGuest(ctx, c.disk, now[r.Start-c.start:r.End-c.start], r.Start); err != nil {
 			return nil, err
 		}
 		c.s.count(c.disk, r.Len())

@@ -136,6 +136,9 @@ func same(a, b *chain.ClusterMap) bool {
 func (s *archiver) storeClusterMaps(ctx context.Context, plan *Plan, w *archive.Writer, m *chain.Manifest) error {
 	for i, d := range s.disks {
 		now, err := d.clusters.of(ctx, 0)
+		if s.req.Salvage && unreadable(err) {
+			continue // of a disk that fails; the next one is examined without it
+		}
 		if err == nil && now != nil {
 			m.Disks[i].ClusterMap = now.rec
 			err = now.store(ctx, w, plan.Disks[i].base.Disk)

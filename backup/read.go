@@ -109,7 +109,7 @@ func (s *archiver) readPieces(ctx context.Context, d *disk, runs []bitmapstore.R
 	for _, r := range runs {
 		part := buf[:r.Len():r.Len()]
 		buf = buf[r.Len():]
-		if err := d.image.ReadAt(ctx, part, r.Start); err != nil {
+		if err := s.readGuest(ctx, d, part, r.Start); err != nil {
 			return nil, err
 		}
 		s.count(d, r.Len())

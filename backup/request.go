@@ -44,6 +44,9 @@ type Request struct {
 
 // ImageOptions say how images are opened and read.
 type ImageOptions struct {
+	// Salvage stores zeros for what cannot be read of the images, and records it as
+	// lost; else that fails. Only of an archive.
+	Salvage   bool
 	NoLock    bool          // do not take QEMU's image locks; recorded in the manifest
 	AllowDirs []string      // folders, besides each image's own, for backing and data files
 	LockWait  time.Duration // how long to wait for another holder of an image's locks

@@ -44,6 +44,7 @@ type disk struct {
 
 	read   amount
 	damage atomic.Pointer[archive.DamageError] // in the archived state that it is compared with
+	lost   *chain.LossSet                      // what of it could not be read
 
 	settled []chain.FileState // every file of the chain, if none had been touched for a while then
 	changed bool              // something was found that the state that it is compared with has not
@@ -236,7 +237,7 @@ func (s *session) openImage(ctx context.Context, path string, format qcow2.Forma
 		return nil, usage.Errorf("%s: a raw image has no passphrase: leave keyfile= out, or name the format luks", path)
 	}
 	options := qcow2.OpenOptions{
-		AllowDirs: slices.Concat(s.req.AllowDirs, allow), ReadLimit: s.limiter,
+		AllowDirs: slices.Concat(s.req.AllowDirs, allow), ReadLimit: s.limiter, Salvage: s.req.Salvage,
 		Foreign: foreign.Opener(ctx, foreign.Options{KeyFile: keyFile}),
 	}
 	if s.req.NoLock {

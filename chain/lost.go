@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
 )
@@ -54,6 +55,36 @@ func Losses(ranges []Lost, size int64) []Lost {
 		out = joinClosest(out)
 	}
 	return out
+}
+
+// LossSet gathers the lost ranges of a disk. It is safe for concurrent use.
+type LossSet struct {
+	size int64 // of the disk, bytes
+
+	mu   sync.Mutex
+	list []Lost
+	tidy int // how many of list are as [Losses] returned them
+}
+
+// NewLossSet returns an empty set for a disk of size bytes.
+func NewLossSet(size int64) *LossSet { return &LossSet{size: size} }
+
+// Add takes a range, which may have been added before.
+func (l *LossSet) Add(r Lost) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.list = append(l.list, r)
+	if len(l.list) > 2*(l.tidy+MaxLost) {
+		l.list = Losses(l.list, l.size)
+		l.tidy = len(l.list)
+	}
+}
+
+// All are the ranges, as a manifest records them.
+func (l *LossSet) All() []Lost {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return Losses(l.list, l.size)
 }
 
 // joinClosest joins the ranges that lie closest, until there are no more than MaxLost.

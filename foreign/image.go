@@ -9,6 +9,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/qcow2"
@@ -114,6 +115,10 @@ func (im *image) failed(err error) error {
 	}
 	if im.ctx.Err() != nil {
 		return context.Cause(im.ctx)
+	}
+	var server *nbd.ServerError
+	if errors.As(err, &server) && server.Code == uint32(syscall.EIO) {
+		return fmt.Errorf("%w: %w", syscall.EIO, err) // the server is well, what it reads is not
 	}
 	return im.process.Explain(err)
 }

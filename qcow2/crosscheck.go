@@ -91,6 +91,9 @@ func (c *Image) crossCheckLayer(ctx context.Context, layer, samples int, rnd *ra
 			continue
 		}
 		if err := c.readLayer(ctx, layer, ours[:length], at); err != nil {
+			if c.opts.Salvage && ctx.Err() == nil {
+				continue
+			}
 			return compared, err
 		}
 		if !opinion(other, theirs[:length], at) {

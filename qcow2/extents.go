@@ -157,6 +157,12 @@ func (w *walker) walk(layer int, start, end int64) error {
 	}
 	for start < end && !w.stopped {
 		s, err := w.cursors[layer].at(start, end)
+		if err != nil && w.c.opts.Salvage {
+			next := min(end, w.cursors[layer].unmapped(start))
+			w.emit(Extent{Offset: start, Length: next - start, Kind: Data, Layer: layer})
+			start = next
+			continue
+		}
 		if err != nil {
 			return err
 		}

@@ -31,6 +31,10 @@ type OpenOptions struct {
 	// ReadLimit bounds the bytes of guest data read from files per second; nil:
 	// no limit.
 	ReadLimit *rate.Limiter
+	// Salvage is for an image that can no longer be read everywhere: where its tables
+	// can't be, it holds data, as far as [Image.Extents] and the sets know, which
+	// [Image.ReadAt] fails for. Tables are read in smaller parts.
+	Salvage bool
 	// Foreign opens images that this package does not read itself: those of other
 	// formats than raw and qcow2, and encrypted ones. nil: they are refused.
 	Foreign func(path string, format Format) (Foreign, error)
@@ -114,7 +118,7 @@ func Open(path string, format Format, o OpenOptions) (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image: %w", err)
 	}
-	c := &Image{opts: o, cache: newTableCache()}
+	c := &Image{opts: o, cache: newTableCache(o.Salvage)}
 	if err := c.open(namedFile{path: named, resolved: resolved}, format, rules); err != nil {
 		_ = c.Close() // nothing was written; err is what matters
 		return nil, err
@@ -197,7 +201,7 @@ func (l *Layer) open(rules *policy, foreign func(string, Format) (Foreign, error
 	}
 	l.Header = h
 	l.Size = h.RawSize &^ (sectorSize - 1)
-	if err := l.checkL1(); err != nil {
+	if err := l.checkL1(); err != nil && !l.cache.salvage {
 		return err
 	}
 	if l.Snapshots, err = readSnapshots(l.file, l.file.size, l.Path, h); err != nil {

@@ -203,7 +203,7 @@ func TestTableCacheIsBounded(t *testing.T) {
 	if err := f.Truncate(1 << 30); err != nil {
 		t.Fatal(err)
 	}
-	c := newTableCache()
+	c := newTableCache(false)
 	l := &Layer{Path: path, file: &File{path: path, f: f, size: 1 << 30}}
 	for off := int64(0); off < 100<<20; off += 64 << 10 {
 		if _, err := c.get(l, off, 64<<10, "a table"); err != nil {

@@ -12,8 +12,12 @@ import (
 // tableCacheBytes bounds the memory that a chain spends on mapping tables.
 const tableCacheBytes = 32 << 20
 
-// sliceBytes is the part of a table that is read at once, at most.
-const sliceBytes = 64 << 10
+// sliceBytes is the part of a table that is read at once, at most; salvagedBytes where
+// parts of it cannot be read.
+const (
+	sliceBytes    = 64 << 10
+	salvagedBytes = 4 << 10
+)
 
 // tableCache keeps recently used slices of L1 and L2 tables of all layers of a
 // chain.
@@ -22,6 +26,9 @@ type tableCache struct {
 	used  int64
 	order *list.List // of *tableSlice, most recently used first
 	slice map[sliceKey]*list.Element
+
+	salvage bool // see [OpenOptions.Salvage]
+	failed  map[sliceKey]error
 }
 
 type sliceKey struct {
@@ -37,8 +44,16 @@ type tableSlice struct {
 // cost counts the bookkeeping of a slice too, which outweighs the smallest.
 func (s *tableSlice) cost() int64 { return int64(len(s.data)) + 256 }
 
-func newTableCache() *tableCache {
-	return &tableCache{order: list.New(), slice: map[sliceKey]*list.Element{}}
+func newTableCache(salvage bool) *tableCache {
+	return &tableCache{order: list.New(), slice: map[sliceKey]*list.Element{}, salvage: salvage, failed: map[sliceKey]error{}}
+}
+
+// unit is the part of a table that is read at once, bytes.
+func (c *tableCache) unit() int64 {
+	if c.salvage {
+		return salvagedBytes
+	}
+	return sliceBytes
 }
 
 // get returns n bytes of a table of layer l. The bytes must not be changed.
@@ -56,16 +71,24 @@ func (c *tableCache) get(l *Layer, offset, n int64, what string) ([]byte, error)
 		data = make([]byte, n)
 		return data, l.file.readMeta(data, offset, what)
 	}
+	err := c.failed[key]
 	c.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
 
 	// Two readers may both read the same slice; that is cheaper than to make
 	// readers of others wait.
 	data := make([]byte, n)
-	if err := l.file.readMeta(data, offset, what); err != nil {
-		return nil, err
-	}
+	err = l.file.readMeta(data, offset, what)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if err != nil {
+		if c.salvage { // a disk that fails is not asked again and again
+			c.failed[key] = err
+		}
+		return nil, err
+	}
 	if _, ok := c.slice[key]; !ok {
 		s := &tableSlice{key: key, data: data}
 		c.slice[key] = c.order.PushFront(s)
@@ -186,7 +209,7 @@ func (c *cursor) load(off int64) error {
 	h := c.l.Header
 	span := h.l2Span()
 	index := off / span
-	perSlice := int64(sliceBytes / 8)
+	perSlice := c.l.cache.unit() / 8
 	first := index - index%perSlice
 	count := min(perSlice, h.neededL1()-first)
 	l1, err := c.l.cache.get(c.l, h.L1Offset+first*8, count*8, "the L1 table")
@@ -211,7 +234,7 @@ func (c *cursor) load(off int64) error {
 	if table > c.l.file.size-cs {
 		return &DamageError{Path: c.l.Path, Offset: at, What: fmt.Sprintf("the L2 table at offset %d (%d bytes) lies beyond the end of the file, which has %d bytes", table, cs, c.l.file.size)}
 	}
-	n := min(cs, sliceBytes)
+	n := min(cs, c.l.cache.unit())
 	guestPerSlice := n / h.l2EntryBytes() << h.ClusterBits
 	slice := (off - index*span) / guestPerSlice
 	data, err := c.l.cache.get(c.l, table+slice*n, n, "an L2 table")
@@ -222,6 +245,29 @@ func (c *cursor) load(off int64) error {
 	c.start = index*span + slice*guestPerSlice
 	c.end = c.start + guestPerSlice
 	return nil
+}
+
+// unmapped is the end of what cannot be mapped, of which off, that at failed for, is a
+// part: a cluster, or all that a part of a table would map.
+func (c *cursor) unmapped(off int64) int64 {
+	h := c.l.Header
+	cs, span, unit := h.ClusterSize(), h.l2Span(), c.l.cache.unit()
+	if c.start <= off && off < c.end {
+		return off&^(cs-1) + cs
+	}
+	index := off / span
+	first := index - index%(unit/8)
+	count := min(unit/8, h.neededL1()-first)
+	l1, err := c.l.cache.get(c.l, h.L1Offset+first*8, count*8, "the L1 table")
+	if err != nil {
+		return (first + count) * span
+	}
+	table := int64(binary.BigEndian.Uint64(l1[(index-first)*8:]) & entryOffset)
+	if table%cs != 0 || table > c.l.file.size-cs {
+		return (index + 1) * span
+	}
+	perSlice := min(cs, unit) / h.l2EntryBytes() << h.ClusterBits
+	return off - off%span%perSlice + perSlice
 }
 
 // piece maps off within its cluster, or subcluster.

@@ -17,7 +17,7 @@ import (
 type archivedDisk struct {
 	repo  *chain.Repository
 	entry *chain.Disk
-	lost  *losses // nil: nothing may be
+	lost  *chain.LossSet // nil: nothing may be
 
 	reader *view.Reader // nil: not open
 	disk   *view.Disk
@@ -27,7 +27,7 @@ type archivedDisk struct {
 func (a *archivedDisk) prove(ctx context.Context) (counts outfile.Amounts, err error) {
 	var o view.Options
 	if a.lost != nil {
-		o.Lose = a.lost.add
+		o.Lose = a.lost.Add
 	}
 	a.reader = view.NewReader(ctx, a.repo, o)
 	if a.disk, err = a.reader.Open(ctx, a.entry); err != nil {

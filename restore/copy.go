@@ -53,7 +53,7 @@ func (b *batch) reset() { b.entries, b.runs, b.first = b.entries[:0], b.runs[:0]
 type source struct {
 	*view.Layout
 	fetcher *archive.Fetcher
-	lost    *losses // nil: nothing may be
+	lost    *chain.LossSet // nil: nothing may be
 }
 
 // each calls fn for all entries of the disk.

@@ -21,7 +21,7 @@ type job struct {
 	at   *outfile.Place  // nil: stdout
 	out  *outfile.Output // nil: stdout, or not open yet
 	size int64           // of what is written as a disk, bytes
-	lost *losses         // nil: nothing may be
+	lost *chain.LossSet  // nil: nothing may be
 }
 
 // writer is a way in which a disk gets to where it goes. Its methods are called in
@@ -46,7 +46,7 @@ func (r *restoring) newJob(t Target) (*job, error) {
 	j := &job{Target: t, o: &r.o, disk: d, size: d.Size}
 	switch {
 	case r.o.SkipDamaged:
-		j.lost = &losses{size: d.Size}
+		j.lost = chain.NewLossSet(d.Size)
 	case len(d.Lost) > 0:
 		return nil, &chain.LostError{Disk: d}
 	}
@@ -132,7 +132,7 @@ func (j *job) result() DiskResult {
 		d.Bitmap = j.disk.Bitmap
 	}
 	if j.lost != nil {
-		d.Lost = j.lost.all()
+		d.Lost = j.lost.All()
 	}
 	return d
 }

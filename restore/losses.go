@@ -11,34 +11,6 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 )
 
-// losses are the ranges of a disk that zeros are written for. They are safe for concurrent
-// use.
-type losses struct {
-	size int64 // of the disk, bytes
-
-	mu   sync.Mutex
-	list []chain.Lost
-	tidy int // how many of list are as [chain.Losses] returned them
-}
-
-// add takes a range, which may have been added before.
-func (l *losses) add(r chain.Lost) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.list = append(l.list, r)
-	if len(l.list) > 2*(l.tidy+chain.MaxLost) {
-		l.list = chain.Losses(l.list, l.size)
-		l.tidy = len(l.list)
-	}
-}
-
-// all are the ranges, in order.
-func (l *losses) all() []chain.Lost {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return chain.Losses(l.list, l.size)
-}
-
 // fewEntries is how many entries are fetched together where damage has been met.
 const fewEntries = 64
 
@@ -104,7 +76,7 @@ func (s *source) fetchOne(ctx context.Context, e archive.Entry, i int, fn func(i
 		data, err = e.In(chunk)
 	}
 	if archive.IsDamage(err) {
-		s.lost.add(chain.Lost{Offset: e.Offset, Length: e.Length, Reason: err.Error()})
+		s.lost.Add(chain.Lost{Offset: e.Offset, Length: e.Length, Reason: err.Error()})
 		data, err = make([]byte, e.Length), nil
 	}
 	if err != nil {

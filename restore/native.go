@@ -23,7 +23,7 @@ type native struct {
 func (n *native) prove(ctx context.Context) (outfile.Amounts, error) {
 	var err error
 	if n.src.lost != nil {
-		n.src.Layout, err = view.OpenTolerant(ctx, n.repo, n.disk, n.src.lost.add)
+		n.src.Layout, err = view.OpenTolerant(ctx, n.repo, n.disk, n.src.lost.Add)
 	} else {
 		n.src.Layout, err = view.OpenLayout(ctx, n.repo, n.disk)
 	}

@@ -94,13 +94,15 @@ func (a *app) backupDefinition(ctx context.Context, repo *chain.Repository, b ba
 		default:
 			o.Backup = viewBackup(result, job.Request.LeftOut)
 		}
-		if a.json {
+		switch {
+		case b.dryRun && a.json:
 			return nil
-		}
-		if b.dryRun {
+		case b.dryRun:
 			return a.printPlan(plan, job.Request.LeftOut)
+		case a.json:
+			return salvaged(result.Manifest)
 		}
-		return a.printBackup(result, job.Request.LeftOut)
+		return errors.Join(a.printBackup(result, job.Request.LeftOut), salvaged(result.Manifest))
 	}()
 	switch {
 	case errors.Is(err, request.ErrNoDisks):

@@ -42,6 +42,12 @@ An image to which no bitmap can be added (no room, a quota or limit, read-only, 
 without one, and what the next backup has to read because of it is said. A disk that has another name than
 before goes on, if the bitmap in its image shows which one it was.
 
+--salvage saves what can be read of an image on a disk that fails. Around what cannot be read it asks for
+smaller and smaller pieces, down to 4 KiB; the rest is stored as zeros, recorded as lost, listed, and the
+exit status is 3. Such a checkpoint is marked wherever it is shown, and restores only with --skip-damaged. The
+next backup reads what was lost again, whatever the bitmap says. A bitmap is added as always, which writes to
+the disk: --no-checkpoint does not.
+
 A --disk is TARGET=PATH,format=FORMAT. qcow2 and raw are read natively; luks, vmdk, vhdx, vdi, qed and
 encrypted qcow2 (keyfile=FILE holds the passphrase) through qemu-nbd, and always by content. backupmode=
 and incremental= give one disk a mode of its own. A qcow2 over a raw data file goes by content, too, since
@@ -123,6 +129,7 @@ func (o *backupOptions) addFlags(f *pflag.FlagSet) {
 	f.DurationVar(&o.Engine.MaxLock, "max-lock", 0, "give up after this `TIME` under the images' locks, as 30m")
 	f.BoolVar(&o.Engine.NoCheckpoint, "no-checkpoint", false, "write nothing into the images, so that no bitmap begins here")
 	f.BoolVar(&o.Engine.LibvirtNames, "libvirt-names", false, "add bitmaps, too, of the checkpoint's name alone, for libvirt")
+	f.BoolVar(&o.Engine.Salvage, "salvage", false, "of a disk that fails: store zeros for what cannot be read, list it, and end with exit status 3")
 	f.BoolVar(&o.Engine.NoVerify, "no-verify", false, "do not decode each compressed chunk before it is stored")
 	f.BoolVar(&o.Engine.SkipUnchanged, "skip-unchanged", false, "make no checkpoint if nothing has changed since the newest")
 	f.BoolVar(&o.Engine.ReadUnchanged, "read-unchanged", false, "read images that nobody has touched since, too")
@@ -130,7 +137,7 @@ func (o *backupOptions) addFlags(f *pflag.FlagSet) {
 	addImageFlags(f, &o.Engine)
 	addAdoptFlag(f, &o.Engine)
 	section(f, whichDisks, "disk", "domain-xml", "all-domains", "allow-dir", "no-lock")
-	section(f, whatIsDone, "mode", "incremental", "checkpoint", "description", "no-checkpoint", "skip-unchanged", "adopt", "dry-run")
+	section(f, whatIsDone, "mode", "incremental", "checkpoint", "description", "no-checkpoint", "skip-unchanged", "adopt", "salvage", "dry-run")
 	section(f, byXML, "backup-xml", "checkpoint-xml", "print-xml")
 	section(f, toFiles, "target", "force")
 	section(f, howItRuns, "compression", "limit-rate", "max-lock")
@@ -147,6 +154,7 @@ func (o *backupOptions) complete(f *pflag.FlagSet, args []string) (err error) {
 	err = errors.Join(
 		exclude(f, "all-domains", "disk", "tpm-state", "incremental", "domain-xml", "backup-xml", "checkpoint-xml", "print-xml", "target"),
 		exclude(f, "backup-xml", "disk", "mode", "incremental", "target"),
+		exclude(f, "salvage", "target"),
 		notEmpty(f, "checkpoint", "incremental"),
 	)
 	if err != nil {
@@ -172,6 +180,8 @@ func (a *app) runBackup(ctx context.Context, o backupOptions) error {
 	switch {
 	case err != nil:
 		return err
+	case len(job.Targets) > 0 && o.Engine.Salvage:
+		return usage.Errorf("--salvage is for archives: what cannot be read is recorded in the repository")
 	case len(job.Targets) > 0:
 		return a.push(ctx, job, o)
 	case o.force:
@@ -191,7 +201,7 @@ func (a *app) runBackup(ctx context.Context, o backupOptions) error {
 	case o.dryRun:
 		return a.printPlan(plan, job.Request.LeftOut)
 	}
-	return a.printBackup(result, job.Request.LeftOut)
+	return errors.Join(a.printBackup(result, job.Request.LeftOut), salvaged(result.Manifest))
 }
 
 // backupJob makes the request, and passes on what a person should know of it.
@@ -356,7 +366,9 @@ func viewBackup(r *backup.Result, left []chain.LeftOut) *backupJSON {
 		out.Parent = m.Parent.Name
 	}
 	for i := range m.Disks {
-		out.Disks = append(out.Disks, viewDisk(&m.Disks[i]))
+		d := viewDisk(&m.Disks[i])
+		d.Lost = m.Disks[i].Lost
+		out.Disks = append(out.Disks, d)
 	}
 	return out
 }
@@ -391,6 +403,11 @@ func (a *app) printBackup(r *backup.Result, left []chain.LeftOut) error {
 		w.printf("  %s: %s\n", p.Disk, p.Reason)
 		if p.NoBitmapReason != "" {
 			w.printf("  %s: no bitmap was added: %s\n", p.Disk, p.NoBitmapReason)
+		}
+	}
+	for i := range m.Disks {
+		for k := range m.Disks[i].Lost {
+			w.printf("  %s\n", lostLine(m.Disks[i].Name, &m.Disks[i].Lost[k]))
 		}
 	}
 	w.printf("done in %s: %s of data, %s stored\n", r.Elapsed.Round(10*time.Millisecond), size(data), size(stored))

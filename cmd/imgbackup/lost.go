@@ -43,6 +43,18 @@ func notWhole(err error) bool {
 	return archive.IsDamage(err) || errors.As(err, &lost)
 }
 
+// salvaged is the error of a backup that could not read all: nil if it could, or made no
+// checkpoint.
+func salvaged(m *chain.Manifest) error {
+	if m == nil {
+		return nil
+	}
+	if n := m.LostBytes(); n > 0 {
+		return damageFound{fmt.Errorf("checkpoint %s of %s is made, but %s of guest data could not be read, and are lost", m.Checkpoint, m.Domain, size(n))}
+	}
+	return nil
+}
+
 // lostSome is the error of a restore that is not whole.
 func lostSome(r *restore.Result) error {
 	if !r.Lost() {

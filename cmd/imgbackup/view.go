@@ -28,27 +28,28 @@ func checkpointNamed(name string) checkpointNames { return checkpointNames{name,
 // diskJSON is one disk of a checkpoint as --json shows it. Sizes are in bytes.
 type diskJSON struct {
 	diskNames
-	RenamedFrom     string     `json:"renamed_from,omitempty"`
-	Source          string     `json:"source"`
-	Format          string     `json:"format"`
-	VirtualSize     int64      `json:"virtual_size"`
-	BackupMode      string     `json:"backupmode"` // what was asked for
-	Mode            string     `json:"mode"`       // what was done: full or incremental
-	Detection       string     `json:"detection"`  // bitmap, content or none
-	ReasonCode      string     `json:"reason_code"`
-	Reason          string     `json:"reason"`
-	IncrementalFrom string     `json:"incremental_from,omitempty"`
-	Bitmap          string     `json:"bitmap,omitempty"`
-	LibvirtBitmap   string     `json:"libvirt_bitmap,omitempty"`
-	Adopted         *time.Time `json:"adopted,omitempty"`
-	NoBitmapReason  string     `json:"no_bitmap_reason,omitempty"`
-	DirtyBytes      int64      `json:"dirty_bytes"`
-	DataBytes       int64      `json:"data_bytes"`
-	StoredBytes     int64      `json:"stored_bytes"`
-	ReusedBytes     int64      `json:"reused_bytes"`
-	Maps            int        `json:"maps"` // that a restore reads
-	LostRanges      int        `json:"lost_ranges,omitempty"`
-	LostBytes       int64      `json:"lost_bytes,omitempty"`
+	RenamedFrom     string       `json:"renamed_from,omitempty"`
+	Source          string       `json:"source"`
+	Format          string       `json:"format"`
+	VirtualSize     int64        `json:"virtual_size"`
+	BackupMode      string       `json:"backupmode"` // what was asked for
+	Mode            string       `json:"mode"`       // what was done: full or incremental
+	Detection       string       `json:"detection"`  // bitmap, content or none
+	ReasonCode      string       `json:"reason_code"`
+	Reason          string       `json:"reason"`
+	IncrementalFrom string       `json:"incremental_from,omitempty"`
+	Bitmap          string       `json:"bitmap,omitempty"`
+	LibvirtBitmap   string       `json:"libvirt_bitmap,omitempty"`
+	Adopted         *time.Time   `json:"adopted,omitempty"`
+	NoBitmapReason  string       `json:"no_bitmap_reason,omitempty"`
+	DirtyBytes      int64        `json:"dirty_bytes"`
+	DataBytes       int64        `json:"data_bytes"`
+	StoredBytes     int64        `json:"stored_bytes"`
+	ReusedBytes     int64        `json:"reused_bytes"`
+	Maps            int          `json:"maps"` // that a restore reads
+	LostRanges      int          `json:"lost_ranges,omitempty"`
+	LostBytes       int64        `json:"lost_bytes,omitempty"`
+	Lost            []chain.Lost `json:"lost,omitempty"` // of a backup only
 }
 
 func viewDisk(d *chain.Disk) diskJSON {
