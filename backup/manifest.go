@@ -13,10 +13,11 @@ func (s *session) manifest(kind string, parent *chain.Manifest) *chain.Manifest 
 	if s.req.NoLock {
 		locking = chain.LockingNone
 	}
+	tags, _ := chain.Tags(s.req.Tags) // they were looked at before
 	m := &chain.Manifest{
 		Kind: kind, Domain: s.req.Domain, DomainUUID: s.domainUUID(), Host: s.self.Host,
 		Checkpoint: s.point.name, UUID: s.point.uuid, Sequence: chain.NextSequence(s.withGone()),
-		Created: s.point.created, Description: s.req.Description, Tool: s.req.Tool,
+		Created: s.point.created, Description: s.req.Description, Tags: tags, Tool: s.req.Tool,
 		Locking: locking, LeftOut: s.req.LeftOut,
 	}
 	m.Follow(parent)

@@ -30,9 +30,10 @@ type Request struct {
 
 	Checkpoint   string // empty: a new name from the time; of a push or pull: none
 	Description  string
-	NoCheckpoint bool   // add no bitmap: the images are not written to
-	LibvirtNames bool   // add a second bitmap beside each, named as libvirt demands it
-	Tool         string // name and version of the program, for the manifest
+	Tags         []string // of the checkpoint, in any order
+	NoCheckpoint bool     // add no bitmap: the images are not written to
+	LibvirtNames bool     // add a second bitmap beside each, named as libvirt demands it
+	Tool         string   // name and version of the program, for the manifest
 
 	ReadUnchanged bool // read what nobody seems to have touched, too
 	TrustTimes    bool // believe the times of files on any file system, and across a restart
@@ -94,6 +95,9 @@ func (req *Request) check() error {
 		if err := chain.CheckName(req.Checkpoint); err != nil {
 			return usage.Errorf("checkpoint: %w", err)
 		}
+	}
+	if _, err := chain.Tags(req.Tags); err != nil {
+		return usage.Wrap(err)
 	}
 	if len(req.Disks) == 0 {
 		return usage.Errorf("no disk is named: give --disk TARGET=PATH,format=qcow2|raw")

@@ -142,6 +142,8 @@ func (b *Backup) targets(in *XML, req *backup.Request) ([]push.Target, error) {
 	switch {
 	case req.Checkpoint == "" && req.Description != "":
 		return nil, usage.Errorf("--description with --target belongs to a checkpoint: name it with --checkpoint")
+	case req.Checkpoint == "" && len(req.Tags) > 0:
+		return nil, usage.Errorf("--tag with --target belongs to a checkpoint: name it with --checkpoint")
 	case req.Checkpoint == "" && req.Adopt:
 		return nil, usage.Errorf("--adopt with --target belongs to a checkpoint: name it with --checkpoint")
 	case req.Checkpoint == "" && req.LibvirtNames:

@@ -54,6 +54,11 @@ type Rules struct {
 // None reports whether there is no rule at all.
 func (r Rules) None() bool { return len(r.Tags) == 0 && len(r.list(time.UTC)) == 0 }
 
+// Timed reports whether any rule asks when checkpoints were made.
+func (r Rules) Timed() bool {
+	return slices.ContainsFunc(r.list(time.UTC), func(r rule) bool { return r.timed })
+}
+
 // Decision says whether a checkpoint stays.
 type Decision struct {
 	Checkpoint
@@ -80,7 +85,7 @@ const clockSlack = time.Hour
 // were made, and answers in that order. Periods are those of zone.
 func (r Rules) Apply(all []Checkpoint, zone *time.Location) ([]Decision, error) {
 	rules := r.list(zone)
-	if slices.ContainsFunc(rules, func(r rule) bool { return r.timed }) {
+	if r.Timed() {
 		if err := checkClock(all); err != nil {
 			return nil, err
 		}

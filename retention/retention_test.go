@@ -4,6 +4,9 @@ package retention_test
 
 import (
 	"errors"
+	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -191,4 +194,33 @@ func FuzzParseDuration(f *testing.F) {
 			t.Errorf("%q is %+v, and that, as %s, %+v, %v", text, d, d, again, err)
 		}
 	})
+}
+
+// TestExample is the one in docs/retention.md.
+func TestExample(t *testing.T) {
+	t.Parallel()
+	var all []retention.Checkpoint
+	for day := time.Date(2026, 10, 1, 2, 0, 0, 0, time.UTC); day.Before(time.Date(2026, 12, 2, 0, 0, 0, 0, time.UTC)); day = day.AddDate(0, 0, 1) {
+		all = append(all, retention.Checkpoint{Name: day.Format("Mon 2006-01-02 15:04"), Time: day})
+		if day.Month() == 11 && day.Day() == 20 {
+			all = append(all, retention.Checkpoint{Name: "Fri 2026-11-20 12:00", Time: day.Add(10 * time.Hour), Tags: []string{"before-upgrade"}})
+		}
+	}
+	text, err := os.ReadFile("../docs/retention.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(text), "| checkpoint of | by |\n| --- | --- |\n")
+	rows, _, _ := strings.Cut(table, "\n\n")
+	var want []string
+	for _, row := range strings.Split(rows, "\n") {
+		cells := strings.Split(row, "|")
+		reasons := regexp.MustCompile(` \([^)]*\)`).ReplaceAllString(strings.TrimSpace(cells[2]), "")
+		want = append(want, strings.TrimSpace(cells[1])+": "+reasons)
+	}
+	slices.Reverse(want) // the newest is first there
+	rules := retention.Rules{Daily: 3, Weekly: 3, Monthly: 2, Tags: []string{"before-upgrade"}}
+	if got := kept(t, rules, all, time.UTC); got != strings.Join(want, "\n") {
+		t.Errorf("there stay\n%s\nthe page says\n%s", got, strings.Join(want, "\n"))
+	}
 }

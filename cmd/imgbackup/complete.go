@@ -8,9 +8,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/request"
+	"github.com/imgbackup/imgbackup/retention"
 )
 
 // completer returns what a word that a person is typing may become. args are the
@@ -80,6 +82,53 @@ func (a *app) checkpoints(cmd *cobra.Command, args []string, _ string) []cobra.C
 	return append(all, request.Latest)
 }
 
+// domainThenCheckpoints completes a domain's name, and behind it those of its
+// checkpoints, or with rules of more domains.
+func (a *app) domainThenCheckpoints(cmd *cobra.Command, args []string, typed string) []cobra.Completion {
+	rules := false
+	cmd.Flags().Visit(func(f *pflag.Flag) { rules = rules || strings.HasPrefix(f.Name, "keep-") })
+	if len(args) == 0 || rules {
+		return a.domains(cmd, args, typed)
+	}
+	return a.checkpoints(cmd, args, typed)
+}
+
+// tags completes a tag of the checkpoint that is named.
+func (a *app) tags(cmd *cobra.Command, args []string, _ string) []cobra.Completion {
+	repo := a.completionRepo(cmd)
+	if repo == nil || len(args) < 2 {
+		return nil
+	}
+	m, err := find(cmd.Context(), repo, args[0], args[1], anyKind)
+	if err != nil {
+		return nil
+	}
+	return m.Tags
+}
+
+// allTags completes a tag of any checkpoint of the domains that are named.
+func (a *app) allTags(cmd *cobra.Command, args []string, _ string) []cobra.Completion {
+	repo := a.completionRepo(cmd)
+	if repo == nil {
+		return nil
+	}
+	if len(args) == 0 {
+		args = a.domains(cmd, nil, "")
+	}
+	all := []string{retention.KeepTag}
+	for _, domain := range args {
+		ms, _, err := repo.Manifests(cmd.Context(), domain)
+		if err != nil {
+			return nil
+		}
+		for _, m := range ms {
+			all = append(all, m.Tags...)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
 // disks completes the name of a disk of the checkpoint that the command line names,
 // or of the newest.
 func (a *app) disks(cmd *cobra.Command, args []string, _ string) []cobra.Completion {
@@ -123,7 +172,7 @@ func positions(each ...completer) cobra.CompletionFunc {
 func (a *app) addCompletion(root *cobra.Command) {
 	arguments := map[string][]completer{
 		"backup": {a.domains}, "export": {a.domains}, "list": {a.domains}, "check": {a.domains},
-		"restore": {a.domains, a.checkpoints}, "serve": {a.domains, a.checkpoints}, "show": {a.domains, a.checkpoints},
+		"restore": {a.domains, a.checkpoints}, "serve": {a.domains, a.checkpoints}, "show": {a.domains, a.checkpoints}, "tag": {a.domains, a.checkpoints},
 		"changes":           {a.domains, a.checkpoints, a.checkpoints},
 		"checkpoint create": {a.domains}, "checkpoint list": {a.domains}, "checkpoint redefine": {a.domains, nil},
 		"checkpoint delete": {a.domains, a.checkpoints}, "checkpoint dumpxml": {a.domains, a.checkpoints},
@@ -140,6 +189,9 @@ func (a *app) addCompletion(root *cobra.Command) {
 		"restore":            {"format": words("raw", "qcow2", "vmdk", "vhdx", "vdi", "qed"), "checkpoint": a.checkpoints, "disk": a.disks},
 		"serve":              {"checkpoint": a.checkpoints, "changes-since": a.checkpoints, "disk": a.disks},
 		"show":               {"checkpoint": a.checkpoints},
+		"tag":                {"checkpoint": a.checkpoints, "remove": a.tags},
+		"forget":             {"checkpoint": a.checkpoints, "keep-tag": a.allTags},
+		"list":               {"tag": a.allTags},
 		"changes":            {"checkpoint": a.checkpoints},
 		"checkpoint delete":  {"checkpoint": a.checkpoints},
 		"checkpoint dumpxml": {"checkpoint": a.checkpoints},
@@ -158,7 +210,9 @@ func (a *app) addCompletion(root *cobra.Command) {
 		}
 	}
 	visit(root)
-	if cp, _, err := root.Find([]string{"copy"}); err == nil {
-		cp.ValidArgsFunction = completer(a.domains).fn // any number of them
+	for name, c := range map[string]completer{"copy": a.domains, "forget": a.domainThenCheckpoints} { // any number of them
+		if cmd, _, err := root.Find([]string{name}); err == nil {
+			cmd.ValidArgsFunction = c.fn
+		}
 	}
 }

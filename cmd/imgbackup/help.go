@@ -178,10 +178,11 @@ const (
 	howItRuns  = "How it runs"
 	whereTo    = "Where to"
 	whereHeard = "Where it is offered"
+	whatStays  = "What stays"
 )
 
 func sectionOrder() []string {
-	return []string{whichDisks, whereTo, whatIsDone, byXML, toFiles, whereHeard, howItRuns}
+	return []string{whichDisks, whereTo, whatIsDone, whatStays, byXML, toFiles, whereHeard, howItRuns}
 }
 
 func newFlagLine(f *pflag.Flag) flagLine {

@@ -16,8 +16,14 @@ import (
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
+// listOptions are the command line of list.
+type listOptions struct {
+	tree bool
+	tags []string
+}
+
 func (a *app) listCommand() *cobra.Command {
-	var tree bool
+	var o listOptions
 	cmd := &cobra.Command{
 		Use:        "list [DOMAIN]",
 		Short:      "List domains and checkpoints",
@@ -27,9 +33,13 @@ they follow one another (a restored disk that goes on makes a branch).`,
 		Annotations: exits(exitDamage, exitInterrupted),
 		Example: `  imgbackup list
   imgbackup list web
-  imgbackup list web --tree`,
+  imgbackup list web --tree
+  imgbackup list --tag keep`,
 		Args: takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := errors.Join(exclude(cmd.Flags(), "tag", "tree"), checkTags(o.tags)); err != nil {
+				return err
+			}
 			repo, err := a.openCached(cmd.Context())
 			if err != nil {
 				return err
@@ -42,14 +52,15 @@ they follow one another (a restored disk that goes on makes a branch).`,
 			} else if err := chain.CheckDomain(args[0]); err != nil {
 				return usage.Wrap(err)
 			}
-			return a.list(cmd.Context(), repo, domains, len(args) == 1, tree)
+			return a.list(cmd.Context(), repo, domains, len(args) == 1, o)
 		},
 	}
-	cmd.Flags().BoolVar(&tree, "tree", false, "show how checkpoints follow one another")
+	cmd.Flags().StringArrayVar(&o.tags, "tag", nil, "only those that have this `TAG`, and all if it is repeated")
+	cmd.Flags().BoolVar(&o.tree, "tree", false, "show how checkpoints follow one another")
 	return cmd
 }
 
-func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string, named, tree bool) error {
+func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string, named bool, o listOptions) error {
 	all := []checkpointJSON{}
 	var damage []error
 	w := &checkedWriter{w: a.out}
@@ -64,12 +75,15 @@ func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string
 		if named && len(ms) == 0 && len(broken) == 0 {
 			return noDomain(ctx, repo, domain)
 		}
-		if tree && !a.json {
+		if o.tree && !a.json {
 			w.printf("%s\n", domain)
 			printTree(w, chain.BuildTree(ms))
 			continue
 		}
 		for _, m := range ms {
+			if !hasTags(m, o.tags) {
+				continue
+			}
 			v, row := viewCheckpoint(m), listRow(m)
 			if seen != nil && seen.Checkpoint.UUID == m.UUID {
 				v.Unchanged = &seen.Time
@@ -83,7 +97,7 @@ func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string
 	switch {
 	case a.json:
 		err = a.printJSON(map[string]any{"checkpoints": all})
-	case !tree:
+	case !o.tree:
 		err = t.print()
 	}
 	return errors.Join(append([]error{err}, damage...)...)
@@ -138,6 +152,14 @@ func listRow(m *chain.Manifest) []string {
 	}
 	return []string{
 		m.Domain, m.Checkpoint, parent, shortTime(m.Created),
-		strings.Join(disks, " "), size(stored), strings.TrimSpace(lostNote(m) + " " + oneLine(m.Description)),
+		strings.Join(disks, " "), size(stored), strings.TrimSpace(lostNote(m) + " " + tagNote(m) + oneLine(m.Description)),
 	}
+}
+
+// tagNote is a checkpoint's tags as they stand before its description.
+func tagNote(m *chain.Manifest) string {
+	if len(m.Tags) == 0 {
+		return ""
+	}
+	return "[" + strings.Join(m.Tags, " ") + "] "
 }

@@ -83,6 +83,11 @@ func (o *pruneOptions) options() (prune.Options, error) {
 
 // prune prunes, and tells of it.
 func (a *app) prune(ctx context.Context, repo *chain.Repository, o prune.Options) error {
+	return a.pruneAs(ctx, repo, o, func(r *prune.Result) any { return r })
+}
+
+// pruneAs prunes; view is what --json prints of it.
+func (a *app) pruneAs(ctx context.Context, repo *chain.Repository, o prune.Options, view func(*prune.Result) any) error {
 	bar := a.newBar("pruning")
 	o.Progress = func(phase string, done, total int64) {
 		bar.set(done, total)
@@ -104,7 +109,7 @@ func (a *app) prune(ctx context.Context, repo *chain.Repository, o prune.Options
 	switch {
 	case result == nil:
 	case a.json:
-		err = errors.Join(a.printJSON(result), err)
+		err = errors.Join(a.printJSON(view(result)), err)
 	default:
 		printPruned(w, result)
 		err = errors.Join(w.err, err)

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -96,6 +97,9 @@ func (a *app) showManifest(m *chain.Manifest, seen *chain.Seen) error {
 	}
 	if m.Description != "" {
 		w.printf("description  %s\n", oneLine(m.Description))
+	}
+	if len(m.Tags) > 0 {
+		w.printf("tags         %s\n", strings.Join(m.Tags, ", "))
 	}
 	if m.Locking != chain.LockingQEMU {
 		w.printf("locking      %s: nothing kept a VM from writing meanwhile\n", m.Locking)

@@ -76,6 +76,7 @@ type checkpointJSON struct {
 	Created     time.Time  `json:"created"`
 	Kind        string     `json:"kind"`
 	Description string     `json:"description,omitempty"`
+	Tags        []string   `json:"tags,omitempty"`
 	Disks       []diskJSON `json:"disks"`
 	// Unchanged is when the domain was last seen to be as the checkpoint has it.
 	Unchanged *time.Time `json:"unchanged_until,omitempty"`
@@ -84,7 +85,7 @@ type checkpointJSON struct {
 func viewCheckpoint(m *chain.Manifest) checkpointJSON {
 	out := checkpointJSON{
 		Domain: m.Domain, checkpointNames: checkpointNamed(m.Checkpoint), UUID: m.UUID, Sequence: m.Sequence,
-		Created: m.Created, Kind: m.Kind, Description: m.Description,
+		Created: m.Created, Kind: m.Kind, Description: m.Description, Tags: m.Tags,
 	}
 	if m.Parent != nil {
 		out.Parent = m.Parent.Name
