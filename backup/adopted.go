@@ -2,11 +2,34 @@
 
 package backup
 
-import "github.com/imgbackup/imgbackup/backup/trust"
+import (
+	"context"
+
+	"github.com/imgbackup/imgbackup/backup/trust"
+)
+
+// chooseBitmapNamed takes an increment since a bitmap of the image that was named.
+func (s *session) chooseBitmapNamed(ctx context.Context, d *disk, p *DiskPlan, seen Seen) error {
+	v, err := seen.Judge.SinceBitmap(ctx, d.req.Bitmap)
+	switch {
+	case err != nil:
+		return err
+	case !v.Trusted:
+		return &NotTrustedError{Disk: d.req.Disk, Code: v.Code, Reason: v.Reason, Hint: "a full needs no bitmap"}
+	}
+	p.Mode, p.Detection, p.Code, p.Reason = Incremental, ByBitmap, v.Code, v.Reason
+	p.verdict, p.Bitmap = v, d.req.Bitmap
+	if v.Base.Manifest != nil {
+		p.Since = v.Base.Manifest.Ref()
+	}
+	s.noteAdopted(d, v)
+	return nil
+}
 
 // noteAdopted tells, once, what vouches for a bitmap that another program made.
 func (s *session) noteAdopted(d *disk, v trust.Verdict) {
-	if v.Base.Disk.Adopted == nil || d.vouched == v.Reason {
+	ours := v.Base.Disk != nil && v.Base.Disk.Adopted == nil
+	if ours || d.vouched == v.Reason {
 		return
 	}
 	d.vouched = v.Reason

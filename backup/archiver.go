@@ -14,6 +14,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/view"
 )
 
@@ -25,6 +26,9 @@ func toArchive(s *session) { s.to, s.records = &archiver{s}, true }
 // choose takes an increment by bitmap where one can be trusted, and else one by content,
 // against the newest archived state that can be read.
 func (s *archiver) choose(ctx context.Context, d *disk, p *DiskPlan) error {
+	if d.req.Bitmap != "" {
+		return usage.Errorf("bitmap %s: an archive is incremental since a checkpoint, by a bitmap that was compared with its archive; a push (--target) and export go by any", d.req.Bitmap)
+	}
 	if d.req.Mode == Full {
 		p.Code, p.Reason = trust.ReasonRequested, "a full backup was asked for"
 		return nil

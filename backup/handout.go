@@ -104,6 +104,9 @@ func (s *handout) choose(ctx context.Context, d *disk, p *DiskPlan) error {
 		p.Code, p.Reason = trust.ReasonRequested, "no incremental was asked for"
 		return nil
 	}
+	if d.req.Bitmap != "" {
+		return s.chooseBitmapNamed(ctx, d, p, seen)
+	}
 	v, err := seen.ChangedSince(ctx, d.req.Since)
 	var refused *NotTrustedError
 	if errors.As(err, &refused) {

@@ -47,8 +47,9 @@ type DiskPlan struct {
 	Code        trust.Reason         `json:"reason_code"`
 	Reason      string               `json:"reason"`
 	Since       *chain.CheckpointRef `json:"incremental_from,omitempty"`
-	DirtyBytes  int64                `json:"dirty_bytes"` // what is known to have changed; by content and full: what is read
-	ReadBytes   int64                `json:"read_bytes"`  // of guest data
+	Bitmap      string               `json:"incremental_bitmap,omitempty"` // that was named to be incremental since
+	DirtyBytes  int64                `json:"dirty_bytes"`                  // what is known to have changed; by content and full: what is read
+	ReadBytes   int64                `json:"read_bytes"`                   // of guest data
 
 	NewBitmap
 	basis
@@ -181,4 +182,13 @@ func (s *session) oursAnywhere() map[string]*chain.Manifest {
 		}
 	}
 	return names
+}
+
+// SinceWhat is what an incremental is incremental since, for people: a checkpoint, or a
+// bitmap that belongs to none.
+func (p *DiskPlan) SinceWhat() string {
+	if p.Since == nil {
+		return "bitmap " + p.Bitmap
+	}
+	return p.Since.Name
 }

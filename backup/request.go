@@ -25,8 +25,9 @@ type Request struct {
 	LeftOut []chain.LeftOut // of the domain's disks; recorded in the manifest
 	Files   []FileRequest   // archived beside the disks; at most one of each role
 
-	Mode  Mode
-	Since string // for disks that name none; empty: the newest that can be trusted
+	Mode   Mode
+	Since  string // for disks that name none; empty: the newest that can be trusted
+	Bitmap string // for disks that name none, and no checkpoint: see [DiskRequest]
 
 	Checkpoint   string // empty: a new name from the time; of a push or pull: none
 	Description  string
@@ -79,6 +80,9 @@ type DiskRequest struct {
 	KeyFile string
 	Mode    Mode   // empty: the request's
 	Since   string // checkpoint to be incremental from; empty: the request's
+	// Bitmap is one in the image to be incremental from, be it a checkpoint's or not, in a
+	// push or a pull; empty: the request's, if the disk says nothing else.
+	Bitmap string
 
 	TrustRawData *bool         // nil: as the request
 	NoCheckpoint bool          // add no bitmap to this disk
@@ -105,6 +109,9 @@ func (req *Request) check() error {
 	if req.LibvirtNames && req.NoCheckpoint {
 		return usage.Errorf("--libvirt-names says what bitmaps are called, and --no-checkpoint adds none")
 	}
+	if req.Bitmap != "" && (req.Mode == Full || req.Since != "") {
+		return usage.Errorf("--bitmap excludes --incremental and a full backup")
+	}
 	if req.Mode == Full && req.Since != "" {
 		return usage.Errorf("a full backup is not incremental since %s: --mode full and --incremental exclude each other", req.Since)
 	}
@@ -116,10 +123,10 @@ func (r *DiskRequest) complete(req *Request) {
 	if r.Mode == "" {
 		r.Mode = req.Mode
 	}
-	if r.Mode != Full && r.Since == "" {
-		r.Since = req.Since
+	if r.Mode != Full && r.Since == "" && r.Bitmap == "" {
+		r.Since, r.Bitmap = req.Since, req.Bitmap
 	}
-	if r.Mode != Full && r.Since != "" {
+	if r.Mode != Full && (r.Since != "" || r.Bitmap != "") {
 		r.Mode = Incremental // to name a checkpoint is to ask for one
 	}
 }
@@ -133,6 +140,9 @@ func (r *DiskRequest) check() error {
 	}
 	if r.Mode == Full && r.Since != "" {
 		return fmt.Errorf("a full backup is not incremental since %s", r.Since)
+	}
+	if r.Bitmap != "" && (r.Since != "" || r.Mode == Full) {
+		return fmt.Errorf("bitmap %s, beside a full backup or a checkpoint to be incremental since", r.Bitmap)
 	}
 	if r.Since != "" {
 		if err := chain.CheckName(r.Since); err != nil {

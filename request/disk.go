@@ -76,8 +76,8 @@ func parseDisk(value string, p purpose, defined bool) (disk, error) {
 	switch {
 	case err != nil:
 		return d, err
-	case p == toOpen && (given["backupmode"] || given["incremental"]):
-		return d, errors.New("backupmode and incremental are for backups")
+	case p == toOpen && (given["backupmode"] || given["incremental"] || given["bitmap"]):
+		return d, errors.New("backupmode, incremental and bitmap are for backups")
 	case d.leaveOut && len(given) > 1:
 		return d, errors.New("backup=no goes with nothing else")
 	case d.Format == "" && !defined:
@@ -95,6 +95,7 @@ func (d *disk) options(p purpose, defined bool) []option {
 		text("keyfile", "file", &d.KeyFile),
 		word("backupmode", &d.Mode, backup.Full, backup.Incremental),
 		text("incremental", "checkpoint", &d.Since),
+		text("bitmap", "bitmap", &d.Bitmap),
 		yesNo("trustraw", func(yes bool) { d.TrustRawData = &yes }),
 	}
 	if defined {

@@ -195,7 +195,10 @@ func (def *Definition) adoptBitmap(d backup.Seen, history []*chain.Manifest) (ba
 			return b, usage.Errorf("bitmap %s belongs to checkpoint %s, which is on record", b.Name, m.Checkpoint)
 		}
 	}
-	holders, err := holders(d.Judge.Image, b.Name)
+	holders, err := d.Judge.Image.Holders(b.Name)
+	if err == nil && len(holders) == 0 {
+		err = fmt.Errorf("%s holds no bitmap %s", d.Judge.Image.Layers[0].Record.Path, b.Name)
+	}
 	if err != nil {
 		return b, err
 	}
@@ -205,25 +208,6 @@ func (def *Definition) adoptBitmap(d backup.Seen, history []*chain.Manifest) (ba
 		}
 	}
 	return b, nil
-}
-
-// holders are the layers that hold a bitmap, the uppermost first.
-func holders(image *trust.Image, name string) ([]int, error) {
-	var found []int
-	for i := range image.Layers {
-		if image.Layers[i].Bitmap(name) == nil {
-			continue
-		}
-		if n := len(found); n > 0 && found[n-1] != i-1 {
-			return nil, fmt.Errorf("%s and %s hold a bitmap %s, and the image between them none: it has a gap",
-				image.Layers[found[n-1]].Record.Path, image.Layers[i].Record.Path, name)
-		}
-		found = append(found, i)
-	}
-	if len(found) == 0 {
-		return nil, fmt.Errorf("%s holds no bitmap %s", image.Layers[0].Record.Path, name)
-	}
-	return found, nil
 }
 
 // followsAll sees that the bitmaps of the checkpoints that this one follows show all that

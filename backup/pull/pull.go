@@ -121,10 +121,10 @@ func newOffer(ctx context.Context, s backup.OpenDisk, n Names, tempDir string) (
 	}
 	var err error
 	if o.changes, err = bitmapstore.NewIndex(ctx, s.Changes, tempDir); err != nil {
-		return o, fmt.Errorf("what changed since %s: %w", s.Plan.Since.Name, err)
+		return o, fmt.Errorf("what changed since %s: %w", s.Plan.SinceWhat(), err)
 	}
 	o.Changed = o.changes.Bytes()
-	o.Export.Description += ", changes since " + s.Plan.Since.Name
+	o.Export.Description += ", changes since " + s.Plan.SinceWhat()
 	dirty := nbd.DirtyBitmap(n.Bitmap, func(_ context.Context, start, _ int64) bitmapstore.Runs { return o.changes.From(start) })
 	o.Context = dirty.Name
 	o.Export.Contexts = append(o.Export.Contexts, dirty)

@@ -55,7 +55,7 @@ whoever writes to that file past QEMU leaves no mark; --trust-raw-data-file, or 
 that nobody does.
 
 With --target, once for each disk, the disks go to files or block devices instead (push mode), full unless
-an incremental is asked for, and a checkpoint is made only if --checkpoint names one. The repository is
+an incremental is asked for (also since a bitmap of the image: bitmap=NAME of a disk), and a checkpoint is made only if --checkpoint names one. The repository is
 needed for an incremental or a checkpoint. An incremental qcow2 holds the clusters that changed, and reads as
 the disk once it is put over the backup before it: qemu-img rebase -u -b BASE -F qcow2 FILE. An incremental
 raw file holds the changes and reads as zeros elsewhere; with reuse=yes they are written into the file that
@@ -119,6 +119,7 @@ func (o *backupOptions) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.printXML, "print-xml", false, "print the completed XML and do nothing else")
 	f.StringVar(&o.Mode, "mode", string(backup.Auto), "`MODE`: auto, full or incremental")
 	f.StringVar(&o.Engine.Since, "incremental", "", "since this `CHECKPOINT` (default: the newest that can be trusted)")
+	f.StringVar(&o.Engine.Bitmap, "bitmap", "", "with --target: since the bitmap of this `NAME` in the images, be it a checkpoint's or not")
 	f.StringVar(&o.Engine.Checkpoint, "checkpoint", "", "`NAME` of the new checkpoint (default: made from the time)")
 	f.StringVar(&o.Engine.Description, "description", "", "`TEXT` to keep with the checkpoint")
 	f.StringArrayVar(&o.Engine.Tags, "tag", nil, "give the checkpoint this `TAG` (keep: forget leaves it alone); may be repeated")
@@ -155,9 +156,10 @@ func (o *backupOptions) complete(f *pflag.FlagSet, args []string) (err error) {
 	}
 	err = errors.Join(
 		exclude(f, "all-domains", "disk", "tpm-state", "incremental", "domain-xml", "backup-xml", "checkpoint-xml", "print-xml", "target"),
-		exclude(f, "backup-xml", "disk", "mode", "incremental", "target"),
 		exclude(f, "salvage", "target"),
-		notEmpty(f, "checkpoint", "incremental"),
+		exclude(f, "backup-xml", "disk", "mode", "incremental", "target", "bitmap"),
+		exclude(f, "bitmap", "incremental", "all-domains"),
+		notEmpty(f, "checkpoint", "incremental", "bitmap"),
 	)
 	if err != nil {
 		return err
@@ -327,7 +329,7 @@ func describeMode(p *backup.DiskPlan) string {
 	case p.Detection == backup.ByTimes:
 		return "unchanged since " + p.Since.Name
 	}
-	return "incremental since " + p.Since.Name
+	return "incremental since " + p.SinceWhat()
 }
 
 // backupJSON is what backup --json prints.

@@ -28,7 +28,7 @@ may have changed since that checkpoint; one that cannot be trusted ends with exi
 ` + listenHelp
 
 const exportManual = `A --disk is that of backup, and may have exportname=NAME (in place of TARGET), exportbitmap=NAME (in place of
-backup-TARGET) and checkpoint=no. What was not asked to be incremental is full and has no context of changes.
+backup-TARGET), bitmap=NAME (incremental since that bitmap of the image) and checkpoint=no. What was not asked to be incremental is full and has no context of changes.
 
 The dirty bitmap of an export is told over the whole backing chain. A checkpoint is made before the first byte is
 served, and stays whatever becomes of the client.
@@ -65,8 +65,9 @@ func (a *app) exportCommand() *cobra.Command {
 		Args:        takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			err = errors.Join(
-				exclude(cmd.Flags(), "backup-xml", "disk", "incremental", "socket", "listen"),
-				notEmpty(cmd.Flags(), "checkpoint", "incremental"),
+				exclude(cmd.Flags(), "backup-xml", "disk", "incremental", "bitmap", "socket", "listen"),
+				exclude(cmd.Flags(), "bitmap", "incremental"),
+				notEmpty(cmd.Flags(), "checkpoint", "incremental", "bitmap"),
 			)
 			if err != nil {
 				return err
@@ -85,6 +86,7 @@ func (a *app) exportCommand() *cobra.Command {
 func (o *exportOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.Disks, "disk", nil, "`TARGET=PATH`,format=qcow2|raw, and more (man page); may be repeated")
 	f.StringVar(&o.Engine.Since, "incremental", "", "tell what changed since this `CHECKPOINT`")
+	f.StringVar(&o.Engine.Bitmap, "bitmap", "", "tell what changed since the bitmap of this `NAME` in the images, be it a checkpoint's or not")
 	f.StringVar(&o.Engine.Checkpoint, "checkpoint", "", "make a checkpoint of this `NAME`")
 	f.StringVar(&o.Engine.Description, "description", "", "`TEXT` to keep with the checkpoint")
 	addXMLFlags(f, &o.XML)
@@ -166,6 +168,7 @@ type offerJSON struct {
 	ReasonCode      trust.Reason `json:"reason_code"`
 	Reason          string       `json:"reason"`
 	IncrementalFrom string       `json:"incremental_from,omitempty"`
+	Bitmap          string       `json:"incremental_bitmap,omitempty"`
 	Context         string       `json:"context,omitempty"` // of what changed
 	ChangedBytes    int64        `json:"changed_bytes"`     // of a full disk its size
 }
@@ -182,7 +185,7 @@ func (a *app) printOffers(req backup.Request, offers pull.Offers, s *nbdService)
 			p := o.Source.Plan
 			e := offerJSON{
 				diskNames: diskNamed(p.Disk), Export: o.Export.Name, URI: s.uri(o.Export.Name), VirtualSize: o.Export.Size,
-				Mode: p.Mode, ReasonCode: p.Code, Reason: p.Reason, Context: o.Context, ChangedBytes: o.Changed,
+				Mode: p.Mode, ReasonCode: p.Code, Reason: p.Reason, Context: o.Context, ChangedBytes: o.Changed, Bitmap: p.Bitmap,
 			}
 			if p.Since != nil {
 				e.IncrementalFrom = p.Since.Name

@@ -37,8 +37,10 @@ func (a *app) openRepo(ctx context.Context) (*chain.Repository, error) {
 // judge an incremental, and for a checkpoint. Else an empty one stands in for it.
 func (a *app) repoIfNeeded(ctx context.Context, req *backup.Request) (*chain.Repository, error) {
 	incremental := req.Mode == backup.Incremental || req.Since != ""
+	bitmap := req.Bitmap != ""
 	for _, d := range req.Disks {
-		incremental = incremental || d.Mode == backup.Incremental || d.Since != ""
+		bitmap = bitmap || d.Bitmap != ""
+		incremental = incremental || d.Mode == backup.Incremental && d.Bitmap == "" || d.Since != ""
 	}
 	if incremental || req.Checkpoint != "" {
 		repo, err := a.openCached(ctx)
@@ -46,6 +48,9 @@ func (a *app) repoIfNeeded(ctx context.Context, req *backup.Request) (*chain.Rep
 			err = resolveLatest(ctx, repo, req)
 		}
 		return repo, err
+	}
+	if bitmap && a.place() != "" {
+		return a.openCached(ctx) // what is on record of a bitmap judges it
 	}
 	repo, err := chain.Init(ctx, objstore.NewMem(), chain.InitOptions{})
 	if err != nil {

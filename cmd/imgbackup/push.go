@@ -98,6 +98,7 @@ type pushDiskJSON struct {
 	ReasonCode      trust.Reason `json:"reason_code"`
 	Reason          string       `json:"reason"`
 	IncrementalFrom string       `json:"incremental_from,omitempty"`
+	Bitmap          string       `json:"incremental_bitmap,omitempty"`
 	DirtyBytes      int64        `json:"dirty_bytes"`
 	Path            string       `json:"path"`   // what was written
 	Driver          qcow2.Format `json:"driver"` // its format
@@ -149,7 +150,7 @@ func viewPush(domain string, r *push.Result) pushJSON {
 		p := r.Plan.Disks[i]
 		disk := pushDiskJSON{
 			diskNames: diskNamed(d.Disk), Source: p.Path, Format: p.Format, VirtualSize: p.VirtualSize, BackupMode: p.Requested, Mode: p.Mode,
-			ReasonCode: p.Code, Reason: p.Reason, DirtyBytes: p.DirtyBytes, Path: d.Path, Driver: d.Format, InPlace: d.InPlace,
+			ReasonCode: p.Code, Reason: p.Reason, DirtyBytes: p.DirtyBytes, Bitmap: p.Bitmap, Path: d.Path, Driver: d.Format, InPlace: d.InPlace,
 			ClusterSize: d.ClusterSize, DataBytes: d.Data, ZeroBytes: d.Zero,
 		}
 		if p.Since != nil {
