@@ -68,7 +68,7 @@ func TestDisks(t *testing.T) {
 		"vda=a,format=vpc":                  `format "vpc": want qcow2, raw, `,
 		"vda=a,format=raw,format=raw":       "format is given twice",
 		"vda=a,format=raw,oops":             `"oops" is no key=value`,
-		"vda=a,format=raw,cache=none":       `unknown key "cache": want format, keyfile, backupmode or incremental`,
+		"vda=a,format=raw,cache=none":       `unknown key "cache": want format, keyfile, backupmode, incremental, bitmap or trustraw`,
 		"vda=a,format=raw,backup=no":        "unknown key",
 		"vda=a,format=raw,exportname=x":     "unknown key",
 		"vda=a,format=raw,backupmode=never": `backupmode "never": want full or incremental`,
