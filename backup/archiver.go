@@ -56,6 +56,11 @@ func (s *archiver) choose(ctx context.Context, d *disk, p *DiskPlan) error {
 		return hintSalvage(err)
 	}
 	p.Code, p.verdict = v.Code, v
+	if v.Trusted || d.req.Mode != Incremental {
+		if done, err := s.chooseAudit(ctx, d, p, judge, v); done || err != nil {
+			return err
+		}
+	}
 	switch {
 	case v.Trusted:
 		p.Mode, p.Detection, p.Reason = Incremental, ByBitmap, v.Reason
@@ -232,6 +237,7 @@ func (s *archiver) readDisks(ctx context.Context, plan *Plan, w *archive.Writer,
 		if err != nil {
 			return &chain.DiskError{Disk: p.Disk, Err: err}
 		}
+		s.endAudit(d, p, &m.Disks[i])
 		d.changed = stats.Data+stats.Zero > 0
 		rec := &m.Disks[i]
 		if rec.Lost, err = s.lostOf(d, p); err != nil {

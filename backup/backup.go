@@ -103,6 +103,7 @@ func (e *NotTrustedError) AboutDisk() string { return e.Disk }
 // Result is what a finished backup has stored.
 type Result struct {
 	Manifest *chain.Manifest // nil if no checkpoint was made
+	Audits   []Audit         // of each disk, if they were asked for
 	Seen     *chain.Seen     // not nil: none was made since nothing has changed
 	Plan     *Plan
 	Stats    archive.Stats

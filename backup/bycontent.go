@@ -30,6 +30,9 @@ func (s *archiver) readByContent(ctx context.Context, d *disk, p *DiskPlan, base
 	nextData, stopData := iter.Pull2(iter.Seq2[bitmapstore.Run, error](data))
 	defer stopData()
 	have := runCursor{next: nextData}
+	nextClean, stopClean := iter.Pull2(iter.Seq2[bitmapstore.Run, error](d.audit.clean(p.VirtualSize).Clip(p.VirtualSize)))
+	defer stopClean()
+	clean := runCursor{next: nextClean}
 	for run, err := range cells {
 		if err != nil {
 			return err
@@ -44,7 +47,11 @@ func (s *archiver) readByContent(ctx context.Context, d *disk, p *DiskPlan, base
 			if err != nil {
 				return err
 			}
-			cell := comparedCell{s: s, disk: d, start: start, end: end, runs: runs, entries: entries}
+			unmarked, err := clean.take(start, end)
+			if err != nil {
+				return err
+			}
+			cell := comparedCell{s: s, disk: d, start: start, end: end, runs: runs, clean: unmarked, entries: entries}
 			if err := m.Add(ctx, start, end-start, cell.produce); err != nil {
 				return err
 			}
@@ -60,6 +67,7 @@ type comparedCell struct {
 	disk       *disk
 	start, end int64
 	runs       []bitmapstore.Run // where the image holds data
+	clean      []bitmapstore.Run // what a bitmap that is audited calls unchanged
 	entries    []archive.Entry   // the archived state, without gaps
 }
 
@@ -80,6 +88,7 @@ func (c *comparedCell) produce(ctx context.Context, buf []byte) ([]archive.Piece
 		switch {
 		case e.Zero && zero.Is(mine):
 		case e.Zero:
+			c.disk.audit.compare(c.clean, e.Offset, mine, zeroBlock[:])
 			pieces = appendDiffering(pieces, e.Offset, mine, zeroBlock[:])
 		case e.ChunkOffset == 0 && archive.Digest(sha256.Sum256(mine)) == e.Chunk:
 			// Most chunks are wholly unchanged, which their digest tells without
@@ -108,6 +117,7 @@ func (c *comparedCell) compare(ctx context.Context, pieces []archive.Piece, e ar
 	var damage *archive.DamageError
 	switch {
 	case err == nil:
+		c.disk.audit.compare(c.clean, e.Offset, mine, then)
 		return appendDiffering(pieces, e.Offset, mine, then), nil
 	case errors.As(err, &damage):
 		c.disk.damage.CompareAndSwap(nil, damage)

@@ -38,6 +38,7 @@ type Request struct {
 
 	ReadUnchanged bool // read what nobody seems to have touched, too
 	TrustTimes    bool // believe the times of files on any file system, and across a restart
+	Audit         bool // read everything, and compare what changed with what the bitmaps say
 	SkipUnchanged bool // make no checkpoint if nothing has changed since the newest
 
 	ImageOptions
@@ -114,6 +115,12 @@ func (req *Request) check() error {
 	}
 	if req.Mode == Full && req.Since != "" {
 		return usage.Errorf("a full backup is not incremental since %s: --mode full and --incremental exclude each other", req.Since)
+	}
+	if req.Audit && req.Salvage {
+		return usage.Errorf("what cannot be read cannot be compared with what a bitmap says: --audit and --salvage exclude each other")
+	}
+	if req.Audit && req.Mode == Full {
+		return usage.Errorf("a full backup asks no bitmap, so that there is nothing to audit: --mode auto or incremental")
 	}
 	return nil
 }

@@ -298,7 +298,7 @@ func (a *attempt) writeLocked(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	a.stands = true
-	return &Result{Manifest: m, Plan: a.plan, Stats: stats}, nil
+	return &Result{Manifest: m, Plan: a.plan, Stats: stats, Audits: a.audits()}, nil
 }
 
 // checkBases sees that what the plan builds on stands as it was read, now that our lease
@@ -375,7 +375,7 @@ func (a *attempt) planAgain(ctx context.Context) error {
 		if p.worseThan(q) {
 			return &chain.DiskError{Disk: p.Disk, Err: imageChanged(p.Path, "%s", p.Reason)}
 		}
-		if p.Detection == ByContent && q.Detection == ByContent && p.base.Manifest.UUID == q.base.Manifest.UUID {
+		if p.Detection == ByContent && q.Detection == ByContent && p.base.Manifest.UUID == q.base.Manifest.UUID && !q.verdict.Trusted {
 			// Adding a bitmap makes QEMU drop those that it finds invalid: what
 			// was seen before it says why none was believed.
 			p.Code, p.Reason = q.Code, q.Reason

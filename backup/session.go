@@ -43,6 +43,7 @@ type disk struct {
 	vouched string // it was noted that this speaks for the bitmap of another program
 
 	read   amount
+	audit  *audit                              // nil: there is none
 	damage atomic.Pointer[archive.DamageError] // in the archived state that it is compared with
 	lost   *chain.LossSet                      // what of it could not be read
 

@@ -67,6 +67,9 @@ func (s *session) samplesStand(ctx context.Context, d *disk, cd *chain.Disk) (bo
 			return same, nil
 		}
 	}
+	if s.req.Salvage && unreadable(err) {
+		return false, nil
+	}
 	if archive.IsDamage(err) {
 		s.hooks.note("disk %s: the archive cannot be compared with, so that the disk is read: %v", d.req.Disk, err)
 		return false, nil
@@ -183,7 +186,7 @@ func (s *session) skip(ctx context.Context, plan *Plan) (*Result, error) {
 	if err := s.repo.PutSeen(ctx, seen); err != nil {
 		return nil, err
 	}
-	return &Result{Plan: plan, Seen: seen}, nil
+	return &Result{Plan: plan, Seen: seen, Audits: s.audits()}, nil
 }
 
 // skipOpen is skip of images that are open and were only looked at.

@@ -70,7 +70,7 @@ func (s *session) noteFiles(d *disk, src *chain.Source) {
 // untouched reports whether no file of the disk's image was touched since a state was archived.
 func (s *session) untouched(ctx context.Context, d *disk, st chain.DiskState) (bool, error) {
 	m := st.Manifest
-	if s.req.ReadUnchanged || len(st.Disk.Lost) > 0 || st.Disk.Size != d.image.Size() ||
+	if s.req.ReadUnchanged || s.req.Audit || len(st.Disk.Lost) > 0 || st.Disk.Size != d.image.Size() ||
 		st.Disk.Source.Format != string(d.req.Format) {
 		return false, nil
 	}
@@ -217,7 +217,7 @@ func firstFrom(from func(at int64) bitmapstore.Runs, at int64) (bitmapstore.Run,
 // touched since its newest state. An image that gets a bitmap is not asked: adding it touches
 // the image, and what is there tells as much.
 func (s *archiver) chooseUnchanged(ctx context.Context, d *disk, p *DiskPlan, judge *trust.Judge, newest chain.DiskState) (bool, error) {
-	if d.req.Since != "" && d.req.Since != newest.Manifest.Checkpoint || s.getsBitmap(d) {
+	if d.req.Since != "" && d.req.Since != newest.Manifest.Checkpoint || s.req.Audit || s.getsBitmap(d) {
 		return false, nil
 	}
 	if same, err := s.untouched(ctx, d, newest); !same || err != nil {
@@ -229,7 +229,7 @@ func (s *archiver) chooseUnchanged(ctx context.Context, d *disk, p *DiskPlan, ju
 		same, err = s.samplesAgree(ctx, d, st)
 	}
 	switch {
-	case archive.IsDamage(err):
+	case archive.IsDamage(err), s.req.Salvage && unreadable(err):
 		return false, nil // whoever chooses otherwise meets it again
 	case err != nil:
 		return false, err

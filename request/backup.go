@@ -148,6 +148,8 @@ func (b *Backup) targets(in *XML, req *backup.Request) ([]push.Target, error) {
 		return nil, usage.Errorf("--adopt with --target belongs to a checkpoint: name it with --checkpoint")
 	case req.Checkpoint == "" && req.LibvirtNames:
 		return nil, usage.Errorf("--libvirt-names with --target belongs to a checkpoint: name it with --checkpoint")
+	case req.Audit:
+		return nil, usage.Errorf("--audit compares with the archive in the repository, to which a backup with --target adds nothing")
 	case req.SkipUnchanged:
 		return nil, usage.Errorf("--skip-unchanged is about checkpoints in the repository: a disk goes to a --target all the same")
 	case req.NoCheckpoint && req.Checkpoint != "":

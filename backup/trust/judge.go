@@ -83,6 +83,9 @@ func (j *Judge) Verdict(ctx context.Context, q Question) (Verdict, error) {
 			}
 			return j.judgeLine(ctx, q.Since, w)
 		}
+		if w.dirty != nil && st.HasData() {
+			o.accused = &Accused{st, w.dirty}
+		}
 		// The newest bitmap that is in the image at all tells most; one that
 		// is merely absent says little beside it.
 		if first == nil || first.Code == ReasonMissing && o.Code != ReasonMissing {

@@ -21,11 +21,21 @@ type Verdict struct {
 	Code   Reason
 	Reason string // for people
 
+	// Accused is the bitmap that an archive or another bitmap spoke against, if it could
+	// otherwise have told the changes; nil: there is none.
+	Accused *Accused
+
 	// NeverBitmaps says that the image's format is one without bitmaps.
 	NeverBitmaps bool
 	// DistrustAll says that every earlier bitmap of ours in the image is
 	// worthless, since one of two that contradict each other lies.
 	DistrustAll bool
+}
+
+// Accused is a bitmap that is not believed.
+type Accused struct {
+	State chain.DiskState // whose bitmap it is; its data was archived
+	Dirty bitmapstore.Runs
 }
 
 // Objection is a reason not to believe a bitmap.
@@ -34,6 +44,8 @@ type Objection struct {
 	Reason string // for people
 	All    bool   // it speaks against every bitmap of the image
 	Never  bool   // images of this format never have bitmaps
+
+	accused *Accused
 }
 
 func object(code Reason, format string, args ...any) *Objection {
@@ -56,5 +68,5 @@ func objectForm(code Reason, format string, args ...any) *Objection {
 
 // verdict is what an objection comes to.
 func (o *Objection) verdict() Verdict {
-	return Verdict{Code: o.Code, Reason: o.Reason, DistrustAll: o.All, NeverBitmaps: o.Never}
+	return Verdict{Code: o.Code, Reason: o.Reason, DistrustAll: o.All, NeverBitmaps: o.Never, Accused: o.accused}
 }

@@ -100,7 +100,7 @@ func (a *app) backupDefinition(ctx context.Context, repo *chain.Repository, b ba
 		case b.dryRun:
 			return a.printPlan(plan, job.Request.LeftOut)
 		case a.json:
-			return salvaged(result.Manifest)
+			return errors.Join(auditError(result.Audits), salvaged(result.Manifest))
 		}
 		return errors.Join(a.printBackup(result, job.Request.LeftOut), salvaged(result.Manifest))
 	}()

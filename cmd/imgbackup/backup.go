@@ -31,6 +31,10 @@ definition in /etc/libvirt/qemu. Formats are never guessed; a comma in a path is
 const backupManual = `--mode full reads everything, and relies on nothing of an older checkpoint: what the repository
 has already is read back and proven before it counts, and else stored again.
 
+--audit reads everything, as though there were no bitmap, and reports every range that changed and that the
+bitmap calls unchanged. The archive is right either way; the exit status is 3 if there is any, and the bitmaps
+that are older than the new one are removed.
+
 An image of which no file was touched since its newest checkpoint (by inode, size and times) is not read
 again, but for samples: that is how raw images and others without bitmaps stay cheap. --read-unchanged reads
 it all the same. Times are believed on local file systems that keep them (ext4, XFS, Btrfs, F2FS, ZFS, tmpfs, overlayfs)
@@ -134,12 +138,13 @@ func (o *backupOptions) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.Engine.Salvage, "salvage", false, "of a disk that fails: store zeros for what cannot be read, list it, and end with exit status 3")
 	f.BoolVar(&o.Engine.NoVerify, "no-verify", false, "do not decode each compressed chunk before it is stored")
 	f.BoolVar(&o.Engine.SkipUnchanged, "skip-unchanged", false, "make no checkpoint if nothing has changed since the newest")
+	f.BoolVar(&o.Engine.Audit, "audit", false, "read everything, and report what changed past the bitmaps")
 	f.BoolVar(&o.Engine.ReadUnchanged, "read-unchanged", false, "read images that nobody has touched since, too")
 	f.BoolVar(&o.Engine.TrustTimes, "trust-times", false, "believe files' times on any file system, and across a restart")
 	addImageFlags(f, &o.Engine)
 	addAdoptFlag(f, &o.Engine)
 	section(f, whichDisks, "disk", "domain-xml", "all-domains", "allow-dir", "no-lock")
-	section(f, whatIsDone, "mode", "incremental", "checkpoint", "description", "no-checkpoint", "skip-unchanged", "adopt", "salvage", "dry-run")
+	section(f, whatIsDone, "mode", "incremental", "checkpoint", "description", "no-checkpoint", "audit", "skip-unchanged", "adopt", "salvage", "dry-run")
 	section(f, whatIsDone, "tag")
 	section(f, byXML, "backup-xml", "checkpoint-xml", "print-xml")
 	section(f, toFiles, "target", "force")
@@ -374,12 +379,14 @@ func viewBackup(r *backup.Result, left []chain.LeftOut) *backupJSON {
 		d.Lost = m.Disks[i].Lost
 		out.Disks = append(out.Disks, d)
 	}
+	addAudits(out, r.Audits)
 	return out
 }
 
+// printBackup prints a result, which may be that a bitmap has lied.
 func (a *app) printBackup(r *backup.Result, left []chain.LeftOut) error {
 	if a.json {
-		return a.printJSON(viewBackup(r, left))
+		return errors.Join(a.printJSON(viewBackup(r, left)), auditError(r.Audits))
 	}
 	w := &checkedWriter{w: a.out}
 	if r.Seen != nil {
@@ -414,6 +421,7 @@ func (a *app) printBackup(r *backup.Result, left []chain.LeftOut) error {
 			w.printf("  %s\n", lostLine(m.Disks[i].Name, &m.Disks[i].Lost[k]))
 		}
 	}
+	printAudits(w, r.Audits)
 	w.printf("done in %s: %s of data, %s stored\n", r.Elapsed.Round(10*time.Millisecond), size(data), size(stored))
-	return w.err
+	return errors.Join(w.err, auditError(r.Audits))
 }

@@ -50,6 +50,7 @@ type diskJSON struct {
 	LostRanges      int          `json:"lost_ranges,omitempty"`
 	LostBytes       int64        `json:"lost_bytes,omitempty"`
 	Lost            []chain.Lost `json:"lost,omitempty"` // of a backup only
+	*auditJSON
 }
 
 func viewDisk(d *chain.Disk) diskJSON {
