@@ -59,19 +59,54 @@ func TestDedupTableIsBounded(t *testing.T) {
 		t.Fatalf("%d chunks in %d slots", table.used, len(table.slots))
 	}
 	for i := range uint64(dedupLoad) {
-		if got, ok := table.lookup(digest(i)); !ok || got != at(i) {
+		if got, ok := table.recent(digest(i)); !ok || got != at(i) {
 			t.Fatalf("chunk %d: %+v, %v", i, got, ok)
 		}
 	}
-	if _, ok := table.lookup(digest(dedupLoad)); ok {
+	if _, ok := table.recent(digest(dedupLoad)); ok {
 		t.Error("a chunk beyond the limit is there")
 	}
 	table.prove(digest(5), at(5))
 	table.prove(digest(6), at(5))
-	a, _ := table.lookup(digest(5))
-	b, _ := table.lookup(digest(6))
+	a, _ := table.recent(digest(5))
+	b, _ := table.recent(digest(6))
 	if !a.proven() || a.length() != 7 || b.proven() {
 		t.Errorf("%+v, %+v", a, b)
+	}
+}
+
+// TestProvenIsSpilled: what a session has proven is known however much it is, and what
+// indexes promise stays in memory.
+func TestProvenIsSpilled(t *testing.T) {
+	t.Parallel()
+	const n = dedupMax + 100_000
+	var table dedupTable
+	table.spill.Dir = t.TempDir()
+	defer table.close()
+	digest := func(i uint64) *Digest {
+		var d Digest
+		binary.BigEndian.PutUint64(d[:], i*0x9e3779b97f4a7c15)
+		binary.BigEndian.PutUint64(d[8:], i)
+		return &d
+	}
+	at := func(i uint64) place { return place{pack: uint32(i), frameOff: uint32(2 * i), frameLen: 7 | provenBit} }
+	table.put(digest(n), place{pack: 1, frameLen: 9}, dedupMax)
+	for i := range uint64(n) {
+		table.learn(t.Context(), digest(i), at(i))
+	}
+	if err := table.lost(); err != nil || len(table.slots) != dedupSlots {
+		t.Fatalf("%d slots, %v", len(table.slots), err)
+	}
+	for i := uint64(0); i < n; i += 97 {
+		if got, ok, err := table.lookup(digest(i)); !ok || got != at(i) || err != nil {
+			t.Fatalf("chunk %d: %+v, %v, %v", i, got, ok, err)
+		}
+	}
+	if got, ok, _ := table.lookup(digest(n)); !ok || got.proven() || got.length() != 9 {
+		t.Errorf("the promise: %+v, %v", got, ok)
+	}
+	if _, ok, _ := table.lookup(digest(n + 1)); ok {
+		t.Error("an unknown chunk is known")
 	}
 }
 

@@ -3,8 +3,13 @@
 package archive
 
 import (
+	"bytes"
+	"context"
 	"encoding/binary"
+	"slices"
 	"sync"
+
+	"github.com/imgbackup/imgbackup/archive/known"
 )
 
 const (
@@ -37,12 +42,16 @@ type dedupSlot struct {
 	at    place // frameLen 0: the slot is free
 }
 
-// dedupTable knows chunks by digest, up to a fixed number. It is safe for
-// concurrent use.
+// dedupTable knows chunks by digest: a fixed number in memory, and what has been proven
+// of more in a spill. It is safe for concurrent use.
 type dedupTable struct {
 	mu    sync.Mutex
 	slots []dedupSlot
 	used  int
+
+	spilling sync.RWMutex // held for writing while the spill changes
+	spill    known.Spill
+	broken   error // why no more is spilled
 }
 
 func (t *dedupTable) slot(chunk *Digest) *dedupSlot {
@@ -54,7 +63,19 @@ func (t *dedupTable) slot(chunk *Digest) *dedupSlot {
 	return &t.slots[i]
 }
 
-func (t *dedupTable) lookup(chunk *Digest) (place, bool) {
+// lookup finds a chunk. An error says that what was spilled can't be read.
+func (t *dedupTable) lookup(chunk *Digest) (place, bool, error) {
+	if at, ok := t.recent(chunk); ok {
+		return at, true, nil
+	}
+	t.spilling.RLock()
+	defer t.spilling.RUnlock()
+	l, ok, err := t.spill.Find((*known.Digest)(chunk))
+	return place{pack: l.Pack, frameOff: l.Offset, frameLen: l.Length}, ok, err
+}
+
+// recent finds a chunk in memory.
+func (t *dedupTable) recent(chunk *Digest) (place, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.used == 0 {
@@ -64,9 +85,59 @@ func (t *dedupTable) lookup(chunk *Digest) (place, bool) {
 	return s.at, s.at.frameLen != 0
 }
 
+// learn is put for what this session has proven. When the table is full, all that is
+// proven goes to the spill.
+func (t *dedupTable) learn(ctx context.Context, chunk *Digest, at place) {
+	if t.put(chunk, at, dedupMax) {
+		return
+	}
+	t.spilling.Lock()
+	defer t.spilling.Unlock()
+	if t.put(chunk, at, dedupMax) || t.broken != nil {
+		return // others have made room, or nobody can
+	}
+	proven := t.takeProven()
+	slices.SortFunc(proven, func(a, b known.Learnt) int { return bytes.Compare(a.Chunk[:], b.Chunk[:]) })
+	t.broken = t.spill.Add(ctx, proven)
+	t.put(chunk, at, dedupMax)
+}
+
+// takeProven removes what is proven.
+func (t *dedupTable) takeProven() (proven []known.Learnt) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old := t.slots
+	t.slots, t.used = make([]dedupSlot, len(old)), 0
+	for i := range old {
+		switch at := old[i].at; {
+		case at.frameLen == 0:
+		case at.proven():
+			proven = append(proven, known.Learnt{Chunk: old[i].chunk, Pack: at.pack, Offset: at.frameOff, Length: at.frameLen})
+		default:
+			*t.slot(&old[i].chunk) = old[i]
+			t.used++
+		}
+	}
+	return proven
+}
+
+// lost returns why not all that was proven is known any more; nil: it is.
+func (t *dedupTable) lost() error {
+	t.spilling.RLock()
+	defer t.spilling.RUnlock()
+	return t.broken
+}
+
+// close gives the spill back.
+func (t *dedupTable) close() {
+	t.spilling.Lock()
+	defer t.spilling.Unlock()
+	t.spill.Close()
+}
+
 // put adds a chunk or, if it is known, gives it another place. A chunk that is new
 // is left out when the table has limit chunks.
-func (t *dedupTable) put(chunk *Digest, at place, limit int) {
+func (t *dedupTable) put(chunk *Digest, at place, limit int) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if 8*(t.used+1) > 7*len(t.slots) && len(t.slots) < dedupSlots {
@@ -75,12 +146,13 @@ func (t *dedupTable) put(chunk *Digest, at place, limit int) {
 	s := t.slot(chunk)
 	if s.at.frameLen == 0 {
 		if t.used >= min(limit, dedupMax) {
-			return
+			return false
 		}
 		t.used++
 		s.chunk = *chunk
 	}
 	s.at = at
+	return true
 }
 
 // prove marks a place as proven, unless the chunk has got another one.

@@ -25,7 +25,8 @@
 //     errors pass through as they are.
 //   - Memory is bounded, whatever the size of the disk: work in flight, the
 //     deduplication table and the frames of a merge have fixed limits; only the
-//     list of packs that a map names is kept whole (40 bytes per pack).
+//     list of packs that a map names is kept whole (40 bytes per pack). What is known
+//     of more chunks lies on disk (package known).
 //
 // The stored forms are specified in docs/format.md; version 1 of each stays
 // readable.

@@ -111,49 +111,6 @@ func parseIndexFrame(text []byte, pack *Ref, fn func(pack Ref, c *PackChunk) boo
 	return nil
 }
 
-// loadIndexes fills the table from the store, with the newest indexes when not all
-// fit. What can't be had becomes a note; only a cancelled context is an error.
-func loadIndexes(ctx context.Context, store objstore.Store, table *dedupTable, packs *packList, note func(string, ...any)) error {
-	var infos []objstore.Info
-	var total int64
-	for info, err := range store.List(ctx, IndexPrefix) {
-		if err != nil {
-			note("the list of indexes can't be had, so more may be stored than is new: %v", err)
-			return ctx.Err()
-		}
-		if _, _, ok := ParseKey(info.Key); ok && info.Size <= maxIndexLength {
-			infos = append(infos, info)
-			total += info.Size
-		}
-	}
-	dec, err := newDecoder()
-	if err != nil {
-		return err
-	}
-	defer dec.close()
-	if total > indexLoadBytes {
-		infos = newestFirst(ctx, store, infos, dec)
-	}
-	for len(infos) > 0 && !table.full(dedupLoad) {
-		n := indexBatch(infos)
-		stored, errs := readIndexes(ctx, store, infos[:n])
-		for i, info := range infos[:n] {
-			err := errs[i]
-			if err == nil {
-				err = loadIndex(stored[i], info.Key, dec, table, packs)
-			}
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if err != nil {
-				note("an index is ignored, so more may be stored than is new: %v", err)
-			}
-		}
-		infos = infos[n:]
-	}
-	return ctx.Err()
-}
-
 // indexBatch is how many of the next indexes are read at once.
 func indexBatch(infos []objstore.Info) int {
 	n, total := 0, int64(0)
@@ -177,11 +134,8 @@ func readIndexes(ctx context.Context, store objstore.Store, infos []objstore.Inf
 	return stored, errs
 }
 
-// loadIndex fills the table from a stored index.
+// loadIndex fills the table from a stored index, which is proven.
 func loadIndex(stored []byte, key string, dec *decoder, table *dedupTable, packs *packList) error {
-	if _, name, _ := ParseKey(key); Sum(stored) != name {
-		return damagef(key, 0, 0, "its bytes do not have the SHA-256 that is its name")
-	}
 	var last Ref
 	var number uint32
 	err := parseIndex(stored, dec, func(pack Ref, c *PackChunk) bool {

@@ -111,7 +111,7 @@ func (s *DiskStats) count(r *result) {
 func (p *packer) place(c *cell, r *result) error {
 	dedup := r.length >= minDedup
 	if dedup {
-		if at, ok := p.w.table.lookup(&r.chunk); ok && at.proven() {
+		if at, ok := p.w.table.recent(&r.chunk); ok && at.proven() {
 			r.known, r.at, r.start, r.end = true, at, 0, 0
 			r.reused = p.w.packs.foreign(at.pack)
 			return nil
@@ -129,7 +129,7 @@ func (p *packer) place(c *cell, r *result) error {
 	off := p.pack.add(frame, int32(r.length), r.chunk)
 	r.at = place{pack: p.pack.number, frameOff: uint32(off), frameLen: uint32(len(frame)) | provenBit}
 	if dedup {
-		p.w.table.put(&r.chunk, r.at, dedupMax)
+		p.w.table.learn(p.w.ctx, &r.chunk, r.at)
 	}
 	return nil
 }

@@ -88,6 +88,14 @@ func (s *sessionPacks) isBad(n uint32) bool {
 	return s.get(n) == packBad
 }
 
+// number numbers an older pack.
+func (s *sessionPacks) number(ref Ref) uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, _ := s.list.number(ref)
+	return n
+}
+
 // sample tells that a frame of a pack was read back and is right.
 func (s *sessionPacks) sample(n uint32) {
 	s.mu.Lock()

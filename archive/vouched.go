@@ -28,32 +28,29 @@ type packTables struct {
 // keptTables bounds the tables in memory; each has at most 16,384 lines of 56 bytes.
 const keptTables = 8
 
-// packTable is one table, sorted by digests; nil lines if it can't be had.
+// packTable is one table, sorted by digests, or why it can't be had.
 type packTable struct {
 	pack  Ref
 	once  sync.Once
 	lines []PackChunk
+	err   error
 }
 
 // has reports whether the pack's own table has a chunk of length bytes at that place.
-func (t *packTables) has(ctx context.Context, pack Ref, at place, chunk Digest, length int) bool {
+func (t *packTables) has(ctx context.Context, pack Ref, at place, chunk Digest, length int) (bool, error) {
 	table := t.of(pack)
 	table.once.Do(func() {
-		lines, err := ReadPackTable(ctx, t.store, pack)
-		if err != nil {
-			return // then each frame is read, and proves itself or is told of
-		}
-		slices.SortFunc(lines, func(a, b PackChunk) int { return bytes.Compare(a.Chunk[:], b.Chunk[:]) })
-		table.lines = lines
+		table.lines, table.err = ReadPackTable(ctx, t.store, pack)
+		slices.SortFunc(table.lines, func(a, b PackChunk) int { return bytes.Compare(a.Chunk[:], b.Chunk[:]) })
 	})
 	i, found := slices.BinarySearchFunc(table.lines, chunk, func(c PackChunk, d Digest) int { return bytes.Compare(c.Chunk[:], d[:]) })
 	for ; found && i < len(table.lines) && table.lines[i].Chunk == chunk; i++ {
 		c := &table.lines[i]
 		if c.FrameOffset == int64(at.frameOff) && c.FrameLength == at.length() && int(c.Length) == length {
-			return true
+			return true, nil
 		}
 	}
-	return false
+	return false, table.err
 }
 
 func (t *packTables) of(pack Ref) *packTable {

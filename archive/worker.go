@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/imgbackup/imgbackup/archive/known"
 	"github.com/imgbackup/imgbackup/internal/zero"
 )
 
@@ -167,9 +168,12 @@ func (k *worker) find(ctx context.Context, r *result, data []byte) error {
 	if len(data) < minDedup {
 		return nil
 	}
-	at, ok := k.w.table.lookup(&r.chunk)
+	at, ok, err := k.w.table.lookup(&r.chunk)
+	if err != nil {
+		return fmt.Errorf("what this backup has stored before can't be read (TMPDIR says where it is kept): %w", err)
+	}
 	if !ok {
-		return nil
+		return k.findKnown(ctx, r, data)
 	}
 	if !at.proven() {
 		ok, err := k.readBack(ctx, at, r.chunk, data)
@@ -178,8 +182,31 @@ func (k *worker) find(ctx context.Context, r *result, data []byte) error {
 		}
 		k.w.table.prove(&r.chunk, at)
 	}
-	r.known, r.at, r.reused = true, at, k.w.packs.foreign(at.pack)
+	k.found(r, at)
 	return nil
+}
+
+func (k *worker) found(r *result, at place) {
+	r.known, r.at, r.reused = true, at, k.w.packs.foreign(at.pack)
+}
+
+// findKnown looks for a chunk in the table that this machine keeps of the repository.
+func (k *worker) findKnown(ctx context.Context, r *result, data []byte) (err error) {
+	if k.w.known == nil {
+		return nil
+	}
+	k.w.known.Find((*known.Digest)(&r.chunk), func(p known.Place) bool {
+		at := place{pack: k.w.packs.number(Ref{Name: p.Pack.Name, Length: p.Pack.Length}), frameOff: p.Offset, frameLen: p.Length}
+		var ok bool
+		if ok, err = k.readBack(ctx, at, r.chunk, data); !ok {
+			return err != nil
+		}
+		at.frameLen |= provenBit
+		k.w.table.learn(ctx, &r.chunk, at)
+		k.found(r, at)
+		return true
+	})
+	return err
 }
 
 // readBack reports whether a frame in an older pack holds data: by reading it or, where
@@ -197,14 +224,19 @@ func (k *worker) readBack(ctx context.Context, at place, chunk Digest, data []by
 	if k.back == nil {
 		k.back = make([]byte, 0, GridSize+bufSlack)
 	}
-	if k.w.o.Vouched && k.w.packs.sampled(at.pack) && k.w.tables.has(ctx, ref, at, chunk, len(data)) {
-		return true, nil
+	if k.w.o.Vouched && k.w.packs.sampled(at.pack) {
+		if has, err := k.w.tables.has(ctx, ref, at, chunk, len(data)); err == nil && has {
+			return true, nil
+		} // else its frame is read, and proves itself or is told of
 	}
 	e := Entry{Pack: ref, FrameOffset: int64(at.frameOff), FrameLength: at.length(), Chunk: chunk}
 	got, err := k.w.fetcher.Chunk(ctx, e, k.back)
 	if err != nil {
 		if ctx.Err() != nil {
 			return false, ctx.Err()
+		}
+		if k.madeUp(ctx, ref, at, chunk, len(data), err) {
+			return false, nil
 		}
 		k.w.note("a chunk is stored again, since the one that is there can't be used: %v", err)
 		return false, nil
@@ -214,4 +246,21 @@ func (k *worker) readBack(ctx context.Context, at place, chunk Digest, data []by
 	}
 	k.w.packs.sample(at.pack)
 	return true, nil
+}
+
+// madeUp reports whether it was the machine's own table that promised what is not there:
+// the pack's does not. Then it is of no more use, and no damage of the repository.
+func (k *worker) madeUp(ctx context.Context, pack Ref, at place, chunk Digest, length int, err error) bool {
+	if k.w.known == nil || !IsDamage(err) {
+		return false
+	}
+	has, err := k.w.tables.has(ctx, pack, at, chunk, length)
+	if err != nil || has {
+		return false
+	}
+	if !k.w.known.Dropped() {
+		k.w.note("what this machine keeps of the repository's chunks was wrong, and is made anew by the next backup")
+	}
+	k.w.known.Drop()
+	return true
 }

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/imgbackup/imgbackup/archive/known"
 	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -26,6 +27,10 @@ type WriterOptions struct {
 	// Vouched: of an older pack whose SHA-256 the store itself keeps, one chunk is
 	// read back before others count, and not each.
 	Vouched bool
+	// Known is a folder that this machine keeps, for what chunks the repository has, of
+	// at most KnownLimit bytes; "": only the newest are known.
+	Known      string
+	KnownLimit int64
 	// IndexEvery is how many bytes of packs go by, at least, before they are listed
 	// in an index while the session goes on; 0: 256 MiB.
 	IndexEvery int64
@@ -84,6 +89,7 @@ type Writer struct {
 	packer  packer
 	index   indexBuilder
 	tables  packTables
+	known   *known.Table // nil: this machine keeps none
 
 	indexLost atomic.Bool // which was noted
 
@@ -121,7 +127,9 @@ func NewWriter(ctx context.Context, store objstore.Store, o WriterOptions) (*Wri
 	w.ctx, w.cancel = context.WithCancelCause(ctx)
 	w.packs.init(store, w.note)
 	w.tables.store = store
-	if err := loadIndexes(w.ctx, store, &w.table, &w.packs.list, w.note); err != nil {
+	w.table.spill.Dir = o.TempDir
+	if err := w.learn(); err != nil {
+		w.closeKnown()
 		w.cancel(err)
 		return nil, err
 	}
@@ -129,6 +137,7 @@ func NewWriter(ctx context.Context, store objstore.Store, o WriterOptions) (*Wri
 	if err := w.start(); err != nil {
 		w.cancel(err)
 		w.wg.Wait()
+		w.closeKnown()
 		return nil, err
 	}
 	return w, nil
@@ -229,6 +238,9 @@ func (w *Writer) Finish(ctx context.Context) ([]MapRef, Stats, error) {
 	}
 	rest, err := w.index.rest()
 	w.storeIndex(err, rest)
+	if err := w.table.lost(); err != nil {
+		w.note("not all that this backup has stored was known to it, so more may be stored than was new: %v", err)
+	}
 	if err := w.err(); err != nil {
 		return nil, Stats{}, err
 	}
@@ -251,6 +263,7 @@ func (w *Writer) Abort() {
 		}
 	}
 	w.index.close()
+	w.closeKnown()
 }
 
 // end stops the intake and waits for the pipeline.

@@ -64,12 +64,15 @@ type StoreOptions struct {
 	Level    archive.Level
 	NoVerify bool   // do not decode each frame again before it counts
 	TempDir  string // for maps that are too large for memory; empty: the system's
-	// IndexEvery is archive.WriterOptions'.
+	// Known, KnownLimit and IndexEvery are archive.WriterOptions'.
+	Known      string
+	KnownLimit int64
 	IndexEvery int64
 }
 
 func (o StoreOptions) writer() archive.WriterOptions {
-	return archive.WriterOptions{Level: o.Level, SkipVerify: o.NoVerify, TempDir: o.TempDir, IndexEvery: o.IndexEvery}
+	return archive.WriterOptions{Level: o.Level, SkipVerify: o.NoVerify, TempDir: o.TempDir,
+		Known: o.Known, KnownLimit: o.KnownLimit, IndexEvery: o.IndexEvery}
 }
 
 // DiskRequest names one disk of the domain and how it is to be backed up.

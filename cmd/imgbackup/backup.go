@@ -261,6 +261,7 @@ func (a *app) printXML(b request.Backup) error {
 func (a *app) carryOut(ctx context.Context, repo *chain.Repository, req backup.Request, dryRun bool) (*backup.Plan, *backup.Result, error) {
 	bar := a.newBar("backing up " + req.Domain)
 	req.Tool, req.TempDir, req.IndexEvery = tool(), tempDir(), a.indexEvery
+	req.Known, req.KnownLimit = a.knownFolder()
 	hooks := a.hooks(bar)
 	if dryRun {
 		plan, err := backup.DryRun(ctx, repo, req, hooks)

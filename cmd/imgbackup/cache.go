@@ -37,25 +37,40 @@ func (a *app) openCached(ctx context.Context) (*chain.Repository, error) {
 	if err != nil || dir == nil {
 		return repo, err
 	}
-	a.cached = &cachedRepo{dir: dir, id: repo.Config.ID}
+	a.cached = &cachedRepo{dir: dir, id: repo.Config.ID, place: a.place()}
 	// A folder answers as fast as what would be remembered of it.
-	if _, ok := objstore.As[objstore.Placed](repo.Store); !ok {
-		repo.Store = cache.New(repo.Store, dir, cache.Options{ID: repo.Config.ID, Place: a.place(), Kind: kindOf})
+	if p, ok := objstore.As[objstore.Placed](repo.Store); ok {
+		a.cached.place = p.Dir()
+		return repo, nil
 	}
+	repo.Store = cache.New(repo.Store, dir, cache.Options{ID: repo.Config.ID, Place: a.cached.place, Kind: kindOf})
 	return repo, nil
 }
 
 // cachedRepo is where something is kept of the repository that was opened.
 type cachedRepo struct {
-	dir *cache.Dir
-	id  string
+	dir       *cache.Dir
+	id, place string
 }
 
-// kindOf says what of a repository is kept. Packs are too many.
+// knownFolder is where what the repository has of chunks is kept, and how large it may
+// become, bytes; empty: nowhere.
+func (a *app) knownFolder() (string, int64) {
+	if a.cached == nil {
+		return "", 0
+	}
+	folder, limit, err := a.cached.dir.Folder(a.cached.id, a.cached.place)
+	if err != nil {
+		return "", 0 // a backup that misses it says so
+	}
+	return folder, limit
+}
+
+// kindOf says what of a repository is kept. Packs are too many, and files may be secret.
 func kindOf(key string) (cache.Kind, [32]byte) {
 	prefix, name, ok := archive.ParseKey(key)
 	switch {
-	case ok && (prefix == archive.MapPrefix || prefix == archive.BitmapPrefix || prefix == archive.IndexPrefix):
+	case ok && prefix != archive.PackPrefix && prefix != archive.FilePrefix:
 		return cache.Digested, name
 	case !ok && chain.ParseKey(key).Kind == chain.KeyManifest:
 		return cache.Tagged, name

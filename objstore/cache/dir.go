@@ -59,8 +59,10 @@ func Open(path string, limit int64) (*Dir, error) {
 	case st.Mode&0o022 != 0:
 		return nil, fmt.Errorf("others may write into %s", path)
 	}
-	if err := os.WriteFile(filepath.Join(abs, tagName), []byte(tag), fileMode); err != nil {
-		return nil, err
+	if _, err := os.Lstat(filepath.Join(abs, tagName)); err != nil {
+		if err := os.WriteFile(filepath.Join(abs, tagName), []byte(tag), fileMode); err != nil {
+			return nil, err
+		}
 	}
 	return &Dir{path: abs, limit: limit, fresh: -1}, nil
 }
