@@ -326,17 +326,17 @@ func (m *Mover) Finish() (MoveStats, error) {
 	err := m.g.Wait()
 	<-m.done
 	defer m.index.Close()
-	if err != nil {
+	switch {
+	case err != nil:
 		return MoveStats{}, err
-	}
-	if m.given.Err() != nil {
+	case m.given.Err() != nil:
 		return MoveStats{}, context.Cause(m.given)
+	}
+	if err := m.index.Finish(m.given); err != nil {
+		return MoveStats{}, err
 	}
 	return m.stats, nil
 }
-
-// StoreIndex stores the indexes of the new packs, after Finish.
-func (m *Mover) StoreIndex(ctx context.Context) error { return m.index.Finish(ctx) }
 
 // Packs returns the new packs, after Finish.
 func (m *Mover) Packs() []Ref { return m.fresh }

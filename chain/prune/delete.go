@@ -28,12 +28,12 @@ type deleter struct {
 
 // delete deletes the objects of a mark that deletes, and ends it.
 func (p *pruner) delete(ctx context.Context, m *chain.Mark, list *chain.MarkList, v *inventory) (Amounts, error) {
-	d := &deleter{p: p, v: v, removed: Amounts{}, fence: &fence{repo: p.repo, mark: m, now: sinceBoot}}
+	d := &deleter{p: p, v: v, removed: Amounts{}, fence: &fence{repo: p.repo, mark: m, now: p.o.now}}
 	keys := list.Objects
 	total := int64(len(keys))
 	for n := int64(0); len(keys) > 0; {
 		p.progress("deleting", n, total)
-		batch := keys[:min(len(keys), objstore.MaxBatch)]
+		batch := keys[:min(len(keys), p.o.batch)]
 		keys = keys[len(batch):]
 		if err := d.batch(ctx, batch); err != nil {
 			return d.removed, err

@@ -13,6 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // Options of a prune; the zero value repacks whatever is partly unused, and waits for
@@ -30,8 +31,10 @@ type Options struct {
 	Progress func(phase string, done, total int64) // one call at a time
 	Note     func(msg string)
 
-	packSize int64 // of new packs; 0: the usual
-	retry    time.Duration
+	packSize int64                // of new packs; 0: the usual
+	retry    time.Duration        // before a batch is sent again that failed; 0: the usual
+	batch    int                  // how many objects are deleted at once; 0: the usual
+	now      func() time.Duration // nil: since the machine was started
 }
 
 // maxRounds bounds how often a prune begins anew, because not all fits into one round.
@@ -60,6 +63,12 @@ func Run(ctx context.Context, repo *chain.Repository, o Options) (*Result, error
 	}
 	if o.retry == 0 {
 		o.retry = time.Second
+	}
+	if o.batch == 0 {
+		o.batch = objstore.MaxBatch
+	}
+	if o.now == nil {
+		o.now = sys.SinceBoot
 	}
 	p := &pruner{
 		repo: repo, o: o, damaged: make(map[archive.Digest]bool),
@@ -219,5 +228,3 @@ func (p *pruner) note(format string, args ...any) {
 		p.o.Note(fmt.Sprintf(format, args...))
 	}
 }
-
-func sinceBoot() time.Duration { return sys.SinceBoot() }

@@ -55,6 +55,7 @@ func TestRandom(t *testing.T) {
 				if got, want := packBytes(after), w.readBytes(t); got != want {
 					t.Fatalf("round %d: packs have %d bytes, %d are read", round, got, want)
 				}
+				w.checkIndexes(t, after)
 				moved.Add(result.Repack.Moves)
 				if fmt.Sprint(plan.Plan) != fmt.Sprint(result.Plan) {
 					t.Errorf("planned was\n%+v, then\n%+v", plan.Plan, result.Plan)
@@ -68,6 +69,28 @@ func TestRandom(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// checkIndexes: every pack is in some index.
+func (w *world) checkIndexes(t *testing.T, all map[string]int64) {
+	t.Helper()
+	var listed []string
+	for _, key := range keys(all, archive.IndexPrefix) {
+		_, name, _ := archive.ParseKey(key)
+		_, err := archive.ReadIndex(t.Context(), w.Store, archive.Ref{Name: name}, func(pack archive.Ref, chunks []archive.PackChunk) error {
+			listed = append(listed, archive.PackKey(pack.Name))
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	slices.Sort(listed)
+	for _, key := range keys(all, archive.PackPrefix) {
+		if _, found := slices.BinarySearch(listed, key); !found {
+			t.Errorf("%s is in no index", key)
+		}
 	}
 }
 

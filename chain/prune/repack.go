@@ -85,9 +85,6 @@ func (p *pruner) move(ctx context.Context, pl *plan) (*archive.Mover, error) {
 	if err == nil || ferr != nil && !archive.IsDamage(err) {
 		err = ferr // the first one that was met
 	}
-	if err == nil {
-		err = m.StoreIndex(ctx)
-	}
 	return m, err
 }
 
