@@ -187,7 +187,7 @@ func (k *marks) strike(ctx context.Context, keys []string) (wait *Mark, err erro
 // finish does the rest of what a prune was deleting that has certainly ended.
 func (k *marks) finish(ctx context.Context, m *Mark) error {
 	self, err := k.repo.Self()
-	if err != nil || !k.repo.ended(ctx, self, m.Process, m.Owner) {
+	if err != nil || !m.Released && !k.repo.ended(ctx, self, m.Process, m.Owner) {
 		return err
 	}
 	if m, err = k.repo.TakeOver(ctx, m); err != nil {

@@ -63,6 +63,9 @@ type Mark struct {
 	// have to go before anything is deleted, sorted by key.
 	Listed bool        `json:"listed"`
 	Leases []SeenLease `json:"leases,omitempty"`
+	// Suspected is when another prune found the mark as it is, and could not tell whether
+	// its owner has ended; its owner's next change takes it away.
+	Suspected *Suspicion `json:"suspected,omitempty"`
 
 	data []byte // as it stands
 }
@@ -74,6 +77,12 @@ type SeenLease struct {
 	SHA256 archive.Digest `json:"sha256"`            // as it was seen; zero: it could not be read
 	BootID string         `json:"boot_id,omitempty"` // of the machine that saw it first so
 	Since  int64          `json:"since"`             // then, in seconds since that boot
+}
+
+// Suspicion is a time by the clock of one machine that nobody sets.
+type Suspicion struct {
+	BootID string `json:"boot_id"`
+	Since  int64  `json:"since"` // seconds since that boot
 }
 
 // Standing reports whether anything is marked.
@@ -103,6 +112,10 @@ func (m *Mark) Validate() error {
 	c.that(sortedOnce(m.Struck), "what is struck is not sorted")
 	for _, key := range m.Struck {
 		c.that(markable(key), "%.80q is struck", key)
+	}
+	if m.Suspected != nil {
+		c.text("suspected.boot_id", m.Suspected.BootID, 255)
+		c.that(m.Suspected.Since >= 0, "suspected since %d", m.Suspected.Since)
 	}
 	c.that(m.Listed || len(m.Leases) == 0, "leases that were not listed")
 	last := ""
@@ -217,6 +230,7 @@ func (r *Repository) storeMark(ctx context.Context, before, m *Mark) (*Mark, err
 func (r *Repository) ChangeMark(ctx context.Context, m *Mark, change func(*Mark)) (*Mark, error) {
 	next := *m
 	next.Struck, next.Leases = slices.Clone(m.Struck), slices.Clone(m.Leases)
+	next.Suspected = nil
 	change(&next)
 	next.Revision++
 	return r.storeMark(ctx, m, &next)
@@ -230,6 +244,28 @@ func (r *Repository) CheckMark(ctx context.Context, m *Mark) error {
 		return ErrMarkChanged
 	}
 	return err
+}
+
+// MarkEnded reports whether the owner of a mark has ended: it said so itself, or that is
+// certain on this host, or the mark was seen unchanged for a day by this machine's clock.
+// Else when that was first seen so is noted in the mark, which is returned as it is then.
+func (r *Repository) MarkEnded(ctx context.Context, m *Mark) (*Mark, bool, error) {
+	self, err := r.Self()
+	if err != nil || m.Released || r.ended(ctx, self, m.Process, m.Owner) {
+		return m, err == nil, err
+	}
+	boot, since, err := bootClock()
+	if err != nil || boot == "" {
+		return m, false, err
+	}
+	if s := m.Suspected; s != nil && s.BootID == boot && s.Since <= since {
+		return m, time.Duration(since-s.Since)*time.Second >= unchangedFor, nil
+	}
+	next, err := r.ChangeMark(ctx, m, func(m *Mark) { m.Suspected = &Suspicion{BootID: boot, Since: since} })
+	if errors.Is(err, ErrMarkChanged) {
+		return m, false, nil
+	}
+	return next, false, err
 }
 
 // TakeOver makes the mark this process's, in a run of its own, without a change to

@@ -62,8 +62,10 @@ func DeleteEach(ctx context.Context, keys []string, remove func(ctx context.Cont
 	failed := &BatchError{}
 	var g errgroup.Group
 	g.SetLimit(batchDeletes)
+	var ended error // why not all were asked for
 	for _, key := range keys {
-		if ctx.Err() != nil {
+		if err := ctx.Err(); err != nil {
+			ended = errors.Join(context.Cause(ctx), err)
 			break
 		}
 		g.Go(func() error {
@@ -77,7 +79,9 @@ func DeleteEach(ctx context.Context, keys []string, remove func(ctx context.Cont
 	}
 	_ = g.Wait() // what failed is in failed
 	switch {
-	case ctx.Err() != nil:
+	case ended != nil:
+		return ended
+	case ctx.Err() != nil && len(failed.Keys) > 0: // that may be why
 		return errors.Join(context.Cause(ctx), ctx.Err())
 	case len(failed.Keys) > 0:
 		return failed

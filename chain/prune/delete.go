@@ -7,9 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"time"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/protocol"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -46,14 +46,30 @@ func (p *pruner) delete(ctx context.Context, m *chain.Mark, list *chain.MarkList
 	if err := d.probes(ctx); err != nil {
 		return d.removed, err
 	}
-	if _, err := p.repo.EndMark(ctx, m); err != nil {
-		return d.removed, lost(err)
+	if err := d.end(ctx); err != nil {
+		return d.removed, err
 	}
 	if d.refused > 0 {
 		return d.removed, fmt.Errorf("the store refuses to delete %d objects that no checkpoint needs: %w", d.refused, d.why)
 	}
 	p.progress("deleting", total, total)
 	return d.removed, nil
+}
+
+// end ends the mark, which others may have suspected.
+func (d *deleter) end(ctx context.Context) error {
+	for {
+		if err := d.fence.look(ctx); err != nil {
+			return err
+		}
+		_, err := d.p.repo.EndMark(ctx, d.fence.mark)
+		switch {
+		case !errors.Is(err, chain.ErrMarkChanged):
+			return err
+		case !protocol.Keeps(ctx, protocol.Fence):
+			return nil
+		}
+	}
 }
 
 // batch deletes some objects. Each time before it asks the store, also where it asks
@@ -75,17 +91,19 @@ func (d *deleter) batch(ctx context.Context, keys []string) error {
 		case objstore.Permanent(err) && errors.Is(err, fs.ErrPermission):
 			d.refuse(int64(len(keys)), err)
 			return nil
-		case errors.Is(err, errStale) && try < deleteTries:
-			continue
+		case errors.Is(err, errStale) && len(keys) > 1:
+			half := len(keys) / 2 // fewer take less time
+			if err := d.batch(ctx, keys[:half]); err != nil {
+				return err
+			}
+			return d.batch(ctx, keys[half:])
 		case objstore.Permanent(err), try == deleteTries:
 			return fmt.Errorf("delete what no checkpoint needs: %w", err)
 		}
-		select {
-		case <-time.After(wait):
-			wait *= 2
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if err := protocol.Pause(ctx, wait); err != nil {
+			return err
 		}
+		wait *= 2
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/protocol"
 )
 
 // errLostMark says that another prune has the mark by now, and goes on with it.
@@ -36,6 +37,9 @@ const (
 
 // look sees that the mark is still ours, and nothing has changed it.
 func (f *fence) look(ctx context.Context) error {
+	if !protocol.Keeps(ctx, protocol.Fence) {
+		return nil
+	}
 	at := f.now()
 	m, err := f.repo.Mark(ctx)
 	switch {
@@ -43,9 +47,19 @@ func (f *fence) look(ctx context.Context) error {
 		return errLostMark
 	case err != nil:
 		return err
-	case m.UUID != f.mark.UUID || m.Owner != f.mark.Owner || m.Revision != f.mark.Revision:
+	case m.UUID != f.mark.UUID || m.Owner != f.mark.Owner || m.State != chain.MarkDeleting:
 		return errLostMark
 	}
+	if m.Suspected != nil { // so that nobody takes it for dead
+		m, err = f.repo.ChangeMark(ctx, m, func(*chain.Mark) {})
+		if errors.Is(err, chain.ErrMarkChanged) {
+			return f.look(ctx)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	f.mark = m
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.last = at
@@ -73,7 +87,7 @@ func (c fenced) Err() error {
 	if err := c.Context.Err(); err != nil {
 		return err
 	}
-	if c.fence.stale() {
+	if protocol.Keeps(c.Context, protocol.Fence) && c.fence.stale() {
 		return errStale
 	}
 	return nil

@@ -26,6 +26,10 @@ type Options struct {
 	Wait      time.Duration // how long to wait for writers that are at work
 	TempDir   string        // for maps and indexes too large for memory
 
+	// TakeOver goes on with the mark of a prune that can't be seen to have ended. If it has
+	// not, it finds that out and stops.
+	TakeOver bool
+
 	// Planned is told what will be won, before anything is written.
 	Planned  func(*Summary)
 	Progress func(phase string, done, total int64) // one call at a time
@@ -158,12 +162,12 @@ func (p *pruner) before(ctx context.Context) ([]string, error) {
 	if !m.Standing() {
 		return list.Census, nil
 	}
-	if err := p.checkEnded(m); err != nil {
-		return nil, err
-	}
 	if p.o.DryRun {
-		p.note("an earlier prune on %s was cut off, or waits for writers: this one would go on with it first", m.Host.Name)
+		p.note("a prune on %s is at work, was cut off, or waits for writers; when it has ended, this one would go on with it first", m.Host.Name)
 		return list.Census, nil
+	}
+	if m, err = p.checkEnded(ctx, m); err != nil {
+		return nil, err
 	}
 	if m, err = p.repo.TakeOver(ctx, m); err != nil {
 		return nil, lost(err)
@@ -184,29 +188,27 @@ func (p *pruner) withdraw(ctx context.Context, m *chain.Mark, why error) error {
 	if !m.Standing() {
 		return nil
 	}
-	if err := p.checkEnded(m); err != nil || p.o.DryRun {
-		return err
+	if p.o.DryRun {
+		return nil
 	}
-	m, err := p.repo.TakeOver(ctx, m)
+	m, err := p.checkEnded(ctx, m)
+	if err == nil {
+		m, err = p.repo.TakeOver(ctx, m)
+	}
 	if err == nil {
 		_, err = p.repo.EndMark(ctx, m)
 	}
 	return lost(err)
 }
 
-// checkEnded returns an error unless the owner of a mark has certainly ended.
-func (p *pruner) checkEnded(m *chain.Mark) error {
-	if m.Released {
-		return nil
+// checkEnded returns an error unless the owner of a mark has ended, as far as that is known
+// or was said.
+func (p *pruner) checkEnded(ctx context.Context, m *chain.Mark) (*chain.Mark, error) {
+	m, ended, err := p.repo.MarkEnded(ctx, m)
+	if err == nil && !ended && !p.o.TakeOver {
+		err = &chain.MarkStandsError{Mark: m}
 	}
-	self, err := p.repo.Self()
-	if err != nil {
-		return err
-	}
-	if self.Fate(m.Process) != chain.FateEnded {
-		return &chain.MarkStandsError{Mark: m}
-	}
-	return nil
+	return m, err
 }
 
 // lost tells that the mark is another's by now, where it was changed.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/protocol"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -120,7 +121,10 @@ func (p *pruner) goOn(
 			p.release(ctx, m)
 			return nil, nil
 		}
-		needed, err := p.readAgain(ctx, list, v, of)
+		needed := &rescued{list: list, has: make([]bool, len(list.Objects))}
+		if protocol.Keeps(ctx, protocol.Second) {
+			needed, err = p.readAgain(ctx, list, v, of)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -135,6 +139,9 @@ func (p *pruner) goOn(
 // and waits a little until each of them is gone. Those that are not are returned. No mark
 // means that nothing is marked any more.
 func (p *pruner) waitForWriters(ctx context.Context, m *chain.Mark) (*chain.Mark, []Waiting, error) {
+	if !protocol.Keeps(ctx, protocol.Wait) {
+		return m, nil, nil
+	}
 	if !m.Listed {
 		var err error
 		record := func(m *chain.Mark) (*chain.Mark, error) { return p.repo.ListLeases(ctx, m) }
@@ -156,10 +163,8 @@ func (p *pruner) waitForWriters(ctx context.Context, m *chain.Mark) (*chain.Mark
 		if len(left) == 0 || !time.Now().Before(end) {
 			return m, waitingFor(left), nil
 		}
-		select {
-		case <-time.After(min(p.o.Wait, pollLeases)):
-		case <-ctx.Done():
-			return nil, nil, context.Cause(ctx)
+		if err := protocol.Pause(ctx, min(p.o.Wait, pollLeases)); err != nil {
+			return nil, nil, err
 		}
 	}
 }
