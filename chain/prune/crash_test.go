@@ -91,7 +91,7 @@ func (c *crashing) List(ctx context.Context, prefix string) iter.Seq2[objstore.I
 // no checkpoint, and the next one completes it: as if there had been no crash.
 func TestCrash(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, 3, 5)
+	w := newSmallWorld(t, 3, 5, 600<<10)
 	w.forget(t, w.Repo, 0, 1, 3)
 	want := w.readBytesAfter(t, Options{packSize: 64 << 10})
 	for _, done := range []bool{false, true} {

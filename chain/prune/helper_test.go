@@ -29,8 +29,13 @@ type world struct {
 
 func newWorld(t *testing.T, seed uint64, checkpoints int) *world {
 	t.Helper()
+	return newSmallWorld(t, seed, checkpoints, 2<<20)
+}
+
+func newSmallWorld(t *testing.T, seed uint64, checkpoints int, size int64) *world {
+	t.Helper()
 	w := &world{History: chaintest.NewHistory(t), forgotten: make(map[string]bool)}
-	w.Random(rand.New(rand.NewPCG(seed, 1)), checkpoints, 2<<20)
+	w.Random(rand.New(rand.NewPCG(seed, 1)), checkpoints, size)
 	return w
 }
 

@@ -51,10 +51,10 @@ func (k *kind) find(name archive.Digest) int {
 
 // of returns a kind, which may have no objects.
 func (v *inventory) of(prefix string) *kind {
-	if v.kinds[prefix] == nil {
-		v.kinds[prefix] = &kind{prefix: prefix}
+	if k := v.kinds[prefix]; k != nil {
+		return k
 	}
-	return v.kinds[prefix]
+	return &kind{prefix: prefix}
 }
 
 // takeInventory lists the store. A listing without the configuration, which is there, is
@@ -70,7 +70,11 @@ func takeInventory(ctx context.Context, repo *chain.Repository, progress func(do
 			progress(n)
 		}
 		if prefix, name, ok := archive.ParseKey(info.Key); ok {
-			k := v.of(prefix)
+			k := v.kinds[prefix]
+			if k == nil {
+				k = &kind{prefix: prefix}
+				v.kinds[prefix] = k
+			}
 			k.objects = append(k.objects, object{name: name, size: info.Size})
 			continue
 		}
