@@ -168,6 +168,7 @@ const (
 	KeyData // a pack, map, bitmap, cluster map, file or index: [archive.ParseKey] takes it apart
 	KeyMark
 	KeyMarkList
+	KeyProofs
 )
 
 // Key is a key that has been taken apart.
@@ -190,6 +191,8 @@ func ParseKey(key string) Key {
 	switch {
 	case key == MarkKey:
 		return Key{Kind: KeyMark}
+	case key == proofsKey:
+		return Key{Kind: KeyProofs}
 	case parseMarkListKey(key):
 		return Key{Kind: KeyMarkList}
 	}

@@ -5,6 +5,7 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -23,7 +25,8 @@ import (
 
 // Options are the settings of [Run]; the zero value is good.
 type Options struct {
-	ReadData bool     // read every pack too, and decode every chunk
+	ReadData bool     // read packs too, and decode their chunks
+	Subset   Subset   // with ReadData: of the data, only this; the zero value: all
 	Domains  []string // only these; nil: all. Only a check of all looks at what no checkpoint uses
 	Workers  int      // objects read at once; 0: one per CPU, 2 to 8
 	// Progress is called often, never by two goroutines at once; may be nil.
@@ -73,6 +76,15 @@ type Affected struct {
 	Bytes      int64   `json:"bytes"`                 // of the guest that are lost
 }
 
+// Lost is what a disk of a checkpoint is known to have lost.
+type Lost struct {
+	Domain     string `json:"domain"`
+	Checkpoint string `json:"checkpoint"`
+	Disk       string `json:"disk"`
+	Ranges     int    `json:"ranges"`
+	Bytes      int64  `json:"bytes"`
+}
+
 // Range is a range of guest bytes.
 type Range struct {
 	Offset int64 `json:"offset"`
@@ -81,17 +93,20 @@ type Range struct {
 
 // Report is the result of a check.
 type Report struct {
-	ReadData           bool      `json:"read_data"`
-	Complete           bool      `json:"complete"`     // nothing is left that could not be looked at
-	Checkpoints        int       `json:"checkpoints"`  // manifests that are sound
-	Objects            int       `json:"objects"`      // that were looked at
-	Bytes              int64     `json:"bytes"`        // that were read and proven, or whose length was
-	UnreadPacks        int       `json:"unread_packs"` // of them, only the length was looked at: without ReadData
-	UnreadBytes        int64     `json:"unread_bytes"` // in these packs; part of Bytes
-	Unreferenced       int       `json:"unreferenced"`
-	UnreferencedLength int64     `json:"unreferenced_bytes"`
-	Findings           []Finding `json:"findings"` // sorted by object
-	Notes              []string  `json:"notes,omitempty"`
+	ReadData           bool  `json:"read_data"`
+	Complete           bool  `json:"complete"`     // nothing is left that could not be looked at
+	Checkpoints        int   `json:"checkpoints"`  // manifests that are sound
+	Objects            int   `json:"objects"`      // that were looked at
+	Bytes              int64 `json:"bytes"`        // that were read and proven, or whose length was
+	UnreadPacks        int   `json:"unread_packs"` // of them, only the length was looked at: without ReadData
+	UnreadBytes        int64 `json:"unread_bytes"` // in these packs; part of Bytes
+	Unreferenced       int   `json:"unreferenced"`
+	UnreferencedLength int64 `json:"unreferenced_bytes"`
+	// Proofs is nil where the check did not come so far as to find out.
+	Proofs   *Proofs   `json:"proven,omitempty"`
+	Lost     []Lost    `json:"lost"`     // what is known to be lost: no findings
+	Findings []Finding `json:"findings"` // sorted by object
+	Notes    []string  `json:"notes,omitempty"`
 }
 
 // Bounds of a report.
@@ -119,7 +134,8 @@ func Run(ctx context.Context, repo *chain.Repository, o Options) (*Report, error
 	c := &check{
 		repo:     repo,
 		o:        o,
-		report:   &Report{ReadData: o.ReadData, Findings: []Finding{}},
+		report:   &Report{ReadData: o.ReadData, Lost: []Lost{}, Findings: []Finding{}},
+		begun:    time.Now().UTC().Truncate(time.Second),
 		maps:     make(map[archive.MapRef]*use),
 		bitmaps:  make(map[bitmapUse]*use),
 		clusters: make(map[chain.ClusterPart]*use),
@@ -128,7 +144,11 @@ func Run(ctx context.Context, repo *chain.Repository, o Options) (*Report, error
 		bad:      make(map[string]struct{}),
 	}
 	err := c.run(ctx)
+	c.remember(ctx)
 	c.report.Complete = err == nil
+	slices.SortFunc(c.report.Lost, func(a, b Lost) int {
+		return cmp.Or(strings.Compare(a.Domain, b.Domain), strings.Compare(a.Checkpoint, b.Checkpoint), strings.Compare(a.Disk, b.Disk))
+	})
 	slices.SortFunc(c.report.Findings, func(a, b Finding) int { return strings.Compare(a.Object, b.Object) })
 	return c.report, err
 }
@@ -145,12 +165,17 @@ type check struct {
 	files    map[archive.FileRef]*use
 	packs    map[archive.Ref]bool // true: seen with the right length
 	loose    []objstore.Info      // data objects that nothing refers to, as listed
+	names    []archive.Digest     // of all data objects that are listed
 	newer    []error
+	read     map[archive.Ref]bool // packs whose data was read
+	begun    time.Time
+	proofs   *chain.Proofs // before this check
 
-	mu     sync.Mutex // guards what is below, and packs while maps are read
-	report *Report
-	bad    map[string]struct{} // keys of damaged objects
-	done   int64
+	mu              sync.Mutex // guards what is below, and packs while maps are read
+	report          *Report
+	bad             map[string]struct{} // keys of damaged objects
+	proven, unsound []archive.Digest    // of what was read
+	done            int64
 }
 
 // diskID is one disk of one checkpoint.
@@ -179,9 +204,11 @@ func (c *check) run(ctx context.Context) error {
 	steps := []func(context.Context) error{
 		c.checkConfig, c.readManifests, c.checkMaps, c.checkBitmaps, c.checkClusters, c.checkFiles, c.listObjects, c.checkLengths,
 	}
+	steps = append(steps, c.loadProofs)
 	if c.o.ReadData {
-		steps = append(steps, c.readPacks, c.checkReferences, c.readLoose)
+		steps = append(steps, c.readData, c.checkReferences)
 	}
+	steps = append(steps, c.countUnread)
 	steps = append(steps, c.checkIntents, c.checkLeases, c.findAffected)
 	for _, step := range steps {
 		if err := step(ctx); err != nil {

@@ -3,11 +3,9 @@
 package check
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/imgbackup/imgbackup/archive"
@@ -51,6 +49,9 @@ func (c *check) listObjects(ctx context.Context) error {
 			continue
 		}
 		ref := archive.Ref{Name: name, Length: info.Size}
+		if c.all() {
+			c.names = append(c.names, name)
+		}
 		if _, used := c.packs[ref]; used && prefix == archive.PackPrefix {
 			c.packs[ref] = true
 			continue
@@ -71,15 +72,14 @@ func (c *check) checkLengths(ctx context.Context) error {
 	for ref, seen := range c.packs {
 		if !seen {
 			refs = append(refs, ref)
-		} else if !c.o.ReadData {
-			c.report.Objects++
-			c.report.Bytes += ref.Length
-			c.report.UnreadPacks++
-			c.report.UnreadBytes += ref.Length
 		}
 	}
 	err := each(ctx, c, "packs that were not listed", refs, one, func(ctx context.Context, ref archive.Ref) error {
-		return c.record(KindPack, archive.PackKey(ref.Name), 0, archive.VerifyPack(ctx, c.repo.Store, ref, false))
+		err := archive.VerifyPack(ctx, c.repo.Store, ref, false)
+		if err == nil {
+			return nil // it is counted with the others
+		}
+		return c.record(KindPack, archive.PackKey(ref.Name), 0, err)
 	})
 	if err != nil {
 		return err
@@ -107,37 +107,67 @@ func (c *check) checkLengths(ctx context.Context) error {
 	return nil
 }
 
-// readPacks reads every pack, and decodes every chunk.
-func (c *check) readPacks(ctx context.Context) error {
-	byName := func(a, b archive.Ref) int { return bytes.Compare(a.Name[:], b.Name[:]) }
-	refs := slices.SortedFunc(maps.Keys(c.packs), byName)
-	length := func(r archive.Ref) int64 { return r.Length }
-	return each(ctx, c, "packs", refs, length, func(ctx context.Context, ref archive.Ref) error {
-		key := archive.PackKey(ref.Name)
-		if c.damagedKey(key) {
-			return nil
+// readData reads what of the data is to be read: packs, of which every chunk is decoded;
+// and what nothing refers to, the indexes and what a later backup might use again.
+func (c *check) readData(ctx context.Context) error {
+	chosen := c.choose(c.data())
+	c.read = make(map[archive.Ref]bool, len(chosen))
+	for i := range chosen {
+		if chosen[i].loose == nil {
+			c.read[chosen[i].ref] = true
 		}
-		return c.record(KindPack, key, ref.Length, archive.VerifyPack(ctx, c.repo.Store, ref, true))
-	})
+	}
+	length := func(d datum) int64 { return d.ref.Length }
+	return each(ctx, c, "packs", chosen, length, c.readDatum)
 }
 
-// readLoose proves what nothing refers to: the indexes, and what a later backup
-// might use again.
-func (c *check) readLoose(ctx context.Context) error {
-	length := func(i objstore.Info) int64 { return i.Size }
-	return each(ctx, c, "indexes and unused objects", c.loose, length, func(ctx context.Context, info objstore.Info) error {
-		err := archive.VerifyObject(ctx, c.repo.Store, info.Key, info.Size, true)
+func (c *check) readDatum(ctx context.Context, d datum) error {
+	key := d.key()
+	if c.damagedKey(key) {
+		return nil
+	}
+	kind := KindPack
+	var err error
+	if d.loose == nil {
+		err = archive.VerifyPack(ctx, c.repo.Store, d.ref, true)
+	} else {
+		err = archive.VerifyObject(ctx, c.repo.Store, key, d.ref.Length, true)
 		if errors.Is(err, objstore.ErrNotFound) {
 			return nil // deleted since it was listed
 		}
-		prefix, _, _ := archive.ParseKey(info.Key)
-		kind := map[string]string{
+		prefix, _, _ := archive.ParseKey(key)
+		kind = map[string]string{
 			archive.PackPrefix: KindPack, archive.MapPrefix: KindMap,
 			archive.BitmapPrefix: KindBitmap, archive.IndexPrefix: KindIndex,
 			archive.FilePrefix: KindFile, archive.ClustersPrefix: KindClusters,
 		}[prefix]
-		return c.record(kind, info.Key, info.Size, err)
-	})
+	}
+	if rerr := c.record(kind, key, d.ref.Length, err); rerr != nil {
+		return rerr
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err == nil {
+		c.proven = append(c.proven, d.ref.Name)
+	} else {
+		c.unsound = append(c.unsound, d.ref.Name)
+	}
+	return nil
+}
+
+// countUnread counts the packs of which only the length was looked at.
+func (c *check) countUnread(context.Context) error {
+	for ref := range c.packs {
+		if c.read[ref] || c.damagedKey(archive.PackKey(ref.Name)) {
+			continue
+		}
+		c.report.Objects++
+		c.report.Bytes += ref.Length
+		c.report.UnreadPacks++
+		c.report.UnreadBytes += ref.Length
+	}
+	c.sumProofs()
+	return nil
 }
 
 // maxTableChunks bounds the tables of packs that are kept at once.
@@ -176,7 +206,7 @@ func (c *check) checkReferencesOf(ctx context.Context, ref archive.MapRef, table
 		if err != nil {
 			return err
 		}
-		if e.Zero || c.damagedKey(archive.PackKey(e.Pack.Name)) {
+		if e.Zero || !c.read[e.Pack] || c.damagedKey(archive.PackKey(e.Pack.Name)) {
 			continue
 		}
 		table, err := tables.get(ctx, e.Pack)

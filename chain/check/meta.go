@@ -78,6 +78,9 @@ func (c *check) refer(m *chain.Manifest) {
 	disks := make(map[*chain.Disk]int32, len(m.Disks))
 	for i := range m.Disks {
 		d := &m.Disks[i]
+		if n := d.LostBytes(); n > 0 {
+			c.report.Lost = append(c.report.Lost, Lost{m.Domain, m.Checkpoint, d.Name, len(d.Lost), n})
+		}
 		disks[d] = c.addDisk(diskID{domain: m.Domain, checkpoint: m.Checkpoint, disk: d.Name, size: d.Size})
 	}
 	for ref := range m.References() {

@@ -5,6 +5,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -14,19 +17,24 @@ import (
 )
 
 func (a *app) checkCommand() *cobra.Command {
-	var readData bool
+	var o checkOptions
 	cmd := &cobra.Command{
 		Use:        "check [DOMAIN]",
 		Short:      "Check that a repository is whole",
 		SuggestFor: []string{"verify", "fsck", "scrub"},
 		Long: `check reads every manifest, map and bitmap, proves their digests, and looks
 whether every pack that a map names is there with the right length. With
---read-data it reads every pack, too, and decodes every chunk.
+--read-data it reads every pack, too, and decodes every chunk; or a part of them: what was proven longest
+ago (5%, 10G), a fixed part of the whole (N/M), or what was not proven for some time. What is proven is
+remembered in the repository, where the credentials allow that.
 
 It ends with exit status 3 when it finds damage, and says what is affected.`,
 		Annotations: exits(exitDamage, exitInterrupted),
 		Example: `  imgbackup check
-  imgbackup check --read-data web`,
+  imgbackup check --read-data web
+  imgbackup check --read-data-subset 5%
+  imgbackup check --read-data-subset $(date +%-j)/366
+  imgbackup check --unproven-since 90d`,
 		Args: takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, d := range args {
@@ -34,13 +42,17 @@ It ends with exit status 3 when it finds damage, and says what is affected.`,
 					return usage.Wrap(err)
 				}
 			}
+			subset, err := o.choose()
+			if err != nil {
+				return err
+			}
 			repo, err := a.openRepo(cmd.Context())
 			if err != nil {
 				return err
 			}
 			bar := a.newBar("checking")
 			report, err := check.Run(cmd.Context(), repo, check.Options{
-				ReadData: readData, Domains: args,
+				ReadData: o.readData || subset != check.Subset{}, Subset: subset, Domains: args,
 				Progress: func(e check.Event) {
 					bar.set(e.Done, e.Total)
 					a.events.set(e.Phase, e.Done, e.Total)
@@ -63,8 +75,63 @@ It ends with exit status 3 when it finds damage, and says what is affected.`,
 			return a.tellReport(report)
 		},
 	}
-	cmd.Flags().BoolVar(&readData, "read-data", false, "read and decode every pack, too")
+	f := cmd.Flags()
+	f.BoolVar(&o.readData, "read-data", false, "read and decode every pack, too")
+	f.StringVar(&o.subset, "read-data-subset", "", "read a `PART` of the packs: 5%, 10G, or N/M")
+	f.StringVar(&o.unproven, "unproven-since", "", "read what was not proven for this `TIME`, as 90d or 36h")
 	return a.addProgress(cmd)
+}
+
+// checkOptions are the flags of check.
+type checkOptions struct {
+	readData         bool
+	subset, unproven string
+}
+
+// choose is the part of the data that is to be read.
+func (o *checkOptions) choose() (s check.Subset, err error) {
+	switch {
+	case o.readData && o.subset+o.unproven != "", o.subset != "" && o.unproven != "":
+		return s, usage.Errorf("--read-data, --read-data-subset and --unproven-since exclude each other")
+	case o.subset != "":
+		if s, err = check.ParseSubset(o.subset); err != nil {
+			return s, usage.Errorf("--read-data-subset %w", err)
+		}
+	case o.unproven != "":
+		age, err := parseAge(o.unproven)
+		if err != nil {
+			return s, usage.Errorf("--unproven-since %w", err)
+		}
+		s.Before = time.Now().Add(-age)
+	}
+	return s, nil
+}
+
+// parseAge reads 90d, or what [time.ParseDuration] knows.
+func parseAge(s string) (time.Duration, error) {
+	const day = 24 * time.Hour
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		if n, err := strconv.ParseUint(days, 10, 16); err == nil {
+			return time.Duration(n) * day, nil
+		}
+	} else if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+		return d, nil
+	}
+	return 0, fmt.Errorf("%.40q: want a time as 90d or 36h", s)
+}
+
+// printProofs tells when the data was last read.
+func printProofs(w *checkedWriter, p *check.Proofs) {
+	if p == nil || p.Packs+p.Never == 0 {
+		return
+	}
+	if p.Oldest != nil {
+		w.printf("of the data, %s were read and proven since %s", size(p.Bytes), p.Oldest.Local().Format("2006-01-02 15:04"))
+		if p.Never > 0 {
+			w.printf(", %s never", size(p.Unread))
+		}
+		w.printf("\n")
+	}
 }
 
 // tellReport is an error if there is damage.
@@ -90,9 +157,13 @@ func (a *app) printReport(r *check.Report) error {
 			w.printf("note: %s\n", oneLine(n))
 		}
 		w.printf("checked %s, %s, %s\n", count(r.Checkpoints, "checkpoint"), count(r.Objects, "object"), size(r.Bytes-r.UnreadBytes))
+		for _, l := range r.Lost {
+			w.printf("known to be lost: %s/%s/%s: %s in %s\n", l.Domain, l.Checkpoint, l.Disk, size(l.Bytes), count(l.Ranges, "range"))
+		}
 		if r.UnreadPacks > 0 {
 			w.printf("the data in %s (%s) was not read: --read-data reads it\n", count(r.UnreadPacks, "pack"), size(r.UnreadBytes))
 		}
+		printProofs(w, r.Proofs)
 		switch {
 		case !r.Complete:
 			w.printf("the check is not complete\n")
