@@ -70,6 +70,8 @@ func (a *app) knownFolder() (string, int64) {
 func kindOf(key string) (cache.Kind, [32]byte) {
 	prefix, name, ok := archive.ParseKey(key)
 	switch {
+	case ok && prefix == archive.IndexPrefix:
+		return cache.Own, name // what others' say is in the table of chunks
 	case ok && prefix != archive.PackPrefix && prefix != archive.FilePrefix:
 		return cache.Digested, name
 	case !ok && chain.ParseKey(key).Kind == chain.KeyManifest:

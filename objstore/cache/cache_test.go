@@ -33,6 +33,9 @@ func kind(key string) (cache.Kind, [32]byte) {
 	case prefix == "d" && len(rest) == 64:
 		_, _ = hex.Decode(name[:], []byte(rest))
 		return cache.Digested, name
+	case prefix == "o" && len(rest) == 64:
+		_, _ = hex.Decode(name[:], []byte(rest))
+		return cache.Own, name
 	case prefix == "n":
 		return cache.Never, name
 	}
@@ -220,6 +223,22 @@ func TestDigested(t *testing.T) {
 	}
 	if !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("a range that passes the end: %v", err)
+	}
+}
+
+// Of what only this host's is kept, others' is read each time.
+func TestOwn(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	own, others := content(1, 1000), content(2, 1000)
+	key := func(data []byte) string { return "o" + digested(data)[1:] }
+	w.put(w.open(), key(own), own, objstore.Create)
+	w.put(w.far, key(others), others, objstore.Create)
+	for range 2 {
+		got, gets := w.read(w.open(), key(own), 0, -1)
+		w.want("own", got, own, gets, 0)
+		got, gets = w.read(w.open(), key(others), 0, -1)
+		w.want("another's", got, others, gets, 1)
 	}
 }
 

@@ -58,6 +58,16 @@ func (s *store) getDigested(ctx context.Context, key string, name [32]byte, offs
 	return s.keepDigested(name, r), nil
 }
 
+func (s *store) getOwn(ctx context.Context, key string, name [32]byte, offset, length int64) (io.ReadCloser, error) {
+	if err := errors.Join(objstore.CheckRange(key, offset, length), ctx.Err()); err != nil {
+		return nil, err
+	}
+	if r := s.open(ctx, name, offset, length); r != nil {
+		return r, nil
+	}
+	return s.next.Get(ctx, key, offset, length)
+}
+
 // open opens what is remembered of an object; nil: nothing.
 func (s *store) open(ctx context.Context, name [32]byte, offset, length int64) io.ReadCloser {
 	f, err := os.Open(s.path(name))

@@ -18,6 +18,7 @@ type Kind int
 const (
 	Never    Kind = iota // not at all
 	Digested             // never changes, and its name is the SHA-256 of its bytes
+	Own                  // as Digested, and only what is written here is kept
 	Tagged               // may be replaced, and is small; the store's entity tag tells
 )
 
@@ -25,8 +26,8 @@ const (
 type Options struct {
 	ID    string // of the repository
 	Place string // by which the store is named
-	// Kind says how an object is to be treated, by its key; with Digested, which SHA-256
-	// its bytes have.
+	// Kind says how an object is to be treated, by its key; with Digested and Own, which
+	// SHA-256 its bytes have.
 	Kind func(key string) (Kind, [32]byte)
 }
 
@@ -66,6 +67,8 @@ func (s *store) Get(ctx context.Context, key string, offset, length int64) (io.R
 	switch kind {
 	case Digested:
 		return s.getDigested(ctx, key, name, offset, length)
+	case Own:
+		return s.getOwn(ctx, key, name, offset, length)
 	case Tagged:
 		r, err := s.next.Get(ctx, key, offset, length)
 		if err != nil || offset != 0 || length >= 0 {
@@ -79,7 +82,7 @@ func (s *store) Get(ctx context.Context, key string, offset, length int64) (io.R
 // Put implements objstore.Store. What never changes is kept as it is stored.
 func (s *store) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
 	err := s.next.Put(ctx, key, body, o)
-	if kind, name := s.kind(key); err == nil && kind == Digested {
+	if kind, name := s.kind(key); err == nil && (kind == Digested || kind == Own) {
 		s.keepBody(name, body)
 	}
 	return err

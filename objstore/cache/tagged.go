@@ -115,7 +115,7 @@ func (r *taggedReader) Close() error {
 // forget removes what is remembered of an object that is to go.
 func (s *store) forget(key string) {
 	switch kind, name := s.kind(key); kind {
-	case Digested:
+	case Digested, Own:
 		_ = os.Remove(s.path(name)) // it is proven when it is read
 	case Tagged:
 		_ = os.Remove(filepath.Join(s.folder, manifestsFolder, taggedName(key)))
