@@ -74,7 +74,7 @@ func (p *pruner) readIndex(ctx context.Context, v *inventory, i int) (index, err
 	var err error
 	in.time, err = archive.ReadIndex(ctx, p.repo.Store, ref, func(pack archive.Ref, chunks []archive.PackChunk) error {
 		n := packs.find(pack.Name)
-		if n >= 0 && packs.objects[n].size == pack.Length && packs.objects[n].needed {
+		if n >= 0 && packs.objects[n].size == pack.Length && packs.needed[n] {
 			in.packs = append(in.packs, uint32(n))
 			in.chunks += len(chunks)
 		}
@@ -110,7 +110,7 @@ func (pl *plan) useIndexes() {
 			needed = needed || !listed[pack]
 			listed[pack] = true
 		}
-		k.objects[in.number].needed = needed
+		k.needed[in.number] = needed
 	}
 }
 
@@ -121,7 +121,7 @@ func (pl *plan) chooseMerge() {
 	chunks := 0
 	for i := range pl.indexes {
 		in := &pl.indexes[i]
-		if k.objects[in.number].needed && !in.odd && in.chunks < smallIndex {
+		if k.needed[in.number] && !in.odd && in.chunks < smallIndex {
 			small = append(small, i)
 			chunks += in.chunks
 		}
@@ -154,7 +154,7 @@ func (p *pruner) mergeIndexes(ctx context.Context, pl *plan, skip func(archive.R
 		ref := k.ref(pl.indexes[i].number)
 		_, err := archive.ReadIndex(ctx, p.repo.Store, ref, func(pack archive.Ref, chunks []archive.PackChunk) error {
 			n := packs.find(pack.Name)
-			if n < 0 || !packs.objects[n].needed || listed[pack.Name] || skip(pack) {
+			if n < 0 || !packs.needed[n] || listed[pack.Name] || skip(pack) {
 				return nil
 			}
 			listed[pack.Name] = true

@@ -14,7 +14,7 @@ import (
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
-// inventory is what the store lists: every object once. It holds 48 bytes for each.
+// inventory is what the store lists: every object once. It holds 41 bytes for each.
 type inventory struct {
 	kinds     map[string]*kind // by prefix
 	manifests []string         // keys
@@ -26,12 +26,12 @@ type inventory struct {
 type kind struct {
 	prefix  string
 	objects []object
+	needed  []bool // by their numbers
 }
 
 type object struct {
-	name   archive.Digest
-	size   int64
-	needed bool
+	name archive.Digest
+	size int64
 }
 
 func (k *kind) ref(i int) archive.Ref {
@@ -96,6 +96,7 @@ func takeInventory(ctx context.Context, repo *chain.Repository, progress func(do
 		if !slices.IsSortedFunc(k.objects, func(a, b object) int { return bytes.Compare(a.name[:], b.name[:]) }) {
 			return nil, fmt.Errorf("the store does not sort its listing of %s", k.prefix)
 		}
+		k.needed = make([]bool, len(k.objects))
 	}
 	return v, nil
 }
@@ -105,7 +106,7 @@ func (v *inventory) unneeded() Amounts {
 	var a Amounts
 	for prefix, k := range v.kinds {
 		for i := range k.objects {
-			if !k.objects[i].needed {
+			if !k.needed[i] {
 				a.add(kindName(prefix), 1, k.objects[i].size)
 			}
 		}
@@ -118,7 +119,7 @@ func (v *inventory) neededAmounts() Amounts {
 	var a Amounts
 	for prefix, k := range v.kinds {
 		for i := range k.objects {
-			if k.objects[i].needed {
+			if k.needed[i] {
 				a.add(kindName(prefix), 1, k.objects[i].size)
 			}
 		}

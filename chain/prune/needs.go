@@ -67,7 +67,7 @@ func (n *needs) wanted(v *inventory, key string, ref archive.Ref) bool {
 	k := v.of(prefix)
 	i := k.find(ref.Name)
 	if i >= 0 {
-		k.objects[i].needed = true
+		k.needed[i] = true
 	}
 	return i >= 0 && k.objects[i].size == ref.Length
 }

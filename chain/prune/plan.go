@@ -67,7 +67,7 @@ func (pl *plan) chooseRepack(limit Limit, most int64, damaged map[archive.Digest
 	for i := range packs.objects {
 		o := &packs.objects[i]
 		use := &live.packs[i]
-		if !o.needed {
+		if !packs.needed[i] {
 			continue
 		}
 		total += o.size

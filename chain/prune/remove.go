@@ -43,7 +43,7 @@ func (p *pruner) remove(ctx context.Context, pl *plan) (more bool, err error) {
 func unneededKeys(v *inventory) (keys []string, more bool) {
 	for prefix, k := range v.kinds {
 		for i := range k.objects {
-			if !k.objects[i].needed {
+			if !k.needed[i] {
 				keys = append(keys, archive.ObjectKey(prefix, k.objects[i].name))
 			}
 		}

@@ -54,7 +54,7 @@ func (p *pruner) readAgain(ctx context.Context, list *chain.MarkList, v *invento
 				continue
 			}
 			seen[ref.Map.Name] = true
-			if i := known.find(ref.Map.Name); of == nil || i < 0 || !known.objects[i].needed {
+			if i := known.find(ref.Map.Name); of == nil || i < 0 || !known.needed[i] {
 				maps = append(maps, *ref.Map)
 			}
 		}
