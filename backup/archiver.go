@@ -91,7 +91,7 @@ func checkSince(d *disk, states chain.States) error {
 	st, ok := states.Named(d.req.Since)
 	switch {
 	case !ok:
-		return refuse(d, trust.ReasonNoCheckpoint, fmt.Sprintf("the repository holds no checkpoint %s of this disk", d.req.Since))
+		return unknownCheckpoint(d.req.Disk, d.req.Since, states)
 	case !st.HasData():
 		return refuse(d, trust.ReasonNoData, fmt.Sprintf("checkpoint %s of disk %s holds no data that an archive could build on", d.req.Since, d.req.Disk))
 	}

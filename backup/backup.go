@@ -87,6 +87,9 @@ type NotTrustedError struct {
 	Code   trust.Reason
 	Reason string
 	Hint   string // what to do; may be empty
+
+	Asked string   // the checkpoint, where there is none of that name; else empty
+	Known []string // then: those that the disk has
 }
 
 func (e *NotTrustedError) Error() string {

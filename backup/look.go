@@ -58,7 +58,7 @@ func (d Seen) ChangedSince(ctx context.Context, checkpoint string) (trust.Verdic
 	}
 	if checkpoint != "" {
 		if _, ok := d.Judge.States.Named(checkpoint); !ok {
-			return refused(trust.ReasonNoCheckpoint, fmt.Sprintf("the repository holds no checkpoint %s of this disk", checkpoint))
+			return trust.Verdict{}, unknownCheckpoint(d.Disk, checkpoint, d.Judge.States)
 		}
 	}
 	v, err := d.Judge.Verdict(ctx, trust.Question{Since: checkpoint})
@@ -66,4 +66,16 @@ func (d Seen) ChangedSince(ctx context.Context, checkpoint string) (trust.Verdic
 		return refused(v.Code, v.Reason)
 	}
 	return v, err
+}
+
+// unknownCheckpoint is the error for a checkpoint that a disk has not.
+func unknownCheckpoint(disk, checkpoint string, states chain.States) error {
+	e := &NotTrustedError{
+		Disk: disk, Code: trust.ReasonNoCheckpoint, Asked: checkpoint,
+		Reason: fmt.Sprintf("the repository holds no checkpoint %s of this disk", checkpoint),
+	}
+	for _, st := range states {
+		e.Known = append(e.Known, st.Manifest.Checkpoint)
+	}
+	return e
 }

@@ -121,6 +121,9 @@ func (s *session) decide(ctx context.Context) (*Plan, error) {
 	if err := s.confirmHistory(ctx); err != nil {
 		return nil, err
 	}
+	if err := s.noteOtherDomain(ctx); err != nil {
+		return nil, err
+	}
 	if s.req.SkipUnchanged {
 		s.rememberIdentity()
 		if plan, err := s.skipUntouched(ctx); plan != nil || err != nil {

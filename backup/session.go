@@ -78,6 +78,8 @@ type session struct {
 	records bool // a checkpoint is made; else nothing is written to images and repository
 	// onlyBitmaps: the checkpoint holds no data, and is nothing without its bitmaps.
 	onlyBitmaps bool
+	// toldOthers: it was told whether other domains seem to be the same machine.
+	toldOthers bool
 	// replaces: the checkpoint may be on record, and is described anew then.
 	replaces bool
 	// mayNotRemove: it was noted that nothing may be removed from the repository.

@@ -265,11 +265,12 @@ func (a *app) carryOut(ctx context.Context, repo *chain.Repository, req backup.R
 	hooks := a.hooks(bar)
 	if dryRun {
 		plan, err := backup.DryRun(ctx, repo, req, hooks)
-		return plan, nil, err
+		return plan, nil, sayCheckpoints(ctx, repo, req.Domain, err)
 	}
 	a.expect(req)
 	result, err := backup.Run(ctx, repo, req, hooks)
 	bar.clear()
+	err = sayCheckpoints(ctx, repo, req.Domain, err)
 	a.settle(ctx, err)
 	return nil, result, err
 }

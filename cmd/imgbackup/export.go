@@ -152,6 +152,7 @@ func (a *app) runExport(ctx context.Context, o exportOptions) error {
 		served = true
 		return service.serve(ctx, offers.Exports())
 	})
+	err = sayCheckpoints(ctx, repo, req.Domain, err)
 	if err != nil && served && exitCode(ctx, err) == exitInUse {
 		return fmt.Errorf("what clients have read is not to be relied on: %w", err)
 	}

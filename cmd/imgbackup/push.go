@@ -33,7 +33,7 @@ func (a *app) push(ctx context.Context, job request.Job, o backupOptions) error 
 	if o.dryRun {
 		plan, err := push.DryRun(ctx, repo, req, hooks, job.Targets, options)
 		if err != nil {
-			return err
+			return sayCheckpoints(ctx, repo, req.Domain, err)
 		}
 		return a.printPushPlan(plan, job.Targets)
 	}
@@ -41,7 +41,7 @@ func (a *app) push(ctx context.Context, job request.Job, o backupOptions) error 
 	result, err := push.Run(ctx, repo, req, hooks, job.Targets, options)
 	bar.clear()
 	if err != nil {
-		return err
+		return sayCheckpoints(ctx, repo, req.Domain, err)
 	}
 	return a.printPush(req.Domain, result)
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -10,6 +11,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -128,4 +131,18 @@ func distance(a, b string) int {
 		}
 	}
 	return rows[(len(x)+1)%3][len(y)]
+}
+
+// sayCheckpoints adds to an error about a checkpoint that a disk has not which it has.
+func sayCheckpoints(ctx context.Context, repo *chain.Repository, domain string, err error) error {
+	var unknown *backup.NotTrustedError
+	if !errors.As(err, &unknown) || unknown.Asked == "" {
+		return err
+	}
+	if len(unknown.Known) > 0 {
+		unknown.Reason += thereIs(unknown.Asked, unknown.Known)
+	} else if known, lerr := repo.Domains(ctx); lerr == nil && !slices.Contains(known, domain) {
+		unknown.Reason += ": " + noDomain(ctx, repo, domain).Error()
+	}
+	return err
 }
