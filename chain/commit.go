@@ -23,7 +23,7 @@ type TakenError struct {
 }
 
 func (e *TakenError) Error() string {
-	return fmt.Sprintf("domain %s already has a checkpoint %s, and it is another one", e.Domain, e.Checkpoint)
+	return fmt.Sprintf("the name %s is taken in domain %s: choose another one", e.Checkpoint, e.Domain)
 }
 
 // UnknownOutcomeError says that a checkpoint may or may not have been committed.

@@ -9,9 +9,12 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 )
 
-// The versions of the repository that this program reads and writes.
+// FormatVersion is the version of repositories that this program makes and reads.
+const FormatVersion = 1
+
+// The versions that a program has to know to read a repository, and to write to it.
 const (
-	readerVersion = 1
+	readerVersion = FormatVersion
 	writerVersion = 1
 )
 

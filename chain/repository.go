@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"time"
 
@@ -55,6 +56,14 @@ type InitOptions struct {
 	SingleWriter bool
 }
 
+// InitError says why no repository is made where something stands already.
+type InitError struct{ What string }
+
+func (e *InitError) Error() string { return e.What }
+
+// Unwrap is [objstore.ErrExists].
+func (e *InitError) Unwrap() error { return objstore.ErrExists }
+
 // Init makes a new repository in an empty store, which is tried first where its
 // abilities can't be known (an objstore.Prober). Where there is a repository
 // already, or anything else, the error wraps objstore.ErrExists.
@@ -67,11 +76,14 @@ func Init(ctx context.Context, store objstore.Store, o InitOptions) (*Repository
 			continue // an init that was killed, or is at work
 		}
 		if _, err := store.Stat(ctx, ConfigKey); err == nil {
-			return nil, fmt.Errorf("there is a repository already: %w", objstore.ErrExists)
+			return nil, &InitError{What: "there is a repository already"}
 		} else if !errors.Is(err, objstore.ErrNotFound) {
 			return nil, err
 		}
-		return nil, fmt.Errorf("this place is not empty and not a repository (it holds %s): choose an empty one: %w", info.Key, objstore.ErrExists)
+		return nil, &InitError{What: fmt.Sprintf("this place is not empty and not a repository (it holds %s): choose an empty one", info.Key)}
+	}
+	if err := checkEnclosing(ctx, store); err != nil {
+		return nil, err
 	}
 	single, err := probe(ctx, store, o)
 	if err != nil {
@@ -98,12 +110,31 @@ func Init(ctx context.Context, store objstore.Store, o InitOptions) (*Repository
 	err = r.create(ctx, ConfigKey, data)
 	var taken *standsError
 	if errors.As(err, &taken) {
-		return nil, fmt.Errorf("somebody else made a repository here just now: %w", objstore.ErrExists)
+		return nil, fmt.Errorf("another program made a repository here just now: %w", objstore.ErrExists)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("make the repository: %w", err)
 	}
 	return r, nil
+}
+
+// checkEnclosing refuses a place within another repository, whose objects these would
+// be taken for.
+func checkEnclosing(ctx context.Context, store objstore.Store) error {
+	inner, ok := objstore.As[objstore.Enclosed](store)
+	if !ok {
+		return nil
+	}
+	for _, outer := range inner.Enclosing() {
+		switch _, err := outer.Stat(ctx, ConfigKey); {
+		case err == nil:
+			return &InitError{What: fmt.Sprintf("this place lies in the repository %v: choose one beside it", outer)}
+		case errors.Is(err, objstore.ErrNotFound), errors.Is(err, fs.ErrPermission): // rights may end at the prefix
+		default:
+			return fmt.Errorf("look whether this place lies in another repository: %w", err)
+		}
+	}
+	return nil
 }
 
 // probe sees whether the store is fit for a repository. single says that it

@@ -57,6 +57,12 @@ type Prober interface {
 	Probe(ctx context.Context) error
 }
 
+// Enclosed is a store that lies in others: under a longer prefix of the same bucket.
+type Enclosed interface {
+	// Enclosing returns the stores that this one lies in.
+	Enclosing() []Store
+}
+
 // ProbePrefix is the prefix of the keys that Probe uses, and may leave behind
 // when it is killed.
 const ProbePrefix = "probe/"

@@ -30,7 +30,10 @@ func Fit(c *qcow2.Image) (bool, string) {
 	case usable == 0:
 		return true, "after the next backup; now no bitmap can be used"
 	}
-	return true, fmt.Sprintf("%d bitmap(s) can be used", usable)
+	if usable == 1 {
+		return true, "1 bitmap can be used"
+	}
+	return true, fmt.Sprintf("%d bitmaps can be used", usable)
 }
 
 // Objection is the reason why no bitmap of the image can be believed, whatever

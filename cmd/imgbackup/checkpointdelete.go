@@ -232,9 +232,9 @@ func (a *app) printDeleted(all []checkpoint.Deleted, metadata bool) error {
 		case len(d.Left) > 0:
 			w.printf("checkpoint %s deleted; its bitmaps, which another program made, stay in the images\n", d.Checkpoint.Name)
 		case d.Kept:
-			w.printf("checkpoint %s: %d bitmap(s) removed; its archive stays\n", d.Checkpoint.Name, len(d.Bitmaps))
+			w.printf("checkpoint %s: %s removed; its archive stays\n", d.Checkpoint.Name, count(len(d.Bitmaps), "bitmap"))
 		default:
-			w.printf("checkpoint %s deleted, %d bitmap(s) removed\n", d.Checkpoint.Name, len(d.Bitmaps))
+			w.printf("checkpoint %s deleted, %s removed\n", d.Checkpoint.Name, count(len(d.Bitmaps), "bitmap"))
 		}
 	}
 	if a.json {

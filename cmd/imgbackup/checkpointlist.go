@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,9 +52,9 @@ func (a *app) checkpointListCommand() *cobra.Command {
 		Short:      "List checkpoints and how much changed since",
 		SuggestFor: []string{"ls"},
 		Long: `list shows the checkpoints of a domain, oldest first; the current one, which the
-next will follow, is marked. With --size it looks into the images and tells, disk
+next will follow, is marked with *. With --size it looks into the images and tells, disk
 by disk, how much was written since each checkpoint, as an incremental backup
-would take it. The images are those of --disk, or else where the checkpoints
+would take it (?: that cannot be told). The images are those of --disk, or else where the checkpoints
 found them.`,
 		Annotations: exits(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup checkpoint list web
@@ -148,7 +149,13 @@ func (a *app) printListed(all []listedCheckpoint) error {
 		if c.Parent != "" {
 			parent = c.Parent
 		}
-		t.row(mark, c.Name, parent, c.Created.Local().Format("2006-01-02 15:04:05"), c.Kind, listedDisks(c.Disks), oneLine(c.Description))
+		t.row(mark, c.Name, parent, shortTime(c.Created), c.Kind, listedDisks(c.Disks), oneLine(c.Description))
+	}
+	if len(all) > 0 {
+		t.legend("* the current checkpoint, which the next one follows")
+	}
+	if slices.ContainsFunc(all, unknownSize) {
+		t.legend("? what changed since cannot be told: the notes say why")
 	}
 	err := t.print()
 	for _, c := range all {
@@ -161,6 +168,10 @@ func (a *app) printListed(all []listedCheckpoint) error {
 	return err
 }
 
+func unknownSize(c listedCheckpoint) bool {
+	return slices.ContainsFunc(c.Disks, func(d listedDisk) bool { return d.Problem != "" })
+}
+
 // listedDisks are the disks of a checkpoint in one column.
 func listedDisks(disks []listedDisk) string {
 	var all []string
@@ -168,11 +179,11 @@ func listedDisks(disks []listedDisk) string {
 		text := d.Target
 		switch {
 		case d.Size != nil:
-			text += ":" + strings.ReplaceAll(size(*d.Size), " ", "")
+			text += " " + size(*d.Size)
 		case d.Problem != "":
-			text += ":?"
+			text += " ?"
 		}
 		all = append(all, text)
 	}
-	return strings.Join(all, " ")
+	return strings.Join(all, ", ")
 }

@@ -75,6 +75,7 @@ func (a *app) exportCommand() *cobra.Command {
 			if o.Domain, err = givenDomain(args); err != nil {
 				return err
 			}
+			o.listen.given(cmd.Flags())
 			return a.runExport(cmd.Context(), o)
 		},
 	}
@@ -144,10 +145,8 @@ func (a *app) runExport(ctx context.Context, o exportOptions) error {
 			return err
 		}
 		defer offers.Close()
-		if !service.inherited {
-			if err := a.printOffers(req, offers, service); err != nil {
-				return err
-			}
+		if err := service.announce(func() error { return a.printOffers(req, offers, service) }); err != nil {
+			return err
 		}
 		served = true
 		return service.serve(ctx, offers.Exports())

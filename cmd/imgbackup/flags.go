@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -18,7 +19,7 @@ import (
 func takes(check cobra.PositionalArgs, names string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if check(cmd, args) != nil {
-			return usage.Errorf("%s takes %s, and got %s", cmd.CommandPath(), names, count(len(args), "argument"))
+			return usage.Errorf("%s takes %s, and got %s", strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" "), names, count(len(args), "argument"))
 		}
 		return nil
 	}

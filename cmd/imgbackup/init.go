@@ -35,7 +35,7 @@ S3 store is tried first: it must be able to create an object only if there is no
 			}
 			repo, err := chain.Init(cmd.Context(), store, o)
 			if err != nil {
-				return err
+				return fmt.Errorf("%s: %w", a.repoFlag, err)
 			}
 			if a.json {
 				return a.printJSON(initJSON{a.repoFlag, repo.Config.ID, repo.Config.Version})

@@ -131,7 +131,8 @@ func (a *app) seen(ctx context.Context, repo *chain.Repository, domain string) (
 	return seen, err
 }
 
-func shortTime(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") }
+// shortTime is a time as tables show it: in this host's zone, which may be another one in winter.
+func shortTime(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05 -0700") }
 
 // listRow is a checkpoint as list shows it.
 func listRow(m *chain.Manifest) []string {

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"path/filepath"
 	"strconv"
@@ -36,8 +37,12 @@ type listenFlags struct {
 	ca      string
 	pidFile string
 	once    bool
-	most    int // connections at once; 0: as many as the disks ask for
+	most    int  // connections at once; 0: as many as the disks ask for
+	limited bool // most was given
 }
+
+// given learns which of the flags were given.
+func (f *listenFlags) given(flags *pflag.FlagSet) { f.limited = flags.Changed("connections") }
 
 func (f *listenFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.socket, "socket", "", "listen on a Unix socket at this `PATH`")
@@ -71,7 +76,7 @@ type nbdService struct {
 // that nothing is done in vain where they cannot be.
 func (a *app) listenNBD(ctx context.Context, f listenFlags) (*nbdService, error) {
 	s := &nbdService{a: a, pidFile: f.pidFile, once: f.once, most: f.most}
-	if f.most < 0 || f.most > nbd.MaxConnections {
+	if f.limited && (f.most < 1 || f.most > nbd.MaxConnections) {
 		return nil, usage.Errorf("--connections %d: 1 to %d are possible", f.most, nbd.MaxConnections)
 	}
 	if err := s.loadTLS(f); err != nil {
@@ -115,17 +120,25 @@ func (a *app) listenNBD(ctx context.Context, f listenFlags) (*nbdService, error)
 			s.add(l, "")
 		}
 	}
-	if s.pidFile != "" {
-		if err := writePIDFile(s.pidFile); err != nil {
-			s.close()
-			return nil, fmt.Errorf("--pid-file: %w", err)
-		}
-	}
-	a.serving.Store(true)
 	return s, nil
 }
 
-// checkOutside refuses files in the repository's folder.
+// announce tells those who wait for it that clients are served from now on: by the pid
+// file, and by print, unless whoever handed the sockets over prints, too.
+func (s *nbdService) announce(print func() error) error {
+	if s.pidFile != "" {
+		if err := writePIDFile(s.pidFile); err != nil {
+			return fmt.Errorf("--pid-file: %w", err)
+		}
+	}
+	s.a.serving.Store(true)
+	if s.inherited {
+		return nil
+	}
+	return print()
+}
+
+// checkOutside refuses files in the repository's folder, and a pid file that is none.
 func (f listenFlags) checkOutside(a *app) error {
 	if f.socket != "" {
 		if err := a.checkOutside("--socket", f.socket); err != nil {
@@ -134,6 +147,9 @@ func (f listenFlags) checkOutside(a *app) error {
 	}
 	if f.pidFile == "" {
 		return nil
+	}
+	if _, err := readPIDFile(f.pidFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("--pid-file: %w", err)
 	}
 	return a.checkOutside("--pid-file", f.pidFile)
 }
@@ -279,7 +295,7 @@ func (f *deviceFailures) err() error {
 	if f.n == 0 {
 		return nil
 	}
-	return fmt.Errorf("%d request(s) of clients failed: %w", f.n, f.first)
+	return fmt.Errorf("%s of clients failed: %w", count(f.n, "request"), f.first)
 }
 
 // escapeURI percent-encodes all that has a meaning in a URI, except slashes.

@@ -3,11 +3,18 @@
 package main
 
 import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
+	"github.com/spf13/pflag"
+
+	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
 // manCommand writes the man pages, which are made from the commands' own help.
@@ -24,13 +31,50 @@ func (a *app) manCommand(root *cobra.Command) *cobra.Command {
 			if err := a.checkOutside("man", args[0]); err != nil {
 				return err
 			}
+			if fi, err := os.Stat(args[0]); err != nil || !fi.IsDir() {
+				return usage.Errorf("man: %s is no folder that is there", args[0])
+			}
 			// A fixed date keeps the generated files the same from day to day.
 			date := time.Date(2026, time.November, 1, 0, 0, 0, 0, time.UTC)
 			root.DisableAutoGenTag = true
 			inFull(root)
-			return doc.GenManTree(root, &doc.GenManHeader{Section: "1", Source: "imgbackup", Date: &date}, args[0])
+			return writePages(root, args[0], doc.GenManHeader{Section: "1", Source: "imgbackup", Date: &date})
 		},
 	}
+}
+
+// writePages writes the page of a command, and those of the commands under it.
+func writePages(cmd *cobra.Command, dir string, header doc.GenManHeader) error {
+	header.Title = strings.ToUpper(strings.ReplaceAll(cmd.CommandPath(), " ", "-"))
+	for _, c := range cmd.Commands() {
+		if c.IsAvailableCommand() && !c.IsAdditionalHelpTopicCommand() {
+			if err := writePages(c, dir, header); err != nil {
+				return err
+			}
+		}
+	}
+	var page bytes.Buffer
+	if err := doc.GenMan(cmd, &header, &page); err != nil {
+		return err
+	}
+	name := strings.ReplaceAll(cmd.CommandPath(), " ", "-") + ".1"
+	return os.WriteFile(filepath.Join(dir, name), []byte(flagsInFull(cmd, page.String())), 0o644)
+}
+
+// flagLead is how a flag begins in a page: its names, and its default as a value.
+var flagLead = regexp.MustCompile(`(?m)^(\\fB(?:-\w\\fP, \\fB)?--([a-z0-9-]+)\\fP)\[?=.*$`)
+
+// flagsInFull names the values of flags in the place of their defaults.
+func flagsInFull(cmd *cobra.Command, page string) string {
+	return flagLead.ReplaceAllStringFunc(page, func(line string) string {
+		m := flagLead.FindStringSubmatch(line)
+		f := cmd.Flag(m[2])
+		if f == nil || f.Value.Type() == "bool" {
+			return m[1]
+		}
+		value, _ := pflag.UnquoteUsage(f)
+		return m[1] + "=\\fI" + value + "\\fP"
+	})
 }
 
 // inFull makes of each command's help the text of its man page.
@@ -43,11 +87,39 @@ func inFull(cmd *cobra.Command) {
 	if !cmd.HasParent() {
 		text += "\n\n# ENVIRONMENT\n\n" + environment
 	}
+	if !cmd.HasParent() || readsDomains(cmd) {
+		text += "\n\n# FILES\n\n" + files
+	}
 	cmd.Long = text
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if f.DefValue != "" && f.DefValue != "[]" && f.DefValue != "0" && f.DefValue != "0s" && f.Value.Type() != "bool" &&
+			!strings.Contains(f.Usage, "default") {
+			f.Usage += " (default: " + f.DefValue + ")"
+		}
+	})
 	for _, c := range cmd.Commands() {
 		inFull(c)
 	}
 }
+
+// readsDomains reports whether a command reads the definitions of domains.
+func readsDomains(cmd *cobra.Command) bool { return cmd.Flags().Lookup("domain-xml") != nil }
+
+// files is a part of the program's own man page, and of those of commands that read
+// what libvirt keeps.
+const files = `**/etc/libvirt/qemu/DOMAIN.xml**: a domain's definition, where no disk is named.
+
+**/etc/libvirt/storage/POOL.xml**: where the volumes of a storage pool lie (--pools).
+
+**/var/lib/libvirt/swtpm/UUID**: the state of a domain's TPM (--tpm-state).
+
+**/var/lib/libvirt/qemu/save/DOMAIN.save**: the memory of a saved domain (--save-dir).
+
+**/etc/machine-id**: which host this is (--host-id).
+
+**~/.aws/config**, **~/.aws/credentials**: settings of a repository in S3.
+
+**~/.cache/imgbackup**: what this host remembers of repositories.`
 
 // environment is a part of the program's own man page.
 const environment = `**IMGBACKUP_REPO**: the repository where no --repo names one.

@@ -43,11 +43,11 @@ progress to stderr.`,
   imgbackup backup -r /backup web --disk vda=/vm/web.qcow2,format=qcow2
   imgbackup list -r /backup web
   imgbackup restore -r /backup web --output /restored`,
-		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
 	group(root)
+	a.addVersion(root)
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		if f := cmd.Flags().Lookup("repo"); f != nil && f.Changed && f.Value.String() == "" {
 			return usage.Errorf("--repo: the place is empty, as by a variable that is not set")
@@ -78,6 +78,7 @@ progress to stderr.`,
 		a.checkpointCommand(),
 		a.changesCommand(),
 		a.exportCommand(),
+		a.versionCommand(),
 		a.manCommand(root),
 	)
 	a.addCompletion(root)

@@ -42,6 +42,11 @@ func TestMainJobInS3(t *testing.T) {
 			}
 			bucket := "s3://" + server.Bucket() + "/site/one"
 			tool("imgbackup", "init", "-r", bucket)
+			within := exec.CommandContext(t.Context(), "imgbackup", "init", "-r", bucket+"/sub/deep")
+			within.Env = env
+			if out, err := within.CombinedOutput(); err == nil || !bytes.Contains(out, []byte("this place lies in the repository s3://")) {
+				t.Errorf("a repository within a repository: %v, %s", err, out)
+			}
 			tool("qemu-img", "create", "-q", "-f", "qcow2", "a.qcow2", "24M")
 			tool("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 9M", "-c", "write -P 2 20M 1M", "a.qcow2")
 			backup := func(checkpoint, mode string) {

@@ -67,6 +67,7 @@ If clients were refused what is damaged, it is 3; if other requests failed, 1.`,
 			if err := notEmpty(cmd.Flags(), "checkpoint"); err != nil {
 				return err
 			}
+			r.listen.given(cmd.Flags())
 			return a.serve(cmd, r)
 		},
 	}
@@ -133,10 +134,8 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 		return err
 	}
 	defer service.close()
-	if !service.inherited {
-		if err := a.printServed(m, exports, files, service); err != nil {
-			return err
-		}
+	if err := service.announce(func() error { return a.printServed(m, exports, files, service) }); err != nil {
+		return err
 	}
 	return service.serve(ctx, exports)
 }

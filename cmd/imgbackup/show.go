@@ -91,9 +91,9 @@ func (a *app) showManifest(m *chain.Manifest, seen *chain.Seen) error {
 	if m.Parent != nil {
 		w.printf("parent       %s\n", m.Parent.Name)
 	}
-	w.printf("created      %s on %s by %s\n", m.Created.Local().Format("2006-01-02 15:04:05 -0700"), oneLine(m.Host.Name), oneLine(m.Tool))
+	w.printf("created      %s on %s by %s\n", shortTime(m.Created), oneLine(m.Host.Name), oneLine(m.Tool))
 	if seen != nil {
-		w.printf("unchanged    until %s\n", seen.Time.Local().Format("2006-01-02 15:04:05 -0700"))
+		w.printf("unchanged    until %s\n", shortTime(seen.Time))
 	}
 	if m.Description != "" {
 		w.printf("description  %s\n", oneLine(m.Description))
@@ -150,7 +150,7 @@ func showDisk(w *checkedWriter, kind string, d *chain.Disk) {
 	case d.NoBitmapReason != "":
 		w.printf("  bitmap        none: %s\n", oneLine(d.NoBitmapReason))
 	}
-	w.printf("  restore       reads %d map(s)\n", len(d.Maps))
+	w.printf("  restore       reads %s\n", count(len(d.Maps), "map"))
 	for i := range d.Lost {
 		w.printf("  %s\n", lostLine(d.Name, &d.Lost[i]))
 	}

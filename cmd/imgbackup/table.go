@@ -17,7 +17,11 @@ type table struct {
 	out    io.Writer
 	indent string
 	rows   [][]string
+	below  []string
 }
+
+// legend explains signs of the table under it, where a person reads it.
+func (t *table) legend(line string) { t.below = append(t.below, line) }
 
 func (t *table) row(cells ...string) { t.rows = append(t.rows, cells) }
 
@@ -51,6 +55,11 @@ func (t *table) print() error {
 			text = runewidth.Truncate(text, limit, "…")
 		}
 		w.printf("%s\n", text)
+	}
+	if limit > 0 {
+		for _, line := range t.below {
+			w.printf("%s\n", line)
+		}
 	}
 	return w.err
 }

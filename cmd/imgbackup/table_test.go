@@ -23,6 +23,7 @@ func TestTable(t *testing.T) {
 	tab.row("名前", "B", "C")
 	tab.row("ab", "ö", "")
 	tab.row("x", "", long)
+	tab.legend("for a person")
 	if err := tab.print(); err != nil {
 		t.Fatal(err)
 	}
@@ -39,19 +40,20 @@ func TestTableOnTerminal(t *testing.T) {
 	tab := table{out: &results{out: slave}}
 	tab.row("c1", strings.Repeat("説明", 20))
 	tab.row("c2", "short")
+	tab.legend("* explained")
 	if err := tab.print(); err != nil {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 4096)
 	var got string
-	for !strings.Contains(got, "short") {
+	for !strings.Contains(got, "explained") {
 		n, err := master.Read(buf)
 		if err != nil {
 			t.Fatalf("after %q: %v", got, err)
 		}
 		got += string(buf[:n])
 	}
-	if want := "c1  説明説明説明説…\r\nc2  short\r\n"; got != want {
+	if want := "c1  説明説明説明説…\r\nc2  short\r\n* explained\r\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -51,6 +51,21 @@ func (s *Store) String() string {
 	return "s3://" + s.bucket + "/" + strings.TrimSuffix(s.prefix, "/") + " at " + s.endpoint
 }
 
+// Enclosing implements objstore.Enclosed.
+func (s *Store) Enclosing() []objstore.Store {
+	var all []objstore.Store
+	for at := strings.TrimSuffix(s.prefix, "/"); at != ""; {
+		at = at[:max(0, strings.LastIndexByte(at, '/'))]
+		outer := *s
+		outer.prefix = at
+		if at != "" {
+			outer.prefix += "/"
+		}
+		all = append(all, &outer)
+	}
+	return all
+}
+
 // Close drops the connections that wait to be used again.
 func (s *Store) Close() error {
 	s.transport.CloseIdleConnections()
