@@ -4,6 +4,7 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -28,6 +29,24 @@ func ImagePath(path string) string {
 		return real
 	}
 	return abs
+}
+
+// GuardImage takes an image's flock and sees that no program has it open for writing;
+// noLock goes on where the file system has no locks.
+func GuardImage(ctx context.Context, path string, noLock bool) (*qemu.ImageFlock, error) {
+	goesWithout := func(err error) bool { return noLock && errors.As(err, new(*qemu.NoLockError)) }
+	g, err := qemu.FlockImage(ctx, path, FlockWait)
+	if goesWithout(err) {
+		g, err = qemu.Unlocked(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := qemu.ProbeWriter(path); err != nil && !goesWithout(err) {
+		_ = g.Close() // opened for reading only
+		return nil, err
+	}
+	return g, nil
 }
 
 // RemoveBitmap removes a bitmap of ours from an image, if the image holds it,

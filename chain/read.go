@@ -261,6 +261,10 @@ func readEach[K, T any](ctx context.Context, keys []K, read func(context.Context
 		slices.DeleteFunc(errs, func(err error) bool { return err == nil }), nil
 }
 
+// Unusable reports whether an error is about one object's content, which is damaged or too
+// new to be read, and not about the store.
+func Unusable(err error) bool { return unusable(err) }
+
 // unusable tells errors that are about one object's content.
 func unusable(err error) bool {
 	var newer *NewerError

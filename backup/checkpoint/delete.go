@@ -240,25 +240,11 @@ func (p *Deletion) guard(ctx context.Context, b *Bitmap) error {
 	if p.guards[b.Path] != nil {
 		return nil
 	}
-	g, err := qemu.FlockImage(ctx, b.Path, backup.FlockWait)
-	if p.goesWithout(err) {
-		g, err = qemu.Unlocked(b.Path)
+	g, err := backup.GuardImage(ctx, b.Path, p.noLock)
+	if err == nil {
+		p.guards[b.Path] = g
 	}
-	if err != nil {
-		return err
-	}
-	p.guards[b.Path] = g
-	if err := qemu.ProbeWriter(b.Path); !p.goesWithout(err) {
-		return err
-	}
-	return nil
-}
-
-// goesWithout reports whether an error says no more than that there are no locks, which
-// are not asked for.
-func (p *Deletion) goesWithout(err error) bool {
-	var none *qemu.NoLockError
-	return p.noLock && errors.As(err, &none)
+	return err
 }
 
 // Close gives the images up.

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/request"
 	"github.com/imgbackup/imgbackup/retention"
 )
@@ -129,6 +130,26 @@ func (a *app) allTags(cmd *cobra.Command, args []string, _ string) []cobra.Compl
 	return slices.Compact(all)
 }
 
+// bitmapNames completes an image's path, and then the names of its bitmaps.
+func bitmapNames(_ *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) == 0 {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	var all []cobra.Completion
+	err := qcow2.WithTopLayer(args[0], func(l *qcow2.Layer) error {
+		for _, b := range l.Bitmaps {
+			if strings.HasPrefix(b.Name, typed) && !slices.Contains(args[1:], b.Name) {
+				all = append(all, b.Name)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		all = nil // a person who types is not told
+	}
+	return all, cobra.ShellCompDirectiveNoFileComp
+}
+
 // disks completes the name of a disk of the checkpoint that the command line names,
 // or of the newest.
 func (a *app) disks(cmd *cobra.Command, args []string, _ string) []cobra.Completion {
@@ -210,6 +231,9 @@ func (a *app) addCompletion(root *cobra.Command) {
 		}
 	}
 	visit(root)
+	if cmd, _, err := root.Find([]string{"bitmap", "remove"}); err == nil {
+		cmd.ValidArgsFunction = bitmapNames
+	}
 	for name, c := range map[string]completer{"copy": a.domains, "forget": a.domainThenCheckpoints} { // any number of them
 		if cmd, _, err := root.Find([]string{name}); err == nil {
 			cmd.ValidArgsFunction = c.fn

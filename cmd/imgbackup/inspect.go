@@ -3,12 +3,15 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/imgbackup/imgbackup/backup/owner"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/foreign"
 	"github.com/imgbackup/imgbackup/internal/usage"
@@ -22,6 +25,7 @@ func (a *app) inspectCommand() *cobra.Command {
 		format  string
 		keyFile string
 		dirs    []string
+		owners  ownerFlags
 	)
 	cmd := &cobra.Command{
 		Use:   "inspect IMAGE",
@@ -30,6 +34,9 @@ func (a *app) inspectCommand() *cobra.Command {
 internal snapshots and its persistent dirty bitmaps with their dirty bytes, and
 whether the image is fit for incremental backups, or why not. An image that is
 not read natively (vmdk, vhdx, vdi, qed, LUKS) is read through qemu-nbd; it says so.
+
+Of each bitmap it says whose it is: of a checkpoint of the repository, if there is one, or a forgotten
+one, of libvirt's on this host, virtnbdbackup's by its name, or nobody's known here.
 
 It changes nothing, takes no locks itself, and needs no repository.`,
 		Annotations: exits(),
@@ -42,7 +49,7 @@ It changes nothing, takes no locks itself, and needs no repository.`,
 			if err != nil {
 				return usage.Errorf("--format: %w", err)
 			}
-			return a.inspect(args[0], f, qcow2.OpenOptions{
+			return a.inspect(cmd.Context(), args[0], owners, f, qcow2.OpenOptions{
 				AllowDirs: dirs, Foreign: foreign.Opener(cmd.Context(), foreign.Options{KeyFile: keyFile}),
 			})
 		},
@@ -50,6 +57,7 @@ It changes nothing, takes no locks itself, and needs no repository.`,
 	cmd.Flags().StringVar(&format, "format", "qcow2", "`FORMAT` of the image: "+strings.Join(request.Formats(), ", ")+"; it is never guessed")
 	cmd.Flags().StringVar(&keyFile, "keyfile", "", "the passphrase of an encrypted image is in this `FILE`")
 	cmd.Flags().StringArrayVar(&dirs, "allow-dir", nil, "allow backing and data files in this `DIR`, besides the image's own folder")
+	owners.add(cmd.Flags())
 	return cmd
 }
 
@@ -89,15 +97,16 @@ type snapshotJSON struct {
 }
 
 type bitmapJSON struct {
-	Name        string `json:"name"`
-	Granularity int64  `json:"granularity"`
-	Enabled     bool   `json:"enabled"`
-	InUse       bool   `json:"in_use"`
-	DirtyBytes  *int64 `json:"dirty_bytes,omitempty"` // absent when it cannot be read
-	Problem     string `json:"problem,omitempty"`
+	Name        string       `json:"name"`
+	Granularity int64        `json:"granularity"`
+	Enabled     bool         `json:"enabled"`
+	InUse       bool         `json:"in_use"`
+	DirtyBytes  *int64       `json:"dirty_bytes,omitempty"` // absent when it cannot be read
+	Problem     string       `json:"problem,omitempty"`
+	Owner       *owner.Owner `json:"owner,omitempty"`
 }
 
-func (a *app) inspect(path string, format qcow2.Format, options qcow2.OpenOptions) error {
+func (a *app) inspect(ctx context.Context, path string, owners ownerFlags, format qcow2.Format, options qcow2.OpenOptions) error {
 	c, err := qcow2.Open(path, format, options)
 	if err != nil {
 		// What it says of itself may tell how to go on.
@@ -110,10 +119,38 @@ func (a *app) inspect(path string, format qcow2.Format, options qcow2.OpenOption
 	for _, l := range c.Layers {
 		out.Chain = append(out.Chain, viewLayer(l))
 	}
+	asked := a.askOwners(ctx, &out, owners)
 	if a.json {
-		return a.printJSON(out)
+		return errors.Join(a.printJSON(out), asked)
 	}
-	return a.printInspect(out)
+	return errors.Join(a.printInspect(out), asked)
+}
+
+// askOwners finds out whose the bitmaps are, where there are any.
+func (a *app) askOwners(ctx context.Context, i *inspectJSON, o ownerFlags) error {
+	if !slices.ContainsFunc(i.Chain, func(l layerJSON) bool { return len(l.Bitmaps) > 0 }) {
+		return nil
+	}
+	k, asked, err := a.ownersToShow(ctx, o)
+	if err != nil {
+		return fmt.Errorf("whose the bitmaps are can't be said: %w", err)
+	}
+	doubted := false
+	for _, l := range i.Chain {
+		for j := range l.Bitmaps {
+			of := k.Of(l.Bitmaps[j].Name)
+			if of.Kind == owner.Nobody && !asked {
+				continue // nobody was asked
+			}
+			l.Bitmaps[j].Owner, doubted = &of, doubted || !of.Claims()
+		}
+	}
+	for _, doubt := range k.Doubts {
+		if doubted {
+			a.note("not all can be read that might need a bitmap: " + doubt.Error())
+		}
+	}
+	return nil
 }
 
 // probe finds out by QEMU's locks whether a program has the image open for writing.
@@ -265,6 +302,9 @@ func describeBitmap(b bitmapJSON, unclosed string) string {
 	}
 	if !b.Enabled {
 		s += ", disabled"
+	}
+	if b.Owner != nil {
+		s += "; " + oneLine(b.Owner.String())
 	}
 	return s
 }

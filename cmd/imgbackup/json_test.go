@@ -46,6 +46,8 @@ func TestJSONIsDocumented(t *testing.T) {
 		"prune":                prune.Result{},
 		"leases":               runJSON{},
 		"inspect":              inspectJSON{},
+		"bitmap remove":        removedBitmapsJSON{},
+		"forget":               decisionJSON{},
 		"backup --all-domains": domainOutcome{},
 	} {
 		section, ok := sections[what]

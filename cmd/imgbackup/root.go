@@ -64,6 +64,7 @@ progress to stderr.`,
 	root.AddCommand(
 		a.initCommand(),
 		a.inspectCommand(),
+		a.bitmapCommand(),
 		a.backupCommand(),
 		a.listCommand(),
 		a.showCommand(),
