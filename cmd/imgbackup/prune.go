@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -19,7 +20,7 @@ import (
 
 // pruneOptions are the command line of prune.
 type pruneOptions struct {
-	dryRun              bool
+	dryRun, takeOver    bool
 	maxUnused, moveMost string
 }
 
@@ -57,6 +58,7 @@ next prune deletes it. A prune that was cut off is completed by the next one.`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.dryRun, "dry-run", false, "say what would be won, and write nothing")
+	f.BoolVar(&o.takeOver, "take-over", false, "go on for a prune that has ended, though that cannot be seen from here")
 	o.addFlags(f)
 	return a.addProgress(cmd)
 }
@@ -68,7 +70,7 @@ func (o *pruneOptions) addFlags(f *pflag.FlagSet) {
 }
 
 func (o *pruneOptions) options() (prune.Options, error) {
-	p := prune.Options{DryRun: o.dryRun, Wait: pruneWait, TempDir: tempDir()}
+	p := prune.Options{DryRun: o.dryRun, TakeOver: o.takeOver, Wait: pruneWait, TempDir: tempDir()}
 	var err error
 	if p.MaxUnused, err = prune.ParseLimit(o.maxUnused, request.ParseSize); err != nil {
 		return p, usage.Errorf("--max-unused %q: %w", o.maxUnused, err)
@@ -113,6 +115,10 @@ func (a *app) pruneAs(ctx context.Context, repo *chain.Repository, o prune.Optio
 	default:
 		printPruned(w, result)
 		err = errors.Join(w.err, err)
+	}
+	var stands *chain.MarkStandsError
+	if errors.As(err, &stands) {
+		err = fmt.Errorf("%w (if it has ended, and that cannot be seen from here: imgbackup prune --take-over)", err)
 	}
 	var listing *chain.ListingError
 	if errors.As(err, &listing) {

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"os/exec"
+	"slices"
+	"syscall"
+	"testing"
+
+	"github.com/imgbackup/imgbackup/objstore/s3test"
+)
+
+// pruned is a world in which a prune has something to delete, to merge and to repack.
+func pruned(t *testing.T, b *bucket) *world {
+	w := newWorldIn(t, 1, b)
+	w.commit("c1", "--mode", "full")
+	for i, name := range []string{"c2", "c3", "c4"} {
+		w.guest("vda", fmt.Sprintf("write -P %d %dk 150k", 20+i, 100*i))
+		w.look("vda")
+		w.commit(name)
+	}
+	w.must("forget", domain, "c1", "c3")
+	delete(w.want, "c1")
+	delete(w.want, "c3")
+	return w
+}
+
+var pruneAll = []string{"prune", "--max-unused", "0"}
+
+// completed prunes once more: all must be well, and nothing is left that could be pruned.
+func (w *world) completed() {
+	w.Helper()
+	w.must(pruneAll...)
+	w.verify("c2", "c4")
+	if out := w.must(append(pruneAll, "--dry-run")...); out[:len("0 B of 0 objects")] != "0 B of 0 objects" {
+		w.Errorf("there is more to be pruned: %s", out)
+	}
+	w.must("check", "--read-data")
+}
+
+// A prune of the real program is killed at some of its operations on a folder; package
+// prune tries all, within one process.
+func TestPruneKilled(t *testing.T) {
+	t.Parallel()
+	w := pruned(t, nil)
+	var store failingStore
+	whole := w.copy(t)
+	if o := whole.runWith(program{wrap: store.around}, pruneAll...); o.code != exitDone {
+		t.Fatalf("exit status %d: %s", o.code, o.err)
+	}
+	whole.verify("c2", "c4")
+	n := 0
+	for i, op := range store.ops {
+		if op != "put" && op != "delete" {
+			continue
+		}
+		if n++; n%3 != 0 && soak(t) == 1 {
+			continue
+		}
+		t.Run(fmt.Sprintf("%d-%s", i+1, op), func(t *testing.T) {
+			t.Parallel()
+			w := w.copy(t)
+			w.killed(fmt.Sprintf("%s=%d", killAtOp, i+1), pruneAll...)
+			w.must("check", "--read-data")
+			w.completed()
+		})
+	}
+	if n < 12 {
+		t.Errorf("only %d operations that write", n)
+	}
+}
+
+// The same at requests to a server, when it has done what it was asked for and has not
+// answered.
+func TestPruneKilledAtRequestsToS3(t *testing.T) {
+	t.Parallel()
+	var worlds []*world
+	for _, kind := range s3test.Kinds() {
+		worlds = append(worlds, pruned(t, newBucket(s3test.Start(t, kind))))
+	}
+	whole := worlds[0].copy(t)
+	proxy := whole.bucket.behind(t)
+	if o := whole.outcome(whole.child(nil, pruneAll...)); o.code != exitDone {
+		t.Fatalf("exit status %d: %s", o.code, o.err)
+	}
+	methods := proxy.Methods()
+	if !slices.Contains(methods, http.MethodPost) {
+		t.Errorf("nothing was deleted in a batch: %q", methods)
+	}
+	n := 0
+	for at, method := range methods {
+		if method != http.MethodPut && method != http.MethodPost && method != http.MethodDelete {
+			continue
+		}
+		n++
+		for j, w := range worlds {
+			if soak(t) == 1 && (n%2 > 0 && method == http.MethodPut || n/2%len(worlds) != j) {
+				continue
+			}
+			t.Run(fmt.Sprintf("%d/%d-%s", j, at, method), func(t *testing.T) {
+				t.Parallel()
+				w := w.copy(t)
+				var cmd *exec.Cmd
+				started := make(chan struct{})
+				w.bucket.behind(t, s3test.Fault{How: s3test.Lost, After: at, Times: 1, Do: func() {
+					<-started
+					if err := killGroup(cmd); err != nil {
+						t.Error(err)
+					}
+				}})
+				cmd = w.child(nil, pruneAll...)
+				if err := cmd.Start(); err != nil {
+					t.Fatal(err)
+				}
+				close(started)
+				if err := cmd.Wait(); !diedBy(err, syscall.SIGKILL) {
+					t.Fatalf("was to be killed: %v", err)
+				}
+				w.awaitOrphans()
+				w.must("check", "--read-data")
+				w.completed()
+			})
+		}
+	}
+}
