@@ -105,13 +105,11 @@ func (s *session) removeOurs(ctx context.Context, d *disk, name string) error {
 
 // besides is the bitmap that was made for libvirt beside one of ours; empty: none was.
 func (s *session) besides(name string) string {
-	m := s.oursAnywhere()[name]
-	if m == nil {
-		return ""
-	}
-	for i := range m.Disks {
-		if d := &m.Disks[i]; d.Bitmap == name && d.LibvirtBitmap != "" {
-			return d.LibvirtBitmap
+	for _, m := range s.withGone() {
+		for i := range m.Disks {
+			if d := &m.Disks[i]; d.Bitmap == name && d.LibvirtBitmap != "" {
+				return d.LibvirtBitmap
+			}
 		}
 	}
 	return ""
