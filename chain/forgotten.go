@@ -57,9 +57,9 @@ type ForgottenDisk struct {
 // maxForgotten bounds the checkpoints of a list.
 const maxForgotten = 1 << 16
 
-func forgottenKey(domain string) string {
-	return domainsPrefix + EncodeDomain(domain) + "/" + forgottenName
-}
+func domainPrefix(domain string) string { return domainsPrefix + EncodeDomain(domain) + "/" }
+
+func forgottenKey(domain string) string { return domainPrefix(domain) + forgottenName }
 
 // Forgotten reads what a domain's forgotten checkpoints left; nothing, if none was. The
 // error is an archive.DamageError, a NewerError, or the store's.
@@ -105,16 +105,20 @@ type Past struct {
 // Past reads both, in one go: what a checkpoint knew that was forgotten meanwhile is in
 // one of them.
 func (r *Repository) Past(ctx context.Context, domain string) (p Past, err error) {
-	all, err := r.listed(ctx, checkpointsPrefix(domain), KeyManifest)
+	all, err := r.listed(ctx, domainPrefix(domain), KeyManifest, KeyForgotten)
 	if err != nil {
 		return Past{}, err
 	}
+	manifests := slices.DeleteFunc(slices.Clone(all), func(l listed) bool { return l.Kind != KeyManifest })
+	p.Left = &Forgotten{Domain: domain}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		p.History, err = r.historyOf(gctx, all)
+		p.History, err = r.historyOf(gctx, manifests)
 		return err
 	})
-	g.Go(func() error { return p.readLeft(gctx, r, domain) })
+	if len(manifests) < len(all) {
+		g.Go(func() error { return p.readLeft(gctx, r, domain) })
+	}
 	err = g.Wait()
 	if err == nil && p.vanished {
 		err = p.readLeft(ctx, r, domain)

@@ -106,13 +106,13 @@ type listed struct {
 	info objstore.Info
 }
 
-func (r *Repository) listed(ctx context.Context, prefix string, kind KeyKind) ([]listed, error) {
+func (r *Repository) listed(ctx context.Context, prefix string, kinds ...KeyKind) ([]listed, error) {
 	var all []listed
 	for info, err := range r.Store.List(ctx, prefix) {
 		if err != nil {
 			return nil, fmt.Errorf("list %s: %w", prefix, err)
 		}
-		if k := ParseKey(info.Key); k.Kind == kind && strings.HasPrefix(info.Key, prefix) {
+		if k := ParseKey(info.Key); slices.Contains(kinds, k.Kind) && strings.HasPrefix(info.Key, prefix) {
 			all = append(all, listed{k, info})
 		}
 	}
