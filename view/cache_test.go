@@ -138,7 +138,7 @@ func TestDamageIsOfOnePlace(t *testing.T) {
 		return archive.Entry{}
 	}
 	bad, good := first(h), first(elsewhere)
-	if err := archive.CopyObject(ctx, elsewhere.Repo.Store, h.Repo.Store, archive.PackKey(good.Pack.Name), good.Pack, t.TempDir()); err != nil {
+	if _, err := archive.CopyObject(ctx, elsewhere.Repo.Store, h.Repo.Store, archive.PackKey(good.Pack.Name), good.Pack, t.TempDir()); err != nil {
 		t.Fatal(err)
 	}
 	h.CommitMap(good.Length, good)

@@ -34,6 +34,10 @@ type Options struct {
 	Checkpoints []string
 	Newest      int
 
+	// ReadData proves what the destination has by reading all of it, and brings back
+	// what is damaged; else only its length is looked at.
+	ReadData bool
+
 	DryRun   bool   // find out what is missing, and write nothing
 	TempDir  string // for large objects on their way; empty: the system's
 	Progress func(done, total int64)
@@ -170,7 +174,7 @@ type copier struct {
 	o        Options
 	result   *Result
 	heal     []*chain.Manifest // the source's, of checkpoints that are not whole in to
-	damaged  []error           // of the source
+	damaged  []error           // what is damaged in the source, and manifests that are in to
 
 	mu          sync.Mutex
 	have        map[string]bool // keys that stand in to, proven or named by a checkpoint there
@@ -206,8 +210,9 @@ func (c *copier) missing(ctx context.Context, domain string) ([]*chain.Manifest,
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(damaged...); err != nil {
-		return nil, fmt.Errorf("the destination: %w", err)
+	broken, err := c.brokenThere(damaged)
+	if err != nil {
+		return nil, err
 	}
 	present := make(map[string]bool)
 	for _, m := range there {
@@ -233,12 +238,30 @@ func (c *copier) missing(ctx context.Context, domain string) ([]*chain.Manifest,
 			c.result.Present++
 			continue
 		}
+		if broken[chain.ManifestKey(domain, m.Checkpoint)] {
+			continue // there may be another one under the name
+		}
 		if slices.ContainsFunc(there, func(t *chain.Manifest) bool { return t.Checkpoint == m.Checkpoint }) {
 			return nil, &chain.TakenError{Domain: domain, Checkpoint: m.Checkpoint}
 		}
 		missing = append(missing, m)
 	}
 	return missing, nil
+}
+
+// brokenThere are the manifests in to that are damaged, which keep back nothing else.
+func (c *copier) brokenThere(damaged []error) (map[string]bool, error) {
+	broken := make(map[string]bool)
+	for _, err := range damaged {
+		err = fmt.Errorf("the destination: %w", err)
+		var damage *archive.DamageError
+		if !errors.As(err, &damage) {
+			return nil, err
+		}
+		broken[damage.Object] = true
+		c.damaged = append(c.damaged, err)
+	}
+	return broken, nil
 }
 
 // checkParents finds out whether a listing has left out a checkpoint that another
@@ -287,7 +310,7 @@ func (c *copier) remember(ctx context.Context, m *chain.Manifest) (whole bool, e
 	var stand []chain.Object
 	whole = true
 	err = c.each(ctx, objects, func(ctx context.Context, o chain.Object) error {
-		ok, err := archive.Stands(ctx, c.to.Store, o.Key, o.Ref.Length)
+		ok, err := c.stands(ctx, o)
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if ok {
@@ -305,6 +328,14 @@ func (c *copier) remember(ctx context.Context, m *chain.Manifest) (whole bool, e
 		}
 	}
 	return whole, nil
+}
+
+// stands reports whether an object is there, as far as that is asked for.
+func (c *copier) stands(ctx context.Context, o chain.Object) (bool, error) {
+	if c.o.ReadData {
+		return archive.Proves(ctx, c.to.Store, o.Key, o.Ref)
+	}
+	return archive.Stands(ctx, c.to.Store, o.Key, o.Ref.Length)
 }
 
 // known reports whether an object stands in to; a map that does has its packs.
@@ -336,20 +367,8 @@ func (c *copier) checkpoint(ctx context.Context, m *chain.Manifest, there bool) 
 	}
 	done := Checkpoint{Domain: m.Domain, Name: m.Checkpoint}
 	for _, o := range todo {
-		if there {
-			// What stands is proven once more, and is not what was missing.
-			stands, err := archive.Stands(ctx, c.to.Store, o.Key, o.Ref.Length)
-			if err != nil {
-				return err
-			}
-			if stands {
-				continue
-			}
-		}
-		done.Objects++
-		done.Bytes += o.Ref.Length
+		c.total += o.Ref.Length
 	}
-	c.total += done.Bytes
 	if !c.o.DryRun {
 		// Those that are marked to be deleted are struck with one request, or waited for.
 		var keys []string
@@ -366,7 +385,7 @@ func (c *copier) checkpoint(ctx context.Context, m *chain.Manifest, there bool) 
 		first = len(todo)
 	}
 	for _, part := range [][]chain.Object{todo[:first], todo[first:]} {
-		if err := c.each(ctx, part, c.object); err != nil {
+		if err := c.each(ctx, part, func(ctx context.Context, o chain.Object) error { return c.object(ctx, o, &done) }); err != nil {
 			return err
 		}
 	}
@@ -378,10 +397,11 @@ func (c *copier) checkpoint(ctx context.Context, m *chain.Manifest, there bool) 
 			return err
 		}
 	}
-	if there {
-		c.result.Healed = append(c.result.Healed, done)
-	} else {
+	switch {
+	case !there:
 		c.result.Checkpoints = append(c.result.Checkpoints, done)
+	case done.Objects > 0: // and not with another one that lacked the same
+		c.result.Healed = append(c.result.Healed, done)
 	}
 	c.result.Objects += done.Objects
 	c.result.Bytes += done.Bytes
@@ -393,21 +413,35 @@ func isPack(key string) bool {
 	return ok && prefix == archive.PackPrefix
 }
 
-func (c *copier) object(ctx context.Context, o chain.Object) error {
-	if !c.o.DryRun {
-		if err := archive.CopyObject(ctx, c.from.Store, c.lease.Store(), o.Key, o.Ref, c.o.TempDir); err != nil {
-			if errors.Is(err, objstore.ErrNotFound) || archive.IsDamage(err) {
-				err = fmt.Errorf("the source: %w", err)
-			}
-			return err
-		}
+// object copies an object, if it is not there and whole, and counts it in done.
+func (c *copier) object(ctx context.Context, o chain.Object, done *Checkpoint) error {
+	stored, err := c.copyObject(ctx, o)
+	if err != nil {
+		return err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if stored {
+		done.Objects++
+		done.Bytes += o.Ref.Length
+	}
 	c.have[o.Key] = true
 	c.done += o.Ref.Length
 	if c.o.Progress != nil {
 		c.o.Progress(c.done, c.total)
 	}
 	return nil
+}
+
+// copyObject reports whether the object was stored, or would be.
+func (c *copier) copyObject(ctx context.Context, o chain.Object) (bool, error) {
+	if c.o.DryRun {
+		stands, err := c.stands(ctx, o)
+		return !stands, err
+	}
+	stored, err := archive.CopyObject(ctx, c.from.Store, c.lease.Store(), o.Key, o.Ref, c.o.TempDir)
+	if errors.Is(err, objstore.ErrNotFound) || archive.IsDamage(err) {
+		err = fmt.Errorf("the source: %w", err)
+	}
+	return stored, err
 }

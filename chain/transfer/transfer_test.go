@@ -303,3 +303,76 @@ func TestDamageKeepsNothingBack(t *testing.T) {
 		t.Errorf("the destination has %q, %v", names, err)
 	}
 }
+
+// TestHealRotten: bytes that have changed where they stand are found when they are read,
+// brought back once, and counted once.
+func TestHealRotten(t *testing.T) {
+	t.Parallel()
+	from := newRepo(t, objstore.NewMem())
+	c1 := commit(t, from, "c1", content(1), nil)
+	commit(t, from, "c2", content(2), c1)
+	store := objstore.NewMem()
+	to := newRepo(t, store)
+	if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, prefix := range []string{archive.PackPrefix, archive.MapPrefix} {
+		for info, err := range store.List(t.Context(), prefix) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			n++
+			whole, err := objstore.ReadAll(t.Context(), store, info.Key, 1<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rotten := bytes.Clone(whole)
+			rotten[len(rotten)/2] ^= 1
+			if err := store.Put(t.Context(), info.Key, bytes.NewReader(rotten), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
+				t.Fatal(err)
+			}
+			for _, o := range []transfer.Options{{ReadData: true, DryRun: true}, {ReadData: true}} {
+				result, err := transfer.Copy(t.Context(), from, to, o)
+				if err != nil || result.Objects != 1 || result.Bytes != info.Size || len(result.Healed) != 1 || result.Healed[0].Objects != 1 {
+					t.Errorf("%s, %+v: got %+v, %v", info.Key, o, result, err)
+				}
+			}
+			if got, err := objstore.ReadAll(t.Context(), store, info.Key, 1<<20); err != nil || !bytes.Equal(got, whole) {
+				t.Errorf("%s was not brought back: %v", info.Key, err)
+			}
+		}
+	}
+	if result, err := transfer.Copy(t.Context(), from, to, transfer.Options{ReadData: true}); err != nil || n < 4 || result.Objects != 0 || len(result.Healed) != 0 {
+		t.Errorf("after %d objects: %+v, %v", n, result, err)
+	}
+}
+
+// TestBrokenThere: a manifest that is damaged in the destination is named, and keeps
+// nothing else back.
+func TestBrokenThere(t *testing.T) {
+	t.Parallel()
+	from := newRepo(t, objstore.NewMem())
+	c1 := commit(t, from, "c1", content(1), nil)
+	store := objstore.NewMem()
+	to := newRepo(t, store)
+	if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, from, "c2", content(2), c1)
+	key := chain.ManifestKey("web", "c1")
+	broken := []byte("{")
+	if err := store.Put(t.Context(), key, bytes.NewReader(broken), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
+		t.Fatal(err)
+	}
+	result, err := transfer.Copy(t.Context(), from, to, transfer.Options{})
+	if !archive.IsDamage(err) || !strings.Contains(err.Error(), "the destination: "+key) || result == nil || len(result.Checkpoints) != 1 || result.Present != 0 {
+		t.Fatalf("got %+v, %v", result, err)
+	}
+	if got, err := objstore.ReadAll(t.Context(), store, key, 1<<20); err != nil || !bytes.Equal(got, broken) {
+		t.Errorf("what was damaged is %q now, %v", got, err)
+	}
+	if !bytes.Equal(read(t, to, "c2"), content(2)) {
+		t.Error("the other checkpoint is not there")
+	}
+}

@@ -30,14 +30,16 @@ func (a *app) copyCommand() *cobra.Command {
 		SuggestFor: []string{"sync", "mirror", "clone"},
 		Long: `copy copies the checkpoints of the named domains (all by default), or the named ones of a domain, to
 another repository that init has made: only what is missing there, every object proven by its digest
-on the way. What a checkpoint there lacks is brought back. A checkpoint whose source is damaged stays
-behind, named, and the others are copied: the exit status is 3. A copy that was cut off is completed
-by running it again.`,
+on the way. What a checkpoint there lacks is brought back; with --read-data what is damaged there, too.
+A checkpoint whose source is damaged stays
+behind, named, and the others are copied: the exit status is 3. A copy that was cut off is
+completed by running it again.`,
 		Annotations: exits(exitDamage, exitTaken, exitInterrupted),
 		Example: `  imgbackup copy -r /backup --to /mnt/usb/backup
   imgbackup copy -r /backup --to /mnt/usb/backup web mail --dry-run
   imgbackup copy -r /backup --to s3://vm-backups/host1 web monday tuesday
-  imgbackup copy -r /backup --to /mnt/usb/backup --newest 3`,
+  imgbackup copy -r /backup --to /mnt/usb/backup --newest 3
+  imgbackup copy -r /backup --to /mnt/usb/backup --read-data`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.names = args
 			if err := o.complete(cmd.Flags()); err != nil {
@@ -50,6 +52,7 @@ by running it again.`,
 	f.StringVar(&o.to, "to", "", "the repository to copy to: a `REPO2` like --repo")
 	f.StringArrayVar(&o.Checkpoints, "checkpoint", nil, "copy only this checkpoint `NAME` of the one DOMAIN; may be repeated")
 	f.IntVar(&o.Newest, "newest", 0, "copy only the newest `N` of each domain")
+	f.BoolVar(&o.ReadData, "read-data", false, "read all that the checkpoints there have, too, and bring back what is damaged")
 	f.BoolVar(&o.DryRun, "dry-run", false, "say what would be copied, and write nothing")
 	return a.addProgress(cmd)
 }
