@@ -47,6 +47,8 @@ END {
   # 1/0.9: client and server share the cores, so that times add up.
   ratio("S3, full: imgbackup", "S3, full: the same backup, local", "1.11", "S3, full: raw PUTs of its packs")
   ratio("S3, restore: imgbackup", "S3, restore: the same, local", "1.11", "S3, restore: raw GETs of its packs")
+  # Looking 1 chunk in 16 KiB up costs 5 % at most.
+  ratio("known: clone, older than many others", "known: clone, no other chunks, no table", "1.05")
   # At least 0.8 times as fast.
   ratio("NBD: nbdcopy from serve", "NBD: restore", "1.25")
   ratio("NBD: nbdcopy from serve, to nothing", "NBD: restore", "1.25")

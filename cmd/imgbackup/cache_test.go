@@ -15,6 +15,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/s3test"
 )
 
 // asked counts what a store is asked, by method and the first part of the key.
@@ -135,5 +136,34 @@ func TestManyCheckpointsAreKnown(t *testing.T) {
 	}
 	if !maps.Equal(of[10], of[2000]) {
 		t.Errorf("an incremental beside 10 checkpoints asks %v, beside 2000 %v", of[10], of[2000])
+	}
+}
+
+// Likewise with the entity tags of real servers.
+func TestCheckpointsAreKnownInS3(t *testing.T) {
+	t.Parallel()
+	for _, kind := range s3test.Kinds() {
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			w := newWorldIn(t, 1, newBucket(s3test.Start(t, kind)))
+			run := func(args ...string) *s3test.Proxy {
+				t.Helper()
+				proxy := w.bucket.behind(t)
+				if o := w.outcome(w.child(nil, args...)); o.code != exitDone {
+					t.Fatalf("imgbackup %q: exit status %d: %s", args, o.code, o.err)
+				}
+				return proxy
+			}
+			run(w.backup("c1")...)
+			w.guest("vda", "write -P 4 64k 100k")
+			run(w.backup("c2", "--mode", "incremental")...)
+			run("list", domain)
+			for range 2 {
+				p := run("list", domain)
+				if gets, lists := p.Count("GET"), p.Count("LIST"); gets != 2 || lists != 1 {
+					t.Errorf("%d requests to read and %d to list: %q", gets, lists, p.Methods())
+				}
+			}
+		})
 	}
 }
