@@ -4,8 +4,10 @@ package backup
 
 import (
 	"context"
+	"slices"
 
 	"github.com/imgbackup/imgbackup/backup/trust"
+	"github.com/imgbackup/imgbackup/chain"
 )
 
 // chooseBitmapNamed takes an increment since a bitmap of the image that was named.
@@ -34,4 +36,25 @@ func (s *session) noteAdopted(d *disk, v trust.Verdict) {
 	}
 	d.vouched = v.Reason
 	s.hooks.note("disk %s: %s", d.req.Disk, v.Reason)
+}
+
+// linkAdopted marks the records of bitmaps that tell what changed between an adopted
+// checkpoint and this one, which follows it by the other program's word and by what both
+// show: all that changed since that one, and so more. What only a clock puts before this
+// one tells nothing.
+func (s *session) linkAdopted(ctx context.Context, d *disk, m *chain.Manifest, rec *chain.Disk) error {
+	sound, err := s.judge(d).Sound(ctx, true)
+	if err != nil {
+		return err
+	}
+	follows := slices.Clone(m.Ancestors)
+	if m.Parent != nil {
+		follows = append(follows, *m.Parent)
+	}
+	for i := range rec.Witnesses {
+		w := &rec.Witnesses[i]
+		older := func(r chain.CheckpointRef) bool { return r.UUID == w.Adopted }
+		w.Sound = w.Layer == 0 && w.Name != rec.Bitmap && sound[w.Name] && slices.ContainsFunc(follows, older)
+	}
+	return nil
 }

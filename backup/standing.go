@@ -230,6 +230,9 @@ func (s *session) recordStanding(ctx context.Context, d *disk, w *archive.Writer
 	if err := s.recordBitmaps(ctx, d, &DiskPlan{}, w, rec); err != nil {
 		return err
 	}
+	if err := s.linkAdopted(ctx, d, m, rec); err != nil {
+		return err
+	}
 	rec.Held, err = recordHeld(ctx, d, w, rec)
 	return err
 }

@@ -169,7 +169,7 @@ func (g *graph) link(ctx context.Context, at, other chain.DiskState) (link, bool
 			fmt.Sprintf("archives of %s and %s", older.Manifest.Checkpoint, newer.Manifest.Checkpoint)}, true
 	}
 	i := slices.IndexFunc(newer.Disk.Witnesses, func(r chain.BitmapRecord) bool {
-		return r.Sound && r.Layer == 0 && r.Name == older.Disk.Bitmap
+		return r.Sound && r.Layer == 0 && r.Name == older.Disk.Bitmap && r.Adopted == older.AdoptedAs()
 	})
 	if i < 0 || older.Disk.Bitmap == "" {
 		return link{}, false

@@ -52,11 +52,15 @@ func (w *witness) objectToBoth(code Reason, format string, args ...any) *Objecti
 	return o
 }
 
-// claim is what speaks for the bitmap before others are asked, for people.
-func (w *witness) claim() string {
-	if at := w.st.Disk.Adopted; at != nil {
-		return fmt.Sprintf("bitmap %s, which another program made, is sound, and has lost nothing since it was adopted on %s; what it saw before rests on that program alone",
-			w.st.Disk.Bitmap, at.Format(time.RFC3339))
+// claim is what speaks for the bitmap, which some others on record agree with, for people.
+func (w *witness) claim(agree int) string {
+	with := ""
+	if agree > 0 {
+		with = fmt.Sprintf(" and agrees with %d older", agree)
 	}
-	return fmt.Sprintf("bitmap %s is sound", w.st.Disk.Bitmap)
+	if at := w.st.Disk.Adopted; at != nil {
+		return fmt.Sprintf("bitmap %s, which another program made, is sound%s, and has lost nothing since it was adopted on %s; what it saw before rests on that program alone",
+			w.st.Disk.Bitmap, with, at.Format(time.RFC3339))
+	}
+	return fmt.Sprintf("bitmap %s is sound%s", w.st.Disk.Bitmap, with)
 }

@@ -4,7 +4,6 @@ package trust
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
@@ -35,10 +34,7 @@ func (w *witness) askOlderBitmaps(ctx context.Context) (*Objection, error) {
 			confirmed++
 		}
 	}
-	w.proof = w.claim()
-	if confirmed > 0 {
-		w.proof += fmt.Sprintf(" and agrees with %d older", confirmed)
-	}
+	w.proof = w.claim(confirmed)
 	return nil, nil
 }
 
