@@ -167,7 +167,11 @@ func (k *marks) strike(ctx context.Context, keys []string) (wait *Mark, err erro
 		return nil, nil
 	}
 	if m.State == MarkDeleting {
-		return m, k.finish(ctx, m)
+		done, err := k.finish(ctx, m)
+		if err == nil && done {
+			m, err = nil, k.reread(ctx)
+		}
+		return m, err
 	}
 	// Others may have struck some of them while this waited.
 	keys = slices.DeleteFunc(keys, func(key string) bool { return !k.has(key) })
@@ -184,16 +188,22 @@ func (k *marks) strike(ctx context.Context, keys []string) (wait *Mark, err erro
 	return nil, k.take(ctx, m)
 }
 
-// finish does the rest of what a prune was deleting that has certainly ended.
-func (k *marks) finish(ctx context.Context, m *Mark) error {
-	self, err := k.repo.Self()
-	if err != nil || !m.Released && !k.repo.ended(ctx, self, m.Process, m.Owner) {
-		return err
+// finish does the rest of what a prune was deleting that has certainly ended, and reports
+// whether it did anything.
+func (k *marks) finish(ctx context.Context, m *Mark) (bool, error) {
+	if ended, err := k.repo.OwnerEnded(ctx, m); err != nil || !ended {
+		return false, err
 	}
-	if m, err = k.repo.TakeOver(ctx, m); err != nil {
-		if errors.Is(err, ErrMarkChanged) {
-			return nil // another does it
-		}
+	err := k.finishAll(ctx, m)
+	if errors.Is(err, ErrMarkChanged) {
+		err = nil // another does it
+	}
+	return true, err
+}
+
+func (k *marks) finishAll(ctx context.Context, m *Mark) error {
+	m, err := k.repo.TakeOver(ctx, m)
+	if err != nil {
 		return err
 	}
 	list, err := k.repo.MarkList(ctx, m)
@@ -202,9 +212,7 @@ func (k *marks) finish(ctx context.Context, m *Mark) error {
 	}
 	for i, key := range list.Objects {
 		if i%finishBatch == 0 {
-			if err := k.repo.CheckMark(ctx, m); errors.Is(err, ErrMarkChanged) {
-				return nil // taken over, in its turn
-			} else if err != nil {
+			if err := k.repo.CheckMark(ctx, m); err != nil {
 				return err
 			}
 		}
@@ -212,8 +220,6 @@ func (k *marks) finish(ctx context.Context, m *Mark) error {
 			return err
 		}
 	}
-	if _, err = k.repo.EndMark(ctx, m); errors.Is(err, ErrMarkChanged) {
-		return nil
-	}
+	_, err = k.repo.EndMark(ctx, m)
 	return err
 }

@@ -186,6 +186,12 @@ func (r *Repository) CreateMark(ctx context.Context, list *MarkList) (*Mark, err
 		Format: MarkFormat, Version: 1, UUID: NewUUID(), Revision: 1, State: MarkMarked,
 		Owner: NewUUID(), Process: self, Since: now(), List: ref,
 	}
+	if !protocol.Keeps(ctx, protocol.Order) {
+		if m.Leases, err = r.seeLeases(ctx); err != nil {
+			return nil, err
+		}
+		m.Listed = true
+	}
 	m, err = r.storeMark(ctx, before, m)
 	if !errors.Is(err, ErrMarkChanged) {
 		return m, err

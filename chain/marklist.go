@@ -88,7 +88,7 @@ func (r *Repository) putMarkList(ctx context.Context, l *MarkList) (archive.Ref,
 
 func encodeMarkList(l *MarkList) ([]byte, error) {
 	var out bytes.Buffer
-	z, err := zstd.NewWriter(&out, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(markListWindow), zstd.WithEncoderCRC(true))
+	z, err := zstd.NewWriter(&out, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(markListWindow), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(true))
 	if err != nil {
 		return nil, err
 	}

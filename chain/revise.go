@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"github.com/imgbackup/imgbackup/internal/protocol"
 )
 
 // RevisedError says that a checkpoint was described anew since it was read: what
@@ -156,7 +158,7 @@ func (r *Repository) Forget(ctx context.Context, m *Manifest) error {
 	if err != nil {
 		return err
 	}
-	if slot.Manifest.OverVoid == "" {
+	if slot.Manifest.OverVoid == "" || !protocol.Keeps(ctx, protocol.Scar) {
 		return r.Store.Delete(ctx, slot.Key())
 	}
 	data, err := Seal(r.newVoid())

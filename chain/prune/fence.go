@@ -12,8 +12,8 @@ import (
 	"github.com/imgbackup/imgbackup/internal/protocol"
 )
 
-// errLostMark says that another prune has the mark by now, and goes on with it.
-var errLostMark = errors.New("another prune has taken over what this one had marked, and goes on with it: this one sends no further delete")
+// ErrLostMark says that another prune has the mark by now, and goes on with it.
+var ErrLostMark = errors.New("another prune has taken over what this one had marked, and goes on with it: this one sends no further delete")
 
 // A fence keeps a prune that was taken for dead from sending one more delete: only
 // somebody who has just seen that the mark is still its own may. Nothing else here rests
@@ -44,11 +44,11 @@ func (f *fence) look(ctx context.Context) error {
 	m, err := f.repo.Mark(ctx)
 	switch {
 	case errors.Is(err, chain.ErrNoMark):
-		return errLostMark
+		return ErrLostMark
 	case err != nil:
 		return err
 	case m.UUID != f.mark.UUID || m.Owner != f.mark.Owner || m.State != chain.MarkDeleting:
-		return errLostMark
+		return ErrLostMark
 	}
 	if m.Suspected != nil { // so that nobody takes it for dead
 		m, err = f.repo.ChangeMark(ctx, m, func(*chain.Mark) {})

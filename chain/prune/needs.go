@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
@@ -179,7 +181,7 @@ func (p *pruner) checkMissing(ctx context.Context, n *needs) error {
 		prefix, _, _ := archive.ParseKey(key)
 		prefixes[prefix] = true
 	}
-	for prefix := range prefixes {
+	for _, prefix := range slices.Sorted(maps.Keys(prefixes)) {
 		for info, err := range p.repo.Store.List(ctx, prefix) {
 			if err != nil {
 				return fmt.Errorf("list %s: %w", prefix, err)

@@ -214,7 +214,7 @@ func (p *pruner) checkEnded(ctx context.Context, m *chain.Mark) (*chain.Mark, er
 // lost tells that the mark is another's by now, where it was changed.
 func lost(err error) error {
 	if errors.Is(err, chain.ErrMarkChanged) {
-		return errLostMark
+		return ErrLostMark
 	}
 	return err
 }

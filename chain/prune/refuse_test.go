@@ -318,7 +318,7 @@ func TestLostMark(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, err := Run(t.Context(), open(t, h), Options{batch: 1}); !errors.Is(err, errLostMark) || len(deleted) != 1 {
+	if _, err := Run(t.Context(), open(t, h), Options{batch: 1}); !errors.Is(err, ErrLostMark) || len(deleted) != 1 {
 		t.Errorf("%v, deleted %q", err, deleted)
 	}
 	allHaveEnded(t, open(t, w.Store))

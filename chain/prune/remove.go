@@ -83,7 +83,7 @@ func (p *pruner) finish(
 	ctx context.Context, m *chain.Mark, list *chain.MarkList, v *inventory, of *needs,
 ) (Amounts, error) {
 	removed, err := p.goOn(ctx, m, list, v, of)
-	if err == nil || errors.Is(err, errLostMark) {
+	if err == nil || errors.Is(err, ErrLostMark) {
 		return removed, err
 	}
 	// Whoever comes next shall not have to find out whether this one has ended.
@@ -198,11 +198,11 @@ func (p *pruner) change(
 		now, err := p.repo.Mark(ctx)
 		switch {
 		case errors.Is(err, chain.ErrNoMark):
-			return nil, errLostMark
+			return nil, ErrLostMark
 		case err != nil:
 			return nil, err
 		case now.UUID != m.UUID || now.Owner != m.Owner || now.State == chain.MarkDeleting:
-			return nil, errLostMark
+			return nil, ErrLostMark
 		case !now.Standing():
 			return nil, nil // so much was needed that all of it was struck
 		}
