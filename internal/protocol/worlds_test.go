@@ -70,11 +70,12 @@ func (s *setup) store(ctx context.Context, to objstore.Store, what string) ([]ar
 		return nil, err
 	}
 	for _, pack := range opened.Packs() {
-		if err := archive.CopyObject(ctx, s.stock.store, to, archive.PackKey(pack.Name), pack, ""); err != nil {
+		if _, err := archive.CopyObject(ctx, s.stock.store, to, archive.PackKey(pack.Name), pack, ""); err != nil {
 			return nil, err
 		}
 	}
-	return maps, archive.CopyObject(ctx, s.stock.store, to, archive.MapKey(maps[0].Name), maps[0].Ref, "")
+	_, err = archive.CopyObject(ctx, s.stock.store, to, archive.MapKey(maps[0].Name), maps[0].Ref, "")
+	return maps, err
 }
 
 // backup stores a disk of this content as a backup does.
