@@ -149,6 +149,9 @@ func (s *archiver) write(ctx context.Context, plan *Plan) (*chain.Manifest, arch
 		if p.Code == trust.ReasonArchive {
 			s.hooks.note("disk %s: %s", p.Disk, p.Reason)
 		}
+		if older := p.verdict.OlderThan; older != "" {
+			s.hooks.note("disk %s: the image is an older copy than checkpoint %s saw: if nobody put one back on purpose, find out why", p.Disk, older)
+		}
 	}
 	if err := s.crossCheck(ctx); err != nil {
 		return nil, none, err

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -38,6 +39,7 @@ type disk struct {
 	active      string // where the new bitmap goes
 	granularity int64  // of the new bitmap, bytes
 
+	likened  bool // it was looked at whether it resembles another format than raw
 	lateData bool // its raw data file was seen to be written to past QEMU
 
 	vouched string // it was noted that this speaks for the bitmap of another program
@@ -217,6 +219,9 @@ func (s *session) open(ctx context.Context) error {
 			return &chain.DiskError{Disk: d.req.Disk, Err: err}
 		}
 		d.image = c
+		if err := s.noteLikeness(ctx, d); err != nil {
+			return &chain.DiskError{Disk: d.req.Disk, Err: err}
+		}
 		d.clusters.look(c)
 		if err := d.req.Defined.check(c); err != nil {
 			return usage.Wrap(&chain.DiskError{Disk: d.req.Disk, Err: err})
@@ -232,6 +237,38 @@ func (s *session) open(ctx context.Context) error {
 		seen[key] = d.req.Disk
 	}
 	return s.openFiles(ctx)
+}
+
+// noteLikeness tells of a raw image that begins like one of another format. It is taken as
+// it was declared: the guest may have written that.
+func (s *session) noteLikeness(ctx context.Context, d *disk) error {
+	if d.req.Format != qcow2.Raw || d.likened {
+		return nil
+	}
+	like, err := qcow2.Resemble(readerAt{ctx, d.image})
+	if d.likened = err == nil; err != nil || like.Format == "" {
+		return err
+	}
+	s.hooks.note("disk %s: %s is taken as raw, byte by byte, and begins like a %s image: if it is one, say format=%s",
+		d.req.Disk, d.req.Path, like.Format, like.Format)
+	return nil
+}
+
+// readerAt reads an image as long as its context lasts.
+type readerAt struct {
+	ctx context.Context
+	c   *qcow2.Image
+}
+
+func (r readerAt) ReadAt(p []byte, off int64) (int, error) {
+	n := max(0, min(int64(len(p)), r.c.Size()-off))
+	if err := r.c.ReadAt(r.ctx, p[:n], off); err != nil {
+		return 0, err
+	}
+	if n < int64(len(p)) {
+		return int(n), io.EOF
+	}
+	return int(n), nil
 }
 
 // openImage opens an image; allow are folders for its backing and data files.

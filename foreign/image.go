@@ -9,6 +9,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/imgbackup/imgbackup/nbd"
@@ -55,6 +56,9 @@ func open(ctx context.Context, path string, format qcow2.Format, o Options) (_ *
 	c, err := connect(ctx, p, socket)
 	if err != nil {
 		p.Kill()
+		if strings.Contains(err.Error(), "Invalid password") {
+			return nil, fmt.Errorf("open %s: the passphrase in %s is not that of the image (all bytes of the file count, a line feed at its end, too)", path, o.KeyFile)
+		}
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	what := "format " + string(format)

@@ -52,7 +52,7 @@ const (
 )
 
 // ErrNotQcow2 says that a file that was declared qcow2 does not begin as one.
-var ErrNotQcow2 = errors.New("not a qcow2 image (its first bytes are not those of the format); if it is a raw image, declare it raw")
+var ErrNotQcow2 = errors.New("not a qcow2 image (its first bytes are not those of the format); a raw one is declared by format=raw or --format raw")
 
 // Compression is how compressed clusters are compressed.
 type Compression uint8

@@ -91,7 +91,7 @@ func TestHostileHeaders(t *testing.T) {
 		is      func(error) bool
 		says    string
 	}{
-		{"no magic", "", []change{{0, be32(0)}}, func(err error) bool { return errors.Is(err, ErrNotQcow2) }, "declare it raw"},
+		{"no magic", "", []change{{0, be32(0)}}, func(err error) bool { return errors.Is(err, ErrNotQcow2) }, "format=raw"},
 		{"version 1", "", []change{{4, be32(1)}}, isUnsupported, "version 1"},
 		{"version 9", "", []change{{4, be32(9)}}, isUnsupported, "version 9"},
 		{"cluster bits 0", "", []change{{20, be32(0)}}, isDamage, "cluster bits"},

@@ -219,7 +219,7 @@ func withoutImages(m *chain.Manifest) string {
 	if m.Kind == chain.KindCheckpoint {
 		return "--metadata removes the definition alone"
 	}
-	return "and if it is gone, so are its bitmaps: nothing is left to be deleted but the archive, which stays"
+	return fmt.Sprintf("and if it is gone, so are its bitmaps: only the archive is left, which forget %s %s removes", m.Domain, m.Checkpoint)
 }
 
 // lookFor sees that a bitmap's image is there and that no VM has it, and whether it holds

@@ -39,6 +39,9 @@ func (w *witness) askLaterRecords(ctx context.Context) (*Objection, error) {
 				later.Manifest.Checkpoint, w.st.Disk.Bitmap), nil
 		}
 		if !older {
+			if !w.flat { // which a restore has made so on purpose
+				w.older = later.Manifest.Checkpoint
+			}
 			w.proof += fmt.Sprintf("; the image is an older copy than %s, its bytes prove it", later.Manifest.Checkpoint)
 		}
 		older = true

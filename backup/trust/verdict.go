@@ -21,6 +21,10 @@ type Verdict struct {
 	Code   Reason
 	Reason string // for people
 
+	// OlderThan is a checkpoint that the image has been taken back behind, as by a
+	// copy that was put back; empty: none is known.
+	OlderThan string
+
 	// Accused is the bitmap that an archive or another bitmap spoke against, if it could
 	// otherwise have told the changes; nil: there is none.
 	Accused *Accused

@@ -19,13 +19,14 @@ type witness struct {
 	bitmap *Bitmap // as it is now
 	dirty  bitmapstore.Runs
 	proof  string // what confirmed the bitmap, for people
+	older  string // see [Verdict]
 }
 
 // verdict trusts the bitmap.
 func (w *witness) verdict(base chain.DiskState) Verdict {
 	return Verdict{
 		Trusted: true, Base: base, Dirty: w.dirty, Alone: w.tellsAlone(),
-		Code: ReasonTrusted, Reason: w.proof,
+		Code: ReasonTrusted, Reason: w.proof, OlderThan: w.older,
 	}
 }
 

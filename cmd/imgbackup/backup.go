@@ -5,6 +5,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -210,7 +212,17 @@ func (a *app) runBackup(ctx context.Context, o backupOptions) error {
 	case o.dryRun:
 		return a.printPlan(plan, job.Request.LeftOut)
 	}
-	return errors.Join(a.printBackup(result, job.Request.LeftOut), salvaged(result.Manifest))
+	return errors.Join(a.tellBackup(result, job.Request.LeftOut), salvaged(result.Manifest))
+}
+
+// tellBackup prints a result. What cannot be printed has been done all the same.
+func (a *app) tellBackup(r *backup.Result, left []chain.LeftOut) error {
+	err := a.printBackup(r, left)
+	var write *fs.PathError
+	if errors.As(err, &write) && r.Manifest != nil {
+		return fmt.Errorf("checkpoint %s of %s is made, and the result could not be written: %w", r.Manifest.Checkpoint, r.Manifest.Domain, err)
+	}
+	return err
 }
 
 // backupJob makes the request, and passes on what a person should know of it.
