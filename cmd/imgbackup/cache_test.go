@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/s3test"
@@ -165,5 +166,28 @@ func TestCheckpointsAreKnownInS3(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A map that the repository has lost is not built on, though this machine still has it.
+func TestLostMapIsNotBuiltOn(t *testing.T) {
+	t.Parallel()
+	m := newManyCheckpoints(t, 0)
+	for info, err := range m.store.List(t.Context(), archive.MapPrefix) {
+		if err == nil {
+			err = m.store.Delete(t.Context(), info.Key)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.guest("vda", "write -P 77 200k 100k")
+	m.look("vda")
+	m.run(m.backup("after")...)
+	m.cache = "off"
+	out := filepath.Join(m.dir, "out")
+	m.run("restore", domain, "--checkpoint", "after", "--output", out)
+	if m.sum(filepath.Join(out, "vda.raw")) != m.now["vda"] {
+		t.Error("the checkpoint after it restores to other bytes")
 	}
 }
