@@ -55,6 +55,9 @@ func names(states []qcow2.BitmapState) []string {
 	return all
 }
 
+// recorded reports whether a bitmap of which nothing has changed shows that nothing was written.
+func recorded(b qcow2.BitmapState) bool { return b.Enabled && b.Readable && !b.InUse }
+
 // verifyAdded looks natively, under the locks, whether the new bitmaps are
 // there and empty and all others as they were. qemu-img's exit status proves
 // neither. What differs may be a VM that ran in between.

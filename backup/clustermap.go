@@ -4,7 +4,10 @@ package backup
 
 import (
 	"context"
+	"runtime"
 	"slices"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
@@ -20,11 +23,13 @@ type clusterMaps struct {
 	tempDir string
 	image   *qcow2.Image
 	layers  map[int]*clusterMap
+	former  map[int]*clusterMap // of the image when it was open before
 	settled []settled
 }
 
 // clusterMap is the fingerprint of one layer.
 type clusterMap struct {
+	files []qcow2.FileID // of the layer, when it was opened
 	rec   *chain.ClusterMap
 	parts []*archive.Clusters
 }
@@ -37,21 +42,48 @@ type settled struct {
 
 // look begins with an image that has been opened.
 func (c *clusterMaps) look(image *qcow2.Image) {
-	c.close()
-	c.image, c.layers = image, make(map[int]*clusterMap)
+	closeMaps(c.former)
+	c.image, c.former, c.layers = image, c.layers, make(map[int]*clusterMap)
+}
+
+// keep goes on with what is known from when the image was open before, of layers whose files are
+// as they were. unwritten says that the guest's data in the active layer is, though its file has
+// got a bitmap since: others that record show so.
+func (c *clusterMaps) keep(unwritten bool) {
+	for i, m := range c.former {
+		if i < len(c.image.Layers) && (i == 0 && unwritten || slices.Equal(m.files, openedFiles(c.image.Layers[i]))) {
+			c.layers[i] = m
+			delete(c.former, i)
+		}
+	}
+}
+
+func openedFiles(l *qcow2.Layer) []qcow2.FileID {
+	var ids []qcow2.FileID
+	for _, f := range l.Files() {
+		ids = append(ids, f.Opened())
+	}
+	return ids
 }
 
 // close gives back what fingerprints hold.
 func (c *clusterMaps) close() {
-	for _, m := range c.layers {
+	closeMaps(c.former)
+	closeMaps(c.layers)
+	c.former, c.layers = nil, nil
+}
+
+func closeMaps(maps map[int]*clusterMap) {
+	for _, m := range maps {
 		m.close()
 	}
-	c.layers = nil
 }
 
 func (m *clusterMap) close() {
 	for _, p := range m.parts {
-		p.Close()
+		if p != nil {
+			p.Close()
+		}
 	}
 }
 
@@ -64,16 +96,23 @@ func (c *clusterMaps) of(ctx context.Context, layer int) (*clusterMap, error) {
 	if l.Header == nil || l.Size == 0 {
 		return nil, nil
 	}
-	m := &clusterMap{rec: chain.NewClusterMap(l.Size, l.Header.ClusterSize())}
+	m := &clusterMap{files: openedFiles(l), rec: chain.NewClusterMap(l.Size, l.Header.ClusterSize())}
+	m.parts = make([]*archive.Clusters, len(m.rec.Parts))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(min(runtime.GOMAXPROCS(0), 4))
 	for i := range m.rec.Parts {
-		start, end, h := m.rec.Part(i, l.Size)
-		p, err := archive.EncodeClusters(h, c.runs(ctx, layer, h.Unit, start, end), c.tempDir)
-		if err != nil {
-			m.close()
-			return nil, err
-		}
-		m.parts = append(m.parts, p)
-		m.rec.Parts[i] = p.Ref
+		g.Go(func() error {
+			start, end, h := m.rec.Part(i, l.Size)
+			p, err := archive.EncodeClusters(h, c.runs(gctx, layer, h.Unit, start, end), c.tempDir)
+			if err == nil {
+				m.parts[i], m.rec.Parts[i] = p, p.Ref
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		m.close()
+		return nil, err
 	}
 	c.layers[layer] = m
 	return m, nil

@@ -159,8 +159,7 @@ func measure(ctx context.Context, d *disk, p *DiskPlan) error {
 		what = p.verdict.Dirty
 	}
 	var err error
-	data := d.image.Data(ctx)
-	if p.ReadBytes, err = bitmapstore.Intersect(what, data).Bytes(); err != nil {
+	if p.ReadBytes, err = d.image.DataIn(ctx, what).Bytes(); err != nil {
 		return err
 	}
 	p.DirtyBytes = p.ReadBytes

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/imgbackup/imgbackup/chain"
@@ -270,6 +271,9 @@ func (a *attempt) write(ctx context.Context) (*Result, error) {
 func (a *attempt) writeLocked(ctx context.Context) (*Result, error) {
 	if err := a.verifyAdded(a.plan); err != nil {
 		return nil, err
+	}
+	for i, d := range a.disks {
+		d.clusters.keep(a.plan.Disks[i].AddsBitmap && slices.ContainsFunc(d.before, recorded))
 	}
 	a.rememberIdentity()
 	checked := make(map[*chain.Manifest]bool)

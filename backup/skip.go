@@ -77,13 +77,18 @@ func (s *session) samplesStand(ctx context.Context, d *disk, cd *chain.Disk) (bo
 	return false, err
 }
 
-// newestAlike is the domain's newest checkpoint, if it is an archive of these very disks, made
-// by this host; else nil.
+// newestAlike is the domain's newest checkpoint, if it is an archive of these very disks, with the
+// tags that are wanted; else nil.
 func (s *session) newestAlike() *chain.Manifest {
 	newest := chain.Newest(s.history)
 	if newest == nil || newest.Kind != chain.KindArchive || len(newest.Disks) != len(s.disks) ||
 		!slices.EqualFunc(newest.LeftOut, s.req.LeftOut, func(a, b chain.LeftOut) bool { return a.Disk == b.Disk && a.Code == b.Code }) {
 		return nil
+	}
+	for _, tag := range s.req.Tags {
+		if !slices.Contains(newest.Tags, tag) {
+			return nil // it is wanted for what it says
+		}
 	}
 	for _, d := range s.disks {
 		if _, ok := newest.Disk(d.req.Disk); !ok || d.req.Mode == Full || d.req.Since != "" && d.req.Since != newest.Checkpoint {

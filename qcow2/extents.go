@@ -102,6 +102,34 @@ func (c *Image) Data(ctx context.Context) bitmapstore.Runs {
 	return runsOf(ctx, c.Extents(0, c.Size()), func(k Kind) bool { return k == Data || k == Compressed })
 }
 
+// DataIn is where Data and a set have bytes in common. Of the images' tables only the set's parts are
+// read.
+func (c *Image) DataIn(ctx context.Context, set bitmapstore.Runs) bitmapstore.Runs {
+	return bitmapstore.Join(func(yield func(bitmapstore.Run, error) bool) {
+		w := newWalker(c, true, func(e Extent, err error) bool {
+			if err == nil && e.Kind != Data && e.Kind != Compressed {
+				return true
+			}
+			return yield(bitmapstore.Run{Start: e.Offset, End: e.Offset + e.Length}, err)
+		})
+		for run, err := range set.Clip(c.Size()) {
+			if err == nil {
+				err = ctx.Err()
+			}
+			if err == nil {
+				err = w.walk(0, run.Start, run.End)
+			}
+			if w.stopped || !w.flush() {
+				return
+			}
+			if err != nil {
+				yield(bitmapstore.Run{}, err)
+				return
+			}
+		}
+	})
+}
+
 // Empty is where the disk reads as zeros without holding any data: what Data leaves out.
 func (c *Image) Empty(ctx context.Context) bitmapstore.Runs {
 	return runsOf(ctx, c.Extents(0, c.Size()), func(k Kind) bool { return k == Hole || k == Zero })

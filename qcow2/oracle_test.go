@@ -14,11 +14,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
 
+	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
@@ -149,6 +151,7 @@ func (o *oracle) check(t rapid.TB, c *Image, rnd *rand.Rand) {
 		t.Fatalf("%s: size is %d, QEMU says %d", o.path, c.Size(), len(o.content))
 	}
 	o.checkReads(t, c, rnd)
+	checkDataIn(t, c, rnd)
 	o.checkExtents(t, c, 0, c.Size())
 	for range 20 {
 		if c.Size() > 0 {
@@ -157,6 +160,25 @@ func (o *oracle) check(t rapid.TB, c *Image, rnd *rand.Rand) {
 		}
 	}
 	o.checkMap(t, c)
+}
+
+// checkDataIn compares the data in a set with what all of the data has in common with it.
+func checkDataIn(t rapid.TB, c *Image, rnd *rand.Rand) {
+	t.Helper()
+	var set []bitmapstore.Run
+	for range 1 + rnd.IntN(8) {
+		start := rnd.Int64N(c.Size() + 1)
+		set = append(set, bitmapstore.Run{Start: start, End: start + rnd.Int64N(c.Size()/4+2)})
+	}
+	runs := bitmapstore.Of(set...)
+	got, err := c.DataIn(context.Background(), runs).Collect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := bitmapstore.Intersect(runs, c.Data(context.Background())).Collect()
+	if err != nil || !slices.Equal(got, want) {
+		t.Fatalf("data in %v: %v, want %v, %v", set, got, want, err)
+	}
 }
 
 func (o *oracle) checkReads(t rapid.TB, c *Image, rnd *rand.Rand) {
