@@ -4,7 +4,6 @@ package backup
 
 import (
 	"context"
-	"slices"
 
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
@@ -47,14 +46,9 @@ func (s *session) linkAdopted(ctx context.Context, d *disk, m *chain.Manifest, r
 	if err != nil {
 		return err
 	}
-	follows := slices.Clone(m.Ancestors)
-	if m.Parent != nil {
-		follows = append(follows, *m.Parent)
-	}
 	for i := range rec.Witnesses {
 		w := &rec.Witnesses[i]
-		older := func(r chain.CheckpointRef) bool { return r.UUID == w.Adopted }
-		w.Sound = w.Layer == 0 && w.Name != rec.Bitmap && sound[w.Name] && slices.ContainsFunc(follows, older)
+		w.Sound = w.Layer == 0 && sound[w.Name] && m.Parent != nil && w.Adopted == m.Parent.UUID
 	}
 	return nil
 }

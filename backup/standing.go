@@ -212,6 +212,16 @@ func (s *session) storeStanding(ctx context.Context, m *chain.Manifest, found St
 	return err
 }
 
+// testifies reports whether a state's bitmap is recorded beside that of m: not what is on
+// record of m itself, which this replaces; and of those that were adopted, of which there
+// may be many, only its parent's, which has its own parent's beside it.
+func testifies(st chain.DiskState, m *chain.Manifest) bool {
+	if st.Manifest.Checkpoint == m.Checkpoint {
+		return false
+	}
+	return st.Disk.Adopted == nil || m.Parent != nil && st.Manifest.UUID == m.Parent.UUID
+}
+
 // recordStanding records the bitmap itself, which must not lose what it shows, and what
 // else can testify later.
 func (s *session) recordStanding(ctx context.Context, d *disk, w *archive.Writer, m *chain.Manifest, rec *chain.Disk, at int) error {
@@ -225,8 +235,7 @@ func (s *session) recordStanding(ctx context.Context, d *disk, w *archive.Writer
 	}
 	own.Adopted = (chain.DiskState{Manifest: m, Disk: rec}).AdoptedAs()
 	rec.Witnesses = append(rec.Witnesses, *own)
-	// What is on record of it, which this replaces, is no other bitmap.
-	d.states = slices.DeleteFunc(slices.Clone(d.states), func(st chain.DiskState) bool { return st.Manifest.Checkpoint == m.Checkpoint })
+	d.states = slices.DeleteFunc(slices.Clone(d.states), func(st chain.DiskState) bool { return !testifies(st, m) })
 	if err := s.recordBitmaps(ctx, d, &DiskPlan{}, w, rec); err != nil {
 		return err
 	}

@@ -161,6 +161,7 @@ type doomedJSON struct {
 	UUID    string             `json:"uuid"`
 	Kept    bool               `json:"archive_kept"` // only its bitmaps go
 	Bitmaps []doomedBitmapJSON `json:"bitmaps"`
+	Left    []string           `json:"bitmaps_left,omitempty"`
 }
 
 type doomedBitmapJSON struct {
@@ -175,7 +176,7 @@ func (a *app) printDeletion(p *checkpoint.Deletion) error {
 	if a.json {
 		out := deletionJSON{Domain: p.Domain, DryRun: true, Checkpoints: []doomedJSON{}}
 		for _, d := range p.Checkpoints {
-			view := doomedJSON{checkpointNames: checkpointNamed(d.Checkpoint.Name), UUID: d.Checkpoint.UUID, Kept: d.KeepsData, Bitmaps: []doomedBitmapJSON{}}
+			view := doomedJSON{checkpointNames: checkpointNamed(d.Checkpoint.Name), UUID: d.Checkpoint.UUID, Kept: d.KeepsData, Bitmaps: []doomedBitmapJSON{}, Left: d.Left}
 			for _, b := range d.Bitmaps {
 				view.Bitmaps = append(view.Bitmaps, doomedBitmapJSON{Disk: b.Disk, Path: b.Path, Bitmap: b.Name, Held: b.Held})
 			}
@@ -216,13 +217,14 @@ type deletedJSON struct {
 	UUID    string   `json:"uuid"`
 	Bitmaps []string `json:"bitmaps_removed_from"`
 	Kept    bool     `json:"archive_kept"`
+	Left    []string `json:"bitmaps_left,omitempty"` // names: another program made them
 }
 
 func (a *app) printDeleted(all []checkpoint.Deleted, metadata bool) error {
 	out := []deletedJSON{}
 	w := &checkedWriter{w: a.out}
 	for _, d := range all {
-		out = append(out, deletedJSON{checkpointNamed(d.Checkpoint.Name), d.Checkpoint.UUID, append([]string{}, d.Bitmaps...), d.Kept})
+		out = append(out, deletedJSON{checkpointNamed(d.Checkpoint.Name), d.Checkpoint.UUID, append([]string{}, d.Bitmaps...), d.Kept, d.Left})
 		if a.json {
 			continue
 		}
