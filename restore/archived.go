@@ -23,15 +23,23 @@ type archivedDisk struct {
 	disk   *view.Disk
 }
 
-// prove is [writer]'s.
-func (a *archivedDisk) prove(ctx context.Context) (counts outfile.Amounts, err error) {
+// open opens the disk.
+func (a *archivedDisk) open(ctx context.Context) (err error) {
 	var o view.Options
 	if a.lost != nil {
 		o.Lose = a.lost.Add
 	}
 	a.reader = view.NewReader(ctx, a.repo, o)
 	if a.disk, err = a.reader.Open(ctx, a.entry); err != nil {
-		return counts, damage(a.entry.Name, err, 0, a.entry.Size)
+		return damage(a.entry.Name, err, 0, a.entry.Size)
+	}
+	return nil
+}
+
+// prove is [writer]'s.
+func (a *archivedDisk) prove(ctx context.Context) (counts outfile.Amounts, err error) {
+	if err := a.open(ctx); err != nil {
+		return counts, err
 	}
 	for zeros, err := range a.disk.Zeros(ctx, 0, a.disk.Size()) {
 		if err != nil {
