@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/checkpoint"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
 )
@@ -240,4 +241,48 @@ func TestForgottenDisks(t *testing.T) {
 	l.expect(r, "vdc", backup.Incremental, backup.ByContent, trust.ReasonRaw)
 	l.holds("b", "c1", "c4")
 	l.restoreAll()
+}
+
+// TestForgottenBetween: what changed since an older checkpoint, whose bitmap has left the
+// image, is known though one between is forgotten; but not since a full one.
+func TestForgottenBetween(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.create("vda", "16M")
+	l.grown("c1", "c2", "c3", "c4")
+	l.forget("c2", "c3")
+	l.write("vda", "write -P 9 9M 64k")
+	since := func(checkpoint, since string) backup.Request {
+		req := l.request(checkpoint, l.disk("vda"))
+		req.Mode, req.Since = backup.Incremental, since
+		return req
+	}
+	d, _ := l.backupAs(since("c5", "c1")).Manifest.Disk("vda")
+	if d.IncrementalFrom.Name != "c1" || d.DirtyBytes != 4*64<<10 {
+		t.Errorf("c5 is incremental since %s, %d bytes dirty (%s)", d.IncrementalFrom.Name, d.DirtyBytes, d.Reason)
+	}
+	req := l.request("c6", l.disk("vda"))
+	req.Mode = backup.Full
+	l.backupAs(req)
+	l.backup("c7", l.disk("vda"))
+	l.forget("c6")
+	l.refusedAs(since("c8", "c5"), trust.ReasonBrokenLine)
+	l.restoreAll()
+}
+
+// TestDeletedRecord: neither is what a checkpoint without data saw lost with it.
+func TestDeletedRecord(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.create("vda", "64M")
+	l.write("vda", "write -P 1 0 40M")
+	l.backup("c1", l.disk("vda"))
+	l.write("vda", "write -P 2 20M 64k")
+	l.createCheckpoint("k1", l.disk("vda"))
+	l.taken = l.taken[:1]
+	l.img("bitmap", "--clear", l.path("vda"), l.bitmapOf("c1"))
+	_, err := l.delete(checkpoint.DeleteRequest{Domain: "vm", Checkpoint: "k1"})
+	l.must(err)
+	l.holds("vda", "c1")
+	l.refused(trust.ReasonContradicted, l.disk("vda"))
 }

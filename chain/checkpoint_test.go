@@ -70,7 +70,7 @@ func TestDeleteCheckpoint(t *testing.T) {
 	r := newRepository(t)
 	full := r.sample("web", "full")
 	commit(t, r, full)
-	if err := r.DeleteCheckpoint(t.Context(), full); err == nil {
+	if err := Delete(t.Context(), r, full); err == nil {
 		t.Error("an archive was deleted")
 	}
 	m := without(r, "one")
@@ -78,11 +78,11 @@ func TestDeleteCheckpoint(t *testing.T) {
 	again := *m
 	again.UUID = NewUUID()
 	var taken *TakenError
-	if err := r.DeleteCheckpoint(t.Context(), &again); !errors.As(err, &taken) {
+	if err := Delete(t.Context(), r, &again); !errors.As(err, &taken) {
 		t.Errorf("another of the name: %v", err)
 	}
 	for range 2 { // the second time it is gone already
-		if err := r.DeleteCheckpoint(t.Context(), m); err != nil {
+		if err := Delete(t.Context(), r, m); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -92,15 +92,6 @@ func (r *Repository) commitTo(ctx context.Context, slot *Slot, m *Manifest) erro
 	return nil
 }
 
-// DeleteCheckpoint removes a checkpoint without data from the repository. What
-// it recorded of bitmaps stays, as objects that nothing refers to.
-func (r *Repository) DeleteCheckpoint(ctx context.Context, m *Manifest) error {
-	if m.Kind != KindCheckpoint {
-		return fmt.Errorf("checkpoint %s of domain %s holds an archive", m.Checkpoint, m.Domain)
-	}
-	return r.Forget(ctx, m)
-}
-
 // fill sets what is the same in all manifests of a repository, and makes the
 // texts for people fit to be stored.
 func (m *Manifest) fill(r *Repository) {

@@ -182,6 +182,29 @@ func (p *ForgottenCheckpoint) onlyNames(stay []*Manifest) bool {
 	return true
 }
 
+// Delete removes a checkpoint without data from a repository, as Forget does; its bitmaps
+// are gone from the images already, or are meant to stay there: nobody is to take them out
+// because of this.
+func Delete(ctx context.Context, r *Repository, m *Manifest) error {
+	if m.Kind != KindCheckpoint {
+		return fmt.Errorf("checkpoint %s of domain %s holds an archive", m.Checkpoint, m.Domain)
+	}
+	all, _, err := r.Manifests(ctx, m.Domain)
+	if err != nil {
+		return err
+	}
+	stay := slices.DeleteFunc(all, func(o *Manifest) bool { return o.UUID == m.UUID })
+	nameless := *m
+	nameless.Disks = slices.Clone(m.Disks)
+	for i := range nameless.Disks {
+		nameless.Disks[i].Bitmap, nameless.Disks[i].LibvirtBitmap = "", ""
+	}
+	if err := r.Remember(ctx, m.Domain, []*Manifest{&nameless}, stay); err != nil {
+		return err
+	}
+	return r.Forget(ctx, m)
+}
+
 // Forget forgets checkpoints of one domain, those that follow others first; all are
 // the domain's manifests, gone among them. What others may still have to know of them is
 // noted before. tell is called after each. Of an error, those that were told of are

@@ -300,7 +300,7 @@ func (p *Deletion) delete(ctx context.Context, d Doomed, note func(string)) (Del
 	if d.KeepsData {
 		return done, nil
 	}
-	return done, p.repo.DeleteCheckpoint(ctx, d.manifest)
+	return done, chain.Delete(ctx, p.repo, d.manifest)
 }
 
 // remove takes a bitmap out of its image. One that was made for libvirt stays, if another

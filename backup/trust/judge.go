@@ -5,6 +5,7 @@ package trust
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
@@ -179,6 +180,11 @@ func (j *Judge) line(ctx context.Context, goal, from chain.DiskState) ([]bitmaps
 		if base := at.Disk.IncrementalFrom; base != nil {
 			next, ok = j.States.WithUUID(base.UUID)
 		}
+		if between := mapsSince(at.Disk, goal.Disk); !ok && between != nil {
+			// Who lies between is forgotten, and its deltas are at's, too.
+			more, o, err := j.deltas(ctx, at, between)
+			return append(sets, more...), o, err
+		}
 		if !ok {
 			return nil, object(ReasonBrokenLine,
 				"checkpoint %s has no usable bitmap in the image, and the archive of %s does not build on it",
@@ -194,6 +200,38 @@ func (j *Judge) line(ctx context.Context, goal, from chain.DiskState) ([]bitmaps
 		}
 		sets = append(sets, changed)
 		at = next
+	}
+	return sets, nil, nil
+}
+
+// mapsSince lists disks each of which begins with one of the maps that a disk has on top
+// of all those of an older one, the newest first; nil: it does not build on that.
+func mapsSince(disk, older *chain.Disk) []*chain.Disk {
+	n := len(disk.Maps) - len(older.Maps)
+	if n <= 0 || len(older.Maps) == 0 || !slices.Equal(disk.Maps[n:], older.Maps) {
+		return nil
+	}
+	var all []*chain.Disk
+	for i := range n {
+		d := *disk
+		d.Maps = disk.Maps[i:]
+		all = append(all, &d)
+	}
+	return all
+}
+
+// deltas returns what the first map of each disk says to have changed.
+func (j *Judge) deltas(ctx context.Context, at chain.DiskState, disks []*chain.Disk) ([]bitmapstore.Runs, *Objection, error) {
+	var sets []bitmapstore.Runs
+	for _, d := range disks {
+		changed, err := j.Archive.Delta(ctx, d)
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case changed == nil:
+			return nil, object(ReasonBrokenLine, "the archive of %s does not tell what changed before it", at.Manifest.Checkpoint), nil
+		}
+		sets = append(sets, changed)
 	}
 	return sets, nil, nil
 }
