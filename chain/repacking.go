@@ -16,7 +16,16 @@ type Repacking struct {
 // BeginRepack takes a lease. Where a prune has its mark in the repository the error is a
 // *MarkStandsError: what is stored from now on nobody marks and deletes before End.
 func (r *Repository) BeginRepack(ctx context.Context) (*Repacking, error) {
-	hold, err := r.Hold(ctx, "repack")
+	return r.beginRewrite(ctx, "repack")
+}
+
+// BeginRepair is BeginRepack for a repair, whose revisions may say that something is lost.
+func (r *Repository) BeginRepair(ctx context.Context) (*Repacking, error) {
+	return r.beginRewrite(ctx, "repair")
+}
+
+func (r *Repository) beginRewrite(ctx context.Context, purpose string) (*Repacking, error) {
+	hold, err := r.Hold(ctx, purpose)
 	if err != nil {
 		return nil, err
 	}

@@ -13,42 +13,12 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/chaintest"
-	"github.com/imgbackup/imgbackup/objstore"
 )
 
-// harm damages an object: a flipped bit, the end cut off, or all of it gone.
-func harm(t *testing.T, store objstore.Store, random *rand.Rand) {
-	t.Helper()
-	ctx := context.Background()
-	var keys []string
-	for info, err := range store.List(ctx, "") {
-		if err != nil {
-			t.Fatal(err)
-		}
-		if prefix, _, ok := archive.ParseKey(info.Key); ok && prefix != archive.IndexPrefix {
-			keys = append(keys, info.Key)
-		}
-	}
-	key := keys[random.IntN(len(keys))]
-	data, err := objstore.ReadAll(ctx, store, key, 1<<30)
-	if err != nil {
-		t.Fatal(err)
-	}
-	switch random.IntN(3) {
-	case 0:
-		if err := store.Delete(ctx, key); err != nil {
-			t.Fatal(err)
-		}
-		return
-	case 1:
-		data = data[:random.IntN(len(data))]
-	default:
-		data = slices.Clone(data)
-		data[random.IntN(len(data))] ^= 1 << random.IntN(8)
-	}
-	if err := store.Put(ctx, key, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
-		t.Fatal(err)
-	}
+// isData reports whether an object is one that a disk is read from, or a bitmap or a file.
+func isData(key string) bool {
+	prefix, _, ok := archive.ParseKey(key)
+	return ok && prefix != archive.IndexPrefix
 }
 
 // Whatever is damaged: what is not said to be lost is the truth, the rest is zeros or the
@@ -62,7 +32,7 @@ func TestTolerantOfAnyDamage(t *testing.T) {
 		h := chaintest.NewHistory(t)
 		h.Random(random, 1+random.IntN(4), (1+random.Int64N(3<<10))*512)
 		for range 1 + random.IntN(3) {
-			harm(t, h.Repo.Store, random)
+			chaintest.Harm(t, h.Repo.Store, random, isData, isData)
 		}
 		for i, m := range h.Checkpoints {
 			var mu sync.Mutex

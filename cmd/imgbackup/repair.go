@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/check"
+	"github.com/imgbackup/imgbackup/chain/repair"
+	"github.com/imgbackup/imgbackup/foreign"
+	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/open"
+	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/request"
+)
+
+// repairOptions are the command line of repair.
+type repairOptions struct {
+	from   []string
+	images []string
+	dryRun bool
+}
+
+func (a *app) repairCommand() *cobra.Command {
+	var o repairOptions
+	cmd := &cobra.Command{
+		Use:        "repair [--from REPO2 …] [--image TARGET=PATH,format=FORMAT …] [--dry-run]",
+		Short:      "Mend a damaged repository",
+		SuggestFor: []string{"fix", "heal", "mend", "rebuild"},
+		Long: `repair reads the whole repository, as check --read-data does, says what it is going to do, and does it.
+What is damaged or missing it fetches from other repositories, whole or chunk by chunk, or takes from images
+whose bytes still are what they were: everything is proven by its digest. Indexes and a lost imgbackup.json
+are rebuilt.
+
+What nobody has any more is recorded as lost: such a checkpoint is marked wherever it is shown, restores with
+--skip-damaged, and the next backup reads these ranges again and stores them. Then the exit status is 3.`,
+		Annotations: exits(exitDamage, exitInterrupted),
+		Example: `  imgbackup repair --dry-run
+  imgbackup repair --from /mnt/usb/backup
+  imgbackup repair --from s3://vm-backups/host1 --image vda=/vm/web.qcow2,format=qcow2`,
+		Args: takes(cobra.NoArgs, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.repair(cmd.Context(), o) },
+	}
+	f := cmd.Flags()
+	f.StringArrayVar(&o.from, "from", nil, "fetch from this repository, a `REPO2` like --repo; may be repeated")
+	f.StringArrayVar(&o.images, "image", nil, "take from this image of a disk: `TARGET=PATH`,format=FORMAT; may be repeated")
+	f.BoolVar(&o.dryRun, "dry-run", false, "say what would be done, and write nothing")
+	addManual(cmd, `A pack of which only some chunks can be had stays as it is, until a prune removes it: its good chunks, and those
+that are found elsewhere, go into new packs, and the next revisions of the manifests name new maps, which do
+without it. A checkpoint that lost something earlier gets it back from a repository that has it.
+
+Images are only read. One that a VM has open may be given: a chunk that is being written has another digest. No
+image can give back a map, a bitmap or a manifest.
+
+A repair that was cut off is completed by running it again. It waits for nobody, and is refused while a prune has
+its mark in the repository.`)
+	return a.addProgress(cmd)
+}
+
+func (a *app) repair(ctx context.Context, o repairOptions) error {
+	store, err := a.store(open.Options{})
+	if err != nil {
+		return err
+	}
+	repo, config, err := a.openDamaged(ctx, store, o.dryRun)
+	if err != nil || repo == nil {
+		return err
+	}
+	if repo, err = a.identify(repo); err != nil {
+		return err
+	}
+	bar := a.newBar("repairing")
+	opts := repair.Options{TempDir: tempDir(), Progress: func(e check.Event) {
+		bar.set(e.Done, e.Total)
+		a.events.set(e.Phase, e.Done, e.Total)
+	}}
+	for _, place := range o.from {
+		other := *a
+		other.repoFlag = place
+		from, err := other.openRepo(ctx)
+		if err != nil {
+			return fmt.Errorf("--from: %w", err)
+		}
+		opts.From = append(opts.From, repair.Source{Name: place, Repo: from})
+	}
+	images, err := openImages(ctx, o.images)
+	defer func() {
+		for _, im := range images {
+			_ = im.Close() // it was only read
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	for i, im := range images {
+		disk := im.disk
+		opts.Images = append(opts.Images, repair.Image{Disk: disk, Name: o.images[i], Size: im.Size(), Reader: im})
+	}
+	plan, err := repair.Make(ctx, repo, opts)
+	if err != nil {
+		bar.clear()
+		return err
+	}
+	var result *repair.Result
+	if !o.dryRun && !plan.Nothing() {
+		if !a.json {
+			bar.clear()
+			if err := a.printRepairPlan(plan); err != nil {
+				return err
+			}
+		}
+		result, err = plan.Execute(ctx)
+	}
+	bar.clear()
+	if err != nil {
+		return err
+	}
+	return a.printRepair(o, config, plan, result)
+}
+
+// openDamaged opens a repository, and rebuilds its configuration if that is lost. In a dry
+// run it only says so, and there is no repository.
+func (a *app) openDamaged(ctx context.Context, store objstore.Store, dryRun bool) (*chain.Repository, bool, error) {
+	repo, err := chain.Open(ctx, store)
+	if err == nil || !errors.Is(err, chain.ErrNotRepository) && !archive.IsDamage(err) {
+		return repo, false, err
+	}
+	config, ferr := chain.FindConfig(ctx, store)
+	if ferr != nil {
+		return nil, false, fmt.Errorf("%s: %w", a.place(), errors.Join(err, ferr))
+	}
+	if dryRun {
+		if a.json {
+			return nil, true, a.printJSON(repairJSON{DryRun: true, Config: config.ID})
+		}
+		w := &checkedWriter{w: a.out}
+		w.printf("would rebuild %s of repository %s, as all manifests name it; what else is wrong is looked for then\n", chain.ConfigKey, config.ID)
+		return nil, true, w.err
+	}
+	repo, err = chain.RestoreConfig(ctx, store, config)
+	if err == nil {
+		a.note(fmt.Sprintf("rebuilt %s: this is repository %s, as all manifests name it", chain.ConfigKey, config.ID))
+	}
+	return repo, true, err
+}
+
+// openImage is an image that chunks may be taken from.
+type openedImage struct {
+	*qcow2.Image
+	disk string
+}
+
+// openImages opens the images that --image names.
+func openImages(ctx context.Context, values []string) (images []openedImage, err error) {
+	for _, v := range values {
+		reqs, err := request.Images([]string{v})
+		if err != nil {
+			return images, usage.Errorf("--image: %w", err)
+		}
+		for _, r := range reqs {
+			im, err := qcow2.Open(r.Path, r.Format, qcow2.OpenOptions{
+				AllowDirs: r.AllowDirs, Salvage: true, Foreign: foreign.Opener(ctx, foreign.Options{KeyFile: r.KeyFile}),
+			})
+			if err != nil {
+				return images, fmt.Errorf("--image %s: %w", v, err)
+			}
+			images = append(images, openedImage{im, r.Disk})
+		}
+	}
+	return images, nil
+}
+
+// repairJSON is what repair --json prints.
+type repairJSON struct {
+	DryRun bool           `json:"dry_run"`
+	Config string         `json:"rebuilt_config,omitempty"` // the repository's id, if its configuration was lost
+	Plan   *repair.Plan   `json:"plan,omitempty"`
+	Result *repair.Result `json:"result,omitempty"`
+	Whole  bool           `json:"whole"` // nothing is lost or left
+}
+
+func (a *app) printRepair(o repairOptions, config bool, plan *repair.Plan, result *repair.Result) error {
+	var err error
+	switch {
+	case a.json:
+		out := repairJSON{DryRun: o.dryRun, Plan: plan, Result: result, Whole: plan.Whole()}
+		if config {
+			out.Config = plan.RepositoryID()
+		}
+		err = a.printJSON(out)
+	case o.dryRun || plan.Nothing():
+		err = a.printRepairPlan(plan)
+	default:
+		w := &checkedWriter{w: a.out}
+		w.printf("done: %s fetched (%s), %s and %s written, %s brought up to date, %s\n", count(result.Fetched, "object"), size(result.Bytes),
+			count(int(result.Packs), "pack"), count(result.Maps, "map"), count(result.Manifests, "checkpoint"), count(result.Indexes, "new index"))
+		err = w.err
+	}
+	if err != nil || plan.Whole() {
+		return err
+	}
+	return damageFound{errors.New("not everything can be repaired: what is lost or left is listed")}
+}
+
+func (a *app) printRepairPlan(p *repair.Plan) error {
+	w := &checkedWriter{w: a.out}
+	for _, act := range p.Actions {
+		w.printf("%s: %s\n  %s\n", act.Object, oneLine(act.Wrong), describeAction(&act))
+	}
+	for _, r := range p.Regained {
+		w.printf("%s/%s/%s gets back %s that were lost, from %s\n", r.Domain, r.Checkpoint, r.Disk, size(r.Bytes), r.From)
+	}
+	for _, l := range p.Lost {
+		for i := range l.Ranges {
+			w.printf("%s\n", lostLine(l.Domain+"/"+l.Checkpoint+"/"+l.Disk, &l.Ranges[i]))
+		}
+	}
+	if p.Indexed > 0 {
+		w.printf("%s that no index lists will be indexed\n", count(p.Indexed, "pack"))
+	}
+	if p.Nothing() {
+		w.printf("nothing is to be repaired\n")
+	}
+	return w.err
+}
+
+func describeAction(act *repair.Action) string {
+	switch act.Do {
+	case repair.Fetch:
+		return "is fetched from " + act.From
+	case repair.Rebuild:
+		return "is rebuilt"
+	case repair.Rewrite:
+		if act.Kind == check.KindPack {
+			return fmt.Sprintf("is done without: %s of it found, %s lost", count(act.Found, "chunk"), count(act.Lost, "chunk"))
+		}
+		return "is done without"
+	}
+	return "stays as it is: " + act.Why
+}
