@@ -102,8 +102,8 @@ func (c *Image) Data(ctx context.Context) bitmapstore.Runs {
 	return runsOf(ctx, c.Extents(0, c.Size()), func(k Kind) bool { return k == Data || k == Compressed })
 }
 
-// DataIn is where Data and a set have bytes in common. Of the images' tables only the set's parts are
-// read.
+// DataIn is where a set has data, as the extents of its runs tell. Of the images' tables only what
+// maps them is read.
 func (c *Image) DataIn(ctx context.Context, set bitmapstore.Runs) bitmapstore.Runs {
 	return bitmapstore.Join(func(yield func(bitmapstore.Run, error) bool) {
 		w := newWalker(c, true, func(e Extent, err error) bool {
