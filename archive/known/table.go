@@ -35,12 +35,9 @@ const (
 	maxList   = 1 << 20
 )
 
-// Open opens the table in a folder, which is made if it is not there, for at most limit
-// bytes. What is no table, or a part of none, is made anew by the next update.
+// Open opens the table in a folder, for at most limit bytes. What is no table, or a part
+// of none, is made anew by the next update, and so is the folder.
 func Open(dir string, limit int64) (*Table, error) {
-	if err := os.MkdirAll(dir, dirMode); err != nil {
-		return nil, err
-	}
 	t := &Table{dir: dir, limit: limit}
 	if err := t.load(); err != nil {
 		return nil, err

@@ -30,6 +30,9 @@ type Update struct {
 // The indexes are those that are listed. It returns those that the table lacks; nil
 // where another is changing it at this moment.
 func (t *Table) Update(indexes []Digest) (*Update, []Digest, error) {
+	if err := os.MkdirAll(t.dir, dirMode); err != nil {
+		return nil, nil, err
+	}
 	lock, err := os.OpenFile(filepath.Join(t.dir, lockName), os.O_RDWR|os.O_CREATE, fileMode)
 	if err != nil {
 		return nil, nil, err

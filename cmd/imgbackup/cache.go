@@ -59,11 +59,7 @@ func (a *app) knownFolder() (string, int64) {
 	if a.cached == nil {
 		return "", 0
 	}
-	folder, limit, err := a.cached.dir.Folder(a.cached.id, a.cached.place)
-	if err != nil {
-		return "", 0 // a backup that misses it says so
-	}
-	return folder, limit
+	return a.cached.dir.Folder(a.cached.id, a.cached.place)
 }
 
 // kindOf says what of a repository is kept. Packs are too many, and files may be secret.
@@ -108,7 +104,7 @@ func (a *app) cacheDir(store objstore.Store) (*cache.Dir, error) {
 	if err == nil {
 		return dir, nil
 	}
-	if !given && (errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist)) {
+	if !given && errors.Is(err, os.ErrPermission) {
 		return nil, nil
 	}
 	a.note(fmt.Sprintf("nothing is kept on this machine of what the repository holds: %v (%s names another folder, or is off)", err, cacheVar))

@@ -39,32 +39,38 @@ const (
 	tag     = "Signature: 8a477f597d28d172789f06886806bc55\n# What imgbackup remembers of repositories. It may be removed at any time.\n"
 )
 
-// Open opens the folder at path, which is made if it is not there, for at most limit
-// bytes. One that others may write to is refused: they could make a backup larger.
+// Open opens the folder at path, for at most limit bytes. It is made when something is to
+// be kept. One that others may write to is refused: they could make a backup larger.
 func Open(path string, limit int64) (*Dir, error) {
 	abs, err := sys.Abs(path)
-	if err == nil {
-		err = os.MkdirAll(abs, dirMode)
-	}
 	if err != nil {
 		return nil, err
 	}
+	d := &Dir{path: abs, limit: limit, fresh: -1}
 	var st unix.Stat_t
-	if err := sys.Restart(func() error { return unix.Stat(abs, &st) }); err != nil {
-		return nil, &fs.PathError{Op: "stat", Path: path, Err: err}
-	}
+	err = sys.Restart(func() error { return unix.Stat(abs, &st) })
 	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return d, nil
+	case err != nil:
+		return nil, &fs.PathError{Op: "stat", Path: path, Err: err}
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return nil, fmt.Errorf("%s is no folder", path)
 	case int(st.Uid) != os.Geteuid():
 		return nil, fmt.Errorf("%s belongs to another user", path)
 	case st.Mode&0o022 != 0:
 		return nil, fmt.Errorf("others may write into %s", path)
 	}
-	if _, err := os.Lstat(filepath.Join(abs, tagName)); err != nil {
-		if err := os.WriteFile(filepath.Join(abs, tagName), []byte(tag), fileMode); err != nil {
-			return nil, err
-		}
+	d.tag()
+	return d, nil
+}
+
+// tag puts the tag into the folder, if it is there.
+func (d *Dir) tag() {
+	path := filepath.Join(d.path, tagName)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		_ = os.WriteFile(path, []byte(tag), fileMode) // it is for others
 	}
-	return &Dir{path: abs, limit: limit, fresh: -1}, nil
 }
 
 // The folders of a repository.
@@ -82,15 +88,12 @@ func (d *Dir) repository(id, place string) string {
 	return filepath.Join(d.path, id+"-"+hex.EncodeToString(sum[:4]))
 }
 
-// Folder returns a folder of a repository for whoever keeps something there by rules of
-// his own; all of it counts as one thing that is removed last. Limit is how large it may
-// become, in bytes.
-func (d *Dir) Folder(id, place string) (path string, limit int64, err error) {
-	path = filepath.Join(d.repository(id, place), tablesFolder)
-	if err := os.MkdirAll(path, dirMode); err != nil {
-		return "", 0, err
-	}
-	return path, d.limit / 2, nil
+// Folder returns a folder of a repository, which need not be there, for whoever keeps
+// something there by rules of his own; all of it counts as one thing that is removed
+// last. Limit is how large it may become, in bytes.
+func (d *Dir) Folder(id, place string) (path string, limit int64) {
+	d.wrote(0)
+	return filepath.Join(d.repository(id, place), tablesFolder), d.limit / 2
 }
 
 // write puts a file in its place, complete or not at all. fill writes it, and may say
@@ -101,6 +104,7 @@ func (d *Dir) write(repository, folder, name string, fill func(*os.File) error) 
 	if err := errors.Join(os.MkdirAll(temps, dirMode), os.MkdirAll(to, dirMode)); err != nil {
 		return err
 	}
+	d.tag()
 	n := &newFile{temps: temps}
 	if err := n.open(); err != nil {
 		return err
