@@ -160,9 +160,6 @@ func (h *Hold) settleSlot(ctx context.Context, leases []*Lease) error {
 		if err := h.alone(ctx, leases); err != nil {
 			return err
 		}
-		if !protocol.Keeps(ctx, protocol.Look) {
-			return nil
-		}
 		now, err := h.repo.Slot(ctx, h.slot.Domain, h.slot.Checkpoint)
 		if err != nil {
 			return err
@@ -196,11 +193,9 @@ func (s *Slot) sameAs(o *Slot) bool {
 }
 
 // alone waits a moment for who announces the same slot; of two that see each other one
-// leaves at once.
+// leaves at once. Nothing would be lost if both went on: one of the commits fails. But it
+// would do so after all the work.
 func (h *Hold) alone(ctx context.Context, leases []*Lease) error {
-	if !protocol.Keeps(ctx, protocol.Alone) {
-		return nil
-	}
 	pause := alonePause
 	for try := 0; ; try++ {
 		var other *Lease

@@ -23,8 +23,6 @@ const (
 	Swap               // the mark is only replaced conditionally
 	Spend              // who breaks a lease spends the commits that it announces
 	Scar               // a name that was spent is never again as it was before
-	Alone              // a writer whose slot another lease announces does not begin
-	Look               // and it looks at its slot again after it has listed the leases
 	Renew              // a lease announces its next commit by a conditional replace
 	Fence              // a pruner whose mark was taken over deletes nothing more
 	Bases              // a writer sees that what it builds on stands once its lease does
@@ -40,7 +38,7 @@ func Rules() []Rule {
 }
 
 func (r Rule) String() string {
-	return [...]string{"wait", "second", "order", "lease", "heed", "swap", "spend", "scar", "alone", "look", "renew", "fence", "bases"}[r]
+	return [...]string{"wait", "second", "order", "lease", "heed", "swap", "spend", "scar", "renew", "fence", "bases"}[r]
 }
 
 type key struct{}

@@ -68,8 +68,9 @@ type op struct {
 
 // answer is what the scheduler says.
 type answer struct {
-	err error // the process has crashed, or the run is over
-	yes bool  // to a question
+	err  error // the process has crashed, or the run is over
+	yes  bool  // to a question
+	back bool  // what was stored just now is read back
 }
 
 var errCrashed = errors.New("crashed")
@@ -94,9 +95,10 @@ func (r *run) wait(p *proc, kind, key string) answer {
 	}
 	o.since = r.changes
 	if !r.matters(o) {
+		back := p.last != nil && p.last.writes() && o.key == p.last.key
 		p.last = o
 		r.mu.Unlock()
-		return answer{}
+		return answer{back: back}
 	}
 	r.pending = append(r.pending, o)
 	r.mu.Unlock()
@@ -221,7 +223,8 @@ func (g gate) Put(ctx context.Context, key string, body objstore.Body, o objstor
 }
 
 func (g gate) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
-	if a := g.r.wait(g.p, "get", key); a.err != nil {
+	a := g.r.wait(g.p, "get", key)
+	if a.err != nil {
 		return nil, a.err
 	}
 	in, err := g.r.store.Get(context.Background(), key, offset, length)
@@ -230,7 +233,7 @@ func (g gate) Get(ctx context.Context, key string, offset, length int64) (io.Rea
 		data, err = io.ReadAll(in)
 		_ = in.Close()
 	}
-	g.p.fenced = key == chain.MarkKey && bytes.Contains(data, []byte(`"state": "deleting"`)) && g.p.owns(data)
+	g.p.fenced = key == chain.MarkKey && !a.back && bytes.Contains(data, []byte(`"state": "deleting"`)) && g.p.owns(data)
 	g.r.told(g.p, fmt.Sprint("get ", key, offset, length, errText(err)), data)
 	if err != nil {
 		return nil, err

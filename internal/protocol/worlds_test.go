@@ -24,6 +24,10 @@ type world struct {
 	before  func(s *setup)
 	procs   func(w *setup) []*proc
 
+	// head is how it begins, in every order: each names a process that goes on until it
+	// has done an operation of which that is the beginning.
+	head []string
+
 	crashes, suspicions int // of live processes that are taken for dead
 	fine                bool
 }
