@@ -5,14 +5,17 @@ package archive
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -22,20 +25,24 @@ import (
 // pack after the other, and Finish stores the last new pack and the index. Its methods
 // are for one goroutine.
 //
-// Packs are read and proven several at once, in batches of at most moveBytes, and
-// the frames go into the new packs in the order of the calls.
+// Packs are read and proven several at once, in batches, and the frames go into the new
+// packs in the order of the calls. Most are proven by decoding them. A pack that is near,
+// and of which much is moved, is read whole and proven by its name, which costs less; one
+// whose bytes are not those of its name, then, frame by frame.
 type Mover struct {
 	store objstore.Store
 	o     MoveOptions
 	index *IndexWriter
 
-	g     *errgroup.Group // readers, and those that store
-	given context.Context // the caller's
-	ctx   context.Context // ends with the first error, too
-	order chan *moveBatch // to the packer, in order
-	done  chan struct{}   // the packer has ended
-	room  chan struct{}   // one token for each batch in flight
-	packs chan struct{}   // one token for each new pack in memory
+	g     *errgroup.Group     // readers, and those that store
+	given context.Context     // the caller's
+	ctx   context.Context     // ends with the first error, too
+	order chan *moveBatch     // to the packer, in order
+	done  chan struct{}       // the packer has ended
+	room  *semaphore.Weighted // bytes of batches in flight
+	packs chan *packBuilder   // of movePacks, those that are free; nil: not made yet
+
+	spare sync.Pool // *[]byte, of batches that are done
 
 	mu    sync.Mutex
 	moved map[Ref]*movedPack
@@ -61,9 +68,11 @@ type MoveStats struct {
 }
 
 const (
-	moveBytes   = 4 << 20 // of frames that are read and proven together
-	movePacks   = 3       // new packs in memory: one is filled while two are stored
-	moveUploads = 2
+	moveBytes   = 4 << 20  // of frames that are decoded one after the other
+	moveWhole   = 64 << 20 // a pack that is longer is never read whole
+	moveRoom    = 64 << 20 // of batches in flight
+	moveUploads = 3
+	movePacks   = 1 + moveUploads
 )
 
 // movedPack is where the frames of one pack went.
@@ -83,6 +92,8 @@ type movedFrame struct {
 type moveBatch struct {
 	pack   Ref
 	chunks []PackChunk
+	length int64  // of the frames
+	whole  bool   // the pack is read whole
 	stored []byte // the frames, one after the other
 	err    error
 	ready  chan struct{}
@@ -104,7 +115,10 @@ func NewMover(ctx context.Context, store objstore.Store, o MoveOptions) (*Mover,
 	workers := min(runtime.GOMAXPROCS(0)+2, 8)
 	m := &Mover{
 		store: store, o: o, given: ctx, index: index, order: make(chan *moveBatch, workers), done: make(chan struct{}),
-		room: make(chan struct{}, workers), packs: make(chan struct{}, movePacks), moved: make(map[Ref]*movedPack),
+		room: semaphore.NewWeighted(moveRoom), packs: make(chan *packBuilder, movePacks), moved: make(map[Ref]*movedPack),
+	}
+	for range movePacks {
+		m.packs <- nil
 	}
 	m.g, m.ctx = errgroup.WithContext(ctx)
 	m.g.Go(m.pack)
@@ -125,20 +139,16 @@ func (m *Mover) Move(pack Ref, offsets []uint32) error {
 		return err
 	}
 	to := &movedPack{}
-	for len(chunks) > 0 {
-		n, total := 0, int64(0)
-		for n < len(chunks) && (n == 0 || total+int64(chunks[n].FrameLength) <= moveBytes) {
-			total += int64(chunks[n].FrameLength)
-			n++
+	for _, b := range m.batches(pack, chunks) {
+		b.to, b.ready = to, make(chan struct{})
+		if err := m.room.Acquire(m.ctx, min(b.length, moveRoom)); err != nil {
+			return context.Cause(m.ctx)
 		}
-		b := &moveBatch{pack: pack, chunks: chunks[:n:n], ready: make(chan struct{}), to: to}
-		chunks = chunks[n:]
 		select {
-		case m.room <- struct{}{}:
+		case m.order <- b:
 		case <-m.ctx.Done():
 			return context.Cause(m.ctx)
 		}
-		m.order <- b // there is room: as much as there are tokens
 		m.g.Go(func() error {
 			defer close(b.ready)
 			b.err = m.read(b)
@@ -149,6 +159,29 @@ func (m *Mover) Move(pack Ref, offsets []uint32) error {
 	defer m.mu.Unlock()
 	m.moved[pack] = to
 	return nil
+}
+
+// batches cuts what is moved of a pack into batches.
+func (m *Mover) batches(pack Ref, chunks []PackChunk) []*moveBatch {
+	whole := &moveBatch{pack: pack, chunks: chunks, whole: true}
+	for i := range chunks {
+		whole.length += int64(chunks[i].FrameLength)
+	}
+	if _, near := objstore.As[objstore.Placed](m.store); near && pack.Length <= moveWhole && whole.length >= pack.Length/4 {
+		return []*moveBatch{whole}
+	}
+	var all []*moveBatch
+	for len(chunks) > 0 {
+		b := &moveBatch{pack: pack}
+		n := 0
+		for n < len(chunks) && (n == 0 || b.length+int64(chunks[n].FrameLength) <= moveBytes) {
+			b.length += int64(chunks[n].FrameLength)
+			n++
+		}
+		b.chunks, chunks = chunks[:n:n], chunks[n:]
+		all = append(all, b)
+	}
+	return all
 }
 
 // chosen are the lines of a table with these offsets.
@@ -167,16 +200,65 @@ func chosen(pack Ref, table []PackChunk, offsets []uint32) ([]PackChunk, error) 
 
 // read reads and proves the frames of a batch.
 func (m *Mover) read(b *moveBatch) error {
+	b.stored = m.buffer(b.length)
+	if b.whole {
+		err := m.readWhole(b)
+		if !IsDamage(err) {
+			return err
+		}
+		b.stored = b.stored[:0] // perhaps what is moved is sound
+	}
+	return m.readFrames(b)
+}
+
+// buffer returns an empty buffer for n bytes.
+func (m *Mover) buffer(n int64) []byte {
+	if buf, ok := m.spare.Get().(*[]byte); ok && int64(cap(*buf)) >= n {
+		return (*buf)[:0]
+	}
+	return make([]byte, 0, n)
+}
+
+// readWhole reads a whole pack, and proves it by its name.
+func (m *Mover) readWhole(b *moveBatch) error {
+	key := PackKey(b.pack.Name)
+	r, err := getObject(m.ctx, m.store, key, 0, b.pack.Length)
+	if err != nil {
+		return err
+	}
+	h := sha256.New()
+	in := io.TeeReader(io.LimitReader(r, b.pack.Length), h)
+	between := make([]byte, copyBuffer(b.pack.Length))
+	pos := int64(0)
+	for i := 0; i <= len(b.chunks) && err == nil; i++ {
+		next := b.pack.Length
+		if i < len(b.chunks) {
+			next = b.chunks[i].FrameOffset
+		}
+		_, err = io.CopyBuffer(onlyWriter{io.Discard}, io.LimitReader(in, next-pos), between)
+		if pos = next; err == nil && i < len(b.chunks) {
+			at := len(b.stored)
+			b.stored = b.stored[:at+int(b.chunks[i].FrameLength)]
+			_, err = io.ReadFull(in, b.stored[at:])
+			pos += int64(b.chunks[i].FrameLength)
+		}
+	}
+	if cerr := r.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return shortRead(m.ctx, m.store, key, b.pack.Length, b.pack.Length, err)
+	}
+	return checkName(key, b.pack.Name, Digest(h.Sum(nil)))
+}
+
+// readFrames reads frames, and proves each by what it decodes to.
+func (m *Mover) readFrames(b *moveBatch) error {
 	dec, err := newDecoder()
 	if err != nil {
 		return err
 	}
 	defer dec.close()
-	var total int
-	for i := range b.chunks {
-		total += int(b.chunks[i].FrameLength)
-	}
-	b.stored = make([]byte, 0, total)
 	key := PackKey(b.pack.Name)
 	buf := make([]byte, 0, GridSize+bufSlack)
 	for rest := b.chunks; len(rest) > 0; {
@@ -244,7 +326,8 @@ func (m *Mover) fill(stores *errgroup.Group) error {
 			full, n := p, number
 			stores.Go(func() error {
 				err := m.storePack(full, n)
-				<-m.packs
+				full.buf, full.chunks = full.buf[:0], full.chunks[:0]
+				m.packs <- full
 				return err
 			})
 			p = nil
@@ -252,7 +335,6 @@ func (m *Mover) fill(stores *errgroup.Group) error {
 	}
 	for b := range m.order {
 		<-b.ready
-		<-m.room
 		if b.err != nil || m.ctx.Err() != nil {
 			continue // what went wrong is told by who met it
 		}
@@ -263,18 +345,18 @@ func (m *Mover) fill(stores *errgroup.Group) error {
 				flush()
 			}
 			if p == nil {
-				select {
-				case m.packs <- struct{}{}:
-				case <-m.ctx.Done():
-					continue
+				if p = <-m.packs; p == nil {
+					p = &packBuilder{buf: make([]byte, 0, m.o.PackSize)}
 				}
-				p = &packBuilder{buf: make([]byte, 0, m.o.PackSize)}
 				number = m.begin()
 			}
 			off := p.add(frames[:c.FrameLength], c.Length, c.Chunk)
 			frames = frames[c.FrameLength:]
 			m.put(b, c, movedFrame{pack: number, offset: uint32(off), length: c.FrameLength, chunk: c.Chunk})
 		}
+		m.spare.Put(&b.stored)
+		b.stored = nil
+		m.room.Release(min(b.length, moveRoom))
 	}
 	if m.ctx.Err() == nil {
 		flush()

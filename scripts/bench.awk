@@ -53,5 +53,6 @@ END {
   ratio("NBD: nbdcopy from serve", "NBD: restore", "1.25")
   ratio("NBD: nbdcopy from serve, to nothing", "NBD: restore", "1.25")
   ratio("NBD: nbdcopy from export", "NBD: nbdcopy from qemu-nbd", "1")
+  ratio("prune: plan", "prune: metadata, listed and read once", "3")
   limit("NBD: first bytes of a chain of 101", "0.1")
 }
