@@ -224,10 +224,23 @@ func Forget(ctx context.Context, r *Repository, all, gone []*Manifest, tell func
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := r.Forget(ctx, m); err != nil {
+		if err := r.forgetAny(ctx, m); err != nil {
 			return err
 		}
 		tell(m)
 	}
 	return nil
+}
+
+// forgetAny forgets a checkpoint whatever its revision is, unless it has other tags by
+// now: by these it was decided that it goes.
+func (r *Repository) forgetAny(ctx context.Context, m *Manifest) error {
+	for try := 1; ; try++ {
+		err := r.Forget(ctx, m)
+		var revised *RevisedError
+		if !errors.As(err, &revised) || try == retags || !slices.Equal(m.Tags, revised.Manifest.Tags) {
+			return err
+		}
+		m = revised.Manifest // repacked
+	}
 }

@@ -280,6 +280,34 @@ func (m *meanwhile) Put(ctx context.Context, key string, body objstore.Body, o o
 	return m.Store.Put(ctx, key, body, o)
 }
 
+// TestForgetRevised: one that was repacked meanwhile is forgotten, and one that was tagged
+// is not.
+func TestForgetRevised(t *testing.T) {
+	t.Parallel()
+	for _, tag := range []bool{false, true} {
+		r := newRepository(t)
+		all := line(t, r, 2)
+		revise := &meanwhile{Store: r.Store, do: func() {
+			m := *all[0]
+			m.Description = "repacked"
+			if tag {
+				m.Tags = []string{"keep"}
+			}
+			if err := r.Revise(t.Context(), &m); err != nil {
+				t.Error(err)
+			}
+		}}
+		err := Forget(t.Context(), r.with(revise), all, all[:1], func(*Manifest) {})
+		var revised *RevisedError
+		if revise.do != nil || errors.As(err, &revised) != tag || !tag && err != nil {
+			t.Errorf("tagged: %v: %v", tag, err)
+		}
+		if _, err := r.Manifest(t.Context(), "web", "c1"); errors.Is(err, ErrNoCheckpoint) == tag {
+			t.Errorf("tagged: %v: c1: %v", tag, err)
+		}
+	}
+}
+
 // TestForgottenDamaged: what can't be read is not overwritten, and nothing is forgotten.
 func TestForgottenDamaged(t *testing.T) {
 	t.Parallel()

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -280,35 +281,19 @@ func (a *app) printForgotten(keep, gone []forget.Decision, dry bool) error {
 	}
 	t := &table{out: a.out}
 	t.row("DOMAIN", "CHECKPOINT", "CREATED", "", "REASONS")
-	row := func(d forget.Decision, what, why string) {
-		t.row(d.Domain, d.Checkpoint, shortTime(d.Created), what, why)
-	}
-	for _, domain := range domainsOf(keep, gone) {
-		for _, d := range keep {
-			if d.Domain == domain {
-				row(d, "stays", strings.Join(d.Reasons, ", "))
-			}
+	all := slices.Concat(keep, gone)
+	slices.SortFunc(all, func(x, y forget.Decision) int {
+		return cmp.Or(cmp.Compare(x.Domain, y.Domain), cmp.Compare(x.Sequence, y.Sequence), cmp.Compare(x.UUID, y.UUID))
+	})
+	for _, d := range all {
+		what := verb
+		if len(d.Reasons) > 0 {
+			what = "stays"
 		}
-		for _, d := range gone {
-			if d.Domain == domain {
-				row(d, verb, "")
-			}
-		}
+		t.row(d.Domain, d.Checkpoint, shortTime(d.Created), what, strings.Join(d.Reasons, ", "))
 	}
 	w := &checkedWriter{w: a.out}
 	err := t.print()
 	w.printf("%s %s; %d stay\n", total, count(len(gone), "checkpoint"), len(keep))
 	return errors.Join(err, w.err)
-}
-
-// domainsOf are the domains of decisions, each once, sorted.
-func domainsOf(lists ...[]forget.Decision) []string {
-	var all []string
-	for _, list := range lists {
-		for _, d := range list {
-			all = append(all, d.Domain)
-		}
-	}
-	slices.Sort(all)
-	return slices.Compact(all)
 }
