@@ -30,6 +30,8 @@ type attempt struct {
 	plot  string          // what goes wrong in between, see the constants
 	want  map[string]string
 
+	places map[string][]place
+
 	before map[string]*imageState
 	known  map[string]bool // bitmaps that manifests named before
 	points int             // manifests before
@@ -79,6 +81,12 @@ func (l *life) backup() {
 	if l.rng.IntN(20) == 0 {
 		a.req.NoCheckpoint = true
 	}
+	switch l.rng.IntN(15) {
+	case 0:
+		a.req.Audit = a.req.Mode != backup.Full
+	case 1, 2:
+		a.req.SkipUnchanged = true
+	}
 	a.run()
 }
 
@@ -87,7 +95,8 @@ func (l *life) prepare() *attempt {
 	l.files++
 	a := &attempt{
 		l: l, disks: l.disks,
-		want: make(map[string]string), must: make(map[string]bool),
+		places: make(map[string][]place),
+		want:   make(map[string]string), must: make(map[string]bool),
 		before: make(map[string]*imageState), known: l.namedBitmaps(),
 		points: len(l.checkpoints()),
 		req: backup.Request{
@@ -183,6 +192,7 @@ func (l *life) stateOf(d *lifeDisk) *imageState {
 func (a *attempt) look() {
 	for _, d := range a.disks {
 		a.want[d.target] = a.l.rawCopy(d)
+		a.places[d.target] = a.l.placesOf(d)
 		a.before[d.target] = a.l.stateOf(d)
 	}
 }
@@ -200,6 +210,7 @@ func (a *attempt) run() {
 	steps := 0
 	hooks := backup.Hooks{
 		Note: func(msg string) { notes = append(notes, msg) },
+		Now:  later, // so that all that was not touched since is old
 		Step: func(step string) {
 			steps++
 			switch {
@@ -228,6 +239,10 @@ func (a *attempt) run() {
 	case err == nil:
 		if played || a.plot == plotCancel {
 			l.count.add("backup: came through although " + a.plot)
+		}
+		if result.Manifest == nil {
+			a.skipped()
+			break
 		}
 		a.done(result)
 	case errors.As(err, &refused) && a.could:
@@ -335,7 +350,7 @@ func (a *attempt) done(result *backup.Result) {
 	l := a.l
 	l.t.Helper()
 	m := result.Manifest
-	p := &point{name: m.Checkpoint, manifest: m, want: a.want}
+	p := &point{name: m.Checkpoint, manifest: m, want: a.want, places: a.places}
 	for _, d := range a.disks {
 		rec, ok := m.Disk(d.target)
 		if !ok || len(m.Disks) != len(a.disks) {
@@ -349,7 +364,7 @@ func (a *attempt) done(result *backup.Result) {
 		l.count.add("verdict: " + verdict)
 		l.count.add("reason: " + rec.ReasonCode)
 		asked := result.Plan.Disks[slices.IndexFunc(result.Plan.Disks, func(p *backup.DiskPlan) bool { return p.Disk == d.target })].Requested
-		if a.must[d.target] && asked != backup.Full && a.req.Since == "" && rec.Detection != string(backup.ByBitmap) {
+		if a.must[d.target] && asked != backup.Full && a.req.Since == "" && !a.req.Audit && rec.Detection != string(backup.ByBitmap) && rec.Detection != string(backup.ByTimes) {
 			l.t.Errorf("checkpoint %s of disk %s could have been incremental by its bitmap: %s", p.name, d.target, rec.Reason)
 		}
 		a.sameContent(d)
@@ -359,6 +374,29 @@ func (a *attempt) done(result *backup.Result) {
 		a.restoreNow(d, rec, p)
 	}
 	l.points = append(l.points, p)
+}
+
+// skipped checks a backup that made no checkpoint, since nothing had changed.
+func (a *attempt) skipped() {
+	l := a.l
+	l.t.Helper()
+	l.count.add("verdict: skipped")
+	a.undone(false)
+	history, _, err := l.repo.Manifests(context.Background(), "dom")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	newest := chain.Newest(history)
+	i := slices.IndexFunc(l.points, func(p *point) bool { return p.manifest.UUID == newest.UUID })
+	if !a.req.SkipUnchanged || i < 0 || len(newest.Disks) != len(a.disks) {
+		l.t.Fatalf("backup %s was skipped", a.req.Checkpoint)
+	}
+	for _, d := range a.disks {
+		want, known := l.points[i].want[d.in(newest).Name]
+		if known && fileDigest(l.t, want) != fileDigest(l.t, a.want[d.target]) {
+			l.t.Errorf("backup %s was skipped since nothing had changed since %s, and disk %s has", a.req.Checkpoint, newest.Checkpoint, d.target)
+		}
+	}
 }
 
 // checkBitmaps checks what a backup has left in the image.

@@ -102,6 +102,7 @@ type point struct {
 	name     string
 	manifest *chain.Manifest
 	want     map[string]string // by target: file with the raw content
+	places   map[string][]place
 }
 
 func newLife(t *testing.T, seed uint64, events []*event, count *tally) *life {

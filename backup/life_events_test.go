@@ -26,6 +26,7 @@ func allEvents() []*event {
 	all = append(all, imageEvents()...)
 	all = append(all, bitmapEvents()...)
 	all = append(all, accidentEvents()...)
+	all = append(all, placeEvents()...)
 	all = append(all, repositoryEvents()...)
 	all = append(all, &event{name: "its name changed", weight: 8, keeps: true, do: (*life).rename})
 	return all

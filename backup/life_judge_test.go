@@ -50,7 +50,8 @@ func (a *attempt) restoreNow(d *lifeDisk, rec *chain.Disk, p *point) {
 // anew, or had it disabled for a while, and no older bitmap contradicts it. The
 // format has no generation number, the flags are perfect, and the older
 // bitmaps had all those bits set before. What data there is has changed in
-// place, so that only reading all of it would tell; samples may miss it.
+// place, as qemu-img map tells, so that only reading all of it would tell;
+// samples may miss it.
 func (a *attempt) excuse(d *lifeDisk, rec *chain.Disk, diff []bitmapstore.Run) string {
 	l := a.l
 	l.t.Helper()
@@ -94,6 +95,10 @@ func (a *attempt) excuse(d *lifeDisk, rec *chain.Disk, diff []bitmapstore.Run) s
 				return "" // archived data has vanished
 			}
 		}
+	}
+	if at := a.moved(d, base, then, c, diff); at >= 0 {
+		l.note("  byte %d lies elsewhere since %s", at, base.Checkpoint)
+		return ""
 	}
 	return "a bitmap was cleared, made anew or disabled for a while, and no witness contradicts it"
 }
