@@ -17,7 +17,7 @@ const (
 	// What is listed in no index yet is lost to the next session when this one is
 	// killed: so an index ends when its packs have so many bytes, or so large a part
 	// of all that were stored before, and some time after its first one.
-	indexEvery = 256 << 20
+	indexEvery = 64 << 20
 	indexShare = 64
 	indexTime  = 5 * time.Minute
 )

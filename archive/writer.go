@@ -32,7 +32,7 @@ type WriterOptions struct {
 	Known      string
 	KnownLimit int64
 	// IndexEvery is how many bytes of packs go by, at least, before they are listed
-	// in an index while the session goes on; 0: 256 MiB.
+	// in an index while the session goes on; 0: 64 MiB.
 	IndexEvery int64
 }
 
@@ -300,10 +300,13 @@ func (w *Writer) storeMaps() ([]MapRef, error) {
 	return refs, nil
 }
 
-// list puts a pack that is stored into an index, and stores the indexes that are due.
+// list puts a pack that is stored into an index. Indexes that are due are stored beside
+// what goes on. It may be called only while the pipeline is at work.
 func (w *Writer) list(pack Ref, chunks []PackChunk) {
 	due, err := w.index.add(pack, chunks)
-	w.storeIndex(err, due...)
+	if err != nil || len(due) > 0 {
+		w.wg.Go(func() { w.storeIndex(err, due...) })
+	}
 }
 
 // storeIndex stores indexes, unless err says that there is none. They are a help and no
