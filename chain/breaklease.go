@@ -298,6 +298,32 @@ func (r *Repository) lookAtLeases(ctx context.Context, keys []string) ([]leaseLo
 	return all, err
 }
 
+// Unchanged says of the leases that a prune waits for, by their keys, for how long they
+// have been seen unchanged by this machine's clock; what this machine has not seen is left
+// out.
+func (r *Repository) Unchanged(ctx context.Context, leases []*Lease) (map[string]time.Duration, error) {
+	m, err := r.Mark(ctx)
+	if errors.Is(err, ErrNoMark) || unusable(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	boot, since, err := bootClock()
+	if err != nil {
+		return nil, err
+	}
+	unchanged := make(map[string]time.Duration)
+	for _, l := range leases {
+		for _, s := range m.Leases {
+			if s.Key == l.Key() && s.SHA256 == l.Digest() && s.BootID == boot && boot != "" {
+				unchanged[l.Key()] = time.Duration(since-s.Since) * time.Second
+			}
+		}
+	}
+	return unchanged, nil
+}
+
 // bootClock is the present boot's id and the seconds since it began.
 func bootClock() (string, int64, error) {
 	boot, err := bootID(thisRoot())

@@ -246,6 +246,7 @@ func (h *Hold) replace(ctx context.Context, change func(*Lease)) error {
 	next := *h.lease
 	change(&next)
 	next.Renewed++
+	next.RenewedAt = now()
 	if !protocol.Keeps(ctx, protocol.Renew) {
 		if err := h.repo.PutLease(ctx, &next); err != nil {
 			return err

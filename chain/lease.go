@@ -31,6 +31,7 @@ type Lease struct {
 	Purpose   string     `json:"purpose"`
 	MinWriter int        `json:"min_writer"` // the version of the writer
 	Renewed   int64      `json:"renewed"`    // how often it has been replaced
+	RenewedAt time.Time  `json:"renewed_at"` // by its writer\'s clock, UTC; for people
 	Broken    bool       `json:"broken,omitempty"`
 	Announces *Announced `json:"announces,omitempty"` // the next commit
 
@@ -54,9 +55,10 @@ func (r *Repository) NewLease(purpose string) (*Lease, error) {
 	if err != nil {
 		return nil, err
 	}
+	begun := now()
 	return &Lease{
 		Format: LeaseFormat, Version: 1, UUID: NewUUID(), Process: self,
-		Started: now(), Purpose: readable(purpose, maxText), MinWriter: writerVersion,
+		Started: begun, RenewedAt: begun, Purpose: readable(purpose, maxText), MinWriter: writerVersion,
 	}, nil
 }
 
@@ -71,6 +73,7 @@ func (l *Lease) Validate() error {
 	c.text("purpose", l.Purpose, maxText)
 	c.atLeast("min_writer", int64(l.MinWriter), 1)
 	c.atLeast("renewed", l.Renewed, 0)
+	c.time("renewed_at", l.RenewedAt)
 	if a := l.Announces; a != nil {
 		c.nilErr("announces", errors.Join(CheckDomain(a.Domain), CheckName(a.Checkpoint)))
 	}

@@ -19,13 +19,14 @@ import (
 // leasesOptions are the command line of leases.
 type leasesOptions struct {
 	settle string // the uuid of a run; "": list
+	broken string // likewise: only its lease is broken
 	run    backup.RunOptions
 }
 
 func (a *app) leasesCommand() *cobra.Command {
 	var o leasesOptions
 	cmd := &cobra.Command{
-		Use:        "leases [--settle UUID]",
+		Use:        "leases [--settle UUID | --break UUID]",
 		Short:      "List who writes to the repository, and settle what was left unfinished",
 		SuggestFor: []string{"locks", "unlock", "intents"},
 		Long: `leases lists every run that holds a lease in the repository, or has an intent
@@ -36,15 +37,28 @@ what to do.
 What a run left that was killed is settled by the next backup on its machine.
 For a host that is gone, --settle does that, where the images are: it takes the
 run's bitmaps out of them, unless its checkpoint was committed, and removes its
-intent and lease. It refuses while the run is at work, or may be.`,
+intent and lease. It refuses while the run is at work, or may be.
+
+A prune deletes nothing while a lease stands that it has found. One whose writer
+has ended it breaks by itself, on the same machine at once, on another after a
+day without a sign of life. --break does so at once, and leaves intents and
+images as they are. If the run is at work after all, it fails, and no
+checkpoint is harmed: what it was about to commit can't be committed any more.`,
 		Annotations: exits(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup leases
   imgbackup leases --settle 0f8fad5b-d9cb-469f-a165-70867728950e
-  imgbackup leases --settle 0f8fad5b-d9cb-469f-a165-70867728950e --images-gone`,
+  imgbackup leases --settle 0f8fad5b-d9cb-469f-a165-70867728950e --images-gone
+  imgbackup leases --break 0f8fad5b-d9cb-469f-a165-70867728950e`,
 		Args: takes(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.settle == "" && (cmd.Flags().Changed("settle") || o.run != backup.RunOptions{}) {
 				return usage.Errorf("which run? give --settle UUID; imgbackup leases lists them")
+			}
+			if o.broken != "" && o.settle != "" {
+				return usage.Errorf("--settle breaks the run's lease, too: leave --break out")
+			}
+			if o.broken == "" && cmd.Flags().Changed("break") {
+				return usage.Errorf("which run? give --break UUID; imgbackup leases lists them")
 			}
 			repo, err := a.openRepo(cmd.Context())
 			if err != nil {
@@ -57,23 +71,83 @@ intent and lease. It refuses while the run is at work, or may be.`,
 			if o.settle != "" {
 				return a.settleRun(cmd.Context(), repo, runs, o)
 			}
-			return errors.Join(append([]error{a.printRuns(runs)}, unusable...)...)
+			if o.broken != "" {
+				return a.breakLease(cmd.Context(), repo, runs, o.broken)
+			}
+			unchanged, err := repo.Unchanged(cmd.Context(), leasesOf(runs))
+			if err != nil {
+				return err
+			}
+			return errors.Join(append([]error{a.printRuns(runs, unchanged)}, unusable...)...)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.settle, "settle", "", "end what the run with this `UUID` left behind")
+	f.StringVar(&o.broken, "break", "", "break the lease of the run with this `UUID`: it can commit nothing more")
 	f.BoolVar(&o.run.ImagesGone, "images-gone", false, "images that are not there are gone for good")
 	f.BoolVar(&o.run.Ended, "ended", false, "the run has ended, though that cannot be seen from here")
-	completes(cmd, map[string]completer{"settle": a.runs})
+	completes(cmd, map[string]completer{"settle": a.runs, "break": a.runs})
 	return cmd
 }
 
-func (a *app) settleRun(ctx context.Context, repo *chain.Repository, runs []*chain.Run, o leasesOptions) error {
-	i := slices.IndexFunc(runs, func(r *chain.Run) bool { return r.UUID == o.settle })
+// runNamed is the run with a uuid.
+func runNamed(runs []*chain.Run, uuid string) (*chain.Run, error) {
+	i := slices.IndexFunc(runs, func(r *chain.Run) bool { return r.UUID == uuid })
 	if i < 0 {
-		return fmt.Errorf("no run %s has a lease or an intent in the repository (imgbackup leases lists them)", oneLine(o.settle))
+		return nil, fmt.Errorf("no run %s has a lease or an intent in the repository (imgbackup leases lists them)", oneLine(uuid))
 	}
-	done, err := backup.SettleRun(ctx, repo, runs[i], o.run)
+	return runs[i], nil
+}
+
+func leasesOf(runs []*chain.Run) []*chain.Lease {
+	var all []*chain.Lease
+	for _, r := range runs {
+		if r.Lease != nil {
+			all = append(all, r.Lease)
+		}
+	}
+	return all
+}
+
+// brokenJSON is what leases --break --json prints.
+type brokenJSON struct {
+	UUID   string `json:"uuid"`
+	Broken bool   `json:"broken"`
+}
+
+func (a *app) breakLease(ctx context.Context, repo *chain.Repository, runs []*chain.Run, uuid string) error {
+	run, err := runNamed(runs, uuid)
+	switch {
+	case err != nil:
+		return err
+	case run.Lease == nil:
+		return fmt.Errorf("run %s has no lease that could be broken (--settle ends what it left)", run.UUID)
+	case run.Fate == chain.FateAlive:
+		return &backup.AliveError{UUID: run.UUID, Why: fmt.Sprintf("its process %d is at work on this machine: end it", run.Process.PID)}
+	}
+	if err := repo.CheckWritable(); err != nil {
+		return err
+	}
+	if err := repo.BreakLease(ctx, run.Lease); err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(brokenJSON{run.UUID, true})
+	}
+	w := &checkedWriter{w: a.out}
+	w.printf("broke the lease of run %s\n", run.UUID)
+	if len(run.Intents) > 0 {
+		w.printf("its intent stays: %s\n", whatToDo(run))
+	}
+	return w.err
+}
+
+func (a *app) settleRun(ctx context.Context, repo *chain.Repository, runs []*chain.Run, o leasesOptions) error {
+	run, err := runNamed(runs, o.settle)
+	if err != nil {
+		return err
+	}
+	done, err := backup.SettleRun(ctx, repo, run, o.run)
 	if perr := a.printSettled(o.settle, done, err == nil); err == nil {
 		err = perr
 	}
@@ -127,17 +201,28 @@ func (a *app) printSettled(uuid string, done []backup.Settled, settled bool) err
 
 // runJSON is what leases --json prints of a run.
 type runJSON struct {
-	UUID        string       `json:"uuid"`
-	Host        chain.Host   `json:"host"`
-	PID         int          `json:"pid"`
-	Since       *time.Time   `json:"since"` // null: nothing of the run can be read
-	Purpose     string       `json:"purpose,omitempty"`
-	State       string       `json:"state"`        // alive, ended, unknown
-	ThisMachine bool         `json:"this_machine"` // it runs, or ran, here
-	Lease       bool         `json:"lease"`
-	Intents     []intentJSON `json:"intents"`
-	Damaged     []string     `json:"damaged,omitempty"` // keys of what can't be read
-	WhatToDo    string       `json:"what_to_do"`
+	UUID        string     `json:"uuid"`
+	Host        chain.Host `json:"host"`
+	PID         int        `json:"pid"`
+	Since       *time.Time `json:"since"` // null: nothing of the run can be read
+	Purpose     string     `json:"purpose,omitempty"`
+	State       string     `json:"state"`        // alive, ended, unknown
+	ThisMachine bool       `json:"this_machine"` // it runs, or ran, here
+	Lease       bool       `json:"lease"`
+	// Of the lease: the last sign of life, by the writer's clock; what it is about to
+	// commit; and for how many seconds a prune here has seen it unchanged.
+	RenewedAt *time.Time   `json:"renewed_at,omitempty"`
+	Announces *commitJSON  `json:"announces,omitempty"`
+	Unchanged int64        `json:"unchanged_seconds,omitempty"`
+	Broken    bool         `json:"broken,omitempty"`
+	Intents   []intentJSON `json:"intents"`
+	Damaged   []string     `json:"damaged,omitempty"` // keys of what can't be read
+	WhatToDo  string       `json:"what_to_do"`
+}
+
+type commitJSON struct {
+	Domain     string `json:"domain"`
+	Checkpoint string `json:"checkpoint"`
 }
 
 type intentJSON struct {
@@ -153,7 +238,7 @@ type intentImageJSON struct {
 	Bitmap string `json:"bitmap"` // that the run adds
 }
 
-func viewRun(r *chain.Run) runJSON {
+func viewRun(r *chain.Run, unchanged map[string]time.Duration) runJSON {
 	v := runJSON{
 		UUID: r.UUID, Host: r.Process.Host, PID: r.Process.PID, State: r.Fate.String(), ThisMachine: r.Here,
 		Lease: r.Lease != nil, Intents: []intentJSON{}, Damaged: r.Damaged, WhatToDo: whatToDo(r),
@@ -162,7 +247,12 @@ func viewRun(r *chain.Run) runJSON {
 		v.Since = &r.Since
 	}
 	if r.Lease != nil {
-		v.Purpose = r.Lease.Purpose
+		l := r.Lease
+		v.Purpose, v.RenewedAt, v.Broken = l.Purpose, &l.RenewedAt, l.Broken
+		v.Unchanged = int64(unchanged[l.Key()] / time.Second)
+		if l.Announces != nil {
+			v.Announces = &commitJSON{l.Announces.Domain, l.Announces.Checkpoint}
+		}
 	}
 	for _, in := range r.Intents {
 		images := []intentImageJSON{}
@@ -198,17 +288,17 @@ func whatToDo(r *chain.Run) string {
 	return "if its host is gone for good, or the run has certainly ended: " + settle
 }
 
-func (a *app) printRuns(runs []*chain.Run) error {
+func (a *app) printRuns(runs []*chain.Run, unchanged map[string]time.Duration) error {
 	if a.json {
 		views := []runJSON{}
 		for _, r := range runs {
-			views = append(views, viewRun(r))
+			views = append(views, viewRun(r, unchanged))
 		}
 		return a.printJSON(map[string]any{"leases": views})
 	}
 	w := &checkedWriter{w: a.out}
 	for _, r := range runs {
-		printRun(w, viewRun(r))
+		printRun(w, viewRun(r, unchanged))
 	}
 	if len(runs) == 0 {
 		w.printf("nobody writes to the repository, and nothing was left unfinished\n")
@@ -224,6 +314,15 @@ func printRun(w *checkedWriter, v runJSON) {
 	w.printf("\n")
 	if v.Since != nil {
 		w.printf("  host %s, process %d, since %s\n", oneLine(v.Host.Name), v.PID, v.Since.Format(time.RFC3339))
+	}
+	if v.Announces != nil {
+		w.printf("  about to commit checkpoint %s of domain %s\n", v.Announces.Checkpoint, oneLine(v.Announces.Domain))
+	}
+	if v.RenewedAt != nil && v.State != chain.FateEnded.String() {
+		w.printf("  last sign of life %s, by its host's clock\n", v.RenewedAt.Format(time.RFC3339))
+	}
+	if v.Unchanged > 0 {
+		w.printf("  a prune on this machine has seen its lease unchanged for %s\n", time.Duration(v.Unchanged)*time.Second)
 	}
 	for _, in := range v.Intents {
 		w.printf("  intent: domain %s, checkpoint %s\n", oneLine(in.Domain), in.Checkpoint)
