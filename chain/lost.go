@@ -106,8 +106,11 @@ func joinClosest(sorted []Lost) []Lost {
 	return slices.Clip(out)
 }
 
-// LostRuns is what the disk has lost. It reads as zeros, unless it is found again.
+// LostRuns is what the disk has lost; nil: nothing.
 func (d *Disk) LostRuns() bitmapstore.Runs {
+	if len(d.Lost) == 0 {
+		return nil
+	}
 	return bitmapstore.Join(func(yield func(bitmapstore.Run, error) bool) {
 		for i := range d.Lost {
 			if !yield(bitmapstore.Run{Start: d.Lost[i].Offset, End: d.Lost[i].End()}, nil) {

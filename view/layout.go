@@ -19,6 +19,7 @@ type Layout struct {
 	size int64
 	maps []*archive.Map // newest first; none: see [OpenTolerant]
 	lose func(chain.Lost)
+	lost bitmapstore.Runs // what the checkpoint has lost: nobody knows what it was
 }
 
 // OpenLayout opens the maps of a disk, several at once. One that is missing or is not
@@ -28,7 +29,7 @@ func OpenLayout(ctx context.Context, repo *chain.Repository, d *chain.Disk) (*La
 	if err != nil {
 		return nil, err
 	}
-	return &Layout{Name: d.Name, size: d.Size, maps: maps}, nil
+	return &Layout{Name: d.Name, size: d.Size, maps: maps, lost: d.LostRuns()}, nil
 }
 
 // Size is the disk's virtual size, bytes.
@@ -89,7 +90,11 @@ func (l *Layout) Data(ctx context.Context, start, end int64) bitmapstore.Runs {
 }
 
 // ChangedSince is where the disk may read otherwise than older, of the part in
-// [start, end), which lies within the disk: see [archive.Diff].
+// [start, end), which lies within the disk: see [archive.Diff]; and what either has lost.
 func (l *Layout) ChangedSince(ctx context.Context, older *Layout, start, end int64) bitmapstore.Runs {
-	return archive.Diff(ctx, l.maps, older.maps, start, end)
+	changed := archive.Diff(ctx, l.maps, older.maps, start, end)
+	if l.lost == nil && older.lost == nil {
+		return changed
+	}
+	return bitmapstore.Union(changed, bitmapstore.Intersect(bitmapstore.Union(l.lost, older.lost), bitmapstore.Between(start, end)))
 }

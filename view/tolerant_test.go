@@ -102,3 +102,30 @@ func TestLostIsNotRead(t *testing.T) {
 		}
 	}
 }
+
+// What either of two states has lost may have changed between them.
+func TestLostMayHaveChanged(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	h := chaintest.NewHistory(t)
+	content := bytes.Repeat([]byte{7}, 1<<20)
+	h.Commit(content, true, nil)
+	h.Commit(content, false, nil)
+	var layouts [2]*Layout
+	for i := range layouts {
+		disk := h.Checkpoints[i].Disks[0]
+		disk.Lost = []chain.Lost{{Offset: int64(i+1) << 16, Length: 512}}
+		var err error
+		if layouts[i], err = OpenLayout(ctx, h.Repo, &disk); err != nil {
+			t.Fatal(err)
+		}
+	}
+	changed, err := layouts[1].ChangedSince(ctx, layouts[0], 0, 100<<10).Collect()
+	if err != nil || len(changed) != 1 || changed[0].Start != 1<<16 || changed[0].Len() != 512 {
+		t.Errorf("%v, %v", changed, err)
+	}
+	changed, err = layouts[1].ChangedSince(ctx, layouts[0], 0, 1<<20).Collect()
+	if err != nil || len(changed) != 2 {
+		t.Errorf("%v, %v", changed, err)
+	}
+}

@@ -239,7 +239,7 @@ func describeAction(act *repair.Action) string {
 		return "is rebuilt"
 	case repair.Rewrite:
 		if act.Kind == check.KindPack {
-			return fmt.Sprintf("is done without: %s of it found, %s lost", count(act.Found, "chunk"), count(act.Lost, "chunk"))
+			return fmt.Sprintf("is done without: %s of it found, %s lost (a prune removes it)", count(act.Found, "chunk"), count(act.Lost, "chunk"))
 		}
 		return "is done without"
 	}
