@@ -136,8 +136,8 @@ func (p *Past) readLeft(ctx context.Context, r *Repository, domain string) error
 }
 
 // AllForgotten yields the lists of all domains. Who keeps what they name must have read
-// the manifests before: what one names is in the list before it is removed. An error is
-// the last.
+// the manifests before: what one names is in the list before it is removed. The error is
+// that of one list, which is damaged or too new, or the store's, which is the last.
 func (r *Repository) AllForgotten(ctx context.Context) iter.Seq2[*Forgotten, error] {
 	return func(yield func(*Forgotten, error) bool) {
 		keys, err := r.list(ctx, domainsPrefix, KeyForgotten)
@@ -147,7 +147,7 @@ func (r *Repository) AllForgotten(ctx context.Context) iter.Seq2[*Forgotten, err
 		}
 		for _, k := range keys {
 			f, err := r.Forgotten(ctx, k.Domain)
-			if !yield(f, err) || err != nil {
+			if !yield(f, err) || err != nil && !unusable(err) {
 				return
 			}
 		}
@@ -166,6 +166,9 @@ func (f *Forgotten) References() iter.Seq[Reference] {
 		}
 	}
 }
+
+// Key is where the list is stored.
+func (f *Forgotten) Key() string { return forgottenKey(f.Domain) }
 
 // Manifests are the forgotten checkpoints as far as they are known, the oldest first:
 // what others may still have to ask of them, and none of their data.

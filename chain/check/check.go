@@ -51,6 +51,8 @@ const (
 	KindIndex    = "index"    // no checkpoint is affected; it can be rebuilt
 	KindIntent   = "intent"
 	KindLease    = "lease"
+
+	KindForgotten = "forgotten" // what forgotten checkpoints left: no checkpoint's data is affected
 )
 
 // Finding is one damaged or missing object.
@@ -202,7 +204,7 @@ type bitmapUse struct {
 
 func (c *check) run(ctx context.Context) error {
 	steps := []func(context.Context) error{
-		c.checkConfig, c.readManifests, c.checkMaps, c.checkBitmaps, c.checkClusters, c.checkFiles, c.listObjects, c.checkLengths,
+		c.checkConfig, c.readManifests, c.readForgotten, c.checkMaps, c.checkBitmaps, c.checkClusters, c.checkFiles, c.listObjects, c.checkLengths,
 	}
 	steps = append(steps, c.loadProofs)
 	if c.o.ReadData {

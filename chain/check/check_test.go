@@ -34,6 +34,12 @@ func whole(t *testing.T) (r *chain.Repository, full, delta *chain.Manifest) {
 	if err := r.Store.Delete(t.Context(), chain.ManifestKey(lost.Domain, lost.Checkpoint)); err != nil {
 		t.Fatal(err)
 	}
+	forgotten := *delta
+	forgotten.Checkpoint, forgotten.UUID = "forgotten", chain.NewUUID()
+	forgotten.Disks = []chain.Disk{{Name: "vda", Bitmap: chain.BitmapName("forgotten", forgotten.UUID), Size: diskSize}}
+	if err := r.Remember(t.Context(), "web", []*chain.Manifest{&forgotten}, []*chain.Manifest{full, delta}); err != nil {
+		t.Fatal(err)
+	}
 	if err := r.PutIntent(t.Context(), intent("web")); err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +151,7 @@ func TestCheckFindsFlippedBits(t *testing.T) {
 		}
 		put(t, r.Store, key, data)
 	}
-	for _, kind := range []string{check.KindConfig, check.KindManifest, check.KindMap, check.KindPack, check.KindBitmap, check.KindClusters, check.KindFile, check.KindIndex, check.KindIntent, check.KindLease} {
+	for _, kind := range []string{check.KindConfig, check.KindManifest, check.KindMap, check.KindPack, check.KindBitmap, check.KindClusters, check.KindFile, check.KindIndex, check.KindIntent, check.KindLease, check.KindForgotten} {
 		if kinds[kind] < 11 {
 			t.Errorf("%d findings of kind %s", kinds[kind], kind)
 		}
