@@ -129,7 +129,46 @@ const (
 //
 // Memory grows with the number of packs (about 100 bytes each), not with their
 // size or that of the disks.
+//
+// What a prune removes meanwhile is not missing: where it could be that, the check begins
+// anew.
 func Run(ctx context.Context, repo *chain.Repository, o Options) (*Report, error) {
+	for try := 0; ; try++ {
+		before, err := markOf(ctx, repo)
+		if err != nil {
+			return &Report{ReadData: o.ReadData, Lost: []Lost{}, Findings: []Finding{}}, err
+		}
+		c, err := runOnce(ctx, repo, o)
+		if err != nil || !c.missing || try == prunesMeanwhile {
+			return c.report, err
+		}
+		after, err := markOf(ctx, repo)
+		if err != nil || before == after {
+			c.report.Complete = err == nil
+			return c.report, err
+		}
+	}
+}
+
+// markOf tells apart the states of the repository's mark. What is wrong with it is for
+// prune to say.
+func markOf(ctx context.Context, repo *chain.Repository) (string, error) {
+	m, err := repo.Mark(ctx)
+	var newer *chain.NewerError
+	switch {
+	case errors.Is(err, chain.ErrNoMark), archive.IsDamage(err), errors.As(err, &newer):
+		return "", nil
+	case err != nil:
+		return "", err
+	}
+	return fmt.Sprint(m.UUID, m.Revision), nil
+}
+
+// prunesMeanwhile is how often a check begins anew since objects were missing, and a prune
+// has been at work.
+const prunesMeanwhile = 3
+
+func runOnce(ctx context.Context, repo *chain.Repository, o Options) (*check, error) {
 	if o.Workers <= 0 {
 		o.Workers = min(max(runtime.GOMAXPROCS(0), 2), 8)
 	}
@@ -152,7 +191,7 @@ func Run(ctx context.Context, repo *chain.Repository, o Options) (*Report, error
 		return cmp.Or(strings.Compare(a.Domain, b.Domain), strings.Compare(a.Checkpoint, b.Checkpoint), strings.Compare(a.Disk, b.Disk))
 	})
 	slices.SortFunc(c.report.Findings, func(a, b Finding) int { return strings.Compare(a.Object, b.Object) })
-	return c.report, err
+	return c, err
 }
 
 // check is a check that is under way.
@@ -174,6 +213,7 @@ type check struct {
 	proofs   *chain.Proofs // before this check
 
 	mu              sync.Mutex // guards what is below, and packs while maps are read
+	missing         bool       // something was found to be missing
 	report          *Report
 	bad             map[string]struct{} // keys of damaged objects
 	proven, unsound []archive.Digest    // of what was read
@@ -304,6 +344,7 @@ func (c *check) found(kind, key string, err error) {
 		return
 	}
 	c.bad[key] = struct{}{}
+	c.missing = c.missing || errors.Is(err, objstore.ErrNotFound)
 	what := err.Error()
 	var d *archive.DamageError
 	if errors.As(err, &d) && d.Object == key {

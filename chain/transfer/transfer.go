@@ -155,7 +155,11 @@ func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *R
 		work = append(work, missing...)
 	}
 	for i, m := range slices.Concat(c.heal, work) {
-		err := c.checkpoint(ctx, m, i < len(c.heal))
+		err := c.asItIs(ctx, m, i < len(c.heal))
+		if errors.As(err, new(*chain.GoneError)) {
+			c.note("the source: " + err.Error())
+			continue
+		}
 		if err == nil {
 			continue
 		}
@@ -166,6 +170,31 @@ func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *R
 		c.damaged = append(c.damaged, err)
 	}
 	return c.result, errors.Join(c.damaged...)
+}
+
+// asItIs copies a checkpoint, also where a prune of the source puts other objects in the
+// place of those that it named when it was read.
+func (c *copier) asItIs(ctx context.Context, m *chain.Manifest, there bool) error {
+	for try := 0; ; try++ {
+		err := c.checkpoint(ctx, m, there)
+		if err == nil {
+			return nil
+		}
+		newer, err := c.from.Reread(ctx, m, err)
+		if newer == nil || try == rereads {
+			return err
+		}
+		m = newer
+	}
+}
+
+// rereads is how often a checkpoint is begun anew that was repacked meanwhile.
+const rereads = 5
+
+func (c *copier) note(msg string) {
+	if c.o.Note != nil {
+		c.o.Note(msg)
+	}
 }
 
 type copier struct {

@@ -39,7 +39,7 @@ chunks in use move to new packs. Indexes are merged when there are many.
 
 It may run beside everything else. What a running backup may still need waits for that to end: the
 next prune deletes it. A prune that was cut off is completed by the next one.`,
-		Annotations: exits(exitDamage, exitInterrupted),
+		Annotations: exits(exitDamage, exitTaken, exitInterrupted),
 		Example: `  imgbackup prune --dry-run
   imgbackup prune
   imgbackup prune --max-unused 10G --repack-max 200G`,

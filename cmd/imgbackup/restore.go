@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -132,6 +133,30 @@ func (a *app) restoreCommand() *cobra.Command {
 	return a.addProgress(cmd)
 }
 
+// rereads is how often a restore begins anew because its checkpoint was repacked meanwhile.
+const rereads = 5
+
+// restoreNow restores a checkpoint, also where a prune repacks it meanwhile.
+func (a *app) restoreNow(
+	ctx context.Context, repo *chain.Repository, m *chain.Manifest, targets []restore.Target, o restore.Options,
+) (*restore.Result, error) {
+	for try := 0; ; try++ {
+		result, err := restore.Run(ctx, repo, m, targets, o)
+		if err == nil {
+			return result, nil
+		}
+		newer, err := repo.Reread(ctx, m, err)
+		switch {
+		case newer == nil:
+			return nil, err
+		case o.Stdout != nil || try == rereads:
+			return nil, fmt.Errorf("checkpoint %s was repacked by a prune meanwhile: restore it once more", m.Checkpoint)
+		}
+		a.note("the checkpoint was repacked by a prune meanwhile: its restore begins anew")
+		m = newer
+	}
+}
+
 func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	switch {
 	case r.output == "" && len(r.to) == 0 && !r.inPlace:
@@ -192,7 +217,7 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	}
 	a.events.expect(m.Domain, disks...)
 	r.options.Progress, r.options.MakeDir = a.restoring(bar), r.output
-	result, err := restore.Run(cmd.Context(), repo, m, targets, r.options)
+	result, err := a.restoreNow(cmd.Context(), repo, m, targets, r.options)
 	bar.clear()
 	if err != nil {
 		return hintSkip(err)
