@@ -106,7 +106,7 @@ func (l *libvirt) tell(checkpoint string) {
 	l.virsh("checkpoint-create", l.name, path, "--redefine")
 }
 
-// define makes a VM with one disk.
+// define makes a VM with one disk and a network card.
 func (l *libvirt) define() {
 	l.Helper()
 	image := l.newImage()
@@ -123,6 +123,7 @@ func (l *libvirt) define() {
       <source file='%s'/>
       <target dev='vda' bus='virtio'/>
     </disk>
+    <interface type='user'><mac address='52:54:00:00:00:01'/><model type='virtio'/></interface>
   </devices>
 </domain>
 `, l.name, image))
