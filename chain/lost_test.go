@@ -28,10 +28,11 @@ func TestLosses(t *testing.T) {
 		if d.validateLost(&c, KindArchive); c.err != nil {
 			t.Fatalf("%+v: %v", d.Lost, c.err)
 		}
-		for run, err := range d.LostRuns() {
-			if err != nil {
-				t.Fatal(err)
-			}
+		runs, err := d.LostRuns().Collect()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, run := range runs {
 			for i := run.Start; i < run.End; i++ {
 				if !lost[i] {
 					t.Fatalf("%+v gives %+v: %d is not lost", in, d.Lost, i)
