@@ -105,6 +105,13 @@ func (s *sessionPacks) sample(n uint32) {
 	}
 }
 
+// toSample reports whether the store vouches for a pack of which no frame was read back.
+func (s *sessionPacks) toSample(n uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.get(n) == packVouched
+}
+
 func (s *sessionPacks) sampled(n uint32) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -31,9 +31,22 @@ const keptTables = 8
 // packTable is one table, sorted by digests, or why it can't be had.
 type packTable struct {
 	pack  Ref
+	taken sync.Mutex // held by who reads a sample of the pack
 	once  sync.Once
 	lines []PackChunk
 	err   error
+}
+
+// sampling waits for who reads a sample of the pack. While none was right, as needed
+// reports, the caller is the next, until it calls done.
+func (t *packTables) sampling(pack Ref, needed func() bool) (done func()) {
+	table := t.of(pack)
+	table.taken.Lock()
+	if needed() {
+		return table.taken.Unlock
+	}
+	table.taken.Unlock()
+	return func() {}
 }
 
 // has reports whether the pack's own table has a chunk of length bytes at that place.

@@ -224,6 +224,9 @@ func (k *worker) readBack(ctx context.Context, at place, chunk Digest, data []by
 	if k.back == nil {
 		k.back = make([]byte, 0, GridSize+bufSlack)
 	}
+	if k.w.o.Vouched {
+		defer k.w.tables.sampling(ref, func() bool { return k.w.packs.toSample(at.pack) })()
+	}
 	if k.w.o.Vouched && k.w.packs.sampled(at.pack) {
 		if has, err := k.w.tables.has(ctx, ref, at, chunk, len(data)); err == nil && has {
 			return true, nil
