@@ -9,6 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // keptForgotten is how many forgotten checkpoints are kept of which no more than the
@@ -205,10 +208,11 @@ func Delete(ctx context.Context, r *Repository, m *Manifest) error {
 	return r.Forget(ctx, m)
 }
 
-// Forget forgets checkpoints of one domain, those that follow others first; all are
-// the domain's manifests, gone among them. What others may still have to know of them is
-// noted before. tell is called after each. Of an error, those that were told of are
-// forgotten, and the others stand. Errors are those of [Repository.Forget].
+// Forget forgets checkpoints of one domain, several at once; all are the domain's
+// manifests, gone among them. What others may still have to know of them is noted before.
+// tell is called after each. Of an error, those that were told of are forgotten, and the
+// others stand, or may be gone when it is an outage. Errors are those of
+// [Repository.Forget].
 func Forget(ctx context.Context, r *Repository, all, gone []*Manifest, tell func(*Manifest)) error {
 	if len(gone) == 0 {
 		return nil
@@ -220,17 +224,28 @@ func Forget(ctx context.Context, r *Repository, all, gone []*Manifest, tell func
 	if err := r.Remember(ctx, gone[0].Domain, gone, stay); err != nil {
 		return err
 	}
+	var mu sync.Mutex // while tell is called
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(forgetters)
 	for _, m := range gone {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := r.forgetAny(ctx, m); err != nil {
-			return err
-		}
-		tell(m)
+		g.Go(func() error {
+			if err := gctx.Err(); err != nil {
+				return err
+			}
+			if err := r.forgetAny(gctx, m); err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			tell(m)
+			return nil
+		})
 	}
-	return nil
+	return g.Wait()
 }
+
+// forgetters is how many manifests are removed at once.
+const forgetters = 16
 
 // forgetAny forgets a checkpoint whatever its revision is, unless it has other tags by
 // now: by these it was decided that it goes.

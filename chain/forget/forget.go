@@ -107,7 +107,6 @@ func (p *Plan) add(all []*chain.Manifest, decisions []Decision) {
 		d.gone = append(d.gone, one.Manifest)
 	}
 	p.Notes = append(p.Notes, nextBackup(d.all, d.gone)...)
-	slices.Reverse(d.gone) // those that follow others first
 	p.domains = append(p.domains, d)
 }
 

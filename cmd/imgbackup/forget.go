@@ -191,7 +191,7 @@ func (o *forgetOptions) findCheckpoints(ctx context.Context, repo *chain.Reposit
 }
 
 func (a *app) forget(ctx context.Context, o forgetOptions) error {
-	repo, err := a.openRepo(ctx)
+	repo, err := a.openCached(ctx)
 	if err != nil {
 		return err
 	}
@@ -225,12 +225,12 @@ func (a *app) forget(ctx context.Context, o forgetOptions) error {
 	if !o.prune || o.dryRun || err != nil {
 		return errors.Join(a.printForgotten(plan.Keep, gone, o.dryRun), err, refused)
 	}
-	return errors.Join(a.pruneAfter(ctx, repo, o, plan.Keep, gone), refused)
+	return errors.Join(a.pruneAfter(ctx, o, plan.Keep, gone), refused)
 }
 
 // pruneAfter prunes when checkpoints have been forgotten. (What a dry run would forget is
 // there still, so that it can't tell what a prune would win.)
-func (a *app) pruneAfter(ctx context.Context, repo *chain.Repository, o forgetOptions, keep, gone []forget.Decision) error {
+func (a *app) pruneAfter(ctx context.Context, o forgetOptions, keep, gone []forget.Decision) error {
 	opts, err := o.pruning.options()
 	if err != nil {
 		return err
@@ -239,6 +239,10 @@ func (a *app) pruneAfter(ctx context.Context, repo *chain.Repository, o forgetOp
 		if err := a.printForgotten(keep, gone, false); err != nil {
 			return err
 		}
+	}
+	repo, err := a.openRepo(ctx) // what a prune goes by is not remembered
+	if err != nil {
+		return err
 	}
 	return a.pruneAs(ctx, repo, opts, func(r *prune.Result) any {
 		return forgottenJSON{Keep: viewDecisions(keep), Remove: viewDecisions(gone), Prune: r}

@@ -70,7 +70,7 @@ func (o *tagOptions) check() error {
 }
 
 func (a *app) tag(ctx context.Context, o tagOptions) error {
-	repo, err := a.openRepo(ctx)
+	repo, err := a.openCached(ctx)
 	if err != nil {
 		return err
 	}
