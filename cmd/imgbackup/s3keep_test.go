@@ -70,6 +70,22 @@ func TestNothingMayBeRemoved(t *testing.T) {
 			if out := tool(restricted, "imgbackup", "copy", "-r", other, "--to", b.String()); strings.Count(out, "s3:DeleteObject") != c.notes {
 				t.Errorf("copy:\n%s", out)
 			}
+			if c.notes > 0 {
+				return
+			}
+			// A prune that may store its mark, and delete nothing, says so, and leaves
+			// nothing half-done: who may goes on as if it had not been.
+			tool(nil, "imgbackup", "forget", domain, "c1", "c2", "c3")
+			cmd := exec.CommandContext(t.Context(), "imgbackup", "prune", "--max-unused", "unlimited")
+			cmd.Dir, cmd.Env = dir, append(append(append(os.Environ(), b.env()...), "IMGBACKUP_REPO="+b.String()), restricted...)
+			out, err := cmd.CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "s3:DeleteObject") || !strings.Contains(string(out), "the store refuses to delete") {
+				t.Errorf("prune: %v\n%s", err, out)
+			}
+			if out := tool(nil, "imgbackup", "prune"); strings.Contains(out, "an earlier prune") || !strings.Contains(out, " deleted: ") {
+				t.Errorf("prune by who may:\n%s", out)
+			}
+			tool(nil, "imgbackup", "check", "--read-data")
 		})
 	}
 }
