@@ -60,8 +60,31 @@ func (c *Checkpoint) open(ctx context.Context, name string) error {
 	if err != nil {
 		return &chain.DiskError{Disk: name, Err: err}
 	}
+	d.windows.reopen = c.reopen(name)
 	c.Disks = append(c.Disks, d)
 	return nil
+}
+
+// reopen opens a disk anew where a prune has put other objects in the place of those that
+// the manifest named when it was read; see [chain.Repository.Reread].
+func (c *Checkpoint) reopen(name string) func(context.Context, error) (*Layout, error) {
+	m := c.Manifest
+	return func(ctx context.Context, err error) (*Layout, error) {
+		newer, err := c.reader.repo.Reread(ctx, m, err)
+		if newer == nil {
+			return nil, err
+		}
+		entry, ok := newer.Disk(name)
+		if !ok {
+			return nil, err
+		}
+		l, err := c.reader.layout(ctx, entry)
+		if err != nil {
+			return nil, err
+		}
+		m = newer
+		return l, nil
+	}
 }
 
 // Close ends all that is at work. No disk of the checkpoint may be read any more.

@@ -28,10 +28,26 @@ func (d *Disk) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if len(p) == 0 {
 		return nil
 	}
-	begin, end := off, off+int64(len(p))
-	if err := d.checkLost(begin, end); err != nil {
+	if err := d.checkLost(off, off+int64(len(p))); err != nil {
 		return err
 	}
+	for try := 0; ; try++ {
+		layout := d.windows.current()
+		err := d.readAt(ctx, p, off)
+		if err == nil || try == renewals {
+			return err
+		}
+		if err := d.windows.renew(ctx, layout, err); err != nil {
+			return err
+		}
+	}
+}
+
+// renewals is how often a read begins anew because the checkpoint was repacked meanwhile.
+const renewals = 5
+
+func (d *Disk) readAt(ctx context.Context, p []byte, off int64) error {
+	begin, end := off, off+int64(len(p))
 	for pos := begin; pos < end; {
 		entries, err := d.windows.next(ctx, pos, end, batchEntries)
 		if err != nil {

@@ -42,15 +42,47 @@ func (w *window) from(off int64) []archive.Entry {
 
 // windows answers what any part of a disk is made of. It is safe for concurrent use.
 type windows struct {
-	layout *Layout
 	limits windowLimits
-	ctx    context.Context // of the disk: a window is resolved for all who wait for it
-	coming singleflight.Group
-	busy   *sync.RWMutex // held for reading by all who resolve
+	// reopen, if not nil, returns the layout as it is by now, where an error may come of
+	// that; else what the error means.
+	reopen   func(ctx context.Context, err error) (*Layout, error)
+	renewing sync.Mutex      // held by who reopens
+	ctx      context.Context // of the disk: a window is resolved for all who wait for it
+	coming   singleflight.Group
+	busy     *sync.RWMutex // held for reading by all who resolve
 
-	mu   sync.Mutex
-	all  []*window // the one last used comes last
-	kept int       // entries in them
+	mu     sync.Mutex
+	layout *Layout
+	all    []*window // the one last used comes last
+	kept   int       // entries in them
+}
+
+// current is the layout that is read now.
+func (ws *windows) current() *Layout {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	return ws.layout
+}
+
+// renew puts the layout as it is by now in the place of old, in which an error was met.
+// Where there is no other the error comes back.
+func (ws *windows) renew(ctx context.Context, old *Layout, err error) error {
+	if ws.reopen == nil {
+		return err
+	}
+	ws.renewing.Lock()
+	defer ws.renewing.Unlock()
+	if ws.current() != old {
+		return nil // another has done it
+	}
+	layout, err := ws.reopen(ctx, err)
+	if layout == nil {
+		return err
+	}
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	ws.layout, ws.all, ws.kept = layout, nil, 0
+	return nil
 }
 
 // at returns a window that holds off, which lies within the disk.
@@ -104,9 +136,10 @@ func (ws *windows) resolve(start int64) (*window, error) {
 	if ws.ctx.Err() != nil {
 		return nil, context.Cause(ws.ctx)
 	}
+	layout := ws.current()
 	w := &window{start: start, end: start}
-	to := min(start-start%ws.limits.size+ws.limits.size, ws.layout.size)
-	for e, err := range ws.layout.Entries(ws.ctx, start, to) {
+	to := min(start-start%ws.limits.size+ws.limits.size, layout.size)
+	for e, err := range layout.Entries(ws.ctx, start, to) {
 		if err != nil {
 			return nil, err
 		}
@@ -119,6 +152,9 @@ func (ws *windows) resolve(start int64) (*window, error) {
 	w.entries = slices.Clip(w.entries)
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
+	if ws.layout != layout {
+		return w, nil // and it is not kept
+	}
 	ws.all = append(ws.all, w)
 	ws.kept += len(w.entries)
 	for ws.kept > ws.limits.kept && len(ws.all) > 1 {
