@@ -76,7 +76,7 @@ func (s *session) verifyAdded(plan *Plan) error {
 			return &chain.DiskError{Disk: p.Disk, Err: err}
 		}
 		if !same {
-			return &chain.DiskError{Disk: p.Disk, Err: imageChanged(layer.Path, "another file stands there")}
+			return &chain.DiskError{Disk: p.Disk, Err: imageChanged(layer.Path, "another file is there")}
 		}
 	}
 	return nil

@@ -19,7 +19,7 @@ import (
 type Request struct {
 	Domain     string
 	DomainUUID string // from the domain's definition; empty if unknown
-	Adopt      bool   // go on with a domain that another host began
+	Adopt      bool   // take over a domain that another host began
 
 	Disks   []DiskRequest
 	LeftOut []chain.LeftOut // of the domain's disks; recorded in the manifest

@@ -367,7 +367,7 @@ func (d *disk) takeGuard(ctx context.Context, noLock bool) error {
 	d.guard = g
 	same, err := g.Holds(d.image.Layers[0])
 	if err == nil && !same {
-		err = imageChanged(d.req.Path, "another file stands there")
+		err = imageChanged(d.req.Path, "another file is there")
 	}
 	return err
 }

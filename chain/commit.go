@@ -123,7 +123,7 @@ type standsError struct {
 	doubt  bool   // ours may have been stored in between
 }
 
-func (*standsError) Error() string { return "another object stands there" }
+func (*standsError) Error() string { return "another object is there" }
 func (*standsError) Unwrap() error { return objstore.ErrExists }
 
 // unknownError: whether the object was stored can't be known.

@@ -54,7 +54,7 @@ type Hold struct {
 type BrokenError struct{ UUID string }
 
 func (e *BrokenError) Error() string {
-	return fmt.Sprintf("the lease of this run, %s, was broken: somebody took it for ended; nothing was committed since", e.UUID)
+	return fmt.Sprintf("the lease of this run, %s, was broken: another host took this run for ended; nothing was committed since", e.UUID)
 }
 
 // AtWorkError says that another run is about to commit to the same name. It is a

@@ -57,7 +57,7 @@ func open(ctx context.Context, path string, format qcow2.Format, o Options) (_ *
 	if err != nil {
 		p.Kill()
 		if strings.Contains(err.Error(), "Invalid password") {
-			return nil, fmt.Errorf("open %s: the passphrase in %s is not that of the image (all bytes of the file count, a line feed at its end, too)", path, o.KeyFile)
+			return nil, fmt.Errorf("open %s: the passphrase in %s is not the image's (all bytes of the file count, including a line feed at its end)", path, o.KeyFile)
 		}
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}

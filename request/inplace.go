@@ -79,7 +79,7 @@ func (p *InPlace) checkSaved() error {
 	case err != nil:
 		return fmt.Errorf("has libvirt saved the memory of %s? %w", p.m.Domain, err)
 	}
-	return &qemu.InUseError{Path: path, Why: fmt.Sprintf("libvirt has saved the memory of %s there, and would go on from it with other disks: "+
+	return &qemu.InUseError{Path: path, Why: fmt.Sprintf("libvirt has saved the memory of %s there, and would resume it with other disks: "+
 		"drop it with 'virsh managedsave-remove %s' first", p.m.Domain, p.m.Domain)}
 }
 

@@ -71,7 +71,7 @@ func newestHere(ctx context.Context, repo *chain.Repository, domain string) (*ch
 	}
 	// One that can't be read may be the one that is looked for.
 	if err := errors.Join(damaged...); err != nil {
-		return nil, fmt.Errorf("no disk is named, and the newest checkpoint cannot be told: %w", err)
+		return nil, fmt.Errorf("no disk is named, and the newest checkpoint cannot be determined: %w", err)
 	}
 	var here []*chain.Manifest
 	for _, m := range ms {

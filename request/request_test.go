@@ -130,7 +130,7 @@ func TestWords(t *testing.T) {
 	}
 	b = request.Backup{Disks: b.Disks}
 	_, err = b.Job(nil)
-	wrong(t, "no domain", err, "which domain")
+	wrong(t, "no domain", err, "no domain is named")
 }
 
 // What a definition says is taken, and --disk says what differs.

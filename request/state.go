@@ -65,7 +65,7 @@ func (in *XML) saved() ([]backup.FileRequest, error) {
 	case err != nil:
 		return nil, fmt.Errorf("has libvirt saved the memory of %s? %w", in.domain.Name, err)
 	case !in.from.AllowSaved:
-		return nil, &qemu.InUseError{Path: path, Why: fmt.Sprintf("libvirt has saved the memory of %s there, and would go on from it with other disks after a restore: "+
+		return nil, &qemu.InUseError{Path: path, Why: fmt.Sprintf("libvirt has saved the memory of %s there, and would resume it with other disks after a restore: "+
 			"start the domain and shut it down, or drop its memory with 'virsh managedsave-remove %s', or archive it, too, with --allow-managed-save", in.domain.Name, in.domain.Name)}
 	}
 	return []backup.FileRequest{{Role: chain.RoleManagedSave, Path: path}}, nil

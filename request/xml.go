@@ -179,7 +179,7 @@ func (in *XML) align(name string, now time.Time) (err error) {
 func (in *XML) DomainName(given string) (string, error) {
 	switch {
 	case given == "" && in.domain == nil:
-		return "", usage.Errorf("which domain? give its name, or its definition with --domain-xml FILE")
+		return "", usage.Errorf("no domain is named: give its name, or its definition with --domain-xml FILE")
 	case given == "":
 		return in.domain.Name, nil
 	case in.domain != nil && in.domain.Name != given:

@@ -252,7 +252,7 @@ func showsAll(layer *trust.Layer, older, newer string) error {
 		return err
 	}
 	if !all {
-		return fmt.Errorf("bitmap %s of %s lacks writes that %s shows: one of them was cleared or made anew, or is no bitmap of the checkpoint %s",
+		return fmt.Errorf("bitmap %s of %s lacks writes that %s shows: one of them was cleared or recreated, or is no bitmap of the checkpoint %s",
 			older, layer.Record.Path, newer, newer)
 	}
 	return nil

@@ -159,7 +159,7 @@ func (req *DeleteRequest) check(chosen []*chain.Manifest) error {
 	}
 	for _, m := range chosen {
 		if req.MetadataOnly && m.Kind != chain.KindCheckpoint {
-			return usage.Errorf("checkpoint %s is an archive, of which no definition can go without its data", m.Checkpoint)
+			return usage.Errorf("checkpoint %s is an archive: its definition cannot be removed without its data (forget removes both)", m.Checkpoint)
 		}
 	}
 	return nil

@@ -40,7 +40,7 @@ func (w *witness) askOwnRecord(ctx context.Context) (*Objection, error) {
 	if err != nil || grew {
 		return nil, err
 	}
-	return object(ReasonContradicted, "bitmap %s no longer shows writes that it showed when checkpoint %s was put on record: it was cleared, or made anew under its name",
+	return object(ReasonContradicted, "bitmap %s no longer shows writes that it showed when checkpoint %s was put on record: it was cleared, or recreated under its name",
 		w.st.Disk.Bitmap, w.st.Manifest.Checkpoint), nil
 }
 

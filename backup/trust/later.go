@@ -13,7 +13,7 @@ import (
 
 // askLaterRecords compares with what later archives saw of this bitmap. A
 // bitmap only grows; if bits are gone, either an older copy of the image was
-// put back, which is fine, or the bitmap was cleared or made anew, which is
+// put back, which is fine, or the bitmap was cleared or recreated, which is
 // not. The bytes tell: in an older copy the ranges in question read as they
 // did when the state was archived.
 func (w *witness) askLaterRecords(ctx context.Context) (*Objection, error) {
@@ -35,7 +35,7 @@ func (w *witness) askLaterRecords(ctx context.Context) (*Objection, error) {
 			return nil, err
 		}
 		if !same {
-			return object(ReasonContradicted, "the archive of %s saw writes in bitmap %s that it no longer shows: it was cleared or made anew",
+			return object(ReasonContradicted, "the archive of %s saw writes in bitmap %s that it no longer shows: it was cleared or recreated",
 				later.Manifest.Checkpoint, w.st.Disk.Bitmap), nil
 		}
 		if !older {

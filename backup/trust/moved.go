@@ -83,7 +83,7 @@ func (w *witness) compareAll(ctx context.Context, archived State, set bitmapstor
 				return nil, err
 			}
 			if !same {
-				return objectAll(ReasonMoved, "the image differs from the archive of %s in bytes %d to %d, which were written to in another place of the file and which bitmap %s calls unchanged: it was cleared or made anew",
+				return objectAll(ReasonMoved, "the image differs from the archive of %s in bytes %d to %d, which were written to in another place of the file and which bitmap %s calls unchanged: it was cleared or recreated",
 					w.st.Manifest.Checkpoint, run.Start, run.End, w.st.Disk.Bitmap), nil
 			}
 		}

@@ -28,7 +28,7 @@ func (w *witness) askOlderBitmaps(ctx context.Context) (*Objection, error) {
 		case err != nil:
 			return nil, err
 		case !agree:
-			return w.objectToBoth(ReasonWitness, "bitmaps %s and %s disagree about the writes since %s: one of them was cleared, disabled for a while or made anew",
+			return w.objectToBoth(ReasonWitness, "bitmaps %s and %s disagree about the writes since %s: one of them was cleared, disabled for a while or recreated",
 				w.st.Disk.Bitmap, rec.Name, w.st.Manifest.Checkpoint), nil
 		case older.Enabled && rec.Adopted == "":
 			confirmed++

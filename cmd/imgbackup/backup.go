@@ -133,7 +133,7 @@ func (o *backupOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.Targets, "target", nil, "write a disk to a file: `TARGET=PATH`[,driver=qcow2|raw]…; all or none")
 	f.BoolVar(&o.force, "force", false, "replace files that exist, and write to block devices")
 	f.StringVar(&o.Compression, "compression", "fastest", "`LEVEL`: "+archive.LevelNames)
-	f.StringVar(&o.LimitRate, "limit-rate", "", "read at most so many `BYTES` per second, as 50M")
+	f.StringVar(&o.LimitRate, "limit-rate", "", "read at most this many `BYTES` per second, as 50M")
 	f.DurationVar(&o.Engine.MaxLock, "max-lock", 0, "give up after this `TIME` under the images' locks, as 30m")
 	f.BoolVar(&o.Engine.NoCheckpoint, "no-checkpoint", false, "write nothing into the images, so that no bitmap begins here")
 	f.BoolVar(&o.Engine.LibvirtNames, "libvirt-names", false, "add bitmaps, too, of the checkpoint's name alone, for libvirt")

@@ -130,7 +130,7 @@ func (a *app) fillSizes(c *dom.Checkpoint, m *chain.Manifest, sizes []checkpoint
 				continue
 			}
 			if s.Problem != "" {
-				a.note(fmt.Sprintf("what changed in %s since %s cannot be told: %s", s.Disk, m.Checkpoint, s.Problem))
+				a.note(fmt.Sprintf("what changed in %s since %s cannot be determined: %s", s.Disk, m.Checkpoint, s.Problem))
 				continue
 			}
 			d.Size = &s.Bytes

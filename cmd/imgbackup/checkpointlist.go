@@ -54,7 +54,7 @@ func (a *app) checkpointListCommand() *cobra.Command {
 		Long: `list shows the checkpoints of a domain, oldest first; the current one, which the
 next will follow, is marked with *. With --size it looks into the images and tells, disk
 by disk, how much was written since each checkpoint, as an incremental backup
-would take it (?: that cannot be told). The images are those of --disk, or else where the checkpoints
+would take it (?: that is not known). The images are those of --disk, or else where the checkpoints
 found them.`,
 		Annotations: exits(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup checkpoint list web
@@ -155,13 +155,13 @@ func (a *app) printListed(all []listedCheckpoint) error {
 		t.legend("* the current checkpoint, which the next one follows")
 	}
 	if slices.ContainsFunc(all, unknownSize) {
-		t.legend("? what changed since cannot be told: the notes say why")
+		t.legend("? what changed since cannot be determined: the notes say why")
 	}
 	err := t.print()
 	for _, c := range all {
 		for _, d := range c.Disks {
 			if d.Problem != "" {
-				a.note(fmt.Sprintf("what changed in %s since %s cannot be told: %s", d.Target, c.Name, d.Problem))
+				a.note(fmt.Sprintf("what changed in %s since %s cannot be determined: %s", d.Target, c.Name, d.Problem))
 			}
 		}
 	}

@@ -59,7 +59,7 @@ completed by running it again.`,
 
 func (o *copyOptions) complete(f *pflag.FlagSet) error {
 	if o.to == "" {
-		return usage.Errorf("where to? give --to REPO2")
+		return usage.Errorf("no destination: give --to REPO2")
 	}
 	if f.Changed("newest") && o.Newest < 1 {
 		return usage.Errorf("--newest %d: want a number from 1 on", o.Newest)
@@ -68,7 +68,7 @@ func (o *copyOptions) complete(f *pflag.FlagSet) error {
 		return usage.Errorf("--newest and --checkpoint exclude each other")
 	}
 	if len(o.Checkpoints) > 0 && len(o.names) != 1 {
-		return usage.Errorf("--checkpoint needs the one DOMAIN that it is of")
+		return usage.Errorf("--checkpoint needs the one DOMAIN it belongs to")
 	}
 	for _, d := range o.names {
 		if err := chain.CheckDomain(d); err != nil {

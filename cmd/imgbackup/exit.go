@@ -25,7 +25,7 @@ const (
 	exitFailed      = 1   // nothing half-written is left under a final name
 	exitUsage       = 2   // wrong usage
 	exitDamage      = 3   // damage found
-	exitNotTrusted  = 4   // an incremental was demanded and cannot be trusted
+	exitNotTrusted  = 4   // an incremental was asked for and cannot be trusted
 	exitInUse       = 5   // an image is in use
 	exitTaken       = 6   // the name is taken, or somebody else was first
 	exitInterrupted = 130 // by a signal
@@ -42,7 +42,7 @@ func exitTable(codes []int) string {
 		{exitFailed, "failed; nothing half-written is left under a final name"},
 		{exitUsage, "wrong usage"},
 		{exitDamage, "damage found"},
-		{exitNotTrusted, "an incremental was demanded and cannot be trusted"},
+		{exitNotTrusted, "an incremental was asked for and cannot be trusted"},
 		{exitInUse, "an image, the target of a restore, a socket or a scratch file is in use"},
 		{exitTaken, "the name is taken, someone else committed first, or the domain belongs to another host"},
 		{exitInterrupted, "interrupted"},

@@ -95,7 +95,7 @@ func addImageFlags(f *pflag.FlagSet, req *backup.Request) {
 }
 
 func addAdoptFlag(f *pflag.FlagSet, req *backup.Request) {
-	f.BoolVar(&req.Adopt, "adopt", false, "go on with a domain that another host began")
+	f.BoolVar(&req.Adopt, "adopt", false, "take over a domain that another host began")
 }
 
 // imageFlags are those of commands that look into the images of a checkpoint.

@@ -99,9 +99,9 @@ func (o *forgetOptions) complete(f *pflag.FlagSet) (err error) {
 	case o.allDomains && len(o.names) > 0:
 		return usage.Errorf("--all-domains takes every domain: none can be named")
 	case !o.allDomains && len(o.names) == 0:
-		return usage.Errorf("of which domain? give a DOMAIN, or --all-domains")
+		return usage.Errorf("no domain is named: give a DOMAIN, or --all-domains")
 	case len(o.named) > 0 && len(o.names) != 1:
-		return usage.Errorf("--checkpoint needs the one DOMAIN that it is of")
+		return usage.Errorf("--checkpoint needs the one DOMAIN it belongs to")
 	case o.Rules.None() && (o.allDomains || len(o.names) < 2 && len(o.named) == 0):
 		return usage.Errorf("nothing is forgotten without a rule, as --keep-daily 7, or the name of a checkpoint")
 	case !o.Rules.None() && len(o.named) > 0:

@@ -25,7 +25,7 @@ const nbdPort = "10809"
 
 // listenHelp says where a command listens.
 const listenHelp = `The server listens on a Unix socket that only its owner can connect to (--socket), on a TCP address
-(--listen), where everybody who can reach it can read the disks unless TLS with --tls-ca keeps them
+(--listen), where anyone who can reach it can read the disks unless TLS with --tls-ca keeps them
 out, or on sockets that systemd or nbdcopy [ … ] hands over. SIGINT and SIGTERM end it, with status 0.`
 
 // listenFlags say where a command offers disks over NBD.
@@ -100,7 +100,7 @@ func (a *app) listenNBD(ctx context.Context, f listenFlags) (*nbdService, error)
 			host, port = strings.TrimSuffix(strings.TrimPrefix(f.address, "["), "]"), nbdPort
 		}
 		if _, nerr := strconv.ParseUint(f.address, 10, 16); nerr == nil {
-			return nil, usage.Errorf("--listen %s: that is a port alone: localhost:%s, or :%s for everybody", f.address, f.address, f.address)
+			return nil, usage.Errorf("--listen %s: that is a port alone: localhost:%s, or :%s for all networks", f.address, f.address, f.address)
 		}
 		l, err := net.Listen("tcp", net.JoinHostPort(host, port))
 		if err != nil {
@@ -113,7 +113,7 @@ func (a *app) listenNBD(ctx context.Context, f listenFlags) (*nbdService, error)
 			return nil, err
 		}
 		if len(all) == 0 {
-			return nil, usage.Errorf("where to listen? give --socket PATH or --listen ADDRESS")
+			return nil, usage.Errorf("no address to listen on: give --socket PATH or --listen ADDRESS")
 		}
 		s.inherited = true
 		for _, l := range all {
@@ -190,7 +190,7 @@ func (s *nbdService) add(l net.Listener, host string) {
 		}
 		s.uris, s.after = append(s.uris, fmt.Sprintf("%s://%s:%d/", scheme, host, at.Port)), append(s.after, "")
 		if s.tls == nil && !at.IP.IsLoopback() {
-			s.a.note(fmt.Sprintf("everybody who can reach %s can read the disks: there is no TLS", at))
+			s.a.note(fmt.Sprintf("anyone who can reach %s can read the disks: there is no TLS", at))
 		}
 	}
 }

@@ -118,7 +118,7 @@ func newest(ctx context.Context, repo *chain.Repository, domain string, k kinds)
 	}
 	// The newest cannot be told while one that may be it is unreadable.
 	if len(damaged) > 0 {
-		return nil, fmt.Errorf("the newest checkpoint cannot be told, name one with --checkpoint: %w", errors.Join(damaged...))
+		return nil, fmt.Errorf("the newest checkpoint cannot be determined, name one with --checkpoint: %w", errors.Join(damaged...))
 	}
 	if len(ms) == 0 {
 		return nil, noDomain(ctx, repo, domain)

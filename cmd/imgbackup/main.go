@@ -177,7 +177,7 @@ func interruptible(p program) (context.Context, context.CancelFunc) {
 			inTime(func() {
 				p.events.tell(event{Event: "interrupted", Signal: sig.String()})
 				if !p.serving.Load() {
-					p.say("%v: tidying up; once more to stop at once", sig)
+					p.say("%v: tidying up; a second signal stops at once", sig)
 				}
 			})
 			cancel(errInterrupted)
@@ -186,7 +186,7 @@ func interruptible(p program) (context.Context, context.CancelFunc) {
 		}
 		select {
 		case <-signals:
-			inTime(func() { p.say("stopping as soon as no qemu-img works on an image") })
+			inTime(func() { p.say("stopping as soon as no qemu-img is writing to an image") })
 			waitForChildren()
 			inTime(func() {
 				_ = p.events.end(exitInterrupted, errInterrupted, "stopped at once; the next run tidies up")

@@ -49,7 +49,7 @@ Only a program that was killed leaves a stream without end.`
 func (a *app) addProgress(cmd *cobra.Command) *cobra.Command {
 	var to string
 	f := cmd.Flags()
-	f.StringVar(&a.progress, "progress", progressAuto, "`HOW` to show it: auto (a bar on a terminal), bar, plain, json, none")
+	f.StringVar(&a.progress, "progress", progressAuto, "show progress as `WAY`: auto (a bar on a terminal), bar, plain, json or none")
 	f.StringVar(&to, "progress-to", "", "the events of --progress json to this new `FILE` or FIFO, or fd:N")
 	section(f, howItRuns, "progress", "progress-to")
 	addManual(cmd, progressManual)

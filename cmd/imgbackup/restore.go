@@ -121,10 +121,10 @@ func (a *app) restoreCommand() *cobra.Command {
 	f.StringVar(&r.name, "name", "", "--adjust-xml, with this `NAME` of the domain")
 	f.BoolVar(&r.options.Force, "force", false, "replace a target that exists; write to a block device")
 	f.BoolVar(&r.options.Continue, "continue", false, "give the restored qcow2 images the checkpoint's bitmap, so that the next backup is incremental")
-	f.BoolVar(&r.options.NoLock, "no-lock", false, "go on where a file system has no locks, and nobody can tell whether the target is in use")
+	f.BoolVar(&r.options.NoLock, "no-lock", false, "do without locks where a file system has none: nobody else must use the target")
 	f.BoolVar(&r.options.Verify, "verify", false, "read what was written again and compare")
 	f.BoolVar(&r.options.SkipDamaged, "skip-damaged", false, "write zeros for what is damaged or lost, list it, and end with exit status 3")
-	f.StringVar(&r.limitRate, "limit-rate", "", "restore at most so many `BYTES` of data per second, as 50M")
+	f.StringVar(&r.limitRate, "limit-rate", "", "restore at most this many `BYTES` of data per second, as 50M")
 	section(f, whichDisks, "checkpoint", "disk")
 	section(f, whereTo, "output", "to", "in-place", "force", "no-lock")
 	section(f, whatIsDone, "format", "continue", "adjust-xml", "new-identity", "name", "compressed", "secret-file", "format-option", "verify", "skip-damaged")
@@ -160,7 +160,7 @@ func (a *app) restoreNow(
 func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	switch {
 	case r.output == "" && len(r.to) == 0 && !r.inPlace:
-		return usage.Errorf("where to? give --output DIR, --to TARGET=PATH or --in-place")
+		return usage.Errorf("no destination: give --output DIR, --to TARGET=PATH or --in-place")
 	case r.output != "" && len(r.to) > 0:
 		return usage.Errorf("--output and --to exclude each other")
 	case r.defines() && (r.output == "" || len(r.disks) > 0):

@@ -204,9 +204,9 @@ func (a *app) olderThan(cmd *cobra.Command, repo *chain.Repository, m *chain.Man
 	parent, err := repo.Manifest(cmd.Context(), m.Domain, m.Parent.Name)
 	switch {
 	case err != nil:
-		a.note(fmt.Sprintf("what changed since the parent %s cannot be told: %v", m.Parent.Name, err))
+		a.note(fmt.Sprintf("what changed since the parent %s cannot be determined: %v", m.Parent.Name, err))
 	case parent.UUID != m.Parent.UUID || parent.Kind != chain.KindArchive:
-		a.note(fmt.Sprintf("what changed since the parent %s cannot be told: its data are not in the repository", m.Parent.Name))
+		a.note(fmt.Sprintf("what changed since the parent %s cannot be determined: its data are not in the repository", m.Parent.Name))
 	default:
 		all = append(all, parent)
 	}

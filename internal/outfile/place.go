@@ -150,7 +150,7 @@ func (p *Place) judge(kernel *System, w Wanted, fi fs.FileInfo) error {
 func (p *Place) openExisting(ctx context.Context, kernel *System, mode int, noLock bool) (*os.File, error) {
 	f, err := os.OpenFile(p.Path, mode|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open the file that stands at the target: %w", err)
+		return nil, fmt.Errorf("open the file at the target: %w", err)
 	}
 	err = lockExclusive(ctx, kernel, f, noLock)
 	if err == nil {
