@@ -136,11 +136,7 @@ func (s *site) round(name string, domains [2]string, ownNames bool) {
 		case o.code == exitDone:
 			committed++
 			s.want[domains[i]+"/"+names[i]] = s.hosts[i].now["vda"]
-<<<<<<< HEAD
 		case o.code == exitTaken && raced && strings.Contains(o.err, "the name "+name+" is taken"):
-=======
-		case o.code == exitTaken && raced && strings.Contains(o.err, "the name "+name+" is taken in domain "):
->>>>>>> d42c9be (tests and docs: a taken name)
 			s.verifyNone(s.hosts[i], names[i])
 		default:
 			s.Fatalf("%s: exit status %d: %s", name, o.code, o.err)
