@@ -55,4 +55,5 @@ END {
   ratio("NBD: nbdcopy from export", "NBD: nbdcopy from qemu-nbd", "1")
   ratio("prune: plan", "prune: metadata, listed and read once", "3")
   limit("NBD: first bytes of a chain of 101", "0.1")
+  limit("cold: 1000 domains, --skip-unchanged", "20")
 }
