@@ -54,6 +54,7 @@ END {
   ratio("NBD: nbdcopy from serve, to nothing", "NBD: restore", "1.25")
   ratio("NBD: nbdcopy from export", "NBD: nbdcopy from qemu-nbd", "1")
   ratio("prune: plan", "prune: metadata, listed and read once", "3")
+  ratio("check: --read-data", "check: sha256sum of the objects, all cores", "1.11")
   limit("NBD: first bytes of a chain of 101", "0.1")
   limit("cold: 1000 domains, --skip-unchanged", "20")
 }
