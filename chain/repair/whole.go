@@ -159,6 +159,10 @@ func (l *planner) fetchOne(ctx context.Context, f check.Finding) error {
 		a.Do = Rebuild
 		l.Actions = append(l.Actions, a)
 		return nil
+	case chain.ParseKey(f.Object).Kind == chain.KeyForgotten:
+		a.Why = "what forgotten checkpoints saw is lost: make a backup with --mode full, and remove this object; until then no bitmap of the domain is believed"
+		l.Actions = append(l.Actions, a)
+		return nil
 	case !isData:
 		a.Why = "it says who is at work; imgbackup leases tells what to do"
 		l.Actions = append(l.Actions, a)
