@@ -92,7 +92,7 @@ func (a *adoptedLife) event() {
 		a.adopt()
 	case 6:
 		a.note("our backup")
-		a.lab.backup(fmt.Sprintf("o%d", a.count), a.lab.disk(a.image))
+		a.backup(fmt.Sprintf("o%d", a.count), a.disk(a.image))
 	case 7:
 		a.overlay()
 	case 8:
@@ -168,7 +168,7 @@ func (a *adoptedLife) showed(p *theirs) bool {
 func (a *adoptedLife) adopt() {
 	a.note("adopted")
 	for i, p := range a.points {
-		_, err := checkpoint.Adopt(a.t.Context(), a.repo, a.request("", a.lab.disk(a.image)), checkpoint.Definition{
+		_, err := checkpoint.Adopt(a.t.Context(), a.repo, a.request("", a.disk(a.image)), checkpoint.Definition{
 			Name: p.name, Parent: p.parent, Created: time.Unix(1700000000+int64(i), 0), Bitmaps: map[string]string{"vda": p.name},
 		}, backup.Hooks{})
 		if p.gone {
@@ -200,7 +200,7 @@ func (a *adoptedLife) check() {
 			continue
 		}
 		var runs []bitmapstore.Run
-		err := checkpoint.ChangesSince(a.t.Context(), a.repo, a.request("", a.lab.disk(a.image)), p.name, backup.Hooks{}, func(all []checkpoint.Changes) (err error) {
+		err := checkpoint.ChangesSince(a.t.Context(), a.repo, a.request("", a.disk(a.image)), p.name, backup.Hooks{}, func(all []checkpoint.Changes) (err error) {
 			runs, err = all[0].Runs.Collect()
 			return err
 		})
