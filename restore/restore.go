@@ -13,6 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // Options say how a restore is done. The zero value is the strictest.
@@ -69,6 +70,20 @@ func Run(ctx context.Context, repo *chain.Repository, m *chain.Manifest, targets
 	return run(ctx, outfile.Linux(), repo, m, targets, o)
 }
 
+// checkLosses sees, before files that lack something appear, that this is not because the
+// checkpoint was repacked or forgotten meanwhile.
+func (r *restoring) checkLosses(ctx context.Context, targets []Target) error {
+	if !r.o.SkipDamaged || r.m.UUID == "" || !r.result(targets).Lost() {
+		return nil
+	}
+	missing := archive.Damaged("what it is made of", objstore.ErrNotFound)
+	newer, err := r.repo.Reread(ctx, r.m, missing)
+	if newer != nil || errors.As(err, new(*chain.GoneError)) {
+		return err // as one that did not leave out anything: see [chain.Repository.Reread]
+	}
+	return nil
+}
+
 func run(ctx context.Context, kernel *outfile.System, repo *chain.Repository, m *chain.Manifest, targets []Target, o Options) (res *Result, err error) {
 	r := &restoring{kernel: kernel, repo: repo, m: m, o: o, p: &progress{tell: o.Progress},
 		fetcher: archive.NewFetcher(repo.Store, archive.FetcherOptions{Parallel: o.Workers})}
@@ -94,6 +109,7 @@ func run(ctx context.Context, kernel *outfile.System, repo *chain.Repository, m 
 		r.open,
 		r.writeFiles, // before the disks, of which devices are written in place
 		r.writeDisks,
+		func(ctx context.Context) error { return r.checkLosses(ctx, targets) },
 		r.publish,
 	} {
 		if err := step(ctx); err != nil {
