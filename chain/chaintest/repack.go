@@ -65,6 +65,13 @@ func (h *History) Prune() {
 		}
 	}
 	h.remove(ctx, "", func(key string) bool { return needed[key] })
+	mark, err := h.Repo.CreateMark(ctx, &chain.MarkList{}) // as every prune does, before that
+	if err == nil {
+		_, err = h.Repo.EndMark(ctx, mark)
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
 }
 
 // remove removes the objects under a prefix, but for those that stay.
