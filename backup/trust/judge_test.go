@@ -46,7 +46,7 @@ func (w *world) event(what, how byte, clusterBits uint) {
 		w.backup(false, 1+int(how)%2, clusterBits, 3)
 	case 16: // a snapshot
 		if len(w.image.layers) < 3 {
-			w.image.layers = append([]layer{{holds: make([]kind, len(w.image.content))}}, w.image.layers...)
+			w.image.layers = append([]layer{{holds: make([]kind, len(w.image.content)), places: make([]int, len(w.image.content))}}, w.image.layers...)
 		}
 	case 17:
 		w.honest = w.honest && !w.shrunk // nobody saw how small it was

@@ -44,6 +44,8 @@ type world struct {
 	deltas  map[*chain.Disk][]bitmapstore.Run    // of incremental ones
 	bitmaps map[archive.Digest][]bitmapstore.Run // recorded
 	damaged map[*chain.Disk]bool
+	places  map[*chain.ClusterMap][]int // recorded
+	last    int                         // place that was given out
 	copies  []image
 	shrunk  bool // since the last backup
 	honest  bool // every write was recorded, and nothing else was done to bitmaps
@@ -58,6 +60,7 @@ type image struct {
 
 type layer struct {
 	holds   []kind
+	places  []int // of what holds data: where
 	mtime   int64
 	bitmaps []bitmap
 }
@@ -73,7 +76,7 @@ type bitmap struct {
 func (i image) clone() image {
 	c := image{content: bytes.Clone(i.content)}
 	for _, l := range i.layers {
-		k := layer{holds: slices.Clone(l.holds), mtime: l.mtime}
+		k := layer{holds: slices.Clone(l.holds), places: slices.Clone(l.places), mtime: l.mtime}
 		for _, b := range l.bitmaps {
 			b.dirty = slices.Clone(b.dirty)
 			k.bitmaps = append(k.bitmaps, b)
@@ -86,7 +89,8 @@ func (i image) clone() image {
 func newWorld(t *testing.T, sectors int, found map[trust.Reason]int) *world {
 	return &world{
 		t: t, honest: true, found: found,
-		image:   image{content: make([]byte, sectors), layers: []layer{{holds: make([]kind, sectors)}}},
+		image:   image{content: make([]byte, sectors), layers: []layer{{holds: make([]kind, sectors), places: make([]int, sectors)}}},
+		places:  make(map[*chain.ClusterMap][]int),
 		content: make(map[*chain.Disk][]byte),
 		deltas:  make(map[*chain.Disk][]bitmapstore.Run),
 		bitmaps: make(map[archive.Digest][]bitmapstore.Run),
@@ -108,6 +112,12 @@ func runs(sectors int, is func(i int) bool) bitmapstore.Runs {
 // put is a guest's write; without a mark it is one that bitmaps missed.
 func (w *world) put(i int, value byte, as kind, mark bool) {
 	top := &w.image.layers[0]
+	if as != data {
+		top.places[i] = 0
+	} else if top.holds[i] != data { // else it is overwritten where it is
+		w.last++
+		top.places[i] = w.last
+	}
 	w.image.content[i], top.holds[i] = value, as
 	for j := range top.bitmaps {
 		if b := &top.bitmaps[j]; mark && b.enabled {
@@ -127,7 +137,7 @@ func (b *bitmap) mark(i int) {
 func (w *world) resize(sectors int) {
 	top := &w.image.layers[0]
 	w.image.content = resized(w.image.content, sectors)
-	top.holds = resized(top.holds, sectors)
+	top.holds, top.places = resized(top.holds, sectors), resized(top.places, sectors)
 	for j := range top.bitmaps {
 		b := &top.bitmaps[j]
 		b.dirty = resized(b.dirty, sectors)
@@ -221,6 +231,14 @@ func (w *world) Allocated(_ context.Context, layer int) bitmapstore.Runs {
 	return runs(len(l.holds), func(i int) bool { return l.holds[i] != none })
 }
 
+// Moved is for [trust.Clusters]: sectors are compared one by one.
+func (w *world) Moved(_ context.Context, layer int, then *chain.ClusterMap, size int64) (bitmapstore.Runs, int64, error) {
+	was, l := w.places[then], w.image.layers[layer]
+	return runs(min(int(size/sector), len(l.holds)), func(i int) bool { return was[i] != l.places[i] }), 0, nil
+}
+
+func (w *world) Settle(int, *chain.ClusterMap, int64) {}
+
 // And its repository is the judge's [trust.Archive].
 
 func (w *world) State(_ context.Context, d *chain.Disk) (trust.State, error) {
@@ -279,7 +297,7 @@ func (s state) Compare(ctx context.Context, disk trust.Reader, run bitmapstore.R
 
 // judge returns a judge of the disk.
 func (w *world) judge(clusterBits uint) *trust.Judge {
-	return &trust.Judge{Image: w.look(clusterBits), States: chain.StatesOf(w.history, "vda"), Archive: w, Seed: 1}
+	return &trust.Judge{Image: w.look(clusterBits), States: chain.StatesOf(w.history, "vda"), Archive: w, Clusters: w, Seed: 1}
 }
 
 // backup does what the engine does: judge, archive what may have changed (or, without
@@ -316,6 +334,8 @@ func (w *world) backup(withData bool, grain int, clusterBits uint, keep int) {
 	}
 	if withData {
 		w.archive(d, v)
+		d.ClusterMap = &chain.ClusterMap{Span: int64(n)}
+		w.places[d.ClusterMap] = slices.Clone(w.image.layers[0].places)
 	}
 	top := &w.image.layers[0]
 	top.bitmaps = append(top.bitmaps, bitmap{name: d.Bitmap, grain: grain, enabled: true, dirty: make([]bool, len(top.holds))})
