@@ -354,8 +354,9 @@ func (m *Mover) fill(stores *errgroup.Group) error {
 			frames = frames[c.FrameLength:]
 			m.put(b, c, movedFrame{pack: number, offset: uint32(off), length: c.FrameLength, chunk: c.Chunk})
 		}
-		m.spare.Put(&b.stored)
+		buf := b.stored
 		b.stored = nil
+		m.spare.Put(&buf)
 		m.room.Release(min(b.length, moveRoom))
 	}
 	if m.ctx.Err() == nil {
