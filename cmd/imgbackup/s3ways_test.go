@@ -97,7 +97,7 @@ func (s scene) worksFor(w *world) {
 	}
 	run(w, "check", "--read-data")
 	empty, b := *w, *w.bucket
-	b.prefix += "/new"
+	b.prefix += "-new" // beside it, not in it
 	empty.bucket = &b
 	run(&empty, "init")
 	for _, b := range []*bucket{w.bucket, &b} {
