@@ -18,6 +18,9 @@ type DamageError struct {
 }
 
 func (e *DamageError) Error() string {
+	if errors.As(e.Err, new(*missingError)) {
+		return e.Object + " is missing"
+	}
 	if e.Length > 0 {
 		return fmt.Sprintf("%s is damaged (bytes %d to %d): %v", e.Object, e.Offset, e.Offset+e.Length-1, e.Err)
 	}
@@ -25,6 +28,13 @@ func (e *DamageError) Error() string {
 }
 
 func (e *DamageError) Unwrap() error { return e.Err }
+
+// missingError says of an object that it is missing, and not in how many words the store
+// said so.
+type missingError struct{ err error }
+
+func (*missingError) Error() string   { return "it is missing" }
+func (e *missingError) Unwrap() error { return e.err }
 
 // Damaged returns a [DamageError] about a whole object.
 func Damaged(object string, err error) error { return &DamageError{Object: object, Err: err} }

@@ -15,7 +15,7 @@ import (
 // missing turns "no such object" into damage; every other error stays what it is.
 func missing(key string, err error) error {
 	if errors.Is(err, objstore.ErrNotFound) {
-		return &DamageError{Object: key, Err: fmt.Errorf("it is missing: %w", err)}
+		return &DamageError{Object: key, Err: &missingError{err}}
 	}
 	return err
 }

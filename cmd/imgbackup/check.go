@@ -175,7 +175,7 @@ func (a *app) printReport(r *check.Report) error {
 		return w.err
 	}
 	if n := len(r.Findings); n > 0 {
-		return damageFound{fmt.Errorf("%d damaged or missing objects", n)}
+		return damageFound{fmt.Errorf("%s", count(n, "damaged or missing object"))}
 	}
 	return nil
 }
