@@ -122,7 +122,7 @@ func (w *world) whole() {
 // Whatever is damaged, another repository that has it all heals it.
 func TestRepairFromTwin(t *testing.T) {
 	t.Parallel()
-	for seed := range soak(20) {
+	for seed := range soak(10) {
 		w := newWorld(t, seed, 3<<10)
 		w.harm(true)
 		p := w.repair(w.fromTwin())
@@ -142,7 +142,7 @@ func TestRepairFromTwin(t *testing.T) {
 func TestRepairAlone(t *testing.T) {
 	t.Parallel()
 	lost := 0
-	for seed := range soak(30) {
+	for seed := range soak(16) {
 		w := newWorld(t, seed, 3<<10)
 		before := make([]bool, len(w.h.Checkpoints))
 		w.harm(false)
@@ -209,7 +209,7 @@ func (d disk) ReadAt(_ context.Context, p []byte, off int64) error {
 func TestRepairFromImage(t *testing.T) {
 	t.Parallel()
 	found := 0
-	for seed := range soak(12) {
+	for seed := range soak(6) {
 		w := newWorld(t, seed, 3<<10)
 		isPack := func(key string) bool {
 			prefix, _, ok := archive.ParseKey(key)
