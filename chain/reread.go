@@ -5,6 +5,7 @@ package chain
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/objstore"
@@ -29,4 +30,20 @@ func (r *Repository) Reread(ctx context.Context, m *Manifest, err error) (*Manif
 		return now, err
 	}
 	return nil, err
+}
+
+// PruneState differs before and after any prune that has deleted something: who misses an
+// object, and finds it changed, begins anew. While a prune is at work it is never the same.
+// What is wrong with the mark is for a prune to say.
+func (r *Repository) PruneState(ctx context.Context) (string, error) {
+	m, err := r.Mark(ctx)
+	switch {
+	case errors.Is(err, ErrNoMark), err != nil && unusable(err):
+		return "", nil
+	case err != nil:
+		return "", err
+	case m.Standing():
+		return NewUUID(), nil
+	}
+	return fmt.Sprint(m.UUID, m.Revision), nil
 }

@@ -134,7 +134,7 @@ const (
 // anew.
 func Run(ctx context.Context, repo *chain.Repository, o Options) (*Report, error) {
 	for try := 0; ; try++ {
-		before, err := markOf(ctx, repo)
+		before, err := repo.PruneState(ctx)
 		if err != nil {
 			return &Report{ReadData: o.ReadData, Lost: []Lost{}, Findings: []Finding{}}, err
 		}
@@ -142,26 +142,12 @@ func Run(ctx context.Context, repo *chain.Repository, o Options) (*Report, error
 		if err != nil || !c.missing || try == prunesMeanwhile {
 			return c.report, err
 		}
-		after, err := markOf(ctx, repo)
+		after, err := repo.PruneState(ctx)
 		if err != nil || before == after {
 			c.report.Complete = err == nil
 			return c.report, err
 		}
 	}
-}
-
-// markOf tells apart the states of the repository's mark. What is wrong with it is for
-// prune to say.
-func markOf(ctx context.Context, repo *chain.Repository) (string, error) {
-	m, err := repo.Mark(ctx)
-	var newer *chain.NewerError
-	switch {
-	case errors.Is(err, chain.ErrNoMark), archive.IsDamage(err), errors.As(err, &newer):
-		return "", nil
-	case err != nil:
-		return "", err
-	}
-	return fmt.Sprint(m.UUID, m.Revision), nil
 }
 
 // prunesMeanwhile is how often a check begins anew since objects were missing, and a prune

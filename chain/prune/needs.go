@@ -11,6 +11,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // needs is what checkpoints need, of an inventory.
@@ -199,9 +200,9 @@ func (p *pruner) checkMissing(ctx context.Context, n *needs) error {
 		case stands:
 			return &chain.ListingError{Object: key}
 		}
-		return archive.Damaged(key, errors.New(
+		return archive.Damaged(key, objstore.MarkNotFound(errors.New(
 			"a checkpoint needs it, and it is missing or of another length, so that nothing is deleted now: what is unused"+
-				" may have what was lost (imgbackup check tells which checkpoints are affected; forget or repair them first)"))
+				" may have what was lost (imgbackup check tells which checkpoints are affected; forget or repair them first)")))
 	}
 	return nil
 }

@@ -91,7 +91,14 @@ func (p *pruner) run(ctx context.Context) error {
 		return nil // and its mark stands
 	}
 	for range maxRounds {
+		state, err := p.repo.PruneState(ctx)
+		if err != nil {
+			return err
+		}
 		pl, err := p.makePlan(ctx, known, true)
+		if p.prunedMeanwhile(ctx, state, err) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -106,7 +113,7 @@ func (p *pruner) run(ctx context.Context) error {
 		}
 		known = pl.needs.census
 		if len(pl.repack)+len(pl.merge) > 0 {
-			if err := p.rewriteOrLeave(ctx, pl); err != nil {
+			if err := p.rewriteOrLeave(ctx, pl, state); err != nil {
 				return err
 			}
 			continue
@@ -122,8 +129,11 @@ func (p *pruner) run(ctx context.Context) error {
 
 // rewriteOrLeave rewrites; packs that are damaged are left as they are from then on, and
 // told of in the end.
-func (p *pruner) rewriteOrLeave(ctx context.Context, pl *plan) error {
+func (p *pruner) rewriteOrLeave(ctx context.Context, pl *plan, state string) error {
 	err := p.rewrite(ctx, pl)
+	if p.prunedMeanwhile(ctx, state, err) {
+		return nil
+	}
 	var damage *archive.DamageError
 	if !errors.As(err, &damage) {
 		return err
@@ -135,6 +145,17 @@ func (p *pruner) rewriteOrLeave(ctx context.Context, pl *plan) error {
 	p.damaged[name] = true
 	p.failed = append(p.failed, fmt.Errorf("a pack is not repacked, and stays as it is: %w", err))
 	return nil
+}
+
+// prunedMeanwhile reports whether an error is that another prune has deleted what this one
+// was to read, since the repository's state was this one: of what was forgotten meanwhile,
+// or repacked.
+func (p *pruner) prunedMeanwhile(ctx context.Context, state string, err error) bool {
+	if !archive.IsDamage(err) || !errors.Is(err, objstore.ErrNotFound) {
+		return false
+	}
+	now, serr := p.repo.PruneState(ctx)
+	return serr == nil && now != state
 }
 
 // before goes on with the mark of an earlier prune that has ended, and returns the
