@@ -51,6 +51,7 @@ func (s *Store) Probe(ctx context.Context) (err error) {
 		func() error { return s.probeChecksum(ctx, key("checksum"), [sha256.Size]byte{}) },
 		func() error { return s.probeChecksum(ctx, key("checksum256"), sha256.Sum256([]byte(meant))) },
 		func() error { return s.probeCreate(ctx, key("create")) },
+		func() error { return s.probeReplace(ctx, key("replace")) },
 		func() error { return s.probeRace(ctx, key("race/in/new/folders/object")) },
 		func() error { return s.probeHeld(ctx, key("held"), time.Since(begun)+shortestHold) },
 	} {
@@ -166,6 +167,65 @@ func (s *Store) probeCreate(ctx context.Context, key string) error {
 		return err
 	}
 	return s.probeContent(ctx, key, "first")
+}
+
+// probeReplace sees whether an object is replaced only where the very one stands that was
+// read, and whether one that was deleted is absent for both conditions.
+func (s *Store) probeReplace(ctx context.Context, key string) error {
+	unmet := func(what string) error {
+		return &objstore.NoConditionsError{What: "it does not honour conditional writes (If-Match): " + what}
+	}
+	put := func(content string, o objstore.PutOptions) error { return s.Put(ctx, key, strings.NewReader(content), o) }
+	if err := put("first", objstore.PutOptions{Mode: objstore.Replace}); err != nil {
+		return err
+	}
+	tag, err := s.tagOf(ctx, key, []byte("first"))
+	if err != nil {
+		return err
+	}
+	err = put("second", objstore.PutOptions{Mode: objstore.Replace, Old: []byte("first")})
+	var answer *Error
+	switch {
+	case errors.Is(err, objstore.ErrChanged), errors.As(err, &answer) && (answer.Status == http.StatusNotImplemented || answer.Status == http.StatusBadRequest):
+		return unmet("it does not replace the object that stands there: " + err.Error())
+	case err != nil:
+		return err
+	}
+	if err := s.probeContent(ctx, key, "second"); err != nil {
+		return err
+	}
+	// As a request that comes late asks: by the first one's entity tag.
+	late := func(over string) error {
+		var opts minio.PutObjectOptions
+		opts.SetMatchETag(tag)
+		err := s.put(ctx, key, strings.NewReader("late"), [sha256.Size]byte{}, opts)
+		switch {
+		case err == nil:
+			return unmet(over)
+		case isCode(err, codePreconditionFailed), isCode(err, codeNoSuchKey):
+			return nil
+		}
+		return s.failed(ctx, "store", key, err)
+	}
+	if err := late("it stored an object over another than the one that was to be replaced"); err != nil {
+		return err
+	}
+	if err := s.probeContent(ctx, key, "second"); err != nil {
+		return err
+	}
+	if err := s.Delete(ctx, key); err != nil {
+		return err
+	}
+	if err := late("what was deleted was replaced (are there versions in the bucket?)"); err != nil {
+		return err
+	}
+	switch err := put("third", objstore.PutOptions{}); {
+	case errors.Is(err, objstore.ErrExists):
+		return unmet("what was deleted counts as there (are there versions in the bucket?)")
+	case err != nil:
+		return err
+	}
+	return s.probeContent(ctx, key, "third")
 }
 
 // probeRace sees whether one of several writers at once creates an object.

@@ -52,6 +52,12 @@ func testS3NoConditions(t *testing.T, server *s3test.Server) {
 		t.Errorf("probe: %v, want a NoConditionsError", err)
 	}
 	wantEmpty(t, s)
+	// Nor one that heeds If-None-Match alone.
+	half := s3test.NewProxy(t, server, s3test.Fault{How: s3test.Overwrite, Method: http.MethodPut, Key: "/replace"})
+	err = openS3(t, half.Config(server, bucket, "half")).Probe(t.Context())
+	if !errors.As(err, new(*objstore.NoConditionsError)) || !strings.Contains(err.Error(), "If-Match") {
+		t.Errorf("a store that does not replace conditionally: %v", err)
+	}
 	// Nor is one fit for several that looks only as a request begins.
 	early := s3test.NewProxy(t, server, s3test.Fault{How: s3test.Early, Method: http.MethodPut, Key: "/held"})
 	err = openS3(t, early.Config(server, bucket, "early")).Probe(t.Context())
