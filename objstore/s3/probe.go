@@ -175,7 +175,9 @@ func (s *Store) probeReplace(ctx context.Context, key string) error {
 	unmet := func(what string) error {
 		return &objstore.NoConditionsError{What: "it does not honour conditional writes (If-Match): " + what}
 	}
-	put := func(content string, o objstore.PutOptions) error { return s.Put(ctx, key, strings.NewReader(content), o) }
+	put := func(content string, o objstore.PutOptions) error {
+		return s.Put(ctx, key, strings.NewReader(content), o)
+	}
 	if err := put("first", objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 		return err
 	}
