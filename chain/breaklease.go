@@ -107,12 +107,6 @@ func (r *Repository) spendAnnounced(ctx context.Context, a *Announced) error {
 	return err
 }
 
-// OwnerEnded reports whether the owner of a mark has certainly ended.
-func (r *Repository) OwnerEnded(ctx context.Context, m *Mark) (bool, error) {
-	self, err := r.Self()
-	return err == nil && (m.Released || r.ended(ctx, self, m.Process, m.Owner)), err
-}
-
 // ended reports whether the writer of a lease or a mark has certainly ended.
 func (r *Repository) ended(ctx context.Context, self, other Process, run string) bool {
 	return protocol.Ended(ctx, run, func() bool { return self.Fate(other) == FateEnded })

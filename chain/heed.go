@@ -12,6 +12,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/internal/protocol"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 const (
@@ -19,8 +20,6 @@ const (
 	deletingPause = 2 * time.Second
 	// deletingTries bounds them: about half an hour.
 	deletingTries = 900
-	// finishBatch is how many objects are deleted between two looks at the mark.
-	finishBatch = 32
 )
 
 // marks is what a writer knows of the mark: as it was read when its lease stood, or
@@ -191,10 +190,11 @@ func (k *marks) strike(ctx context.Context, keys []string) (wait *Mark, err erro
 // finish does the rest of what a prune was deleting that has certainly ended, and reports
 // whether it did anything.
 func (k *marks) finish(ctx context.Context, m *Mark) (bool, error) {
-	if ended, err := k.repo.OwnerEnded(ctx, m); err != nil || !ended {
+	m, ended, err := k.repo.MarkEnded(ctx, m)
+	if err != nil || !ended {
 		return false, err
 	}
-	err := k.finishAll(ctx, m)
+	err = k.finishAll(ctx, m)
 	if errors.Is(err, ErrMarkChanged) {
 		err = nil // another does it
 	}
@@ -210,16 +210,16 @@ func (k *marks) finishAll(ctx context.Context, m *Mark) error {
 	if err != nil {
 		return err
 	}
-	for i, key := range list.Objects {
-		if i%finishBatch == 0 {
-			if err := k.repo.CheckMark(ctx, m); err != nil {
-				return err
-			}
-		}
-		if err := k.repo.Store.Delete(ctx, key); err != nil {
+	d := &Deleting{Repo: k.repo, Mark: m}
+	for batch := range slices.Chunk(list.Objects, objstore.MaxBatch) {
+		refused, err := d.Batch(ctx, batch)
+		if err != nil {
 			return err
 		}
+		if refused != nil {
+			return fmt.Errorf("finish what a prune was deleting: %w", refused)
+		}
 	}
-	_, err = k.repo.EndMark(ctx, m)
+	_, err = d.End(ctx)
 	return err
 }

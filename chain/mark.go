@@ -89,10 +89,20 @@ type Suspicion struct {
 func (m *Mark) Standing() bool { return m.State != MarkDone }
 
 // MarkStandsError says that another prune has its mark in the repository.
-type MarkStandsError struct{ Mark *Mark }
+type MarkStandsError struct {
+	Mark *Mark
+	// Delay is for how long a request to the store may be on its way after its client
+	// has ended; see [objstore.Delayed].
+	Delay time.Duration
+}
 
 func (e *MarkStandsError) Error() string {
-	return fmt.Sprintf("a prune is at work on %s (process %d) since %s", e.Mark.Host.Name, e.Mark.PID, e.Mark.Since.Format(time.RFC3339))
+	text := fmt.Sprintf("a prune is at work on %s (process %d) since %s", e.Mark.Host.Name, e.Mark.PID, e.Mark.Since.Format(time.RFC3339))
+	if e.Mark.State == MarkDeleting && e.Delay > 0 {
+		text += fmt.Sprintf("; if it was cut off, what it sent last may still arrive at the store: %.0f minutes after this host"+
+			" has seen so first a prune goes on with it", e.Delay.Minutes())
+	}
+	return text
 }
 
 // Validate says what is wrong with a mark, or nil.
@@ -242,30 +252,32 @@ func (r *Repository) ChangeMark(ctx context.Context, m *Mark, change func(*Mark)
 	return r.storeMark(ctx, m, &next)
 }
 
-// CheckMark returns nil while the mark stands as it was read into m, else ErrMarkChanged:
-// who deletes what is marked looks before each batch that it still may.
-func (r *Repository) CheckMark(ctx context.Context, m *Mark) error {
-	data, err := readSealed(ctx, r.Store, MarkKey)
-	if errors.Is(err, objstore.ErrNotFound) || err == nil && !bytes.Equal(data, m.data) {
-		return ErrMarkChanged
-	}
-	return err
-}
-
 // MarkEnded reports whether the owner of a mark has ended: it said so itself, or that is
 // certain on this host, or the mark was seen unchanged for a day by this machine's clock.
-// Else when that was first seen so is noted in the mark, which is returned as it is then.
+// Where it was deleting, a request of its own may still be on its way to the store: then
+// the mark has to be seen unchanged for as long as that takes, too. When it was first seen
+// so is noted in the mark, which is returned as it is then.
 func (r *Repository) MarkEnded(ctx context.Context, m *Mark) (*Mark, bool, error) {
 	self, err := r.Self()
-	if err != nil || m.Released || r.ended(ctx, self, m.Process, m.Owner) {
-		return m, err == nil, err
+	if err != nil {
+		return m, false, err
+	}
+	unchanged := unchangedFor
+	if m.Released || r.ended(ctx, self, m.Process, m.Owner) {
+		unchanged = 0
+		if m.State == MarkDeleting {
+			unchanged = objstore.MaxDelay(r.Store)
+		}
+	}
+	if unchanged == 0 {
+		return m, true, nil
 	}
 	boot, since, err := bootClock()
 	if err != nil || boot == "" {
 		return m, false, err
 	}
 	if s := m.Suspected; s != nil && s.BootID == boot && s.Since <= since {
-		return m, time.Duration(since-s.Since)*time.Second >= unchangedFor, nil
+		return m, time.Duration(since-s.Since)*time.Second >= unchanged, nil
 	}
 	next, err := r.ChangeMark(ctx, m, func(m *Mark) { m.Suspected = &Suspicion{BootID: boot, Since: since} })
 	if errors.Is(err, ErrMarkChanged) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"time"
 )
 
 // UnsupportedError says that a store can't do what a PutOptions asks for. It is
@@ -129,3 +130,18 @@ type VersionReader interface {
 // ErrReplaced says that another object stands under the key than the one that
 // was being read. It may be read from its beginning.
 var ErrReplaced = errors.New("the object was replaced while it was being read")
+
+// Delayed is a store to which a request may still arrive when its client has given it up,
+// or was killed: also one that deletes.
+type Delayed interface {
+	// MaxDelay bounds that.
+	MaxDelay() time.Duration
+}
+
+// MaxDelay is that of a store; 0: what was given up never happens any more.
+func MaxDelay(s Store) time.Duration {
+	if d, ok := As[Delayed](s); ok {
+		return d.MaxDelay()
+	}
+	return 0
+}

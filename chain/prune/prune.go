@@ -87,7 +87,7 @@ func (p *pruner) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(p.result.Waiting) > 0 {
+	if len(p.result.Waiting) > 0 || p.result.Unanswered {
 		return nil // and its mark stands
 	}
 	for range maxRounds {
@@ -227,10 +227,13 @@ func (p *pruner) withdraw(ctx context.Context, m *chain.Mark, why error) error {
 func (p *pruner) checkEnded(ctx context.Context, m *chain.Mark) (*chain.Mark, error) {
 	m, ended, err := p.repo.MarkEnded(ctx, m)
 	if err == nil && !ended && !p.o.TakeOver {
-		err = &chain.MarkStandsError{Mark: m}
+		err = &chain.MarkStandsError{Mark: m, Delay: objstore.MaxDelay(p.repo.Store)}
 	}
 	return m, err
 }
+
+// ErrLostMark says that another prune has the mark by now, and goes on with it.
+var ErrLostMark = errors.New("another prune has taken over what this one had marked, and goes on with it: this one sends no further delete")
 
 // lost tells that the mark is another's by now, where it was changed.
 func lost(err error) error {

@@ -35,7 +35,7 @@ func (p *pruner) remove(ctx context.Context, pl *plan) (more bool, err error) {
 	for _, a := range removed {
 		p.result.Removed.add(a.Kind, a.Objects, a.Bytes)
 	}
-	return more && len(p.result.Waiting) == 0, err
+	return more && len(p.result.Waiting) == 0 && !p.result.Unanswered, err
 }
 
 // unneededKeys are the keys of what is unneeded, and older lists of marks, sorted; more

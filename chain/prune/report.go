@@ -80,4 +80,7 @@ type Result struct {
 	// Left is marked, and waits for the runs in Waiting: the next prune goes on.
 	Left    Amounts   `json:"left"`
 	Waiting []Waiting `json:"waiting"`
+	// Unanswered says that requests to delete may still arrive at the store: the mark
+	// stands, and the next prune ends it.
+	Unanswered bool `json:"unanswered"`
 }

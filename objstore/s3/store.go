@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/encrypt"
@@ -295,6 +296,10 @@ func (s *Store) statByGet(ctx context.Context, key string) (int64, error) {
 	}
 	return size, nil
 }
+
+// MaxDelay implements objstore.Delayed: a server refuses what was signed 15 minutes ago
+// (RequestTimeTooSkewed).
+func (s *Store) MaxDelay() time.Duration { return 15 * time.Minute }
 
 // Delete implements Store.
 func (s *Store) Delete(ctx context.Context, key string) error {
