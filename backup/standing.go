@@ -97,7 +97,7 @@ func (s *session) putStanding(ctx context.Context, m *chain.Manifest, found Stan
 		return s.lease.Revise(ctx, m)
 	}
 	if found.InPlaceOf != nil {
-		if err := chain.Delete(ctx, s.repo, found.InPlaceOf); err != nil {
+		if err := chain.Delete(ctx, s.lease, found.InPlaceOf); err != nil {
 			return err
 		}
 	}

@@ -70,7 +70,7 @@ func TestDeleteCheckpoint(t *testing.T) {
 	r := newRepository(t)
 	full := r.sample("web", "full")
 	commit(t, r, full)
-	if err := Delete(t.Context(), r, full); err == nil {
+	if err := r.Under(t.Context(), "delete", func(h *Hold) error { return Delete(t.Context(), h, full) }); err == nil {
 		t.Error("an archive was deleted")
 	}
 	m := without(r, "one")
@@ -78,11 +78,11 @@ func TestDeleteCheckpoint(t *testing.T) {
 	again := *m
 	again.UUID = NewUUID()
 	var taken *TakenError
-	if err := Delete(t.Context(), r, &again); !errors.As(err, &taken) {
+	if err := r.Under(t.Context(), "delete", func(h *Hold) error { return Delete(t.Context(), h, &again) }); !errors.As(err, &taken) {
 		t.Errorf("another of the name: %v", err)
 	}
 	for range 2 { // the second time it is gone already
-		if err := Delete(t.Context(), r, m); err != nil {
+		if err := r.Under(t.Context(), "delete", func(h *Hold) error { return Delete(t.Context(), h, m) }); err != nil {
 			t.Fatal(err)
 		}
 	}

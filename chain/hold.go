@@ -81,6 +81,18 @@ func (r *Repository) Hold(ctx context.Context, purpose string) (*Hold, error) {
 	return r.hold(ctx, purpose, nil)
 }
 
+// Under does something under a lease, which it releases in the end.
+func (r *Repository) Under(ctx context.Context, purpose string, do func(h *Hold) error) error {
+	h, err := r.Hold(ctx, purpose)
+	if err != nil {
+		return err
+	}
+	err = h.Explain(do(h))
+	tidying, cancel := Tidying(ctx)
+	defer cancel()
+	return errors.Join(err, h.Release(tidying))
+}
+
 // HoldFor is Hold and Announce in one step, for who will make one checkpoint, whose name
 // was seen to be free.
 func (r *Repository) HoldFor(ctx context.Context, purpose, domain, checkpoint string) (*Hold, error) {
@@ -357,6 +369,40 @@ func (h *Hold) Revise(ctx context.Context, m *Manifest) error {
 		return err
 	}
 	return h.committed(ctx, h.repo.reviseSlot(ctx, h.slot, m))
+}
+
+// Forget is [Repository.Forget], safe beside who forgets the same checkpoint, describes it
+// anew, or takes its name again: while the lease announces the slot nobody else commits to
+// it, and what stands there is first replaced conditionally, by a void.
+func (h *Hold) Forget(ctx context.Context, m *Manifest) error {
+	if err := h.repo.CheckWritable(); err != nil {
+		return err
+	}
+	slot, err := h.repo.standing(ctx, m)
+	if err == nil {
+		err = h.Announce(ctx, slot)
+	}
+	if errors.As(err, new(*GoneError)) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	slot, h.slot = h.slot, nil
+	err = h.repo.empty(ctx, slot, m)
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		return h.repo.Store.Delete(ctx, slot.Key()) // nobody else writes there
+	case errors.As(err, new(*unknownError)):
+		h.unknown = true
+		return err
+	case err != nil || slot.Manifest.OverVoid != "":
+		return err
+	}
+	if err := h.repo.Store.Delete(ctx, slot.Key()); err != nil {
+		h.unknown = true // the void stays, and the delete may arrive yet
+	}
+	return nil
 }
 
 // committed notes what became of a commit.

@@ -185,10 +185,11 @@ func (p *ForgottenCheckpoint) onlyNames(stay []*Manifest) bool {
 	return true
 }
 
-// Delete removes a checkpoint without data from a repository, as Forget does; its bitmaps
+// Delete removes a checkpoint without data from a repository, as Forget does, under a lease; its bitmaps
 // are gone from the images already, or are meant to stay there: nobody is to take them out
 // because of this.
-func Delete(ctx context.Context, r *Repository, m *Manifest) error {
+func Delete(ctx context.Context, h *Hold, m *Manifest) error {
+	r := h.repo
 	if m.Kind != KindCheckpoint {
 		return fmt.Errorf("checkpoint %s of domain %s holds an archive", m.Checkpoint, m.Domain)
 	}
@@ -205,14 +206,14 @@ func Delete(ctx context.Context, r *Repository, m *Manifest) error {
 	if err := r.Remember(ctx, m.Domain, []*Manifest{&nameless}, stay); err != nil {
 		return err
 	}
-	return r.Forget(ctx, m)
+	return h.Forget(ctx, m)
 }
 
 // Forget forgets checkpoints of one domain, several at once; all are the domain's
 // manifests, gone among them. What others may still have to know of them is noted before.
 // tell is called after each. Of an error, those that were told of are forgotten, and the
 // others stand, or may be gone when it is an outage. Errors are those of
-// [Repository.Forget].
+// [Hold.Forget].
 func Forget(ctx context.Context, r *Repository, all, gone []*Manifest, tell func(*Manifest)) error {
 	if len(gone) == 0 {
 		return nil
@@ -224,34 +225,43 @@ func Forget(ctx context.Context, r *Repository, all, gone []*Manifest, tell func
 	if err := r.Remember(ctx, gone[0].Domain, gone, stay); err != nil {
 		return err
 	}
-	var mu sync.Mutex // while tell is called
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(forgetters)
-	for _, m := range gone {
+	var mu sync.Mutex // while tell is called, and one is taken
+	next := func() (m *Manifest) {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(gone) > 0 {
+			m, gone = gone[0], gone[1:]
+		}
+		return m
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for range max(1, min(forgetters, len(gone)/forgetters)) { // each announces one at a time
 		g.Go(func() error {
-			if err := gctx.Err(); err != nil {
-				return err
-			}
-			if err := r.forgetAny(gctx, m); err != nil {
-				return err
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			tell(m)
-			return nil
+			return r.Under(ctx, "forget", func(h *Hold) error {
+				for m := next(); m != nil; m = next() {
+					if err := h.forgetAny(h.Context(), m); err != nil {
+						return err
+					}
+					mu.Lock()
+					tell(m)
+					mu.Unlock()
+				}
+				return nil
+			})
 		})
 	}
 	return g.Wait()
 }
 
-// forgetters is how many manifests are removed at once.
-const forgetters = 16
+// forgetters is how many checkpoints of many are forgotten at once, each under a lease of
+// its own.
+const forgetters = 8
 
 // forgetAny forgets a checkpoint whatever its revision is, unless it has other tags by
 // now: by these it was decided that it goes.
-func (r *Repository) forgetAny(ctx context.Context, m *Manifest) error {
+func (h *Hold) forgetAny(ctx context.Context, m *Manifest) error {
 	for try := 1; ; try++ {
-		err := r.Forget(ctx, m)
+		err := h.Forget(ctx, m)
 		var revised *RevisedError
 		if !errors.As(err, &revised) || try == retags || !slices.Equal(m.Tags, revised.Manifest.Tags) {
 			return err

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/internal/protocol"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -215,7 +216,8 @@ func TestForgetCutOff(t *testing.T) {
 		if !slices.Contains(names, "c1") || !slices.Contains(names, "c4") {
 			t.Errorf("cut off after %d: there are %v", n, names)
 		}
-		if err := Forget(t.Context(), r, all, all[1:3], func(*Manifest) {}); err != nil {
+		dead := protocol.WithTest(t.Context(), &protocol.Test{Ended: func(string) bool { return true }})
+		if err := Forget(dead, r, all, all[1:3], func(*Manifest) {}); err != nil {
 			t.Errorf("again: %v", err)
 		}
 		wantLeft(t, r, map[string][]string{"c2": {"c1"}, "c3": {"c1"}})

@@ -146,7 +146,8 @@ func (r *Repository) explain(m *Manifest, err error, created bool) error {
 // Forget removes a checkpoint if it still stands as it was read: one delete. Where its
 // manifest had taken a void's place, a new void takes its own. One that is gone already
 // is no error. What it needed stays, for a prune to remove. Other errors are those of
-// Revise.
+// Revise. Between the look and the delete another may change what stands there:
+// [Hold.Forget] closes that gap.
 func (r *Repository) Forget(ctx context.Context, m *Manifest) error {
 	if err := r.CheckWritable(); err != nil {
 		return err
@@ -161,6 +162,11 @@ func (r *Repository) Forget(ctx context.Context, m *Manifest) error {
 	if slot.Manifest.OverVoid == "" || !protocol.Keeps(ctx, protocol.Scar) {
 		return r.Store.Delete(ctx, slot.Key())
 	}
+	return r.empty(ctx, slot, m)
+}
+
+// empty puts a void in the place of the manifest m, if that is what stands in the slot.
+func (r *Repository) empty(ctx context.Context, slot *Slot, m *Manifest) error {
 	data, err := Seal(r.newVoid())
 	if err != nil {
 		return err

@@ -300,7 +300,9 @@ func (p *Deletion) delete(ctx context.Context, d Doomed, note func(string)) (Del
 	if d.KeepsData {
 		return done, nil
 	}
-	return done, chain.Delete(ctx, p.repo, d.manifest)
+	return done, p.repo.Under(ctx, "delete checkpoint "+d.Checkpoint.Name, func(h *chain.Hold) error {
+		return chain.Delete(ctx, h, d.manifest)
+	})
 }
 
 // remove takes a bitmap out of its image. One that was made for libvirt stays, if another

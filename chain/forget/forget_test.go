@@ -209,7 +209,7 @@ func TestRunFails(t *testing.T) {
 		w.add(name, noon)
 	}
 	p := w.make(forget.Request{Domains: []string{"db", "web"}, Rules: retention.Rules{Last: 1}})
-	failing := &noDelete{Store: w.repo.Store, key: chain.ManifestKey("db", "c1")}
+	failing := &noChange{Store: w.repo.Store, key: chain.ManifestKey("db", "c1")}
 	repo := &chain.Repository{Store: failing, Config: w.repo.Config}
 	var told []string
 	err := p.Run(t.Context(), repo, func(m *chain.Manifest) { told = append(told, m.Domain+"/"+m.Checkpoint) })
@@ -224,17 +224,17 @@ func TestRunFails(t *testing.T) {
 	}
 }
 
-// noDelete is a store that can't delete one object.
-type noDelete struct {
+// noChange is a store in which one object can't be replaced.
+type noChange struct {
 	objstore.Store
 	key string
 	hit bool
 }
 
-func (s *noDelete) Delete(ctx context.Context, key string) error {
+func (s *noChange) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
 	if key == s.key {
 		s.hit = true
-		return errors.New("not now")
+		return objstore.MarkPermanent(errors.New("not now"))
 	}
-	return s.Store.Delete(ctx, key)
+	return s.Store.Put(ctx, key, body, o)
 }
