@@ -68,7 +68,7 @@ func (k *stock) of(t *testing.T, what string) []archive.MapRef {
 
 // store stores a disk of this content, and returns its maps.
 func (s *setup) store(ctx context.Context, to objstore.Store, what string) ([]archive.MapRef, error) {
-	maps := s.stock.of(s.t, what)
+	maps := s.of(s.t, what)
 	opened, err := archive.OpenMap(context.Background(), s.stock.store, maps[0], 0)
 	if err != nil {
 		return nil, err
