@@ -5,7 +5,6 @@ package backup
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -110,12 +109,9 @@ func (s *session) believesTimes(files []chain.FileState, boot string, host chain
 		return false, nil
 	}
 	for _, f := range files {
-		var st unix.Statfs_t
-		if err := sys.Restart(func() error { return unix.Statfs(f.Path, &st) }); err != nil {
-			return false, fmt.Errorf("the file system of %s: %w", f.Path, err)
-		}
-		if !keepsTimes(int64(st.Type)) {
-			return false, nil
+		kind, err := sys.SystemKind(f.Path)
+		if err != nil || !keepsTimes(kind) {
+			return false, err
 		}
 	}
 	return true, nil
@@ -124,8 +120,8 @@ func (s *session) believesTimes(files []chain.FileState, boot string, host chain
 // keepsTimes reports whether a file system, by the number of its kind, sets the times of files
 // by this kernel's clock, at each write, and takes no others' word for them. Those that are not
 // known (FUSE, network file systems, and whatever comes) are not believed.
-func keepsTimes(kind int64) bool {
-	switch uint32(kind) {
+func keepsTimes(kind uint32) bool {
+	switch kind {
 	case unix.EXT4_SUPER_MAGIC, // and ext2, ext3
 		unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, unix.TMPFS_MAGIC,
 		unix.OVERLAYFS_SUPER_MAGIC,

@@ -30,3 +30,13 @@ func bytesOf(blocks, size uint64) int64 {
 	}
 	return int64(blocks * size)
 }
+
+// SystemKind returns the number of the kind of file system that path lies on, as statfs(2)
+// tells it.
+func SystemKind(path string) (uint32, error) {
+	var st unix.Statfs_t
+	if err := Restart(func() error { return unix.Statfs(path, &st) }); err != nil {
+		return 0, &fs.PathError{Op: "ask for the file system", Path: path, Err: err}
+	}
+	return uint32(st.Type), nil // its type differs from machine to machine
+}
