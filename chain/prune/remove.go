@@ -89,8 +89,23 @@ func (p *pruner) finish(
 	// Whoever comes next shall not have to find out whether this one has ended.
 	ctx, cancel := chain.Tidying(ctx)
 	defer cancel()
+	if archive.IsDamage(err) {
+		p.giveUp(ctx, m)
+	}
 	p.release(ctx, m)
 	return removed, err
+}
+
+// giveUp ends a mark under which nothing was deleted yet, if it is still ours: what is
+// damaged has to be repaired first, and no repair begins while a mark stands.
+func (p *pruner) giveUp(ctx context.Context, of *chain.Mark) {
+	m, err := p.repo.Mark(ctx)
+	if err != nil || m.UUID != of.UUID || m.Owner != of.Owner || m.State != chain.MarkMarked {
+		return
+	}
+	if _, err := p.repo.EndMark(ctx, m); err != nil && !errors.Is(err, chain.ErrMarkChanged) {
+		p.note("the mark of this prune stays, and no repair begins before another prune has ended it: %v", err)
+	}
 }
 
 // release says in the mark that its owner has ended, if it is still ours.
