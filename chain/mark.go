@@ -157,9 +157,19 @@ func (r *Repository) Mark(ctx context.Context) (*Mark, error) {
 		return nil, ErrNoMark
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the mark of a prune: %w", err)
+		return nil, damagedMark(fmt.Errorf("read the mark of a prune: %w", err))
 	}
-	return parseMark(data)
+	m, err := parseMark(data)
+	return m, damagedMark(err)
+}
+
+// damagedMark adds to the error of a mark that is damaged what a person can do.
+func damagedMark(err error) error {
+	if !archive.IsDamage(err) {
+		return err
+	}
+	return fmt.Errorf("%w: what a prune means to delete can't be known"+
+		" (when no prune is at work any more, on any host: imgbackup prune --take-over)", err)
 }
 
 func parseMark(data []byte) (*Mark, error) {
@@ -294,6 +304,33 @@ func (r *Repository) TakeOver(ctx context.Context, m *Mark) (*Mark, error) {
 		return nil, err
 	}
 	return r.ChangeMark(ctx, m, func(m *Mark) { m.Owner, m.Process, m.Released = NewUUID(), self, false })
+}
+
+// ReplaceDamagedMark puts a mark that is done in the place of one that is damaged. The prune
+// that it belonged to must have ended, which only a person can say; if it is at work after
+// all, it finds that the mark is not its own and stops. What it had listed nothing needed,
+// and what of that is still there the next prune finds again.
+func (r *Repository) ReplaceDamagedMark(ctx context.Context) error {
+	data, err := objstore.ReadAll(ctx, r.Store, MarkKey, maxSealed)
+	if err != nil {
+		return fmt.Errorf("read the mark of a prune: %w", err)
+	}
+	if _, err := parseMark(data); !archive.IsDamage(err) {
+		return ErrMarkChanged
+	}
+	self, err := r.Self()
+	if err != nil {
+		return err
+	}
+	list, err := r.putMarkList(ctx, &MarkList{})
+	if err != nil {
+		return err
+	}
+	_, err = r.storeMark(ctx, &Mark{data: data}, &Mark{
+		Format: MarkFormat, Version: 1, UUID: NewUUID(), Revision: 1, State: MarkDone,
+		Owner: NewUUID(), Process: self, Since: now(), List: list,
+	})
+	return err
 }
 
 // SetDeleting fixes what is deleted: list, which has nothing that was struck.

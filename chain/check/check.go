@@ -52,6 +52,8 @@ const (
 	KindIntent   = "intent"
 	KindLease    = "lease"
 
+	KindMark = "mark" // of a prune: no checkpoint is affected, but nobody can write
+
 	KindForgotten = "forgotten" // what forgotten checkpoints left: no checkpoint's data is affected
 )
 
@@ -237,7 +239,7 @@ func (c *check) run(ctx context.Context) error {
 		steps = append(steps, c.readData, c.checkReferences)
 	}
 	steps = append(steps, c.countUnread)
-	steps = append(steps, c.checkIntents, c.checkLeases, c.findAffected)
+	steps = append(steps, c.checkIntents, c.checkLeases, c.checkMark, c.findAffected)
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return fmt.Errorf("the check is not complete: %w", err)

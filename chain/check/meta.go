@@ -209,6 +209,21 @@ func (c *check) checkLeases(ctx context.Context) error {
 	return c.recordUnusable(KindLease, unusable)
 }
 
+// checkMark looks at the mark of a prune. What it lists nothing needs.
+func (c *check) checkMark(ctx context.Context) error {
+	if !c.all() {
+		return nil
+	}
+	switch _, err := c.repo.Mark(ctx); {
+	case chain.Unusable(err):
+		return c.record(KindMark, objectOf(err), 0, err)
+	case errors.Is(err, chain.ErrNoMark):
+		return nil
+	default:
+		return err
+	}
+}
+
 // recordUnusable records objects that are damaged or too new, as far as they
 // are of the domains that are checked.
 func (c *check) recordUnusable(kind string, errs []error) error {

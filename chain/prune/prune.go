@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
@@ -51,6 +52,7 @@ type pruner struct {
 
 	mu      sync.Mutex              // guards what several goroutines of one step fill
 	damaged map[archive.Digest]bool // packs that can't be repacked
+	noRoom  error                   // why nothing is rewritten until something is deleted
 	failed  []error                 // damage that did not end the prune
 }
 
@@ -112,17 +114,22 @@ func (p *pruner) run(ctx context.Context) error {
 			return nil
 		}
 		known = pl.needs.census
-		if len(pl.repack)+len(pl.merge) > 0 {
+		if len(pl.repack)+len(pl.merge) > 0 && p.noRoom == nil {
 			if err := p.rewriteOrLeave(ctx, pl, state); err != nil {
 				return err
 			}
 			continue
 		}
 		p.result.Repack.Unused = pl.summary.Repack.Unused
+		before := p.result.Removed.Total()
 		more, err := p.remove(ctx, pl)
-		if err != nil || !more {
-			return err
+		if err != nil || p.result.Unanswered || len(p.result.Waiting) > 0 {
+			return errors.Join(p.noRoom, err)
 		}
+		if !more && (p.noRoom == nil || p.result.Removed.Total() == before) {
+			return p.noRoom
+		}
+		p.noRoom = nil
 	}
 	return errors.New("there is no end of it: others store and forget as fast as this prune removes")
 }
@@ -132,6 +139,11 @@ func (p *pruner) run(ctx context.Context) error {
 func (p *pruner) rewriteOrLeave(ctx context.Context, pl *plan, state string) error {
 	err := p.rewrite(ctx, pl)
 	if p.prunedMeanwhile(ctx, state, err) {
+		return nil
+	}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		p.note("there is no room to repack; what is unneeded is deleted first: %v", err)
+		p.noRoom = err
 		return nil
 	}
 	var damage *archive.DamageError
@@ -169,6 +181,10 @@ func (p *pruner) before(ctx context.Context) ([]string, error) {
 	m, err := p.repo.Mark(ctx)
 	if errors.Is(err, chain.ErrNoMark) {
 		return nil, nil
+	}
+	if archive.IsDamage(err) && p.o.TakeOver && !p.o.DryRun {
+		p.note("what the last prune noted counts for nothing: %v", err)
+		return nil, lost(p.repo.ReplaceDamagedMark(ctx))
 	}
 	if err != nil {
 		return nil, err

@@ -3,6 +3,7 @@
 package prune
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -12,11 +13,13 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/check"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/objstoretest"
 )
@@ -390,4 +393,119 @@ func TestFull(t *testing.T) {
 		}
 		w.verify(t, store)
 	}
+}
+
+// TestFullMakesRoom: where there is no room to repack, what is unneeded is deleted all the
+// same, and then the repack finds the room that this made.
+func TestFullMakesRoom(t *testing.T) {
+	t.Parallel()
+	for _, times := range []int{1, 0} { // the disk is full once; for good
+		w := newWorld(t, 3, 5)
+		w.forget(t, w.Repo, 0, 1, 3)
+		plan, err := Run(t.Context(), open(t, w.Store), Options{DryRun: true})
+		if err != nil || plan.Plan.Repack.Moves == 0 || plan.Plan.Remove.Total().Objects == 0 {
+			t.Fatalf("%+v, %v", plan, err)
+		}
+		full := &fullStore{Store: w.Store, times: times}
+		result, err := Run(t.Context(), open(t, full), Options{packSize: 64 << 10})
+		if full.refused == 0 || (times == 1) != (err == nil) || err != nil && !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("full %d times: %v, %d puts refused", times, err, full.refused)
+		}
+		if n := result.Removed.Total().Objects; n < plan.Plan.Remove.Total().Objects {
+			t.Errorf("full %d times: %d objects removed", times, n)
+		}
+		if (times == 1) != (result.Repack.Moves > 0) {
+			t.Errorf("full %d times: %+v", times, result.Repack)
+		}
+		w.verify(t, w.Store)
+	}
+}
+
+// fullStore has no room for packs, this many times; 0: never.
+type fullStore struct {
+	objstore.Store
+	times, refused int
+}
+
+func (f *fullStore) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
+	if strings.HasPrefix(key, archive.PackPrefix) && (f.times == 0 || f.refused < f.times) {
+		f.refused++
+		return &fs.PathError{Op: "write", Path: key, Err: syscall.ENOSPC}
+	}
+	return f.Store.Put(ctx, key, body, o)
+}
+
+// TestDamagedMark: a mark that can't be read lets nobody write, and is told of, until a
+// person says that its prune has ended.
+func TestDamagedMark(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 7, 4)
+	w.forget(t, w.Repo, 1)
+	prune(t, w.Repo, Options{packSize: 64 << 10})
+	w.forget(t, w.Repo, 2)
+	mark, err := objstore.ReadAll(t.Context(), w.Store, chain.MarkKey, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flipped := bytes.Clone(mark)
+	flipped[len(flipped)/2] ^= 1
+	for name, harmed := range map[string][]byte{"cut": mark[:100], "empty": {}, "flipped": flipped} {
+		store := copyStore(t, w.Store)
+		err := store.Put(t.Context(), chain.MarkKey, bytes.NewReader(harmed), objstore.PutOptions{Mode: objstore.Replace})
+		if err != nil {
+			t.Fatal(err)
+		}
+		repo, before := open(t, store), objects(t, store)
+		report, err := check.Run(t.Context(), repo, check.Options{})
+		if err != nil || len(report.Findings) != 1 || report.Findings[0].Kind != check.KindMark || report.Findings[0].Object != chain.MarkKey {
+			t.Errorf("%s: %v, %+v", name, err, report.Findings)
+		}
+		for _, o := range []Options{{}, {DryRun: true}, {DryRun: true, TakeOver: true}} {
+			if _, err := Run(t.Context(), repo, o); !archive.IsDamage(err) || !strings.Contains(err.Error(), "--take-over") {
+				t.Errorf("%s, %+v: %v", name, o, err)
+			}
+		}
+		err = repo.Under(t.Context(), "a writer", func(*chain.Hold) error { return nil })
+		if !archive.IsDamage(err) || !strings.Contains(err.Error(), "--take-over") {
+			t.Errorf("%s: a writer: %v", name, err)
+		}
+		if !maps.Equal(objects(t, store), before) {
+			t.Errorf("%s: it wrote", name)
+		}
+		result := prune(t, repo, Options{TakeOver: true, packSize: 64 << 10})
+		if result.Removed.Total().Objects == 0 {
+			t.Errorf("%s: %+v", name, result)
+		}
+		if err := repo.Under(t.Context(), "a writer", func(*chain.Hold) error { return nil }); err != nil {
+			t.Errorf("%s: a writer afterwards: %v", name, err)
+		}
+		w.verify(t, store)
+	}
+	if err := w.Repo.ReplaceDamagedMark(t.Context()); !errors.Is(err, chain.ErrMarkChanged) {
+		t.Errorf("one that is sound: %v", err)
+	}
+}
+
+// TestNoConditions: a store that ignores conditions is refused, and what it was asked
+// leaves no mark behind, which would let nobody write.
+func TestNoConditions(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 3, 5)
+	w.forget(t, w.Repo, 0, 1, 3)
+	repo := open(t, ignoring{w.Store})
+	if _, err := Run(t.Context(), repo, Options{MaxUnused: Limit{Unlimited: true}}); err == nil || !strings.Contains(err.Error(), "without looking") {
+		t.Errorf("%v", err)
+	}
+	if _, err := w.Repo.Mark(t.Context()); !errors.Is(err, chain.ErrNoMark) {
+		t.Errorf("a mark stands: %v", err)
+	}
+	w.verify(t, w.Store)
+}
+
+// ignoring replaces without looking at conditions.
+type ignoring struct{ objstore.Store }
+
+func (s ignoring) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
+	o.Old = nil
+	return s.Store.Put(ctx, key, body, o)
 }

@@ -71,6 +71,11 @@ func (p *pruner) checkReplaces(ctx context.Context) error {
 		return fmt.Errorf("pruning needs a store that can replace an object only while it is unchanged: %w"+
 			" (where one program at a time writes, init --single-writer makes a repository that does without)", err)
 	case err == nil:
+		// It stands where a mark does, and no writer could go on: where nothing can be pruned
+		// no mark stands.
+		if err := p.repo.Store.Delete(ctx, chain.MarkKey); err != nil {
+			return fmt.Errorf("the store replaces objects without looking at the condition, and %s, which it has now, can't be removed: %w", chain.MarkKey, err)
+		}
 		return errors.New("the store replaces objects without looking at the condition: nothing can be pruned safely here")
 	}
 	return err
