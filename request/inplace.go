@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/imgbackup/imgbackup/chain"
@@ -28,6 +29,10 @@ type InPlace struct {
 	Definitions string     // where libvirt keeps its domains
 	Saved       string     // where it keeps the memory of saved ones; empty: in its own folder
 	Force       bool
+
+	// Newest is the newest checkpoint of the domain that can be read; nil: none. Where it
+	// has the disks is where they are now, as far as the repository knows.
+	Newest *chain.Manifest
 
 	m          *chain.Manifest
 	file       string      // the definition's; empty: there is none
@@ -121,7 +126,29 @@ func (p *InPlace) place(t *restore.Target) error {
 	if err := p.asDefined(t); err != nil {
 		return err
 	}
+	p.asSeenLast(t)
 	return p.look(t)
+}
+
+// asSeenLast compares with the newest checkpoint. What became a backing file since (by an
+// external snapshot) is part of another image: that one would be another disk afterwards.
+func (p *InPlace) asSeenLast(t *restore.Target) {
+	if p.Newest == nil || !p.Newest.Host.Is(p.Host) {
+		return
+	}
+	for i := range p.Newest.Disks {
+		d := &p.Newest.Disks[i]
+		below := slices.ContainsFunc(d.Backing, func(l chain.Layer) bool { return l.Path == t.Path })
+		switch {
+		case below:
+			p.doubt("disk %s: %s is a backing file of %s since (checkpoint %s, disk %s), which would be worth nothing without it",
+				t.Disk, t.Path, d.Source.Path, p.Newest.Checkpoint, d.Name)
+		case d.Name == t.Disk && d.Source.Path != t.Path:
+			p.doubt("disk %s was %s, and at checkpoint %s it was %s", t.Disk, t.Path, p.Newest.Checkpoint, d.Source.Path)
+		case d.Name != t.Disk && d.Source.Path == t.Path:
+			p.doubt("disk %s: at checkpoint %s %s was disk %s", t.Disk, p.Newest.Checkpoint, t.Path, d.Name)
+		}
+	}
 }
 
 // asDefined compares with the definition. It alone has the lasting name of a device.

@@ -193,7 +193,7 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	if err != nil {
 		return err
 	}
-	targets, err := a.restoreTargets(repo, m, &r, format)
+	targets, err := a.restoreTargets(cmd.Context(), repo, m, &r, format)
 	if err != nil {
 		return err
 	}
@@ -296,10 +296,10 @@ func (a *app) checkStdout() error {
 	return nil
 }
 
-func (a *app) restoreTargets(repo *chain.Repository, m *chain.Manifest, r *restoreRequest, format qcow2.Format) ([]restore.Target, error) {
+func (a *app) restoreTargets(ctx context.Context, repo *chain.Repository, m *chain.Manifest, r *restoreRequest, format qcow2.Format) ([]restore.Target, error) {
 	switch {
 	case r.inPlace:
-		return a.targetsInPlace(repo, m, r)
+		return a.targetsInPlace(ctx, repo, m, r)
 	case r.output != "":
 		return restore.TargetsIn(m, r.disks, r.output, format)
 	}

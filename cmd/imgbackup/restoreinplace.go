@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"slices"
 
 	"github.com/imgbackup/imgbackup/chain"
@@ -12,12 +13,20 @@ import (
 )
 
 // targetsInPlace are where the disks were, if they may go there.
-func (a *app) targetsInPlace(repo *chain.Repository, m *chain.Manifest, r *restoreRequest) ([]restore.Target, error) {
+func (a *app) targetsInPlace(ctx context.Context, repo *chain.Repository, m *chain.Manifest, r *restoreRequest) ([]restore.Target, error) {
 	self, err := repo.Self()
 	if err != nil {
 		return nil, err
 	}
-	p := request.InPlace{Host: self.Host, Definitions: cmp.Or(a.definitions, request.DefinitionsDir), Force: r.options.Force}
+	// One that is damaged has no say: a restore must not depend on others than its own.
+	ms, _, err := repo.Manifests(ctx, m.Domain)
+	if err != nil {
+		return nil, err
+	}
+	p := request.InPlace{
+		Host: self.Host, Definitions: cmp.Or(a.definitions, request.DefinitionsDir), Force: r.options.Force,
+		Newest: chain.Newest(ms),
+	}
 	targets, notes, err := p.Targets(m, r.disks)
 	a.noteAll(notes)
 	r.options.Force = true // of what was looked at
