@@ -19,7 +19,7 @@ func (s *session) rememberIdentity() {
 	now := s.hooks.now()
 	for _, d := range s.disks {
 		d.id, d.backing, d.settled = nil, nil, nil
-		if files, ok := chainFiles(d.image); ok && settledSince(files, now) {
+		if files, ok := chainFiles(d.image); ok && settledSince(files, now) && cleaned(d.image) {
 			d.settled = files
 		}
 		for i, layer := range d.image.Layers {

@@ -51,6 +51,20 @@ func settledSince(files []chain.FileState, at time.Time) bool {
 	return !slices.ContainsFunc(files, func(f chain.FileState) bool { return f.Mtime > before || f.Ctime > before })
 }
 
+// cleaned writes back what programs wrote to a chain's files and the kernel still holds, and
+// reports whether that went well. Who has mapped a file changes a page that was not written
+// back without any trace in the file's times; a clean one changes them again.
+func cleaned(image *qcow2.Image) bool {
+	for _, layer := range image.Layers {
+		for _, f := range layer.Files() {
+			if f.Sync() != nil {
+				return false // its times are not noted, so that it is read the next time
+			}
+		}
+	}
+	return true
+}
+
 // noteFiles describes the disk's image in a manifest. The image is the one whose identity was
 // noted, and is compared before the commit.
 func (s *session) noteFiles(d *disk, src *chain.Source) {

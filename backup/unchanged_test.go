@@ -10,9 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -184,6 +187,32 @@ func TestUnchangedSamples(t *testing.T) {
 			t.Errorf("%+v, %s", r, notes)
 		}
 	}
+	l.restoreAll()
+}
+
+// A store through a shared mapping leaves no trace in a file's times, if it meets a page that
+// was not written back.
+func TestUnchangedMapped(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	if must(sys.SystemKind(l.images))(t) == unix.TMPFS_MAGIC {
+		return // which never writes back
+	}
+	const size = 1 << 20
+	l.must(os.WriteFile(l.path("a"), bytes.Repeat([]byte("data"), size/4), 0o600))
+	f := must(os.OpenFile(l.path("a"), os.O_RDWR, 0))(t)
+	mapped := must(unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED))(t)
+	var notes []string
+	mapped[size/2] = 1
+	l.backupLater(l.request("c1", l.rawDisk("a", "vda")), &notes)
+	mapped[size/2] = 2
+	notes = nil
+	r := l.backupLater(l.request("c2", l.rawDisk("a", "vda")), &notes)
+	if detections(r) != "content" || strings.Contains(strings.Join(notes, "\n"), "its times lie") {
+		t.Errorf("%s, %s", detections(r), notes)
+	}
+	l.must(unix.Munmap(mapped))
+	l.must(f.Close())
 	l.restoreAll()
 }
 

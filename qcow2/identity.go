@@ -34,6 +34,9 @@ func (f *File) Stat() (FileID, error) {
 	return f.fileID(&st, f.f)
 }
 
+// Sync makes durable what others wrote to the file.
+func (f *File) Sync() error { return f.f.Sync() }
+
 // Device reports whether the file is a block device.
 func (f *File) Device() bool { return f.device }
 
