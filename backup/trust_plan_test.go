@@ -91,10 +91,6 @@ func TestTrustSinceRefused(t *testing.T) {
 			l.backupAs(req)
 			l.backup("c4", l.disk("vda"))
 		}, trust.ReasonBrokenLine},
-		{"a link forgotten", "c1", func(l *lab) {
-			l.must(os.Remove(l.repoDir + "/" + chain.ManifestKey("vm", "c2")))
-			l.taken = append(l.taken[:1], l.taken[2:]...)
-		}, trust.ReasonBrokenLine},
 		{"no bitmap left", "c1", func(l *lab) {
 			for _, b := range l.bitmaps("vda") {
 				l.img("bitmap", "--remove", "vda", b.Name)
