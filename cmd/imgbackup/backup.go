@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
@@ -78,11 +77,12 @@ what differs: --disk vdb,backup=no. Volumes of storage pools are found through -
 --checkpoint-xml describe the backup as libvirt's domainbackup and domaincheckpoint do. Disks to which the
 backup XML gives targets are written there, and else into the repository. A FILE of - is standard input.
 --print-xml prints the XML with all that was left out filled in, as libvirt fills it in, and stops: it needs no
-repository and no images. --all-domains takes every definition (*.xml) in a folder, one after the other.`
+repository and no images. --all-domains takes every definition (*.xml) in a folder, one after the other.
+
+--compression takes a number as well, from 0 (none) to 4 (best).`
 
 const backupExamples = `  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2
   imgbackup backup web --disk vda=/vm/a.qcow2,format=qcow2 --disk vdb=/dev/vg/web,format=raw
-  imgbackup backup web --mode incremental --checkpoint monday --dry-run
   imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --target vda=/b/full.qcow2 --checkpoint c1
   virsh dumpxml web | imgbackup backup --domain-xml -
   imgbackup backup --all-domains /etc/libvirt/qemu`
@@ -132,7 +132,7 @@ func (o *backupOptions) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.dryRun, "dry-run", false, "print the plan and write nothing")
 	f.StringArrayVar(&o.Targets, "target", nil, "write a disk to a file: `TARGET=PATH`[,driver=qcow2|raw]…; all or none")
 	f.BoolVar(&o.force, "force", false, "replace files that exist, and write to block devices")
-	f.StringVar(&o.Compression, "compression", "fastest", "`LEVEL`: "+archive.LevelNames)
+	f.StringVar(&o.Compression, "compression", "fastest", "`LEVEL`: none, fastest, default, better or best")
 	f.StringVar(&o.LimitRate, "limit-rate", "", "read at most this many `BYTES` per second, as 50M")
 	f.DurationVar(&o.Engine.MaxLock, "max-lock", 0, "give up after this `TIME` under the images' locks, as 30m")
 	f.BoolVar(&o.Engine.NoCheckpoint, "no-checkpoint", false, "write nothing into the images, so that no bitmap begins here")
@@ -145,12 +145,12 @@ func (o *backupOptions) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.Engine.TrustTimes, "trust-times", false, "believe files' times on any file system, and across a restart")
 	addImageFlags(f, &o.Engine)
 	addAdoptFlag(f, &o.Engine)
-	section(f, whichDisks, "disk", "domain-xml", "all-domains", "allow-dir", "no-lock")
-	section(f, whatIsDone, "mode", "incremental", "checkpoint", "description", "no-checkpoint", "audit", "skip-unchanged", "adopt", "salvage", "dry-run")
+	section(f, whichDisks, "disk", "domain-xml", "all-domains", "allow-dir")
+	section(f, whatIsDone, "mode", "incremental", "checkpoint", "no-checkpoint", "audit", "skip-unchanged", "adopt", "salvage", "dry-run")
 	section(f, whatIsDone, "tag")
-	section(f, byXML, "backup-xml", "checkpoint-xml", "print-xml")
+	section(f, byXML, "backup-xml", "checkpoint-xml")
 	section(f, toFiles, "target", "force")
-	section(f, howItRuns, "compression", "limit-rate", "max-lock")
+	section(f, howItRuns, "compression", "limit-rate")
 }
 
 // complete takes what is no flag, and refuses flags that exclude each other.
