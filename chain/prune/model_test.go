@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -92,11 +94,14 @@ func newModelRepository(t *rapid.T) *modelRepository {
 func TestModel(t *testing.T) {
 	t.Parallel()
 	did := make(map[string]int)
-	rapid.Check(t, func(t *rapid.T) {
+	world := rapid.MakeFuzz(func(t *rapid.T) {
 		m := &model{T: t, main: newModelRepository(t), twin: newModelRepository(t), did: did}
-		m.ctx = protocol.WithTest(t.Context(), &protocol.Test{Ended: func(run string) bool {
-			return !slices.ContainsFunc(m.pending, func(p *pending) bool { return p.hold.UUID() == run })
-		}})
+		m.ctx = protocol.WithTest(t.Context(), &protocol.Test{
+			Ended: func(run string) bool {
+				return !slices.ContainsFunc(m.pending, func(p *pending) bool { return p.hold.UUID() == run })
+			},
+			Pause: func(context.Context) error { return errors.New("nobody would ever end this wait") },
+		})
 		for i := range m.blocks {
 			m.blocks[i] = make([]byte, modelBlock)
 			chaintest.Fill(rand.New(rand.NewPCG(uint64(i), 3)), m.blocks[i])
@@ -122,6 +127,17 @@ func TestModel(t *testing.T) {
 			"repair": m.repair,
 		})
 	})
+	worlds := 50
+	if more, err := strconv.Atoi(os.Getenv("IMGBACKUP_SOAK")); err == nil {
+		worlds *= more
+	}
+	for seed := range worlds {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			choices := make([]byte, 64<<10)
+			chaintest.Fill(rand.New(rand.NewPCG(uint64(seed), 17)), choices)
+			world(t, choices)
+		})
+	}
 	t.Log(did)
 	for _, what := range []string{
 		"full", "increment", "commit", "broken", "late", "crash", "forget", "kept", "tag", "prune", "waiting", "removed", "repacked",
@@ -342,7 +358,7 @@ func (m *model) tag(t *rapid.T) {
 }
 
 func (m *model) prune(r *modelRepository) {
-	result, err := Run(m.ctx, m.user(r), Options{packSize: 64 << 10})
+	result, err := Run(m.ctx, m.user(r), Options{packSize: 64 << 10, retry: time.Microsecond})
 	if err != nil && (!m.damaged || !archive.IsDamage(err)) {
 		m.Fatal(err)
 	}
@@ -475,6 +491,7 @@ func (m *model) repairOnce() (*repair.Plan, error) {
 // verify compares the repositories with the model.
 func (m *model) verify(t *rapid.T) {
 	m.T = t
+	m.did["steps"]++
 	told := m.check("main", m.main)
 	if len(told) > 0 && !m.damaged {
 		t.Fatalf("it is told to be damaged: %v", told)
