@@ -69,8 +69,9 @@ type site struct {
 }
 
 // Two hosts back up to one repository at the same time, round after round:
-// different domains, one domain, and one domain with one name for both. Of
-// these exactly one commits; nothing is lost.
+// different domains, one domain, and one domain with one name for both, which
+// they take at the same time or one when the other is about to commit. Of these
+// exactly one commits; nothing is lost.
 func TestTwoHosts(t *testing.T) {
 	t.Parallel()
 	for _, kind := range s3test.Kinds() {
@@ -89,7 +90,11 @@ func TestTwoHosts(t *testing.T) {
 			for i := range 2 * soak(t) {
 				s.round(fmt.Sprintf("own%d", i), [2]string{"alpha", "beta"}, true)
 				s.round(fmt.Sprintf("named%d", i), [2]string{domain, domain}, true)
-				s.round(fmt.Sprintf("raced%d", i), [2]string{domain, domain}, false)
+				if i%2 == 0 {
+					s.round(fmt.Sprintf("raced%d", i), [2]string{domain, domain}, false)
+				} else {
+					s.late(fmt.Sprintf("late%d", i))
+				}
 			}
 			s.verify()
 		})
@@ -102,17 +107,10 @@ func (s *site) round(name string, domains [2]string, ownNames bool) {
 	s.Helper()
 	shared := domains[0] == domains[1]
 	raced := shared && !ownNames
-	hold := backup.StepPlan
-	if raced {
-		hold = backup.StepCommit
-	}
 	var runs [2]*heldRun
 	var names [2]string
 	for i, w := range s.hosts {
-		if s.random.IntN(3) > 0 {
-			w.guest("vda", fmt.Sprintf("write -P %d %dk %dk", 10+s.random.IntN(200), s.random.IntN(2900), 1+s.random.IntN(90)))
-			w.look("vda")
-		}
+		s.work(w)
 		if names[i] = name; shared && ownNames {
 			names[i] = fmt.Sprintf("%s-%d", name, i)
 		}
@@ -121,7 +119,7 @@ func (s *site) round(name string, domains [2]string, ownNames bool) {
 		if shared {
 			args = append(args, "--adopt")
 		}
-		runs[i] = startHeld(s, w, hold, args...)
+		runs[i] = startHeld(s, w, backup.StepPlan, args...)
 	}
 	for _, r := range runs {
 		r.await()
@@ -136,7 +134,8 @@ func (s *site) round(name string, domains [2]string, ownNames bool) {
 		case o.code == exitDone:
 			committed++
 			s.want[domains[i]+"/"+names[i]] = s.hosts[i].now["vda"]
-		case o.code == exitTaken && raced && strings.Contains(o.err, "the name "+name+" is taken"):
+		case o.code == exitTaken && raced && (strings.Contains(o.err, "the name "+name+" is taken") ||
+			strings.Contains(o.err, atWork(name, s.hosts[1-i]))):
 			s.verifyNone(s.hosts[i], names[i])
 		default:
 			s.Fatalf("%s: exit status %d: %s", name, o.code, o.err)
@@ -144,6 +143,42 @@ func (s *site) round(name string, domains [2]string, ownNames bool) {
 	}
 	if raced && committed != 1 {
 		s.Fatalf("%s: %d have committed", name, committed)
+	}
+}
+
+// late lets one host come to a checkpoint's commit before the other begins to make
+// one of the same name: the other is told so at once, and the first commits.
+func (s *site) late(name string) {
+	s.Helper()
+	i := s.random.IntN(2)
+	first, second := s.hosts[i], s.hosts[1-i]
+	s.work(first)
+	s.work(second)
+	r := startHeld(s, first, backup.StepCommit, append(first.backup(name), "--adopt")...)
+	r.await()
+	o := second.outcome(second.child(nil, append(second.backup(name), "--adopt")...))
+	r.release()
+	if o.code != exitTaken || !strings.Contains(o.err, atWork(name, first)) {
+		s.Errorf("%s: the one who came late: exit status %d: %s", name, o.code, o.err)
+	}
+	s.verifyNone(second, name)
+	if o := r.wait(); o.code != exitDone {
+		s.Fatalf("%s: the one who came first: exit status %d: %s", name, o.code, o.err)
+	}
+	s.want[domain+"/"+name] = first.now["vda"]
+}
+
+// atWork is what a run is told whose checkpoint another host is making.
+func atWork(checkpoint string, other *world) string {
+	return "another run is at work on checkpoint " + checkpoint + " of domain " + domain + ", on host " + other.host.name
+}
+
+// work lets a host's guest write something, or not.
+func (s *site) work(w *world) {
+	s.Helper()
+	if s.random.IntN(3) > 0 {
+		w.guest("vda", fmt.Sprintf("write -P %d %dk %dk", 10+s.random.IntN(200), s.random.IntN(2900), 1+s.random.IntN(90)))
+		w.look("vda")
 	}
 }
 
