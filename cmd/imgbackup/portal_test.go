@@ -45,7 +45,7 @@ func TestPortals(t *testing.T) {
 			b.proxy = ""
 			tool(0, "check", "--read-data")
 
-			b.behind(t, s3test.Fault{How: how, Method: "LIST", Key: "checkpoints", Times: 1})
+			b.behind(t, s3test.Fault{How: how, Method: "LIST", Key: "domains", Times: 1})
 			if out := backup(0, "c2"); !strings.Contains(out, "incremental by content since c1") {
 				t.Errorf("after a listing that was none:\n%s", out)
 			}
