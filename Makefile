@@ -40,7 +40,7 @@ cross:
 # starts itself anew, which an emulated program can't where the kernel knows no binfmt.
 bigendian:
 	@scripts/need qemu-s390x-static qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh zstd jq
-	CGO_ENABLED=0 GOARCH=s390x scripts/gotest -exec qemu-s390x-static -skip '^TestBitmapAddInterrupted$$' ./archive/... ./chain/... ./qcow2/... ./bitmapstore/... ./nbd/...
+	CGO_ENABLED=0 GOARCH=s390x scripts/gotest -exec qemu-s390x-static -skip '^TestBitmapAddInterrupted$$' ./archive/... ./chain ./chain/check ./chain/transfer ./clustermap ./qcow2/... ./bitmapstore/... ./nbd/...
 
 # The same demo and tests with Debian 13's QEMU, libvirt and libnbd.
 debian13: servers
