@@ -69,6 +69,7 @@ func (d *Deleting) Batch(ctx context.Context, keys []string) (*objstore.BatchErr
 		case objstore.Permanent(err) && errors.Is(err, fs.ErrPermission):
 			return refusedAll(keys, err), nil
 		case errors.Is(err, errStale) && len(keys) > 1:
+			d.doubt = true             // of what was sent before it was too late
 			return d.halves(ctx, keys) // fewer take less time
 		case objstore.Permanent(err):
 			return nil, fmt.Errorf("delete what no checkpoint needs: %w", err)

@@ -5,6 +5,7 @@ package chain
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/internal/protocol"
@@ -68,5 +69,25 @@ func TestForgetRaces(t *testing.T) {
 				t.Errorf("the other: %v, and then %v, %v", refused, stands, err)
 			}
 		})
+	}
+}
+
+// noDeletes is a store in which nothing may be deleted.
+type noDeletes struct{ objstore.Store }
+
+func (noDeletes) Delete(context.Context, string) error { return fs.ErrPermission }
+
+// TestForgetTellsOfDelete: what could not be deleted is told, and the checkpoint is gone.
+func TestForgetTellsOfDelete(t *testing.T) {
+	t.Parallel()
+	r := newRepository(t)
+	m := r.sample("web", "a")
+	commit(t, r, m)
+	err := r.with(noDeletes{r.Store}).Under(t.Context(), "forget", func(h *Hold) error { return h.Forget(t.Context(), m) })
+	if !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("%v", err)
+	}
+	if _, err := r.Manifest(t.Context(), "web", "a"); !errors.Is(err, ErrNoCheckpoint) {
+		t.Errorf("%v", err)
 	}
 }

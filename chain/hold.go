@@ -400,7 +400,8 @@ func (h *Hold) Forget(ctx context.Context, m *Manifest) error {
 		return err
 	}
 	if err := h.repo.Store.Delete(ctx, slot.Key()); err != nil {
-		h.unknown = true // the void stays, and the delete may arrive yet
+		h.unknown = true // the delete may arrive yet
+		return fmt.Errorf("checkpoint %s of domain %s is forgotten, but what stands in its place can't be removed: %w", m.Checkpoint, m.Domain, err)
 	}
 	return nil
 }
