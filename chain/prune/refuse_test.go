@@ -399,7 +399,7 @@ func TestFull(t *testing.T) {
 // same, and then the repack finds the room that this made.
 func TestFullMakesRoom(t *testing.T) {
 	t.Parallel()
-	for _, times := range []int{1, 0} { // the disk is full once; for good
+	for _, times := range []int32{1, 0} { // the disk is full once; for good
 		w := newWorld(t, 3, 5)
 		w.forget(t, w.Repo, 0, 1, 3)
 		plan, err := Run(t.Context(), open(t, w.Store), Options{DryRun: true})
@@ -408,8 +408,8 @@ func TestFullMakesRoom(t *testing.T) {
 		}
 		full := &fullStore{Store: w.Store, times: times}
 		result, err := Run(t.Context(), open(t, full), Options{packSize: 64 << 10})
-		if full.refused == 0 || (times == 1) != (err == nil) || err != nil && !errors.Is(err, syscall.ENOSPC) {
-			t.Errorf("full %d times: %v, %d puts refused", times, err, full.refused)
+		if refused := full.refused.Load(); refused == 0 || (times == 1) != (err == nil) || err != nil && !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("full %d times: %v, %d puts refused", times, err, refused)
 		}
 		if n := result.Removed.Total().Objects; n < plan.Plan.Remove.Total().Objects {
 			t.Errorf("full %d times: %d objects removed", times, n)
@@ -424,12 +424,12 @@ func TestFullMakesRoom(t *testing.T) {
 // fullStore has no room for packs, this many times; 0: never.
 type fullStore struct {
 	objstore.Store
-	times, refused int
+	times   int32
+	refused atomic.Int32
 }
 
 func (f *fullStore) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
-	if strings.HasPrefix(key, archive.PackPrefix) && (f.times == 0 || f.refused < f.times) {
-		f.refused++
+	if strings.HasPrefix(key, archive.PackPrefix) && (f.refused.Add(1) <= f.times || f.times == 0) {
 		return &fs.PathError{Op: "write", Path: key, Err: syscall.ENOSPC}
 	}
 	return f.Store.Put(ctx, key, body, o)
