@@ -2,11 +2,7 @@
 
 package local
 
-import (
-	"golang.org/x/sys/unix"
-
-	"github.com/imgbackup/imgbackup/internal/sys"
-)
+import "golang.org/x/sys/unix"
 
 // Linkless makes the store one on a file system without hard links; without
 // RENAME_NOREPLACE, too, unless rename is true. asked returns how often a link and
@@ -16,6 +12,7 @@ func (l *Store) Linkless(rename bool) (asked func() (links, renames int)) {
 	system := l.calls
 	l.calls = calls{
 		link: func(int, string, int, string, int) error { links++; return unix.ENOSYS },
+		sync: system.sync,
 		rename: func(olddir int, old string, newdir int, new string, flags uint) error {
 			renames++
 			if rename {
@@ -26,7 +23,3 @@ func (l *Store) Linkless(rename bool) (asked func() (links, renames int)) {
 	}
 	return func() (int, int) { return links, renames }
 }
-
-// OpenSyncing and CreateSyncing are Open and Create with another way to sync folders.
-func OpenSyncing(dir string, f *sys.FolderSyncer) (*Store, error)   { return open(dir, f) }
-func CreateSyncing(dir string, f *sys.FolderSyncer) (*Store, error) { return create(dir, f) }

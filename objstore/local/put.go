@@ -148,7 +148,7 @@ func (l *Store) fill(ctx context.Context, f *os.File, body objstore.Body) error 
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
+	if err := l.sync(f); err != nil {
 		return err
 	}
 	if size >= dropCacheFrom {
@@ -255,14 +255,21 @@ type temp struct {
 	calls
 }
 
-// calls are those of the system that give a file a name which nothing has.
+// calls are those of the system that give a file a name which nothing has, and make
+// its content durable.
 type calls struct {
 	link   func(olddir int, old string, newdir int, new string, flags int) error
 	rename func(olddir int, old string, newdir int, new string, flags uint) error // with flags
+	sync   func(f *os.File) error
 }
 
-// exclusive are the system's own.
-func exclusive() calls { return calls{unix.Linkat, unix.Renameat2} }
+// system are the system's own, but for sync, unless that is nil.
+func system(sync func(f *os.File) error) calls {
+	if sync == nil {
+		sync = (*os.File).Sync
+	}
+	return calls{unix.Linkat, unix.Renameat2, sync}
+}
 
 // newTemp makes an empty temporary file.
 func (l *Store) newTemp() (*temp, error) {

@@ -63,11 +63,16 @@ type Options struct {
 	// Shared, for Create: the members of the folder's group may read and write all
 	// that is in it. Later it is known by the mode of the repository's own object.
 	Shared bool
+	// Sync, for tests, is what makes a file or a folder durable, in place of fsync(2).
+	Sync func(f *os.File) error
 }
+
+// folders tells at most once of what can't be synced.
+func (o Options) folders() *sys.FolderSyncer { return &sys.FolderSyncer{Note: o.Note, Call: o.Sync} }
 
 // Open opens the folder dir as a store, for reading and writing. Where there is
 // no such folder the error is ErrNotFound.
-func Open(dir string, o Options) (*Store, error) { return open(dir, &sys.FolderSyncer{Note: o.Note}) }
+func Open(dir string, o Options) (*Store, error) { return open(dir, o.folders()) }
 
 func open(dir string, folders *sys.FolderSyncer) (*Store, error) {
 	abs, err := sys.Abs(dir)
@@ -91,7 +96,7 @@ func open(dir string, folders *sys.FolderSyncer) (*Store, error) {
 		dir:     abs,
 		root:    os.NewFile(uintptr(fd), abs),
 		folders: folders,
-		calls:   exclusive(),
+		calls:   system(folders.Call),
 		synced:  make(map[string]struct{}),
 		buffers: sync.Pool{New: func() any { b := make([]byte, copyBuffer); return &b }},
 	}
@@ -104,7 +109,7 @@ func open(dir string, folders *sys.FolderSyncer) (*Store, error) {
 // Create makes the folder dir, its missing parents too, durably, and opens it. A
 // folder that is there already has to be empty, or a repository.
 func Create(dir string, o Options) (*Store, error) {
-	l, err := create(dir, &sys.FolderSyncer{Note: o.Note})
+	l, err := create(dir, o.folders())
 	if err != nil || !o.Shared {
 		return l, err
 	}

@@ -10,11 +10,20 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/local"
 )
+
+// forFolders does something in place of syncing folders, and syncs no file.
+func forFolders(do func() error) func(*os.File) error {
+	return func(f *os.File) error {
+		if info, err := f.Stat(); err != nil || !info.IsDir() {
+			return err
+		}
+		return do()
+	}
+}
 
 // Where folders cannot be synced, a store does what can be done and says so once.
 func TestLocalFolderSyncUnsupported(t *testing.T) {
@@ -22,11 +31,10 @@ func TestLocalFolderSyncUnsupported(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "repo")
 	var notes []string
 	calls := 0
-	folders := &sys.FolderSyncer{
+	s, err := local.Create(dir, local.Options{
 		Note: func(msg string) { notes = append(notes, msg) },
-		Call: func(*os.File) error { calls++; return syscall.EINVAL },
-	}
-	s, err := local.CreateSyncing(dir, folders)
+		Sync: forFolders(func() error { calls++; return syscall.EINVAL }),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,8 +63,8 @@ func TestLocalFolderSyncUnsupported(t *testing.T) {
 func TestLocalFolderSyncFails(t *testing.T) {
 	t.Parallel()
 	base := t.TempDir()
-	failing := &sys.FolderSyncer{Call: func(*os.File) error { return syscall.EIO }}
-	if _, err := local.CreateSyncing(filepath.Join(base, "new"), failing); !errors.Is(err, syscall.EIO) {
+	failing := local.Options{Sync: forFolders(func() error { return syscall.EIO })}
+	if _, err := local.Create(filepath.Join(base, "new"), failing); !errors.Is(err, syscall.EIO) {
 		t.Errorf("create: %v", err)
 	}
 	dir := filepath.Join(base, "repo")
@@ -69,7 +77,7 @@ func TestLocalFolderSyncFails(t *testing.T) {
 	if err := good.Put(ctx, "there", strings.NewReader("data"), objstore.PutOptions{Mode: objstore.Create}); err != nil {
 		t.Fatal(err)
 	}
-	s, err := local.OpenSyncing(dir, failing)
+	s, err := local.Open(dir, failing)
 	if err != nil {
 		t.Fatal(err)
 	}
