@@ -13,6 +13,12 @@ import (
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
+// What the table takes where memory is not short, and what of it indexes may fill.
+const (
+	dedupMax  = dedupSlots / 8 * 7
+	dedupLoad = dedupSlots / 8 * 6
+)
+
 // TestMemoryBounds: what may be held at once, added up.
 func TestMemoryBounds(t *testing.T) {
 	t.Parallel()
@@ -39,7 +45,7 @@ func TestMemoryBounds(t *testing.T) {
 // it has.
 func TestDedupTableIsBounded(t *testing.T) {
 	t.Parallel()
-	var table dedupTable
+	table := dedupTable{most: dedupSlots}
 	digest := func(i uint64) *Digest {
 		var d Digest
 		binary.LittleEndian.PutUint64(d[:], i*0x9e3779b97f4a7c15)
@@ -80,7 +86,7 @@ func TestDedupTableIsBounded(t *testing.T) {
 func TestProvenIsSpilled(t *testing.T) {
 	t.Parallel()
 	const n = dedupMax + 100_000
-	var table dedupTable
+	table := dedupTable{most: dedupSlots}
 	table.spill.Dir = t.TempDir()
 	defer table.close()
 	digest := func(i uint64) *Digest {

@@ -13,11 +13,8 @@ import (
 )
 
 const (
-	// dedupSlots bounds the table of known chunks: 24 MiB.
+	// dedupSlots bounds the table of known chunks: 24 MiB; where memory is short, a quarter.
 	dedupSlots = 1 << 19
-	dedupMax   = dedupSlots / 8 * 7
-	// dedupLoad is how much of it indexes may fill; the rest is for this session.
-	dedupLoad = dedupSlots / 8 * 6
 	// minDedup is the length of a chunk below which looking for an equal one
 	// costs more than storing it, bytes.
 	minDedup = 16 << 10
@@ -48,11 +45,18 @@ type dedupTable struct {
 	mu    sync.Mutex
 	slots []dedupSlot
 	used  int
+	most  int // slots, a power of two
 
 	spilling sync.RWMutex // held for writing while the spill changes
 	spill    known.Spill
 	broken   error // why no more is spilled
 }
+
+// limit is how many chunks the table takes.
+func (t *dedupTable) limit() int { return t.most / 8 * 7 }
+
+// limitLoaded is how many of them indexes may fill in; the rest is for this session.
+func (t *dedupTable) limitLoaded() int { return t.most / 8 * 6 }
 
 func (t *dedupTable) slot(chunk *Digest) *dedupSlot {
 	mask := len(t.slots) - 1
@@ -88,18 +92,18 @@ func (t *dedupTable) recent(chunk *Digest) (place, bool) {
 // learn is put for what this session has proven. When the table is full, all that is
 // proven goes to the spill.
 func (t *dedupTable) learn(ctx context.Context, chunk *Digest, at place) {
-	if t.put(chunk, at, dedupMax) {
+	if t.put(chunk, at, t.limit()) {
 		return
 	}
 	t.spilling.Lock()
 	defer t.spilling.Unlock()
-	if t.put(chunk, at, dedupMax) || t.broken != nil {
+	if t.put(chunk, at, t.limit()) || t.broken != nil {
 		return // others have made room, or nobody can
 	}
 	proven := t.takeProven()
 	slices.SortFunc(proven, func(a, b known.Learnt) int { return bytes.Compare(a.Chunk[:], b.Chunk[:]) })
 	t.broken = t.spill.Add(ctx, proven)
-	t.put(chunk, at, dedupMax)
+	t.put(chunk, at, t.limit())
 }
 
 // takeProven removes what is proven.
@@ -140,12 +144,12 @@ func (t *dedupTable) close() {
 func (t *dedupTable) put(chunk *Digest, at place, limit int) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if 8*(t.used+1) > 7*len(t.slots) && len(t.slots) < dedupSlots {
+	if 8*(t.used+1) > 7*len(t.slots) && len(t.slots) < t.most {
 		t.grow()
 	}
 	s := t.slot(chunk)
 	if s.at.frameLen == 0 {
-		if t.used >= min(limit, dedupMax) {
+		if t.used >= min(limit, t.limit()) {
 			return false
 		}
 		t.used++

@@ -11,12 +11,14 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/imgbackup/imgbackup/internal/memory"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // FetcherOptions are the settings of a Fetcher; the zero value is good.
 type FetcherOptions struct {
-	Parallel int // requests and decoders at work at once; 0: one per CPU, at least 4, at most 16
+	Parallel int           // requests and decoders at work at once; 0: one per CPU, at least 4, at most 16, by Memory
+	Memory   memory.Budget // decides how much is in hand at once
 	// Buffer, if it is not nil, lends Batch a buffer of GridSize bytes for each
 	// chunk. The chunk that fn gets begins where the buffer does, and is fn's.
 	Buffer func() []byte
@@ -41,7 +43,7 @@ type fetchSlot struct {
 // NewFetcher returns a fetcher.
 func NewFetcher(store objstore.Store, o FetcherOptions) *Fetcher {
 	if o.Parallel <= 0 {
-		o.Parallel = min(max(4, runtime.GOMAXPROCS(0)), 16)
+		o.Parallel = o.Memory.Count(min(max(4, runtime.GOMAXPROCS(0)), 16), 2)
 	}
 	f := &Fetcher{store: store, o: o, slots: make(chan *fetchSlot, o.Parallel)}
 	for range o.Parallel {

@@ -144,9 +144,9 @@ func loadIndex(stored []byte, key string, dec *decoder, table *dedupTable, packs
 			number, _ = packs.number(pack)
 		}
 		if c.Length >= minDedup {
-			table.put(&c.Chunk, place{pack: number, frameOff: uint32(c.FrameOffset), frameLen: uint32(c.FrameLength)}, dedupLoad)
+			table.put(&c.Chunk, place{pack: number, frameOff: uint32(c.FrameOffset), frameLen: uint32(c.FrameLength)}, table.limitLoaded())
 		}
-		return !table.full(dedupLoad)
+		return !table.full(table.limitLoaded())
 	})
 	if err != nil {
 		return &DamageError{Object: key, Err: err}

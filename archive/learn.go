@@ -58,7 +58,7 @@ func (l *learner) toMemory(infos []objstore.Info) error {
 	if totalSize(infos) > indexLoadBytes {
 		infos = newestFirst(l.ctx, l.store, infos, l.dec)
 	}
-	for len(infos) > 0 && !l.table.full(dedupLoad) {
+	for len(infos) > 0 && !l.table.full(l.table.limitLoaded()) {
 		n := indexBatch(infos)
 		l.read(infos[:n], func(stored []byte, key string) error {
 			return loadIndex(stored, key, l.dec, &l.table, &l.packs.list)
@@ -68,9 +68,9 @@ func (l *learner) toMemory(infos []objstore.Info) error {
 			return err
 		}
 	}
-	if l.table.full(dedupLoad) {
+	if l.table.full(l.table.limitLoaded()) {
 		l.note("only the newest %d chunks of the repository are known, so more may be stored than is new:"+
-			" there is no folder to keep what it has (IMGBACKUP_CACHE names one), no room in it, or another backup is at it", dedupLoad)
+			" there is no folder to keep what it has (IMGBACKUP_CACHE names one), no room in it, or another backup is at it", l.table.limitLoaded())
 	}
 	return l.ctx.Err()
 }

@@ -8,18 +8,18 @@ import (
 	"fmt"
 )
 
-const (
-	packBuffers = 3 // one is filled while two are stored
-	uploads     = 2
-)
+// packBuffers is how many packs are in memory: one is filled while two are stored. Where
+// memory is short there is but one.
+const packBuffers = 3
 
 // packer takes the cells in order, fills packs and writes the lines of the maps.
 type packer struct {
-	w    *Writer
-	enc  *encoder // for the maps
-	free chan *openPack
-	out  chan *openPack
-	pack *openPack // nil: none is begun
+	w       *Writer
+	enc     *encoder // for the maps
+	uploads int
+	free    chan *openPack
+	out     chan *openPack
+	pack    *openPack // nil: none is begun
 }
 
 // openPack is a pack from its first frame until it is stored.
@@ -30,15 +30,17 @@ type openPack struct {
 
 func (p *packer) init(w *Writer, enc *encoder) {
 	p.w, p.enc = w, enc
-	p.free = make(chan *openPack, packBuffers)
+	buffers := w.o.Memory.Count(packBuffers, 1)
+	p.uploads = max(buffers-1, 1)
+	p.free = make(chan *openPack, buffers)
 	p.out = make(chan *openPack)
-	for range packBuffers {
+	for range buffers {
 		p.free <- &openPack{}
 	}
 }
 
 func (p *packer) run() {
-	for range uploads {
+	for range p.uploads {
 		p.w.wg.Go(func() {
 			for pack := range p.out {
 				if err := p.store(pack); err != nil {

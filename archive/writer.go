@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive/known"
+	"github.com/imgbackup/imgbackup/internal/memory"
 	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -20,7 +21,7 @@ import (
 // WriterOptions are the settings of a backup session; the zero value is good.
 type WriterOptions struct {
 	Level      Level
-	Workers    int    // goroutines that read, hash and compress; 0: two more than CPUs, at most 16
+	Workers    int    // goroutines that read, hash and compress; 0: two more than CPUs, at most 16, by Memory
 	SkipVerify bool   // do not decode each frame again to compare it with the data
 	PackSize   int64  // target size of a pack, bytes, 64 KiB to 256 MiB; 0: 32 MiB
 	TempDir    string // for maps and bitmaps too large for memory; "": os.TempDir
@@ -31,6 +32,7 @@ type WriterOptions struct {
 	// at most KnownLimit bytes; "": only the newest are known.
 	Known      string
 	KnownLimit int64
+	Memory     memory.Budget // decides how much is in hand at once
 	// IndexEvery is how many bytes of packs go by, at least, before they are listed
 	// in an index while the session goes on; 0: 64 MiB.
 	IndexEvery int64
@@ -109,7 +111,7 @@ const maxNotes = 50
 func NewWriter(ctx context.Context, store objstore.Store, o WriterOptions) (*Writer, error) {
 	if o.Workers == 0 {
 		// Two more than can compute at once, since some wait for the disk.
-		o.Workers = min(runtime.GOMAXPROCS(0)+2, 16)
+		o.Workers = o.Memory.Count(min(runtime.GOMAXPROCS(0)+2, 16), 2)
 	}
 	if o.PackSize == 0 {
 		o.PackSize = defaultPackSize
@@ -128,12 +130,15 @@ func NewWriter(ctx context.Context, store objstore.Store, o WriterOptions) (*Wri
 	w.packs.init(store, w.note)
 	w.tables.store = store
 	w.table.spill.Dir = o.TempDir
+	if w.table.most = dedupSlots; o.Memory.Part(4, 0) < 3 {
+		w.table.most /= 4
+	}
 	if err := w.learn(); err != nil {
 		w.closeKnown()
 		w.cancel(err)
 		return nil, err
 	}
-	w.fetcher = NewFetcher(store, FetcherOptions{})
+	w.fetcher = NewFetcher(store, FetcherOptions{Memory: o.Memory})
 	if err := w.start(); err != nil {
 		w.cancel(err)
 		w.wg.Wait()

@@ -28,7 +28,7 @@ type archives struct {
 func newArchives(repo *chain.Repository) *archives {
 	return &archives{
 		repo:   repo,
-		fetch:  archive.NewFetcher(repo.Store, archive.FetcherOptions{}),
+		fetch:  archive.NewFetcher(repo.Store, archive.FetcherOptions{Memory: repo.Memory}),
 		opened: make(map[*chain.Disk]*archived),
 		seed:   rand.Uint64(),
 	}

@@ -137,7 +137,7 @@ func (s *archiver) accept(*Plan) error { return nil }
 // write reads every disk and stores all that the manifest will name.
 func (s *archiver) write(ctx context.Context, plan *Plan) (*chain.Manifest, archive.Stats, error) {
 	var none archive.Stats
-	o := s.req.writer()
+	o := s.req.writer(s.repo.Memory)
 	o.Vouched = mayBeVouched(plan)
 	w, err := archive.NewWriter(ctx, s.lease.Store(), o)
 	if err != nil {

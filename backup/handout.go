@@ -134,7 +134,7 @@ func (s *handout) write(ctx context.Context, plan *Plan) (*chain.Manifest, archi
 // record stores what is known of the disks without their data, and describes the
 // checkpoint.
 func (s *handout) record(ctx context.Context, plan *Plan) (*chain.Manifest, error) {
-	w, err := archive.NewWriter(ctx, s.lease.Store(), s.req.writer())
+	w, err := archive.NewWriter(ctx, s.lease.Store(), s.req.writer(s.repo.Memory))
 	if err != nil {
 		return nil, err
 	}

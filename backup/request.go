@@ -11,6 +11,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/foreign"
+	"github.com/imgbackup/imgbackup/internal/memory"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -70,8 +71,8 @@ type StoreOptions struct {
 	IndexEvery int64
 }
 
-func (o StoreOptions) writer() archive.WriterOptions {
-	return archive.WriterOptions{Level: o.Level, SkipVerify: o.NoVerify, TempDir: o.TempDir,
+func (o StoreOptions) writer(m memory.Budget) archive.WriterOptions {
+	return archive.WriterOptions{Level: o.Level, SkipVerify: o.NoVerify, TempDir: o.TempDir, Memory: m,
 		Known: o.Known, KnownLimit: o.KnownLimit, IndexEvery: o.IndexEvery}
 }
 

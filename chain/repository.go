@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/internal/memory"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -47,6 +48,8 @@ type Repository struct {
 	// HostID is this host's id where a person gave one ([GivenHostID]); empty: the
 	// machine id tells.
 	HostID string
+	// Memory is how much working with the repository may take.
+	Memory memory.Budget
 }
 
 // InitOptions say how to make a repository.

@@ -40,7 +40,7 @@ func (n *native) write(ctx context.Context, j *job, p *progress) error {
 func (n *native) verify(ctx context.Context, j *job, p *progress) error {
 	workers := n.o.Workers
 	if workers == 0 {
-		workers = runtime.GOMAXPROCS(0)
+		workers = n.repo.Memory.Count(runtime.GOMAXPROCS(0), 2)
 	}
 	return n.src.verify(ctx, j, workers, p)
 }

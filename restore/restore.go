@@ -86,7 +86,7 @@ func (r *restoring) checkLosses(ctx context.Context, targets []Target) error {
 
 func run(ctx context.Context, kernel *outfile.System, repo *chain.Repository, m *chain.Manifest, targets []Target, o Options) (res *Result, err error) {
 	r := &restoring{kernel: kernel, repo: repo, m: m, o: o, p: &progress{tell: o.Progress},
-		fetcher: archive.NewFetcher(repo.Store, archive.FetcherOptions{Parallel: o.Workers})}
+		fetcher: archive.NewFetcher(repo.Store, archive.FetcherOptions{Parallel: o.Workers, Memory: repo.Memory})}
 	kernel.Folders.Note = r.p.warn
 	if err := r.check(targets); err != nil {
 		return nil, err

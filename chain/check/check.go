@@ -158,7 +158,7 @@ const prunesMeanwhile = 3
 
 func runOnce(ctx context.Context, repo *chain.Repository, o Options) (*check, error) {
 	if o.Workers <= 0 {
-		o.Workers = min(max(runtime.GOMAXPROCS(0), 2), 8)
+		o.Workers = repo.Memory.Count(min(max(runtime.GOMAXPROCS(0), 2), 8), 2)
 	}
 	c := &check{
 		repo:     repo,

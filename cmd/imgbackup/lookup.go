@@ -30,6 +30,7 @@ func (a *app) openRepo(ctx context.Context) (*chain.Repository, error) {
 	if err != nil {
 		return nil, err
 	}
+	repo.Memory = a.memory
 	return a.identify(repo)
 }
 
@@ -56,6 +57,7 @@ func (a *app) repoIfNeeded(ctx context.Context, req *backup.Request) (*chain.Rep
 	if err != nil {
 		return nil, err
 	}
+	repo.Memory = a.memory
 	return a.identify(repo)
 }
 

@@ -18,17 +18,23 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgbackup/imgbackup/internal/memory"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/retry"
 )
 
-// memoryLimit makes the garbage collector work harder instead of letting the
-// heap grow, bytes.
-const memoryLimit = 200 << 20
-
 func main() {
-	debug.SetMemoryLimit(memoryLimit)
-	os.Exit(run(os.Args[1:], program{in: os.Stdin, out: os.Stdout, err: os.Stderr}))
+	os.Exit(run(os.Args[1:], program{in: os.Stdin, out: os.Stdout, err: os.Stderr, memory: limitMemory()}))
+}
+
+// limitMemory finds out how much memory there is. The garbage collector is made to work
+// harder instead of letting the heap grow beyond, unless a person has said what it is to do.
+func limitMemory() memory.Budget {
+	budget, given := memory.Find()
+	if !given {
+		debug.SetMemoryLimit(budget.Heap())
+	}
+	return budget
 }
 
 // program is what a command needs of the world around it.
@@ -49,6 +55,8 @@ type program struct {
 	// retry is how long stores are given to come back; the defaults outside
 	// tests.
 	retry retry.Options
+	// memory is how much a run may take; as much as usual outside main and some tests.
+	memory memory.Budget
 	// definitions is where libvirt keeps its domains; its own folder outside tests.
 	definitions string
 	// serving is set as soon as clients can connect: a server ends by a signal as a

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/imgbackup/imgbackup/internal/memory"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/open"
@@ -52,6 +53,7 @@ progress to stderr.`,
 		if f := cmd.Flags().Lookup("repo"); f != nil && f.Changed && f.Value.String() == "" {
 			return usage.Errorf("--repo: the place is empty, as by a variable that is not set")
 		}
+		a.noteMemory(cmd)
 		return nil
 	}
 	flags := root.PersistentFlags()
@@ -97,6 +99,19 @@ progress to stderr.`,
 		completion.Example = "  imgbackup completion bash >/etc/bash_completion.d/imgbackup"
 	}
 	return root
+}
+
+// noteMemory tells before work that takes long, which such commands show, or serves
+// clients, that it would be faster with more memory.
+func (a *app) noteMemory(cmd *cobra.Command) {
+	long := cmd.Flags().Lookup("progress") != nil || cmd.Flags().Lookup("socket") != nil
+	switch {
+	case !long || !a.memory.Limited():
+	case a.memory.Bytes() < memory.Least:
+		a.note(fmt.Sprintf("memory is limited to %s, less than the %d MiB that all of it was tried with: it is slow, and the kernel may end it", a.memory, memory.Least>>20))
+	default:
+		a.note(fmt.Sprintf("memory is limited to %s: slower", a.memory))
+	}
 }
 
 // helpForKnown lets help refuse what is no command.
