@@ -305,7 +305,7 @@ func ReplayMaps(ctx context.Context, r *Repository, d *Disk) ([]*archive.Map, er
 			if maps[i], err = archive.OpenMap(ctx, r.Store, ref, keep); err != nil {
 				return err
 			}
-			if err := d.place(i).Check(maps[i]); err != nil {
+			if err := d.Place(i).Check(maps[i]); err != nil {
 				return archive.Damaged(archive.MapKey(ref.Name), fmt.Errorf("as map %d of %d of disk %s: %w", i+1, len(d.Maps), d.Name, err))
 			}
 			return nil

@@ -59,7 +59,7 @@ func (d *Disk) references() iter.Seq[Reference] {
 		for i := range d.Maps {
 			m := &d.Maps[i]
 			key := archive.MapKey(m.Name)
-			if !yield(Reference{Key: key, Object: m.Ref, Disk: d, Map: m, Place: d.place(i)}) {
+			if !yield(Reference{Key: key, Object: m.Ref, Disk: d, Map: m, Place: d.Place(i)}) {
 				return
 			}
 		}
@@ -90,8 +90,8 @@ type MapPlace struct {
 	Full   bool  // the last
 }
 
-// place is where the disk's i-th map stands.
-func (d *Disk) place(i int) MapPlace {
+// Place is where the disk's i-th map stands.
+func (d *Disk) Place(i int) MapPlace {
 	return MapPlace{Disk: d.Name, Size: d.Size, Newest: i == 0, Full: i == len(d.Maps)-1}
 }
 

@@ -71,10 +71,13 @@ func exitCode(ctx context.Context, err error) int {
 		lost    *chain.LostError
 		unknown *chain.UnknownOutcomeError
 		several domainsFailed
+		drilled drillFailed
 	)
 	switch {
 	case errors.As(err, &several):
 		return several.code
+	case errors.As(err, &drilled):
+		return drilled.code
 	case errors.As(err, &unknown):
 		return exitFailed // and not interrupted, after which nothing is there
 	case errors.Is(err, usage.ErrWrong):

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/drill"
+	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/request"
+)
+
+// chooseDrills finds the checkpoints that are asked for: of each domain the newest first,
+// then the others from the oldest on.
+func (a *app) chooseDrills(ctx context.Context, repo *chain.Repository, r *drillRequest) ([]*drill.Target, error) {
+	domains := r.domains
+	if len(domains) == 0 {
+		var err error
+		if domains, err = repo.Domains(ctx); err != nil {
+			return nil, err
+		}
+		if len(domains) == 0 {
+			return nil, errors.New("the repository is empty: there is nothing to drill")
+		}
+	}
+	var all []*drill.Target
+	for _, domain := range domains {
+		history, err := allManifests(ctx, repo, domain)
+		if err != nil {
+			return nil, err
+		}
+		chosen, err := r.choose(ctx, repo, domain, history)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range chosen {
+			for _, disk := range r.plan.Disks {
+				if _, ok := m.Disk(disk); !ok {
+					return nil, usage.Errorf("--disk %s: checkpoint %s of %s has no such disk", disk, m.Checkpoint, domain)
+				}
+			}
+			all = append(all, &drill.Target{Manifest: m, Disks: r.plan.Disks, ChosenBy: r.checkpoint, History: history})
+		}
+	}
+	return all, nil
+}
+
+func (r *drillRequest) choose(ctx context.Context, repo *chain.Repository, domain string, history []*chain.Manifest) ([]*chain.Manifest, error) {
+	archives := slices.DeleteFunc(slices.Clone(history), func(m *chain.Manifest) bool { return m.Kind != chain.KindArchive })
+	named := slices.IndexFunc(archives, func(m *chain.Manifest) bool { return m.Checkpoint == r.checkpoint })
+	random, isRandom := strings.CutPrefix(r.checkpoint, "random:")
+	switch {
+	case named >= 0:
+		return archives[named : named+1], nil
+	case len(archives) == 0:
+		return nil, fmt.Errorf("no checkpoint of domain %s holds data: they are only in the images", domain)
+	case r.checkpoint == request.Latest:
+		return archives[len(archives)-1:], nil
+	case r.checkpoint == "all":
+	case isRandom:
+		n, err := strconv.ParseUint(random, 10, 31)
+		if err != nil || n == 0 {
+			return nil, usage.Errorf("--checkpoint %s: want random: and how many, as random:3", r.checkpoint)
+		}
+		for len(archives) > int(n) {
+			i := rand.IntN(len(archives))
+			archives = slices.Delete(archives, i, i+1)
+		}
+	default:
+		return nil, noCheckpoint(ctx, repo, domain, r.checkpoint)
+	}
+	last := len(archives) - 1
+	return slices.Concat(archives[last:], archives[:last]), nil
+}

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package drill
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/drill/record"
+)
+
+// Options are the settings of a run.
+type Options struct {
+	Dir     string // an existing folder for scratch data and sockets
+	Tool    string // the program and its version, for the record
+	AskedBy string // a person or a job; may be empty
+	Run     string // UUID of the run
+	Note    func(text string)
+	// Told is told of progress: so many more bytes of the guest in a step. It may be
+	// called by several goroutines at once.
+	Told func(step string, n int64)
+	// Kept is told of the files that a step has left in its folder, before they are
+	// removed; nil: nobody wants them. It returns them as they are recorded.
+	Kept func(t *Target, step, dir string) ([]record.Kept, error)
+}
+
+// Target is a checkpoint to be drilled.
+type Target struct {
+	Manifest *chain.Manifest
+	Disks    []string // only these; none: all
+	ChosenBy string
+	Require  []string // steps that must pass; none: all that apply but boot
+	Steps    []Step   // in the order of [record.StepNames]
+	Limits   Limits
+	History  []*chain.Manifest // all of the domain's, oldest first
+}
+
+// Drill is a run of drills, which share what they have proven. It must be closed.
+type Drill struct {
+	repo   *chain.Repository
+	o      Options
+	host   chain.Host
+	prover *prover
+	folder *folder
+	short  *folder // for sockets; nil: folder itself
+}
+
+// New begins a run.
+func New(repo *chain.Repository, o Options) (*Drill, error) {
+	self, err := repo.Self()
+	if err != nil {
+		return nil, err
+	}
+	d := &Drill{repo: repo, o: o, host: self.Host, prover: newProver(repo)}
+	if d.folder, err = makeFolder(o.Dir); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// Close removes all that the run has made.
+func (d *Drill) Close() error {
+	err := d.folder.remove()
+	if d.short != nil {
+		err = errors.Join(err, d.short.remove())
+	}
+	return err
+}
+
+// Chunks is the step that fetches and proves every chunk.
+func (d *Drill) Chunks() Step { return &chunks{d.prover} }
+
+// socketDir is a folder whose path is short enough for sockets.
+func (d *Drill) socketDir() (string, error) {
+	if len(d.folder.path) <= maxSocketFolder {
+		return d.folder.path, nil
+	}
+	if d.short == nil {
+		short, err := makeFolder("/tmp")
+		if err != nil {
+			return "", err
+		}
+		d.short = short
+	}
+	return d.short.path, nil
+}
+
+// Run drills one checkpoint. The record is complete whatever the verdict is. An error
+// says that the run cannot go on: it was interrupted, and the record is of what was done.
+func (d *Drill) Run(ctx context.Context, t *Target) (*record.Record, error) {
+	u := &under{d: d, t: t, r: d.newRecord(t)}
+	err := u.run(ctx)
+	u.r.Ended = now()
+	u.judge()
+	return u.r, err
+}
+
+func now() time.Time { return time.Now().UTC().Round(0) }
+
+// under is a checkpoint that is being drilled.
+type under struct {
+	d *Drill
+	t *Target
+	m *chain.Manifest // as it is by now
+	r *record.Record
+	s *server
+
+	restored []Restored
+	skipped  map[string]bool // steps to which nothing applied
+	mu       sync.Mutex
+}
+
+func (u *under) run(ctx context.Context) error {
+	slot, err := u.d.repo.Slot(ctx, u.t.Manifest.Domain, u.t.Manifest.Checkpoint)
+	if err == nil && (slot.Manifest == nil || slot.Manifest.UUID != u.t.Manifest.UUID) {
+		err = &chain.GoneError{Domain: u.t.Manifest.Domain, Checkpoint: u.t.Manifest.Checkpoint}
+	}
+	if err != nil {
+		return u.none(ctx, err)
+	}
+	u.take(slot.Manifest, slot.Digest().String())
+	u.skipped = make(map[string]bool)
+	u.s = &server{repo: u.d.repo, m: u.m, disks: u.disks(), dir: u.d.socketDir, note: u.d.o.Note}
+	defer u.s.stop()
+	u.r.RPO = rpo(u.t.History, u.r.Begun)
+	for _, step := range u.t.Steps {
+		if err := u.step(ctx, step); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// none says of every step that it could not be done.
+func (u *under) none(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	res := Skip(err.Error(), todoError(err))
+	if archive.IsDamage(err) {
+		res = Fail(err.Error(), todoDamage)
+	}
+	for i, step := range u.t.Steps {
+		one := record.Step{Step: step.Name(), Status: res.Status, Reason: res.Reason, WhatToDo: res.WhatToDo, Begun: now()}
+		if i > 0 && res.Status == record.Failed {
+			one.Status, one.Reason = record.Skipped, "the checkpoint cannot be read"
+		}
+		u.r.Steps = append(u.r.Steps, one)
+	}
+	return nil
+}
+
+// take takes the manifest as the checkpoint's.
+func (u *under) take(m *chain.Manifest, digest string) {
+	u.m = m
+	u.r.Revision, u.r.Manifest = m.Revision, digest
+	u.r.Disks, u.r.LeftOut = nil, nil
+	for i := range m.Disks {
+		disk := &m.Disks[i]
+		if len(u.t.Disks) > 0 && !slices.Contains(u.t.Disks, disk.Name) {
+			u.r.LeftOut = append(u.r.LeftOut, disk.Name)
+			continue
+		}
+		one := record.Disk{Disk: disk.Name, Size: disk.Size, Maps: []string{}}
+		for _, ref := range disk.Maps {
+			one.Maps = append(one.Maps, ref.Name.String())
+		}
+		u.r.Disks = append(u.r.Disks, one)
+	}
+}
+
+// disks are those that are drilled.
+func (u *under) disks() (all []*chain.Disk) {
+	for _, one := range u.r.Disks {
+		if disk, ok := u.m.Disk(one.Disk); ok {
+			all = append(all, disk)
+		}
+	}
+	return all
+}
+
+// repackings is how often a step begins anew because the checkpoint was repacked.
+const repackings = 5
+
+// step does one step, and records it. An error is the context's.
+func (u *under) step(ctx context.Context, step Step) error {
+	one := record.Step{Step: step.Name(), Begun: now()}
+	begun := time.Now()
+	res, err := u.try(ctx, step, &one)
+	for range repackings {
+		var repacked *repackedError
+		if !errors.As(err, &repacked) {
+			break
+		}
+		if err = u.repacked(ctx, repacked.newer); err == nil {
+			res, err = u.try(ctx, step, &one)
+		}
+	}
+	one.Duration = time.Since(begun).Milliseconds()
+	if err != nil {
+		res.Status, res.Reason, res.WhatToDo = record.Skipped, err.Error(), todoError(err)
+		if ctx.Err() != nil {
+			res.Reason, res.WhatToDo = "it was interrupted", "run the same command again"
+		}
+	}
+	one.Status, one.Reason, one.WhatToDo = res.Status, res.Reason, res.WhatToDo
+	one.Bytes, one.Details = res.Bytes, res.Details
+	if res.NotApplicable && res.Status == record.Skipped {
+		u.skipped[one.Step] = true
+	}
+	if res.Boot > 0 {
+		ms := res.Boot.Milliseconds()
+		u.r.RTO.Boot = &ms
+	}
+	if len(res.Programs) > 0 && u.r.Programs == nil {
+		u.r.Programs = make(map[string]string)
+	}
+	maps.Copy(u.r.Programs, res.Programs)
+	u.r.Steps = append(u.r.Steps, one)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// try runs a step with folders of its own.
+func (u *under) try(ctx context.Context, step Step, one *record.Step) (res Result, err error) {
+	s := &Subject{
+		Repo: u.d.repo, Manifest: u.m, Disks: u.disks(), Restored: u.restored, Limits: u.t.Limits,
+		Note: u.d.o.Note, Told: u.d.o.Told, serve: u.serve(ctx),
+	}
+	if s.Scratch, err = u.d.folder.sub("scratch"); err != nil {
+		return Result{}, err
+	}
+	if s.Keep, err = u.d.folder.sub("keep"); err != nil {
+		return Result{}, err
+	}
+	res, err = step.Run(ctx, s)
+	u.restored = s.Restored
+	if u.d.o.Kept != nil {
+		kept, kerr := u.d.o.Kept(u.t, step.Name(), s.Keep)
+		one.Kept, err = kept, errors.Join(err, kerr)
+	}
+	_, serr := u.d.folder.sub("scratch")
+	return res, errors.Join(err, serr)
+}
+
+// serve serves the disks for as long as the checkpoint's drill lasts.
+func (u *under) serve(whole context.Context) func(context.Context) (*Served, error) {
+	return func(context.Context) (*Served, error) {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		return u.s.start(whole)
+	}
+}
+
+// repacked goes on with the manifest's next revision.
+func (u *under) repacked(ctx context.Context, newer *chain.Manifest) error {
+	slot, err := u.d.repo.Slot(ctx, newer.Domain, newer.Checkpoint)
+	if err != nil {
+		return err
+	}
+	if slot.Manifest == nil || slot.Manifest.UUID != newer.UUID {
+		return &chain.GoneError{Domain: newer.Domain, Checkpoint: newer.Checkpoint}
+	}
+	u.take(slot.Manifest, slot.Digest().String())
+	return nil
+}
+
+// todoError is what a person should do about what lies elsewhere.
+func todoError(err error) string {
+	var gone *chain.GoneError
+	switch {
+	case errors.As(err, &gone):
+		return todoGone
+	case noSpace(err):
+		return "give more room by --scratch DIR, or go without by --no-scratch"
+	}
+	return "see to what the reason says, and drill again: nothing is known to be wrong with the checkpoint"
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package drill
+
+import (
+	"context"
+	"errors"
+	"net/url"
+	"os"
+	"path/filepath"
+
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/nbd"
+	"github.com/imgbackup/imgbackup/serve"
+	"github.com/imgbackup/imgbackup/view"
+)
+
+// server serves the disks of a subject, once somebody asks for it.
+type server struct {
+	repo  *chain.Repository
+	m     *chain.Manifest
+	disks []*chain.Disk
+	dir   func() (string, error) // where the socket goes, a short path
+	note  func(string)
+
+	served *Served
+	view   *view.Checkpoint
+	cancel context.CancelFunc
+	ended  chan error
+}
+
+// start serves the disks until stop, or until ctx, of the checkpoint's drill, ends.
+func (s *server) start(ctx context.Context) (*Served, error) {
+	if s.served != nil {
+		return s.served, nil
+	}
+	dir, err := s.dir()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, d := range s.disks {
+		names = append(names, d.Name)
+	}
+	if s.view, err = view.Open(ctx, s.repo, s.m, names, view.Options{}); err != nil {
+		return nil, err
+	}
+	served := &Served{Socket: filepath.Join(dir, "nbd.sock")}
+	var exports []nbd.Export
+	for _, d := range s.view.Disks {
+		e, err := serve.Export(ctx, s.view, d, nil, nil)
+		if err != nil {
+			return nil, err
+		}
+		exports = append(exports, e)
+		uri := "nbd+unix:///" + url.PathEscape(d.Name) + "?socket=" + url.QueryEscape(served.Socket)
+		served.Disks = append(served.Disks, ServedDisk{Disk: d.Name, Size: d.Size(), URI: uri})
+	}
+	n, err := nbd.NewServer(exports, nbd.ServerOptions{Notify: s.notify})
+	if err != nil {
+		return nil, err
+	}
+	l, err := nbd.ListenUnix(ctx, served.Socket)
+	if err != nil {
+		return nil, err
+	}
+	ctx, s.cancel = context.WithCancel(ctx)
+	s.ended = make(chan error, 1)
+	go func() {
+		s.ended <- n.Serve(ctx, l)
+		_ = l.Close() // nothing is lost with it
+	}()
+	s.served = served
+	return served, nil
+}
+
+// notify tells of reads that failed; that a client has gone is no news.
+func (s *server) notify(err error) {
+	if errors.As(err, new(*nbd.DeviceError)) {
+		s.note(err.Error())
+	}
+}
+
+// stop ends it; nobody can connect afterwards.
+func (s *server) stop() {
+	if s.cancel != nil {
+		s.cancel()
+		<-s.ended
+		_ = os.Remove(s.served.Socket) // closing it has, most often
+	}
+	if s.view != nil {
+		s.view.Close()
+	}
+}
