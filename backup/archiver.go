@@ -3,6 +3,7 @@
 package backup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -201,6 +202,7 @@ func (s *archiver) describe(plan *Plan) *chain.Manifest {
 		rec.Requested, rec.Mode, rec.Detection = string(p.Requested), string(p.Mode), string(p.Detection)
 		rec.ReasonCode, rec.Reason = string(p.Code), p.Reason
 		rec.IncrementalFrom, rec.NoBitmapReason, rec.DirtyBytes = p.Since, p.NoBitmapReason, p.DirtyBytes
+		rec.Habit = chain.HabitOf(s.history, cmp.Or(p.RenamedFrom, p.Disk))
 		m.Disks = append(m.Disks, rec)
 	}
 	return m
@@ -247,6 +249,9 @@ func (s *archiver) readDisks(ctx context.Context, plan *Plan, w *archive.Writer,
 			return &chain.DiskError{Disk: p.Disk, Err: err}
 		}
 		rec.DataBytes, rec.StoredBytes, rec.ReusedBytes = stats.Data, stats.Stored, stats.Reused
+		if p.Mode == Incremental {
+			rec.ZeroBytes = stats.Zero
+		}
 		if damage := d.damage.Load(); damage != nil {
 			s.hooks.note("disk %s: the archive of %s is damaged; what could not be compared is stored again: %v", p.Disk, p.base.Manifest.Checkpoint, damage)
 		}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/habit"
 )
 
 // ManifestFormat is the value of a manifest's field "format".
@@ -161,6 +162,9 @@ type Disk struct {
 	DataBytes   int64            `json:"data_bytes"`
 	StoredBytes int64            `json:"stored_bytes"`
 	ReusedBytes int64            `json:"reused_bytes"`
+	ZeroBytes   int64            `json:"zero_bytes,omitempty"` // of an incremental: that were data before, or may have been
+	// Habit is that of the disk's backups before this one. nil: there was none.
+	Habit *habit.Habit `json:"habit,omitempty"`
 	// Lost is what the maps hold as zeros, or name what is gone of, and is not so:
 	// see [Losses]. The next backup reads it again.
 	Lost []Lost `json:"lost,omitempty"`

@@ -297,6 +297,10 @@ func (d *Disk) validate(c *checker, m *Manifest) {
 	c.atLeast("data_bytes", d.DataBytes, 0)
 	c.atLeast("stored_bytes", d.StoredBytes, 0)
 	c.atLeast("reused_bytes", d.ReusedBytes, 0)
+	c.atLeast("zero_bytes", d.ZeroBytes, 0)
+	if d.Habit != nil {
+		c.nilErr("habit", d.Habit.Check())
+	}
 	c.that(len(d.Witnesses) <= maxWitnesses, "%d witnesses", len(d.Witnesses))
 	for i := range d.Witnesses {
 		d.Witnesses[i].validate(c, len(d.Backing))

@@ -92,7 +92,7 @@ func (a *app) backupDefinition(ctx context.Context, repo *chain.Repository, b ba
 		case b.dryRun:
 			o.Plan = viewPlan(plan, job.Request.LeftOut)
 		default:
-			o.Backup = viewBackup(result, job.Request.LeftOut)
+			o.Backup = a.viewBackup(result, job.Request.LeftOut)
 		}
 		switch {
 		case b.dryRun && a.json:

@@ -114,7 +114,8 @@ func (a *app) backupCommand() *cobra.Command {
 		},
 	}
 	o.addFlags(cmd.Flags())
-	addManual(cmd, backupManual)
+	addUnusual(cmd.Flags(), &a.unusual)
+	addManual(cmd, backupManual+"\n\n"+unusualManual)
 	return a.addProgress(cmd)
 }
 
@@ -373,7 +374,7 @@ type unchangedJSON struct {
 	Seen  time.Time `json:"seen"`
 }
 
-func viewBackup(r *backup.Result, left []chain.LeftOut) *backupJSON {
+func (a *app) viewBackup(r *backup.Result, left []chain.LeftOut) *backupJSON {
 	if r.Seen != nil {
 		return &backupJSON{
 			Domain: r.Seen.Domain, Disks: []diskJSON{}, Seconds: r.Elapsed.Seconds(), Notes: r.Notes,
@@ -390,7 +391,7 @@ func viewBackup(r *backup.Result, left []chain.LeftOut) *backupJSON {
 	}
 	for i := range m.Disks {
 		d := viewDisk(&m.Disks[i])
-		d.Lost = m.Disks[i].Lost
+		d.Lost, d.Unusual = m.Disks[i].Lost, m.Unusual(&m.Disks[i], a.unusual)
 		out.Disks = append(out.Disks, d)
 	}
 	addAudits(out, r.Audits)
@@ -400,7 +401,7 @@ func viewBackup(r *backup.Result, left []chain.LeftOut) *backupJSON {
 // printBackup prints a result, which may be that a bitmap has lied.
 func (a *app) printBackup(r *backup.Result, left []chain.LeftOut) error {
 	if a.json {
-		return errors.Join(a.printJSON(viewBackup(r, left)), auditError(r.Audits))
+		return errors.Join(a.printJSON(a.viewBackup(r, left)), auditError(r.Audits))
 	}
 	w := &checkedWriter{w: a.out}
 	if r.Seen != nil {
@@ -435,6 +436,7 @@ func (a *app) printBackup(r *backup.Result, left []chain.LeftOut) error {
 			w.printf("  %s\n", lostLine(m.Disks[i].Name, &m.Disks[i].Lost[k]))
 		}
 	}
+	printUnusual(w, m, a.unusual)
 	printAudits(w, r.Audits)
 	w.printf("done in %s: %s of data, %s stored\n", r.Elapsed.Round(10*time.Millisecond), size(data), size(stored))
 	return errors.Join(w.err, auditError(r.Audits))

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/imgbackup/imgbackup/habit"
 	"github.com/imgbackup/imgbackup/internal/memory"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
@@ -25,6 +26,7 @@ type app struct {
 	quiet      bool
 	cached     *cachedRepo // nil: no repository was opened with the cache
 	progress   string      // how it is shown
+	unusual    habit.Limits
 }
 
 func newRoot(p program) *cobra.Command {

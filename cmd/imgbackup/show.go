@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/habit"
 )
 
 func (a *app) showCommand() *cobra.Command {
@@ -42,11 +43,13 @@ backed up as it was. With --json it prints the manifest.`,
 				seen = nil
 			}
 			if a.json {
-				return a.printJSON(viewManifest(m, seen))
+				return a.printJSON(a.viewManifest(m, seen))
 			}
 			return a.showManifest(m, seen)
 		},
 	}
+	addUnusual(cmd.Flags(), &a.unusual)
+	addManual(cmd, unusualManual)
 	cmd.Flags().StringVar(&checkpoint, "checkpoint", "", checkpointUsage)
 	return cmd
 }
@@ -64,12 +67,13 @@ type manifestJSON struct {
 type manifestDiskJSON struct {
 	Called string `json:"disk"`
 	*chain.Disk
+	Unusual []habit.Finding `json:"unusual,omitempty"`
 }
 
-func viewManifest(m *chain.Manifest, seen *chain.Seen) manifestJSON {
+func (a *app) viewManifest(m *chain.Manifest, seen *chain.Seen) manifestJSON {
 	out := manifestJSON{Manifest: m, Name: m.Checkpoint, Disks: []manifestDiskJSON{}}
 	for i := range m.Disks {
-		out.Disks = append(out.Disks, manifestDiskJSON{m.Disks[i].Name, &m.Disks[i]})
+		out.Disks = append(out.Disks, manifestDiskJSON{m.Disks[i].Name, &m.Disks[i], m.Unusual(&m.Disks[i], a.unusual)})
 	}
 	if seen != nil {
 		out.Unchanged = &seen.Time
@@ -114,6 +118,7 @@ func (a *app) showManifest(m *chain.Manifest, seen *chain.Seen) error {
 	for _, l := range m.LeftOut {
 		w.printf("left out     %s: %s\n", l.Disk, oneLine(l.Reason))
 	}
+	printUnusual(w, m, a.unusual)
 	for i := range m.Disks {
 		showDisk(w, m.Kind, &m.Disks[i])
 	}

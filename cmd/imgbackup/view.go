@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/habit"
 )
 
 // diskNames are what a disk is called in every JSON: docs/json.md says disk, and target
@@ -46,10 +47,13 @@ type diskJSON struct {
 	DataBytes       int64        `json:"data_bytes"`
 	StoredBytes     int64        `json:"stored_bytes"`
 	ReusedBytes     int64        `json:"reused_bytes"`
+	ZeroBytes       int64        `json:"zero_bytes,omitempty"`
 	Maps            int          `json:"maps"` // that a restore reads
 	LostRanges      int          `json:"lost_ranges,omitempty"`
 	LostBytes       int64        `json:"lost_bytes,omitempty"`
 	Lost            []chain.Lost `json:"lost,omitempty"` // of a backup only
+	// Unusual is what is unlike the backups before, likewise.
+	Unusual []habit.Finding `json:"unusual,omitempty"`
 	*auditJSON
 }
 
@@ -58,7 +62,7 @@ func viewDisk(d *chain.Disk) diskJSON {
 		diskNames: diskNamed(d.Name), RenamedFrom: d.RenamedFrom, Source: d.Source.Path, Format: d.Source.Format, VirtualSize: d.Size,
 		BackupMode: d.Requested, Mode: d.Mode, Detection: d.Detection, ReasonCode: d.ReasonCode, Reason: d.Reason,
 		Bitmap: d.Bitmap, LibvirtBitmap: d.LibvirtBitmap, Adopted: d.Adopted, NoBitmapReason: d.NoBitmapReason,
-		DirtyBytes: d.DirtyBytes, DataBytes: d.DataBytes, StoredBytes: d.StoredBytes, ReusedBytes: d.ReusedBytes,
+		DirtyBytes: d.DirtyBytes, DataBytes: d.DataBytes, StoredBytes: d.StoredBytes, ReusedBytes: d.ReusedBytes, ZeroBytes: d.ZeroBytes,
 		Maps: len(d.Maps), LostRanges: len(d.Lost), LostBytes: d.LostBytes(),
 	}
 	if d.IncrementalFrom != nil {
