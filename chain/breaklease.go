@@ -184,7 +184,7 @@ func (r *Repository) seeLeases(ctx context.Context) ([]SeenLease, error) {
 	if err != nil {
 		return nil, err
 	}
-	boot, since, err := bootClock()
+	boot, since, err := bootClock(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -206,7 +206,7 @@ func (r *Repository) AwaitLeases(ctx context.Context, m *Mark) (*Mark, []Awaited
 		keys = append(keys, s.Key)
 		before[s.Key] = s
 	}
-	boot, since, err := bootClock()
+	boot, since, err := bootClock(ctx)
 	if err != nil {
 		return m, nil, err
 	}
@@ -303,7 +303,7 @@ func (r *Repository) Unchanged(ctx context.Context, leases []*Lease) (map[string
 	if err != nil {
 		return nil, err
 	}
-	boot, since, err := bootClock()
+	boot, since, err := bootClock(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -319,7 +319,10 @@ func (r *Repository) Unchanged(ctx context.Context, leases []*Lease) (map[string
 }
 
 // bootClock is the present boot's id and the seconds since it began.
-func bootClock() (string, int64, error) {
-	boot, err := bootID(thisRoot())
-	return boot, int64(sys.SinceBoot() / time.Second), err
+func bootClock(ctx context.Context) (string, int64, error) {
+	boot, since, err := protocol.Boot(ctx, func() (string, time.Duration, error) {
+		boot, err := bootID(thisRoot())
+		return boot, sys.SinceBoot(), err
+	})
+	return boot, int64(since / time.Second), err
 }

@@ -282,7 +282,7 @@ func (r *Repository) MarkEnded(ctx context.Context, m *Mark) (*Mark, bool, error
 	if unchanged == 0 {
 		return m, true, nil
 	}
-	boot, since, err := bootClock()
+	boot, since, err := bootClock(ctx)
 	if err != nil || boot == "" {
 		return m, false, err
 	}

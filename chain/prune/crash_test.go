@@ -33,6 +33,13 @@ func (c *crashing) alive() error {
 	return nil
 }
 
+// end ends it now.
+func (c *crashing) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
+}
+
 // write does one write, or does not.
 func (c *crashing) write(do func() error) error {
 	c.mu.Lock()

@@ -51,6 +51,9 @@ type Test struct {
 	Ended func(run string) bool
 	// Pause, if not nil, is what waiting is, instead of time.
 	Pause func(ctx context.Context) error
+	// Boot, if not nil, is the clock of the machine that looks: the id of its boot, and how
+	// long ago that was.
+	Boot func() (id string, since time.Duration)
 }
 
 // WithTest returns a context in which the protocol is as the test says.
@@ -71,6 +74,16 @@ func Keeps(ctx context.Context, r Rule) bool {
 func Ended(ctx context.Context, run string, system func() bool) bool {
 	if t := test(ctx); t != nil && t.Ended != nil {
 		return t.Ended(run)
+	}
+	return system()
+}
+
+// Boot is the clock by which is told for how long something did not change; system is the
+// system's.
+func Boot(ctx context.Context, system func() (id string, since time.Duration, err error)) (string, time.Duration, error) {
+	if t := test(ctx); t != nil && t.Boot != nil {
+		id, since := t.Boot()
+		return id, since, nil
 	}
 	return system()
 }
