@@ -76,7 +76,9 @@ func (p *packer) cell(c *cell) error {
 				return err
 			}
 		}
-		m.stats.count(r)
+		if m.stats.count(r); !m.full {
+			m.stats.Heat.add(r.off, r.length, m.size)
+		}
 		if err := m.add(r, p.w.packs.count()); err != nil {
 			return err
 		}

@@ -45,6 +45,7 @@ type DiskStats struct {
 	Stored int64 // bytes of frames added to packs
 	Reused int64 // of Data: what chunks hold that were there before
 	Chunks int64 // frames added to packs
+	Heat   Heat  // of a delta map
 }
 
 func (s *DiskStats) add(t DiskStats) {
@@ -53,6 +54,9 @@ func (s *DiskStats) add(t DiskStats) {
 	s.Stored += t.Stored
 	s.Reused += t.Reused
 	s.Chunks += t.Chunks
+	for i := range s.Heat {
+		s.Heat[i] += t.Heat[i]
+	}
 }
 
 // Stats sums up a session.

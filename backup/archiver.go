@@ -250,7 +250,7 @@ func (s *archiver) readDisks(ctx context.Context, plan *Plan, w *archive.Writer,
 		}
 		rec.DataBytes, rec.StoredBytes, rec.ReusedBytes = stats.Data, stats.Stored, stats.Reused
 		if p.Mode == Incremental {
-			rec.ZeroBytes = stats.Zero
+			rec.ZeroBytes, rec.Heat = stats.Zero, stats.Heat.Text(rec.Size)
 		}
 		if damage := d.damage.Load(); damage != nil {
 			s.hooks.note("disk %s: the archive of %s is damaged; what could not be compared is stored again: %v", p.Disk, p.base.Manifest.Checkpoint, damage)

@@ -163,6 +163,8 @@ type Disk struct {
 	StoredBytes int64            `json:"stored_bytes"`
 	ReusedBytes int64            `json:"reused_bytes"`
 	ZeroBytes   int64            `json:"zero_bytes,omitempty"` // of an incremental: that were data before, or may have been
+	// Heat is where an incremental found changes: see [archive.Heat.Text].
+	Heat string `json:"heat,omitempty"`
 	// Habit is that of the disk's backups before this one. nil: there was none.
 	Habit *habit.Habit `json:"habit,omitempty"`
 	// Lost is what the maps hold as zeros, or name what is gone of, and is not so:

@@ -298,6 +298,7 @@ func (d *Disk) validate(c *checker, m *Manifest) {
 	c.atLeast("stored_bytes", d.StoredBytes, 0)
 	c.atLeast("reused_bytes", d.ReusedBytes, 0)
 	c.atLeast("zero_bytes", d.ZeroBytes, 0)
+	c.that(d.Heat == "" || len(d.Heat) == archive.HeatParts && strings.Trim(d.Heat, "0123456789abcdef") == "", "heat %.80q", d.Heat)
 	if d.Habit != nil {
 		c.nilErr("habit", d.Habit.Check())
 	}
