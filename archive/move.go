@@ -6,47 +6,45 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // A Mover takes chunks out of packs and puts them into new ones, as they are stored:
-// each frame is decoded and proven, and then copied. [Mover.Move] is called for one
-// pack after the other, and Finish stores the last new pack and the index. Its methods
-// are for one goroutine.
+// each frame is proven, and copied. [Mover.Move] is called for one pack after the other,
+// and Finish stores the last new pack and the index. Its methods are for one goroutine.
 //
-// Packs are read and proven several at once, in batches, and the frames go into the new
-// packs in the order of the calls. Most are proven by decoding them. A pack that is near,
-// and of which much is moved, is read whole and proven by its name, which costs less; one
-// whose bytes are not those of its name, then, frame by frame.
+// Where a frame goes is known before it is read, since the packs' tables say how long each
+// is: so it is read into its place in the new pack, several packs at once, and is proven
+// there. In which of two ways is a question of what it costs ([Mover.byName]): by decoding
+// it, or with all others of its pack by the pack's name. A pack whose bytes are not those of
+// its name is tried frame by frame: perhaps what is moved is sound.
 type Mover struct {
 	store objstore.Store
 	o     MoveOptions
 	index *IndexWriter
+	near  bool // the store is a folder
 
-	g     *errgroup.Group     // readers, and those that store
-	given context.Context     // the caller's
-	ctx   context.Context     // ends with the first error, too
-	order chan *moveBatch     // to the packer, in order
-	done  chan struct{}       // the packer has ended
-	room  *semaphore.Weighted // bytes of batches in flight
-	packs chan *packBuilder   // of movePacks, those that are free; nil: not made yet
+	g     *errgroup.Group // those that read, and those that store
+	given context.Context // the caller's
+	ctx   context.Context // ends with the first error, too
+	work  chan *moveBatch // for those that read
+	free  chan *newPack   // of movePacks; nil: not made yet
+	open  *newPack        // is being filled; nil: none is
 
-	spare sync.Pool // *[]byte, of batches that are done
-
-	mu    sync.Mutex
 	moved map[Ref]*movedPack
-	fresh []Ref // new packs, by number; zero until they are named
+
+	mu    sync.Mutex // guards what is below, until Finish
+	fresh []Ref      // new packs, by number; zero until they are named
 	stats MoveStats
 }
 
@@ -68,11 +66,11 @@ type MoveStats struct {
 }
 
 const (
-	moveBytes   = 4 << 20  // of frames that are decoded one after the other
-	moveWhole   = 64 << 20 // a pack that is longer is never read whole
-	moveRoom    = 64 << 20 // of batches in flight
-	moveUploads = 3
-	movePacks   = 1 + moveUploads
+	moveBytes = 4 << 20  // of frames that one goroutine reads, one after the other
+	moveWhole = 64 << 20 // a pack that is longer is never read whole
+	// movePacks is how many new packs are in memory. What is read as one may go to three,
+	// and a fourth lets those that wait for it be stored.
+	movePacks = 4
 )
 
 // movedPack is where the frames of one pack went.
@@ -88,16 +86,22 @@ type movedFrame struct {
 	chunk  Digest
 }
 
-// moveBatch is some frames of one pack.
+// newPack is a pack from its first frame until it is stored.
+type newPack struct {
+	packBuilder
+	number  uint32
+	coming  sync.WaitGroup // batches that are read into it
+	unsound atomic.Bool    // one of them was not, or not proven
+}
+
+// moveBatch is some frames of one pack, that are read and proven together.
 type moveBatch struct {
 	pack   Ref
+	whole  bool // by reading the whole pack
 	chunks []PackChunk
-	length int64  // of the frames
-	whole  bool   // the pack is read whole
-	stored []byte // the frames, one after the other
-	err    error
-	ready  chan struct{}
-	to     *movedPack
+	length int64      // of the frames
+	dst    [][]byte   // where each goes
+	into   []*newPack // in which these places are
 }
 
 // NewMover begins.
@@ -112,16 +116,18 @@ func NewMover(ctx context.Context, store objstore.Store, o MoveOptions) (*Mover,
 	if err != nil {
 		return nil, err
 	}
-	workers := min(runtime.GOMAXPROCS(0)+2, 8)
+	_, isNear := objstore.As[objstore.Placed](store)
 	m := &Mover{
-		store: store, o: o, given: ctx, index: index, order: make(chan *moveBatch, workers), done: make(chan struct{}),
-		room: semaphore.NewWeighted(moveRoom), packs: make(chan *packBuilder, movePacks), moved: make(map[Ref]*movedPack),
+		store: store, o: o, given: ctx, index: index, near: isNear, work: make(chan *moveBatch),
+		free: make(chan *newPack, movePacks), moved: make(map[Ref]*movedPack),
 	}
 	for range movePacks {
-		m.packs <- nil
+		m.free <- nil
 	}
 	m.g, m.ctx = errgroup.WithContext(ctx)
-	m.g.Go(m.pack)
+	for range min(runtime.GOMAXPROCS(0)+2, 8) {
+		m.g.Go(m.reader)
+	}
 	return m, nil
 }
 
@@ -138,50 +144,159 @@ func (m *Mover) Move(pack Ref, offsets []uint32) error {
 	if err != nil {
 		return err
 	}
-	to := &movedPack{}
-	for _, b := range m.batches(pack, chunks) {
-		b.to, b.ready = to, make(chan struct{})
-		if err := m.room.Acquire(m.ctx, min(b.length, moveRoom)); err != nil {
-			return context.Cause(m.ctx)
+	to := &movedPack{offsets: make([]int64, 0, len(chunks)), to: make([]movedFrame, 0, len(chunks))}
+	b := &moveBatch{pack: pack, whole: m.byName(pack, chunks)}
+	for i := range chunks {
+		if b, err = m.place(b, &chunks[i], to); err != nil {
+			return err
 		}
-		select {
-		case m.order <- b:
-		case <-m.ctx.Done():
-			return context.Cause(m.ctx)
-		}
-		m.g.Go(func() error {
-			defer close(b.ready)
-			b.err = m.read(b)
-			return b.err
-		})
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
+	if err := m.hand(b); err != nil {
+		return err
+	}
 	m.moved[pack] = to
+	m.count(chunks)
 	return nil
 }
 
-// batches cuts what is moved of a pack into batches.
-func (m *Mover) batches(pack Ref, chunks []PackChunk) []*moveBatch {
-	whole := &moveBatch{pack: pack, chunks: chunks, whole: true}
-	for i := range chunks {
-		whole.length += int64(chunks[i].FrameLength)
-	}
-	if _, near := objstore.As[objstore.Placed](m.store); near && pack.Length <= moveWhole && whole.length >= pack.Length/4 {
-		return []*moveBatch{whole}
-	}
-	var all []*moveBatch
-	for len(chunks) > 0 {
-		b := &moveBatch{pack: pack}
-		n := 0
-		for n < len(chunks) && (n == 0 || b.length+int64(chunks[n].FrameLength) <= moveBytes) {
-			b.length += int64(chunks[n].FrameLength)
-			n++
+// place gives a frame its place, and hands the batch over before that if it is long enough,
+// or goes to the new pack that is full.
+func (m *Mover) place(b *moveBatch, c *PackChunk, to *movedPack) (*moveBatch, error) {
+	full := m.open != nil && !m.open.hasRoom(int(c.FrameLength), m.o.PackSize)
+	if !b.whole && (full || b.length+int64(c.FrameLength) > moveBytes) {
+		if err := m.hand(b); err != nil {
+			return nil, err
 		}
-		b.chunks, chunks = chunks[:n:n], chunks[n:]
-		all = append(all, b)
+		b = &moveBatch{pack: b.pack}
 	}
-	return all
+	if full {
+		m.close()
+	}
+	if err := m.begin(); err != nil {
+		b.drop()
+		return nil, err
+	}
+	off, dst := m.open.reserve(c)
+	b.add(c, dst, m.open)
+	to.offsets = append(to.offsets, c.FrameOffset)
+	to.to = append(to.to, movedFrame{pack: m.open.number, offset: uint32(off), length: c.FrameLength, chunk: c.Chunk})
+	return b, nil
+}
+
+func (m *Mover) count(chunks []PackChunk) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.stats.Chunks += int64(len(chunks))
+	for i := range chunks {
+		m.stats.Bytes += int64(chunks[i].FrameLength)
+	}
+}
+
+// What it costs to prove a byte, in quarters of what its SHA-256 does. To decode what is
+// not compressed is to copy it.
+const (
+	costHash     = 4
+	costDecode   = 7 // for each byte that comes out
+	costCopy     = 1
+	costReadNear = 1
+	costReadFar  = 16
+)
+
+// byName reports whether to prove what is moved of a pack by the pack's name, which takes
+// all its bytes.
+func (m *Mover) byName(pack Ref, chunks []PackChunk) bool {
+	read := int64(costReadNear)
+	if !m.near {
+		read = costReadFar
+	}
+	var frames, length int64
+	for i := range chunks {
+		c := &chunks[i]
+		decode := int64(costDecode)
+		if c.FrameLength >= c.Length {
+			decode = costCopy
+		}
+		frames += int64(c.FrameLength)*read + int64(c.Length)*(costHash+decode)
+		length += int64(c.FrameLength)
+	}
+	return pack.Length <= moveWhole && PackLength(length, len(chunks)) <= m.o.PackSize &&
+		pack.Length*(read+costHash) < frames
+}
+
+// begin has a pack open.
+func (m *Mover) begin() error {
+	if m.open != nil {
+		return nil
+	}
+	select {
+	case m.open = <-m.free:
+	case <-m.ctx.Done():
+		return context.Cause(m.ctx)
+	}
+	if m.open == nil {
+		m.open = &newPack{packBuilder: packBuilder{buf: make([]byte, 0, max(m.o.PackSize, maxFrame))}}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.open.number = uint32(len(m.fresh))
+	m.fresh = append(m.fresh, Ref{})
+	return nil
+}
+
+// reserve takes room for a frame. The buffer never moves: it has room for all that
+// hasRoom allows.
+func (p *newPack) reserve(c *PackChunk) (offset int64, dst []byte) {
+	at := len(p.buf)
+	p.buf = p.buf[:at+int(c.FrameLength)]
+	p.chunks = append(p.chunks, PackChunk{FrameOffset: int64(at), FrameLength: c.FrameLength, Length: c.Length, Chunk: c.Chunk})
+	return int64(at), p.buf[at:]
+}
+
+func (b *moveBatch) add(c *PackChunk, dst []byte, p *newPack) {
+	b.chunks, b.dst = append(b.chunks, *c), append(b.dst, dst)
+	b.length += int64(c.FrameLength)
+	if !slices.Contains(b.into, p) {
+		p.coming.Add(1)
+		b.into = append(b.into, p)
+	}
+}
+
+// hand gives a batch to who reads it.
+func (m *Mover) hand(b *moveBatch) error {
+	if len(b.chunks) == 0 {
+		return nil
+	}
+	select {
+	case m.work <- b:
+		return nil
+	case <-m.ctx.Done():
+		b.drop()
+		return context.Cause(m.ctx)
+	}
+}
+
+// drop gives up what is read into new packs.
+func (b *moveBatch) drop() {
+	for _, p := range b.into {
+		p.unsound.Store(true)
+		p.coming.Done()
+	}
+}
+
+// close has the open pack stored, when all of it is there and proven.
+func (m *Mover) close() {
+	p := m.open
+	m.open = nil
+	m.g.Go(func() error {
+		p.coming.Wait()
+		if p.unsound.Load() || m.ctx.Err() != nil {
+			return nil // what went wrong is told by who met it
+		}
+		err := m.storePack(&p.packBuilder, p.number)
+		p.buf, p.chunks = p.buf[:0], p.chunks[:0]
+		m.free <- p
+		return err
+	})
 }
 
 // chosen are the lines of a table with these offsets.
@@ -198,49 +313,68 @@ func chosen(pack Ref, table []PackChunk, offsets []uint32) ([]PackChunk, error) 
 	return chunks, nil
 }
 
-// read reads and proves the frames of a batch.
-func (m *Mover) read(b *moveBatch) error {
-	b.stored = m.buffer(b.length)
-	if b.whole {
-		err := m.readWhole(b)
-		if !IsDamage(err) {
+// reader reads batches, until there are no more or one is not sound.
+func (m *Mover) reader() error {
+	dec, err := newDecoder()
+	if err != nil {
+		return err
+	}
+	defer dec.close()
+	r := &moveReader{Mover: m, dec: dec, chunk: make([]byte, 0, GridSize+bufSlack), between: make([]byte, 256<<10)}
+	for b := range m.work {
+		if err := r.read(b); err != nil {
+			b.drop()
 			return err
 		}
-		b.stored = b.stored[:0] // perhaps what is moved is sound
+		for _, p := range b.into {
+			p.coming.Done()
+		}
+	}
+	return nil
+}
+
+// moveReader is what one goroutine needs to read batches.
+type moveReader struct {
+	*Mover
+	dec     *decoder
+	chunk   []byte // what is decoded
+	between []byte // what is read and not moved
+}
+
+// read reads and proves the frames of a batch.
+func (m *moveReader) read(b *moveBatch) error {
+	if b.whole {
+		if err := m.readWhole(b); !IsDamage(err) {
+			return err
+		}
 	}
 	return m.readFrames(b)
 }
 
-// buffer returns an empty buffer for n bytes.
-func (m *Mover) buffer(n int64) []byte {
-	if buf, ok := m.spare.Get().(*[]byte); ok && int64(cap(*buf)) >= n {
-		return (*buf)[:0]
-	}
-	return make([]byte, 0, n)
-}
-
 // readWhole reads a whole pack, and proves it by its name.
-func (m *Mover) readWhole(b *moveBatch) error {
+func (m *moveReader) readWhole(b *moveBatch) error {
 	key := PackKey(b.pack.Name)
 	r, err := getObject(m.ctx, m.store, key, 0, b.pack.Length)
 	if err != nil {
 		return err
 	}
 	h := sha256.New()
-	in := io.TeeReader(io.LimitReader(r, b.pack.Length), h)
-	between := make([]byte, copyBuffer(b.pack.Length))
 	pos := int64(0)
 	for i := 0; i <= len(b.chunks) && err == nil; i++ {
 		next := b.pack.Length
 		if i < len(b.chunks) {
 			next = b.chunks[i].FrameOffset
 		}
-		_, err = io.CopyBuffer(onlyWriter{io.Discard}, io.LimitReader(in, next-pos), between)
-		if pos = next; err == nil && i < len(b.chunks) {
-			at := len(b.stored)
-			b.stored = b.stored[:at+int(b.chunks[i].FrameLength)]
-			_, err = io.ReadFull(in, b.stored[at:])
-			pos += int64(b.chunks[i].FrameLength)
+		for pos < next && err == nil {
+			p := m.between[:min(int64(len(m.between)), next-pos)]
+			_, err = io.ReadFull(r, p)
+			h.Write(p)
+			pos += int64(len(p))
+		}
+		if err == nil && i < len(b.chunks) {
+			_, err = io.ReadFull(r, b.dst[i])
+			h.Write(b.dst[i])
+			pos += int64(len(b.dst[i]))
 		}
 	}
 	if cerr := r.Close(); err == nil {
@@ -253,133 +387,58 @@ func (m *Mover) readWhole(b *moveBatch) error {
 }
 
 // readFrames reads frames, and proves each by what it decodes to.
-func (m *Mover) readFrames(b *moveBatch) error {
-	dec, err := newDecoder()
-	if err != nil {
-		return err
-	}
-	defer dec.close()
+func (m *moveReader) readFrames(b *moveBatch) error {
 	key := PackKey(b.pack.Name)
-	buf := make([]byte, 0, GridSize+bufSlack)
-	for rest := b.chunks; len(rest) > 0; {
-		n := together(rest)
-		last := &rest[n-1]
+	for i := 0; i < len(b.chunks); {
+		n := m.together(b.chunks[i:])
+		first, last := &b.chunks[i], &b.chunks[i+n-1]
 		in := frameStream{ctx: m.ctx, store: m.store, key: key, length: b.pack.Length,
-			pos: rest[0].FrameOffset, end: last.FrameOffset + int64(last.FrameLength)}
+			pos: first.FrameOffset, end: last.FrameOffset + int64(last.FrameLength)}
+		var err error
 		if in.r, err = getObject(m.ctx, m.store, key, in.pos, in.end-in.pos); err != nil {
 			return err
 		}
-		for i := range rest[:n] {
-			if buf, err = m.readFrame(&in, dec, b, &rest[i], buf); err != nil {
-				break
-			}
+		for ; n > 0 && err == nil; i, n = i+1, n-1 {
+			err = m.readFrame(&in, &b.chunks[i], b.dst[i])
 		}
 		in.close()
 		if err != nil {
 			return err
 		}
-		rest = rest[n:]
 	}
 	return nil
 }
 
-func (m *Mover) readFrame(in *frameStream, dec *decoder, b *moveBatch, c *PackChunk, buf []byte) ([]byte, error) {
-	at := len(b.stored)
-	b.stored = b.stored[:at+int(c.FrameLength)]
-	frame := b.stored[at:]
+func (m *moveReader) readFrame(in *frameStream, c *PackChunk, frame []byte) error {
 	if err := in.read(c.FrameOffset, frame); err != nil {
-		return buf, err
+		return err
 	}
-	out, err := dec.chunk(frame, buf, c.Chunk)
+	out, err := m.dec.chunk(frame, m.chunk, c.Chunk)
 	if err == nil && len(out) != int(c.Length) {
 		err = fmt.Errorf("it decodes to %d bytes, the pack's table says %d", len(out), c.Length)
 	}
 	if err != nil {
-		return buf, &DamageError{Object: in.key, Offset: c.FrameOffset, Length: int64(c.FrameLength), Err: err}
+		return &DamageError{Object: in.key, Offset: c.FrameOffset, Length: int64(c.FrameLength), Err: err}
 	}
-	return out, nil
+	return nil
 }
 
-// together is how many of the first chunks are read with one request.
-func together(chunks []PackChunk) int {
+// together is how many of the first chunks are read with one request. In a folder a
+// request costs less than the bytes between.
+func (m *Mover) together(chunks []PackChunk) int {
+	gap := int64(maxGap)
+	if m.near {
+		gap = maxGapNear
+	}
 	n := 1
-	for n < len(chunks) && chunks[n].FrameOffset-chunks[n-1].FrameOffset-int64(chunks[n-1].FrameLength) <= maxGap {
+	for n < len(chunks) && chunks[n].FrameOffset-chunks[n-1].FrameOffset-int64(chunks[n-1].FrameLength) <= gap {
 		n++
 	}
 	return n
 }
 
-// pack fills new packs, and has them stored.
-func (m *Mover) pack() error {
-	defer close(m.done)
-	var stores errgroup.Group
-	stores.SetLimit(moveUploads)
-	err := m.fill(&stores)
-	return errors.Join(err, stores.Wait())
-}
-
-func (m *Mover) fill(stores *errgroup.Group) error {
-	var p *packBuilder
-	var number uint32
-	flush := func() {
-		if p != nil {
-			full, n := p, number
-			stores.Go(func() error {
-				err := m.storePack(full, n)
-				full.buf, full.chunks = full.buf[:0], full.chunks[:0]
-				m.packs <- full
-				return err
-			})
-			p = nil
-		}
-	}
-	for b := range m.order {
-		<-b.ready
-		if b.err != nil || m.ctx.Err() != nil {
-			continue // what went wrong is told by who met it
-		}
-		frames := b.stored
-		for i := range b.chunks {
-			c := &b.chunks[i]
-			if p != nil && !p.hasRoom(int(c.FrameLength), m.o.PackSize) {
-				flush()
-			}
-			if p == nil {
-				if p = <-m.packs; p == nil {
-					p = &packBuilder{buf: make([]byte, 0, m.o.PackSize)}
-				}
-				number = m.begin()
-			}
-			off := p.add(frames[:c.FrameLength], c.Length, c.Chunk)
-			frames = frames[c.FrameLength:]
-			m.put(b, c, movedFrame{pack: number, offset: uint32(off), length: c.FrameLength, chunk: c.Chunk})
-		}
-		buf := b.stored
-		b.stored = nil
-		m.spare.Put(&buf)
-		m.room.Release(min(b.length, moveRoom))
-	}
-	if m.ctx.Err() == nil {
-		flush()
-	}
-	return nil
-}
-
-func (m *Mover) begin() uint32 {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.fresh = append(m.fresh, Ref{})
-	return uint32(len(m.fresh) - 1)
-}
-
-func (m *Mover) put(b *moveBatch, c *PackChunk, at movedFrame) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	b.to.offsets = append(b.to.offsets, c.FrameOffset)
-	b.to.to = append(b.to.to, at)
-	m.stats.Chunks++
-	m.stats.Bytes += int64(c.FrameLength)
-}
+// maxGapNear is maxGap for a store in a folder, bytes.
+const maxGapNear = 64 << 10
 
 func (m *Mover) storePack(p *packBuilder, number uint32) error {
 	frames := int64(len(p.buf))
@@ -405,9 +464,11 @@ func (m *Mover) storePack(p *packBuilder, number uint32) error {
 // must be called in any case, and ends the Mover. A frame that does not prove itself is
 // a [DamageError]: then nothing counts.
 func (m *Mover) Finish() (MoveStats, error) {
-	close(m.order)
+	close(m.work)
+	if m.open != nil {
+		m.close()
+	}
 	err := m.g.Wait()
-	<-m.done
 	defer m.index.Close()
 	switch {
 	case err != nil:

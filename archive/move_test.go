@@ -4,7 +4,10 @@ package archive
 
 import (
 	"bytes"
+	"context"
+	"io"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/objstore"
@@ -15,8 +18,19 @@ type near struct{ objstore.Store }
 
 func (near) Dir() string { return "/nowhere" }
 
+func (near) Contains(string) (bool, error) { return false, nil }
+
+var _ objstore.Placed = near{}
+
 // moveWorld stores a pack of eight chunks.
 func moveWorld(t *testing.T, store objstore.Store) (pack Ref, chunks []PackChunk, want map[Digest][]byte) {
+	t.Helper()
+	return movePack(t, store, 0, 1000)
+}
+
+// movePack stores a pack of eight chunks, the i-th with i times zeros at its end, which
+// compress.
+func movePack(t *testing.T, store objstore.Store, seed uint64, zeros int) (pack Ref, chunks []PackChunk, want map[Digest][]byte) {
 	t.Helper()
 	enc, err := newEncoder(LevelFastest, false)
 	if err != nil {
@@ -25,7 +39,7 @@ func moveWorld(t *testing.T, store objstore.Store) (pack Ref, chunks []PackChunk
 	b := &packBuilder{}
 	want = make(map[Digest][]byte)
 	for i := range 8 {
-		data := slices.Concat(random(uint64(i), 30_000), make([]byte, 1000*i))
+		data := slices.Concat(random(seed+uint64(i), 30_000), make([]byte, zeros*i))
 		frame, err := enc.frame(nil, data)
 		if err != nil {
 			t.Fatal(err)
@@ -104,6 +118,80 @@ func TestMove(t *testing.T) {
 		}
 		if listed != 4 {
 			t.Errorf("%s: %d chunks are listed", name, listed)
+		}
+	}
+}
+
+// reads counts the requests for whole packs, and for parts of packs that are not their tables.
+type reads struct {
+	near
+	lengths      map[string]int64
+	whole, parts atomic.Int64
+}
+
+func (r *reads) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	switch n := r.lengths[key]; {
+	case n > 0 && offset == 0 && length == n:
+		r.whole.Add(1)
+	case n > 0 && offset+length < n:
+		r.parts.Add(1)
+	}
+	return r.near.Get(ctx, key, offset, length)
+}
+
+// TestMoveByName: what is moved of a pack is proven by the pack's name where that costs
+// less than to decode it; many packs go into few, in their order.
+func TestMoveByName(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		zeros       int
+		whole, part bool
+	}{"compressed": {10_000, true, false}, "not compressed": {0, false, true}} {
+		store := &reads{near: near{objstore.NewMem()}, lengths: make(map[string]int64)}
+		var packs []Ref
+		var offsets [][]uint32
+		var entries []Entry
+		for n := range 10 {
+			pack, chunks, _ := movePack(t, store, uint64(n)<<8, c.zeros)
+			packs, offsets = append(packs, pack), append(offsets, nil)
+			for i := 0; i < len(chunks); i += 2 {
+				f := &chunks[i]
+				offsets[n] = append(offsets[n], uint32(f.FrameOffset))
+				entries = append(entries, Entry{Length: int64(f.Length), Pack: pack,
+					FrameOffset: f.FrameOffset, FrameLength: f.FrameLength, Chunk: f.Chunk})
+			}
+			store.lengths[PackKey(pack.Name)] = pack.Length
+		}
+		m, err := NewMover(t.Context(), store, MoveOptions{PackSize: 512 << 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n, pack := range packs {
+			if err := m.Move(pack, offsets[n]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		stats, err := m.Finish()
+		if err != nil || stats.Chunks != 40 || stats.Packs != 3 || stats.Bytes < 40*30_000 {
+			t.Fatalf("%s: %+v, %v", name, stats, err)
+		}
+		if whole, parts := store.whole.Load(), store.parts.Load(); whole > 0 != c.whole || parts > 0 != c.part {
+			t.Errorf("%s: %d packs were read whole, and %d parts", name, whole, parts)
+		}
+		var at []int
+		for i := range entries {
+			if err := m.Place(&entries[i]); err != nil {
+				t.Fatal(err)
+			}
+			at = append(at, slices.Index(m.Packs(), entries[i].Pack)<<20+int(entries[i].FrameOffset))
+		}
+		if !slices.IsSorted(at) || slices.Min(at) != 0 {
+			t.Errorf("%s: they are not in their order", name)
+		}
+		for _, p := range m.Packs() {
+			if err := VerifyPack(t.Context(), store, p, true); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }
