@@ -169,13 +169,15 @@ const (
 	KeyMark
 	KeyMarkList
 	KeyProofs
+	KeyDrill          // the record of a drill
+	KeyDrillSignature // what signs it
 )
 
 // Key is a key that has been taken apart.
 type Key struct {
 	Kind   KeyKind
-	Domain string // of a manifest, an intent, a forgotten list or what was seen
-	Name   string // of a checkpoint; the uuid of an intent or a lease
+	Domain string // of a manifest, an intent, a forgotten list, a drill or what was seen
+	Name   string // of a checkpoint; the uuid of an intent, a lease or a drill
 	Host   string // of a lease: the part that stands for its host
 }
 
@@ -195,6 +197,9 @@ func ParseKey(key string) Key {
 		return Key{Kind: KeyProofs}
 	case parseMarkListKey(key):
 		return Key{Kind: KeyMarkList}
+	}
+	if rest, ok := strings.CutPrefix(key, drillsPrefix); ok {
+		return parseDrillKey(rest)
 	}
 	base, ok := strings.CutSuffix(key, jsonSuffix)
 	if !ok {
@@ -233,6 +238,23 @@ func ParseKey(key string) Key {
 	default:
 		return Key{}
 	}
+	return k
+}
+
+// parseDrillKey takes apart what follows [drillsPrefix].
+func parseDrillKey(rest string) Key {
+	part, name, _ := strings.Cut(rest, "/")
+	k := Key{Kind: KeyDrill}
+	id, ok := strings.CutSuffix(name, jsonSuffix)
+	if !ok {
+		k.Kind = KeyDrillSignature
+		id, ok = strings.CutSuffix(name, signatureSuffix)
+	}
+	domain, err := DecodeDomain(part)
+	if !ok || err != nil || CheckDomain(domain) != nil || validUUID(id) != nil {
+		return Key{}
+	}
+	k.Domain, k.Name = domain, id
 	return k
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/drill/record"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // Options are the settings of a run.
@@ -37,6 +38,7 @@ type Target struct {
 	ChosenBy string
 	Require  []string // steps that must pass; none: all that apply but boot
 	Steps    []Step   // in the order of [record.StepNames]
+	Whole    bool     // how long the first byte of each disk takes is measured, too
 	Limits   Limits
 	History  []*chain.Manifest // all of the domain's, oldest first
 }
@@ -45,7 +47,7 @@ type Target struct {
 type Drill struct {
 	repo   *chain.Repository
 	o      Options
-	host   chain.Host
+	self   chain.Process
 	prover *prover
 	folder *folder
 	short  *folder // for sockets; nil: folder itself
@@ -57,7 +59,7 @@ func New(repo *chain.Repository, o Options) (*Drill, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Drill{repo: repo, o: o, host: self.Host, prover: newProver(repo)}
+	d := &Drill{repo: repo, o: o, self: self, prover: newProver(repo)}
 	if d.folder, err = makeFolder(o.Dir); err != nil {
 		return nil, err
 	}
@@ -73,13 +75,10 @@ func (d *Drill) Close() error {
 	return err
 }
 
-// Chunks is the step that fetches and proves every chunk.
-func (d *Drill) Chunks() Step { return &chunks{d.prover} }
-
 // socketDir is a folder whose path is short enough for sockets.
 func (d *Drill) socketDir() (string, error) {
 	if len(d.folder.path) <= maxSocketFolder {
-		return d.folder.path, nil
+		return d.folder.sub("nbd")
 	}
 	if d.short == nil {
 		short, err := makeFolder("/tmp")
@@ -88,7 +87,7 @@ func (d *Drill) socketDir() (string, error) {
 		}
 		d.short = short
 	}
-	return d.short.path, nil
+	return d.short.sub("nbd")
 }
 
 // Run drills one checkpoint. The record is complete whatever the verdict is. An error
@@ -116,7 +115,7 @@ type under struct {
 	mu       sync.Mutex
 }
 
-func (u *under) run(ctx context.Context) error {
+func (u *under) run(ctx context.Context) (err error) {
 	slot, err := u.d.repo.Slot(ctx, u.t.Manifest.Domain, u.t.Manifest.Checkpoint)
 	if err == nil && (slot.Manifest == nil || slot.Manifest.UUID != u.t.Manifest.UUID) {
 		err = &chain.GoneError{Domain: u.t.Manifest.Domain, Checkpoint: u.t.Manifest.Checkpoint}
@@ -127,14 +126,43 @@ func (u *under) run(ctx context.Context) error {
 	u.take(slot.Manifest, slot.Digest().String())
 	u.skipped = make(map[string]bool)
 	u.s = &server{repo: u.d.repo, m: u.m, disks: u.disks(), dir: u.d.socketDir, note: u.d.o.Note}
-	defer u.s.stop()
+	defer func() {
+		u.s.stop()
+		_, serr := u.d.folder.sub("restored") // the next one needs its room
+		err = errors.Join(err, serr)
+	}()
 	u.r.RPO = rpo(u.t.History, u.r.Begun)
+	if u.t.Whole {
+		u.firstByte(ctx)
+	}
 	for _, step := range u.t.Steps {
 		if err := u.step(ctx, step); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// firstByte measures how long it takes until each disk can be read. What fails is met by
+// the steps.
+func (u *under) firstByte(ctx context.Context) {
+	begun := time.Now()
+	var names []string
+	for _, d := range u.disks() {
+		names = append(names, d.Name)
+	}
+	v, err := view.Open(ctx, u.d.repo, u.m, names, view.Options{NoAhead: true})
+	if err != nil {
+		return
+	}
+	defer v.Close()
+	for _, d := range v.Disks {
+		if err := d.ReadAt(ctx, make([]byte, min(512, d.Size())), 0); err != nil {
+			return
+		}
+	}
+	ms := time.Since(begun).Milliseconds()
+	u.r.RTO.FirstByte = &ms
 }
 
 // none says of every step that it could not be done.
@@ -147,7 +175,7 @@ func (u *under) none(ctx context.Context, err error) error {
 		res = Fail(err.Error(), todoDamage)
 	}
 	for i, step := range u.t.Steps {
-		one := record.Step{Step: step.Name(), Status: res.Status, Reason: res.Reason, WhatToDo: res.WhatToDo, Begun: now()}
+		one := record.Step{Step: step.Name(), Status: res.Status, Reason: text(res.Reason), WhatToDo: res.WhatToDo, Begun: now()}
 		if i > 0 && res.Status == record.Failed {
 			one.Status, one.Reason = record.Skipped, "the checkpoint cannot be read"
 		}
@@ -209,8 +237,8 @@ func (u *under) step(ctx context.Context, step Step) error {
 			res.Reason, res.WhatToDo = "it was interrupted", "run the same command again"
 		}
 	}
-	one.Status, one.Reason, one.WhatToDo = res.Status, res.Reason, res.WhatToDo
-	one.Bytes, one.Details = res.Bytes, res.Details
+	one.Status, one.Reason, one.WhatToDo = res.Status, text(res.Reason), text(res.WhatToDo)
+	one.Bytes, one.Details = res.Bytes, texts(res.Details)
 	if res.NotApplicable && res.Status == record.Skipped {
 		u.skipped[one.Step] = true
 	}
@@ -221,7 +249,7 @@ func (u *under) step(ctx context.Context, step Step) error {
 	if len(res.Programs) > 0 && u.r.Programs == nil {
 		u.r.Programs = make(map[string]string)
 	}
-	maps.Copy(u.r.Programs, res.Programs)
+	maps.Copy(u.r.Programs, texts(res.Programs))
 	u.r.Steps = append(u.r.Steps, one)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -233,7 +261,8 @@ func (u *under) step(ctx context.Context, step Step) error {
 func (u *under) try(ctx context.Context, step Step, one *record.Step) (res Result, err error) {
 	s := &Subject{
 		Repo: u.d.repo, Manifest: u.m, Disks: u.disks(), Restored: u.restored, Limits: u.t.Limits,
-		Note: u.d.o.Note, Told: u.d.o.Told, serve: u.serve(ctx),
+		Note: u.d.o.Note, Told: u.d.o.Told, serve: u.serve(ctx), fault: u.s.fault,
+		restoreTook: func(ms int64) { u.r.RTO.Restore = &ms },
 	}
 	if s.Scratch, err = u.d.folder.sub("scratch"); err != nil {
 		return Result{}, err
@@ -279,7 +308,7 @@ func todoError(err error) string {
 	switch {
 	case errors.As(err, &gone):
 		return todoGone
-	case noSpace(err):
+	case noSpace(err), errors.As(err, new(*roomError)):
 		return "give more room by --scratch DIR, or go without by --no-scratch"
 	}
 	return "see to what the reason says, and drill again: nothing is known to be wrong with the checkpoint"

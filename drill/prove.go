@@ -150,21 +150,22 @@ func (p *prover) prove(ctx context.Context, d *chain.Disk, tell func(n int64)) (
 }
 
 // took learns that all chunks of a disk were fetched and proven by somebody else.
-func (p *prover) took(ctx context.Context, d *chain.Disk) error {
+func (p *prover) took(ctx context.Context, d *chain.Disk) (pr proof, err error) {
 	maps, err := p.open(ctx, d, len(d.Maps))
 	if err != nil {
-		return err
+		return pr, err
 	}
 	for e, err := range archive.Replay(ctx, maps, 0, d.Size) {
 		if err != nil {
-			return err
+			return pr, err
 		}
 		if !e.Zero {
 			p.remember(&e)
+			pr.Bytes += e.Length
 		}
 	}
 	p.lists[listNames(d)[0]] = true
-	return nil
+	return pr, nil
 }
 
 // remember notes that the part of a chunk that an entry has is proven.

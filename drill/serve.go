@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/nbd"
@@ -27,13 +28,22 @@ type server struct {
 	view   *view.Checkpoint
 	cancel context.CancelFunc
 	ended  chan error
+
+	mu    sync.Mutex
+	first error // that a client was answered with
 }
 
 // start serves the disks until stop, or until ctx, of the checkpoint's drill, ends.
-func (s *server) start(ctx context.Context) (*Served, error) {
+func (s *server) start(ctx context.Context) (_ *Served, err error) {
 	if s.served != nil {
 		return s.served, nil
 	}
+	defer func() {
+		if err != nil && s.view != nil {
+			s.view.Close()
+			s.view = nil
+		}
+	}()
 	dir, err := s.dir()
 	if err != nil {
 		return nil, err
@@ -74,11 +84,25 @@ func (s *server) start(ctx context.Context) (*Served, error) {
 	return served, nil
 }
 
-// notify tells of reads that failed; that a client has gone is no news.
+// notify keeps the first read that failed; that a client has gone is no news.
 func (s *server) notify(err error) {
-	if errors.As(err, new(*nbd.DeviceError)) {
+	var failed *nbd.DeviceError
+	if !errors.As(err, &failed) {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.first == nil {
+		s.first = failed.Err
 		s.note(err.Error())
 	}
+}
+
+// fault is the first read that failed.
+func (s *server) fault() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.first
 }
 
 // stop ends it; nobody can connect afterwards.

@@ -70,7 +70,9 @@ type Subject struct {
 	Note   func(text string)          // told what a person should know at once
 	Told   func(step string, n int64) // told of progress: so many more bytes of the guest
 
-	serve func(context.Context) (*Served, error)
+	serve       func(context.Context) (*Served, error)
+	fault       func() error   // what a client of the served disks met first; nil: nothing
+	restoreTook func(ms int64) // is told how long it took until the disks were back
 }
 
 // Restored is a disk that was written to scratch space.
@@ -104,3 +106,7 @@ type Limits struct {
 
 // Serve offers the disks over NBD, the first time that it is called.
 func (s *Subject) Serve(ctx context.Context) (*Served, error) { return s.serve(ctx) }
+
+// Fault is the first error that a client of the served disks was answered with: what a
+// program makes of it is no news then. nil: there was none.
+func (s *Subject) Fault() error { return s.fault() }

@@ -21,7 +21,7 @@ func (d *Drill) newRecord(t *Target) *record.Record {
 		Run: d.o.Run, RepositoryID: d.repo.Config.ID,
 		Domain: m.Domain, DomainUUID: m.DomainUUID, Checkpoint: m.Checkpoint, CheckpointUUID: m.UUID,
 		Revision: m.Revision, Created: m.Created, Disks: []record.Disk{},
-		Host: record.Host{Name: d.host.Name, ID: d.host.ID}, Tool: d.o.Tool, AskedBy: d.o.AskedBy, ChosenBy: t.ChosenBy,
+		Host: record.Host{Name: d.self.Host.Name, ID: d.self.Host.ID}, Tool: d.o.Tool, AskedBy: d.o.AskedBy, ChosenBy: t.ChosenBy,
 		Begun: begun, Required: []string{}, Steps: []record.Step{},
 	}
 }

@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/imgbackup/imgbackup/archive"
-	"github.com/imgbackup/imgbackup/internal/outfile"
 	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/zero"
 	"github.com/imgbackup/imgbackup/qcow2"
@@ -52,8 +51,7 @@ func (s *source) verify(ctx context.Context, j *job, workers int, p *progress) e
 		}
 		w = qcow2Target{c}
 	}
-	v := &verifier{source: s, out: out, w: w, workers: workers, p: p}
-	v.pool.New = func() any { b := make([]byte, archive.GridSize); return &b }
+	v := &verifier{source: s, path: out.Path, device: out.Device, w: w, workers: workers, tell: p.add}
 	return v.run(ctx)
 }
 
@@ -84,10 +82,11 @@ func checkImage(c *qcow2.Image, j *job) error {
 
 type verifier struct {
 	*source
-	out     *outfile.Output
+	path    string
+	device  bool // zeros count, too, where progress is told
 	w       written
 	workers int
-	p       *progress
+	tell    func(n int64)
 	pool    sync.Pool // of *[]byte, archive.GridSize long
 
 	mu   sync.Mutex
@@ -95,6 +94,7 @@ type verifier struct {
 }
 
 func (v *verifier) run(ctx context.Context) error {
+	v.pool.New = func() any { b := make([]byte, archive.GridSize); return &b }
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(v.workers, 1))
 	err := v.each(gctx, func(e archive.Entry) error {
@@ -128,7 +128,7 @@ func (v *verifier) pending() int {
 }
 
 func (v *verifier) wrong(start, end int64, what string) error {
-	return &VerifyError{Disk: v.Name, Path: v.out.Path, Start: start, End: end, What: what}
+	return &VerifyError{Disk: v.Name, Path: v.path, Start: start, End: end, What: what}
 }
 
 func (v *verifier) read(ctx context.Context, p []byte, off int64) error {
@@ -163,8 +163,8 @@ func (v *verifier) zeros(ctx context.Context, start, end int64) error {
 			pos += int64(len(p))
 		}
 	}
-	if v.out.Device {
-		v.p.add(end - start)
+	if v.device {
+		v.tell(end - start)
 	}
 	return nil
 }
@@ -179,7 +179,7 @@ func (v *verifier) digest(ctx context.Context, e archive.Entry) error {
 			return err
 		}
 		if archive.Sum(p) == e.Chunk {
-			v.p.add(e.Length)
+			v.tell(e.Length)
 			return nil
 		}
 	}
@@ -206,7 +206,7 @@ func (v *verifier) compare(ctx context.Context) error {
 		if !bytes.Equal(p, data) {
 			return v.wrong(e.Offset, e.End(), "it is not what the repository holds")
 		}
-		v.p.add(e.Length)
+		v.tell(e.Length)
 		return nil
 	})
 }

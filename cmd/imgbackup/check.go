@@ -5,14 +5,13 @@ package main
 import (
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/check"
+	"github.com/imgbackup/imgbackup/drill/plan"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -98,26 +97,13 @@ func (o *checkOptions) choose() (s check.Subset, err error) {
 			return s, usage.Errorf("--read-data-subset %w", err)
 		}
 	case o.unproven != "":
-		age, err := parseAge(o.unproven)
+		age, err := plan.ParseDuration(o.unproven)
 		if err != nil {
 			return s, usage.Errorf("--unproven-since %w", err)
 		}
 		s.Before = time.Now().Add(-age)
 	}
 	return s, nil
-}
-
-// parseAge reads 90d, or what [time.ParseDuration] knows.
-func parseAge(s string) (time.Duration, error) {
-	const day = 24 * time.Hour
-	if days, ok := strings.CutSuffix(s, "d"); ok {
-		if n, err := strconv.ParseUint(days, 10, 16); err == nil {
-			return time.Duration(n) * day, nil
-		}
-	} else if d, err := time.ParseDuration(s); err == nil && d >= 0 {
-		return d, nil
-	}
-	return 0, fmt.Errorf("%.40q: want a time as 90d or 36h", s)
 }
 
 // printProofs tells when the data was last read.

@@ -3,17 +3,16 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/drill"
 	"github.com/imgbackup/imgbackup/drill/plan"
-	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -21,17 +20,65 @@ import (
 type drillRequest struct {
 	domains    []string
 	checkpoint string
-	plan       plan.Plan // of all domains, as flags say it
+	flags      plan.Plan // what flags say, of all domains
+	set        *pflag.FlagSet
 	noScratch  bool
-	askedBy    string
+	each       bool
+	planFile   string
+	command    string
+	timeouts   struct{ step, boot, command string }
+
+	report, signKey, askedBy string
+	noRecord                 bool
+	allowDirs                []string
+
+	plans *plan.File // nil: there is no file
 }
 
 const drillHelp = `drill rehearses restores: it takes checkpoints (the newest of each domain by default) through steps that
-each pass, fail or are skipped, and says why. A step that could not be done is never a pass.
+each pass, fail or are skipped, and says why, and what to do. A step that could not be done is no pass.
 
     chunks       every chunk of the checkpoint is fetched and proven by its digest
+    restore      the disks are written to scratch space and read back (--no-scratch: proven in flight)
+    source       the newest: compared with its images, where nothing has written to them since
+    image        qemu-img checks what was restored, and compares it with the disks as they are served
+    command      --command: a program of yours, with the disks over NBD; its exit status counts
 
-Nothing changes: not the repository, but for its record of the drill, not the images, nor the host.`
+The record of a drill is kept in the repository (imgbackup drills). Nothing else changes: no image, and
+nothing on this host. The exit status is 0 if all required steps passed, 3 if one failed, and 1 if it could not be
+done.`
+
+const drillManual = `Of several checkpoints of a domain the newest goes through all steps, and the others through chunks and restore, in
+flight: a chunk is fetched and proven once, however many have it, so that all of them take little longer than one.
+--each takes each of them through all steps. A drill that was interrupted is gone on with by --checkpoint
+undrilled:1d, or however long ago it began.
+
+Required is what --require names; else all steps that are done, but boot, and but source where there is nothing to
+compare with. A step that fails is never overlooked, required or not.
+
+--plan FILE is YAML; all of it may be left out, and flags come before it:
+
+    require: [chunks, restore, image, command]
+    disks: [vda]
+    scratch: /var/tmp          # or none
+    timeout: 10m
+    command:
+      run: [/usr/local/bin/check-web, --fast]
+      expect: all tables are there
+      timeout: 30m
+    domains:
+      web:
+        require: [chunks, restore]
+
+A program (--command by /bin/sh, or command: run: as it is) has in its environment IMGBACKUP_DRILL_DOMAIN,
+IMGBACKUP_DRILL_CHECKPOINT, IMGBACKUP_DRILL_CHECKPOINT_UUID, IMGBACKUP_DRILL_DISKS (their names),
+IMGBACKUP_DRILL_SOCKET (of the NBD server), and for each disk IMGBACKUP_DRILL_URI_vda and, if it was restored,
+IMGBACKUP_DRILL_PATH_vda, a qcow2 file to be read only. It is ended when it takes too long.
+
+--report DIR writes drill.json, drill.xml (JUnit), the records, and what steps have kept: consoles, screens, output.
+--sign-key FILE signs each record by ssh-keygen, for the namespace imgbackup-drill:
+
+    ssh-keygen -Y verify -f allowed_signers -I you@example.org -n imgbackup-drill -s UUID.sig <UUID.json`
 
 func (a *app) drillCommand() *cobra.Command {
 	var r drillRequest
@@ -42,117 +89,163 @@ func (a *app) drillCommand() *cobra.Command {
 		Long:        drillHelp,
 		Annotations: exits(exitDamage, exitInterrupted),
 		Example: `  imgbackup drill web
-  imgbackup drill --checkpoint all`,
+  imgbackup drill --checkpoint all --no-scratch
+  imgbackup drill web --checkpoint undrilled:90d --report /var/reports/web --sign-key ~/.ssh/id_ed25519
+  imgbackup drill web --command 'nbdinfo "$IMGBACKUP_DRILL_URI_vda"' --command-expect ext4`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r.domains = args
-			if err := notEmpty(cmd.Flags(), "checkpoint"); err != nil {
+			r.domains, r.set = args, cmd.Flags()
+			if err := notEmpty(r.set, "checkpoint", "plan", "report", "sign-key", "command", "scratch"); err != nil {
 				return err
 			}
-			for _, d := range args {
-				if err := chain.CheckDomain(d); err != nil {
-					return usage.Wrap(err)
-				}
+			if err := exclude(r.set, "no-scratch", "scratch"); err != nil {
+				return err
+			}
+			if err := r.complete(); err != nil {
+				return err
 			}
 			return a.drill(cmd.Context(), &r)
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&r.checkpoint, "checkpoint", "latest", "drill this `CHECKPOINT`: a name, latest, all, or random:N")
-	f.StringArrayVar(&r.plan.Disks, "disk", nil, "drill only this disk `TARGET`; may be repeated")
-	f.StringSliceVar(&r.plan.Require, "require", nil, "these `STEPS` must pass, as chunks,restore (default: all that are done, but boot)")
-	f.StringVar(&r.askedBy, "asked-by", "", "who asks for the drill, for its record: a `TEXT` (default: this user)")
-	section(f, whatIsDone, "checkpoint", "disk", "require", "asked-by")
+	r.addFlags(cmd.Flags())
+	addManual(cmd, drillManual)
 	return a.addProgress(cmd)
 }
 
-// drillFailed is the end of a run whose verdict is told already.
-type drillFailed struct {
-	code int
-	error
+func (r *drillRequest) addFlags(f *pflag.FlagSet) {
+	f.StringVar(&r.checkpoint, "checkpoint", "latest", "drill this `CHECKPOINT`: a name, latest, all, random:N, or undrilled:90d (not for so long)")
+	f.StringArrayVar(&r.flags.Disks, "disk", nil, "drill only this disk `TARGET`; may be repeated")
+	section(f, whichDisks, "checkpoint", "disk")
+	f.StringSliceVar(&r.flags.Require, "require", nil, "these `STEPS` must pass, as chunks,restore (default: all that are done, but boot)")
+	f.StringVar(&r.planFile, "plan", "", "what is expected of each domain, in a YAML `FILE`")
+	f.BoolVar(&r.each, "each", false, "take each of several checkpoints through all steps, not only the newest")
+	f.StringVar(&r.command, "command", "", "run this `COMMAND` of the shell on the disks; its exit status counts")
+	f.StringVar(&r.flags.Command.Expect, "command-expect", "", "what the command writes must match this `REGEX`")
+	f.StringVar(&r.timeouts.command, "command-timeout", "", "end the command after this `TIME` (default: 10m)")
+	f.StringArrayVar(&r.allowDirs, "allow-dir", nil, "for the step source: backing files may lie in this `DIR`; may be repeated")
+	section(f, whatIsDone, "require", "plan", "each", "command", "command-expect")
+	f.StringVar(&r.flags.Scratch, "scratch", "", "restore to this `DIR` (default: that for temporary files)")
+	f.BoolVar(&r.noScratch, "no-scratch", false, "restore nowhere: prove in flight")
+	f.StringVar(&r.report, "report", "", "write a report, and what steps have kept, into this new or empty `DIR`")
+	f.StringVar(&r.signKey, "sign-key", "", "sign the records with this SSH key `FILE`")
+	f.StringVar(&r.askedBy, "asked-by", "", "who asks for the drill, for its record: a `TEXT` (default: this user)")
+	f.BoolVar(&r.noRecord, "no-record", false, "leave no record in the repository")
+	f.StringVar(&r.timeouts.step, "step-timeout", "", "end a step that runs programs or a guest after this `TIME`")
+	section(f, whereTo, "scratch", "no-scratch", "report", "sign-key", "asked-by", "no-record")
 }
 
-func (a *app) drill(ctx context.Context, r *drillRequest) (err error) {
-	repo, err := a.openRepo(ctx)
-	if err != nil {
-		return err
+// complete refuses what makes no sense before anything is opened.
+func (r *drillRequest) complete() error {
+	for _, d := range r.domains {
+		if err := chain.CheckDomain(d); err != nil {
+			return usage.Wrap(err)
+		}
 	}
-	chosen, err := a.chooseDrills(ctx, repo, r)
-	if err != nil {
-		return err
+	if r.noScratch {
+		r.flags.Scratch = plan.NoScratch
 	}
-	run := record.Run{Format: record.RunFormat, Version: record.Version, Run: chain.NewUUID(), Begun: time.Now().UTC()}
-	d, err := drill.New(repo, drill.Options{
-		Dir: tempDir(), Tool: tool(), AskedBy: r.askedBy, Run: run.Run, Note: a.note,
-		Told: func(string, int64) {},
-	})
-	if err != nil {
-		return err
+	if r.command != "" {
+		r.flags.Command.Run = []string{"/bin/sh", "-c", r.command}
 	}
-	defer func() { err = errors.Join(err, d.Close()) }()
-	for _, t := range chosen {
-		t.Require = r.plan.Require
-		t.Steps = a.drillSteps(d, &r.plan)
-		one, err := d.Run(ctx, t)
-		run.Drills = append(run.Drills, record.Drilled{Record: *one})
+	for name, to := range map[string]struct {
+		text string
+		at   *plan.Duration
+	}{
+		"step-timeout": {r.timeouts.step, &r.flags.Timeout}, "command-timeout": {r.timeouts.command, &r.flags.Command.Timeout},
+	} {
+		if to.text == "" {
+			continue
+		}
+		t, err := plan.ParseDuration(to.text)
 		if err != nil {
-			return err
+			return usage.Errorf("--%s %w", name, err)
+		}
+		*to.at = plan.Duration(t)
+	}
+	if err := r.readPlans(); err != nil {
+		return err
+	}
+	for _, name := range append([]string{""}, r.plans.Names()...) {
+		p := r.planOf(name)
+		if err := p.Check(); err != nil {
+			return usage.Wrap(err)
 		}
 	}
-	run.Ended = time.Now().UTC()
-	return a.printDrill(&run)
+	return nil
 }
 
-// drillSteps are the steps that a plan asks for, in their order.
-func (a *app) drillSteps(d *drill.Drill, p *plan.Plan) []drill.Step {
-	return []drill.Step{d.Chunks()}
+// readPlans reads the file of plans.
+func (r *drillRequest) readPlans() error {
+	r.plans = new(plan.File)
+	if r.planFile == "" {
+		return nil
+	}
+	data, err := readSmall(r.planFile, plan.MaxFile)
+	if err != nil {
+		return fmt.Errorf("--plan: %w", err)
+	}
+	if r.plans, err = plan.Parse(data); err != nil {
+		return usage.Errorf("--plan %s: %w", r.planFile, err)
+	}
+	return nil
 }
 
-// printDrill tells what a run has found, and is an error unless everything passed.
-func (a *app) printDrill(run *record.Run) error {
-	run.Verdict, run.Status = record.VerdictPassed, exitDone
-	for i := range run.Drills {
-		switch run.Drills[i].Verdict {
-		case record.VerdictFailed:
-			run.Verdict, run.Status = record.VerdictFailed, exitDamage
-		case record.VerdictIncomplete:
-			if run.Status == exitDone {
-				run.Verdict, run.Status = record.VerdictIncomplete, exitFailed
-			}
-		}
+// readSmall reads a file of at most limit bytes.
+func readSmall(path string, limit int64) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
 	}
-	w := &checkedWriter{w: a.out}
-	if a.json {
-		w.err = a.printJSON(run)
-	} else {
-		for i := range run.Drills {
-			printDrilled(w, &run.Drills[i].Record)
-		}
+	if info.Size() > limit {
+		return nil, fmt.Errorf("%s has %d bytes: that is too large", path, info.Size())
 	}
-	if w.err != nil || run.Status == exitDone {
-		return w.err
-	}
-	bad := 0
-	for i := range run.Drills {
-		if run.Drills[i].Verdict != record.VerdictPassed {
-			bad++
-		}
-	}
-	return drillFailed{run.Status, fmt.Errorf("%d of %s did not pass", bad, count(len(run.Drills), "drill"))}
+	return os.ReadFile(path)
 }
 
-func printDrilled(w *checkedWriter, r *record.Record) {
-	w.printf("%s at %s: %s\n", r.Domain, r.Checkpoint, r.Verdict)
-	for _, s := range r.Steps {
-		w.printf("  %-11s  %s", s.Step, s.Status)
-		if s.Status == record.Passed {
-			w.printf("  %s in %s", size(s.Bytes), time.Duration(s.Duration)*time.Millisecond)
-		}
-		if s.Reason != "" {
-			w.printf("  %s", oneLine(s.Reason))
-		}
-		w.printf("\n")
-		if s.WhatToDo != "" {
-			w.printf("    to do: %s\n", oneLine(s.WhatToDo))
-		}
+// planOf is a domain's plan: what flags say comes before the file.
+func (r *drillRequest) planOf(domain string) plan.Plan {
+	p, f := r.plans.Of(domain), &r.flags
+	given := func(names ...string) bool { return slices.ContainsFunc(names, r.set.Changed) }
+	if given("disk") {
+		p.Disks = f.Disks
 	}
+	if given("require") {
+		p.Require = f.Require
+	}
+	if given("scratch", "no-scratch") {
+		p.Scratch = f.Scratch
+	}
+	if given("step-timeout") {
+		p.Timeout = f.Timeout
+	}
+	if given("command") {
+		p.Command.Run = f.Command.Run
+	}
+	if given("command-expect") {
+		p.Command.Expect = f.Command.Expect
+	}
+	if given("command-timeout") {
+		p.Command.Timeout = f.Command.Timeout
+	}
+	return p
+}
+
+// asker is who asks for a drill where nobody says it.
+func asker() string {
+	name := os.Getenv("SUDO_USER")
+	if name == "" {
+		name = os.Getenv("USER")
+	}
+	if name == "" {
+		name = fmt.Sprintf("uid %d", os.Getuid())
+	}
+	return name
+}
+
+// roundMS is a duration of so many milliseconds, for people.
+func roundMS(ms int64) time.Duration {
+	d := time.Duration(ms) * time.Millisecond
+	if d > time.Minute {
+		return d.Round(time.Second)
+	}
+	return d
 }

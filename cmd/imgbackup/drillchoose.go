@@ -40,13 +40,14 @@ func (a *app) chooseDrills(ctx context.Context, repo *chain.Repository, r *drill
 		if err != nil {
 			return nil, err
 		}
-		for _, m := range chosen {
-			for _, disk := range r.plan.Disks {
-				if _, ok := m.Disk(disk); !ok {
-					return nil, usage.Errorf("--disk %s: checkpoint %s of %s has no such disk", disk, m.Checkpoint, domain)
+		disks := r.planOf(domain).Disks
+		for i, m := range chosen {
+			for _, disk := range disks {
+				if d, ok := m.Disk(disk); !ok || len(d.Maps) == 0 {
+					return nil, usage.Errorf("--disk %s: checkpoint %s of %s has no data of such a disk", disk, m.Checkpoint, domain)
 				}
 			}
-			all = append(all, &drill.Target{Manifest: m, Disks: r.plan.Disks, ChosenBy: r.checkpoint, History: history})
+			all = append(all, &drill.Target{Manifest: m, Disks: disks, ChosenBy: r.checkpoint, History: history, Whole: i == 0 || r.each})
 		}
 	}
 	return all, nil

@@ -6,6 +6,9 @@ package plan
 
 import "time"
 
+// NoScratch is the scratch folder of a plan that restores nowhere.
+const NoScratch = "none"
+
 // Plan is what is expected of one domain.
 type Plan struct {
 	Disks   []string `yaml:"disks"`   // only these

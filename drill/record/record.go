@@ -79,7 +79,7 @@ type Record struct {
 	Tool     string            `json:"tool"`               // imgbackup 1.0
 	AskedBy  string            `json:"asked_by,omitempty"` // a person or a job
 	ChosenBy string            `json:"chosen_by"`          // latest, all, random:3, or a name: why this checkpoint
-	Programs map[string]string `json:"programs,omitempty"` // qemu-img, qemu-system, libguestfs → their versions
+	Programs map[string]string `json:"programs,omitempty"` // qemu_img, qemu_system, libguestfs → their versions
 
 	Begun    time.Time `json:"begun"`
 	Ended    time.Time `json:"ended"`

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package drill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/drill/record"
+	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/restore"
+	"github.com/imgbackup/imgbackup/view"
+)
+
+// data is what the steps chunks and restore of one checkpoint share: where it is restored,
+// that fetches and proves its chunks, and nothing is fetched for them again.
+type data struct {
+	d       *Drill
+	scratch bool
+
+	chunks  *Result       // what became of the chunks; nil: not done
+	written time.Duration // until the disks were durable
+	read    time.Duration // that they were read back for
+	err     error         // of the restore
+	result  *restore.Result
+}
+
+// Data are the steps chunks and restore. With scratch, disks are written to scratch space
+// and read back; else they are proven in flight.
+func (d *Drill) Data(scratch bool) []Step {
+	shared := &data{d: d, scratch: scratch}
+	return []Step{&chunks{shared}, &restored{shared}}
+}
+
+// restored is the step that has the disks back.
+type restored struct{ *data }
+
+func (*restored) Name() string { return record.StepRestore }
+
+func (r *restored) Run(ctx context.Context, s *Subject) (Result, error) {
+	if r.chunks == nil {
+		return Skip("the chunks were not proven", "see what the step chunks says"), nil
+	}
+	var different *restore.VerifyError
+	switch {
+	case r.chunks.Status == record.Failed:
+		return Fail("what is damaged cannot be restored: see the step chunks", r.chunks.WhatToDo), nil
+	case r.chunks.Status != record.Passed:
+		return Skip("the chunks were not proven", r.chunks.WhatToDo), nil
+	case errors.As(r.err, &different):
+		return Fail(different.Error(), "look at the medium and the memory of this host: what the repository holds is proven"), nil
+	case r.err != nil:
+		return Result{}, r.err
+	case r.result == nil:
+		return r.inFlight(ctx, s)
+	}
+	res := Pass("written and read back")
+	for i, d := range r.result.Disks {
+		s.Restored = append(s.Restored, Restored{Disk: d.Disk, Path: d.Path, Format: d.Format})
+		res.Bytes += r.result.Disks[i].Data
+	}
+	ms := r.written.Milliseconds()
+	s.restoreTook(ms)
+	res.Details = map[string]string{
+		"written_ms": strconv.FormatInt(ms, 10), "read_back_ms": strconv.FormatInt(r.read.Milliseconds(), 10),
+		"files": strconv.Itoa(len(r.result.Files)),
+	}
+	return res, nil
+}
+
+// inFlight proves what chunks has not: the files beside the disks.
+func (r *restored) inFlight(ctx context.Context, s *Subject) (Result, error) {
+	res := Pass("replayed and proven in flight, not written")
+	for i := range s.Manifest.Files {
+		f := &s.Manifest.Files[i]
+		err := archive.CopyFile(ctx, s.Repo.Store, f.FileRef, io.Discard)
+		if archive.IsDamage(err) {
+			return s.damage(ctx, fmt.Errorf("%s: %w", f.Role, err))
+		}
+		if err != nil {
+			return Result{}, err
+		}
+	}
+	for _, d := range s.Disks {
+		res.Bytes += d.Size
+	}
+	res.Details = map[string]string{"files": strconv.Itoa(len(s.Manifest.Files))}
+	return res, nil
+}
+
+// roomError says that there is not enough room for what is to be restored.
+type roomError struct {
+	dir        string
+	need, free int64
+}
+
+func (e *roomError) Error() string {
+	return fmt.Sprintf("%s has %s free, and %s are needed", e.dir, humanize.IBytes(uint64(e.free)), humanize.IBytes(uint64(e.need)))
+}
+
+// restore restores the disks and files to scratch space, and reads them back. What kept
+// it from that is noted.
+func (r *data) restore(ctx context.Context, s *Subject) {
+	r.result, r.err, r.written, r.read = nil, nil, 0, 0
+	dir, err := r.d.folder.sub("restored")
+	if err == nil {
+		err = r.room(ctx, s, dir)
+	}
+	if err != nil {
+		r.err = err
+		return
+	}
+	var names []string
+	for _, d := range s.Disks {
+		names = append(names, d.Name)
+	}
+	targets, err := restore.TargetsIn(s.Manifest, names, dir, qcow2.Qcow2)
+	if err != nil {
+		r.err = err
+		return
+	}
+	o := restore.Options{Verify: true, Progress: r.timer(s)}
+	if len(names) == len(s.Manifest.Disks) {
+		o.Files = restore.FilesIn(s.Manifest, "domain", dir, targets)
+	}
+	r.result, r.err = restore.Run(ctx, s.Repo, s.Manifest, targets, o)
+}
+
+// timer tells progress on, and measures the phases.
+func (r *data) timer(s *Subject) func(restore.Event) {
+	phase, since, done := restore.Writing, time.Now(), int64(0)
+	return func(e restore.Event) {
+		if e.Warning != "" {
+			return // whether there is room was asked
+		}
+		now := time.Now()
+		if phase == restore.Verifying {
+			r.read += now.Sub(since)
+		} else {
+			r.written += now.Sub(since)
+		}
+		phase, since = e.Phase, now
+		// What is read back counts as much again, and is told of as nothing new.
+		if n := e.Done - done; n > 0 && e.Phase == restore.Writing {
+			s.Told(record.StepRestore, n)
+		}
+		done = e.Done
+	}
+}
+
+// spare is what is left free beside what is restored, bytes: for the tables of images.
+const spare = 16 << 20
+
+// room sees that the scratch space has room for the disks' data: a drill must not fill it.
+func (r *data) room(ctx context.Context, s *Subject, dir string) error {
+	need := int64(spare)
+	for _, d := range s.Disks {
+		layout, err := view.OpenLayout(ctx, s.Repo, d)
+		if err != nil {
+			return err
+		}
+		for run, err := range layout.Data(ctx, 0, layout.Size()) {
+			if err != nil {
+				return err
+			}
+			need += run.End - run.Start
+		}
+	}
+	for i := range s.Manifest.Files {
+		need += s.Manifest.Files[i].Size
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	free, err := sys.FreeSpace(f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if free < need {
+		return &roomError{dir: r.d.o.Dir, need: need, free: free}
+	}
+	return nil
+}
+
+// chunks is the step that fetches and proves every chunk of the checkpoint that was not
+// in this run.
+type chunks struct{ *data }
+
+func (*chunks) Name() string { return record.StepChunks }
+
+func (c *chunks) Run(ctx context.Context, s *Subject) (Result, error) {
+	for _, d := range s.Disks {
+		if len(d.Lost) > 0 {
+			return c.became(Fail((&chain.LostError{Disk: d}).Error(), todoLost), nil)
+		}
+	}
+	if !c.scratch {
+		return c.became(c.prove(ctx, s))
+	}
+	c.restore(ctx, s)
+	if c.err == nil || errors.As(c.err, new(*restore.VerifyError)) {
+		return c.became(c.took(ctx, s))
+	}
+	if ctx.Err() != nil {
+		return Result{}, context.Cause(ctx)
+	}
+	// Whatever is wrong there, the chunks are proven; and of damage, all is told.
+	return c.became(c.prove(ctx, s))
+}
+
+// became notes what became of the chunks, for the step restore.
+func (c *chunks) became(res Result, err error) (Result, error) {
+	c.chunks = nil
+	if err == nil {
+		c.chunks = &res
+	}
+	return res, err
+}
+
+// took is what the restore has fetched and proven.
+func (c *chunks) took(ctx context.Context, s *Subject) (Result, error) {
+	res := Pass("fetched and proven as they were restored")
+	for _, d := range s.Disks {
+		pr, err := c.d.prover.took(ctx, d)
+		if err != nil {
+			return Result{}, &chain.DiskError{Disk: d.Name, Err: err}
+		}
+		res.Bytes += pr.Bytes
+	}
+	return res, nil
+}
+
+// prove fetches and proves the chunks by themselves.
+func (c *chunks) prove(ctx context.Context, s *Subject) (Result, error) {
+	var proven, stored, count int64
+	var first string
+	for _, d := range s.Disks {
+		pr, err := c.d.prover.prove(ctx, d, func(n int64) { s.Told(record.StepChunks, n) })
+		if archive.IsDamage(err) {
+			return s.damage(ctx, &chain.DiskError{Disk: d.Name, Err: err})
+		}
+		if err != nil {
+			return Result{}, &chain.DiskError{Disk: d.Name, Err: err}
+		}
+		if pr.Missing != nil {
+			if res, err := s.damage(ctx, pr.Missing); err != nil || res.Status != record.Failed {
+				return res, err
+			}
+		}
+		proven, stored, count = proven+pr.Bytes, stored+pr.Stored, count+pr.Chunks
+		if len(pr.Damage) > 0 && first == "" {
+			first = pr.text(d.Name)
+		}
+	}
+	res := Pass("")
+	if first != "" {
+		res = Fail(first, todoDamage)
+	}
+	res.Bytes = proven
+	res.Details = map[string]string{"chunks": strconv.FormatInt(count, 10), "fetched_bytes": strconv.FormatInt(stored, 10)}
+	return res, nil
+}

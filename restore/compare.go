@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package restore
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/view"
+)
+
+// Compare proves that an image has just what a checkpoint has of the disk d: whole chunks
+// by their digests, so that nothing but parts of chunks is fetched, and all else by its
+// bytes. tell is told of the bytes of data that were compared. A difference is a
+// [VerifyError], what is damaged in the repository a [DamageError].
+func Compare(ctx context.Context, repo *chain.Repository, d *chain.Disk, image *qcow2.Image, path string, tell func(n int64)) error {
+	layout, err := view.OpenLayout(ctx, repo, d)
+	if err != nil {
+		return damage(d.Name, err, 0, d.Size)
+	}
+	v := &verifier{
+		source: &source{Layout: layout, fetcher: archive.NewFetcher(repo.Store, archive.FetcherOptions{})},
+		path:   path, w: qcow2Target{image}, workers: runtime.GOMAXPROCS(0), tell: tell,
+	}
+	if image.Size() != d.Size {
+		return v.wrong(0, max(image.Size(), d.Size), fmt.Sprintf("it has %d bytes, and had %d", image.Size(), d.Size))
+	}
+	return v.run(ctx)
+}
