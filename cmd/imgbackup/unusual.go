@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/drill/plan"
 	"github.com/imgbackup/imgbackup/habit"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
@@ -50,7 +51,7 @@ func (u *unusualFlag) Set(s string) error {
 			}
 		case "quiet":
 			if u.Quiet = habit.Never; value != neverWord {
-				u.Quiet, err = parseAge(value)
+				u.Quiet, err = plan.ParseDuration(value)
 				u.Quiet = max(u.Quiet, 1) // 0 is the default
 			}
 		default:
