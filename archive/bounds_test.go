@@ -146,8 +146,8 @@ func TestBatchIsBounded(t *testing.T) {
 		t.Errorf("%v: %d chunks, %d at once, %d requests", err, calls.Load(), most.Load(), gets)
 	}
 	for range 2 {
-		if s := <-f.slots; cap(s.stored) > 5<<20 || cap(s.chunk) > 2<<20 {
-			t.Errorf("buffers of %d and %d bytes", cap(s.stored), cap(s.chunk))
+		if frame, s := <-f.frames, <-f.decoders; cap(frame) > 5<<20 || s != nil && cap(s.chunk) > 2<<20 {
+			t.Errorf("buffers of %d and %d bytes", cap(frame), cap(s.chunk))
 		}
 	}
 }

@@ -17,7 +17,7 @@ import (
 
 // FetcherOptions are the settings of a Fetcher; the zero value is good.
 type FetcherOptions struct {
-	Parallel int           // requests and decoders at work at once; 0: one per CPU, at least 4, at most 16, by Memory
+	Parallel int           // requests at work at once; 0: as many as the store is worth, by Memory
 	Memory   memory.Budget // decides how much is in hand at once
 	// Buffer, if it is not nil, lends Batch a buffer of GridSize bytes for each
 	// chunk. The chunk that fn gets begins where the buffer does, and is fn's.
@@ -25,45 +25,82 @@ type FetcherOptions struct {
 }
 
 // Fetcher reads and proves chunks. A request is a stream that is decoded frame by
-// frame, so that for each of Parallel requests at work only one frame and its
-// chunk are in memory. It is safe for concurrent use and needs no closing.
+// frame, so that of each one at work only one frame is in memory; there are as many as
+// the store is worth, and chunks of no more than processors are kept busy by. It is safe
+// for concurrent use and needs no closing.
 type Fetcher struct {
-	store objstore.Store
-	o     FetcherOptions
-	slots chan *fetchSlot
+	store    objstore.Store
+	buffer   func() []byte
+	far      bool
+	frames   chan []byte      // for the frame of each request; nil: not made yet
+	decoders chan *chunkSpace // each with a decoder; nil: not made yet
 }
 
-// fetchSlot is what one request at work needs.
-type fetchSlot struct {
-	dec    *decoder
-	stored []byte
-	chunk  []byte
+// chunkSpace is what it takes to decode a chunk.
+type chunkSpace struct {
+	dec   *decoder
+	chunk []byte
+}
+
+// mostRequests bounds what their frames take, however many connections there are.
+const mostRequests = 64
+
+// counts is how many requests are made at once, and how many chunks are decoded: each is
+// work for a processor, as is all of a request where the store is near.
+func (o *FetcherOptions) counts(store objstore.Store) (requests, chunks int) {
+	near := min(max(4, runtime.GOMAXPROCS(0)), 16)
+	requests = o.Parallel
+	if requests <= 0 {
+		requests = objstore.Connections(store)
+		if requests == 0 {
+			requests = near
+		}
+		requests = o.Memory.Count(min(requests, mostRequests), min(requests, 2))
+	}
+	return requests, o.Memory.Count(min(requests, near), min(requests, 2))
 }
 
 // NewFetcher returns a fetcher.
 func NewFetcher(store objstore.Store, o FetcherOptions) *Fetcher {
-	if o.Parallel <= 0 {
-		o.Parallel = o.Memory.Count(min(max(4, runtime.GOMAXPROCS(0)), 16), 2)
+	requests, chunks := o.counts(store)
+	f := &Fetcher{
+		store: store, buffer: o.Buffer, far: objstore.Connections(store) > 0,
+		frames: make(chan []byte, requests), decoders: make(chan *chunkSpace, chunks),
 	}
-	f := &Fetcher{store: store, o: o, slots: make(chan *fetchSlot, o.Parallel)}
-	for range o.Parallel {
-		f.slots <- &fetchSlot{}
+	for range requests {
+		f.frames <- nil
+	}
+	for range chunks {
+		f.decoders <- nil
 	}
 	return f
 }
 
-func (f *Fetcher) slot(ctx context.Context) (*fetchSlot, error) {
+// requests is how many are at work at once.
+func (f *Fetcher) requests() int { return cap(f.frames) }
+
+func (f *Fetcher) frame(ctx context.Context) ([]byte, error) {
 	select {
-	case s := <-f.slots:
-		if s.dec == nil {
-			dec, err := newDecoder()
-			if err != nil {
-				f.slots <- s
-				return nil, err
-			}
-			s.dec = dec
+	case b := <-f.frames:
+		return b, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// space waits for what it takes to decode a chunk. Who has it asks the store for nothing.
+func (f *Fetcher) space(ctx context.Context) (*chunkSpace, error) {
+	select {
+	case s := <-f.decoders:
+		if s != nil {
+			return s, nil
 		}
-		return s, nil
+		dec, err := newDecoder()
+		if err != nil {
+			f.decoders <- nil
+			return nil, err
+		}
+		return &chunkSpace{dec: dec}, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
@@ -83,7 +120,7 @@ func checkFrame(e *Entry) error {
 }
 
 // decode proves the frame of e and that the chunk is long enough for it.
-func (s *fetchSlot) decode(e *Entry, frame, buf []byte) ([]byte, error) {
+func (s *chunkSpace) decode(e *Entry, frame, buf []byte) ([]byte, error) {
 	chunk, err := s.dec.chunk(frame, buf, e.Chunk)
 	if err != nil {
 		return nil, &DamageError{Object: PackKey(e.Pack.Name), Offset: e.FrameOffset, Length: int64(e.FrameLength), Err: err}
@@ -101,16 +138,21 @@ func (f *Fetcher) Chunk(ctx context.Context, e Entry, buf []byte) ([]byte, error
 	if err := checkFrame(&e); err != nil {
 		return nil, err
 	}
-	s, err := f.slot(ctx)
+	frame, err := f.frame(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { f.slots <- s }()
-	s.stored = sized(s.stored, int(e.FrameLength))
-	if err := readRange(ctx, f.store, PackKey(e.Pack.Name), e.FrameOffset, s.stored, e.Pack.Length); err != nil {
+	defer func() { f.frames <- frame }()
+	frame = sized(frame, int(e.FrameLength))
+	if err := readRange(ctx, f.store, PackKey(e.Pack.Name), e.FrameOffset, frame, e.Pack.Length); err != nil {
 		return nil, err
 	}
-	return s.decode(&e, s.stored, buf)
+	s, err := f.space(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { f.decoders <- s }()
+	return s.decode(&e, frame, buf)
 }
 
 // EntryError says which entries of a batch could not be had.
@@ -135,18 +177,19 @@ func (f *Fetcher) Batch(ctx context.Context, entries []Entry, fn func(indexes []
 		return err
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(f.o.Parallel)
+	g.SetLimit(f.requests())
 	for i := range requests {
 		if gctx.Err() != nil {
 			break
 		}
 		g.Go(func() error {
-			s, err := f.slot(gctx)
+			frame, err := f.frame(gctx)
 			if err != nil {
 				return err
 			}
-			defer func() { f.slots <- s }()
-			return f.fetch(gctx, s, entries, &requests[i], fn)
+			defer func() { f.frames <- frame }()
+			frame, err = f.fetch(gctx, frame, entries, &requests[i], fn)
+			return err
 		})
 	}
 	if err := g.Wait(); err != nil {
@@ -188,6 +231,7 @@ type frameStream struct {
 // themselves, so that each one's fault is its own.
 func (s *frameStream) read(offset int64, frame []byte) error {
 	if s.r == nil || offset < s.pos || offset+int64(len(frame)) > s.end {
+		s.close() // nobody waits for a request while it holds one
 		return readRange(s.ctx, s.store, s.key, offset, frame, s.length)
 	}
 	_, err := io.CopyN(io.Discard, s.r, offset-s.pos)
@@ -209,12 +253,15 @@ func (s *frameStream) close() {
 	}
 }
 
-func (f *Fetcher) fetch(ctx context.Context, s *fetchSlot, entries []Entry, r *request, fn func([]int, []byte) error) error {
+// fetch works on a request. It returns the buffer that it was given for frames.
+func (f *Fetcher) fetch(
+	ctx context.Context, frame []byte, entries []Entry, r *request, fn func([]int, []byte) error,
+) ([]byte, error) {
 	pack := entries[r.uses[0]].Pack
 	in := frameStream{ctx: ctx, store: f.store, key: PackKey(pack.Name), length: pack.Length, pos: r.offset, end: r.end}
 	var err error
 	if in.r, err = getObject(ctx, f.store, in.key, r.offset, r.end-r.offset); err != nil {
-		return &EntryError{Indexes: slices.Clone(r.uses), Entry: entries[r.uses[0]], Err: err}
+		return frame, &EntryError{Indexes: slices.Clone(r.uses), Entry: entries[r.uses[0]], Err: err}
 	}
 	defer in.close()
 	for uses := r.uses; len(uses) > 0; {
@@ -223,26 +270,34 @@ func (f *Fetcher) fetch(ctx context.Context, s *fetchSlot, entries []Entry, r *r
 		for n < len(uses) && compareFrames(e, &entries[uses[n]]) == 0 {
 			n++
 		}
-		if err := f.deliver(s, entries, uses[:n], &in, fn); err != nil {
-			return err
+		frame = sized(frame, int(e.FrameLength))
+		err := in.read(e.FrameOffset, frame)
+		if err != nil {
+			err = &EntryError{Indexes: slices.Clone(uses[:n]), Entry: *e, Err: err}
+		} else {
+			err = f.deliver(ctx, entries, uses[:n], frame, fn)
+		}
+		if err != nil {
+			return frame, err
 		}
 		uses = uses[n:]
 	}
-	return nil
+	return frame, nil
 }
 
 // deliver decodes one frame and hands it out.
-func (f *Fetcher) deliver(s *fetchSlot, entries []Entry, uses []int, in *frameStream, fn func([]int, []byte) error) error {
+func (f *Fetcher) deliver(ctx context.Context, entries []Entry, uses []int, frame []byte, fn func([]int, []byte) error) error {
+	s, err := f.space(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { f.decoders <- s }()
 	e := &entries[uses[0]]
-	s.stored = sized(s.stored, int(e.FrameLength))
-	err := in.read(e.FrameOffset, s.stored)
 	var chunk []byte
-	if err == nil {
-		if f.o.Buffer != nil {
-			chunk, err = s.decode(e, s.stored, f.o.Buffer())
-		} else if chunk, err = s.decode(e, s.stored, s.chunk); err == nil {
-			s.chunk = chunk
-		}
+	if f.buffer != nil {
+		chunk, err = s.decode(e, frame, f.buffer())
+	} else if chunk, err = s.decode(e, frame, s.chunk); err == nil {
+		s.chunk = chunk
 	}
 	for i := 1; i < len(uses) && err == nil; i++ {
 		if _, err = entries[uses[i]].In(chunk); err != nil {

@@ -24,8 +24,9 @@ const halveFrom = 4 << 20
 
 // plan sorts the entries by place and cuts them into requests: one for what is
 // wanted of a pack, or two, on both sides of the widest gap if that is worth it.
-// More are not made: where a store is far away, a request costs as much as some
-// megabytes.
+// A request costs a store that is far away as much as some megabytes; but there each
+// connection has its own rate, too. So what is read of such a store last is cut further
+// (see share).
 func (f *Fetcher) plan(entries []Entry) ([]request, error) {
 	order := make([]int, 0, len(entries))
 	for i := range entries {
@@ -50,7 +51,7 @@ func (f *Fetcher) plan(entries []Entry) ([]request, error) {
 	requests := make([]request, 0, 2*len(packs))
 	for _, uses := range packs {
 		cut := f.widestGap(entries, uses)
-		if cut == 0 && len(packs) < f.o.Parallel {
+		if cut == 0 && len(packs) < f.requests() && !f.far {
 			cut = middle(entries, uses)
 		}
 		if cut > 0 {
@@ -58,7 +59,40 @@ func (f *Fetcher) plan(entries []Entry) ([]request, error) {
 		}
 		requests = append(requests, newRequest(entries, uses[cut:]))
 	}
+	if f.far {
+		requests = f.share(entries, requests)
+	}
 	return requests, nil
+}
+
+// share cuts requests so that all connections are at work until the end: the first of
+// some hundred packs are read whole, and the further it goes, the smaller are the pieces,
+// down to halveFrom.
+func (f *Fetcher) share(entries []Entry, requests []request) []request {
+	rest := int64(0)
+	for i := range requests {
+		rest += requests[i].end - requests[i].offset
+	}
+	shared := make([]request, 0, 2*len(requests))
+	for _, r := range requests {
+		for {
+			piece := max(halveFrom, rest/int64(2*f.requests()))
+			cut := 0
+			if r.end-r.offset >= 2*piece {
+				cut = cutAt(entries, r.uses, r.offset+piece)
+			}
+			if cut == 0 {
+				break
+			}
+			first := newRequest(entries, r.uses[:cut])
+			shared = append(shared, first)
+			rest -= first.end - first.offset
+			r = newRequest(entries, r.uses[cut:])
+		}
+		shared = append(shared, r)
+		rest -= r.end - r.offset
+	}
+	return shared
 }
 
 func newRequest(entries []Entry, uses []int) request {
@@ -92,9 +126,14 @@ func middle(entries []Entry, uses []int) int {
 	if whole.end-whole.offset < halveFrom {
 		return 0
 	}
-	half := whole.offset + (whole.end-whole.offset)/2
+	return cutAt(entries, uses, whole.offset+(whole.end-whole.offset)/2)
+}
+
+// cutAt returns before which use, but not the first, the frames begin that lie behind an
+// offset in the pack; 0 if none does.
+func cutAt(entries []Entry, uses []int, at int64) int {
 	for n, i := range uses {
-		if e := &entries[i]; n > 0 && e.FrameOffset >= half && compareFrames(&entries[uses[n-1]], e) != 0 {
+		if e := &entries[i]; n > 0 && e.FrameOffset >= at && compareFrames(&entries[uses[n-1]], e) != 0 {
 			return n
 		}
 	}

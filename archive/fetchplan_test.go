@@ -26,7 +26,7 @@ func TestPlanAsksTwiceAtMost(t *testing.T) {
 				Length: 1, Zero: rapid.IntRange(0, 9).Draw(t, "zero") == 0,
 			}
 		}), 0, 120).Draw(t, "entries")
-		f := &Fetcher{o: FetcherOptions{Parallel: rapid.IntRange(1, 8).Draw(t, "parallel")}}
+		f := &Fetcher{frames: make(chan []byte, rapid.IntRange(1, 8).Draw(t, "requests"))}
 		requests, err := f.plan(entries)
 		if err != nil {
 			t.Fatal(err)

@@ -57,6 +57,13 @@ func Permanent(err error) bool {
 	return false
 }
 
+// Busy reports whether err is a store's word that it is asked for too much at once: then
+// it is there, and what failed will be done in its turn.
+func Busy(err error) bool {
+	var own interface{ Busy() bool }
+	return errors.As(err, &own) && own.Busy()
+}
+
 // MarkPermanent makes err one that [Permanent] reports.
 func MarkPermanent(err error) error { return &permanentError{err} }
 

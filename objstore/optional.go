@@ -131,6 +131,22 @@ type VersionReader interface {
 // was being read. It may be read from its beginning.
 var ErrReplaced = errors.New("the object was replaced while it was being read")
 
+// Connected is a store that is asked over connections, several at once.
+type Connected interface {
+	// Connections is how many requests it is worth to have at work at once; at least 1.
+	// More wait for one another. It is the same at all times.
+	Connections() int
+}
+
+// Connections is that of a store; 0: it is as near as this machine's own disks, and how
+// many requests it is worth to make at once is a matter of processors.
+func Connections(s Store) int {
+	if c, ok := As[Connected](s); ok {
+		return c.Connections()
+	}
+	return 0
+}
+
 // Delayed is a store to which a request may still arrive when its client has given it up,
 // or was killed: also one that deletes.
 type Delayed interface {

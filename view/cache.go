@@ -84,7 +84,10 @@ type gridBuffer [archive.GridSize]byte
 func newChunks(ctx context.Context, store objstore.Store, limit int64) *chunks {
 	c := &chunks{ctx: ctx, limit: limit, inUse: semaphore.NewWeighted(maxInUse), loads: make(chan struct{}, 8), byKey: make(map[place]*chunk)}
 	c.bufs.New = func() any { return new(gridBuffer) }
-	c.fetcher = archive.NewFetcher(store, archive.FetcherOptions{Parallel: 8, Buffer: func() []byte { return c.bufs.Get().(*gridBuffer)[:] }})
+	c.fetcher = archive.NewFetcher(store, archive.FetcherOptions{
+		Parallel: max(8, objstore.Connections(store)),
+		Buffer: func() []byte { return c.bufs.Get().(*gridBuffer)[:] },
+	})
 	return c
 }
 

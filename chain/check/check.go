@@ -28,7 +28,7 @@ type Options struct {
 	ReadData bool     // read packs too, and decode their chunks
 	Subset   Subset   // with ReadData: of the data, only this; the zero value: all
 	Domains  []string // only these; nil: all. Only a check of all looks at what no checkpoint uses
-	Workers  int      // objects read at once; 0: one per CPU, 2 to 8
+	Workers  int      // objects read at once; 0: one per CPU, 2 to 8, or as many as the store is worth
 	// Progress is called often, never by two goroutines at once; may be nil.
 	Progress func(Event)
 }
@@ -152,13 +152,17 @@ func Run(ctx context.Context, repo *chain.Repository, o Options) (*Report, error
 	}
 }
 
+// mostWorkers bounds the memory of those that read and prove a pack each.
+const mostWorkers = 32
+
 // prunesMeanwhile is how often a check begins anew since objects were missing, and a prune
 // has been at work.
 const prunesMeanwhile = 3
 
 func runOnce(ctx context.Context, repo *chain.Repository, o Options) (*check, error) {
 	if o.Workers <= 0 {
-		o.Workers = repo.Memory.Count(min(max(runtime.GOMAXPROCS(0), 2), 8), 2)
+		o.Workers = max(min(max(runtime.GOMAXPROCS(0), 2), 8), objstore.Connections(repo.Store))
+		o.Workers = repo.Memory.Count(min(o.Workers, mostWorkers), 2)
 	}
 	c := &check{
 		repo:     repo,

@@ -23,9 +23,12 @@ const (
 	smallIndex = 1 << 15
 	// manyIndexes is how many of these there may be.
 	manyIndexes = 16
-	// So many are read at once.
-	indexReaders = 4
+	// So many are read at once of a store that is near.
+	nearReaders = 4
 )
+
+// indexReaders is how many indexes are read at once.
+func (p *pruner) indexReaders() int { return max(nearReaders, objstore.Connections(p.repo.Store)) }
 
 // index is what is known of one.
 type index struct {
@@ -43,7 +46,7 @@ func (p *pruner) readIndexes(ctx context.Context, v *inventory) ([]index, error)
 	indexes := make([]index, len(k.objects))
 	var done int64
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(indexReaders)
+	g.SetLimit(p.indexReaders())
 	for i := range k.objects {
 		if gctx.Err() != nil {
 			break

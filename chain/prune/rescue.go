@@ -90,7 +90,7 @@ func (p *pruner) rescueIndexes(ctx context.Context, r *rescued) error {
 		return nil
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(indexReaders)
+	g.SetLimit(p.indexReaders())
 	for i, key := range r.list.Objects {
 		prefix, name, ok := archive.ParseKey(key)
 		if !ok || prefix != archive.IndexPrefix || gctx.Err() != nil {

@@ -45,7 +45,7 @@ type found struct {
 // So many places of one chunk are kept.
 const maxPlaces = 8
 
-// finders is how many chunks are looked for at once.
+// finders is how many chunks are looked for at once in what is near, or an image.
 const finders = 8
 
 // wants are the chunks that are looked for.
@@ -218,9 +218,9 @@ func (w *wants) open() map[archive.Digest]*want {
 }
 
 // each does something for the wants that are not found, several at once.
-func (w *wants) each(ctx context.Context, do func(ctx context.Context, d archive.Digest, c *want) error) error {
+func (w *wants) each(ctx context.Context, atOnce int, do func(ctx context.Context, d archive.Digest, c *want) error) error {
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(finders)
+	g.SetLimit(atOnce)
 	for d, c := range w.open() {
 		if gctx.Err() != nil {
 			break
@@ -235,9 +235,9 @@ func (w *wants) each(ctx context.Context, do func(ctx context.Context, d archive
 
 // tryFrames tries the frames that are known of.
 func (l *planner) tryFrames(ctx context.Context, store objstore.Store) error {
-	fetcher := archive.NewFetcher(store, archive.FetcherOptions{Parallel: finders})
+	fetcher := archive.NewFetcher(store, archive.FetcherOptions{})
 	buffers := sync.Pool{New: func() any { b := make([]byte, 0, archive.GridSize); return &b }}
-	return l.wants.each(ctx, func(ctx context.Context, _ archive.Digest, c *want) error {
+	return l.wants.each(ctx, max(finders, objstore.Connections(store)), func(ctx context.Context, _ archive.Digest, c *want) error {
 		buf := buffers.Get().(*[]byte)
 		defer buffers.Put(buf)
 		for _, e := range c.frames {
@@ -288,7 +288,7 @@ func (l *planner) searchRepository(ctx context.Context, repo *chain.Repository) 
 func (l *planner) tryImages(ctx context.Context) error {
 	for i := range l.o.Images {
 		im := &l.o.Images[i]
-		err := l.wants.each(ctx, func(ctx context.Context, d archive.Digest, c *want) error {
+		err := l.wants.each(ctx, finders, func(ctx context.Context, d archive.Digest, c *want) error {
 			for _, p := range c.places {
 				if p.disk != im.Disk || p.off < 0 || p.off+int64(c.length) > im.Size {
 					continue

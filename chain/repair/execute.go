@@ -7,11 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/check"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // Result is what a repair has done.
@@ -59,25 +63,59 @@ func (e *execution) progress(phase string, done, total int) {
 
 // fetchObjects fetches whole objects, packs first: what names them comes after them.
 func (e *execution) fetchObjects(ctx context.Context) error {
-	rank := func(o object) int {
-		if prefix, _, _ := archive.ParseKey(o.key); prefix == archive.PackPrefix {
-			return 0
-		}
-		return 1
+	isPack := func(o object) bool {
+		prefix, _, _ := archive.ParseKey(o.key)
+		return prefix == archive.PackPrefix
 	}
-	slices.SortStableFunc(e.fetch, func(a, b object) int { return rank(a) - rank(b) })
-	for i, o := range e.fetch {
-		e.progress("fetching objects", i, len(e.fetch))
-		stored, err := archive.CopyObject(ctx, o.from.Store, e.repo.Store, o.key, o.ref, e.o.TempDir)
-		if err != nil {
-			return err
-		}
-		if stored {
-			e.result.Fetched++
-			e.result.Bytes += o.ref.Length
+	var packs, others []object
+	for _, o := range e.fetch {
+		if isPack(o) {
+			packs = append(packs, o)
+		} else {
+			others = append(others, o)
 		}
 	}
-	return nil
+	if err := e.fetchEach(ctx, packs, 0); err != nil {
+		return err
+	}
+	return e.fetchEach(ctx, others, len(packs))
+}
+
+// fetchEach fetches objects, as many at once as their stores are worth; before is how many
+// were fetched.
+func (e *execution) fetchEach(ctx context.Context, objects []object, before int) error {
+	atOnce := max(1, objstore.Connections(e.repo.Store))
+	for _, o := range objects {
+		atOnce = max(atOnce, objstore.Connections(o.from.Store))
+	}
+	var mu sync.Mutex
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(atOnce)
+	done := before
+	for _, o := range objects {
+		if gctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			stored, err := archive.CopyObject(gctx, o.from.Store, e.repo.Store, o.key, o.ref, e.o.TempDir)
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if stored {
+				e.result.Fetched++
+				e.result.Bytes += o.ref.Length
+			}
+			done++
+			e.progress("fetching objects", done, len(e.fetch))
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
 }
 
 // mendManifests stores manifests in the place of damaged ones.

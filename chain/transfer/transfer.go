@@ -62,7 +62,7 @@ type Checkpoint struct {
 	Bytes   int64  `json:"bytes"`
 }
 
-// copies is how many objects are on their way at once.
+// copies is how many objects are on their way at once between places that are near.
 const copies = 4
 
 // checkApart refuses a repository in another one's folder: its objects might take the
@@ -375,7 +375,7 @@ func (c *copier) each(
 	ctx context.Context, objects []chain.Object, do func(context.Context, chain.Object) error,
 ) error {
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(copies)
+	g.SetLimit(max(copies, objstore.Connections(c.from.Store), objstore.Connections(c.to.Store)))
 	for _, o := range objects {
 		if gctx.Err() != nil {
 			break

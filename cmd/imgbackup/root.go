@@ -22,11 +22,13 @@ type app struct {
 	program
 	repoFlag   string
 	hostIDFlag string
-	json       bool
-	quiet      bool
-	cached     *cachedRepo // nil: no repository was opened with the cache
-	progress   string      // how it is shown
-	unusual    habit.Limits
+	// connections is how many requests a bucket is asked at once; 0: the default.
+	connections int
+	json        bool
+	quiet       bool
+	cached      *cachedRepo // nil: no repository was opened with the cache
+	progress    string      // how it is shown
+	unusual     habit.Limits
 }
 
 func newRoot(p program) *cobra.Command {
@@ -56,11 +58,12 @@ progress to stderr.`,
 			return usage.Errorf("--repo: the place is empty, as by a variable that is not set")
 		}
 		a.noteMemory(cmd)
-		return nil
+		return a.checkConnections(cmd)
 	}
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.repoFlag, "repo", "r", "", "repository: the `PATH` of a directory, or s3://BUCKET/PREFIX (default: IMGBACKUP_REPO)")
 	flags.StringVar(&a.hostIDFlag, "host-id", "", "what this host is known by, in place of its machine id: a word, or a file's\npath with a slash (`FILE|ID`; default: IMGBACKUP_HOST_ID)")
+	flags.IntVar(&a.connections, "connections", open.DefaultConnections, fmt.Sprintf("ask a bucket for at most `N` things at once, 1 to %d; fewer where it refuses so many", open.MaxConnections))
 	flags.BoolVar(&a.json, "json", false, "write results as JSON, for programs")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no notes on stderr")
 	root.SetFlagErrorFunc(flagError)
@@ -135,6 +138,18 @@ func helpForKnown(help *cobra.Command) {
 	}
 }
 
+// checkConnections takes --connections, which is a bound only where it was given.
+func (a *app) checkConnections(cmd *cobra.Command) error {
+	f := cmd.Flags().Lookup("connections")
+	switch {
+	case f == nil || !f.Changed:
+		a.connections = 0
+	case a.connections < 1 || a.connections > open.MaxConnections:
+		return usage.Errorf("--connections is 1 to %d, not %d", open.MaxConnections, a.connections)
+	}
+	return nil
+}
+
 // store opens the place that --repo names.
 func (a *app) store(o open.Options) (objstore.Store, error) {
 	store, err := a.openStore(o)
@@ -158,7 +173,7 @@ func (a *app) openStore(o open.Options) (objstore.Store, error) {
 	if a.repoFlag == "" {
 		return nil, usage.Errorf("no repository: give --repo PATH or set IMGBACKUP_REPO")
 	}
-	o.Retry, o.Note = a.retry, a.note
+	o.Retry, o.Note, o.Connections = a.retry, a.note, a.connections
 	o.Retry.Notify = a.retryNote
 	store, err := open.Open(a.repoFlag, o)
 	if err != nil {

@@ -12,8 +12,15 @@ import (
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/local"
+	"github.com/imgbackup/imgbackup/objstore/pace"
 	"github.com/imgbackup/imgbackup/objstore/retry"
 	"github.com/imgbackup/imgbackup/objstore/s3"
+)
+
+// How many requests a bucket is asked at once.
+const (
+	DefaultConnections = pace.Default
+	MaxConnections     = pace.Max
 )
 
 // Options say how to open a place.
@@ -24,6 +31,9 @@ type Options struct {
 	Shared bool
 	// Note, if any, is told what a person should know about the place.
 	Note func(msg string)
+	// Connections bounds how many requests a bucket is asked at once, 1 to
+	// MaxConnections; 0: DefaultConnections.
+	Connections int
 	// Retry is for places that are reached over a network.
 	Retry retry.Options
 }
@@ -50,7 +60,7 @@ func Open(place string, o Options) (objstore.Store, error) {
 	if o.Shared {
 		return nil, usage.Errorf("repository: only a folder is shared by a group; who may use a bucket is what its policy says")
 	}
-	s, err := openS3(place)
+	s, err := openS3(place, o.Connections)
 	if err != nil {
 		return nil, fmt.Errorf("repository: %w", err)
 	}
@@ -74,10 +84,11 @@ func checkFolder(place string) error {
 		begin, s3.Scheme, begin)
 }
 
-func openS3(place string) (*s3.Store, error) {
+func openS3(place string, connections int) (*s3.Store, error) {
 	c, err := s3.Parse(place, os.Getenv)
 	if err != nil {
 		return nil, err
 	}
+	c.Connections = connections
 	return s3.Open(c)
 }

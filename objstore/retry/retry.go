@@ -59,7 +59,8 @@ func (o Options) withDefaults() Options {
 // New returns a store that tries again what failed, unless [objstore.Permanent] reports that this
 // is in vain, for a bounded time. It never turns a failure into an answer: an object that is
 // created by the first of two tries, whose answer is lost, is ErrExists for the second, and so for
-// the caller, who compares. A listing or a body that breaks off is gone on with where it did, if
+// the caller, who compares. What is refused because the store is asked for too much at once is
+// waited for as long as it does anything else. A listing or a body that breaks off is gone on with where it did, if
 // the store can tell that it is still the same object. Cancelling ends it at once.
 func New(s objstore.Store, o Options) objstore.Store {
 	return &retrying{store: s, o: o.withDefaults()}
@@ -79,7 +80,8 @@ func (r *retrying) Probe(ctx context.Context) error {
 type retrying struct {
 	store    objstore.Store
 	o        Options
-	answered atomic.Bool // the store has answered once
+	answered atomic.Bool  // the store has answered once
+	served   atomic.Int64 // when it last did what it was asked for, Unix nanoseconds
 }
 
 var (
@@ -95,6 +97,7 @@ type patience struct {
 	backoff.ExponentialBackOff
 	r     *retrying
 	since time.Time // of the first failure since there was progress
+	busy  bool      // the last failure was that the store has too much to do
 }
 
 func (r *retrying) newPatience() *patience {
@@ -123,6 +126,9 @@ func (p *patience) NextBackOff() time.Duration {
 	if p.since.IsZero() {
 		p.since = time.Now()
 	}
+	if served := time.Unix(0, p.r.served.Load()); p.busy && served.After(p.since) {
+		p.since = served // it works on what others have asked for, and so will on this
+	}
 	next := p.ExponentialBackOff.NextBackOff()
 	if time.Since(p.since)+next > limit {
 		return backoff.Stop
@@ -140,6 +146,10 @@ func again[T any](ctx context.Context, r *retrying, p *patience, f func() (T, er
 		if last = err; answer(err) {
 			r.answered.Store(true)
 		}
+		if err == nil {
+			r.served.Store(time.Now().UnixNano())
+		}
+		p.busy = objstore.Busy(err)
 		if err != nil && (objstore.Permanent(err) || ctx.Err() != nil) {
 			err = backoff.Permanent(err)
 		}

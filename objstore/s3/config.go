@@ -13,6 +13,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/pace"
 )
 
 // Scheme is what the name of a place in S3 begins with.
@@ -35,6 +36,8 @@ type Config struct {
 	// "aws:kms", by one of its key service; "": as the bucket does.
 	SSE    string
 	SSEKey string // the id of the key service's key; "" is the bucket's, or its own
+	// Connections bounds how many requests are at work at once; 0: [pace.Default].
+	Connections int
 	// Proxy says which proxies there are; nil: as the environment says.
 	Proxy *httpproxy.Config
 	// Credentials to sign with; nil: those that the AWS tools would find.
@@ -135,6 +138,9 @@ func (c *Config) check() error {
 	case "", "crc32c", "sha256":
 	default:
 		return usage.Errorf("the checksum of uploads is crc32c or sha256, not %q", printable(c.Checksum, 40))
+	}
+	if c.Connections < 0 || c.Connections > pace.Max {
+		return usage.Errorf("a store is asked for 1 to %d things at once, not %d", pace.Max, c.Connections)
 	}
 	_, err := c.encryption()
 	return err

@@ -96,6 +96,11 @@ var fullCodes = map[string]bool{
 	"StorageQuotaExceeded":           true,
 }
 
+// Busy reports whether the store is asked for too much at once, which [objstore.Busy] tells.
+func (e *Error) Busy() bool {
+	return isBusyStatus(e.Status) || strings.HasPrefix(e.Code, "SlowDown") || e.Code == "TooManyRequests"
+}
+
 // Permanent reports whether asking again is in vain.
 func (e *Error) Permanent() bool {
 	switch {

@@ -10,6 +10,7 @@ import (
 	"github.com/minio/minio-go/v7"
 
 	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/objstore/pace"
 )
 
 // Open returns the store that c describes. It asks the server for nothing.
@@ -34,10 +35,11 @@ func open(c Config, stall time.Duration) (*Store, error) {
 	if transport.Proxy, err = proxyOf(endpoint, *c.Proxy); err != nil {
 		return nil, err
 	}
+	limiter := pace.New(pace.Options{Most: c.Connections})
 	opts := &minio.Options{
 		Creds:      c.Credentials,
 		Secure:     endpoint.Scheme == "https",
-		Transport:  &s3Round{next: transport},
+		Transport:  &s3Round{next: &pacedRound{next: transport, limiter: limiter}},
 		Region:     c.Region,
 		MaxRetries: 1, // a retry that does not know what it repeats is none
 	}
@@ -63,7 +65,7 @@ func open(c Config, stall time.Duration) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{
-		sse:  sse,
+		sse: sse, limiter: limiter,
 		core: *core, transport: transport, bucket: c.Bucket, endpoint: endpoint.String(),
 		sha256: c.Checksum == "sha256",
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/minio/minio-go/v7/pkg/encrypt"
 
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/pace"
 )
 
 // Store keeps objects in a bucket of a store that speaks S3: an object's key
@@ -38,6 +39,7 @@ import (
 type Store struct {
 	core      minio.Core
 	transport *http.Transport
+	limiter   *pace.Limiter
 	bucket    string
 	prefix    string             // "" or ends in a slash
 	endpoint  string             // for messages; without credentials
@@ -45,7 +47,13 @@ type Store struct {
 	sse       encrypt.ServerSide // what every object shall be encrypted by; nil: as the bucket does
 }
 
-var _ objstore.Store = (*Store)(nil)
+var (
+	_ objstore.Store     = (*Store)(nil)
+	_ objstore.Connected = (*Store)(nil)
+)
+
+// Connections implements objstore.Connected.
+func (s *Store) Connections() int { return s.limiter.Most() }
 
 // String names the store, for people.
 func (s *Store) String() string {

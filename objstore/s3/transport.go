@@ -13,6 +13,8 @@ import (
 	"os"
 	"sync/atomic"
 	"time"
+
+	"github.com/imgbackup/imgbackup/objstore/pace"
 )
 
 const (
@@ -21,7 +23,7 @@ const (
 	stallTimeout = 60 * time.Second
 	// idleTimeout is how long an unused connection is kept.
 	idleTimeout = 45 * time.Second
-	maxIdle     = 64 // connections
+	maxIdle     = pace.Max // connections
 	wireBuffer  = 128 << 10
 	// continueFrom is the size from which on a body is sent only when the
 	// server asks for it, which it does not if the object exists already.
