@@ -86,7 +86,7 @@ func newChunks(ctx context.Context, store objstore.Store, limit int64) *chunks {
 	c.bufs.New = func() any { return new(gridBuffer) }
 	c.fetcher = archive.NewFetcher(store, archive.FetcherOptions{
 		Parallel: max(8, objstore.Connections(store)),
-		Buffer: func() []byte { return c.bufs.Get().(*gridBuffer)[:] },
+		Buffer:   func() []byte { return c.bufs.Get().(*gridBuffer)[:] },
 	})
 	return c
 }
