@@ -3,7 +3,6 @@
 package archive
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -33,6 +32,7 @@ type Mover struct {
 	o     MoveOptions
 	index *IndexWriter
 	near  bool // the store is a folder
+	spool *packSpool
 
 	g     *errgroup.Group // those that read, and those that store
 	given context.Context // the caller's
@@ -71,6 +71,8 @@ const (
 	// movePacks is how many new packs are in memory. What is read as one may go to three,
 	// and a fourth lets those that wait for it be stored.
 	movePacks = 4
+	// mostReaders bounds what those take that read, however many connections there are.
+	mostReaders = 16
 )
 
 // movedPack is where the frames of one pack went.
@@ -125,7 +127,8 @@ func NewMover(ctx context.Context, store objstore.Store, o MoveOptions) (*Mover,
 		m.free <- nil
 	}
 	m.g, m.ctx = errgroup.WithContext(ctx)
-	for range min(runtime.GOMAXPROCS(0)+2, 8) {
+	m.spool = newPackSpool(store, o.TempDir, movePacks, func(string, ...any) {})
+	for range max(min(runtime.GOMAXPROCS(0)+2, 8), min(objstore.Connections(store), mostReaders)) {
 		m.g.Go(m.reader)
 	}
 	return m, nil
@@ -292,10 +295,9 @@ func (m *Mover) close() {
 		if p.unsound.Load() || m.ctx.Err() != nil {
 			return nil // what went wrong is told by who met it
 		}
-		err := m.storePack(&p.packBuilder, p.number)
-		p.buf, p.chunks = p.buf[:0], p.chunks[:0]
-		m.free <- p
-		return err
+		free := sync.OnceFunc(func() { m.free <- &newPack{packBuilder: packBuilder{buf: p.buf[:0]}} })
+		defer free()
+		return m.storePack(&p.packBuilder, p.number, free)
 	})
 }
 
@@ -440,13 +442,22 @@ func (m *Mover) together(chunks []PackChunk) int {
 // maxGapNear is maxGap for a store in a folder, bytes.
 const maxGapNear = 64 << 10
 
-func (m *Mover) storePack(p *packBuilder, number uint32) error {
+// storePack calls free when the pack's memory may be used again, unless that is when it returns.
+func (m *Mover) storePack(p *packBuilder, number uint32, free func()) error {
 	frames := int64(len(p.buf))
 	if err := p.seal(); err != nil {
 		return fmt.Errorf("pack: %w", err)
 	}
 	ref := Ref{Name: Sum(p.buf), Length: int64(len(p.buf))}
-	if _, err := putObject(m.ctx, m.store, PackKey(ref.Name), ref.Name, bytes.NewReader(p.buf)); err != nil {
+	body, err := m.spool.body(m.ctx, p.buf)
+	if err != nil {
+		return err
+	}
+	defer body.end()
+	if body.apart {
+		free()
+	}
+	if _, err := putObject(m.ctx, m.store, PackKey(ref.Name), ref.Name, body); err != nil {
 		return fmt.Errorf("store pack: %w", err)
 	}
 	m.mu.Lock()

@@ -3,23 +3,23 @@
 package archive
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"sync"
 )
 
 // packBuffers is how many packs are in memory: one is filled while two are stored. Where
-// memory is short there is but one.
+// memory is short there is but one. More may be in temporary files.
 const packBuffers = 3
 
 // packer takes the cells in order, fills packs and writes the lines of the maps.
 type packer struct {
-	w       *Writer
-	enc     *encoder // for the maps
-	uploads int
-	free    chan *openPack
-	out     chan *openPack
-	pack    *openPack // nil: none is begun
+	w     *Writer
+	enc   *encoder // for the maps
+	spool *packSpool
+	free  chan *openPack
+	out   chan *openPack
+	pack  *openPack // nil: none is begun
 }
 
 // openPack is a pack from its first frame until it is stored.
@@ -31,7 +31,7 @@ type openPack struct {
 func (p *packer) init(w *Writer, enc *encoder) {
 	p.w, p.enc = w, enc
 	buffers := w.o.Memory.Count(packBuffers, 1)
-	p.uploads = max(buffers-1, 1)
+	p.spool = newPackSpool(w.store, w.o.TempDir, buffers, w.note)
 	p.free = make(chan *openPack, buffers)
 	p.out = make(chan *openPack)
 	for range buffers {
@@ -40,14 +40,12 @@ func (p *packer) init(w *Writer, enc *encoder) {
 }
 
 func (p *packer) run() {
-	for range p.uploads {
+	for range p.spool.uploads() {
 		p.w.wg.Go(func() {
 			for pack := range p.out {
 				if err := p.store(pack); err != nil {
 					p.w.fail(err)
 				}
-				pack.buf, pack.chunks = pack.buf[:0], pack.chunks[:0]
-				p.free <- pack
 			}
 		})
 	}
@@ -163,21 +161,32 @@ func (p *packer) flush() {
 	p.pack = nil
 }
 
-// store seals and stores a pack, and lists it in an index.
+// store seals and stores a pack, and lists it in an index. The pack's memory is free once
+// it is stored, or apart.
 func (p *packer) store(pack *openPack) error {
+	chunks, free := pack.chunks, sync.OnceFunc(func() { p.free <- &openPack{packBuilder: packBuilder{buf: pack.buf[:0]}} })
+	defer free()
 	ref, err := pack.name()
 	p.w.packs.name(pack.number, ref)
 	if err != nil {
 		return fmt.Errorf("pack: %w", err)
 	}
-	if err := p.w.put(p.w.ctx, PackKey(ref.Name), ref.Name, bytes.NewReader(pack.buf)); err != nil {
+	body, err := p.spool.body(p.w.ctx, pack.buf)
+	if err != nil {
+		return err
+	}
+	defer body.end()
+	if body.apart {
+		free()
+	}
+	if err := p.w.put(p.w.ctx, PackKey(ref.Name), ref.Name, body); err != nil {
 		return fmt.Errorf("store pack: %w", err)
 	}
 	p.w.mu.Lock()
 	p.w.stats.Packs++
 	p.w.stats.PackBytes += ref.Length
 	p.w.mu.Unlock()
-	p.w.list(ref, pack.chunks)
+	p.w.list(ref, chunks)
 	return nil
 }
 

@@ -24,6 +24,23 @@ type Spool struct {
 	done int64
 }
 
+// Of returns a spool that holds data, in a file. What it keeps is for messages.
+func Of(dir, what string, data []byte) (*Spool, error) {
+	s := &Spool{Dir: dir}
+	s.mem = data
+	err := s.spill()
+	s.mem = nil // which is the caller's
+	if err != nil {
+		s.Close()
+		return nil, fileError(what, err)
+	}
+	return s, nil
+}
+
+func fileError(what string, err error) error {
+	return fmt.Errorf("temporary file for %s (TMPDIR says where it goes): %w", what, err)
+}
+
 // Write takes p, all of it or, with an error, nothing.
 func (s *Spool) Write(p []byte) (int, error) {
 	s.mem = append(s.mem, p...)
@@ -32,7 +49,7 @@ func (s *Spool) Write(p []byte) (int, error) {
 	}
 	if err := s.spill(); err != nil {
 		s.mem = s.mem[:len(s.mem)-len(p)]
-		return 0, fmt.Errorf("temporary file for metadata (TMPDIR says where it goes): %w", err)
+		return 0, fileError("metadata", err)
 	}
 	return len(p), nil
 }
