@@ -49,6 +49,21 @@ func (r *Repository) PutDrill(ctx context.Context, domain, id string, record, si
 	return r.createSame(ctx, DrillKey(domain, id), record)
 }
 
+// MendDrill puts a record and its signature, as another repository has them, in the place
+// of one of which anything is damaged.
+func (r *Repository) MendDrill(ctx context.Context, domain, id string, record, signature []byte) error {
+	if err := errors.Join(r.CheckWritable(), CheckDomain(domain), validUUID(id)); err != nil {
+		return err
+	}
+	o := objstore.PutOptions{Mode: objstore.Replace}
+	if len(signature) > 0 {
+		if err := r.Store.Put(ctx, DrillSignatureKey(domain, id), bytes.NewReader(signature), o); err != nil {
+			return err
+		}
+	}
+	return r.Store.Put(ctx, DrillKey(domain, id), bytes.NewReader(record), o)
+}
+
 // createSame creates an object, unless its very bytes stand there already.
 func (r *Repository) createSame(ctx context.Context, key string, data []byte) error {
 	err := r.Store.Put(ctx, key, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Create})

@@ -31,6 +31,8 @@ type Checkpoint struct {
 	Name string
 	Time time.Time // when it was made
 	Tags []string
+	// Drilled says that a rehearsed restore of it has passed.
+	Drilled bool
 }
 
 // Unlimited is a number of periods: all of them.
@@ -49,6 +51,8 @@ type Rules struct {
 	WithinHourly, WithinDaily, WithinWeekly, WithinMonthly, WithinYearly Duration
 
 	Tags []string // all that have any of these
+
+	Drilled int // so many of those of which a drill passed: the newest
 }
 
 // None reports whether there is no rule at all.

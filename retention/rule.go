@@ -11,6 +11,7 @@ import (
 type rule struct {
 	reason string
 	timed  bool                     // it asks for times
+	only   func(c Checkpoint) bool  // nil: of all checkpoints
 	period func(t time.Time) string // nil: each checkpoint is a period of its own
 	left   int                      // so many periods may still be kept; Unlimited: all
 	within Duration                 // zero: no bound
@@ -20,6 +21,9 @@ type rule struct {
 
 // keeps reports whether the rule keeps a checkpoint. It is asked once for each.
 func (r *rule) keeps(c Checkpoint, newest time.Time) bool {
+	if r.only != nil && !r.only(c) {
+		return false
+	}
 	if !r.within.Zero() && c.Time.Before(r.within.Before(newest.In(r.zone))) {
 		return false
 	}
@@ -69,6 +73,9 @@ func (r Rules) list(zone *time.Location) []rule {
 	}
 	if r.Last != 0 {
 		add(rule{reason: "last", left: r.Last})
+	}
+	if r.Drilled != 0 {
+		add(rule{reason: "drilled", left: r.Drilled, only: func(c Checkpoint) bool { return c.Drilled }})
 	}
 	counts := []int{r.Hourly, r.Daily, r.Weekly, r.Monthly, r.Yearly}
 	for i, p := range periods() {

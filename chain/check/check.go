@@ -54,6 +54,8 @@ const (
 
 	KindMark = "mark" // of a prune: no checkpoint is affected, but nobody can write
 
+	KindDrill = "drill" // the record of one, or its signature: nothing depends on it
+
 	KindForgotten = "forgotten" // what forgotten checkpoints left: no checkpoint's data is affected
 )
 
@@ -197,6 +199,7 @@ type check struct {
 	clusters map[chain.ClusterPart]*use
 	files    map[archive.FileRef]*use
 	packs    map[archive.Ref]bool // true: seen with the right length
+	drills   []chain.Key          // records of drills, and signatures, that are listed
 	loose    []objstore.Info      // data objects that nothing refers to, as listed
 	names    []archive.Digest     // of all data objects that are listed
 	newer    []error
@@ -243,7 +246,7 @@ func (c *check) run(ctx context.Context) error {
 		steps = append(steps, c.readData, c.checkReferences)
 	}
 	steps = append(steps, c.countUnread)
-	steps = append(steps, c.checkIntents, c.checkLeases, c.checkMark, c.findAffected)
+	steps = append(steps, c.checkDrills, c.checkIntents, c.checkLeases, c.checkMark, c.findAffected)
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return fmt.Errorf("the check is not complete: %w", err)

@@ -43,9 +43,7 @@ func (c *check) listObjects(ctx context.Context) error {
 		whole = whole || info.Key == chain.ConfigKey
 		prefix, name, ok := archive.ParseKey(info.Key)
 		if !ok {
-			if c.all() && chain.ParseKey(info.Key).Kind == chain.KeyUnknown {
-				c.note("%s is not an object of a repository", info.Key)
-			}
+			c.takeOther(info.Key)
 			continue
 		}
 		ref := archive.Ref{Name: name, Length: info.Size}
@@ -64,6 +62,16 @@ func (c *check) listObjects(ctx context.Context) error {
 		return &chain.ListingError{Object: chain.ConfigKey}
 	}
 	return nil
+}
+
+// takeOther takes in a key that is listed, and of no data.
+func (c *check) takeOther(key string) {
+	switch k := chain.ParseKey(key); {
+	case k.Kind == chain.KeyUnknown && c.all():
+		c.note("%s is not an object of a repository", key)
+	case (k.Kind == chain.KeyDrill || k.Kind == chain.KeyDrillSignature) && c.wants(k.Domain):
+		c.drills = append(c.drills, k)
+	}
 }
 
 // checkLengths asks for each pack that was not listed as it should be.

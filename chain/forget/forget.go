@@ -80,7 +80,7 @@ func Make(ctx context.Context, repo *chain.Repository, req Request) (*Plan, erro
 		if req.Checkpoints != nil {
 			decisions, err = byName(h, domain, req.Checkpoints)
 		} else {
-			decisions, err = req.byRules(h, domain)
+			decisions, err = req.byRules(ctx, repo, h, domain)
 		}
 		var empty *EmptyError
 		switch {

@@ -3,6 +3,7 @@
 package forget
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -17,7 +18,7 @@ const ahead = 24 * time.Hour
 
 // byRules applies the rules to a domain's archives. A checkpoint without data is no
 // backup: it takes no archive's place, and goes by its name only.
-func (req *Request) byRules(h chain.History, domain string) ([]Decision, error) {
+func (req *Request) byRules(ctx context.Context, repo *chain.Repository, h chain.History, domain string) ([]Decision, error) {
 	if len(h.Unusable) > 0 {
 		return nil, fmt.Errorf("not all of its checkpoints can be read, so that nobody knows what is the newest of a day: %w",
 			errors.Join(h.Unusable...))
@@ -30,6 +31,11 @@ func (req *Request) byRules(h chain.History, domain string) ([]Decision, error) 
 	}
 	if err := req.checkFuture(archives); err != nil {
 		return nil, err
+	}
+	if req.Rules.Drilled != 0 {
+		if err := noteDrilled(ctx, repo, domain, h.Manifests, archives, req.Rules.Drilled); err != nil {
+			return nil, err
+		}
 	}
 	kept, err := req.Rules.Apply(archives, req.Zone)
 	if err != nil {

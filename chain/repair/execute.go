@@ -37,7 +37,7 @@ func (p *Plan) Execute(ctx context.Context) (r *Result, err error) {
 	}
 	defer func() { err = errors.Join(w.Explain(err), w.End(ctx)) }()
 	e := &execution{Plan: p, w: w, result: &Result{}}
-	for _, step := range []func(context.Context) error{e.fetchObjects, e.writeMaps, e.mendManifests, e.revise, e.index} {
+	for _, step := range []func(context.Context) error{e.fetchObjects, e.writeMaps, e.mendManifests, e.mendDrills, e.revise, e.index} {
 		if err := step(w.Context()); err != nil {
 			return e.result, err
 		}

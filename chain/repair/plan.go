@@ -10,6 +10,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/check"
+	"github.com/imgbackup/imgbackup/drill/record"
 )
 
 // Options of a repair.
@@ -93,6 +94,7 @@ type Plan struct {
 	over     *overlay
 	fetch    []object                // whole objects
 	mend     []mended                // manifests
+	drills   []*record.Stored        // out of other repositories
 	maps     map[archive.MapRef]bool // are written anew
 	lostMaps map[archive.MapRef]bool // cannot be had
 	wants    *wants

@@ -163,6 +163,8 @@ func (l *planner) fetchOne(ctx context.Context, f check.Finding) error {
 		a.Why = "what forgotten checkpoints saw is lost: make a backup with --mode full, and remove this object; until then no bitmap of the domain is believed"
 		l.Actions = append(l.Actions, a)
 		return nil
+	case f.Kind == check.KindDrill:
+		return l.fetchDrill(ctx, a)
 	case chain.ParseKey(f.Object).Kind == chain.KeyMark:
 		a.Why = "it says what a prune deletes; when no prune is at work any more, on any host, imgbackup prune --take-over puts another in its place"
 		l.Actions = append(l.Actions, a)

@@ -52,6 +52,7 @@ type Result struct {
 	Objects     int          `json:"objects"`
 	Bytes       int64        `json:"bytes"`
 	Present     int          `json:"present"` // checkpoints that were there already
+	Drills      int          `json:"drills"`  // records of drills
 }
 
 // Checkpoint is one that was copied.
@@ -113,7 +114,7 @@ func checkDifferent(from, to *chain.Repository) error {
 // result.
 func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *Result, err error) {
 	c := &copier{
-		from: from, to: to, o: o, have: make(map[string]bool),
+		from: from, to: to, o: o, have: make(map[string]bool), chosen: make(map[string][]string),
 		result: &Result{DryRun: o.DryRun, Checkpoints: []Checkpoint{}},
 	}
 	if err := checkDifferent(from, to); err != nil {
@@ -169,6 +170,9 @@ func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *R
 		}
 		c.damaged = append(c.damaged, err)
 	}
+	if err := c.copyDrills(ctx); err != nil {
+		return nil, err
+	}
 	return c.result, errors.Join(c.damaged...)
 }
 
@@ -202,8 +206,9 @@ type copier struct {
 	lease    *chain.Hold // in to; nil in a dry run
 	o        Options
 	result   *Result
-	heal     []*chain.Manifest // the source's, of checkpoints that are not whole in to
-	damaged  []error           // what is damaged in the source, and manifests that are in to
+	heal     []*chain.Manifest   // the source's, of checkpoints that are not whole in to
+	chosen   map[string][]string // by domain: the uuids of the checkpoints that are asked for
+	damaged  []error             // what is damaged in the source, and manifests that are in to
 
 	mu          sync.Mutex
 	have        map[string]bool // keys that stand in to, proven or named by a checkpoint there
@@ -234,6 +239,9 @@ func (c *copier) missing(ctx context.Context, domain string) ([]*chain.Manifest,
 	}
 	if theirs, err = c.wanted(ctx, domain, theirs); err != nil {
 		return nil, err
+	}
+	for _, m := range theirs {
+		c.chosen[domain] = append(c.chosen[domain], m.UUID)
 	}
 	there, damaged, err := c.to.Manifests(ctx, domain)
 	if err != nil {

@@ -10,9 +10,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/drill"
+	"github.com/imgbackup/imgbackup/drill/plan"
+	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/request"
 )
@@ -57,6 +60,7 @@ func (r *drillRequest) choose(ctx context.Context, repo *chain.Repository, domai
 	archives := slices.DeleteFunc(slices.Clone(history), func(m *chain.Manifest) bool { return m.Kind != chain.KindArchive })
 	named := slices.IndexFunc(archives, func(m *chain.Manifest) bool { return m.Checkpoint == r.checkpoint })
 	random, isRandom := strings.CutPrefix(r.checkpoint, "random:")
+	age, isUndrilled := strings.CutPrefix(r.checkpoint, "undrilled:")
 	switch {
 	case named >= 0:
 		return archives[named : named+1], nil
@@ -73,6 +77,23 @@ func (r *drillRequest) choose(ctx context.Context, repo *chain.Repository, domai
 		for len(archives) > int(n) {
 			i := rand.IntN(len(archives))
 			archives = slices.Delete(archives, i, i+1)
+		}
+	case isUndrilled:
+		within, err := plan.ParseDuration(age)
+		if err != nil {
+			return nil, usage.Errorf("--checkpoint undrilled:%w", err)
+		}
+		names, err := record.List(ctx, repo, domain)
+		if err != nil {
+			return nil, err
+		}
+		archives = slices.DeleteFunc(archives, func(m *chain.Manifest) bool {
+			return slices.ContainsFunc(names[domain], func(n record.Name) bool {
+				return n.Of(m.UUID) && n.Verdict == record.VerdictPassed && time.Since(n.Begun) < within
+			})
+		})
+		if len(archives) == 0 {
+			return nil, nil
 		}
 	default:
 		return nil, noCheckpoint(ctx, repo, domain, r.checkpoint)

@@ -34,6 +34,7 @@ func addRules(f *pflag.FlagSet, r *retention.Rules) []string {
 	within(&r.WithinWeekly, "keep-within-weekly", "the newest of each ISO week of that `TIME`")
 	within(&r.WithinMonthly, "keep-within-monthly", "the newest of each month of that `TIME`")
 	within(&r.WithinYearly, "keep-within-yearly", "the newest of each year of that `TIME`")
+	number(&r.Drilled, "keep-drilled", "keep the newest `N` of which a drill passed")
 	f.StringArrayVar(&r.Tags, "keep-tag", nil, "keep all that have this `TAG`; may be repeated")
 	return append(names, "keep-tag")
 }

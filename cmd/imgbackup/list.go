@@ -13,6 +13,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -66,6 +67,10 @@ func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string
 	w := &checkedWriter{w: a.out}
 	t := &table{out: a.out}
 	t.row("DOMAIN", "CHECKPOINT", "PARENT", "CREATED", "DISKS", "STORED", "DESCRIPTION")
+	drills, err := a.drillsOf(ctx, repo, domains)
+	if err != nil {
+		return err
+	}
 	for _, domain := range domains {
 		ms, broken, seen, err := a.checkpointsOf(ctx, repo, domain)
 		if err != nil {
@@ -89,11 +94,14 @@ func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string
 				v.Unchanged = &seen.Time
 				row[len(row)-1] = strings.TrimSpace(row[len(row)-1] + " (unchanged until " + shortTime(seen.Time) + ")")
 			}
+			if v.Drill = lastDrill(drills[domain], m.UUID); v.Drill != nil {
+				row[len(row)-1] = strings.TrimSpace(row[len(row)-1] + " (" + v.Drill.String() + ")")
+			}
 			all = append(all, v)
 			t.row(row...)
 		}
 	}
-	err := w.err
+	err = w.err
 	switch {
 	case a.json:
 		err = a.printJSON(map[string]any{"checkpoints": all})
@@ -101,6 +109,17 @@ func (a *app) list(ctx context.Context, repo *chain.Repository, domains []string
 		err = t.print()
 	}
 	return errors.Join(append([]error{err}, damage...)...)
+}
+
+// drillsOf lists the records of drills of some domains, by one listing.
+func (a *app) drillsOf(ctx context.Context, repo *chain.Repository, domains []string) (map[string][]record.Name, error) {
+	switch len(domains) {
+	case 0:
+		return nil, nil
+	case 1:
+		return record.List(ctx, repo, domains[0])
+	}
+	return record.List(ctx, repo, "")
 }
 
 // checkpointsOf reads a domain's manifests, those that cannot be, and when it was last seen to be

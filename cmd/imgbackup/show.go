@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/habit"
 )
 
@@ -42,10 +43,15 @@ backed up as it was. With --json it prints the manifest.`,
 			if seen != nil && seen.Checkpoint.UUID != m.UUID {
 				seen = nil
 			}
-			if a.json {
-				return a.printJSON(a.viewManifest(m, seen))
+			names, err := record.List(cmd.Context(), repo, m.Domain)
+			if err != nil {
+				return err
 			}
-			return a.showManifest(m, seen)
+			drilled := lastDrill(names[m.Domain], m.UUID)
+			if a.json {
+				return a.printJSON(a.viewManifest(m, seen, drilled))
+			}
+			return a.showManifest(m, seen, drilled)
 		},
 	}
 	addUnusual(cmd.Flags(), &a.unusual)
@@ -62,6 +68,8 @@ type manifestJSON struct {
 	Disks []manifestDiskJSON `json:"disks"`
 	// Unchanged is when the domain was last seen to be as the checkpoint has it.
 	Unchanged *time.Time `json:"unchanged_until,omitempty"`
+	// Drill is the last one of it.
+	Drill *lastDrillJSON `json:"last_drill,omitempty"`
 }
 
 type manifestDiskJSON struct {
@@ -70,8 +78,8 @@ type manifestDiskJSON struct {
 	Unusual []habit.Finding `json:"unusual,omitempty"`
 }
 
-func (a *app) viewManifest(m *chain.Manifest, seen *chain.Seen) manifestJSON {
-	out := manifestJSON{Manifest: m, Name: m.Checkpoint, Disks: []manifestDiskJSON{}}
+func (a *app) viewManifest(m *chain.Manifest, seen *chain.Seen, drilled *lastDrillJSON) manifestJSON {
+	out := manifestJSON{Manifest: m, Name: m.Checkpoint, Drill: drilled, Disks: []manifestDiskJSON{}}
 	for i := range m.Disks {
 		out.Disks = append(out.Disks, manifestDiskJSON{m.Disks[i].Name, &m.Disks[i], m.Unusual(&m.Disks[i], a.unusual)})
 	}
@@ -81,7 +89,7 @@ func (a *app) viewManifest(m *chain.Manifest, seen *chain.Seen) manifestJSON {
 	return out
 }
 
-func (a *app) showManifest(m *chain.Manifest, seen *chain.Seen) error {
+func (a *app) showManifest(m *chain.Manifest, seen *chain.Seen, drilled *lastDrillJSON) error {
 	w := &checkedWriter{w: a.out}
 	w.printf("checkpoint   %s\n", m.Checkpoint)
 	if m.Kind == chain.KindCheckpoint {
@@ -98,6 +106,9 @@ func (a *app) showManifest(m *chain.Manifest, seen *chain.Seen) error {
 	w.printf("created      %s on %s by %s\n", shortTime(m.Created), oneLine(m.Host.Name), oneLine(m.Tool))
 	if seen != nil {
 		w.printf("unchanged    until %s\n", shortTime(seen.Time))
+	}
+	if drilled != nil {
+		w.printf("drilled      %s: %s\n", shortTime(drilled.Begun), drilled.Verdict)
 	}
 	if m.Description != "" {
 		w.printf("description  %s\n", oneLine(m.Description))

@@ -85,6 +85,8 @@ type checkpointJSON struct {
 	Disks       []diskJSON `json:"disks"`
 	// Unchanged is when the domain was last seen to be as the checkpoint has it.
 	Unchanged *time.Time `json:"unchanged_until,omitempty"`
+	// Drill is the last one of it.
+	Drill *lastDrillJSON `json:"last_drill,omitempty"`
 }
 
 func viewCheckpoint(m *chain.Manifest) checkpointJSON {

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package record
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/imgbackup/imgbackup/chain"
+)
+
+// State is how a record stands to the repository as it is now.
+type State string
+
+// The states.
+const (
+	Stands     State = "stands"     // the manifest is the very one that was drilled
+	Revised    State = "revised"    // a later revision, of the same maps: other words or tags
+	Repacked   State = "repacked"   // a later revision with other maps, of the same disks
+	Copied     State = "copied"     // it was drilled in another repository: the maps are the same
+	Forgotten  State = "forgotten"  // the checkpoint is gone
+	Contradict State = "contradict" // the repository holds another checkpoint than was drilled
+)
+
+// Compare compares a record with its checkpoint as it is now, and says what that means.
+// The error is the store's, or says that the manifest cannot be read.
+func Compare(ctx context.Context, repo *chain.Repository, r *Record) (State, string, error) {
+	slot, err := repo.Slot(ctx, r.Domain, r.Checkpoint)
+	if err != nil && !errors.Is(err, chain.ErrNoCheckpoint) {
+		return "", "", err
+	}
+	if err != nil || slot.Manifest == nil || slot.Manifest.UUID != r.CheckpointUUID {
+		return Forgotten, "the checkpoint is no longer in the repository", nil
+	}
+	m := slot.Manifest
+	if slot.Digest().String() == r.Manifest {
+		return Stands, "the checkpoint is just as it was drilled", nil
+	}
+	same := !slices.ContainsFunc(r.Disks, func(d Disk) bool { return !sameMaps(m, d) })
+	switch {
+	case r.RepositoryID != repo.Config.ID && same:
+		return Copied, "it was drilled in repository " + r.RepositoryID + ", of which this has a copy with the same maps", nil
+	case m.Revision > r.Revision && same:
+		return Revised, fmt.Sprintf("the manifest is of revision %d, and %d was drilled: the same maps, in other words", m.Revision, r.Revision), nil
+	case m.Revision > r.Revision && sameDisks(m, r.Disks):
+		return Repacked, fmt.Sprintf("the manifest is of revision %d, and %d was drilled: it was repacked or repaired since, and has other maps of the same disks; a new drill proves them",
+			m.Revision, r.Revision), nil
+	}
+	return Contradict, fmt.Sprintf("the manifest, of revision %d, is not the one that was drilled, of revision %d", m.Revision, r.Revision), nil
+}
+
+func sameMaps(m *chain.Manifest, d Disk) bool {
+	now, ok := m.Disk(d.Disk)
+	if !ok || now.Size != d.Size || len(now.Maps) != len(d.Maps) {
+		return false
+	}
+	for i, ref := range now.Maps {
+		if ref.Name.String() != d.Maps[i] {
+			return false
+		}
+	}
+	return true
+}
+
+func sameDisks(m *chain.Manifest, disks []Disk) bool {
+	return !slices.ContainsFunc(disks, func(d Disk) bool {
+		now, ok := m.Disk(d.Disk)
+		return !ok || now.Size != d.Size
+	})
+}
