@@ -161,3 +161,16 @@ func MaxDelay(s Store) time.Duration {
 	}
 	return 0
 }
+
+// Versioned is a store that may keep what was replaced and removed, as older versions.
+type Versioned interface {
+	// KeepsVersions reports whether it is known to do so; what it answered to a Put tells.
+	KeepsVersions() bool
+}
+
+// KeepsVersions reports whether what is removed from a store is known to take its space
+// further on.
+func KeepsVersions(s Store) bool {
+	v, ok := As[Versioned](s)
+	return ok && v.KeepsVersions()
+}

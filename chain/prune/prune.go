@@ -81,6 +81,7 @@ func Run(ctx context.Context, repo *chain.Repository, o Options) (*Result, error
 		result: &Result{DryRun: o.DryRun, Removed: Amounts{}, Resumed: Amounts{}, Left: Amounts{}, Waiting: []Waiting{}},
 	}
 	err := p.run(ctx)
+	p.result.VersionsKept = objstore.KeepsVersions(repo.Store) // its mark was stored
 	return p.result, errors.Join(append([]error{err}, p.failed...)...)
 }
 

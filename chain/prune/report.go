@@ -83,4 +83,7 @@ type Result struct {
 	// Unanswered says that requests to delete may still arrive at the store: the mark
 	// stands, and the next prune ends it.
 	Unanswered bool `json:"unanswered"`
+	// VersionsKept says that the store keeps what was deleted as older versions: no space is
+	// free until these expire.
+	VersionsKept bool `json:"versions_kept"`
 }

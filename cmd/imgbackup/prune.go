@@ -178,5 +178,10 @@ func printPruned(w *checkedWriter, r *prune.Result) {
 		return
 	}
 	t := r.Removed.Total()
-	w.printf("freed %s\n", size(t.Bytes+r.Resumed.Total().Bytes))
+	bytes := size(t.Bytes + r.Resumed.Total().Bytes)
+	if r.VersionsKept {
+		w.printf("removed %s; the bucket keeps versions, so that they take their space until these expire (a lifecycle rule)\n", bytes)
+		return
+	}
+	w.printf("freed %s\n", bytes)
 }

@@ -207,6 +207,8 @@ func (s *Store) hint(verb string, e *Error, region string) string {
 		return fmt.Sprintf("bucket %s is full: make room or raise its quota, and try again", s.bucket)
 	case e.Code == "InvalidObjectState":
 		return "the object lies in an archive class, which gives nothing back at once: restore it to a readable one first"
+	case e.Code == codeAccessDenied && speaksOfLock(e.Message):
+		return "object lock keeps what is there, and the bucket has no versions that would let it be replaced or removed: wait until the retention ends, or use a bucket that has no default retention"
 	case e.Code == codeAccessDenied && speaksOfRights(e.Message):
 		needs := permissions[verb]
 		if verb == "store" && s.sse == nil {
@@ -225,6 +227,12 @@ func speaksOfRights(message string) bool {
 	m := strings.ToLower(strings.Trim(message, " ."))
 	return m == "" || m == "forbidden" || m == strings.ToLower(codeAccessDenied) || strings.HasPrefix(m, "access denied") ||
 		strings.Contains(m, "not authorized to perform")
+}
+
+// speaksOfLock reports whether access is denied because an object is retained.
+func speaksOfLock(message string) bool {
+	m := strings.ToLower(message)
+	return strings.Contains(m, "object lock") || strings.Contains(m, "worm protected")
 }
 
 // permissions are what the operations need, by the words of AWS's policies.

@@ -25,6 +25,7 @@ func TestHintsOfDenials(t *testing.T) {
 		{"AccessDenied", "", "s3:PutObject", true},
 		{"AccessDenied", "User: arn:aws:iam::1:user/x is not authorized to perform: s3:PutObject on resource: y", "s3:PutObject", true},
 		{"AccessDenied", "Cannot upload files, storage cap exceeded. See the Caps & Alerts page to increase your cap.", "storage cap exceeded", false},
+		{"AccessDenied", "Access Denied because object protected by object lock", "until the retention ends", false},
 		{"InvalidObjectState", "The operation is not valid for the object's storage class", "restore it", false},
 		{"AllAccessDisabled", "All access to this object has been disabled", "All access", false},
 		{"AccountProblem", "There is a problem with your account", "your account", false},

@@ -5,6 +5,7 @@ package s3
 import (
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -65,7 +66,7 @@ func open(c Config, stall time.Duration) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{
-		sse: sse, limiter: limiter,
+		sse: sse, limiter: limiter, versions: new(atomic.Bool),
 		core: *core, transport: transport, bucket: c.Bucket, endpoint: endpoint.String(),
 		sha256: c.Checksum == "sha256",
 	}

@@ -118,7 +118,10 @@ func (s *Store) send(ctx context.Context, key string, body objstore.Body, known 
 	}
 	opts.DisableContentSha256, opts.UserMetadata, opts.ServerSideEncryption = true, sums.headers, s.sse
 	content := &bodyReader{ctx: ctx, r: io.NewSectionReader(body, 0, body.Size())}
-	_, err = s.core.PutObject(ctx, s.bucket, s.prefix+key, content, body.Size(), "", sums.sha256, opts)
+	stored, err := s.core.PutObject(ctx, s.bucket, s.prefix+key, content, body.Size(), "", sums.sha256, opts)
+	if stored.VersionID != "" && stored.VersionID != "null" { // which it is where versions were suspended
+		s.versions.Store(true)
+	}
 	// The body's own failure comes back as whatever the transport made of it.
 	sent, berr := content.end()
 	switch {

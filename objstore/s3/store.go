@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -45,6 +46,7 @@ type Store struct {
 	endpoint  string             // for messages; without credentials
 	sha256    bool               // bodies are checked by SHA-256
 	sse       encrypt.ServerSide // what every object shall be encrypted by; nil: as the bucket does
+	versions  *atomic.Bool       // an answer told of versions
 }
 
 var (
@@ -308,6 +310,9 @@ func (s *Store) statByGet(ctx context.Context, key string) (int64, error) {
 // MaxDelay implements objstore.Delayed: a server refuses what was signed 15 minutes ago
 // (RequestTimeTooSkewed).
 func (s *Store) MaxDelay() time.Duration { return 15 * time.Minute }
+
+// KeepsVersions implements objstore.Versioned.
+func (s *Store) KeepsVersions() bool { return s.versions.Load() }
 
 // Delete implements Store.
 func (s *Store) Delete(ctx context.Context, key string) error {

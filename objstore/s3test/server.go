@@ -292,6 +292,16 @@ func (s *Server) LockedBucket() string {
 	return name
 }
 
+// Retain makes a bucket with object lock keep every object that is stored from now on for a
+// day, and nobody may shorten that.
+func (s *Server) Retain(bucket string) {
+	s.t.Helper()
+	mode, days, unit := minio.Compliance, uint(1), minio.Days
+	if err := s.Client().SetObjectLockConfig(context.Background(), bucket, &mode, &days, &unit); err != nil {
+		s.t.Fatalf("retain what is stored in bucket %s: %v", bucket, err)
+	}
+}
+
 // Config is that of a store in a bucket of the server.
 func (s *Server) Config(bucket, prefix string) s3.Config {
 	return s3.Config{
