@@ -33,6 +33,16 @@ func VerifyObject(ctx context.Context, store objstore.Store, key string, length 
 	return hashObject(ctx, store, key, name, length)
 }
 
+// VerifyName checks that an immutable object is there with its length (length < 0: any)
+// and that its bytes hash to its name. What they mean is not looked at.
+func VerifyName(ctx context.Context, store objstore.Store, key string, length int64) error {
+	_, name, ok := ParseKey(key)
+	if !ok {
+		return fmt.Errorf("%s is not the key of an object that is named by its bytes", key)
+	}
+	return hashObject(ctx, objstore.Direct(store), key, name, length)
+}
+
 // VerifyMap opens a map, which proves its directory and its header, and checks
 // its length; deep: that its bytes hash to its name, that every line is valid and
 // that the counts in the last line are right.
@@ -116,7 +126,7 @@ func VerifyPack(ctx context.Context, store objstore.Store, pack Ref, deep bool) 
 	}
 	v := packVerifier{key: key, length: length}
 	h := sha256.New()
-	v.in = bufio.NewReaderSize(io.TeeReader(io.LimitReader(r, length), h), int(min(length, int64(packTableLen(maxPackChunks)))))
+	v.in = bufio.NewReaderSize(io.TeeReader(io.LimitReader(r, length), h), int(min(length, verifyBuffer)))
 	err = v.run()
 	// A bad frame is told, and where it is; that the name is wrong then, too, adds nothing.
 	if cerr := r.Close(); err == nil {
@@ -130,6 +140,10 @@ func VerifyPack(ctx context.Context, store objstore.Store, pack Ref, deep bool) 
 	}
 	return checkName(key, pack.Name, Digest(h.Sum(nil)))
 }
+
+// verifyBuffer is how much of a pack is in memory, bytes: more than a table, and so much that
+// the beginning of a frame is seldom moved.
+const verifyBuffer = 4 << 20
 
 type packVerifier struct {
 	key    string

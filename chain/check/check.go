@@ -26,6 +26,7 @@ import (
 // Options are the settings of [Run]; the zero value is good.
 type Options struct {
 	ReadData bool     // read packs too, and decode their chunks
+	NoDecode bool     // with ReadData: prove packs by their names, which is all of their bytes, alone
 	Subset   Subset   // with ReadData: of the data, only this; the zero value: all
 	Domains  []string // only these; nil: all. Only a check of all looks at what no checkpoint uses
 	Workers  int      // objects read at once; 0: one per CPU, 2 to 8, or as many as the store is worth
@@ -100,6 +101,7 @@ type Range struct {
 // Report is the result of a check.
 type Report struct {
 	ReadData           bool  `json:"read_data"`
+	NoDecode           bool  `json:"no_decode,omitempty"`
 	Complete           bool  `json:"complete"`     // nothing is left that could not be looked at
 	Checkpoints        int   `json:"checkpoints"`  // manifests that are sound
 	Objects            int   `json:"objects"`      // that were looked at
@@ -124,7 +126,9 @@ const (
 
 // Run checks a repository. Without ReadData it proves the manifests, maps,
 // bitmaps and cluster maps in full, and of packs that they are there with their lengths.
-// With it, everything: no flipped bit in any object of the repository escapes it.
+// With it, everything: no flipped bit in any object of the repository escapes it. With
+// NoDecode neither, but a chunk that its writer made wrongly, in a pack of the right name,
+// does.
 //
 // What is damaged is in the report. An error says that the check could not be
 // completed, because the store failed, the context was cancelled, or something
@@ -169,7 +173,7 @@ func runOnce(ctx context.Context, repo *chain.Repository, o Options) (*check, er
 	c := &check{
 		repo:     repo,
 		o:        o,
-		report:   &Report{ReadData: o.ReadData, Lost: []Lost{}, Findings: []Finding{}},
+		report:   &Report{ReadData: o.ReadData, NoDecode: o.ReadData && o.NoDecode, Lost: []Lost{}, Findings: []Finding{}},
 		begun:    time.Now().UTC().Truncate(time.Second),
 		maps:     make(map[archive.MapRef]*use),
 		bitmaps:  make(map[bitmapUse]*use),

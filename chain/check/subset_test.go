@@ -55,6 +55,43 @@ func run(t *testing.T, h *chaintest.History, s check.Subset) (*check.Report, int
 	return r, h.Store.Of("packs/") - before
 }
 
+// What is proven by its bytes alone is read whole, and counts as proven where it was decoded
+// before; damage is found.
+func TestNoDecode(t *testing.T) {
+	t.Parallel()
+	h := proofs(t)
+	byName := func() *check.Report {
+		r, err := check.Run(t.Context(), h.Repo, check.Options{ReadData: true, NoDecode: true})
+		if err != nil || !r.NoDecode || r.UnreadPacks != 0 {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		return r
+	}
+	before := h.Store.Of("packs/")
+	first := byName()
+	if len(first.Findings) > 0 || first.Proofs.Packs != 0 || h.Store.Of("packs/") == before {
+		t.Fatalf("%+v", first.Proofs)
+	}
+	whole, _ := run(t, h, check.Subset{})
+	again := byName()
+	if again.Proofs.Packs != whole.Proofs.Packs || again.Proofs.Never != 0 {
+		t.Errorf("%+v, not %+v", again.Proofs, whole.Proofs)
+	}
+	var packs []string
+	for info, err := range h.Store.List(t.Context(), "packs/") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		packs = append(packs, info.Key)
+	}
+	bad := bytes.Clone(get(t, h.Store, packs[0]))
+	bad[100] ^= 1
+	put(t, h.Store, packs[0], bad)
+	if r := byName(); len(r.Findings) != 1 || r.Findings[0].Object != packs[0] || r.Proofs.Never != 1 {
+		t.Errorf("%+v, %+v", r.Findings, r.Proofs)
+	}
+}
+
 // All parts together are all, and no two have anything in common.
 func TestPartsAreAll(t *testing.T) {
 	t.Parallel()
