@@ -396,7 +396,7 @@ func (h *Hold) Forget(ctx context.Context, m *Manifest) error {
 	case errors.As(err, new(*unknownError)):
 		h.unknown = true
 		return err
-	case err != nil || slot.Manifest.OverVoid != "":
+	case err != nil || slot.Manifest.OverVoid != "" && protocol.Keeps(ctx, protocol.Scar):
 		return err
 	}
 	if err := h.repo.Store.Delete(ctx, slot.Key()); err != nil {
@@ -415,12 +415,22 @@ func (h *Hold) committed(ctx context.Context, err error) error {
 	case errors.As(err, &unknown):
 		h.unknown = true
 	case errors.As(err, new(*TakenError)), errors.As(err, new(*RevisedError)), errors.As(err, new(*GoneError)):
-		// The slot was spent, if we were taken for dead.
-		if l, rerr := h.repo.readLease(ctx, h.lease.Key()); errors.Is(rerr, objstore.ErrNotFound) || rerr == nil && l.Broken {
-			err = errors.Join(&BrokenError{UUID: h.lease.UUID}, err)
-		}
+		err = h.asBroken(ctx, err) // the slot was spent, if we were taken for dead
 	}
 	return err
+}
+
+// asBroken puts before an error that the lease was broken, if it was: what is missing then
+// was pruned, and is no damage.
+func (h *Hold) asBroken(ctx context.Context, err error) error {
+	l, rerr := h.repo.readLease(ctx, h.lease.Key())
+	if !errors.Is(rerr, objstore.ErrNotFound) && (rerr != nil || !l.Broken) {
+		return err
+	}
+	if archive.IsDamage(err) {
+		err = errors.New(err.Error())
+	}
+	return errors.Join(&BrokenError{UUID: h.lease.UUID}, err)
 }
 
 // Release removes the lease; it does nothing when that was done. While the outcome of a
@@ -460,6 +470,9 @@ func (h *Hold) RelyOn(ctx context.Context, m *Manifest) error {
 		return nil
 	}
 	objects, err := h.repo.Needs(ctx, m, nil)
+	if archive.IsDamage(err) {
+		err = h.asBroken(ctx, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -482,7 +495,7 @@ func (h *Hold) RelyOn(ctx context.Context, m *Manifest) error {
 			return err
 		}
 		if !stands {
-			return fmt.Errorf("%s was pruned before this run could rely on it: run it again", o.Key)
+			return h.asBroken(ctx, fmt.Errorf("%s was pruned before this run could rely on it: run it again", o.Key))
 		}
 	}
 	return nil

@@ -172,3 +172,33 @@ func TestLeases(t *testing.T) {
 		}
 	}
 }
+
+// TestBrokenIsNoDamage: what was pruned under a lease that was broken is missing, and not
+// damaged.
+func TestBrokenIsNoDamage(t *testing.T) {
+	t.Parallel()
+	r := newRepository(t)
+	h, err := r.Hold(t.Context(), "backup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := r.sample("web", "one")
+	if _, err := r.CreateMark(t.Context(), &MarkList{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.marks.read(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.RelyOn(t.Context(), m); !archive.IsDamage(err) || errors.As(err, new(*BrokenError)) {
+		t.Fatalf("its maps are missing: %v", err)
+	}
+	if err := r.BreakLease(t.Context(), h.lease); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.RelyOn(t.Context(), m); archive.IsDamage(err) || !errors.As(err, new(*BrokenError)) {
+		t.Errorf("the lease was broken: %v", err)
+	}
+	if err := h.Release(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

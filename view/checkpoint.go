@@ -25,8 +25,26 @@ type Checkpoint struct {
 var ErrUnknownDisk = errors.New("no such disk in the checkpoint")
 
 // Open opens the disks of a checkpoint that names are of, or all where there are none, for
-// as long as ctx lasts, or until Close.
+// as long as ctx lasts, or until Close; also where it was repacked since m was read. One that
+// was forgotten since is a *chain.GoneError.
 func Open(ctx context.Context, repo *chain.Repository, m *chain.Manifest, names []string, o Options) (*Checkpoint, error) {
+	for try := 0; ; try++ {
+		c, err := openAsRead(ctx, repo, m, names, o)
+		if err == nil || try == renewals {
+			return c, err
+		}
+		newer, err := repo.Reread(ctx, m, err)
+		if newer == nil {
+			return nil, err
+		}
+		m = newer
+	}
+}
+
+// openAsRead is Open of what the manifest names.
+func openAsRead(
+	ctx context.Context, repo *chain.Repository, m *chain.Manifest, names []string, o Options,
+) (*Checkpoint, error) {
 	if m.Kind != chain.KindArchive {
 		return nil, fmt.Errorf("checkpoint %s holds no data: it is only in the images", m.Checkpoint)
 	}

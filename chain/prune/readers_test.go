@@ -46,8 +46,20 @@ func TestViewBeside(t *testing.T) {
 	if err := read(); err != nil {
 		t.Fatal(err)
 	}
+	// Who has only read the manifest when it comes.
+	late, err := view.Open(t.Context(), w.Repo, last, nil, view.Options{NoAhead: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if late.Manifest.Revision <= last.Revision {
+		t.Errorf("open is revision %d", late.Manifest.Revision)
+	}
+	late.Close()
 	w.forget(t, w.Repo, 2, 4)
 	prune(t, w.Repo, Options{})
+	if _, err := view.Open(t.Context(), w.Repo, last, nil, view.Options{NoAhead: true}); !errors.As(err, new(*chain.GoneError)) || archive.IsDamage(err) {
+		t.Errorf("open, forgotten: %v", err)
+	}
 	if err := read(); !errors.As(err, new(*chain.GoneError)) || archive.IsDamage(err) {
 		t.Errorf("forgotten: %v", err)
 	}

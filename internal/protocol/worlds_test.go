@@ -12,9 +12,12 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/forget"
 	"github.com/imgbackup/imgbackup/chain/prune"
+	"github.com/imgbackup/imgbackup/chain/transfer"
 	"github.com/imgbackup/imgbackup/internal/protocol"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // world is some processes, and what stands in the repository when they begin.
@@ -22,114 +25,111 @@ type world struct {
 	title   string
 	without map[protocol.Rule]bool
 	before  func(s *setup)
-	procs   func(w *setup) []*proc
+	procs   func(s *setup) []*process
+	after   func(x *explorer, s *state) error // nil: when it is over there is nothing to ask
 
-	// head is how it begins, in every order: each names a process that goes on until it
-	// has done an operation of which that is the beginning.
-	head []string
+	small bool     // it is exhausted
+	large bool     // it is, too, but only in a soak
+	way   []string // how it begins: see explorer.led
 
-	crashes, suspicions int // of live processes that are taken for dead
-	fine                bool
+	crashes    int // that there may be
+	suspicions int // live processes that may be taken for dead
+	lates      int // requests that may be sent twice, of which the first arrives late
 }
 
 // setup is the repository before anybody begins.
 type setup struct {
 	t    *testing.T
 	repo *chain.Repository
+	pool *pool
 	made map[string]*chain.Manifest
-	*stock
+	disk map[string][]archive.MapRef // of what was stored, its maps
 }
 
-// diskSize is that of all disks, bytes.
-const diskSize = 512
-
-// content is data of a disk, by a name of one letter.
-func content(name string) []byte { return bytes.Repeat([]byte(name), diskSize) }
-
-// stock are the objects of disks of any content, made once: packs, maps and indexes. To
-// copy from there is what a copy does, and asks a store what a backup asks it, without
-// compressing the same again and again.
-type stock struct {
-	store objstore.Store
-	made  map[string][]archive.MapRef
-}
-
-func (k *stock) of(t *testing.T, what string) []archive.MapRef {
-	if maps, ok := k.made[what]; ok {
-		return maps
-	}
-	maps, err := backup(t.Context(), k.store, what)
+func newSetup(t *testing.T) *setup {
+	repo, err := chain.Init(t.Context(), objstore.NewMem(), chain.InitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	k.made[what] = maps
-	return maps
+	return &setup{t: t, repo: repo, pool: newPool(), made: make(map[string]*chain.Manifest), disk: make(map[string][]archive.MapRef)}
 }
 
-// store stores a disk of this content, and returns its maps.
-func (s *setup) store(ctx context.Context, to objstore.Store, what string) ([]archive.MapRef, error) {
-	maps := s.of(s.t, what)
-	opened, err := archive.OpenMap(context.Background(), s.stock.store, maps[0], 0)
-	if err != nil {
-		return nil, err
-	}
-	for _, pack := range opened.Packs() {
-		if _, err := archive.CopyObject(ctx, s.stock.store, to, archive.PackKey(pack.Name), pack, ""); err != nil {
-			return nil, err
+// objects are all that stand there.
+func (s *setup) objects(t *testing.T) (all objects) {
+	for info, err := range s.repo.Store.List(t.Context(), "") {
+		if err != nil {
+			t.Fatal(err)
 		}
+		data, err := objstore.ReadAll(t.Context(), s.repo.Store, info.Key, 1<<30)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, object{info.Key, s.pool.of(data)})
 	}
-	_, err = archive.CopyObject(ctx, s.stock.store, to, archive.MapKey(maps[0].Name), maps[0].Ref, "")
-	return maps, err
+	return all
 }
 
-// backup stores a disk of this content as a backup does.
-func backup(ctx context.Context, s objstore.Store, what string) ([]archive.MapRef, error) {
-	w, err := archive.NewWriter(ctx, s, archive.WriterOptions{Workers: 1})
+// blockSize is that of the blocks of which disks are made, bytes: smaller ones are not
+// deduplicated.
+const blockSize = 16 << 10
+
+// content is that of a disk, whose blocks are named by one letter each.
+func content(what string) []byte {
+	var data []byte
+	for _, letter := range what {
+		data = append(data, bytes.Repeat([]byte(string(letter)), blockSize)...)
+	}
+	return data
+}
+
+// archived stores a disk as a backup does, and returns its maps.
+func archived(ctx context.Context, s objstore.Store, what string) ([]archive.MapRef, error) {
+	w, err := archive.NewWriter(ctx, s, archive.WriterOptions{Workers: 1, PackSize: 64 << 10, SkipVerify: true})
 	if err != nil {
 		return nil, err
 	}
 	defer w.Abort() // does nothing after Finish
 	data := content(what)
 	m := w.NewMap("vda", int64(len(data)), true)
-	err = m.Add(ctx, 0, int64(len(data)), func(context.Context, []byte) ([]archive.Piece, error) {
-		return []archive.Piece{{Offset: 0, Length: int64(len(data)), Data: data}}, nil
-	})
-	if err != nil {
-		return nil, err
+	for at := int64(0); at < int64(len(data)); at += blockSize {
+		err := m.Add(ctx, at, blockSize, func(context.Context, []byte) ([]archive.Piece, error) {
+			return []archive.Piece{{Offset: at, Length: blockSize, Data: data[at : at+blockSize]}}, nil
+		})
+		if err != nil {
+			return nil, err
+		}
 	}
 	maps, _, err := w.Finish(ctx)
 	return maps, err
 }
 
-func manifest(name string, maps []archive.MapRef) *chain.Manifest {
+func manifest(name string, size int64, maps []archive.MapRef) *chain.Manifest {
 	return &chain.Manifest{
 		Kind: chain.KindArchive, Domain: "web", Host: chain.Host{Name: "h"}, Checkpoint: name, UUID: chain.NewUUID(), Sequence: 1,
 		Created: time.Unix(1e9, 0).UTC(), Locking: chain.LockingNone, Requested: chain.ModeAuto,
 		Disks: []chain.Disk{{
-			Name: "vda", Source: chain.Source{Path: "/a", Format: "raw"}, Size: diskSize,
+			Name: "vda", Source: chain.Source{Path: "/a", Format: "raw"}, Size: size,
 			Mode: chain.ModeFull, Detection: chain.DetectionNone, NoBitmapReason: "raw", Maps: maps,
 		}},
 	}
 }
 
-// checkpoint makes one before anybody begins.
-func (s *setup) checkpoint(name, what string) {
-	maps, err := s.store(s.t.Context(), s.repo.Store, what)
+// leftover stores a disk that no checkpoint needs.
+func (s *setup) leftover(what string) []archive.MapRef {
+	maps, err := archived(s.t.Context(), s.repo.Store, what)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	m := manifest(name, maps)
+	return maps
+}
+
+// checkpoint makes one before anybody begins.
+func (s *setup) checkpoint(name, what string) {
+	m := manifest(name, int64(len(content(what))), s.leftover(what))
 	if err := s.repo.Commit(s.t.Context(), m); err != nil {
 		s.t.Fatal(err)
 	}
 	s.made[name] = m
-}
-
-// leftover stores objects that no checkpoint needs.
-func (s *setup) leftover(what string) {
-	if _, err := s.store(s.t.Context(), s.repo.Store, what); err != nil {
-		s.t.Fatal(err)
-	}
 }
 
 // expected are errors with which a process may end: they all say that somebody else was
@@ -147,24 +147,24 @@ func expected(err error) bool {
 
 // writer makes checkpoints one after the other, each of its content, as a backup does,
 // or a copy of several.
-func (s *setup) writer(name string, commits ...[2]string) *proc {
-	return &proc{name: name, crashes: true, do: func(ctx context.Context, p *proc) (err error) {
+func writer(name string, commits ...[2]string) *process {
+	return &process{name: name, crashes: true, do: func(ctx context.Context, a *actor) (err error) {
 		var hold *chain.Hold
 		if len(commits) == 1 {
-			hold, err = p.repo.HoldFor(ctx, name, "web", commits[0][0])
+			hold, err = a.repo.HoldFor(ctx, name, "web", commits[0][0])
 		} else {
-			hold, err = p.repo.Hold(ctx, name)
+			hold, err = a.repo.Hold(ctx, name)
 		}
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, hold.Release(ctx)) }()
 		for _, c := range commits {
-			maps, err := s.store(ctx, hold.Store(), c[1])
+			maps, err := archived(ctx, hold.Store(), c[1])
 			if err != nil {
 				return err
 			}
-			if err := hold.Commit(ctx, manifest(c[0], maps)); err != nil {
+			if err := hold.Commit(ctx, manifest(c[0], int64(len(content(c[1]))), maps)); err != nil {
 				return err
 			}
 		}
@@ -174,16 +174,16 @@ func (s *setup) writer(name string, commits ...[2]string) *proc {
 
 // again makes the same checkpoint once more, byte by byte, as a copy does from another
 // repository.
-func (s *setup) again(name, checkpoint, what string) *proc {
-	return &proc{name: name, crashes: true, do: func(ctx context.Context, p *proc) (err error) {
-		hold, err := p.repo.Hold(ctx, name)
+func (s *setup) again(name, checkpoint, what string) *process {
+	return &process{name: name, crashes: true, do: func(ctx context.Context, a *actor) (err error) {
+		hold, err := a.repo.Hold(ctx, name)
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, hold.Release(ctx)) }()
 		m := *s.made[checkpoint]
 		m.OverVoid = ""
-		if _, err := s.store(ctx, hold.Store(), what); err != nil {
+		if _, err := archived(ctx, hold.Store(), what); err != nil {
 			return err
 		}
 		return hold.Commit(ctx, &m)
@@ -192,13 +192,13 @@ func (s *setup) again(name, checkpoint, what string) *proc {
 
 // increment makes a checkpoint that builds on another: it names what that has, and
 // stores nothing of it.
-func (s *setup) increment(name, checkpoint, on string) *proc {
-	return &proc{name: name, crashes: true, do: func(ctx context.Context, p *proc) (err error) {
-		base, err := p.repo.Manifest(ctx, "web", on) // as the plan of a backup does
+func increment(name, checkpoint, on string) *process {
+	return &process{name: name, crashes: true, do: func(ctx context.Context, a *actor) (err error) {
+		base, err := a.repo.Manifest(ctx, "web", on) // as the plan of a backup does
 		if err != nil {
 			return nil // there is nothing to build on
 		}
-		hold, err := p.repo.HoldFor(ctx, name, "web", checkpoint)
+		hold, err := a.repo.HoldFor(ctx, name, "web", checkpoint)
 		if err != nil {
 			return err
 		}
@@ -206,23 +206,23 @@ func (s *setup) increment(name, checkpoint, on string) *proc {
 		if err := errors.Join(hold.CheckStands(ctx, base), hold.RelyOn(ctx, base)); err != nil {
 			return err
 		}
-		return hold.Commit(ctx, manifest(checkpoint, base.Disks[0].Maps))
+		return hold.Commit(ctx, manifest(checkpoint, base.Disks[0].Size, base.Disks[0].Maps))
 	}}
 }
 
 // repacker gives a checkpoint other objects.
-func (s *setup) repacker(name, checkpoint, what string) *proc {
-	return &proc{name: name, crashes: true, do: func(ctx context.Context, p *proc) (err error) {
-		w, err := p.repo.BeginRepack(ctx)
+func repacker(name, checkpoint, what string) *process {
+	return &process{name: name, crashes: true, do: func(ctx context.Context, a *actor) (err error) {
+		w, err := a.repo.BeginRepack(ctx)
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, w.End(ctx)) }()
-		maps, err := s.store(ctx, p.repo.Store, what)
+		maps, err := archived(ctx, a.repo.Store, what)
 		if err != nil {
 			return err
 		}
-		m, err := p.repo.Manifest(ctx, "web", checkpoint)
+		m, err := a.repo.Manifest(ctx, "web", checkpoint)
 		if err != nil {
 			return nil
 		}
@@ -233,11 +233,14 @@ func (s *setup) repacker(name, checkpoint, what string) *proc {
 }
 
 // pruner prunes, and once more if it had to leave something.
-func pruner(name string) *proc {
-	return &proc{name: name, crashes: true, do: func(ctx context.Context, p *proc) error {
-		for range 2 {
-			result, err := prune.Run(ctx, p.repo, prune.Options{MaxUnused: prune.Limit{Unlimited: true}})
-			if err != nil || len(result.Waiting) == 0 {
+func pruner(name string) *process { return prunes(name, 2) }
+
+// prunes prunes up to so many times, until nothing is left waiting.
+func prunes(name string, times int) *process {
+	return &process{name: name, crashes: true, do: func(ctx context.Context, a *actor) error {
+		for n := range times {
+			result, err := prune.Run(ctx, a.repo, prune.Options{MaxUnused: prune.Limit{Unlimited: true}})
+			if err != nil || len(result.Waiting) == 0 || n+1 == times {
 				return err
 			}
 			if err := protocol.Pause(ctx, time.Second); err != nil {
@@ -248,78 +251,146 @@ func pruner(name string) *proc {
 	}}
 }
 
-// forgetter forgets a checkpoint.
-func forgetter(name, checkpoint string) *proc {
-	return &proc{name: name, do: func(ctx context.Context, p *proc) error {
-		m, err := p.repo.Manifest(ctx, "web", checkpoint)
-		if err != nil {
+// forgetter forgets a checkpoint, as the command does.
+func forgetter(name, checkpoint string) *process {
+	return &process{name: name, do: func(ctx context.Context, a *actor) error {
+		plan, err := forget.Make(ctx, a.repo, forget.Request{Domains: []string{"web"}, Checkpoints: []string{checkpoint}})
+		if errors.Is(err, chain.ErrNoCheckpoint) || errors.As(err, new(*chain.NoDomainError)) {
 			return nil
 		}
-		return p.repo.Forget(ctx, m)
+		if err != nil {
+			return err
+		}
+		return plan.Run(ctx, a.repo, func(*chain.Manifest) {})
 	}}
 }
 
+// damageTold is a reader that calls something damaged which is not.
+type damageTold struct{ error }
+
+// reader reads a checkpoint as serve does, while it is repacked or forgotten.
+func reader(name, checkpoint, what string) *process {
+	return &process{name: name, every: true, do: func(ctx context.Context, a *actor) error {
+		m, err := a.repo.Manifest(ctx, "web", checkpoint)
+		if errors.Is(err, chain.ErrNoCheckpoint) {
+			return nil
+		}
+		if err != nil {
+			return damageTold{err}
+		}
+		c, err := view.Open(ctx, a.repo, m, nil, view.Options{Cache: 1 << 20, NoAhead: true})
+		if err == nil {
+			defer c.Close()
+			got := make([]byte, c.Disks[0].Size())
+			if err = c.Disks[0].ReadAt(ctx, got, 0); err == nil && !bytes.Equal(got, content(what)) {
+				err = errors.New("it reads otherwise")
+			}
+		}
+		if err != nil && !errors.As(err, new(*chain.GoneError)) {
+			return damageTold{err}
+		}
+		return nil
+	}}
+}
+
+// copier copies a checkpoint to another repository.
+func copier(name, checkpoint string) *process {
+	return &process{name: name, every: true, do: func(ctx context.Context, a *actor) error {
+		to, err := chain.Init(ctx, objstore.NewMem(), chain.InitOptions{})
+		if err != nil {
+			return err
+		}
+		_, err = transfer.Copy(ctx, a.repo, to, transfer.Options{Domains: []string{"web"}, Checkpoints: []string{checkpoint}})
+		if err == nil || errors.As(err, new(*chain.GoneError)) || errors.Is(err, chain.ErrNoCheckpoint) || errors.As(err, new(*chain.NoDomainError)) {
+			return nil
+		}
+		return damageTold{err}
+	}}
+}
+
+func one(name, what string) [2]string { return [2]string{name, what} }
+
 // worlds are those of the model, with real code.
 func worlds() map[string]*world {
-	one := func(name, what string) [2]string { return [2]string{name, what} }
 	m0 := func(s *setup) { s.checkpoint("m0", "a") }
+	leftover := func(s *setup) { s.leftover("a") }
+	beside := func(times int) func(*setup) []*process {
+		return func(*setup) []*process { return []*process{writer("W", one("m1", "a")), prunes("P", times)} }
+	}
 	return map[string]*world{
 		"forgotten": {
 			title: "a writer, a pruner, a forgotten checkpoint", suspicions: 1, before: m0,
-			procs: func(s *setup) []*proc {
-				return []*proc{s.writer("W", one("m1", "a")), pruner("P"), forgetter("F", "m0")}
+			procs: func(s *setup) []*process {
+				return []*process{writer("W", one("m1", "a")), pruner("P"), forgetter("F", "m0")}
 			},
 		},
 		"two writers": {
 			title: "two writers, a pruner, a forgotten checkpoint", before: m0,
-			procs: func(s *setup) []*proc {
-				return []*proc{s.writer("W1", one("m1", "a")), s.writer("W2", one("m2", "a")), pruner("P"), forgetter("F", "m0")}
+			procs: func(s *setup) []*process {
+				return []*process{writer("W1", one("m1", "a")), writer("W2", one("m2", "a")), pruner("P"), forgetter("F", "m0")}
 			},
 		},
 		"leftovers": {
-			title: "a pruner, a writer that needs leftovers, a crash", crashes: 1, suspicions: 1,
-			before: func(s *setup) { s.leftover("a") },
-			procs: func(s *setup) []*proc {
-				return []*proc{s.writer("W", one("m1", "a")), pruner("P")}
-			},
+			large: true, title: "a pruner, a writer that needs leftovers, a crash, and one that is taken for dead", crashes: 1, suspicions: 1,
+			before: leftover, procs: beside(2),
 		},
+		"leftovers, crash":  {small: true, title: "a pruner, a writer that needs leftovers, a crash", crashes: 1, before: leftover, procs: beside(1)},
+		"leftovers, broken": {small: true, title: "a pruner, a writer that needs leftovers, one that is taken for dead", suspicions: 1, before: leftover, procs: beside(1)},
 		"two pruners": {
 			title: "a writer, two pruners, leftovers", suspicions: 2,
 			before: func(s *setup) { s.leftover("a"); s.leftover("b") },
-			procs: func(s *setup) []*proc {
-				return []*proc{s.writer("W", one("m1", "a")), pruner("P1"), pruner("P2")}
+			procs: func(s *setup) []*process {
+				return []*process{writer("W", one("m1", "a")), pruner("P1"), pruner("P2")}
 			},
 		},
 		"repack": {
 			title: "a repack, a writer, a pruner, a crash", crashes: 1, suspicions: 1, before: m0,
-			procs: func(s *setup) []*proc {
-				return []*proc{s.repacker("R", "m0", "c"), s.writer("W", one("m1", "a")), pruner("P")}
+			procs: func(s *setup) []*process {
+				return []*process{repacker("R", "m0", "c"), writer("W", one("m1", "a")), pruner("P")}
 			},
 		},
 		"copy": {
 			title: "a copy: two commits under one lease, a pruner", suspicions: 1,
 			before: func(s *setup) { s.leftover("a"); s.leftover("b") },
-			procs: func(s *setup) []*proc {
-				return []*proc{s.writer("W", one("m1", "a"), one("m2", "b")), pruner("P")}
+			procs: func(s *setup) []*process {
+				return []*process{writer("W", one("m1", "a"), one("m2", "b")), pruner("P")}
 			},
 		},
 		"same name": {
 			title: "two writers for one name, which is forgotten, and a pruner", suspicions: 1,
 			before: func(s *setup) { s.leftover("a") },
-			procs: func(s *setup) []*proc {
-				return []*proc{s.writer("W1", one("m1", "a")), s.writer("W2", one("m1", "b")), pruner("P"), forgetter("G", "m1")}
+			procs: func(s *setup) []*process {
+				return []*process{writer("W1", one("m1", "a")), writer("W2", one("m1", "b")), pruner("P"), forgetter("G", "m1")}
 			},
 		},
 		"again": {
 			title: "a repack, its checkpoint is forgotten and copied there again, and a pruner", suspicions: 1, before: m0,
-			procs: func(s *setup) []*proc {
-				return []*proc{s.repacker("R", "m0", "c"), s.again("W", "m0", "a"), pruner("P"), forgetter("F", "m0")}
+			procs: func(s *setup) []*process {
+				return []*process{repacker("R", "m0", "c"), s.again("W", "m0", "a"), pruner("P"), forgetter("F", "m0")}
 			},
 		},
 		"increment": {
 			title: "a writer that builds on a checkpoint, which is forgotten, and a pruner", suspicions: 1, before: m0,
-			procs: func(s *setup) []*proc {
-				return []*proc{s.increment("W", "m1", "m0"), pruner("P"), forgetter("F", "m0")}
+			procs: func(s *setup) []*process {
+				return []*process{increment("W", "m1", "m0"), pruner("P"), forgetter("F", "m0")}
+			},
+		},
+		"forgotten reader": {
+			title: "a reader, of what is forgotten, and a pruner", small: true, before: m0,
+			procs: func(s *setup) []*process {
+				return []*process{reader("R", "m0", "a"), pruner("P"), forgetter("F", "m0")}
+			},
+		},
+		"reader": {
+			title: "a reader, of what is repacked and forgotten, and a pruner", before: m0,
+			procs: func(s *setup) []*process {
+				return []*process{reader("R", "m0", "a"), repacker("W", "m0", "a"), pruner("P"), forgetter("F", "m0")}
+			},
+		},
+		"copier": {
+			small: true, title: "a copy of what is forgotten, and a pruner", before: m0,
+			procs: func(s *setup) []*process {
+				return []*process{copier("C", "m0"), pruner("P"), forgetter("F", "m0")}
 			},
 		},
 	}
