@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"sync"
 
@@ -75,6 +76,73 @@ func byAge(a, b ForgottenCheckpoint) int {
 	return cmp.Or(cmp.Compare(a.Sequence, b.Sequence), cmp.Compare(a.UUID, b.UUID))
 }
 
+// TakeIn adds to what a domain's forgotten checkpoints left what those of the same domain in
+// another repository left, as far as it is of use to the checkpoints that stay here. It is
+// for who holds a lease. Before anything is stored bring is called, unless nothing is new: it
+// has to see to it that all is there that the list names, and reports whether to go on. The
+// number of checkpoints is returned that were not known here.
+func (r *Repository) TakeIn(
+	ctx context.Context, theirs *Forgotten, stay []*Manifest, bring func(ctx context.Context, next *Forgotten) (bool, error),
+) (int, error) {
+	useful := *theirs
+	useful.Checkpoints = slices.Clone(theirs.Checkpoints)
+	useful.tidy(stay)
+	for range rememberTries {
+		f, old, err := r.readForgotten(ctx, theirs.Domain)
+		if err != nil {
+			return 0, err
+		}
+		before := slices.Clone(f.Checkpoints)
+		f.take(&useful, stay)
+		if reflect.DeepEqual(before, f.Checkpoints) {
+			return 0, nil
+		}
+		added := len(f.Checkpoints) - len(before)
+		if goOn, err := bring(ctx, f); err != nil || !goOn {
+			return added, err
+		}
+		again, err := r.putForgotten(ctx, f, old)
+		if !again || err != nil {
+			return added, err
+		}
+	}
+	return 0, fmt.Errorf("what stays known of forgotten checkpoints of domain %s was changed %d times by others meanwhile", theirs.Domain, rememberTries)
+}
+
+// take adds what another list knows, and drops nothing; more names than are kept it does not
+// add.
+func (f *Forgotten) take(theirs *Forgotten, stay []*Manifest) {
+	for i := range theirs.Checkpoints {
+		p := &theirs.Checkpoints[i]
+		at := slices.IndexFunc(f.Checkpoints, func(own ForgottenCheckpoint) bool { return own.UUID == p.UUID })
+		switch {
+		case at < 0 && (len(f.Checkpoints) < keptForgotten || !p.onlyNames(stay)):
+			f.Checkpoints = append(f.Checkpoints, *p)
+		case at >= 0:
+			own := &f.Checkpoints[at]
+			own.Disks = slices.Clone(own.Disks)
+			for j := range own.Disks {
+				own.Disks[j].take(p.Disks)
+			}
+		}
+	}
+	slices.SortFunc(f.Checkpoints, byAge)
+}
+
+// take adds what another list says that the same checkpoint saw of the disk.
+func (d *ForgottenDisk) take(theirs []ForgottenDisk) {
+	for i := range theirs {
+		if theirs[i].Name != d.Name {
+			continue
+		}
+		for _, w := range theirs[i].Witnesses {
+			if !slices.Contains(d.Witnesses, w) {
+				d.Witnesses = append(slices.Clone(d.Witnesses), w)
+			}
+		}
+	}
+}
+
 // add takes in checkpoints that are about to be forgotten, and drops what is of no use
 // to those that stay.
 func (f *Forgotten) add(gone, stay []*Manifest) {
@@ -87,6 +155,11 @@ func (f *Forgotten) add(gone, stay []*Manifest) {
 			f.Checkpoints = append(f.Checkpoints, forgottenOf(m))
 		}
 	}
+	f.tidy(stay)
+}
+
+// tidy sorts the checkpoints, and drops what is of no use to those that stay.
+func (f *Forgotten) tidy(stay []*Manifest) {
 	slices.SortFunc(f.Checkpoints, byAge)
 	for i := range f.Checkpoints {
 		f.reduce(i, stay)

@@ -53,6 +53,11 @@ type Result struct {
 	Bytes       int64        `json:"bytes"`
 	Present     int          `json:"present"` // checkpoints that were there already
 	Drills      int          `json:"drills"`  // records of drills
+
+	// Tagged are checkpoints that were there and lacked tags; Forgotten is of how many
+	// checkpoints that were forgotten in the source there is now known what they left.
+	Tagged    int `json:"tagged"`
+	Forgotten int `json:"forgotten"`
 }
 
 // Checkpoint is one that was copied.
@@ -114,7 +119,7 @@ func checkDifferent(from, to *chain.Repository) error {
 // result.
 func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *Result, err error) {
 	c := &copier{
-		from: from, to: to, o: o, have: make(map[string]bool), chosen: make(map[string][]string),
+		from: from, to: to, o: o, have: make(map[string]bool), chosen: make(map[string][]string), standing: make(map[string][]*chain.Manifest),
 		result: &Result{DryRun: o.DryRun, Checkpoints: []Checkpoint{}},
 	}
 	if err := checkDifferent(from, to); err != nil {
@@ -170,6 +175,9 @@ func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *R
 		}
 		c.damaged = append(c.damaged, err)
 	}
+	if err := errors.Join(c.carryTags(ctx), c.carryForgotten(ctx)); err != nil {
+		return nil, err
+	}
 	if err := c.copyDrills(ctx); err != nil {
 		return nil, err
 	}
@@ -208,7 +216,9 @@ type copier struct {
 	result   *Result
 	heal     []*chain.Manifest   // the source's, of checkpoints that are not whole in to
 	chosen   map[string][]string // by domain: the uuids of the checkpoints that are asked for
-	damaged  []error             // what is damaged in the source, and manifests that are in to
+	retag    []tagging
+	standing map[string][]*chain.Manifest // by domain: that stand in to
+	damaged  []error                      // what is damaged in the source, and manifests that are in to
 
 	mu          sync.Mutex
 	have        map[string]bool // keys that stand in to, proven or named by a checkpoint there
@@ -251,9 +261,14 @@ func (c *copier) missing(ctx context.Context, domain string) ([]*chain.Manifest,
 	if err != nil {
 		return nil, err
 	}
+	c.standing[domain] = there
 	present := make(map[string]bool)
 	for _, m := range there {
 		present[m.UUID] = true
+		at := slices.IndexFunc(theirs, func(t *chain.Manifest) bool { return t.UUID == m.UUID })
+		if at >= 0 {
+			c.lackTags(m, theirs[at].Tags)
+		}
 		whole, err := c.remember(ctx, m)
 		if err != nil {
 			return nil, err
@@ -261,7 +276,6 @@ func (c *copier) missing(ctx context.Context, domain string) ([]*chain.Manifest,
 		if whole {
 			continue
 		}
-		at := slices.IndexFunc(theirs, func(t *chain.Manifest) bool { return t.UUID == m.UUID })
 		switch {
 		case at >= 0:
 			c.heal = append(c.heal, theirs[at])
@@ -436,6 +450,7 @@ func (c *copier) checkpoint(ctx context.Context, m *chain.Manifest, there bool) 
 	}
 	switch {
 	case !there:
+		c.standing[m.Domain] = append(c.standing[m.Domain], m)
 		c.result.Checkpoints = append(c.result.Checkpoints, done)
 	case done.Objects > 0: // and not with another one that lacked the same
 		c.result.Healed = append(c.result.Healed, done)

@@ -30,7 +30,8 @@ func (a *app) copyCommand() *cobra.Command {
 		SuggestFor: []string{"sync", "mirror", "clone"},
 		Long: `copy copies the checkpoints of the named domains (all by default), or the named ones of a domain, to
 another repository that init has made: only what is missing there, every object proven by its digest
-on the way. What a checkpoint there lacks is brought back; with --read-data what is damaged there, too.
+on the way. What a checkpoint there lacks is brought back, tags that it got later, too; with --read-data what is
+damaged there as well. What stays known of forgotten checkpoints goes along.
 A checkpoint whose source is damaged stays
 behind, named, and the others are copied: the exit status is 3. A copy that was cut off is
 completed by running it again.`,
@@ -158,6 +159,12 @@ func (a *app) printCopy(r *transfer.Result) error {
 			heal = "would bring back what is missing of"
 		}
 		w.printf("%s %s %s: %s, %s\n", heal, c.Domain, c.Name, count(c.Objects, "object"), size(c.Bytes))
+	}
+	if r.Tagged > 0 {
+		w.printf("%s tags of %s\n", verb, count(r.Tagged, "checkpoint"))
+	}
+	if r.Forgotten > 0 {
+		w.printf("%s what %s left\n", verb, count(r.Forgotten, "forgotten checkpoint"))
 	}
 	were := "were"
 	if r.Present == 1 {
