@@ -14,8 +14,9 @@ build:
 
 # What the tests run: more than the program needs.
 deps:
-	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit qemu-system-x86_64 swtpm swtpm_setup virsh libvirtd mkfs.ext4 zstd jq xmllint /usr/share/libvirt/schemas/domain.rng
+	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit qemu-system-x86_64 swtpm swtpm_setup virsh libvirtd mkfs.ext4 zstd jq xmllint chromium /usr/share/libvirt/schemas/domain.rng
 	@scripts/guest-kernel
+	@scripts/axe
 
 # The S3 servers that tests run against: built once, which takes some minutes.
 servers:

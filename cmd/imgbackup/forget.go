@@ -112,11 +112,8 @@ func (o *forgetOptions) complete(f *pflag.FlagSet) (err error) {
 			return usage.Errorf("a name is empty, as by a variable that is not set")
 		}
 	}
-	o.Zone = time.Local
-	if f.Changed("timezone") {
-		if o.Zone, err = time.LoadLocation(o.timezone); err != nil || o.timezone == "" {
-			return usage.Errorf("--timezone %q: there is no such time zone; want a name as Europe/Berlin or UTC", o.timezone)
-		}
+	if o.Zone, err = zoneFlag(f, o.timezone); err != nil {
+		return err
 	}
 	o.Now = time.Now()
 	if f.Changed("max-unused") || f.Changed("repack-max") {
@@ -300,4 +297,16 @@ func (a *app) printForgotten(keep, gone []forget.Decision, dry bool) error {
 	err := t.print()
 	w.printf("%s %s; %d stay\n", total, count(len(gone), "checkpoint"), len(keep))
 	return errors.Join(err, w.err)
+}
+
+// zoneFlag is the zone that --timezone names, or else the system's.
+func zoneFlag(f *pflag.FlagSet, name string) (*time.Location, error) {
+	if !f.Changed("timezone") {
+		return time.Local, nil
+	}
+	zone, err := time.LoadLocation(name)
+	if err != nil || name == "" {
+		return nil, usage.Errorf("--timezone %q: there is no such time zone; want a name as Europe/Berlin or UTC", name)
+	}
+	return zone, nil
 }
