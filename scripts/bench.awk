@@ -47,6 +47,16 @@ END {
   # 1/0.9: client and server share the cores, so that times add up.
   ratio("S3, full: imgbackup", "S3, full: the same backup, local", "1.11", "S3, full: raw PUTs of its packs")
   ratio("S3, restore: imgbackup", "S3, restore: the same, local", "1.11", "S3, restore: raw GETs of its packs")
+  ratio("far, full: far", "far, full: near", "1.15")
+  ratio("far, restore: far", "far, restore: near", "1.15")
+  ratio("far, check --read-data: far", "far, check --read-data: near", "1.15")
+  ratio("far, copy from it: far", "far, copy from it: near", "1.15")
+  ratio("far, incremental, 5 MB: far", "far, incremental, 5 MB: near", "")
+  # Beside the best of the fixed numbers of connections.
+  for (i = 4; i <= 8; i += 2) {
+    ratio("far, full: busy", "far, full: busy" i, "1.2")
+    ratio("far, restore: busy", "far, restore: busy" i, "1.2")
+  }
   # Looking 1 chunk in 16 KiB up costs 5 % at most.
   ratio("known: clone, older than many others", "known: clone, no other chunks, no table", "1.05")
   # At least 0.8 times as fast.
