@@ -9,39 +9,43 @@ import (
 	"slices"
 	"sync"
 
-	"golang.org/x/sync/semaphore"
-
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
-const (
-	// batchEntries is how much is fetched together and in use by one read at once:
-	// more than 1 MiB in pieces of [archive.DiffSize], whatever a map says.
-	batchEntries = 64
-	// maxInUse is the number of chunks that all reads together hold at once; each may
-	// take [archive.GridSize] bytes.
-	maxInUse = 256
-)
+// maxBatch is how many entries are fetched together and in use by one read at once, at
+// most: more than 1 MiB in pieces of [archive.DiffSize], whatever a map says.
+const maxBatch = 64
 
 // chunks fetches decoded chunks and keeps the last ones used. One object serves all
 // disks of a reader. It is safe for concurrent use.
 //
-// In memory are at most limit bytes of chunks, or, if that is more, those that are in
-// use: maxInUse of them.
+// In memory are at most limit bytes of chunks, those in use and those that are on their way
+// included: what cannot be made room for waits. (One batch is taken in any case.) How long a
+// chunk is, is known only when it is there; one that turns out to be longer than there was
+// room made for keeps only what was asked for.
 type chunks struct {
 	ctx     context.Context // of the reader: a chunk is fetched for all who wait for it
 	fetcher *archive.Fetcher
-	limit   int64               // bytes kept
-	inUse   *semaphore.Weighted // of maxInUse chunks
-	loads   chan struct{}       // how many fetch at once
+	limit   int64         // bytes
+	loads   chan struct{} // how many fetch at once
 
-	mu    sync.Mutex
-	byKey map[place]*chunk
-	used  list.List // of *chunk; the one last used is in front
-	kept  int64
-	bufs  sync.Pool // of *gridBuffer
-	work  sync.WaitGroup
+	mu      sync.Mutex
+	byKey   map[place]*chunk
+	used    list.List // of *chunk; the one last used is in front
+	unread  list.List // likewise, those that were fetched ahead and that nobody has used
+	ahead   int64     // bytes of unread
+	held    int64     // bytes in memory, or to come
+	inUse   int64     // of held, what has users
+	waiting list.List // of *waiter: batches that wait for room, in order
+	bufs    sync.Pool // of *gridBuffer
+	work    sync.WaitGroup
+}
+
+// waiter is who waits for a batch.
+type waiter struct {
+	batch *batch
+	taken chan struct{} // closed when the batch is
 }
 
 // place is where a chunk lies. The same bytes elsewhere are another chunk: one may be
@@ -59,9 +63,9 @@ func placeOf(e *archive.Entry) place {
 
 // batch is some entries with their chunks, nil for zeros.
 type batch struct {
-	entries []archive.Entry
-	chunks  []*chunk
-	held    int64 // of maxInUse
+	parts  []part
+	chunks []*chunk
+	cost   int64 // bytes that it added to what is in memory
 }
 
 // chunk is one that is fetched or there.
@@ -73,85 +77,234 @@ type chunk struct {
 
 	// Under the lock of chunks.
 	users int
-	buf   *gridBuffer // where data is, if it is lent from the pool
-	size  int64       // what it counts for, 0 while it is fetched
-	elem  *list.Element
+	want  int64         // up to where it was asked for
+	ahead bool          // it is among the unread
+	short bool          // it is longer than data
+	buf   *gridBuffer   // where data is, if it is lent from the pool
+	size  int64         // what it counts for: at least what data takes
+	elem  *list.Element // nil: it is not to be found any more
 }
 
 // gridBuffer holds any chunk.
 type gridBuffer [archive.GridSize]byte
 
-func newChunks(ctx context.Context, store objstore.Store, limit int64) *chunks {
-	c := &chunks{ctx: ctx, limit: limit, inUse: semaphore.NewWeighted(maxInUse), loads: make(chan struct{}, 8), byKey: make(map[place]*chunk)}
+func newChunks(ctx context.Context, store objstore.Store, limit int64, parallel int) *chunks {
+	c := &chunks{ctx: ctx, limit: limit, loads: make(chan struct{}, parallel), byKey: make(map[place]*chunk)}
 	c.bufs.New = func() any { return new(gridBuffer) }
-	c.fetcher = archive.NewFetcher(store, archive.FetcherOptions{
-		Parallel: max(8, objstore.Connections(store)),
-		Buffer:   func() []byte { return c.bufs.Get().(*gridBuffer)[:] },
-	})
+	c.fetcher = archive.NewFetcher(store, archive.FetcherOptions{Parallel: parallel, Buffer: func() []byte { return c.bufs.Get().(*gridBuffer)[:] }})
 	return c
 }
 
+// batchEntries is how many entries a batch may have, so that there is room for two.
+func (c *chunks) batchEntries() int { return int(min(max(c.limit/archive.GridSize/2, 1), maxBatch)) }
+
 // acquire sees to it that the chunks of at most batchEntries entries, which the batch
 // keeps, are fetched if they are not there, with as few requests as possible. It waits
-// while too many are in use, but not for the chunks. The batch must be released.
-func (c *chunks) acquire(ctx context.Context, entries []archive.Entry) (*batch, error) {
-	b := newBatch(entries)
-	if err := c.inUse.Acquire(ctx, b.held); err != nil {
-		return nil, context.Cause(ctx)
+// for room in memory, but not for the chunks. The batch must be released.
+func (c *chunks) acquire(ctx context.Context, parts []part) (*batch, error) {
+	b := newBatch(parts)
+	c.mu.Lock()
+	if c.waiting.Len() == 0 && c.take(b, false) {
+		c.mu.Unlock()
+		return b, nil
 	}
-	c.want(b)
-	return b, nil
+	w := &waiter{batch: b, taken: make(chan struct{})}
+	elem := c.waiting.PushBack(w)
+	c.mu.Unlock()
+	select {
+	case <-w.taken:
+		return b, nil
+	case <-ctx.Done():
+	}
+	c.mu.Lock()
+	select {
+	case <-w.taken: // at the same moment
+		c.mu.Unlock()
+		c.release(b)
+	default:
+		c.waiting.Remove(elem)
+		c.next() // the one behind may want less
+		c.mu.Unlock()
+	}
+	return nil, context.Cause(ctx)
 }
 
-// tryAcquire is acquire, or nil where that would have to wait.
-func (c *chunks) tryAcquire(entries []archive.Entry) *batch {
-	b := newBatch(entries)
-	if !c.inUse.TryAcquire(b.held) {
+// tryAcquire is acquire for what nobody wants yet, or nil where that would have to wait, or
+// leave little room.
+func (c *chunks) tryAcquire(parts []part) *batch {
+	b := newBatch(parts)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.waiting.Len() > 0 || !c.fits(b, c.limit/8*7) || !c.take(b, true) {
 		return nil
 	}
-	c.want(b)
 	return b
 }
 
-func newBatch(entries []archive.Entry) *batch {
-	b := &batch{entries: entries, chunks: make([]*chunk, len(entries))}
-	for i := range entries {
-		if !entries[i].Zero {
-			b.held++
+func newBatch(parts []part) *batch {
+	return &batch{parts: parts, chunks: make([]*chunk, len(parts))}
+}
+
+// roomFor is how much room is made for the chunk of a part, bytes. Most chunks are not
+// longer than where they are used first; and of those that are, few are compressed to less
+// than half.
+func roomFor(p *part) int64 {
+	n := max(p.end(), 2*int64(p.FrameLength))
+	if n > archive.GridSize/2 {
+		return archive.GridSize // a whole buffer
+	}
+	return n
+}
+
+// end is up to where the chunk is needed, as far as one can reach.
+func (p *part) end() int64 { return min(max(p.reach, 0), archive.GridSize) }
+
+// find returns the chunk of a part if it is there, or to come; and how many bytes more would be
+// in use with it.
+func (c *chunks) find(e *part) (k *chunk, more int64) {
+	room := roomFor(e)
+	k = c.byKey[placeOf(&e.Entry)]
+	switch {
+	case k == nil || k.short && e.end() > int64(len(k.data)):
+		return nil, room
+	case k.users == 0:
+		return k, k.size
+	case !k.isReady():
+		return k, max(room-k.size, 0)
+	}
+	return k, 0
+}
+
+func (k *chunk) isReady() bool {
+	select {
+	case <-k.ready:
+		return true
+	default:
+		return false
+	}
+}
+
+// wants is how many bytes more would be in use with a batch; some may be counted twice.
+func (c *chunks) wants(b *batch) (n int64) {
+	for i := range b.parts {
+		if e := &b.parts[i]; !e.Zero {
+			_, more := c.find(e)
+			n += more
 		}
 	}
-	return b
+	return n
 }
 
-// want finds the chunks of a batch, and has those that are missing fetched.
-func (c *chunks) want(b *batch) {
+// fits reports whether no more than limit is in use with a batch.
+func (c *chunks) fits(b *batch, limit int64) bool {
+	return c.inUse+int64(len(b.parts))*archive.GridSize <= limit || c.inUse+c.wants(b) <= limit
+}
+
+// take finds the chunks of a batch, and has those that are missing fetched, if there is
+// room for all of it. With ahead, that is no use of them.
+func (c *chunks) take(b *batch, ahead bool) bool {
+	if c.inUse > 0 && !c.fits(b, c.limit) {
+		return false
+	}
 	var missing []archive.Entry
 	var fresh []*chunk
-	c.mu.Lock()
-	for i := range b.entries {
-		e := &b.entries[i]
+	for i := range b.parts {
+		e := &b.parts[i]
 		if e.Zero {
 			continue
 		}
-		key := placeOf(e)
-		k := c.byKey[key]
+		k, more := c.find(e)
 		if k == nil {
-			k = &chunk{key: key, ready: make(chan struct{}), users: 1} // the loader is its first user
-			k.elem = c.used.PushFront(k)
-			c.byKey[key] = k
-			whole := *e
+			k = c.fresh(e, ahead)
+			b.cost += k.size
+			whole := e.Entry
 			whole.ChunkOffset, whole.Length = 0, 0 // how much an entry wants is its own matter
 			missing = append(missing, whole)
 			fresh = append(fresh, k)
 		} else {
-			c.used.MoveToFront(k.elem)
+			if !ahead {
+				c.touch(k)
+			}
+			if k.users > 0 && more > 0 { // before it is there
+				c.resize(k, k.size+more)
+				c.inUse += more
+			}
 		}
-		k.users++
+		k.want = max(k.want, e.end())
+		c.use(k)
 		b.chunks[i] = k
 	}
-	c.mu.Unlock()
+	c.shrink()
 	if len(missing) > 0 {
 		c.work.Go(func() { c.load(missing, fresh) })
+	}
+	return true
+}
+
+// fresh puts a chunk that is to be loaded among those that are kept. The loader is its first
+// user.
+func (c *chunks) fresh(e *part, ahead bool) *chunk {
+	key := placeOf(&e.Entry)
+	if old := c.byKey[key]; old != nil {
+		c.drop(old)
+	}
+	k := &chunk{key: key, ready: make(chan struct{}), size: roomFor(e)}
+	if k.ahead = ahead; ahead {
+		k.elem = c.unread.PushFront(k)
+		c.ahead += k.size
+	} else {
+		k.elem = c.used.PushFront(k)
+	}
+	c.byKey[key] = k
+	c.held += k.size
+	c.use(k)
+	return k
+}
+
+// touch makes a chunk the one last used.
+func (c *chunks) touch(k *chunk) {
+	if !k.ahead {
+		c.used.MoveToFront(k.elem)
+		return
+	}
+	c.unread.Remove(k.elem)
+	c.ahead -= k.size
+	k.ahead = false
+	k.elem = c.used.PushFront(k)
+}
+
+// resize changes what a chunk counts for.
+func (c *chunks) resize(k *chunk, size int64) {
+	c.held += size - k.size
+	if k.ahead {
+		c.ahead += size - k.size
+	}
+	k.size = size
+}
+
+func (c *chunks) use(k *chunk) {
+	if k.users++; k.users == 1 {
+		c.inUse += k.size
+	}
+}
+
+// leave is the end of a use.
+func (c *chunks) leave(k *chunk) {
+	if k.users--; k.users == 0 {
+		c.inUse -= k.size
+		c.forget(k)
+	}
+}
+
+// next lets those in who wait, as long as there is room.
+func (c *chunks) next() {
+	for e := c.waiting.Front(); e != nil; e = c.waiting.Front() {
+		w := e.Value.(*waiter)
+		if !c.take(w.batch, false) {
+			return
+		}
+		c.waiting.Remove(e)
+		close(w.taken)
 	}
 }
 
@@ -161,8 +314,8 @@ func (c *chunks) want(b *batch) {
 func (b *batch) each(
 	ctx context.Context, fn func(e *archive.Entry, data []byte), tolerate func(e *archive.Entry, err error) bool,
 ) error {
-	for i := range b.entries {
-		e := &b.entries[i]
+	for i := range b.parts {
+		e := &b.parts[i].Entry
 		if e.Zero {
 			fn(e, nil)
 			continue
@@ -199,17 +352,20 @@ func (c *chunks) release(b *batch) {
 	defer c.mu.Unlock()
 	for _, k := range b.chunks {
 		if k != nil {
-			k.users--
-			c.forget(k)
+			c.leave(k)
 		}
 	}
 	c.shrink()
-	c.inUse.Release(b.held)
+	c.next()
 }
 
 // forget gives back the memory of a chunk that nobody uses and that is not kept.
 func (c *chunks) forget(k *chunk) {
-	if k.users == 0 && k.elem == nil && k.buf != nil {
+	if k.users > 0 || k.elem != nil {
+		return
+	}
+	c.held -= k.size
+	if k.buf != nil {
 		c.bufs.Put(k.buf)
 		k.buf, k.data = nil, nil
 	}
@@ -217,16 +373,33 @@ func (c *chunks) forget(k *chunk) {
 
 // drop takes a chunk out of those that are kept.
 func (c *chunks) drop(k *chunk) {
-	c.used.Remove(k.elem)
+	if k.ahead {
+		c.unread.Remove(k.elem)
+		c.ahead -= k.size
+		k.ahead = false
+	} else {
+		c.used.Remove(k.elem)
+	}
 	k.elem = nil
 	delete(c.byKey, k.key)
-	c.kept -= k.size
 	c.forget(k)
 }
 
-// shrink drops what is over the limit and not in use, oldest first.
+// mostAhead is how much of the memory what was fetched ahead may take, bytes: more than is
+// fetched ahead, since of what lies before a stream's end not all need have been read.
+func (c *chunks) mostAhead() int64 { return c.limit / 8 * 7 }
+
+// shrink drops what is over the limit and not in use, oldest first: of what was fetched
+// ahead what is too much of that, then what was used, then the rest.
 func (c *chunks) shrink() {
-	for e := c.used.Back(); e != nil && c.kept > c.limit; {
+	c.trim(&c.unread, func() bool { return c.held > c.limit && c.ahead > c.mostAhead() })
+	c.trim(&c.used, func() bool { return c.held > c.limit })
+	c.trim(&c.unread, func() bool { return c.held > c.limit })
+}
+
+// trim drops chunks of a list that are not in use as long as there are too many.
+func (c *chunks) trim(l *list.List, tooMany func() bool) {
+	for e := l.Back(); e != nil && tooMany(); {
 		k := e.Value.(*chunk)
 		e = e.Prev()
 		if k.users == 0 {
@@ -239,12 +412,8 @@ func (c *chunks) shrink() {
 func (c *chunks) dropAll() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for e := c.used.Back(); e != nil; {
-		k := e.Value.(*chunk)
-		e = e.Prev()
-		if k.users == 0 {
-			c.drop(k)
-		}
+	for _, l := range []*list.List{&c.used, &c.unread} {
+		c.trim(l, func() bool { return true })
 	}
 }
 
@@ -261,20 +430,29 @@ func (c *chunks) done(k *chunk, data []byte, err error) {
 		}
 	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
+	size := int64(len(data))
+	if buf != nil {
+		size = archive.GridSize
+	}
+	if size > k.size {
+		data = slices.Clone(data[:min(k.want, int64(len(data)))])
+		size, k.short = int64(len(data)), true
+		if buf != nil {
+			c.bufs.Put(buf)
+			buf = nil
+		}
+	}
 	k.data, k.err, k.buf = data, err, buf
 	close(k.ready)
-	k.users--
+	c.inUse -= k.size - size
+	c.resize(k, size)
 	if err != nil {
 		c.drop(k) // whoever wants it next tries again
-	} else {
-		k.size = int64(len(data))
-		if buf != nil {
-			k.size = archive.GridSize
-		}
-		c.kept += k.size
-		c.shrink()
 	}
-	c.mu.Unlock()
+	c.leave(k)
+	c.shrink()
+	c.next()
 }
 
 // load fetches the chunks of entries for fresh.

@@ -49,16 +49,16 @@ const renewals = 5
 func (d *Disk) readAt(ctx context.Context, p []byte, off int64) error {
 	begin, end := off, off+int64(len(p))
 	for pos := begin; pos < end; {
-		entries, err := d.windows.next(ctx, pos, end, batchEntries)
-		if err != nil {
-			return err
-		}
-		b, err := d.chunks.acquire(ctx, entries)
+		parts, err := d.windows.next(ctx, pos, end, d.chunks.batchEntries())
 		if err != nil {
 			return err
 		}
 		if d.ahead != nil && pos == begin {
-			d.ahead.read(d, begin) // after what is wanted now
+			d.ahead.read(d, begin, end)
+		}
+		b, err := d.chunks.acquire(ctx, parts)
+		if err != nil {
+			return err
 		}
 		err = b.each(ctx, func(e *archive.Entry, data []byte) {
 			to := p[e.Offset-off : e.End()-off]
@@ -68,7 +68,7 @@ func (d *Disk) readAt(ctx context.Context, p []byte, off int64) error {
 		if err != nil {
 			return err
 		}
-		pos = entries[len(entries)-1].End()
+		pos = parts[len(parts)-1].End()
 	}
 	return nil
 }
@@ -90,24 +90,24 @@ func (d *Disk) checkLost(start, end int64) error {
 // for it. What cannot be had is an error only of the read that wants it; only the end
 // of ctx is one here.
 func (d *Disk) Prefetch(ctx context.Context, parts []bitmapstore.Run) error {
-	var wanted []archive.Entry
+	var wanted []part
 	room := d.chunks.limit / archive.GridSize
-	for _, part := range parts {
-		for pos := part.Start; pos < min(part.End, d.size) && int64(len(wanted)) < room; {
-			entries, err := d.windows.next(ctx, pos, min(part.End, d.size), batchEntries)
+	for _, run := range parts {
+		for pos := run.Start; pos < min(run.End, d.size) && int64(len(wanted)) < room; {
+			next, err := d.windows.next(ctx, pos, min(run.End, d.size), d.chunks.batchEntries())
 			if err != nil {
 				return ctx.Err()
 			}
-			for _, e := range entries {
-				if !e.Zero {
-					wanted = append(wanted, e)
+			for _, p := range next {
+				if !p.Zero {
+					wanted = append(wanted, p)
 				}
 			}
-			pos = entries[len(entries)-1].End()
+			pos = next[len(next)-1].End()
 		}
 	}
 	for len(wanted) > 0 && ctx.Err() == nil {
-		n := min(len(wanted), batchEntries)
+		n := min(len(wanted), d.chunks.batchEntries())
 		b, err := d.chunks.acquire(ctx, wanted[:n])
 		if err != nil {
 			return err

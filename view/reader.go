@@ -7,36 +7,58 @@ import (
 	"sync"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // Options are the settings of a [Reader]; the zero value is good.
 type Options struct {
-	Cache   int64 // bytes of decoded chunks that are kept; 0: 64 MiB
-	NoAhead bool  // nothing is fetched before it is asked for
+	// Cache is how many bytes of decoded chunks are in memory, those in use included; 0: 64
+	// MiB, of a store that is far away 96, and less where the repository's Memory is.
+	Cache   int64
+	NoAhead bool // nothing is fetched before it is asked for
 	// Lose, if it is set, puts zeros in the place of what is damaged or lost: see
 	// [OpenTolerant].
 	Lose func(chain.Lost)
 }
 
+// How much is kept of a store, and how much is asked of it at once.
+const (
+	usualCache   = 64 << 20
+	farCache     = 96 << 20 // what is on its way takes room, too
+	leastCache   = 12 << 20
+	nearRequests = 8
+	mostRequests = 16 // each of which may have 4 MiB on its way
+)
+
 // Reader opens disks that share one cache. It is safe for concurrent use, and must be
 // closed.
 type Reader struct {
-	repo    *chain.Repository
-	ctx     context.Context // of all that is fetched for several who wait
-	cancel  context.CancelFunc
-	chunks  *chunks
-	noAhead bool
-	lose    func(chain.Lost)
-	busy    sync.RWMutex // held for reading by all who read maps for others
+	repo   *chain.Repository
+	ctx    context.Context // of all that is fetched for several who wait
+	cancel context.CancelFunc
+	chunks *chunks
+	ahead  *ahead // nil: nothing is read ahead
+	lose   func(chain.Lost)
+	busy   sync.RWMutex // held for reading by all who read maps for others
 }
 
 // NewReader returns a reader that works for as long as ctx lasts, or until Close.
 func NewReader(ctx context.Context, repo *chain.Repository, o Options) *Reader {
+	far := objstore.Connections(repo.Store)
 	if o.Cache <= 0 {
-		o.Cache = 64 << 20
+		o.Cache = usualCache
+		if far > 0 {
+			o.Cache = farCache
+		}
+		o.Cache = repo.Memory.Part(o.Cache, leastCache)
 	}
+	parallel := repo.Memory.Count(min(max(nearRequests, far), mostRequests), 2)
 	ctx, cancel := context.WithCancel(ctx)
-	return &Reader{repo: repo, ctx: ctx, cancel: cancel, chunks: newChunks(ctx, repo.Store, o.Cache), noAhead: o.NoAhead, lose: o.Lose}
+	r := &Reader{repo: repo, ctx: ctx, cancel: cancel, chunks: newChunks(ctx, repo.Store, o.Cache, parallel), lose: o.Lose}
+	if !o.NoAhead {
+		r.ahead = newAhead(r.chunks, parallel)
+	}
+	return r
 }
 
 // Open opens a disk: see [OpenLayout].
@@ -45,10 +67,7 @@ func (r *Reader) Open(ctx context.Context, d *chain.Disk) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Disk{Layout: l, windows: windows{layout: l, limits: usualLimits(), ctx: r.ctx, busy: &r.busy}, chunks: r.chunks}
-	if !r.noAhead {
-		v.ahead = new(ahead)
-	}
+	v := &Disk{Layout: l, windows: windows{layout: l, limits: usualLimits(), ctx: r.ctx, busy: &r.busy}, chunks: r.chunks, ahead: r.ahead}
 	if r.lose == nil {
 		v.lost = d
 	}

@@ -59,8 +59,8 @@ func TestChunksAreFetchedOnce(t *testing.T) {
 	if n := h.Store.Of("maps/"); n != maps {
 		t.Errorf("%d reads of maps after they were opened", n-maps)
 	}
-	if c.reader.chunks.kept > 64<<20 {
-		t.Errorf("%d bytes are kept", c.reader.chunks.kept)
+	if c.reader.chunks.held > 64<<20 {
+		t.Errorf("%d bytes are kept", c.reader.chunks.held)
 	}
 }
 
@@ -77,8 +77,8 @@ func TestCacheIsBounded(t *testing.T) {
 		chaintest.VerifyReads(t, r, c.Disks[0], content)
 	}
 	c.reader.chunks.work.Wait()
-	if c.reader.chunks.kept > 1<<20 {
-		t.Errorf("%d bytes are kept", c.reader.chunks.kept)
+	if c.reader.chunks.held > 1<<20 {
+		t.Errorf("%d bytes are kept", c.reader.chunks.held)
 	}
 }
 

@@ -164,9 +164,15 @@ func (ws *windows) resolve(start int64) (*window, error) {
 	return w, nil
 }
 
+// part is an entry, clipped to what is wanted.
+type part struct {
+	archive.Entry
+	reach int64 // up to where the disk has bytes of the chunk here
+}
+
 // next returns the entries that [start, end) begins with, clipped to it: at most most.
-func (ws *windows) next(ctx context.Context, start, end int64, most int) ([]archive.Entry, error) {
-	var list []archive.Entry
+func (ws *windows) next(ctx context.Context, start, end int64, most int) ([]part, error) {
+	var list []part
 	for start < end && len(list) < most {
 		w, err := ws.at(ctx, start)
 		if err != nil {
@@ -176,8 +182,9 @@ func (ws *windows) next(ctx context.Context, start, end int64, most int) ([]arch
 			if e.Offset >= end || len(list) == most {
 				break
 			}
+			reach := int64(e.ChunkOffset) + e.Length
 			e.Clip(start, end)
-			list = append(list, e)
+			list = append(list, part{e, reach})
 			start = e.End()
 		}
 	}
