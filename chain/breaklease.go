@@ -62,7 +62,7 @@ func (r *Repository) markBroken(ctx context.Context, l *Lease) (*Lease, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", l.Key(), err)
 	}
-	err = r.swap(ctx, l.Key(), l.data, data)
+	err = r.swap(ctx, l.Key(), l.data, data, nil)
 	var stands *standsError
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
@@ -96,8 +96,7 @@ func (r *Repository) spendAnnounced(ctx context.Context, a *Announced) error {
 	}
 	digest := slot.Digest()
 	same := digest == nil && a.SHA256 == nil || digest != nil && a.SHA256 != nil && *digest == *a.SHA256
-	scarred := slot.void != nil || slot.Manifest != nil && slot.Manifest.OverVoid != ""
-	if !same && (scarred || !protocol.Keeps(ctx, protocol.Scar)) || !protocol.Keeps(ctx, protocol.Spend) {
+	if !same && (slot.scarred() || !protocol.Keeps(ctx, protocol.Scar)) || !protocol.Keeps(ctx, protocol.Spend) {
 		return nil
 	}
 	err = r.spend(ctx, slot)

@@ -56,12 +56,12 @@ func (r *Repository) Commit(ctx context.Context, m *Manifest) error {
 	if err != nil {
 		return err
 	}
-	err = r.create(ctx, ManifestKey(m.Domain, m.Checkpoint), data)
+	err = r.create(ctx, ManifestKey(m.Domain, m.Checkpoint), data, nil)
 	var stands *standsError
 	if errors.As(err, &stands) && stands.data != nil {
 		slot, perr := r.parseSlot(stands.data, m.Domain, m.Checkpoint)
 		if perr == nil && slot.void != nil {
-			return r.commitTo(ctx, slot, m)
+			return r.commitTo(ctx, slot, m, nil)
 		}
 	}
 	if err != nil {
@@ -70,8 +70,8 @@ func (r *Repository) Commit(ctx context.Context, m *Manifest) error {
 	return nil
 }
 
-// commitTo is Commit to a slot that was free, as it was then.
-func (r *Repository) commitTo(ctx context.Context, slot *Slot, m *Manifest) error {
+// commitTo is Commit to a slot that was free, as it was then. late is as that of create.
+func (r *Repository) commitTo(ctx context.Context, slot *Slot, m *Manifest, late *bool) error {
 	m.OverVoid = ""
 	if slot.void != nil {
 		m.OverVoid = slot.void.UUID
@@ -82,9 +82,9 @@ func (r *Repository) commitTo(ctx context.Context, slot *Slot, m *Manifest) erro
 		return err
 	}
 	if slot.void != nil {
-		err = r.swap(ctx, slot.Key(), slot.data, data)
+		err = r.swap(ctx, slot.Key(), slot.data, data, late)
 	} else {
-		err = r.create(ctx, slot.Key(), data)
+		err = r.create(ctx, slot.Key(), data, late)
 	}
 	if err != nil {
 		return r.explain(m, err, true)
@@ -136,9 +136,10 @@ func (e *unknownError) Unwrap() error { return e.err }
 // finds out what became of it where the store does not say so plainly: to be told
 // that it is stored, by something on the way to the store, is not enough. nil
 // means that it stands there, durably. Other than *standsError and *unknownError,
-// an error means that it does not. Nothing that stands there is ever replaced.
-func (r *Repository) create(ctx context.Context, key string, data []byte) error {
-	put := r.putNew(ctx, key, data)
+// an error means that it does not. Nothing that stands there is ever replaced. late, unless
+// nil, is set where a request was repeated of which nobody knows whether it may still arrive.
+func (r *Repository) create(ctx context.Context, key string, data []byte, late *bool) error {
+	put := r.putNew(ctx, key, data, late)
 	// The caller may have been interrupted: all the more must the outcome be known.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), confirmTime)
 	defer cancel()
@@ -147,7 +148,7 @@ func (r *Repository) create(ctx context.Context, key string, data []byte) error 
 		// A request that is on its way still may create it at any moment, when
 		// what it names is gone. To ask once more decides: of the two the second
 		// one finds the first one's object.
-		if again := r.putNew(ctx, key, data); again == nil {
+		if again := r.putNew(ctx, key, data, late); again == nil {
 			put = nil
 		} else {
 			put = errors.Join(put, again)
@@ -173,7 +174,7 @@ func (r *Repository) create(ctx context.Context, key string, data []byte) error 
 	// It is ours: an answer was lost, or what makes it durable failed. To create it
 	// once more changes nothing, and to be told that it exists is to be told that
 	// it is durable. To replace it might undo what another has made of it by now.
-	if again := r.putNew(ctx, key, data); again != nil && !errors.Is(again, objstore.ErrExists) {
+	if again := r.putNew(ctx, key, data, late); again != nil && !errors.Is(again, objstore.ErrExists) {
 		return &unknownError{err: errors.Join(put, again)}
 	}
 	return nil
@@ -182,8 +183,8 @@ func (r *Repository) create(ctx context.Context, key string, data []byte) error 
 // swap puts data in the place of the very bytes old, reads it back, and finds out what
 // became of it as create does. To repeat the request changes nothing: it succeeds
 // only while old stands.
-func (r *Repository) swap(ctx context.Context, key string, old, data []byte) error {
-	put := r.putOver(ctx, key, old, data)
+func (r *Repository) swap(ctx context.Context, key string, old, data []byte, late *bool) error {
+	put := r.putOver(ctx, key, old, data, late)
 	// The caller may have been interrupted: all the more must the outcome be known.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), confirmTime)
 	defer cancel()
@@ -202,7 +203,7 @@ func (r *Repository) swap(ctx context.Context, key string, old, data []byte) err
 			// An answer was lost, or what makes it durable failed: to put it over itself
 			// is to be told that it is durable.
 			if put != nil {
-				put = r.putOver(ctx, key, data, data)
+				put = r.putOver(ctx, key, data, data, nil)
 			}
 			if put != nil && !errors.Is(put, objstore.ErrChanged) {
 				return &unknownError{err: put}
@@ -217,7 +218,7 @@ func (r *Repository) swap(ctx context.Context, key string, old, data []byte) err
 		}
 		// A request that is on its way still may do it at any moment: to ask once more
 		// decides.
-		put = r.putOver(ctx, key, old, data)
+		put = r.putOver(ctx, key, old, data, late)
 	}
 }
 
@@ -225,12 +226,20 @@ func (r *Repository) swap(ctx context.Context, key string, old, data []byte) err
 // may have been tried for minutes.
 const maxAgain = 3
 
-func (r *Repository) putOver(ctx context.Context, key string, old, data []byte) error {
-	return r.Store.Put(ctx, key, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Replace, Old: old})
+func (r *Repository) putOver(ctx context.Context, key string, old, data []byte, late *bool) error {
+	return r.putOnce(ctx, key, data, objstore.PutOptions{Mode: objstore.Replace, Old: old, Late: late})
 }
 
-func (r *Repository) putNew(ctx context.Context, key string, data []byte) error {
-	return r.Store.Put(ctx, key, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Create})
+func (r *Repository) putNew(ctx context.Context, key string, data []byte, late *bool) error {
+	return r.putOnce(ctx, key, data, objstore.PutOptions{Mode: objstore.Create, Late: late})
+}
+
+func (r *Repository) putOnce(ctx context.Context, key string, data []byte, o objstore.PutOptions) error {
+	err := r.Store.Put(ctx, key, bytes.NewReader(data), o)
+	if o.Late != nil && objstore.InDoubt(err) {
+		*o.Late = true
+	}
+	return err
 }
 
 // parseManifest proves a manifest and that it belongs under its key.

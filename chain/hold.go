@@ -118,7 +118,7 @@ func (r *Repository) hold(ctx context.Context, purpose string, slot *Slot) (*Hol
 			return nil, err
 		}
 	}
-	if err := r.PutLease(ctx, l); err != nil {
+	if err := h.create(ctx); err != nil {
 		stop()
 		return nil, err
 	}
@@ -129,6 +129,23 @@ func (r *Repository) hold(ctx context.Context, purpose string, slot *Slot) (*Hol
 		return nil, errors.Join(err, h.Release(tidying))
 	}
 	return h, nil
+}
+
+// create stores the lease. Where a request may still arrive that was repeated, and bring the
+// lease back when it was broken and is gone, the lease is replaced: then what comes back is
+// not as this process takes its lease to stand, and can't be changed by it.
+func (h *Hold) create(ctx context.Context) error {
+	var late bool
+	if err := h.repo.createLease(ctx, h.lease, &late); err != nil {
+		return err
+	}
+	for late && protocol.Keeps(ctx, protocol.Late) {
+		late = false
+		if err := h.replace(ctx, func(*Lease) {}, &late); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // begin sees who else is at work, and reads the mark.
@@ -189,7 +206,7 @@ func (h *Hold) settleSlot(ctx context.Context, leases []*Lease) error {
 		if now.Manifest != nil {
 			return &TakenError{Domain: now.Domain, Checkpoint: now.Checkpoint}
 		}
-		if err := h.replace(ctx, func(l *Lease) { l.Announces = now.announced() }); err != nil {
+		if err := h.replace(ctx, func(l *Lease) { l.Announces = now.announced() }, nil); err != nil {
 			return err
 		}
 		if leases, _, err = h.repo.Leases(ctx); err != nil {
@@ -240,7 +257,7 @@ func (h *Hold) alone(ctx context.Context, leases []*Lease) error {
 // *BrokenError, an *AtWorkError, or as Revise does when the slot is not as it was.
 func (h *Hold) Announce(ctx context.Context, slot *Slot) error {
 	h.slot = nil
-	if err := h.replace(ctx, func(l *Lease) { l.Announces = slot.announced() }); err != nil {
+	if err := h.replace(ctx, func(l *Lease) { l.Announces = slot.announced() }, nil); err != nil {
 		return err
 	}
 	h.slot = slot
@@ -251,8 +268,8 @@ func (h *Hold) Announce(ctx context.Context, slot *Slot) error {
 	return h.settleSlot(ctx, h.others(leases))
 }
 
-// replace puts the lease's next state in its place.
-func (h *Hold) replace(ctx context.Context, change func(*Lease)) error {
+// replace puts the lease's next state in its place. late is as that of [Repository.create].
+func (h *Hold) replace(ctx context.Context, change func(*Lease), late *bool) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	next := *h.lease
@@ -270,7 +287,7 @@ func (h *Hold) replace(ctx context.Context, change func(*Lease)) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", next.Key(), err)
 	}
-	err = h.repo.swap(ctx, next.Key(), h.lease.data, data)
+	err = h.repo.swap(ctx, next.Key(), h.lease.data, data, late)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
 		// Nobody breaks a lease there.
@@ -296,7 +313,7 @@ func (h *Hold) renew(ctx context.Context) {
 	for {
 		select {
 		case <-ticker.C:
-			_ = h.replace(ctx, func(*Lease) {}) // broken, it has cancelled
+			_ = h.replace(ctx, func(*Lease) {}, nil) // broken, it has cancelled
 		case <-ctx.Done():
 			return
 		}
@@ -344,7 +361,9 @@ func (h *Hold) Commit(ctx context.Context, m *Manifest) error {
 	if h.slot.Manifest != nil {
 		return &TakenError{Domain: m.Domain, Checkpoint: m.Checkpoint}
 	}
-	return h.committed(ctx, h.repo.commitTo(ctx, h.slot, m))
+	var late bool
+	err := h.repo.commitTo(ctx, h.slot, m, &late)
+	return h.committed(ctx, m, late, err)
 }
 
 // Revise is [Repository.Revise] for a revision that needs what the one before did not.
@@ -368,7 +387,9 @@ func (h *Hold) Revise(ctx context.Context, m *Manifest) error {
 	if err := h.RelyOn(ctx, m); err != nil {
 		return err
 	}
-	return h.committed(ctx, h.repo.reviseSlot(ctx, h.slot, m))
+	var late bool
+	err := h.repo.reviseSlot(ctx, h.slot, m, &late)
+	return h.committed(ctx, m, late, err)
 }
 
 // Forget is [Repository.Forget], safe beside who forgets the same checkpoint, describes it
@@ -389,7 +410,8 @@ func (h *Hold) Forget(ctx context.Context, m *Manifest) error {
 		return err
 	}
 	slot, h.slot = h.slot, nil
-	err = h.repo.empty(ctx, slot, m)
+	var late bool
+	err = h.repo.empty(ctx, slot, m, &late)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
 		return h.repo.Store.Delete(ctx, slot.Key()) // nobody else writes there
@@ -398,6 +420,8 @@ func (h *Hold) Forget(ctx context.Context, m *Manifest) error {
 		return err
 	case err != nil || slot.Manifest.OverVoid != "" && protocol.Keeps(ctx, protocol.Scar):
 		return err
+	case late && protocol.Keeps(ctx, protocol.Late):
+		return nil // the void stays: see committed
 	}
 	if err := h.repo.Store.Delete(ctx, slot.Key()); err != nil {
 		h.unknown = true // the delete may arrive yet
@@ -406,11 +430,15 @@ func (h *Hold) Forget(ctx context.Context, m *Manifest) error {
 	return nil
 }
 
-// committed notes what became of a commit.
-func (h *Hold) committed(ctx context.Context, err error) error {
+// committed notes what became of a commit. Where it was sent more than once, so that one of
+// the requests may arrive late, the slot must never again be as it was before. Where that
+// can't be seen to, the lease stays: who breaks it does.
+func (h *Hold) committed(ctx context.Context, m *Manifest, late bool, err error) error {
 	h.slot = nil
 	var unknown *UnknownOutcomeError
 	switch {
+	case err == nil && late && protocol.Keeps(ctx, protocol.Late):
+		h.unknown = h.repo.scar(ctx, m) != nil
 	case err == nil:
 	case errors.As(err, &unknown):
 		h.unknown = true

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/internal/protocol"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -104,6 +105,27 @@ func (r *Repository) PutLease(ctx context.Context, l *Lease) error {
 		l.data = data
 	}
 	return err
+}
+
+// createLease stores a lease of this process for the first time. A request that arrives late
+// must not put it in the place of what it has become since. late is as that of create.
+func (r *Repository) createLease(ctx context.Context, l *Lease, late *bool) error {
+	if !protocol.Keeps(ctx, protocol.Late) {
+		return r.PutLease(ctx, l)
+	}
+	if err := errors.Join(r.CheckWritable(), l.Validate()); err != nil {
+		return err
+	}
+	data, err := Seal(l)
+	if err != nil {
+		return fmt.Errorf("%s: %w", l.Key(), err)
+	}
+	err = r.putNew(ctx, l.Key(), data, late)
+	if err != nil && !errors.Is(err, objstore.ErrExists) { // then it is ours: nobody else has its UUID
+		return err
+	}
+	l.data = data
+	return nil
 }
 
 // deleteLease removes a lease whose commits are all known or spent; one that is gone

@@ -237,9 +237,9 @@ func (r *Repository) storeMark(ctx context.Context, before, m *Mark) (*Mark, err
 	case !protocol.Keeps(ctx, protocol.Swap):
 		err = r.Store.Put(ctx, MarkKey, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Replace})
 	case before == nil:
-		err = r.create(ctx, MarkKey, data)
+		err = r.create(ctx, MarkKey, data, nil)
 	default:
-		err = r.swap(ctx, MarkKey, before.data, data)
+		err = r.swap(ctx, MarkKey, before.data, data, nil)
 	}
 	switch {
 	case errors.As(err, new(*standsError)):

@@ -38,7 +38,7 @@ func (r *Repository) MendManifest(ctx context.Context, m *Manifest) error {
 	if err != nil {
 		return err
 	}
-	return r.swap(ctx, key, old, data)
+	return r.swap(ctx, key, old, data, nil)
 }
 
 // FindConfig finds out what the configuration of a repository was that has lost it, or of
@@ -124,14 +124,14 @@ func RestoreConfig(ctx context.Context, store objstore.Store, c *Config) (*Repos
 	old, err := objstore.ReadAll(ctx, store, ConfigKey, maxSealed)
 	switch {
 	case errors.Is(err, objstore.ErrNotFound):
-		err = r.create(ctx, ConfigKey, data)
+		err = r.create(ctx, ConfigKey, data, nil)
 	case err != nil:
 		return nil, err
 	default:
 		if _, cerr := readConfig(ctx, store); !archive.IsDamage(cerr) {
 			return nil, errors.Join(cerr, fmt.Errorf("%s is not damaged any more: %w", ConfigKey, objstore.ErrExists))
 		}
-		err = r.swap(ctx, ConfigKey, old, data)
+		err = r.swap(ctx, ConfigKey, old, data, nil)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("store %s: %w", ConfigKey, err)

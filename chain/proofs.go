@@ -140,9 +140,9 @@ func (r *Repository) RememberProven(ctx context.Context, n News) error {
 			return err
 		}
 		if p.old == nil && damage == nil {
-			err = r.create(ctx, proofsKey, data)
+			err = r.create(ctx, proofsKey, data, nil)
 		} else if p.old != nil {
-			err = r.swap(ctx, proofsKey, p.old, data)
+			err = r.swap(ctx, proofsKey, p.old, data, nil)
 		} else {
 			return damage // too large to be one
 		}

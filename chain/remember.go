@@ -59,9 +59,9 @@ func (r *Repository) putForgotten(ctx context.Context, f *Forgotten, old []byte)
 	}
 	key := forgottenKey(f.Domain)
 	if old == nil {
-		err = r.create(ctx, key, data)
+		err = r.create(ctx, key, data, nil)
 	} else {
-		err = r.swap(ctx, key, old, data)
+		err = r.swap(ctx, key, old, data, nil)
 	}
 	if errors.As(err, new(*standsError)) {
 		return true, nil

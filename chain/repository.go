@@ -110,7 +110,7 @@ func Init(ctx context.Context, store objstore.Store, o InitOptions) (*Repository
 		return nil, err
 	}
 	r := &Repository{Store: store, Config: c}
-	err = r.create(ctx, ConfigKey, data)
+	err = r.create(ctx, ConfigKey, data, nil)
 	var taken *standsError
 	if errors.As(err, &taken) {
 		return nil, fmt.Errorf("another program made a repository here just now: %w", objstore.ErrExists)

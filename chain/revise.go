@@ -48,7 +48,7 @@ func (r *Repository) Revise(ctx context.Context, m *Manifest) error {
 	if err != nil {
 		return err
 	}
-	return r.reviseSlot(ctx, slot, m)
+	return r.reviseSlot(ctx, slot, m, nil)
 }
 
 // standing returns the slot in which m stands as it was read.
@@ -73,8 +73,9 @@ func (s *Slot) check(m *Manifest) error {
 	return nil
 }
 
-// reviseSlot replaces what stands in the slot by the next revision m of it.
-func (r *Repository) reviseSlot(ctx context.Context, slot *Slot, m *Manifest) error {
+// reviseSlot replaces what stands in the slot by the next revision m of it. late is as that
+// of create.
+func (r *Repository) reviseSlot(ctx context.Context, slot *Slot, m *Manifest, late *bool) error {
 	next := *m
 	next.OverVoid = slot.Manifest.OverVoid
 	next.Revision = m.Revision + 1
@@ -83,7 +84,7 @@ func (r *Repository) reviseSlot(ctx context.Context, slot *Slot, m *Manifest) er
 	if err != nil {
 		return err
 	}
-	if err := r.swap(ctx, slot.Key(), slot.data, data); err != nil {
+	if err := r.swap(ctx, slot.Key(), slot.data, data, late); err != nil {
 		return r.explain(&next, err, false)
 	}
 	m.Revision, m.OverVoid = next.Revision, next.OverVoid
@@ -162,16 +163,17 @@ func (r *Repository) Forget(ctx context.Context, m *Manifest) error {
 	if slot.Manifest.OverVoid == "" || !protocol.Keeps(ctx, protocol.Scar) {
 		return r.Store.Delete(ctx, slot.Key())
 	}
-	return r.empty(ctx, slot, m)
+	return r.empty(ctx, slot, m, nil)
 }
 
-// empty puts a void in the place of the manifest m, if that is what stands in the slot.
-func (r *Repository) empty(ctx context.Context, slot *Slot, m *Manifest) error {
+// empty puts a void in the place of the manifest m, if that is what stands in the slot. late
+// is as that of create.
+func (r *Repository) empty(ctx context.Context, slot *Slot, m *Manifest, late *bool) error {
 	data, err := Seal(r.newVoid())
 	if err != nil {
 		return err
 	}
-	err = r.swap(ctx, slot.Key(), slot.data, data)
+	err = r.swap(ctx, slot.Key(), slot.data, data, late)
 	var stands *standsError
 	if !errors.As(err, &stands) {
 		return err

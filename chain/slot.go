@@ -97,12 +97,39 @@ func (r *Repository) spend(ctx context.Context, s *Slot) error {
 		return err
 	}
 	if s.data == nil {
-		err = r.create(ctx, s.Key(), data)
+		err = r.create(ctx, s.Key(), data, nil)
 	} else {
-		err = r.swap(ctx, s.Key(), s.data, data)
+		err = r.swap(ctx, s.Key(), s.data, data, nil)
 	}
 	if errors.As(err, new(*standsError)) {
 		return nil // another has changed it
 	}
 	return err
+}
+
+// scar sees to it that the slot in which m was committed is never again as it was before
+// that: it is spent, unless it was by others. m is then as it stands.
+func (r *Repository) scar(ctx context.Context, m *Manifest) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), confirmTime)
+	defer cancel()
+	for {
+		slot, err := r.Slot(ctx, m.Domain, m.Checkpoint)
+		if err != nil {
+			return err
+		}
+		if now := slot.Manifest; now != nil && now.UUID == m.UUID {
+			m.Revision, m.OverVoid = now.Revision, now.OverVoid
+		}
+		if slot.scarred() {
+			return nil
+		}
+		if err := r.spend(ctx, slot); err != nil {
+			return err
+		}
+	}
+}
+
+// scarred reports whether the slot will never be absent again.
+func (s *Slot) scarred() bool {
+	return s.void != nil || s.Manifest != nil && s.Manifest.OverVoid != ""
 }

@@ -57,14 +57,14 @@ func TestVoid(t *testing.T) {
 	if ms, unusable, err := r.Manifests(t.Context(), "w"); err != nil || len(ms) != 1 || len(unusable) != 0 {
 		t.Errorf("%v, %v, %v", ms, unusable, err)
 	}
-	if err := r.commitTo(t.Context(), free, minimal(r)); !errors.As(err, new(*TakenError)) {
+	if err := r.commitTo(t.Context(), free, minimal(r), nil); !errors.As(err, new(*TakenError)) {
 		t.Errorf("a commit to a slot that was spent: %v", err)
 	}
 	// Spent again, it is another void.
 	if err := r.spend(t.Context(), first); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.commitTo(t.Context(), first, minimal(r)); !errors.As(err, new(*TakenError)) {
+	if err := r.commitTo(t.Context(), first, minimal(r), nil); !errors.As(err, new(*TakenError)) {
 		t.Errorf("a commit to a void that was spent: %v", err)
 	}
 	m = minimal(r)
@@ -122,7 +122,7 @@ func TestSpendManifest(t *testing.T) {
 		t.Fatalf("%+v, %v", spent, err)
 	}
 	late := *m
-	if err := r.reviseSlot(t.Context(), slot, &late); !errors.As(err, new(*RevisedError)) {
+	if err := r.reviseSlot(t.Context(), slot, &late, nil); !errors.As(err, new(*RevisedError)) {
 		t.Errorf("a replace that was prepared before: %v", err)
 	}
 	if err := r.Forget(t.Context(), spent); err != nil {
@@ -131,7 +131,7 @@ func TestSpendManifest(t *testing.T) {
 	again := *m
 	again.Revision, again.OverVoid = 0, ""
 	commit(t, r, &again)
-	if err := r.reviseSlot(t.Context(), slot, &late); err == nil {
+	if err := r.reviseSlot(t.Context(), slot, &late, nil); err == nil {
 		t.Error("a replace that was prepared before the slot was spent took the place of the same checkpoint, which came again")
 	}
 	if err := r.spend(t.Context(), slot); err != nil {

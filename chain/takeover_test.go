@@ -281,7 +281,7 @@ func TestLeaseUnchanged(t *testing.T) {
 		t.Errorf("the commit that was announced is not spent: %+v, %v", slot, err)
 	}
 	h := &Hold{repo: r, lease: dead, cancel: func(error) {}}
-	if err := h.replace(ctx, func(*Lease) {}); !errors.As(err, new(*BrokenError)) {
+	if err := h.replace(ctx, func(*Lease) {}, nil); !errors.As(err, new(*BrokenError)) {
 		t.Errorf("it turns out to live, and renews: %v", err)
 	}
 }

@@ -71,6 +71,10 @@ type PutOptions struct {
 	// SHA256, unless zero, is the body's, which the caller knows. A store that keeps
 	// such sums is sent it, refuses other bytes, and says it in Info.
 	SHA256 [sha256.Size]byte
+
+	// Late, unless nil, is set where a request was repeated since its answer never came:
+	// whatever Put returns then, the first one may still arrive, at any later moment.
+	Late *bool
 }
 
 // MaxOld bounds PutOptions.Old, in bytes.

@@ -109,18 +109,24 @@ func (x *explorer) start() *state {
 }
 
 // led is the moment to which a way leads: each of its steps names a process, which goes on
-// until it has done what begins so.
+// until it has done something that has all the other words.
 func (x *explorer) led(way []string) *state {
 	s := x.start()
 	for _, until := range way {
-		who, _, _ := strings.Cut(until, " ")
+		words := strings.Fields(until)
+		is := func(c choice) bool { return strings.HasPrefix(c.name, words[0]+" ") }
+		isLast := func(c choice) bool {
+			return is(c) && !slices.ContainsFunc(words[1:], func(word string) bool { return !strings.Contains(c.name, word) })
+		}
 		for done := false; !done; {
 			choices := x.choices(s)
-			i := slices.IndexFunc(choices, func(c choice) bool { return strings.HasPrefix(c.name, who+" ") })
+			i := slices.IndexFunc(choices, isLast)
+			if done = i >= 0; !done {
+				i = slices.IndexFunc(choices, is)
+			}
 			if i < 0 {
 				x.t.Fatalf("%s: it never comes to %s", x.world, until)
 			}
-			done = strings.HasPrefix(choices[i].name, until)
 			s = x.next(s, choices[i])
 		}
 	}
@@ -205,7 +211,7 @@ func (x *explorer) answers(s *state, i, j int) []choice {
 			}
 		}
 	}
-	if s.lates > 0 && c.stores() && c.class() != "packs" && c.class() != "maps" && c.class() != "index" && x.procs[i].crashes {
+	if s.lates > 0 && (c.class() == "domains" || c.class() == "leases" || c.class() == "prune") && c.kind != remove && c.stores() {
 		twice := plain
 		twice.name, twice.twice = c.name+", sent twice", true
 		return []choice{plain, twice}

@@ -46,6 +46,9 @@ func (g gate) Put(ctx context.Context, key string, body objstore.Body, o objstor
 		c.kind = put
 	}
 	got, err := g.to.ask(c)
+	if got.twice && o.Late != nil {
+		*o.Late = true
+	}
 	return says(key, errors.Join(got.err, err))
 }
 

@@ -99,24 +99,29 @@ func TestRandom(t *testing.T) {
 func TestRules(t *testing.T) {
 	gently(t)
 	tried := make(map[protocol.Rule]bool)
-	for rule, in := range map[protocol.Rule]struct {
+	for _, in := range []struct {
+		rule     protocol.Rule
 		world    string
 		switches int
 		way      []string
 	}{
-		protocol.Wait:   {"increment", 2, nil},
-		protocol.Second: {"increment", 2, nil},
-		protocol.Order:  {"leftovers", 2, nil},
-		protocol.Lease:  {"leftovers", 2, nil},
-		protocol.Heed:   {"copy", 2, nil},
-		protocol.Swap:   {"forgotten", 2, []string{"F delete leases/"}},
-		protocol.Spend:  {"increment", 2, nil},
-		protocol.Scar:   {"again", 1, []string{"R swap leases/"}},
-		protocol.Renew:  {"copy", 2, nil},
-		protocol.Fence:  {"two pruners", 1, []string{"P1 create prune/mark.json", "P1 swap prune/mark.json", "P1 swap prune/mark.json"}},
-		protocol.Bases:  {"increment", 2, []string{"W get domains/"}},
+		{protocol.Wait, "increment", 2, nil},
+		{protocol.Second, "increment", 2, nil},
+		{protocol.Order, "leftovers", 2, nil},
+		{protocol.Lease, "leftovers", 2, nil},
+		{protocol.Heed, "copy", 2, nil},
+		{protocol.Swap, "forgotten", 2, []string{"F delete leases/"}},
+		{protocol.Spend, "increment", 2, nil},
+		{protocol.Scar, "again", 1, []string{"R swap leases/"}},
+		{protocol.Renew, "copy", 2, nil},
+		{protocol.Fence, "two pruners", 1, []string{"P1 create prune/mark.json", "P1 swap prune/mark.json", "P1 swap prune/mark.json"}},
+		{protocol.Bases, "increment", 2, []string{"W get domains/"}},
+		{protocol.Late, "late", 1, []string{"W domains/ twice"}},
+		{protocol.Late, "late revision", 1, []string{"R domains/ twice", "R delete leases/", "F delete leases/"}},
+		{protocol.Late, "late lease", 2, []string{"W leases/ twice", "W create domains/"}},
 	} {
-		t.Run(rule.String(), func(t *testing.T) {
+		rule := in.rule
+		t.Run(rule.String()+" "+in.world, func(t *testing.T) {
 			w := worlds()[in.world]
 			w.without, w.way = map[protocol.Rule]bool{rule: true}, in.way
 			w.in(t, func(x *explorer) {

@@ -26,19 +26,20 @@ const (
 	Renew              // a lease announces its next commit by a conditional replace
 	Fence              // a pruner whose mark was taken over deletes nothing more
 	Bases              // a writer sees that what it builds on stands once its lease does
+	Late               // what was sent twice is seen to, since the first of the two may arrive late
 )
 
 // Rules are all of them.
 func Rules() []Rule {
 	var all []Rule
-	for r := Wait; r <= Bases; r++ {
+	for r := Wait; r <= Late; r++ {
 		all = append(all, r)
 	}
 	return all
 }
 
 func (r Rule) String() string {
-	return [...]string{"wait", "second", "order", "lease", "heed", "swap", "spend", "scar", "renew", "fence", "bases"}[r]
+	return [...]string{"wait", "second", "order", "lease", "heed", "swap", "spend", "scar", "renew", "fence", "bases", "late"}[r]
 }
 
 type key struct{}

@@ -381,6 +381,26 @@ func worlds() map[string]*world {
 				return []*process{reader("R", "m0", "a"), pruner("P"), forgetter("F", "m0")}
 			},
 		},
+		"late": {
+			title: "a request to commit that is repeated arrives late, when the checkpoint is forgotten and pruned", lates: 1,
+			before: func(*setup) {},
+			procs: func(s *setup) []*process {
+				return []*process{writer("W", one("m1", "a")), pruner("P"), forgetter("F", "m1")}
+			},
+		},
+		"late revision": {
+			title: "a request to revise that is repeated arrives late, when its checkpoint was forgotten, pruned and copied there again", lates: 1, before: m0,
+			procs: func(s *setup) []*process {
+				return []*process{repacker("R", "m0", "c"), s.again("W", "m0", "a"), pruner("P"), forgetter("F", "m0")}
+			},
+		},
+		"late lease": {
+			title: "a repeated request to put a lease arrives late, when it announces the next commit", lates: 1, suspicions: 1,
+			before: func(s *setup) { s.leftover("a"); s.leftover("b") },
+			procs: func(s *setup) []*process {
+				return []*process{writer("W", one("m1", "a"), one("m2", "b")), pruner("P")}
+			},
+		},
 		"reader": {
 			title: "a reader, of what is repacked and forgotten, and a pruner", before: m0,
 			procs: func(s *setup) []*process {

@@ -211,6 +211,9 @@ func (r *retrying) Put(ctx context.Context, key string, body objstore.Body, o ob
 		}
 		return struct{}{}, err
 	})
+	if doubt && o.Late != nil {
+		*o.Late = true
+	}
 	if err != nil && doubt && !errors.Is(err, objstore.ErrExists) {
 		return objstore.MarkInDoubt(err) // whatever the last try was told: an earlier one may be on its way
 	}
