@@ -74,7 +74,7 @@ func (c command) Run(ctx context.Context, s *Subject) (Result, error) {
 		return Result{}, context.Cause(ctx)
 	}
 	if res.Status == record.Failed && s.Fault() != nil {
-		return s.damage(ctx, s.Fault())
+		return s.Damage(ctx, s.Fault())
 	}
 	res.Details = map[string]string{"output_bytes": fmt.Sprint(out.total)}
 	return res, nil

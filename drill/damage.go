@@ -19,8 +19,9 @@ const (
 	todoGone = "choose another checkpoint: imgbackup list shows them"
 )
 
-// damage says what damage means, which may be that the checkpoint is another by now.
-func (s *Subject) damage(ctx context.Context, err error) (Result, error) {
+// Damage says what damage that a step has met means, which may be that the checkpoint is
+// another by now.
+func (s *Subject) Damage(ctx context.Context, err error) (Result, error) {
 	newer, rerr := s.Repo.Reread(ctx, s.Manifest, err)
 	switch {
 	case newer != nil:

@@ -85,7 +85,7 @@ func (r *restored) inFlight(ctx context.Context, s *Subject) (Result, error) {
 		f := &s.Manifest.Files[i]
 		err := archive.CopyFile(ctx, s.Repo.Store, f.FileRef, io.Discard)
 		if archive.IsDamage(err) {
-			return s.damage(ctx, fmt.Errorf("%s: %w", f.Role, err))
+			return s.Damage(ctx, fmt.Errorf("%s: %w", f.Role, err))
 		}
 		if err != nil {
 			return Result{}, err
@@ -248,13 +248,13 @@ func (c *chunks) prove(ctx context.Context, s *Subject) (Result, error) {
 	for _, d := range s.Disks {
 		pr, err := c.d.prover.prove(ctx, d, func(n int64) { s.Told(record.StepChunks, n) })
 		if archive.IsDamage(err) {
-			return s.damage(ctx, &chain.DiskError{Disk: d.Name, Err: err})
+			return s.Damage(ctx, &chain.DiskError{Disk: d.Name, Err: err})
 		}
 		if err != nil {
 			return Result{}, &chain.DiskError{Disk: d.Name, Err: err}
 		}
 		if pr.Missing != nil {
-			if res, err := s.damage(ctx, pr.Missing); err != nil || res.Status != record.Failed {
+			if res, err := s.Damage(ctx, pr.Missing); err != nil || res.Status != record.Failed {
 				return res, err
 			}
 		}

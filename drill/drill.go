@@ -261,7 +261,7 @@ func (u *under) step(ctx context.Context, step Step) error {
 func (u *under) try(ctx context.Context, step Step, one *record.Step) (res Result, err error) {
 	s := &Subject{
 		Repo: u.d.repo, Manifest: u.m, Disks: u.disks(), Restored: u.restored, Limits: u.t.Limits,
-		Note: u.d.o.Note, Told: u.d.o.Told, serve: u.serve(ctx), fault: u.s.fault,
+		Note: u.d.o.Note, Told: u.d.o.Told, serve: u.serve(ctx), view: u.view(ctx), fault: u.s.fault,
 		restoreTook: func(ms int64) { u.r.RTO.Restore = &ms },
 	}
 	if s.Scratch, err = u.d.folder.sub("scratch"); err != nil {
@@ -286,6 +286,16 @@ func (u *under) serve(whole context.Context) func(context.Context) (*Served, err
 		u.mu.Lock()
 		defer u.mu.Unlock()
 		return u.s.start(whole)
+	}
+}
+
+// view is the view that serve serves.
+func (u *under) view(whole context.Context) func(context.Context) (*view.Checkpoint, error) {
+	return func(ctx context.Context) (*view.Checkpoint, error) {
+		if _, err := u.serve(whole)(ctx); err != nil {
+			return nil, err
+		}
+		return u.s.view, nil
 	}
 }
 

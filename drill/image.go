@@ -62,7 +62,7 @@ func (image) Run(ctx context.Context, s *Subject) (Result, error) {
 		case errors.As(err, &exit) && exit.Status == differs:
 			return Fail(fmt.Sprintf("disk %s, restored, is not what is served: %v", r.Disk, err), todoBug), nil
 		case err != nil && s.Fault() != nil && ctx.Err() == nil:
-			return s.damage(ctx, s.Fault())
+			return s.Damage(ctx, s.Fault())
 		case err != nil:
 			return Result{}, err
 		}

@@ -77,7 +77,7 @@ func (c *source) disk(ctx context.Context, s *Subject, d *chain.Disk) (res Resul
 		return Fail(fmt.Sprintf("disk %s: the image %s, which nothing is known to have written to since, differs in bytes %d to %d: %s",
 			d.Name, different.Path, different.Start, different.End-1, different.What), todoSource), nil
 	case archive.IsDamage(err):
-		return s.damage(ctx, err)
+		return s.Damage(ctx, err)
 	case err != nil:
 		return Result{}, err
 	}

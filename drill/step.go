@@ -8,6 +8,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/drill/record"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // Step is one thing that a drill tries of a checkpoint.
@@ -71,6 +72,7 @@ type Subject struct {
 	Told   func(step string, n int64) // told of progress: so many more bytes of the guest
 
 	serve       func(context.Context) (*Served, error)
+	view        func(context.Context) (*view.Checkpoint, error)
 	fault       func() error   // what a client of the served disks met first; nil: nothing
 	restoreTook func(ms int64) // is told how long it took until the disks were back
 }
@@ -106,6 +108,9 @@ type Limits struct {
 
 // Serve offers the disks over NBD, the first time that it is called.
 func (s *Subject) Serve(ctx context.Context) (*Served, error) { return s.serve(ctx) }
+
+// View opens the disks that Serve offers, to be read by the step itself.
+func (s *Subject) View(ctx context.Context) (*view.Checkpoint, error) { return s.view(ctx) }
 
 // Fault is the first error that a client of the served disks was answered with: what a
 // program makes of it is no news then. nil: there was none.

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // NBD is a qemu-nbd, which only reads and has nothing to lose.
@@ -32,7 +34,7 @@ func StartNBD(name string, args ...string) (*NBD, error) {
 	n := &NBD{cmd: cmd, ended: make(chan struct{})}
 	cmd.Stderr = &n.stderr
 	cmd.WaitDelay = time.Second
-	started, ended := start(cmd)
+	started, ended := sys.StartChild(cmd)
 	if err := <-started; err != nil {
 		return nil, err
 	}

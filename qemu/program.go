@@ -10,12 +10,13 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // program is one of QEMU's programs with its arguments.
@@ -85,7 +86,7 @@ func (p program) runAs(ctx context.Context, detached bool) (run result, err erro
 		return run, err
 	}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
-	started, ended := start(cmd)
+	started, ended := sys.StartChild(cmd)
 	if err := <-started; err != nil {
 		return run, err
 	}
@@ -107,23 +108,6 @@ func (p program) runAs(ctx context.Context, detached bool) (run result, err erro
 	text, err := readOutput(stderr)
 	run.stderr = string(text)
 	return run, err
-}
-
-// start starts a process and waits for it. The signal that a process asks for the death
-// of its parent comes when the thread ends that started it, so that thread is kept.
-func start(cmd *exec.Cmd) (started, ended <-chan error) {
-	begun, done := make(chan error, 1), make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		begun <- err
-		if err == nil {
-			done <- cmd.Wait()
-		}
-		close(done)
-	}()
-	return begun, done
 }
 
 func memoryFile(name string) (*os.File, error) {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/drill/guest"
 	"github.com/imgbackup/imgbackup/drill/plan"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
@@ -27,6 +28,7 @@ type drillRequest struct {
 	planFile   string
 	command    string
 	timeouts   struct{ step, boot, command string }
+	looks      map[string]*guest.Look // what is looked for in the guests of a domain
 
 	report, signKey, askedBy string
 	noRecord                 bool
@@ -42,6 +44,9 @@ each pass, fail or are skipped, and says why, and what to do. A step that could 
     restore      the disks are written to scratch space and read back (--no-scratch: proven in flight)
     source       the newest: compared with its images, where nothing has written to them since
     image        qemu-img checks what was restored, and compares it with the disks as they are served
+    filesystems  they are found and checked, in an appliance of libguestfs; the operating system is recognised
+    files        --expect, --expect-newer: files of the guest are as they should be
+    boot         --boot-pattern, --boot-agent, --boot-screen: the guest comes up in QEMU, without any network
     command      --command: a program of yours, with the disks over NBD; its exit status counts
 
 The record of a drill is kept in the repository (imgbackup drills). Nothing else changes: no image, and
@@ -62,6 +67,13 @@ compare with. A step that fails is never overlooked, required or not.
     disks: [vda]
     scratch: /var/tmp          # or none
     timeout: 10m
+    skip: [source]
+    expect: ["vda:/etc/hostname=~^web$", "vda:/etc/machine-id=sha256:…", "vdb:/dev/sdb1:/data/ok=~yes"]
+    expect_newer: ["/var/log=24h"]
+    boot:
+      pattern: "login: $"
+      timeout: 10m
+      memory: 1G
     command:
       run: [/usr/local/bin/check-web, --fast]
       expect: all tables are there
@@ -69,6 +81,17 @@ compare with. A step that fails is never overlooked, required or not.
     domains:
       web:
         require: [chunks, restore]
+
+A file that is expected lies in the root file system of the operating system that is on its disk, with all that it
+mounts, or in the disk's only file system; DISK:DEVICE:/PATH names another, as libguestfs does (/dev/sda is the first
+disk of the checkpoint, /dev/vg0/root a logical volume). --expect-newer is about a file, or the newest of all files
+below a folder: it has been written to within that time before the checkpoint.
+
+A guest is booted with the archived definition, as far as that goes (type of machine, processors and memory up to
+bounds, buses, firmware with a copy of its variables, TPM with a copy of its state), under KVM where that works, with
+another UUID and other MAC addresses. What it writes goes into scratch space. QEMU has no network, no path of this
+host, seccomp filters, and if root runs the drill a user id of its own. The screen is the weakest of the three signs:
+it has to be something else than what the firmware shows of a machine without disks.
 
 A program (--command by /bin/sh, or command: run: as it is) has in its environment IMGBACKUP_DRILL_DOMAIN,
 IMGBACKUP_DRILL_CHECKPOINT, IMGBACKUP_DRILL_CHECKPOINT_UUID, IMGBACKUP_DRILL_DISKS (their names),
@@ -91,6 +114,7 @@ func (a *app) drillCommand() *cobra.Command {
 		Example: `  imgbackup drill web
   imgbackup drill --checkpoint all --no-scratch
   imgbackup drill web --checkpoint undrilled:90d --report /var/reports/web --sign-key ~/.ssh/id_ed25519
+  imgbackup drill web --expect 'vda:/etc/hostname=~^web$' --expect-newer /var/log=24h --boot-pattern 'login: $'
   imgbackup drill web --command 'nbdinfo "$IMGBACKUP_DRILL_URI_vda"' --command-expect ext4`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.domains, r.set = args, cmd.Flags()
@@ -116,13 +140,22 @@ func (r *drillRequest) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&r.flags.Disks, "disk", nil, "drill only this disk `TARGET`; may be repeated")
 	section(f, whichDisks, "checkpoint", "disk")
 	f.StringSliceVar(&r.flags.Require, "require", nil, "these `STEPS` must pass, as chunks,restore (default: all that are done, but boot)")
+	f.StringSliceVar(&r.flags.Skip, "skip", nil, "leave these `STEPS` out, as filesystems")
+	f.StringArrayVar(&r.flags.Expect, "expect", nil, "a guest's file: `DISK:/PATH=…` sha256:DIGITS or ~REGEX; repeatable")
+	f.StringArrayVar(&r.flags.ExpectNewer, "expect-newer", nil, "something below `PATH=24h` was written that late before the checkpoint")
+	f.StringVar(&r.flags.Boot.Pattern, "boot-pattern", "", "boot the guest until this `REGEX` is in a line of its serial console")
+	f.BoolVar(&r.flags.Boot.Agent, "boot-agent", false, "boot the guest until its guest agent answers")
+	f.BoolVar(&r.flags.Boot.Screen, "boot-screen", false, "boot the guest until its screen has settled (weaker)")
+	f.StringVar(&r.timeouts.boot, "boot-timeout", "", "give the guest this `TIME` (default: 5m, without KVM 15m)")
+	f.StringVar(&r.flags.Boot.Memory, "boot-memory", "", "give the guest at most this `SIZE` of memory (default: 2G)")
+	f.BoolVar(&r.flags.Emulate, "emulate", false, "go without KVM")
 	f.StringVar(&r.planFile, "plan", "", "what is expected of each domain, in a YAML `FILE`")
-	f.BoolVar(&r.each, "each", false, "take each of several checkpoints through all steps, not only the newest")
+	f.BoolVar(&r.each, "each", false, "take every checkpoint through all steps, not only the newest")
 	f.StringVar(&r.command, "command", "", "run this `COMMAND` of the shell on the disks; its exit status counts")
 	f.StringVar(&r.flags.Command.Expect, "command-expect", "", "what the command writes must match this `REGEX`")
 	f.StringVar(&r.timeouts.command, "command-timeout", "", "end the command after this `TIME` (default: 10m)")
 	f.StringArrayVar(&r.allowDirs, "allow-dir", nil, "for the step source: backing files may lie in this `DIR`; may be repeated")
-	section(f, whatIsDone, "require", "plan", "each", "command", "command-expect")
+	section(f, whatIsDone, "require", "skip", "plan", "each", "expect", "expect-newer", "boot-pattern", "boot-agent", "boot-screen", "command", "command-expect")
 	f.StringVar(&r.flags.Scratch, "scratch", "", "restore to this `DIR` (default: that for temporary files)")
 	f.BoolVar(&r.noScratch, "no-scratch", false, "restore nowhere: prove in flight")
 	f.StringVar(&r.report, "report", "", "write a report, and what steps have kept, into this new or empty `DIR`")
@@ -150,7 +183,8 @@ func (r *drillRequest) complete() error {
 		text string
 		at   *plan.Duration
 	}{
-		"step-timeout": {r.timeouts.step, &r.flags.Timeout}, "command-timeout": {r.timeouts.command, &r.flags.Command.Timeout},
+		"step-timeout": {r.timeouts.step, &r.flags.Timeout}, "boot-timeout": {r.timeouts.boot, &r.flags.Boot.Timeout},
+		"command-timeout": {r.timeouts.command, &r.flags.Command.Timeout},
 	} {
 		if to.text == "" {
 			continue
@@ -164,11 +198,20 @@ func (r *drillRequest) complete() error {
 	if err := r.readPlans(); err != nil {
 		return err
 	}
+	r.looks = make(map[string]*guest.Look)
 	for _, name := range append([]string{""}, r.plans.Names()...) {
 		p := r.planOf(name)
 		if err := p.Check(); err != nil {
 			return usage.Wrap(err)
 		}
+		expected, err := guest.Parse(p.Expect, p.ExpectNewer)
+		if err != nil {
+			return usage.Wrap(err)
+		}
+		if _, err := bootMemory(&p); err != nil {
+			return err
+		}
+		r.looks[name] = &guest.Look{Expect: expected, Emulate: p.Emulate}
 	}
 	return nil
 }
@@ -210,6 +253,27 @@ func (r *drillRequest) planOf(domain string) plan.Plan {
 	}
 	if given("require") {
 		p.Require = f.Require
+	}
+	if given("skip") {
+		p.Skip = f.Skip
+	}
+	if given("expect") {
+		p.Expect = f.Expect
+	}
+	if given("expect-newer") {
+		p.ExpectNewer = f.ExpectNewer
+	}
+	if given("emulate") {
+		p.Emulate = f.Emulate
+	}
+	if given("boot-pattern", "boot-agent", "boot-screen") {
+		p.Boot.Pattern, p.Boot.Agent, p.Boot.Screen = f.Boot.Pattern, f.Boot.Agent, f.Boot.Screen
+	}
+	if given("boot-timeout") {
+		p.Boot.Timeout = f.Boot.Timeout
+	}
+	if given("boot-memory") {
+		p.Boot.Memory = f.Boot.Memory
 	}
 	if given("scratch", "no-scratch") {
 		p.Scratch = f.Scratch

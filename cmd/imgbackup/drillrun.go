@@ -184,6 +184,7 @@ func (d *drilling) steps(engine *drill.Drill, t *drill.Target, p *plan.Plan) []d
 	if scratch {
 		steps = append(steps, drill.Image())
 	}
+	steps = append(steps, d.guestSteps(t.Manifest.Domain, p)...)
 	if len(p.Command.Run) > 0 {
 		c := drill.Command{Run: p.Command.Run, Timeout: time.Duration(p.Command.Timeout)}
 		if p.Command.Expect != "" {
@@ -191,7 +192,7 @@ func (d *drilling) steps(engine *drill.Drill, t *drill.Target, p *plan.Plan) []d
 		}
 		steps = append(steps, c.Step())
 	}
-	return steps
+	return slices.DeleteFunc(steps, func(s drill.Step) bool { return slices.Contains(p.Skip, s.Name()) })
 }
 
 func newestArchive(history []*chain.Manifest) *chain.Manifest {

@@ -92,9 +92,16 @@ func (f *File) Names() []string {
 
 // Check returns what is wrong with a plan.
 func (p *Plan) Check() error {
-	for _, step := range p.Require {
-		if !slices.Contains(record.StepNames(), step) {
-			return fmt.Errorf("require: there is no step %.40q (there is %s)", step, strings.Join(record.StepNames(), ", "))
+	for what, list := range map[string][]string{"require": p.Require, "skip": p.Skip} {
+		for _, step := range list {
+			if !slices.Contains(record.StepNames(), step) {
+				return fmt.Errorf("%s: there is no step %.40q (there is %s)", what, step, strings.Join(record.StepNames(), ", "))
+			}
+		}
+	}
+	for _, step := range p.Skip {
+		if slices.Contains(p.Require, step) {
+			return fmt.Errorf("skip: %s is required, too", step)
 		}
 	}
 	if p.Command.Expect != "" && len(p.Command.Run) == 0 {

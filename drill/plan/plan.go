@@ -13,6 +13,7 @@ const NoScratch = "none"
 type Plan struct {
 	Disks   []string `yaml:"disks"`   // only these
 	Require []string `yaml:"require"` // steps that must pass; empty: all that are done but boot
+	Skip    []string `yaml:"skip"`    // steps that are left out
 	// Scratch is where disks are restored to; empty: the usual folder for temporary
 	// files; none: nowhere.
 	Scratch string `yaml:"scratch"`
@@ -21,6 +22,7 @@ type Plan struct {
 	ExpectNewer []string `yaml:"expect_newer"` // [DISK:[DEVICE:]]/PATH=24h
 
 	Boot    Boot    `yaml:"boot"`
+	Emulate bool    `yaml:"emulate"` // go without KVM
 	Command Command `yaml:"command"`
 
 	Timeout Duration `yaml:"timeout"` // of each step that runs programs or a guest

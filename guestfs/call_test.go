@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guestfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/imgbackup/imgbackup/internal/testkit"
+)
+
+// script is a guestfish that answers as a shell script says: it has the command without
+// its dash in $1, and the mark of the session is dealt with.
+const script = `#!/bin/bash
+answer() {
+  case "$1" in
+  version) printf 'major: 1\nminor: 50\nrelease: 2\nextra: \n' ;;
+  list-devices) echo /dev/sda ;;
+  ping-daemon) %s ;;
+  x) %s ;;
+  esac
+}
+while read -r line; do
+  set -- ${line#-}
+  case "$line" in
+  "echo mark-"*) echo "$2" ;;
+  "-mark-"*) echo "$1: unknown command" >&2 ;;
+  *) answer "$@" ;;
+  esac
+done
+`
+
+// pretend starts a session with a guestfish that runs these commands.
+func pretend(t *testing.T, ping, x string) *Session {
+	t.Helper()
+	dir := t.TempDir()
+	program := filepath.Join(dir, "guestfish")
+	if err := os.WriteFile(program, fmt.Appendf(nil, script, ping, x), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Start(t.Context(), Options{Disks: []Disk{{Name: "vda", Socket: "/none"}}, TempDir: dir, Program: program, Emulate: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if left := testkit.Names(t, dir); len(left) != 1 {
+			t.Errorf("left behind: %q", left)
+		}
+		verifyEnded(t, s)
+	})
+	return s
+}
+
+func TestAnswers(t *testing.T) {
+	t.Parallel()
+	const failed = `echo '*stdin*:3: libguestfs: error: x: it is broken' >&2`
+	for name, c := range map[string]struct {
+		ping, x string
+		out     string
+		said    string // of a CallError
+		ended   bool
+	}{
+		"no newline":   {x: `printf abc`, out: "abc"},
+		"a false mark": {x: `printf 'mark-\nmark-0123\n'`, out: "mark-\nmark-0123\n"},
+		"a warning":    {x: `echo 'guestfish: warning: it is Saturday' >&2; echo abc`, out: "abc\n"},
+		"fails":        {x: failed, said: "x: it is broken"},
+		"dies":         {x: failed, ping: failed, ended: true},
+		"is gone":      {x: `exit 1`, ended: true},
+		"gone at ping": {x: failed, ping: `exit 1`, ended: true},
+		"escapes":      {x: `printf '\033[31mred\n' >&2`, said: "?[31mred"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if c.ping == "" {
+				c.ping = ":"
+			}
+			s := pretend(t, c.ping, c.x)
+			if s.Version != "1.50.2" {
+				t.Errorf("version %q", s.Version)
+			}
+			out, err := s.call(t.Context(), "x", "argument")
+			var call *CallError
+			switch {
+			case c.ended != errors.Is(err, ErrEnded), c.said != "" && (!errors.As(err, &call) || call.Said != c.said):
+				t.Errorf("%v", err)
+			case c.said == "" && !c.ended && (err != nil || string(out) != c.out):
+				t.Errorf("%q, %v; want %q", out, err, c.out)
+			}
+		})
+	}
+}
+
+// What talks without end, or not at all, is ended.
+func TestEndless(t *testing.T) {
+	t.Parallel()
+	s := pretend(t, ":", "yes")
+	if _, err := s.call(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), "more than") {
+		t.Errorf("an endless answer: %v", err)
+	}
+	s = pretend(t, ":", "sleep 1000")
+	ctx, cancel := context.WithCancel(t.Context())
+	go cancel()
+	if _, err := s.call(ctx, "x"); !errors.Is(err, context.Canceled) {
+		t.Errorf("an answer that does not come: %v", err)
+	}
+}
+
+func TestNotInstalled(t *testing.T) {
+	t.Parallel()
+	_, err := Start(t.Context(), Options{Disks: []Disk{{Name: "vda"}}, Program: filepath.Join(t.TempDir(), "guestfish")})
+	if !errors.Is(err, ErrNotInstalled) || !strings.Contains(err.Error(), "libguestfs-tools") {
+		t.Errorf("%v", err)
+	}
+}
+
+// Whatever a name is, it is one word for guestfish, and that name.
+func FuzzQuote(f *testing.F) {
+	for _, s := range []string{"", "/etc/hostname", `a"b`, "a\nb", "!ls", `\`, "ü", "| cat", "\x01\xff", "~/x"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		q := quote(s)
+		if strings.ContainsAny(q[1:len(q)-1], "\"\n!|~") || q[0] != '"' || q[len(q)-1] != '"' {
+			t.Fatalf("%q", q)
+		}
+		var back strings.Builder
+		for rest := q[1 : len(q)-1]; rest != ""; {
+			if !strings.HasPrefix(rest, `\x`) {
+				back.WriteByte(rest[0])
+				rest = rest[1:]
+				continue
+			}
+			var c byte
+			if _, err := fmt.Sscanf(rest[2:4], "%02x", &c); err != nil {
+				t.Fatal(err)
+			}
+			back.WriteByte(c)
+			rest = rest[4:]
+		}
+		if back.String() != s {
+			t.Fatalf("%q comes back as %q", s, back.String())
+		}
+	})
+}

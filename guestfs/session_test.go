@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package guestfs
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/testkit"
+	"github.com/imgbackup/imgbackup/nbd"
+)
+
+// image is a disk that is a file.
+type image struct{ *os.File }
+
+func (f image) ReadAt(_ context.Context, p []byte, off int64) error {
+	_, err := f.File.ReadAt(p, off)
+	return err
+}
+
+// world is some disks behind an NBD server.
+type world struct {
+	dir   string
+	disks []Disk
+}
+
+func newWorld(t *testing.T) *world {
+	dir, err := os.MkdirTemp("", "gfs") // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if left := testkit.Names(t, dir); len(left) != len(leftOf(left, ".img")) {
+			t.Errorf("left behind: %q", left)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return &world{dir: dir}
+}
+
+func leftOf(names []string, suffix string) (some []string) {
+	for _, n := range names {
+		if strings.HasSuffix(n, suffix) {
+			some = append(some, n)
+		}
+	}
+	return some
+}
+
+// add makes an empty disk of that many MiB.
+func (w *world) add(t *testing.T, name string, mib int64) string {
+	t.Helper()
+	path := filepath.Join(w.dir, name+".img")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, mib<<20); err != nil {
+		t.Fatal(err)
+	}
+	w.disks = append(w.disks, Disk{Name: name, Socket: filepath.Join(w.dir, "s")})
+	return path
+}
+
+// serve offers all disks, until the test ends.
+func (w *world) serve(t *testing.T) {
+	t.Helper()
+	var exports []nbd.Export
+	for _, d := range w.disks {
+		f, err := os.Open(filepath.Join(w.dir, d.Name+".img"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = f.Close() })
+		st, err := f.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		exports = append(exports, nbd.Export{Name: d.Name, Size: st.Size(), Device: image{f}, ReadOnly: true})
+	}
+	server, err := nbd.NewServer(exports, nbd.ServerOptions{Connections: 64})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := nbd.ListenUnix(t.Context(), filepath.Join(w.dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- server.Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// start starts an appliance that runs emulated: what KVM does is the same, if it does.
+func (w *world) start(t *testing.T) *Session {
+	t.Helper()
+	s, err := Start(t.Context(), Options{Disks: w.disks, TempDir: w.dir, Emulate: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		verifyEnded(t, s)
+	})
+	return s
+}
+
+// verifyEnded makes sure that no process of the session is left.
+func verifyEnded(t *testing.T, s *Session) {
+	t.Helper()
+	procs, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range procs {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			continue // it has ended meanwhile
+		}
+		// PID (NAME) STATE PPID PGRP SESSION …
+		_, rest, _ := strings.Cut(string(b), ") ")
+		if f := strings.Fields(rest); len(f) > 3 && f[3] == strconv.Itoa(s.cmd.Process.Pid) && f[0] != "Z" {
+			t.Errorf("still there: %s", b)
+		}
+	}
+}
+
+func tool(t *testing.T, args ...string) { t.Helper(); testkit.Tool(t, args[0], args[1:]...) }
+
+// sfdisk divides a disk.
+func sfdisk(t *testing.T, path, script string) {
+	t.Helper()
+	in := path + ".img"
+	if err := os.WriteFile(in, []byte(script), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "bash", "-c", fmt.Sprintf("/sbin/sfdisk -q %s <%s", path, in))
+}
+
+func populated(t *testing.T, path string, options ...string) {
+	t.Helper()
+	root := t.TempDir()
+	for name, text := range map[string]string{
+		"etc/hostname": "guest\n", "etc/fstab": "/dev/sda1 / ext4 defaults 0 1\n", "etc/os-release": "ID=debian\nVERSION_ID=12\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n",
+		"etc/debian_version": "12.1\n", "bin/sh": "x", "var/log/it's old": "x", "odd/$(touch x) \"y\"\n": "odd",
+	} {
+		at := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(at, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old := time.Unix(1700000000, 0)
+	if err := os.Chtimes(filepath.Join(root, "var/log/it's old"), old, old); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "big"), bytes.Repeat([]byte("0123456789abcdef"), 3<<16), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/etc/hostname", filepath.Join(root, "link")); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, append(append([]string{"/sbin/mkfs.ext4", "-q", "-d", root}, options...), path)...)
+}
+
+// part is a partition of the disk vda in TestDisks, and what is expected of it.
+type part struct {
+	name, kind string // of the file system; empty: there is none that is listed
+	mib        int64
+	make       func(t *testing.T, path string)
+	health     Health // empty: it is not checked
+}
+
+func parts() []part {
+	mkfs := func(args ...string) func(*testing.T, string) {
+		return func(t *testing.T, path string) { tool(t, append(args[:len(args):len(args)], path)...) }
+	}
+	return []part{
+		{"root", "ext4", 32, func(t *testing.T, p string) { populated(t, p) }, Clean},
+		{"broken", "ext4", 8, func(t *testing.T, p string) {
+			tool(t, "/sbin/mkfs.ext4", "-q", p)
+			tool(t, "/sbin/debugfs", "-w", "-R", "clri <11>", p)
+		}, Damaged},
+		{"xfs", "xfs", 300, mkfs("/sbin/mkfs.xfs", "-q"), Clean},
+		{"btrfs", "btrfs", 128, mkfs("/sbin/mkfs.btrfs", "-q"), Clean},
+		{"ntfs", "ntfs", 8, mkfs("/sbin/mkntfs", "-q", "-Q", "-F"), Clean},
+		{"luks", TypeLUKS, 20, func(t *testing.T, p string) {
+			key := p + ".img"
+			if err := os.WriteFile(key, []byte("secret"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			tool(t, "/sbin/cryptsetup", "luksFormat", "-q", "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", key, p)
+		}, ""},
+		{"swap", TypeSwap, 8, mkfs("/sbin/mkswap", "-q"), ""},
+		{"hole", TypeUnknown, 8, func(*testing.T, string) {}, ""},
+	}
+}
+
+// All kinds of volumes, in one appliance, which takes its time: vda is divided by GPT,
+// vdb by MBR, vdc by LVM, and vdd is empty.
+func TestDisks(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	all := parts()
+	w.addParts(t, all)
+	mbr := w.add(t, "vdb", 32)
+	sfdisk(t, mbr, "label: dos\n2048,16384,c\n20480,,c\n")
+	tool(t, "/sbin/mkfs.vfat", "-a", "--offset", "2048", mbr, "8192")
+	tool(t, "/sbin/mkfs.vfat", "-a", "--offset", "20480", mbr, "20480")
+	at(t, mbr, 20480*512+512+8, []byte("no FAT here, nor a copy of the other")) // behind the boot sector
+	// Of the host's own name, perhaps, made by: part-disk, pvcreate, vgcreate vg0,
+	// lvcreate root and data, mkfs ext4.
+	tool(t, "zstd", "-q", "-d", "-f", "--sparse", "testdata/lvm.zst", "-o", w.add(t, "vdc", 64))
+	w.add(t, "vdd", 8)
+	w.serve(t)
+	s := w.start(t)
+	ctx := t.Context()
+	tables, err := s.Tables(ctx)
+	if err != nil || fmt.Sprint(tables) != "[{vda gpt} {vdb msdos} {vdc msdos} {vdd }]" {
+		t.Errorf("partition tables %v, %v", tables, err)
+	}
+	volumes, err := s.Volumes(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	verify := func(device, disk, kind string, health Health) {
+		t.Helper()
+		v, ok := Find(volumes, device)
+		if !ok || v.Type != kind || fmt.Sprint(v.Disks) != "["+disk+"]" || v.HasFiles() != (health != "") {
+			t.Errorf("%s is %+v, want %s on %s", device, v, kind, disk)
+		}
+		if health == "" {
+			return
+		}
+		verdict, err := s.Check(ctx, v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if verdict.Health != health || verdict.Unclean || verdict.Said == "" {
+			t.Errorf("%s, %s: %+v, want %s", device, kind, verdict, health)
+		}
+	}
+	verify(s.devices[0]+"1", "vda", "ext4", Clean)
+	testSystems(t, s) // before it is looked at what is broken
+	testFiles(t, s)
+	for i, p := range all[1:] {
+		verify(fmt.Sprintf("%s%d", s.devices[0], i+2), "vda", p.kind, p.health)
+	}
+	verify(s.devices[1]+"1", "vdb", "vfat", Clean)
+	verify(s.devices[1]+"2", "vdb", "vfat", Damaged)
+	verify("/dev/vg0/root", "vdc", "ext4", Clean)
+	if v, ok := Find(volumes, s.devices[3]); ok && v.HasFiles() {
+		t.Errorf("the empty disk is %+v", v)
+	}
+}
+
+// addParts makes the disk vda of partitions.
+func (w *world) addParts(t *testing.T, all []part) {
+	t.Helper()
+	total := int64(2)
+	for _, p := range all {
+		total += p.mib
+	}
+	disk := w.add(t, "vda", total)
+	script, start := "label: gpt\n", int64(1)
+	for _, p := range all {
+		path := filepath.Join(w.dir, p.name+".img")
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(path, p.mib<<20); err != nil {
+			t.Fatal(err)
+		}
+		p.make(t, path)
+		tool(t, "dd", "status=none", "bs=1M", "conv=notrunc,sparse", fmt.Sprintf("seek=%d", start), "if="+path, "of="+disk)
+		script += fmt.Sprintf("%d,%d\n", start*2048, p.mib*2048)
+		start += p.mib
+	}
+	sfdisk(t, disk, script)
+}
+
+func at(t *testing.T, path string, off int64, b []byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err == nil {
+		_, err = f.WriteAt(b, off)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func testSystems(t *testing.T, s *Session) {
+	systems, err := s.Systems(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(systems) != 1 {
+		t.Fatalf("%d operating systems: %+v", len(systems), systems)
+	}
+	if o := systems[0]; o.Root != s.devices[0]+"1" || o.Type != "linux" || o.Distro != "debian" || o.Major != 12 || o.Hostname != "guest" {
+		t.Errorf("the operating system is %+v", o)
+	}
+	if missing, err := s.MountSystem(t.Context(), systems[0]); err != nil || len(missing) > 0 {
+		t.Fatalf("%v, %v", missing, err)
+	}
+}
+
+// testFiles is about what is mounted.
+func testFiles(t *testing.T, s *Session) {
+	ctx := t.Context()
+	read := func(path string, off, limit int64) string {
+		t.Helper()
+		var b bytes.Buffer
+		if _, err := s.ReadFile(ctx, path, &b, off, limit); err != nil {
+			t.Error(err)
+		}
+		return b.String()
+	}
+	if got := read("/etc/hostname", 0, 100); got != "guest\n" {
+		t.Errorf("the host's name is %q", got)
+	}
+	if got := read("/link", 1, 3); got != "ues" {
+		t.Errorf("a part through a link is %q", got)
+	}
+	if got := read("/odd/$(touch x) \"y\"\n", 0, 100); got != "odd" {
+		t.Errorf("the file of an odd name is %q", got)
+	}
+	if got := read("/big", 0, 1<<30); got != strings.Repeat("0123456789abcdef", 3<<16) {
+		t.Errorf("a file of several pieces has %d bytes, or others", len(got))
+	}
+	if got, err := s.Checksum(ctx, "/etc/hostname"); err != nil || got != fmt.Sprintf("%x", sha256.Sum256([]byte("guest\n"))) {
+		t.Errorf("checksum %q, %v", got, err)
+	}
+	for _, path := range []string{"/etc/nothing", "/etc/nothing\nls /", "/etc/hostname/x"} {
+		if _, err := s.Stat(ctx, path); err == nil || path != "/etc/hostname/x" && !errors.Is(err, ErrNoFile) {
+			t.Errorf("%q: %v", path, err)
+		}
+	}
+	if _, err := s.Stat(ctx, "etc"); err == nil {
+		t.Error("a path without a slash at its beginning is taken")
+	}
+	if i, err := s.Lstat(ctx, "/link"); err != nil || i.Mode&unix.S_IFMT != unix.S_IFLNK {
+		t.Errorf("the link is %+v, %v", i, err)
+	}
+	if at, which, err := s.Newest(ctx, "/var"); err != nil || at.Unix() != 1700000000 || which != "/var/log/it's old" {
+		t.Errorf("the newest is %s of %v, %v", which, at, err)
+	}
+	if at, _, err := s.Newest(ctx, "/etc"); err != nil || time.Since(at) > time.Hour {
+		t.Errorf("the newest is of %v, %v", at, err)
+	}
+}
