@@ -5,6 +5,7 @@ package report
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -161,6 +162,63 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// madeRun is a run of drills of which one passed, one failed, and one proved nothing; the
+// guest's screen and console are hostile.
+func madeRun() *record.Run {
+	ms := func(n int64) *int64 { return &n }
+	run := &record.Run{Format: record.RunFormat, Version: 1, Run: chain.NewUUID(), Begun: now, Ended: now.Add(time.Hour), Status: 3, Verdict: record.VerdictFailed}
+	for i, v := range []record.Verdict{record.VerdictPassed, record.VerdictFailed, record.VerdictIncomplete} {
+		status := []record.Status{record.Passed, record.Failed, record.Skipped}[i]
+		d := record.Drilled{Stored: i == 0, Signed: i == 0, Record: record.Record{
+			UUID: chain.NewUUID(), Domain: "<img src=x onerror=alert(1)>", Checkpoint: fmt.Sprintf("c%d", i), CheckpointUUID: chain.NewUUID(), Created: now,
+			Host: record.Host{Name: "hv1"}, AskedBy: "an auditor", Verdict: v, Programs: map[string]string{"qemu-img": "7.2"},
+			RTO: record.RTO{FirstByte: ms(12), Restore: ms(754_000)}, RPO: record.RPO{Age: 4000, LongestGap: 90_000},
+			Steps: []record.Step{
+				{Step: record.StepChunks, Status: record.Passed, Duration: 1234, Bytes: 5 << 30},
+				{Step: record.StepBoot, Status: status, Reason: "a reason", WhatToDo: "do this", Duration: 61_000, Details: map[string]string{"machine": "q35"},
+					Kept: []record.Kept{{Name: "console.log", Kind: "console"}, {Name: "screen.png", Kind: "screen"}, {Name: "gone.png", Kind: "screen"}}},
+			},
+		}}
+		run.Drills = append(run.Drills, d)
+	}
+	return run
+}
+
+// TestDrillPage looks at the page of a run of drills likewise.
+func TestDrillPage(t *testing.T) {
+	t.Parallel()
+	axe, err := os.ReadFile("../.cache/axe-4.14.1.js")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := madeRun()
+	kept := func(name string) ([]byte, error) {
+		switch name {
+		case "console.log":
+			return []byte("</pre><script>alert(1)</script>\x1b[31mlogin:\x00\xff\n"), nil
+		case "screen.png":
+			return base64.StdEncoding.DecodeString("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
+		}
+		return nil, os.ErrNotExist
+	}
+	var buf bytes.Buffer
+	if err := DrillHTML(&buf, run, time.UTC, "imgbackup test", kept); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"login:", "data:image/png;base64,", "It can be restored", "What to do:"} {
+		if !strings.Contains(buf.String(), want) {
+			t.Errorf("%q is not on the page", want)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "drill.html")
+	if err := os.WriteFile(path, buf.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx := browser(t)
+	lookAt(t, ctx, run, string(axe), path, 390, "dark")
+	lookAt(t, ctx, run, string(axe), path, 1440, "light")
+}
+
 // write writes the report as one page and as several.
 func write(t *testing.T, r *Report, dir string) []string {
 	t.Helper()
@@ -194,7 +252,7 @@ func write(t *testing.T, r *Report, dir string) []string {
 }
 
 // lookAt opens a page in a window of its own.
-func lookAt(t *testing.T, ctx context.Context, r *Report, axe, path string, width int64, scheme string) {
+func lookAt(t *testing.T, ctx context.Context, r any, axe, path string, width int64, scheme string) {
 	ctx, end := chromedp.NewContext(ctx)
 	defer end()
 	var w watched
@@ -260,7 +318,7 @@ type shownNumber struct {
 }
 
 // compare looks each number up in the JSON.
-func compare(t *testing.T, r *Report, numbers []shownNumber) {
+func compare(t *testing.T, r any, numbers []shownNumber) {
 	t.Helper()
 	text, err := json.Marshal(r)
 	if err != nil {
@@ -282,7 +340,7 @@ func compare(t *testing.T, r *Report, numbers []shownNumber) {
 			continue
 		}
 		value, err := want.Int64()
-		said := n.Text == n.Value || n.Text == bytesText(value) || n.Text == span(time.Duration(value)*time.Second) || n.Drawn && strings.HasSuffix(n.Text, " "+bytesText(value))
+		said := n.Text == n.Value || n.Text == bytesText(value) || n.Text == span(time.Duration(value)*time.Second) || n.Text == milliseconds(value) || n.Drawn && strings.HasSuffix(n.Text, " "+bytesText(value))
 		if err != nil || !said {
 			t.Errorf("%s is %s, and the page says %q", n.Path, want, n.Text)
 		}

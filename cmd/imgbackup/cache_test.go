@@ -125,9 +125,9 @@ func TestManyCheckpointsAreKnown(t *testing.T) {
 		m.run("list", domain)
 		for _, args := range [][]string{{"list", domain}, {"list"}, {"show", domain}} {
 			got := m.run(args...)
-			want := 1
+			want := 2 // the checkpoints and the drills
 			if len(args) == 1 {
-				want = 2 // which domains there are, and then which checkpoints
+				want = 3 // which domains there are, and then which checkpoints
 			}
 			// The configuration, and when the domain was last seen to be unchanged.
 			if got["GET"] != 2 || got["LIST"] != want || got["HEAD"] != 0 {

@@ -98,7 +98,7 @@ IMGBACKUP_DRILL_CHECKPOINT, IMGBACKUP_DRILL_CHECKPOINT_UUID, IMGBACKUP_DRILL_DIS
 IMGBACKUP_DRILL_SOCKET (of the NBD server), and for each disk IMGBACKUP_DRILL_URI_vda and, if it was restored,
 IMGBACKUP_DRILL_PATH_vda, a qcow2 file to be read only. It is ended when it takes too long.
 
---report DIR writes drill.json, drill.xml (JUnit), the records, and what steps have kept: consoles, screens, output.
+--report DIR writes drill.json, drill.xml (JUnit), drill.html (a page to look at), the records, and what steps have kept: consoles, screens, output.
 --sign-key FILE signs each record by ssh-keygen, for the namespace imgbackup-drill:
 
     ssh-keygen -Y verify -f allowed_signers -I you@example.org -n imgbackup-drill -s UUID.sig <UUID.json`

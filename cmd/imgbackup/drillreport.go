@@ -13,11 +13,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/drill"
 	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/report"
 )
 
 // drillReport is the folder that --report names.
@@ -127,5 +129,10 @@ func (r *drillReport) end(run *record.Run) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(r.write("drill.json", b.Bytes()), r.write("drill.xml", junit))
+	var page bytes.Buffer
+	kept := func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(r.dir, name)) }
+	if err := report.DrillHTML(&page, run, time.Local, tool(), kept); err != nil {
+		return err
+	}
+	return errors.Join(r.write("drill.json", b.Bytes()), r.write("drill.xml", junit), r.write("drill.html", page.Bytes()))
 }
