@@ -97,7 +97,11 @@ type MarkStandsError struct {
 }
 
 func (e *MarkStandsError) Error() string {
-	text := fmt.Sprintf("a prune is at work on %s (process %d) since %s", e.Mark.Host.Name, e.Mark.PID, e.Mark.Since.Format(time.RFC3339))
+	since := e.Mark.Since.Format(time.RFC3339)
+	if e.Mark.Released && e.Delay == 0 {
+		return fmt.Sprintf("a prune that began on %s at %s has ended and left what it marked to the next one: imgbackup prune goes on with it", e.Mark.Host.Name, since)
+	}
+	text := fmt.Sprintf("a prune is at work on %s (process %d) since %s", e.Mark.Host.Name, e.Mark.PID, since)
 	if e.Mark.State == MarkDeleting && e.Delay > 0 {
 		text += fmt.Sprintf("; if it was cut off, what it sent last may still arrive at the store: %.0f minutes after this host"+
 			" has seen so first a prune goes on with it", e.Delay.Minutes())

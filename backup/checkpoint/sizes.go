@@ -101,16 +101,22 @@ func (l *sizeLine) begin(ctx context.Context, st chain.DiskState, dirty bitmapst
 
 // reach goes on to a state, if the line leads to it.
 func (l *sizeLine) reach(ctx context.Context, st chain.DiskState) (bytes int64, reached bool, err error) {
-	if l.since == nil || l.at.Disk.IncrementalFrom == nil || l.at.Disk.IncrementalFrom.UUID != st.Manifest.UUID {
+	if l.since == nil || l.at.Disk.IncrementalFrom == nil {
 		return 0, false, nil
 	}
-	changed, err := l.judge.Archive.Delta(ctx, l.at.Disk)
-	if err != nil || changed == nil { // damaged, or stored whole
-		l.end()
+	base := l.at.Disk.IncrementalFrom.UUID
+	if _, stands := l.judge.States.WithUUID(base); stands && base != st.Manifest.UUID {
+		return 0, false, nil // the line leads to that one
+	}
+	sets, o, err := l.judge.Line(ctx, st, l.at)
+	if err != nil || o != nil {
+		if err != nil || base == st.Manifest.UUID { // damaged, or stored whole
+			l.end()
+		}
 		return 0, false, err
 	}
 	size := l.judge.Image.Size()
-	changed = bitmapstore.Union(l.since.From(0), changed).Clip(size)
+	changed := bitmapstore.Union(append(sets, l.since.From(0))...).Clip(size)
 	// What was cut off, and came back as zeros when the disk grew again.
 	changed = bitmapstore.Union(changed, bitmapstore.Between(l.judge.SmallestSince(st, size), size))
 	bytes, err = l.goOn(ctx, st, changed)

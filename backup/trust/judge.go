@@ -154,7 +154,7 @@ func (j *Judge) judgeLine(ctx context.Context, since string, newest *witness) (V
 	if goal.Manifest.Sequence > newest.st.Manifest.Sequence || !goal.HasData() {
 		return against.verdict(), nil // no line leads forward, or to what is no archive
 	}
-	line, o, err := j.line(ctx, goal, newest.st)
+	line, o, err := j.Line(ctx, goal, newest.st)
 	switch {
 	case err != nil:
 		return Verdict{}, err
@@ -170,9 +170,10 @@ func (j *Judge) judgeLine(ctx context.Context, since string, newest *witness) (V
 	return v, nil
 }
 
-// line returns what the archives record to have changed from one state to a
-// later one, archive by archive.
-func (j *Judge) line(ctx context.Context, goal, from chain.DiskState) ([]bitmapstore.Runs, *Objection, error) {
+// Line returns what the archives record to have changed from one state to a
+// later one, archive by archive, also across those that were forgotten; or why they do not
+// tell.
+func (j *Judge) Line(ctx context.Context, goal, from chain.DiskState) ([]bitmapstore.Runs, *Objection, error) {
 	var sets []bitmapstore.Runs
 	for at := from; at.Manifest.UUID != goal.Manifest.UUID; {
 		var next chain.DiskState

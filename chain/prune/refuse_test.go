@@ -215,6 +215,10 @@ func TestWaiting(t *testing.T) {
 	if len(result.Waiting) != 1 || result.Waiting[0].UUID != lease.UUID() || result.Left.Total().Objects == 0 || len(result.Removed) > 0 {
 		t.Fatalf("%+v", result)
 	}
+	var stands *chain.MarkStandsError
+	if _, err := w.Repo.BeginRepair(t.Context()); !errors.As(err, &stands) || !strings.Contains(err.Error(), "imgbackup prune goes on") {
+		t.Errorf("a repair beside what was left: %v", err)
+	}
 	again := prune(t, w.Repo, Options{})
 	if len(again.Waiting) != 1 || again.Plan != nil {
 		t.Fatalf("%+v", again)

@@ -185,8 +185,10 @@ func (e *execution) change(m *chain.Manifest) bool {
 	for i := range m.Disks {
 		d := &m.Disks[i]
 		id := diskOf{m.Domain, m.Checkpoint, d.Name}
-		if r, ok := e.regain[id]; ok && d.LostBytes() > r.disk.LostBytes() {
-			d.Maps, d.Lost, changed = r.disk.Maps, r.disk.Lost, true
+		if r, ok := e.regain[id]; ok {
+			if !slices.Equal(d.Maps, r.disk.Maps) || d.LostBytes() > r.disk.LostBytes() {
+				d.Maps, d.Lost, changed = r.disk.Maps, r.disk.Lost, true
+			}
 			continue
 		}
 		is := false

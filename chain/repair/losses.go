@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/imgbackup/imgbackup/archive"
@@ -67,11 +68,11 @@ func (l *planner) loseOf(ctx context.Context, d *chain.Disk, set *chain.LossSet)
 	return nil
 }
 
-// findRegained looks for checkpoints that lost something and are whole, or less damaged, in
-// another repository.
+// findRegained looks for disks that lost something, or would, and are whole, or less damaged,
+// in another repository, which may have packed them otherwise.
 func (l *planner) findRegained(ctx context.Context) error {
 	for _, m := range l.manifests {
-		if m.LostBytes() == 0 {
+		if !slices.ContainsFunc(m.Disks, func(d chain.Disk) bool { return l.losesOf(m, &d) > 0 }) {
 			continue
 		}
 		for _, from := range l.o.From {
@@ -92,13 +93,48 @@ func (l *planner) findRegained(ctx context.Context) error {
 			}
 		}
 	}
+	l.doWithout()
 	return nil
+}
+
+// losesOf is how many bytes a disk has lost, or is about to.
+func (l *planner) losesOf(m *chain.Manifest, d *chain.Disk) (sum int64) {
+	all := d.Lost
+	if set := l.lost[diskOf{m.Domain, m.Checkpoint, d.Name}]; set != nil {
+		all = chain.Losses(append(slices.Clone(d.Lost), set.All()...), d.Size)
+	}
+	for _, lost := range all {
+		sum += lost.Length
+	}
+	return sum
+}
+
+// doWithout takes out of the plan what was to be done for disks that get the other
+// repository's maps instead.
+func (l *planner) doWithout() {
+	isRegained := func(id diskOf) bool { _, ok := l.regain[id]; return ok }
+	l.flat = slices.DeleteFunc(l.flat, isRegained)
+	l.Lost = slices.DeleteFunc(l.Lost, func(x Lost) bool { return isRegained(diskOf{x.Domain, x.Checkpoint, x.Disk}) })
+	named := make(map[archive.MapRef]bool)
+	for _, m := range l.manifests {
+		for i := range m.Disks {
+			if id := (diskOf{m.Domain, m.Checkpoint, m.Disks[i].Name}); isRegained(id) {
+				delete(l.lost, id)
+				continue
+			}
+			for _, ref := range m.Disks[i].Maps {
+				named[ref] = true
+			}
+		}
+	}
+	maps.DeleteFunc(l.maps, func(ref archive.MapRef, _ bool) bool { return !named[ref] })
 }
 
 func (l *planner) regainDisk(ctx context.Context, m *chain.Manifest, d *chain.Disk, theirs *chain.Manifest, from Source) error {
 	id := diskOf{m.Domain, m.Checkpoint, d.Name}
 	other, ok := theirs.Disk(d.Name)
-	if _, twice := l.regain[id]; twice || !ok || len(d.Lost) == 0 || other.LostBytes() >= d.LostBytes() || other.Size != d.Size {
+	loses := l.losesOf(m, d)
+	if _, twice := l.regain[id]; twice || !ok || other.LostBytes() >= loses || other.Size != d.Size {
 		return nil
 	}
 	only := *theirs
@@ -111,7 +147,7 @@ func (l *planner) regainDisk(ctx context.Context, m *chain.Manifest, d *chain.Di
 		return err
 	}
 	l.regain[id] = regain{from.Repo, other}
-	l.Regained = append(l.Regained, Regained{id.domain, id.checkpoint, id.disk, from.Name, d.LostBytes() - other.LostBytes()})
+	l.Regained = append(l.Regained, Regained{id.domain, id.checkpoint, id.disk, from.Name, loses - other.LostBytes()})
 	return nil
 }
 
@@ -139,7 +175,13 @@ func (l *planner) planIndexes(ctx context.Context) error {
 		}
 	}
 	seen := make(map[archive.Ref]bool)
-	return l.eachMap(ctx, l.over, l.allMaps(), func(m *archive.Map) error {
+	stay := l.allMaps()
+	for _, r := range l.regain {
+		for _, ref := range r.disk.Maps {
+			stay[ref] = true
+		}
+	}
+	return l.eachMap(ctx, l.over, stay, func(m *archive.Map) error {
 		for _, p := range m.Packs() {
 			if !listed[p] && !seen[p] && l.badPacks[p] == nil {
 				seen[p] = true

@@ -72,7 +72,8 @@ type Lost struct {
 	Ranges     []chain.Lost `json:"ranges"`
 }
 
-// Regained is a disk of a checkpoint that gets back what it had lost.
+// Regained is a disk of a checkpoint that gets back what it had lost, or what is damaged, by
+// the maps of another repository.
 type Regained struct {
 	Domain     string `json:"domain"`
 	Checkpoint string `json:"checkpoint"`

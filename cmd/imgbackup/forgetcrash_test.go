@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"os/exec"
 	"slices"
-	"syscall"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/objstore/s3test"
@@ -130,26 +128,4 @@ func TestForgetKilledAtRequestsToS3(t *testing.T) {
 	if n < 8 {
 		t.Errorf("killed only at %d moments", n)
 	}
-}
-
-// killedAtRequest runs the program, which is killed at one of its requests to the server.
-func (w *world) killedAtRequest(at int, how s3test.How, args ...string) {
-	w.Helper()
-	var cmd *exec.Cmd
-	started := make(chan struct{})
-	w.bucket.behind(w, s3test.Fault{How: how, After: at, Times: 1, Do: func() {
-		<-started
-		if err := killGroup(cmd); err != nil {
-			w.Error(err)
-		}
-	}})
-	cmd = w.child(nil, args...)
-	if err := cmd.Start(); err != nil {
-		w.Fatal(err)
-	}
-	close(started)
-	if err := cmd.Wait(); !diedBy(err, syscall.SIGKILL) {
-		w.Fatalf("was to be killed: %v", err)
-	}
-	w.awaitOrphans()
 }

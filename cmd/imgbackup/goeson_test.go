@@ -97,22 +97,8 @@ func TestKilledGoesOnInS3(t *testing.T) {
 	t.Parallel()
 	server := s3test.Start(t, s3test.MinIO)
 	w := longWorld(t, newBucket(server))
-	var cmd *exec.Cmd
-	started := make(chan struct{})
-	w.bucket.behind(t, s3test.Fault{How: s3test.ResetUpload, Method: http.MethodPut, Key: "/packs/", After: longPacks - 1, Times: 1, Do: func() {
-		<-started
-		if err := killGroup(cmd); err != nil {
-			t.Error(err)
-		}
-	}})
-	cmd = w.child([]string{someIndex}, w.longBackup()...)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	close(started)
-	if err := cmd.Wait(); !diedBy(err, syscall.SIGKILL) {
-		t.Fatalf("was to be killed: %v", err)
-	}
+	fault := s3test.Fault{How: s3test.ResetUpload, Method: http.MethodPut, Key: "/packs/", After: longPacks - 1}
+	w.killedWhen(fault, func() *exec.Cmd { return w.child([]string{someIndex}, w.longBackup()...) })
 	proxy := w.bucket.behind(t)
 	w.goOn()
 	// Of each pack a sample and the table; and a few beside.

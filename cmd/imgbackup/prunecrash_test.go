@@ -5,10 +5,8 @@ package main
 import (
 	"fmt"
 	"net/http"
-	"os/exec"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/objstore/s3test"
@@ -104,23 +102,7 @@ func TestPruneKilledAtRequestsToS3(t *testing.T) {
 			t.Run(fmt.Sprintf("%d/%d-%s", j, at, method), func(t *testing.T) {
 				t.Parallel()
 				w := w.copy(t)
-				var cmd *exec.Cmd
-				started := make(chan struct{})
-				w.bucket.behind(t, s3test.Fault{How: s3test.Lost, After: at, Times: 1, Do: func() {
-					<-started
-					if err := killGroup(cmd); err != nil {
-						t.Error(err)
-					}
-				}})
-				cmd = w.child(nil, pruneAll...)
-				if err := cmd.Start(); err != nil {
-					t.Fatal(err)
-				}
-				close(started)
-				if err := cmd.Wait(); !diedBy(err, syscall.SIGKILL) {
-					t.Fatalf("was to be killed: %v", err)
-				}
-				w.awaitOrphans()
+				w.killedAtRequest(at, s3test.Lost, pruneAll...)
 				w.must("check", "--read-data")
 				w.pruneLater()
 				w.completed()

@@ -59,6 +59,9 @@ without it. A checkpoint that lost something earlier gets it back from a reposit
 Images are only read. One that a VM has open may be given: a chunk that is being written has another digest. No
 image can give back a map, a bitmap or a manifest.
 
+Objects of another repository need not be trusted: their digests are known. A manifest is believed, for a
+checkpoint whose own is damaged, or whose disk is whole only there: so name no repository that others may write to.
+
 A repair that was cut off is completed by running it again. It waits for nobody, and is refused while a prune has
 its mark in the repository.`)
 	return a.addProgress(cmd)
@@ -117,6 +120,10 @@ func (a *app) repair(ctx context.Context, o repairOptions) error {
 			}
 		}
 		result, err = plan.Execute(ctx)
+		var stands *chain.MarkStandsError
+		if errors.As(err, &stands) && !stands.Mark.Released {
+			err = fmt.Errorf("%w (once it has ended, imgbackup prune goes on with what it left)", err)
+		}
 	}
 	bar.clear()
 	if err != nil {
@@ -215,7 +222,7 @@ func (a *app) printRepairPlan(p *repair.Plan) error {
 		w.printf("%s: %s\n  %s\n", act.Object, oneLine(act.Wrong), describeAction(&act))
 	}
 	for _, r := range p.Regained {
-		w.printf("%s/%s/%s gets back %s that were lost, from %s\n", r.Domain, r.Checkpoint, r.Disk, size(r.Bytes), r.From)
+		w.printf("%s/%s/%s gets back %s that are lost or damaged here, from %s\n", r.Domain, r.Checkpoint, r.Disk, size(r.Bytes), r.From)
 	}
 	for _, l := range p.Lost {
 		for i := range l.Ranges {

@@ -6,10 +6,8 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/archive"
@@ -127,23 +125,7 @@ func TestRepairKilledAtRequestsToS3(t *testing.T) {
 			t.Run(fmt.Sprintf("%d/%d-%s", j, at, method), func(t *testing.T) {
 				t.Parallel()
 				w := w.copy(t)
-				var cmd *exec.Cmd
-				started := make(chan struct{})
-				w.bucket.behind(t, s3test.Fault{How: s3test.Lost, After: at, Times: 1, Do: func() {
-					<-started
-					if err := killGroup(cmd); err != nil {
-						t.Error(err)
-					}
-				}})
-				cmd = w.child(nil, w.repairAlone()...)
-				if err := cmd.Start(); err != nil {
-					t.Fatal(err)
-				}
-				close(started)
-				if err := cmd.Wait(); !diedBy(err, syscall.SIGKILL) {
-					t.Fatalf("was to be killed: %v", err)
-				}
-				w.awaitOrphans()
+				w.killedAtRequest(at, s3test.Lost, w.repairAlone()...)
 				w.mended(twins[j])
 			})
 		}

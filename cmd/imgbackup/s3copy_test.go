@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/objstore/s3test"
@@ -89,20 +88,5 @@ func (w *world) copyFrom(from *world) *exec.Cmd {
 
 func (w *world) killCopy(from *world, at int, how s3test.How) {
 	w.Helper()
-	var cmd *exec.Cmd
-	started := make(chan struct{})
-	w.bucket.behind(w, s3test.Fault{How: how, After: at, Times: 1, Do: func() {
-		<-started
-		if err := killGroup(cmd); err != nil {
-			w.Error(err)
-		}
-	}})
-	cmd = w.copyFrom(from)
-	if err := cmd.Start(); err != nil {
-		w.Fatal(err)
-	}
-	close(started)
-	if err := cmd.Wait(); !diedBy(err, syscall.SIGKILL) {
-		w.Fatalf("was to be killed: %v", err)
-	}
+	w.killedWhen(s3test.Fault{How: how, After: at}, func() *exec.Cmd { return w.copyFrom(from) })
 }

@@ -5,8 +5,6 @@ package main
 import (
 	"fmt"
 	"net/http"
-	"os/exec"
-	"syscall"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/objstore/s3test"
@@ -81,23 +79,7 @@ func (s scene) requests(t *testing.T) []string {
 // killedAt kills the scene's backup at one of its requests.
 func (s scene) killedAt(t *testing.T, at int, how s3test.How) {
 	w := s.copy(t)
-	var cmd *exec.Cmd
-	started := make(chan struct{})
-	w.bucket.behind(t, s3test.Fault{How: how, After: at, Times: 1, Do: func() {
-		<-started
-		if err := killGroup(cmd); err != nil {
-			t.Error(err)
-		}
-	}})
-	cmd = w.child(nil, w.backup("killed", "--mode", s.mode)...)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	close(started)
-	if err := cmd.Wait(); !diedBy(err, syscall.SIGKILL) {
-		t.Fatalf("was to be killed: %v", err)
-	}
-	w.awaitOrphans()
+	w.killedAtRequest(at, how, w.backup("killed", "--mode", s.mode)...)
 	w.must("check", "--read-data")
 	for _, m := range w.checkpoints() {
 		if m.Checkpoint == "killed" {

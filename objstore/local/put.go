@@ -323,7 +323,7 @@ func (t *temp) linkTo(dir *os.File, name, path string) error {
 	case errors.Is(err, unix.EEXIST):
 		// A network file system may have done it and lost the answer, and then
 		// have asked again.
-		return t.isAt(dir, name)
+		return t.isAt(dir, name, path)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EMLINK):
 		// A file system without hard links.
 		rerr := sys.Restart(func() error {
@@ -345,11 +345,15 @@ func (t *temp) linkTo(dir *os.File, name, path string) error {
 	return nil
 }
 
-// isAt returns nil when name is this very file, and else ErrExists.
-func (t *temp) isAt(dir *os.File, name string) error {
+// isAt returns nil when name is this very file, and else ErrExists; where it is no file at
+// all nothing can be stored there.
+func (t *temp) isAt(dir *os.File, name, path string) error {
 	there, err := sys.StatAt(dir, name)
 	if err != nil {
 		return err
+	}
+	if there.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return &fs.PathError{Op: "create", Path: path, Err: errors.New("a folder stands where a file is needed")}
 	}
 	own, err := sys.Stat(t.file)
 	if err != nil {
