@@ -3,7 +3,6 @@
 package backup_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -207,22 +206,9 @@ func (l *lab) restoreAll() {
 // same compares two files.
 func (l *lab) same(want, got, what string) {
 	l.t.Helper()
-	a, err := os.ReadFile(want)
-	l.must(err)
-	b, err := os.ReadFile(got)
-	l.must(err)
-	if len(a) != len(b) {
-		l.t.Errorf("%s: %d bytes, want %d", what, len(b), len(a))
-		return
+	if at := testkit.Differ(l.t, want, got); at >= 0 {
+		l.t.Errorf("%s: differs from what QEMU read, first at byte %d", what, at)
 	}
-	if bytes.Equal(a, b) {
-		return
-	}
-	at := 0
-	for a[at] == b[at] {
-		at++
-	}
-	l.t.Errorf("%s: differs from what QEMU read, first at byte %d: %#x, want %#x", what, at, b[at], a[at])
 }
 
 // expect checks how a disk was backed up.

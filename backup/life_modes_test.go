@@ -69,7 +69,7 @@ func modesAgree(t *testing.T, byBitmap, byContent *life) {
 		l.restoreTo(p.manifest, []restore.Target{{Disk: d.target, Path: out, Format: qcow2.Raw}}, restore.Options{})
 		got = append(got, out)
 	}
-	diff, err := differing(got[0], got[1])
+	diff, err := differing(t, got[0], got[1])
 	if err != nil {
 		t.Fatal(err)
 	}
