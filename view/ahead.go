@@ -53,6 +53,7 @@ type stream struct {
 	held    int64  // bytes that they take
 	last    int64  // the number of the read
 	filling bool
+	dropped bool
 }
 
 // unit is some data that was fetched ahead with the disk up to end.
@@ -110,7 +111,7 @@ func (a *ahead) advance(s *stream, off, end int64) {
 	s.read += end - max(off, s.end)
 	s.end = end
 	s.next = max(s.next, s.end)
-	for len(s.units) > 0 && s.units[0].end <= s.end {
+	for len(s.units) > 0 && s.units[0].end <= s.end { // of a stream that is not dropped
 		s.held -= s.units[0].cost
 		a.held -= s.units[0].cost
 		s.units = s.units[1:]
@@ -118,7 +119,9 @@ func (a *ahead) advance(s *stream, off, end int64) {
 }
 
 func (a *ahead) drop(i int) {
-	a.held -= a.streams[i].held
+	s := a.streams[i]
+	s.dropped = true
+	a.held -= s.held
 	a.streams = slices.Delete(a.streams, i, i+1)
 }
 
@@ -130,9 +133,16 @@ func (a *ahead) fill(s *stream) {
 	}
 }
 
+// fillAll has fetched what any stream wants.
+func (a *ahead) fillAll() {
+	for _, s := range slices.Clone(a.streams) { // some may be dropped
+		a.fill(s)
+	}
+}
+
 // wants reports whether more should be fetched for a stream now.
 func (a *ahead) wants(s *stream) bool {
-	if s.read < aheadFrom || s.next >= s.disk.size || s.next-s.end >= aheadReach || a.now >= a.atOnce {
+	if s.dropped || s.read < aheadFrom || s.next >= s.disk.size || s.next-s.end >= aheadReach || a.now >= a.atOnce {
 		return false
 	}
 	live := int64(0)
@@ -151,7 +161,7 @@ func (a *ahead) run(s *stream) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	defer func() { s.filling = false }()
-	for a.wants(s) && slices.Contains(a.streams, s) && a.unit(s, s.next) {
+	for a.wants(s) && a.unit(s, s.next) {
 	}
 }
 
@@ -201,8 +211,7 @@ func (a *ahead) begin(s *stream, b *batch) {
 	end := b.parts[len(b.parts)-1].End()
 	if s.next = max(s.next, end); end > s.end {
 		s.units = append(s.units, unit{end: end, cost: b.cost})
-		s.held += b.cost
-		if slices.Contains(a.streams, s) {
+		if s.held += b.cost; !s.dropped {
 			a.held += b.cost
 		}
 	}
@@ -217,8 +226,6 @@ func (a *ahead) begin(s *stream, b *batch) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		a.now--
-		for _, s := range a.streams {
-			a.fill(s)
-		}
+		a.fillAll()
 	})
 }

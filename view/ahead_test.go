@@ -5,6 +5,7 @@ package view
 import (
 	"bytes"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 
@@ -103,5 +104,30 @@ func TestReadingHereAndThere(t *testing.T) {
 	c.Close()
 	if n := h.Store.Read() - before; n > 16*(130<<10)+1<<20 {
 		t.Errorf("%d bytes were read for 16 reads", n)
+	}
+}
+
+// Streams that were not read for long give their memory to others.
+func TestStaleStreams(t *testing.T) {
+	t.Parallel()
+	h := chaintest.NewHistory(t)
+	h.Commit(make([]byte, 1<<20), true, nil)
+	c := open(t, h, 0, Options{})
+	a, d := c.reader.ahead, c.Disks[0]
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.reads = 2 * staleReads
+	for i := range int64(4) {
+		s := &stream{disk: d, read: aheadFrom, held: a.most / 3}
+		if i == 1 {
+			s.last = a.reads
+		}
+		a.streams = append(a.streams, s)
+		a.held += s.held
+	}
+	live := a.streams[1]
+	a.fillAll()
+	if len(a.streams) > 3 || !slices.Contains(a.streams, live) || live.dropped || a.held >= a.most {
+		t.Errorf("%d streams hold %d bytes of %d", len(a.streams), a.held, a.most)
 	}
 }
