@@ -34,8 +34,9 @@ type Config struct {
 	Checksum string // of uploads: "crc32c" or ""; "sha256"
 	// SSE is how the server shall encrypt what it stores: "AES256", by its own keys;
 	// "aws:kms", by one of its key service; "": as the bucket does.
-	SSE    string
-	SSEKey string // the id of the key service's key; "" is the bucket's, or its own
+	SSE     string
+	SSEKey  string // the id of the key service's key; "" is the bucket's, or its own
+	Classes Classes
 	// Connections bounds how many requests are at work at once; 0: [pace.Default].
 	Connections int
 	// Proxy says which proxies there are; nil: as the environment says.
@@ -49,7 +50,7 @@ var (
 	regionName = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
 )
 
-// Parse reads "s3://bucket/prefix?endpoint=URL&region=R&style=S&ca=FILE&profile=P&checksum=C&sse=E&ssekmskey=K".
+// Parse reads "s3://bucket/prefix?endpoint=URL&region=R&style=S&ca=FILE&profile=P&checksum=C&sse=E&ssekmskey=K&packclass=C&mapclass=C&indexclass=C".
 // What the query does not say is taken from the environment (getenv is
 // os.Getenv, or nil for none) and then from the profile in the AWS tools'
 // files. The error is wrong usage. It never shows a password.
@@ -83,10 +84,10 @@ func Parse(place string, getenv func(string) string) (Config, error) {
 	option := make(map[string]string)
 	for name, v := range values {
 		switch name {
-		case "endpoint", "region", "style", "ca", "profile", "checksum", "sse", "ssekmskey":
+		case "endpoint", "region", "style", "ca", "profile", "checksum", "sse", "ssekmskey", "packclass", "mapclass", "indexclass":
 			option[name] = v[0]
 		default:
-			return Config{}, usage.Errorf("a place in S3 has no option %q: there are endpoint, region, style, ca, profile, checksum, sse and ssekmskey", printable(name, 40))
+			return Config{}, usage.Errorf("a place in S3 has no option %q: there are endpoint, region, style, ca, profile, checksum, sse, ssekmskey, packclass, mapclass and indexclass", printable(name, 40))
 		}
 	}
 	profile, err := readProfile(first(option["profile"], getenv("AWS_PROFILE")), getenv)
@@ -102,11 +103,16 @@ func Parse(place string, getenv func(string) string) (Config, error) {
 			getenv("AWS_ENDPOINT_URL"), profile["endpoint_url"]),
 		Region: first(option["region"], getenv("IMGBACKUP_S3_REGION"), getenv("AWS_REGION"),
 			getenv("AWS_DEFAULT_REGION"), profile["region"]),
-		Style:       first(option["style"], getenv("IMGBACKUP_S3_STYLE")),
-		CAFile:      first(option["ca"], getenv("IMGBACKUP_S3_CA_FILE"), getenv("AWS_CA_BUNDLE"), profile["ca_bundle"]),
-		Checksum:    first(option["checksum"], getenv("IMGBACKUP_S3_CHECKSUM")),
-		SSE:         first(option["sse"], getenv("IMGBACKUP_S3_SSE")),
-		SSEKey:      first(option["ssekmskey"], getenv("IMGBACKUP_S3_SSE_KMS_KEY")),
+		Style:    first(option["style"], getenv("IMGBACKUP_S3_STYLE")),
+		CAFile:   first(option["ca"], getenv("IMGBACKUP_S3_CA_FILE"), getenv("AWS_CA_BUNDLE"), profile["ca_bundle"]),
+		Checksum: first(option["checksum"], getenv("IMGBACKUP_S3_CHECKSUM")),
+		SSE:      first(option["sse"], getenv("IMGBACKUP_S3_SSE")),
+		SSEKey:   first(option["ssekmskey"], getenv("IMGBACKUP_S3_SSE_KMS_KEY")),
+		Classes: Classes{
+			Pack:  first(option["packclass"], getenv("IMGBACKUP_S3_PACK_CLASS")),
+			Map:   first(option["mapclass"], getenv("IMGBACKUP_S3_MAP_CLASS")),
+			Index: first(option["indexclass"], getenv("IMGBACKUP_S3_INDEX_CLASS")),
+		},
 		Credentials: awsCredentials(option["profile"], getenv),
 	}
 	return c, c.check()
@@ -141,6 +147,9 @@ func (c *Config) check() error {
 	}
 	if c.Connections < 0 || c.Connections > pace.Max {
 		return usage.Errorf("a store is asked for 1 to %d things at once, not %d", pace.Max, c.Connections)
+	}
+	if err := c.Classes.check(); err != nil {
+		return err
 	}
 	_, err := c.encryption()
 	return err

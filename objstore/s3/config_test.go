@@ -60,6 +60,10 @@ func TestParse(t *testing.T) {
 			s3.Config{Bucket: "vms", SSE: "aws:kms", SSEKey: "k"},
 		},
 		{
+			"s3://vms?packclass=STANDARD_IA", []string{"IMGBACKUP_S3_PACK_CLASS=a", "IMGBACKUP_S3_MAP_CLASS=b", "IMGBACKUP_S3_INDEX_CLASS=c"},
+			s3.Config{Bucket: "vms", Classes: s3.Classes{Pack: "STANDARD_IA", Map: "b", Index: "c"}},
+		},
+		{
 			"s3://vms/p?endpoint=https://e:9&region=r4&style=path&ca=/e&checksum=crc32c", []string{"IMGBACKUP_S3_ENDPOINT=d", "IMGBACKUP_S3_REGION=r3", "IMGBACKUP_S3_CA_FILE=/d", "IMGBACKUP_S3_STYLE=virtual", "IMGBACKUP_S3_CHECKSUM=sha256"},
 			s3.Config{Bucket: "vms", Prefix: "p", Endpoint: "https://e:9", Region: "r4", CAFile: "/e", Style: "path", Checksum: "crc32c"},
 		},
@@ -96,7 +100,8 @@ func TestParseRefuses(t *testing.T) {
 		{"s3://vms", "AWS_ENDPOINT_URL=key:hunter2@host"},
 		{"s3://vms", "AWS_ENDPOINT_URL=http://host/path"},
 		{"s3://vms", "AWS_PROFILE=absent"},
-		{"s3://vms", "IMGBACKUP_S3_STYLE=both"}, {"s3://vms?sse=yes", ""}, {"s3://vms?ssekmskey=k", ""}, {"s3://vms?sse=AES256", "IMGBACKUP_S3_SSE_KMS_KEY=k"},
+		{"s3://vms", "IMGBACKUP_S3_STYLE=both"}, {"s3://vms?sse=yes", ""}, {"s3://vms?ssekmskey=k", ""}, {"s3://vms?packclass=GLACIER", ""}, {"s3://vms", "IMGBACKUP_S3_MAP_CLASS=deep_archive"},
+		{"s3://vms?indexclass=%0a", ""}, {"s3://vms?sse=AES256", "IMGBACKUP_S3_SSE_KMS_KEY=k"},
 	} {
 		_, err := s3.Parse(c.place, environment(c.env))
 		if !errors.As(err, new(*usage.Error)) {

@@ -158,10 +158,10 @@ func (s *Store) failed(ctx context.Context, verb, key string, err error) error {
 	if cerr := ctx.Err(); cerr != nil {
 		return fmt.Errorf("%s %s: %w", verb, key, cerr)
 	}
-	return fmt.Errorf("%s %s: %w", verb, key, s.explain(verb, err))
+	return fmt.Errorf("%s %s: %w", verb, key, s.explain(verb, key, err))
 }
 
-func (s *Store) explain(verb string, err error) error {
+func (s *Store) explain(verb, key string, err error) error {
 	r := response(err)
 	switch {
 	case r.Code == codeNoSuchKey && r.StatusCode == http.StatusNotFound:
@@ -171,7 +171,7 @@ func (s *Store) explain(verb string, err error) error {
 		if e.Code == "" {
 			e.Code = http.StatusText(e.Status)
 		}
-		e.hint = s.hint(verb, e, printable(r.Region, 60))
+		e.hint = s.hint(verb, key, e, printable(r.Region, 60))
 		return e
 	}
 	return s.explainNet(err)
@@ -184,7 +184,7 @@ func noSentinel(err error) error {
 }
 
 // hint says what a person can do about an answer.
-func (s *Store) hint(verb string, e *Error, region string) string {
+func (s *Store) hint(verb, key string, e *Error, region string) string {
 	switch {
 	case e.Code == codeNoSuchBucket:
 		return fmt.Sprintf("there is no bucket %s at %s: correct the name, or make the bucket first", s.bucket, s.endpoint)
@@ -206,7 +206,10 @@ func (s *Store) hint(verb string, e *Error, region string) string {
 	case fullCodes[e.Code], e.Status == http.StatusInsufficientStorage:
 		return fmt.Sprintf("bucket %s is full: make room or raise its quota, and try again", s.bucket)
 	case e.Code == "InvalidObjectState":
-		return "the object lies in an archive class, which gives nothing back at once: restore it to a readable one first"
+		return fmt.Sprintf("the object lies in a cold storage class and can't be read before it has been brought back, which takes its time:"+
+			" aws s3api restore-object --bucket %s --key %s%s --restore-request Days=7, or as your provider says; it is neither missing nor damaged", s.bucket, s.prefix, key)
+	case e.Code == "InvalidStorageClass":
+		return fmt.Sprintf("it has no storage class %s: see packclass, mapclass and indexclass", s.classes.of(key))
 	case e.Code == codeAccessDenied && speaksOfLock(e.Message):
 		return "object lock keeps what is there, and the bucket has no versions that would let it be replaced or removed: wait until the retention ends, or use a bucket that has no default retention"
 	case e.Code == codeAccessDenied && speaksOfRights(e.Message):

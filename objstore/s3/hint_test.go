@@ -26,11 +26,11 @@ func TestHintsOfDenials(t *testing.T) {
 		{"AccessDenied", "User: arn:aws:iam::1:user/x is not authorized to perform: s3:PutObject on resource: y", "s3:PutObject", true},
 		{"AccessDenied", "Cannot upload files, storage cap exceeded. See the Caps & Alerts page to increase your cap.", "storage cap exceeded", false},
 		{"AccessDenied", "Access Denied because object protected by object lock", "until the retention ends", false},
-		{"InvalidObjectState", "The operation is not valid for the object's storage class", "restore it", false},
+		{"InvalidObjectState", "The operation is not valid for the object's storage class", "aws s3api restore-object --bucket vms --key packs/aa/x.zst ", false},
 		{"AllAccessDisabled", "All access to this object has been disabled", "All access", false},
 		{"AccountProblem", "There is a problem with your account", "your account", false},
 	} {
-		err := s.explain("store", minio.ErrorResponse{StatusCode: 403, Code: c.code, Message: c.message})
+		err := s.explain("store", "packs/aa/x.zst", minio.ErrorResponse{StatusCode: 403, Code: c.code, Message: c.message})
 		if strings.Contains(err.Error(), rights) != c.rights || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s, %q: %q", c.code, c.message, err)
 		}

@@ -66,7 +66,7 @@ func open(c Config, stall time.Duration) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{
-		sse: sse, limiter: limiter, versions: new(atomic.Bool),
+		sse: sse, limiter: limiter, classes: c.Classes, versions: new(atomic.Bool),
 		core: *core, transport: transport, bucket: c.Bucket, endpoint: endpoint.String(),
 		sha256: c.Checksum == "sha256",
 	}

@@ -117,6 +117,7 @@ func (s *Store) send(ctx context.Context, key string, body objstore.Body, known 
 		return &bodyError{err}
 	}
 	opts.DisableContentSha256, opts.UserMetadata, opts.ServerSideEncryption = true, sums.headers, s.sse
+	opts.StorageClass = s.classes.of(key)
 	content := &bodyReader{ctx: ctx, r: io.NewSectionReader(body, 0, body.Size())}
 	stored, err := s.core.PutObject(ctx, s.bucket, s.prefix+key, content, body.Size(), "", sums.sha256, opts)
 	if stored.VersionID != "" && stored.VersionID != "null" { // which it is where versions were suspended

@@ -42,9 +42,10 @@ type Store struct {
 	transport *http.Transport
 	limiter   *pace.Limiter
 	bucket    string
-	prefix    string             // "" or ends in a slash
-	endpoint  string             // for messages; without credentials
-	sha256    bool               // bodies are checked by SHA-256
+	prefix    string // "" or ends in a slash
+	endpoint  string // for messages; without credentials
+	sha256    bool   // bodies are checked by SHA-256
+	classes   Classes
 	sse       encrypt.ServerSide // what every object shall be encrypted by; nil: as the bucket does
 	versions  *atomic.Bool       // an answer told of versions
 }

@@ -34,6 +34,7 @@ const (
 	ResetUpload             // the connections break in the middle of the body that is sent
 	Lost                    // the server does it, then the connection is reset
 	Unavailable             // 503 SlowDown
+	Cold                    // 403 InvalidObjectState, as of an object in an archive class
 	Internal                // 500 InternalError
 	Conflict                // 409 ConditionalRequestConflict
 	Folder                  // 409 ExistingObjectIsDirectory, as of versitygw when a folder vanishes
@@ -264,6 +265,8 @@ func (p *Proxy) serve(ctx context.Context, forward http.Handler, w http.Response
 		w.WriteHeader(http.StatusOK)
 	case Unavailable:
 		answer(w, r, http.StatusServiceUnavailable, "SlowDown")
+	case Cold:
+		answer(w, r, http.StatusForbidden, "InvalidObjectState")
 	case Internal:
 		answer(w, r, http.StatusInternalServerError, "InternalError")
 	case Conflict:
