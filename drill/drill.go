@@ -22,6 +22,7 @@ type Options struct {
 	Tool    string // the program and its version, for the record
 	AskedBy string // a person or a job; may be empty
 	Run     string // UUID of the run
+	Resume  *State // what it has proven before it was cut off; nil: it begins
 	Note    func(text string)
 	// Told is told of progress: so many more bytes of the guest in a step. It may be
 	// called by several goroutines at once.
@@ -60,6 +61,11 @@ func New(repo *chain.Repository, o Options) (*Drill, error) {
 		return nil, err
 	}
 	d := &Drill{repo: repo, o: o, self: self, prover: newProver(repo)}
+	if o.Resume != nil {
+		if err := d.resume(o.Resume); err != nil {
+			return nil, err
+		}
+	}
 	if d.folder, err = makeFolder(o.Dir); err != nil {
 		return nil, err
 	}
@@ -112,6 +118,7 @@ type under struct {
 
 	restored []Restored
 	skipped  map[string]bool // steps to which nothing applied
+	cut      error           // why the chunks could not be had; nil: they could, or are damaged
 	mu       sync.Mutex
 }
 
@@ -135,12 +142,26 @@ func (u *under) run(ctx context.Context) (err error) {
 	if u.t.Whole {
 		u.firstByte(ctx)
 	}
-	for _, step := range u.t.Steps {
+	for i, step := range u.t.Steps {
 		if err := u.step(ctx, step); err != nil {
 			return err
 		}
+		if u.cut != nil { // whoever else asks would wait, and fail, too
+			u.untried(u.t.Steps[i+1:])
+			break
+		}
 	}
 	return nil
+}
+
+// untried says of steps that they were not tried, since the chunks could not be had.
+func (u *under) untried(steps []Step) {
+	for _, step := range steps {
+		u.r.Steps = append(u.r.Steps, record.Step{
+			Step: step.Name(), Status: record.Skipped, Begun: now(),
+			Reason: "not tried, since the chunks could not be had", WhatToDo: todoError(u.cut),
+		})
+	}
 }
 
 // firstByte measures how long it takes until each disk can be read. What fails is met by
@@ -235,6 +256,9 @@ func (u *under) step(ctx context.Context, step Step) error {
 		res.Status, res.Reason, res.WhatToDo = record.Skipped, err.Error(), todoError(err)
 		if ctx.Err() != nil {
 			res.Reason, res.WhatToDo = "it was interrupted", "run the same command again"
+		}
+		if one.Step == record.StepChunks {
+			u.cut = err
 		}
 	}
 	one.Status, one.Reason, one.WhatToDo = res.Status, text(res.Reason), text(res.WhatToDo)

@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"iter"
 	"sync"
 
@@ -37,7 +36,6 @@ const (
 type prover struct {
 	repo    *chain.Repository
 	fetcher *archive.Fetcher
-	seed    maphash.Seed
 
 	lists map[archive.Digest]bool // lists of maps that are proven; see listNames
 
@@ -46,7 +44,7 @@ type prover struct {
 	bad    map[frame]string // what is wrong with it
 }
 
-// frame stands for a chunk where it lies: half of it is the chunk's own digest.
+// frame stands for a chunk where it lies: a part of the SHA-256 of place and digest.
 type frame [16]byte
 
 // proof is what proving one disk has found.
@@ -70,24 +68,20 @@ type damaged struct {
 
 func newProver(repo *chain.Repository) *prover {
 	return &prover{
-		repo: repo, fetcher: archive.NewFetcher(repo.Store, archive.FetcherOptions{}), seed: maphash.MakeSeed(),
+		repo: repo, fetcher: archive.NewFetcher(repo.Store, archive.FetcherOptions{}),
 		lists: make(map[archive.Digest]bool), proven: make(map[frame]int32), bad: make(map[frame]string),
 	}
 }
 
 func (p *prover) frame(e *archive.Entry) (f frame) {
-	var h maphash.Hash
-	h.SetSeed(p.seed)
-	_, _ = h.Write(e.Pack.Name[:]) // never fails
-	_, _ = h.Write(e.Chunk[:])
-	var place [20]byte
-	binary.BigEndian.PutUint64(place[:], uint64(e.Pack.Length))
-	binary.BigEndian.PutUint64(place[8:], uint64(e.FrameOffset))
-	binary.BigEndian.PutUint32(place[16:], uint32(e.FrameLength))
-	_, _ = h.Write(place[:])
-	binary.BigEndian.PutUint64(f[:8], h.Sum64())
-	copy(f[8:], e.Chunk[:8])
-	return f
+	var place [len(e.Pack.Name) + 20 + len(e.Chunk)]byte
+	at := copy(place[:], e.Pack.Name[:])
+	binary.BigEndian.PutUint64(place[at:], uint64(e.Pack.Length))
+	binary.BigEndian.PutUint64(place[at+8:], uint64(e.FrameOffset))
+	binary.BigEndian.PutUint32(place[at+16:], uint32(e.FrameLength))
+	copy(place[at+20:], e.Chunk[:])
+	sum := archive.Sum(place[:])
+	return frame(sum[:len(f)])
 }
 
 // listNames names the ends of a disk's list of maps: the i-th is that of the maps from
@@ -160,7 +154,7 @@ func (p *prover) took(ctx context.Context, d *chain.Disk) (pr proof, err error) 
 			return pr, err
 		}
 		if !e.Zero {
-			p.remember(&e)
+			p.remember(&e, int(e.ChunkOffset)+int(e.Length)) // at least
 			pr.Bytes += e.Length
 		}
 	}
@@ -168,11 +162,11 @@ func (p *prover) took(ctx context.Context, d *chain.Disk) (pr proof, err error) 
 	return pr, nil
 }
 
-// remember notes that the part of a chunk that an entry has is proven.
-func (p *prover) remember(e *archive.Entry) {
+// remember notes that so many bytes of an entry's chunk are there and proven.
+func (p *prover) remember(e *archive.Entry, n int) {
 	f := p.frame(e)
 	if had, ok := p.proven[f]; ok || len(p.proven) < maxProven {
-		p.proven[f] = max(had, e.ChunkOffset+int32(e.Length))
+		p.proven[f] = max(had, int32(n))
 	}
 }
 
@@ -225,13 +219,13 @@ func (p *prover) fetch(ctx context.Context, entries []archive.Entry, pr *proof, 
 		for k, i := range left {
 			part[k] = entries[i]
 		}
-		err := p.fetcher.Batch(ctx, part, func(indexes []int, _ []byte) error {
+		err := p.fetcher.Batch(ctx, part, func(indexes []int, chunk []byte) error {
 			p.mu.Lock()
 			defer p.mu.Unlock()
 			pr.Chunks++
 			pr.Stored += int64(part[indexes[0]].FrameLength)
+			p.remember(&part[indexes[0]], len(chunk))
 			for _, k := range indexes {
-				p.remember(&part[k])
 				done[left[k]] = true
 				tell(part[k].Length)
 			}

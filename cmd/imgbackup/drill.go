@@ -30,9 +30,9 @@ type drillRequest struct {
 	timeouts   struct{ step, boot, command string }
 	looks      map[string]*guest.Look // what is looked for in the guests of a domain
 
-	report, signKey, askedBy string
-	noRecord                 bool
-	allowDirs                []string
+	report, state, signKey, askedBy string
+	noRecord                        bool
+	allowDirs                       []string
 
 	plans *plan.File // nil: there is no file
 }
@@ -55,8 +55,9 @@ done.`
 
 const drillManual = `Of several checkpoints of a domain the newest goes through all steps, and the others through chunks and restore, in
 flight: a chunk is fetched and proven once, however many have it, so that all of them take little longer than one.
---each takes each of them through all steps. A drill that was interrupted is gone on with by --checkpoint
-undrilled:1d, or however long ago it began.
+--each takes each of them through all steps. A drill that was cut off is gone on with by the same command, if it was
+given --state FILE: no chunk is proven again, and no checkpoint drilled twice. Without, --checkpoint undrilled:1d
+drills those that have no record of a day.
 
 Required is what --require names; else all steps that are done, but boot, and but source where there is nothing to
 compare with. A step that fails is never overlooked, required or not.
@@ -118,7 +119,7 @@ func (a *app) drillCommand() *cobra.Command {
   imgbackup drill web --command 'nbdinfo "$IMGBACKUP_DRILL_URI_vda"' --command-expect ext4`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r.domains, r.set = args, cmd.Flags()
-			if err := notEmpty(r.set, "checkpoint", "plan", "report", "sign-key", "command", "scratch"); err != nil {
+			if err := notEmpty(r.set, "checkpoint", "plan", "report", "state", "sign-key", "command", "scratch"); err != nil {
 				return err
 			}
 			if err := exclude(r.set, "no-scratch", "scratch"); err != nil {
@@ -159,11 +160,12 @@ func (r *drillRequest) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&r.flags.Scratch, "scratch", "", "restore to this `DIR` (default: that for temporary files)")
 	f.BoolVar(&r.noScratch, "no-scratch", false, "restore nowhere: prove in flight")
 	f.StringVar(&r.report, "report", "", "write a report, and what steps have kept, into this new or empty `DIR`")
+	f.StringVar(&r.state, "state", "", "keep what was proven in this `FILE` if the drill is cut off; the same command goes on with it")
 	f.StringVar(&r.signKey, "sign-key", "", "sign the records with this SSH key `FILE`")
 	f.StringVar(&r.askedBy, "asked-by", "", "who asks for the drill, for its record: a `TEXT` (default: this user)")
 	f.BoolVar(&r.noRecord, "no-record", false, "leave no record in the repository")
 	f.StringVar(&r.timeouts.step, "step-timeout", "", "end a step that runs programs or a guest after this `TIME`")
-	section(f, whereTo, "scratch", "no-scratch", "report", "sign-key", "asked-by", "no-record")
+	section(f, whereTo, "scratch", "no-scratch", "report", "state", "sign-key", "asked-by", "no-record")
 }
 
 // complete refuses what makes no sense before anything is opened.

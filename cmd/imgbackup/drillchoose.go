@@ -20,8 +20,9 @@ import (
 	"github.com/imgbackup/imgbackup/request"
 )
 
-// chooseDrills finds the checkpoints that are asked for: of each domain the newest first,
-// then the others from the oldest on.
+// chooseDrills finds the checkpoints that are asked for. Of each domain they come in the
+// order in which they were made, so that each pack is read once; but the newest comes first if it is
+// restored, since that fetches all of it.
 func (a *app) chooseDrills(ctx context.Context, repo *chain.Repository, r *drillRequest) ([]*drill.Target, error) {
 	domains := r.domains
 	if len(domains) == 0 {
@@ -43,14 +44,18 @@ func (a *app) chooseDrills(ctx context.Context, repo *chain.Repository, r *drill
 		if err != nil {
 			return nil, err
 		}
-		disks := r.planOf(domain).Disks
+		p := r.planOf(domain)
+		disks, newest := p.Disks, len(chosen)-1
+		if last := len(chosen) - 1; last > 0 && p.Scratch != plan.NoScratch {
+			chosen, newest = slices.Concat(chosen[last:], chosen[:last]), 0
+		}
 		for i, m := range chosen {
 			for _, disk := range disks {
 				if d, ok := m.Disk(disk); !ok || len(d.Maps) == 0 {
 					return nil, usage.Errorf("--disk %s: checkpoint %s of %s has no data of such a disk", disk, m.Checkpoint, domain)
 				}
 			}
-			all = append(all, &drill.Target{Manifest: m, Disks: disks, ChosenBy: r.checkpoint, History: history, Whole: i == 0 || r.each})
+			all = append(all, &drill.Target{Manifest: m, Disks: disks, ChosenBy: r.checkpoint, History: history, Whole: i == newest || r.each})
 		}
 	}
 	return all, nil
@@ -98,6 +103,5 @@ func (r *drillRequest) choose(ctx context.Context, repo *chain.Repository, domai
 	default:
 		return nil, noCheckpoint(ctx, repo, domain, r.checkpoint)
 	}
-	last := len(archives) - 1
-	return slices.Concat(archives[last:], archives[:last]), nil
+	return archives, nil
 }

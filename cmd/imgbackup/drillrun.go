@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"regexp"
 	"slices"
 	"sync/atomic"
@@ -30,6 +32,8 @@ type drilling struct {
 	repo   *chain.Repository
 	run    record.Run
 	report *drillReport            // nil: none is wanted
+	resume *drill.State            // nil: the run begins
+	saved  time.Time               // when its state was
 	drills map[string]*drill.Drill // by the folder for scratch data
 	host   chain.Host
 }
@@ -41,6 +45,17 @@ func (a *app) drill(ctx context.Context, r *drillRequest) (err error) {
 	}
 	d := &drilling{a: a, r: r, repo: repo, drills: make(map[string]*drill.Drill)}
 	d.run = record.Run{Format: record.RunFormat, Version: record.Version, Run: chain.NewUUID(), Begun: time.Now().UTC(), Drills: []record.Drilled{}}
+	if r.state != "" {
+		if err := a.checkOutside("--state", r.state); err != nil {
+			return err
+		}
+		if d.resume, err = drill.LoadState(r.state); err != nil {
+			return fmt.Errorf("--state: %w", err)
+		}
+		if d.resume != nil {
+			d.run.Run = d.resume.Run
+		}
+	}
 	if r.signKey != "" { // not after hours
 		if _, err := record.Sign(ctx, r.signKey, []byte("imgbackup: may records be signed?\n")); err != nil {
 			return fmt.Errorf("--sign-key: %w", err)
@@ -65,10 +80,55 @@ func (a *app) drill(ctx context.Context, r *drillRequest) (err error) {
 			err = errors.Join(err, one.Close())
 		}
 	}()
+	if chosen, err = d.notYet(ctx, chosen); err != nil {
+		return err
+	}
+	d.saved = time.Now()
 	bar := a.newBar("drilling")
 	err = d.all(ctx, chosen, bar)
 	bar.clear()
 	return errors.Join(err, d.end(ctx, err))
+}
+
+// saveEvery is how often what was proven is saved while a run goes on.
+const saveEvery = time.Minute
+
+// save keeps what was proven, if that is asked for, and it is time or the run is over.
+func (d *drilling) save(over bool) error {
+	if d.r.state == "" || !over && time.Since(d.saved) < saveEvery {
+		return nil
+	}
+	d.saved = time.Now()
+	for _, one := range d.drills { // of one folder, most often: what others prove is proven again
+		return one.Save(d.r.state)
+	}
+	return nil
+}
+
+// notYet leaves out what the same run has on record already.
+func (d *drilling) notYet(ctx context.Context, chosen []*drill.Target) ([]*drill.Target, error) {
+	if d.resume == nil {
+		return chosen, nil
+	}
+	done := make(map[string]bool)
+	for _, t := range chosen {
+		if domain := t.Manifest.Domain; !done[domain] {
+			done[domain] = true
+			names, err := record.List(ctx, d.repo, domain)
+			if err != nil {
+				return nil, err
+			}
+			for _, n := range names[domain] {
+				r, err := record.Read(ctx, d.repo, domain, n.UUID)
+				if err == nil && r.Run == d.run.Run && r.Verdict != record.VerdictIncomplete {
+					done[r.CheckpointUUID] = true
+				}
+			}
+		}
+	}
+	left := slices.DeleteFunc(chosen, func(t *drill.Target) bool { return done[t.Manifest.UUID] })
+	d.note(fmt.Sprintf("the drill of before goes on: %s left", count(len(left), "checkpoint")))
+	return left, nil
 }
 
 // all drills the chosen checkpoints.
@@ -89,7 +149,11 @@ func (d *drilling) all(ctx context.Context, chosen []*drill.Target, bar *bar) er
 		}
 	}
 	for _, t := range chosen {
-		if err := d.one(ctx, t, told); err != nil {
+		err := d.one(ctx, t, told)
+		if serr := d.save(false); serr != nil {
+			err = errors.Join(err, fmt.Errorf("--state: %w", serr))
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -152,7 +216,7 @@ func (d *drilling) engine(scratch string, told func(string, int64)) (*drill.Dril
 	if askedBy == "" {
 		askedBy = asker()
 	}
-	o := drill.Options{Dir: scratch, Tool: tool(), AskedBy: askedBy, Run: d.run.Run, Note: d.note, Told: told}
+	o := drill.Options{Dir: scratch, Resume: d.resume, Tool: tool(), AskedBy: askedBy, Run: d.run.Run, Note: d.note, Told: told}
 	if d.report != nil {
 		o.Kept = d.report.kept
 	}
@@ -260,6 +324,17 @@ func (d *drilling) end(ctx context.Context, err error) error {
 	}
 	if perr := d.a.printDrill(run); perr != nil {
 		return perr
+	}
+	switch {
+	case d.r.state == "":
+	case err != nil || run.Status == exitFailed:
+		if serr := d.save(true); serr != nil {
+			return fmt.Errorf("--state: %w", serr)
+		}
+	default:
+		if rerr := os.Remove(d.r.state); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+			return fmt.Errorf("--state: %w", rerr)
+		}
 	}
 	if err != nil || run.Status == exitDone {
 		return nil
