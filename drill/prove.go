@@ -290,8 +290,8 @@ func (p *prover) affected(ctx context.Context, d *chain.Disk, pr *proof) error {
 func (pr *proof) text(disk string) string {
 	first := pr.Damage[0]
 	text := fmt.Sprintf("disk %s: bytes %d to %d cannot be had: %s", disk, first.Offset, first.Offset+first.Length-1, first.What)
-	if n := int64(len(pr.Damage)) - 1 + pr.More; n > 0 {
-		text += fmt.Sprintf("; and %d more ranges", n)
+	if n := int64(len(pr.Damage)) + pr.More; n > 1 {
+		text += fmt.Sprintf(", and more (in all %d ranges)", n)
 	}
 	return text
 }
