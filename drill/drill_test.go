@@ -124,6 +124,7 @@ func TestInterrupted(t *testing.T) {
 	why := errors.New("interrupted")
 	for at := range 3 {
 		ctx, cancel := context.WithCancelCause(t.Context())
+		defer cancel(nil)
 		var steps []Step
 		for i, name := range []string{record.StepFilesystems, record.StepBoot, record.StepCommand} {
 			steps = append(steps, stub{name, func(ctx context.Context, s *Subject) (Result, error) {
