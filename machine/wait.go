@@ -127,6 +127,11 @@ func (r *running) event(res *Result, e event) (over bool) {
 
 // look asks how the machine is.
 func (r *running) look(ctx context.Context, res *Result) (over bool, err error) {
+	if e := r.served.failed.Load(); e != nil {
+		res.Why, res.Broken = "a disk could not be read or written: "+(*e).Error(), true
+		res.ToDo = "see to what the reason says: imgbackup check tells of damage; --scratch gives more room"
+		return true, nil
+	}
 	status, err := r.monitor.status(ctx)
 	if err != nil {
 		return false, r.explain(ctx, err)
@@ -138,13 +143,8 @@ func (r *running) look(ctx context.Context, res *Result) (over bool, err error) 
 		}
 		res.Why = "QEMU has met an internal error"
 		return true, nil
-	case "io-error":
-		res.Why, res.Broken = "it was stopped by an error of its disk", true
-		res.ToDo = "give more room for scratch data by --scratch, and drill again"
-		if e := r.served.failed.Load(); e != nil {
-			res.Why += ": " + (*e).Error()
-		}
-		return true, nil
+	case "io-error": // and the disk says why, in a moment
+		return false, nil
 	case "shutdown":
 		res.Why = "it switched itself off before it was up: " + r.heard(res)
 		return true, nil
