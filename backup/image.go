@@ -53,7 +53,6 @@ func GuardImage(ctx context.Context, path string, noLock bool) (*qemu.ImageFlock
 // and looks whether all others are as they were. guard is the flock on it. It
 // reports whether the image held the bitmap.
 func RemoveBitmap(ctx context.Context, guard *qemu.ImageFlock, path, name string) (held bool, err error) {
-	crashed := false
 	var before []qcow2.BitmapState
 	err = qcow2.WithTopLayer(path, func(l *qcow2.Layer) error {
 		held = l.Bitmap(name) != nil
@@ -64,25 +63,38 @@ func RemoveBitmap(ctx context.Context, guard *qemu.ImageFlock, path, name string
 		if before, err = l.BitmapStates(); err != nil {
 			return err
 		}
-		crashed = l.Header.Has(qcow2.IncompatDirty) || slices.ContainsFunc(before, func(b qcow2.BitmapState) bool { return b.InUse })
+		crashed := l.Header.Has(qcow2.IncompatDirty) || slices.ContainsFunc(before, func(b qcow2.BitmapState) bool { return b.InUse })
+		if crashed {
+			// Whoever did not close the image may have left wrong reference counts.
+			if err := CheckRefcounts(ctx, l); err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+		}
 		return l.CheckRoom(0)
 	})
 	if err != nil || !held {
 		return held, err
 	}
-	if crashed {
-		// Whoever did not close the image may have left wrong reference counts,
-		// and QEMU would store the other bitmaps over guest data.
-		check, err := qemu.Img{Wait: qemu.LockWait}.CheckRefcounts(ctx, path)
-		if err == nil {
-			err = check.Err()
-		}
-		if err != nil {
-			return held, fmt.Errorf("%s: nothing is written into the image (qemu-img check -r all may repair it; keep a copy): %w", path, err)
-		}
-	}
 	if err := guard.BitmapRemove(ctx, path, name); err != nil {
 		return held, err
 	}
 	return held, qcow2.VerifyBitmapRemoved(path, before, name)
+}
+
+// CheckRefcounts returns the reason why a QEMU that stores bitmaps in the image might do it over
+// guest data, or nil: it has wrong reference counts. They are counted here; what is odd about them
+// is for qemu-img to judge. An image that another program has open is a [*qemu.InUseError].
+func CheckRefcounts(ctx context.Context, l *qcow2.Layer) error {
+	counted, err := l.CheckRefcounts(ctx)
+	if err != nil || counted.Odd == "" {
+		return err
+	}
+	check, err := qemu.Img{Wait: qemu.LockWait}.CheckRefcounts(ctx, l.Path)
+	if err != nil {
+		return fmt.Errorf("nothing is written into the image: %w", err)
+	}
+	if err := check.Err(); err != nil {
+		return fmt.Errorf("nothing is written into the image: %w; qemu-img check -r all may repair it (keep a copy)", err)
+	}
+	return nil
 }

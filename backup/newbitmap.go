@@ -43,6 +43,12 @@ func (s *session) chooseBitmap(ctx context.Context, d *disk, p *DiskPlan) error 
 	return nil
 }
 
+// wantsBitmap reports whether the image of a disk gets a bitmap, unless something that takes long
+// to be found out speaks against it.
+func (s *session) wantsBitmap(d *disk) bool {
+	return s.records && !s.req.NoCheckpoint && !d.req.NoCheckpoint && d.image.Layers[0].CheckAddBitmap() == nil
+}
+
 // refusesBitmap returns the reason why a bitmap cannot be added to an image whose
 // data can be read, or nil, and whether no other is to be expected of an image of
 // its format. Its error is one that ends the backup.
@@ -59,20 +65,18 @@ func refusesBitmap(ctx context.Context, active *qcow2.Layer) (why error, expecte
 	if err := active.CheckWritable(); err != nil {
 		return err, false, nil
 	}
-	// With wrong reference counts QEMU would allocate the new bitmap's
-	// clusters over guest data. Nothing in the header need tell: other programs
-	// and failing disks leave no mark, and QEMU commits an overlay into an image
-	// with lazy counts that was not closed, and then marks it closed. So they
-	// are looked at each time, which takes reading the tables once more.
-	check, err := qemu.Img{Wait: qemu.LockWait}.CheckRefcounts(ctx, active.Path)
+	if err := (qemu.Img{}).CheckInstalled(); err != nil {
+		return fmt.Errorf("nothing is written into the image: %w", err), false, nil
+	}
+	// Nothing in the header need tell that reference counts are wrong: other programs and
+	// failing disks leave no mark, and QEMU commits an overlay into an image with lazy
+	// counts that was not closed, and then marks it closed. So they are looked at each time.
+	err = CheckRefcounts(ctx, active)
 	if endsBackup(ctx, err) {
 		return nil, false, err
 	}
 	if err != nil {
-		return fmt.Errorf("nothing is written into the image: %w", err), false, nil
-	}
-	if err := check.Err(); err != nil {
-		return fmt.Errorf("nothing is written into the image: %w; qemu-img check -r all may repair it (keep a copy)", err), false, nil
+		return err, false, nil
 	}
 	return active.CheckRoom(active.BitmapGranularity()), false, nil
 }

@@ -130,6 +130,9 @@ func (s *session) planDisk(ctx context.Context, d *disk, bitmap bool) (*DiskPlan
 		Mode:        Full,
 		Detection:   ByNothing,
 	}
+	if bitmap && s.wantsBitmap(d) {
+		d.image.Layers[0].WantRefcounts()
+	}
 	if err := s.to.choose(ctx, d, p); err != nil {
 		return nil, err
 	}

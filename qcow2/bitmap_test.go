@@ -355,8 +355,7 @@ func TestBitmapCutShort(t *testing.T) {
 func bmTopLayer(t testing.TB, path string) (*Layer, error) {
 	var layer *Layer
 	err := WithTopLayer(path, func(l *Layer) error {
-		copied := *l
-		layer = &copied
+		layer = l
 		return nil
 	})
 	return layer, err

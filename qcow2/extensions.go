@@ -18,6 +18,7 @@ const (
 	extBackingFormat uint32 = 0xe2792aca
 	extFeatureNames  uint32 = 0x6803f857
 	extDataFile      uint32 = 0x44415441
+	extCrypto        uint32 = 0x0537be77
 )
 
 // Extension is a header extension.

@@ -72,6 +72,7 @@ func (c *Image) extents(layer int, start, end int64, descend bool) iter.Seq2[Ext
 			yield(Extent{}, fmt.Errorf("%s: the range %d to %d does not lie in the disk of %d bytes", c.Layers[layer].Path, start, end, size))
 			return
 		}
+		c.surveyFor(layer, end-start, descend)
 		w := newWalker(c, descend, yield)
 		err := w.walk(layer, start, end)
 		if w.stopped || !w.flush() {

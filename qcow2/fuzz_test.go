@@ -157,6 +157,17 @@ func fuzzRead(t *testing.T, path string) {
 		return
 	}
 	defer c.Close()
+	var before []Extent
+	for e, err := range c.Extents(0, c.Size()) {
+		if err != nil || len(before) > 100000 {
+			break
+		}
+		before = append(before, e)
+	}
+	// A survey, and counting, are as bounded, and change nothing of what is read.
+	if _, err := c.Layers[0].CheckRefcounts(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	n := 0
 	p := make([]byte, 4096)
 	pos := int64(0)
@@ -171,6 +182,9 @@ func fuzzRead(t *testing.T, path string) {
 			t.Fatalf("%+v does not follow %d", e, pos)
 		}
 		pos += e.Length
+		if n < len(before) && e != before[n] {
+			t.Fatalf("%+v, and before a survey %+v", e, before[n])
+		}
 		if n++; n > 200000 {
 			t.Fatal("too many extents")
 		}

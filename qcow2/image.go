@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"iter"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/time/rate"
 
@@ -88,6 +90,12 @@ type Layer struct {
 	data  *File // where guest data lies: file, or the external data file
 	cache *tableCache
 	cut   bool // the file's end is missing: bitmap metadata lies beyond it
+
+	layout          atomic.Pointer[layout] // nil: the tables are read
+	surveying       sync.Mutex             // guards what follows
+	surveyed        bool
+	refcountsWanted bool
+	refcounts       *Refcounts
 }
 
 // Open opens the image at path, which is of the given format, and all its

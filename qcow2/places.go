@@ -20,6 +20,7 @@ func (c *Image) Places(ctx context.Context, layer int, start, end int64) iter.Se
 			yield(clustermap.Place{}, fmt.Errorf("%s: no table says where %d to %d lies", l.Path, start, end))
 			return
 		}
+		c.surveyFor(layer, end-start, false)
 		at := cursor{l: l}
 		for n := 0; start < end; n++ {
 			s, err := at.at(start, end)

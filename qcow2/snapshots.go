@@ -19,7 +19,14 @@ type Snapshot struct {
 	VMClock     time.Duration // time that the guest had run when it was taken
 	VMStateSize int64         // bytes; 0: disk only
 	Size        int64         // virtual size of the disk, bytes
+
+	l1Offset, l1Entries int64 // its L1 table; nothing has been checked of it
+	extra               int64 // bytes of extra data
+	stored              int64 // bytes of the entry, with its padding
 }
+
+// snapshotExtra is how many bytes of extra data an entry of a version 3 image has, at least.
+const snapshotExtra = 16
 
 // snapshotHeader is the fixed part of an entry of the snapshot table.
 const snapshotHeader = 40
@@ -72,6 +79,9 @@ func readSnapshots(f io.ReaderAt, size int64, path string, h *Header) ([]Snapsho
 			Created:     time.Unix(int64(be.Uint32(b[16:])), int64(be.Uint32(b[20:]))).UTC(),
 			VMStateSize: int64(be.Uint32(b[32:])),
 			Size:        h.RawSize,
+			l1Offset:    int64(be.Uint64(b)),
+			l1Entries:   int64(be.Uint32(b[8:])),
+			extra:       extra,
 		}
 		clock := be.Uint64(b[24:])
 		if clock > math.MaxInt64 {
@@ -93,6 +103,7 @@ func readSnapshots(f io.ReaderAt, size int64, path string, h *Header) ([]Snapsho
 		}
 		s.ID = string(rest[extra : extra+idLength])
 		s.Name = string(rest[extra+idLength:])
+		s.stored = (pos - (at - start) + 7) &^ 7
 		list = append(list, s)
 		// The padding may be cut off where the table ends the file.
 		padding := -pos & 7

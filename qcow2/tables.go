@@ -171,9 +171,11 @@ func (s *segment) joins(next *segment) bool {
 // ready.
 type cursor struct {
 	l          *Layer
-	start, end int64  // guest range that table maps
-	table      []byte // part of an L2 table; nil: nothing in the range is allocated
-	offset     int64  // of table in the file
+	start, end int64       // guest range that table or runs map
+	runs       []layoutRun // of the layer's layout; nil: see table
+	run        int         // the one that was used last
+	table      []byte      // part of an L2 table; nil: nothing in the range is allocated
+	offset     int64       // of table in the file
 }
 
 // at returns the segment that begins at guest offset off, which lies in the
@@ -186,6 +188,9 @@ func (c *cursor) at(off, end int64) (segment, error) {
 	}
 	if end > c.end {
 		end = c.end
+	}
+	if c.runs != nil {
+		return c.l.Header.segment(c.runs, c.start, off, end, &c.run), nil
 	}
 	if c.table == nil {
 		return segment{length: end - off, kind: Hole}, nil
@@ -204,9 +209,15 @@ func (c *cursor) at(off, end int64) (segment, error) {
 	return s, nil
 }
 
-// load finds the part of the L2 table that maps off.
+// load finds the part of the layout, or of the L2 table, that maps off.
 func (c *cursor) load(off int64) error {
 	h := c.l.Header
+	if y := c.l.layout.Load(); y != nil {
+		if start, runs := y.find(off); runs != nil {
+			c.start, c.end, c.runs, c.run = start, start+y.span, runs, 0
+			return nil
+		}
+	}
 	span := h.l2Span()
 	index := off / span
 	perSlice := c.l.cache.unit() / 8
@@ -223,7 +234,7 @@ func (c *cursor) load(off int64) error {
 		for last < first+count && binary.BigEndian.Uint64(l1[(last-first)*8:])&entryOffset == 0 {
 			last++
 		}
-		c.start, c.end, c.table = index*span, last*span, nil
+		c.start, c.end, c.runs, c.table = index*span, last*span, nil, nil
 		return nil
 	}
 	cs := h.ClusterSize()
@@ -241,7 +252,7 @@ func (c *cursor) load(off int64) error {
 	if err != nil {
 		return err
 	}
-	c.table, c.offset = data, table+slice*n
+	c.runs, c.table, c.offset = nil, data, table+slice*n
 	c.start = index*span + slice*guestPerSlice
 	c.end = c.start + guestPerSlice
 	return nil
@@ -328,17 +339,23 @@ func (c *cursor) damage(at int64, format string, args ...any) error {
 	return &DamageError{Path: c.l.Path, Offset: c.offset + at, What: "the L2 table names " + fmt.Sprintf(format, args...)}
 }
 
+// compressedAt is where the compressed cluster of an L2 entry begins in the file, and the most
+// bytes that it can have.
+func (h *Header) compressedAt(entry uint64) (offset, n int64) {
+	x := 62 - (h.ClusterBits - 8)
+	offset = int64(entry & (1<<x - 1))
+	sectors := int64(entry&(entryCompressed-1)>>x) + 1
+	return offset, sectors*sectorSize - offset%sectorSize
+}
+
 // compressed completes the segment of a compressed cluster.
 func (c *cursor) compressed(s segment, entry uint64, at int64) (segment, error) {
 	l := c.l
 	if l.data != l.file {
 		return s, c.damage(at, "a compressed cluster, which an image with an external data file cannot have")
 	}
-	x := 62 - (l.Header.ClusterBits - 8)
 	s.kind = Compressed
-	s.host = int64(entry & (1<<x - 1))
-	sectors := int64(entry&(entryCompressed-1)>>x) + 1
-	s.stored = sectors*sectorSize - s.host%sectorSize
+	s.host, s.stored = l.Header.compressedAt(entry)
 	if s.host >= l.file.size || s.stored-(l.file.size-s.host) >= sectorSize {
 		return s, c.damage(at, "a compressed cluster at offset %d, which lies beyond the end of the file of %d bytes", s.host, l.file.size)
 	}

@@ -35,6 +35,12 @@ const (
 	maxBitmapName  = 1023
 )
 
+// CheckInstalled returns the error that running qemu-img ends with where there is none.
+func (q Img) CheckInstalled() error {
+	_, err := q.program().find()
+	return err
+}
+
 // BitmapAdd adds an enabled, empty persistent bitmap of that granularity (bytes, 512 to
 // 2 GiB, a power of two) to the qcow2 image at path. ctx can prevent it and end the
 // waiting for another program to close the image ([*InUseError]); once begun it is seen
@@ -42,7 +48,7 @@ const (
 //
 // Success proves nothing, nor does failure: look at the image afterwards. Look before
 // whether it can be done without harm: whether there is room, and whether the refcounts
-// are right ([Img.CheckRefcounts]).
+// are right.
 func (q Img) BitmapAdd(ctx context.Context, path, name string, granularity int64) error {
 	if granularity < minGranularity || granularity > maxGranularity || granularity&(granularity-1) != 0 {
 		return fmt.Errorf("add a bitmap to %s: granularity %d is not a power of two from 512 to 2147483648", path, granularity)

@@ -38,13 +38,19 @@ type result struct {
 // maxOutput bounds what is read of a program's output.
 const maxOutput = 64 << 10
 
+// find looks the program up.
+func (p program) find() (path string, err error) {
+	path, err = exec.LookPath(p.name)
+	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%s is not installed; it is in the package qemu-utils (Debian, Ubuntu), qemu-img (Fedora, RHEL, Arch) or qemu-tools (SUSE): %w", p.name, err)
+	}
+	return path, err
+}
+
 // command is the program in a session of its own, which no Ctrl-C reaches, with nothing
 // of our environment but the PATH. It ends with us, unless it is detached.
 func (p program) command(detached bool) (*exec.Cmd, error) {
-	path, err := exec.LookPath(p.name)
-	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s is not installed; it is in the package qemu-utils (Debian, Ubuntu), qemu-img (Fedora, RHEL, Arch) or qemu-tools (SUSE): %w", p.name, err)
-	}
+	path, err := p.find()
 	if err != nil {
 		return nil, err
 	}

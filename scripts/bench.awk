@@ -65,6 +65,11 @@ END {
   ratio("NBD: nbdcopy from export", "NBD: nbdcopy from qemu-nbd", "1")
   ratio("prune: plan", "prune: metadata, listed and read once", "3")
   ratio("check: --read-data", "check: sha256sum of the objects, all cores", "1.11")
+  split("2T 16T", big, " ")
+  for (i = 1; i <= 2; i++) {
+    ratio("large, " big[i] ": incremental, 1 MiB, but for these", "large, " big[i] ": qemu-img check", "0.35")
+    ratio("large, " big[i] ": incremental, 1 MiB, but for these, processor", "large, " big[i] ": qemu-img check, processor", "0.35")
+  }
   limit("NBD: first bytes of a chain of 101", "0.1")
   limit("cold: 1000 domains, --skip-unchanged", "20")
 }

@@ -138,18 +138,15 @@ func (p *Removal) checkImage(ctx context.Context) error {
 	if len(p.Remove) == 0 {
 		return nil
 	}
-	err := qcow2.WithTopLayer(p.Image, func(l *qcow2.Layer) error { return l.CheckWritable() })
-	if err != nil {
-		return err
-	}
-	check, err := qemu.Img{Wait: qemu.LockWait}.CheckRefcounts(ctx, p.Image)
-	if err == nil {
-		err = check.Err()
-	}
-	if err != nil {
-		return fmt.Errorf("%s: nothing is written into the image (qemu-img check -r all may repair it; keep a copy): %w", p.Image, err)
-	}
-	return nil
+	return qcow2.WithTopLayer(p.Image, func(l *qcow2.Layer) error {
+		if err := l.CheckWritable(); err != nil {
+			return err
+		}
+		if err := backup.CheckRefcounts(ctx, l); err != nil {
+			return fmt.Errorf("%s: %w", p.Image, err)
+		}
+		return nil
+	})
 }
 
 // Run removes the bitmaps, one after the other, once. It returns the names of those that
