@@ -56,6 +56,7 @@ type pending struct {
 	made   standing
 	crash  func()
 	broken bool
+	spans  bool // damage, or a repair: what it builds on may be damaged, or was
 }
 
 // model is a repository, and another to which it is copied. Of what it holds nothing is
@@ -67,6 +68,7 @@ type model struct {
 	blocks     [8][]byte
 	pending    []*pending
 	damaged    bool
+	left       map[string]bool // what is damaged and needed by nobody, and stays till it is pruned
 	names      int
 	did        map[string]int
 }
@@ -95,7 +97,7 @@ func TestModel(t *testing.T) {
 	t.Parallel()
 	did := make(map[string]int)
 	world := rapid.MakeFuzz(func(t *rapid.T) {
-		m := &model{T: t, main: newModelRepository(t), twin: newModelRepository(t), did: did}
+		m := &model{T: t, main: newModelRepository(t), twin: newModelRepository(t), did: did, left: make(map[string]bool)}
 		m.ctx = protocol.WithTest(t.Context(), &protocol.Test{
 			Ended: func(run string) bool {
 				return !slices.ContainsFunc(m.pending, func(p *pending) bool { return p.hold.UUID() == run })
@@ -126,8 +128,10 @@ func TestModel(t *testing.T) {
 			"damage": m.damage,
 			"repair": m.repair,
 		})
+		m.T = t
+		m.verifyAll()
 	})
-	worlds := 50
+	worlds := 80
 	if more, err := strconv.Atoi(os.Getenv("IMGBACKUP_SOAK")); err == nil {
 		worlds *= more
 	}
@@ -141,7 +145,7 @@ func TestModel(t *testing.T) {
 	t.Log(did)
 	for _, what := range []string{
 		"full", "increment", "commit", "broken", "late", "crash", "forget", "kept", "tag", "prune", "waiting", "removed", "repacked",
-		"copy", "back", "damage", "told", "repair", "again",
+		"copy", "back", "damage", "told", "repair", "again", "spanned a prune", "spanned a repair",
 	} {
 		if did[what] == 0 {
 			t.Errorf("it never came to %q: %v", what, did)
@@ -275,12 +279,15 @@ func (m *model) commit(t *rapid.T) {
 func (m *model) commitOne(i int) {
 	p := m.pending[i]
 	err := p.hold.Commit(m.ctx, p.made.Manifest)
-	if p.broken {
+	switch {
+	case p.broken:
 		m.did["late"]++
 		if err == nil {
 			m.Fatalf("%s was committed under a lease that was broken", key(p.made.Manifest))
 		}
-	} else {
+	case p.spans && archive.IsDamage(err):
+		m.did["refused"]++ // a map of its base is gone
+	default:
 		m.must(err)
 		m.did["commit"]++
 		m.main.stands[key(p.made.Manifest)] = p.made
@@ -288,6 +295,22 @@ func (m *model) commitOne(i int) {
 	m.must(p.hold.Release(m.ctx))
 	p.crash()
 	m.pending = slices.Delete(m.pending, i, i+1)
+	if p.spans && !m.damaged {
+		m.spanned()
+	}
+}
+
+// spanned: a backup that was begun before a repair has been committed after it. It may name
+// what that repair has given up: that is told, and the next repair mends it.
+func (m *model) spanned() {
+	m.did["spanned a repair"]++
+	report, err := check.Run(m.ctx, m.user(m.main), check.Options{ReadData: true, Workers: 1})
+	m.must(err)
+	if slices.ContainsFunc(report.Findings, func(f check.Finding) bool { return len(f.Details) > 0 }) {
+		m.did["repaired again"]++
+		m.damaged = true
+		m.repairAll()
+	}
 }
 
 // breakLease takes a writer for dead that is not.
@@ -363,6 +386,9 @@ func (m *model) prune(r *modelRepository) {
 		m.Fatal(err)
 	}
 	m.did["prune"]++
+	if r == m.main && len(m.pending) > 0 {
+		m.did["spanned a prune"]++
+	}
 	if len(result.Waiting) > 0 {
 		m.did["waiting"]++
 	}
@@ -386,13 +412,18 @@ func (m *model) copy(t *rapid.T) {
 func (m *model) copyAll() {
 	_, err := transfer.Copy(m.ctx, m.user(m.main), m.user(m.twin), transfer.Options{})
 	m.must(err)
-	for k, c := range m.main.stands {
-		if there, ok := m.twin.stands[k]; ok {
-			c.tags = there.tags
-		}
-		m.twin.stands[k] = c
+	for _, c := range m.main.stands {
+		m.twin.copied(c)
 	}
 	m.did["copy"]++
+}
+
+// copied notes that a checkpoint was copied there: tags are added, and none is removed.
+func (r *modelRepository) copied(c standing) {
+	if there, ok := r.stands[key(c.Manifest)]; ok {
+		c.tags = slices.Compact(slices.Sorted(slices.Values(slices.Concat(c.tags, there.tags))))
+	}
+	r.stands[key(c.Manifest)] = c
 }
 
 // copyBack brings a checkpoint back, which may have been forgotten.
@@ -406,38 +437,58 @@ func (m *model) copyBack(t *rapid.T) {
 	_, err := transfer.Copy(m.ctx, m.user(m.twin), m.user(m.main), o)
 	m.must(err)
 	if _, ok := m.main.stands[key(c.Manifest)]; !ok {
-		m.main.stands[key(c.Manifest)] = c
 		m.did["back"]++
 	}
+	m.main.copied(c)
 }
 
 // thinTwin forgets and prunes in the other repository.
 func (m *model) thinTwin(t *rapid.T) {
 	m.T = t
-	if m.damaged {
+	if m.damaged || m.spans() { // then it may be needed to mend what they commit
 		t.Skip()
 	}
 	m.forget(m.twin)
 	m.prune(m.twin)
 }
 
-// commitAll ends all backups, so that none of them spans damage or its repair: a backup
-// that was begun on a sound base can't know.
-func (m *model) commitAll() {
-	for len(m.pending) > 0 {
-		m.commitOne(0)
+// spans reports whether some backup spans damage, or a repair.
+func (m *model) spans() bool {
+	return slices.ContainsFunc(m.pending, func(p *pending) bool { return p.spans })
+}
+
+// spanAll notes that all backups which are under way do.
+func (m *model) spanAll() {
+	for _, p := range m.pending {
+		p.spans = true
 	}
 }
 
+// damage damages what checkpoints that stand need, all of which the other repository has.
 func (m *model) damage(t *rapid.T) {
 	m.T = t
 	if m.damaged {
 		t.Skip()
 	}
-	m.commitAll()
+	if m.spans() {
+		t.Skip() // the other repository may not have what they have stored
+	}
 	m.copyAll()
 	m.damaged = true
-	isData := func(key string) bool { return chain.ParseKey(key).Kind == chain.KeyData }
+	m.spanAll()
+	needed := make(map[string]bool)
+	for _, c := range m.main.stands {
+		now, err := m.main.users[0].Manifest(m.ctx, c.Domain, c.Checkpoint)
+		m.must(err)
+		objects, err := m.main.users[0].Needs(m.ctx, now, nil)
+		m.must(err)
+		for _, o := range objects {
+			needed[o.Key] = true
+		}
+	}
+	isData := func(key string) bool {
+		return chain.ParseKey(key).Kind == chain.KeyData && (len(m.pending) == 0 || needed[key])
+	}
 	r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "damage"), 5))
 	for range 1 + r.IntN(3) {
 		chaintest.Harm(t, m.main.users[0].Store, r, isData, isData)
@@ -450,17 +501,29 @@ func (m *model) repair(t *rapid.T) {
 	if !m.damaged {
 		t.Skip()
 	}
-	m.commitAll()
+	m.repairAll()
+}
+
+// repairAll repairs, unless a prune has its mark there, which waits for backups.
+func (m *model) repairAll() {
 	plan, err := m.repairOnce()
 	if errors.As(err, new(*chain.MarkStandsError)) { // of a prune that waited for writers
 		m.prune(m.main)
 		plan, err = m.repairOnce()
 		m.did["pruned first"]++
 	}
+	if errors.As(err, new(*chain.MarkStandsError)) && len(m.pending) > 0 {
+		m.did["repair refused"]++
+		return
+	}
 	m.must(err)
+	m.spanAll()
 	for _, a := range plan.Actions {
 		if a.Do == repair.Leave && !strings.HasPrefix(a.Why, "no checkpoint needs it") {
-			t.Fatalf("%+v", a)
+			m.Fatalf("%+v", a)
+		}
+		if a.Do == repair.Leave {
+			m.left[a.Object] = true
 		}
 	}
 	if len(plan.Lost) > 0 {
@@ -471,7 +534,7 @@ func (m *model) repair(t *rapid.T) {
 		m.did["regained"]++
 	}
 	if len(plan.Lost) > 0 {
-		t.Fatalf("the other repository has it: %+v", plan.Lost)
+		m.Fatalf("the other repository has it: %+v", plan.Lost)
 	}
 	m.damaged = false
 	m.compare("repaired", m.main, nil)
@@ -488,13 +551,21 @@ func (m *model) repairOnce() (*repair.Plan, error) {
 	return plan, err
 }
 
-// verify compares the repositories with the model.
+// verify compares the repositories with the model; now and then they are read.
 func (m *model) verify(t *rapid.T) {
 	m.T = t
-	m.did["steps"]++
+	if m.did["steps"]++; m.did["steps"]%8 == 0 {
+		m.verifyAll()
+		return
+	}
+	m.stand("main", m.main)
+	m.stand("twin", m.twin)
+}
+
+func (m *model) verifyAll() {
 	told := m.check("main", m.main)
 	if len(told) > 0 && !m.damaged {
-		t.Fatalf("it is told to be damaged: %v", told)
+		m.Fatalf("it is told to be damaged: %v", told)
 	}
 	m.compare("main", m.main, told)
 	m.check("twin", m.twin)
@@ -511,16 +582,17 @@ func (m *model) check(what string, r *modelRepository) map[string]bool {
 		for _, a := range f.Details {
 			told[a.Domain+"/"+a.Checkpoint] = true
 		}
-	}
-	if len(report.Findings) > 0 && (!m.damaged || r == m.twin) {
-		m.Fatalf("%s: %+v", what, report.Findings)
+		left := r == m.main && m.left[f.Object] && len(f.Details) == 0 // and a prune waits for backups
+		if !left && (!m.damaged || r == m.twin) {
+			m.Fatalf("%s: %+v", what, report.Findings)
+		}
 	}
 	return told
 }
 
-// compare wants the checkpoints to stand that do in the model, and to read as they should,
-// but for those that are told to be damaged.
-func (m *model) compare(what string, r *modelRepository, told map[string]bool) {
+// stand wants the checkpoints to stand that do in the model, and nothing to be missing that
+// they need. It returns them.
+func (m *model) stand(what string, r *modelRepository) map[string]*chain.Manifest {
 	repo := m.user(r)
 	found := make(map[string]*chain.Manifest)
 	for _, domain := range []string{"a", "b"} {
@@ -540,7 +612,27 @@ func (m *model) compare(what string, r *modelRepository, told map[string]bool) {
 		if c == nil || c.UUID != want.UUID || !slices.Equal(c.Tags, want.tags) {
 			m.Fatalf("%s: of %s stands %+v, want %+v", what, k, c, want)
 		}
-		got, err := m.read(repo, c)
+		if m.damaged && r == m.main {
+			continue
+		}
+		objects, err := repo.Needs(m.ctx, c, nil)
+		m.must(err)
+		for _, o := range objects {
+			if stands, err := archive.Stands(m.ctx, repo.Store, o.Key, o.Ref.Length); err != nil || !stands {
+				m.Fatalf("%s: %s lacks %s: %v", what, k, o.Key, err)
+			}
+		}
+	}
+	return found
+}
+
+// compare wants them to read as they should, too, but for those that are told to be damaged.
+func (m *model) compare(what string, r *modelRepository, told map[string]bool) {
+	reader := view.NewReader(m.ctx, m.user(r), view.Options{NoAhead: true})
+	defer reader.Close()
+	for k, c := range m.stand(what, r) {
+		want := r.stands[k]
+		got, err := m.read(reader, c)
 		switch {
 		case err == nil && bytes.Equal(got, m.content(&want.disk)):
 		case err == nil || !archive.IsDamage(err) || !told[k]:
@@ -552,9 +644,7 @@ func (m *model) compare(what string, r *modelRepository, told map[string]bool) {
 }
 
 // read reads a checkpoint as a restore does.
-func (m *model) read(repo *chain.Repository, c *chain.Manifest) ([]byte, error) {
-	reader := view.NewReader(m.ctx, repo, view.Options{NoAhead: true})
-	defer reader.Close()
+func (m *model) read(reader *view.Reader, c *chain.Manifest) ([]byte, error) {
 	d, err := reader.Open(m.ctx, &c.Disks[0])
 	if err != nil {
 		return nil, err
