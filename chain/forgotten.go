@@ -52,6 +52,7 @@ type ForgottenDisk struct {
 	Size          int64          `json:"virtual_size"`
 	Below         int            `json:"below,omitempty"` // images below the active one
 	Witnesses     []BitmapRecord `json:"witnesses,omitempty"`
+	RecordsLost   bool           `json:"records_lost,omitempty"` // as that of [Disk]
 }
 
 // maxForgotten bounds the checkpoints of a list.
@@ -180,7 +181,7 @@ func (f *Forgotten) Manifests() []*Manifest {
 		for _, d := range c.Disks {
 			m.Disks = append(m.Disks, Disk{
 				Name: d.Name, RenamedFrom: d.RenamedFrom, Bitmap: d.Bitmap, LibvirtBitmap: d.LibvirtBitmap, Size: d.Size,
-				Backing: make([]Layer, d.Below), Witnesses: d.Witnesses,
+				Backing: make([]Layer, d.Below), Witnesses: d.Witnesses, RecordsLost: d.RecordsLost,
 			})
 		}
 		all = append(all, m)

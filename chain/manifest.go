@@ -177,6 +177,9 @@ type Disk struct {
 	Held *BitmapRecord `json:"held,omitempty"`
 	// ClusterMap is where the disk's data lay in the image, of a qcow2 image's archive.
 	ClusterMap *ClusterMap `json:"cluster_map,omitempty"`
+	// RecordsLost says that some of these were damaged, and a repair took them out: no bitmap
+	// of this or an older state of the disk is to be believed.
+	RecordsLost bool `json:"records_lost,omitempty"`
 }
 
 // Records returns all stored bitmaps of the disk.

@@ -135,6 +135,7 @@ func (d *ForgottenDisk) take(theirs []ForgottenDisk) {
 		if theirs[i].Name != d.Name {
 			continue
 		}
+		d.RecordsLost = d.RecordsLost || theirs[i].RecordsLost
 		for _, w := range theirs[i].Witnesses {
 			if !slices.Contains(d.Witnesses, w) {
 				d.Witnesses = append(slices.Clone(d.Witnesses), w)
@@ -182,6 +183,7 @@ func forgottenOf(m *Manifest) ForgottenCheckpoint {
 		d := &m.Disks[i]
 		p.Disks = append(p.Disks, ForgottenDisk{
 			Name: d.Name, RenamedFrom: d.RenamedFrom, Bitmap: d.OurBitmap(), LibvirtBitmap: d.LibvirtBitmap, Size: d.Size, Below: len(d.Backing), Witnesses: d.Witnesses,
+			RecordsLost: d.RecordsLost,
 		})
 	}
 	return p
@@ -242,15 +244,16 @@ func (p *ForgottenCheckpoint) nothing(stay []*Manifest) bool {
 }
 
 // onlyNames reports whether nothing but the names of its bitmaps is of use: neither
-// what it saw of other bitmaps, nor that a disk of an older checkpoint that stays was
-// smaller at it, or had another name before.
+// what it saw of other bitmaps, or that this was lost, nor that a disk of an older checkpoint
+// that stays was smaller at it, or had another name before.
 func (p *ForgottenCheckpoint) onlyNames(stay []*Manifest) bool {
 	for _, d := range p.Disks {
 		if len(d.Witnesses) > 0 || d.RenamedFrom != "" {
 			return false
 		}
 		for _, m := range stay {
-			if older, ok := m.Disk(d.Name); ok && m.Sequence < p.Sequence && older.Size > d.Size {
+			older, ok := m.Disk(d.Name)
+			if ok && (m.Sequence < p.Sequence && older.Size > d.Size || m.Sequence <= p.Sequence && d.RecordsLost) {
 				return false
 			}
 		}

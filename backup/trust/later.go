@@ -49,6 +49,19 @@ func (w *witness) askLaterRecords(ctx context.Context) (*Objection, error) {
 	return nil, nil
 }
 
+// askWhatIsLost asks whether its own checkpoint, or a later one, had records that a repair had
+// to take out: nobody knows what they would have said.
+func (w *witness) askWhatIsLost(context.Context) (*Objection, error) {
+	for _, st := range slices.Concat(w.States, w.Gone) {
+		isLater := st.Manifest.Sequence >= w.st.Manifest.Sequence || w.st.Disk.Adopted != nil
+		if isLater && st.Disk.RecordsLost {
+			return object(ReasonRecordsLost, "what checkpoint %s recorded of bitmaps was damaged and is lost, so that nothing testifies for %s",
+				st.Manifest.Checkpoint, w.st.Disk.Bitmap), nil
+		}
+	}
+	return nil, nil
+}
+
 // laterRecords yields the records of the bitmap that states after its own made, the
 // newest first; those that have been forgotten come last.
 func (w *witness) laterRecords(yield func(chain.DiskState, *chain.BitmapRecord) bool) {

@@ -33,6 +33,7 @@ const (
 	ReasonMoved        Reason = "cluster-map-contradicts" // a clean range lies elsewhere, and does not read as archived
 	ReasonArchive      Reason = "archive-damaged"         // what the increment would build on is broken
 	ReasonForgotten    Reason = "forgotten-damaged"       // what forgotten checkpoints left can't be read
+	ReasonRecordsLost  Reason = "records-lost"            // what testified for the bitmap was damaged
 	ReasonUnreadable   Reason = "image-unreadable"        // a disk that fails, in a salvage
 	ReasonNoCheckpoint Reason = "no-such-checkpoint"
 	ReasonNoData       Reason = "checkpoint-without-data"

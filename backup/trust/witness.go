@@ -42,6 +42,7 @@ func (w *witness) examine(ctx context.Context) (*Objection, error) {
 	for _, step := range []func(context.Context) (*Objection, error){
 		w.locate,
 		w.askBitmap,
+		w.askWhatIsLost,
 		w.askOwnRecord,
 		w.askOlderBitmaps,
 		w.collectDirty,

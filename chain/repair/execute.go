@@ -135,7 +135,7 @@ func (e *execution) revise(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(e.fresh)+len(e.whole)+len(e.regain) == 0 {
+	if len(e.fresh)+len(e.whole)+len(e.regain)+len(e.drop) == 0 {
 		return nil
 	}
 	for _, domain := range domains {
@@ -149,9 +149,27 @@ func (e *execution) revise(ctx context.Context) error {
 				return err
 			}
 		}
+		if err := e.dropForgotten(ctx, domain); err != nil {
+			return err
+		}
 	}
 	return nil
 }
+
+// dropForgotten takes records that are gone out of what forgotten checkpoints left. A list
+// that is damaged itself is told of, and left.
+func (e *execution) dropForgotten(ctx context.Context, domain string) error {
+	if len(e.drop) == 0 {
+		return nil
+	}
+	_, err := e.repo.LoseForgotten(ctx, domain, e.isDropped)
+	if archive.IsDamage(err) {
+		return nil
+	}
+	return err
+}
+
+func (e *execution) isDropped(key string) bool { return e.drop[key] }
 
 func (e *execution) reviseUntilDone(ctx context.Context, domain, name string) error {
 	for {
@@ -185,6 +203,7 @@ func (e *execution) change(m *chain.Manifest) bool {
 	for i := range m.Disks {
 		d := &m.Disks[i]
 		id := diskOf{m.Domain, m.Checkpoint, d.Name}
+		changed = d.LoseRecords(e.isDropped) || changed
 		if r, ok := e.regain[id]; ok {
 			if !slices.Equal(d.Maps, r.disk.Maps) || d.LostBytes() > r.disk.LostBytes() {
 				d.Maps, d.Lost, changed = r.disk.Maps, r.disk.Lost, true

@@ -46,6 +46,7 @@ const (
 	Fetch   = "fetch"   // all of it, from another repository
 	Rewrite = "rewrite" // maps and manifests will do without it
 	Rebuild = "rebuild" // of what other objects say
+	Drop    = "drop"    // what testified for bitmaps: no manifest names it any more
 	Leave   = "leave"   // nothing can be done
 )
 
@@ -102,8 +103,9 @@ type Plan struct {
 	flat     []diskOf // disks that get one new map
 	lost     map[diskOf]*chain.LossSet
 	regain   map[diskOf]regain
-	indexes  []archive.Ref // damaged ones
-	unlisted []archive.Ref // packs
+	drop     map[string]bool // keys of records that are taken out
+	indexes  []archive.Ref   // damaged ones
+	unlisted []archive.Ref   // packs
 }
 
 // Nothing reports whether nothing is wrong.
@@ -150,7 +152,7 @@ func Make(ctx context.Context, repo *chain.Repository, o Options) (*Plan, error)
 		Actions: []Action{}, Lost: []Lost{}, Regained: []Regained{}, repo: repo, o: o,
 		over: &overlay{Store: repo.Store, from: make(map[string]*chain.Repository)},
 		maps: make(map[archive.MapRef]bool), lostMaps: make(map[archive.MapRef]bool),
-		lost: make(map[diskOf]*chain.LossSet), regain: make(map[diskOf]regain),
+		lost: make(map[diskOf]*chain.LossSet), regain: make(map[diskOf]regain), drop: make(map[string]bool),
 	}
 	l := &planner{Plan: p, findings: report.Findings, refs: make(map[string]archive.Ref)}
 	for _, step := range []func(context.Context) error{

@@ -191,8 +191,11 @@ func (l *planner) fetchOne(ctx context.Context, f check.Finding) error {
 		l.doWithoutMap(ctx, &a, ref)
 	case prefix == archive.PackPrefix:
 		a.Do, a.ref = Rewrite, ref
+	case prefix == archive.BitmapPrefix || prefix == archive.ClustersPrefix:
+		a.Do = Drop
+		l.drop[f.Object] = true
 	default:
-		a.Why = "no other repository has it; the disks' data is not affected"
+		a.Why = "no other repository has it; the disks restore without it (restore --to), and only forgetting the checkpoints that name it takes it out"
 	}
 	l.Actions = append(l.Actions, a)
 	return nil

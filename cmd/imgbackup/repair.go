@@ -244,6 +244,8 @@ func describeAction(act *repair.Action) string {
 		return "is fetched from " + act.From
 	case repair.Rebuild:
 		return "is rebuilt"
+	case repair.Drop:
+		return "is taken out: no repository has it. All disks restore; what it told is lost, and the next backup reads everything"
 	case repair.Rewrite:
 		if act.Kind == check.KindPack {
 			return fmt.Sprintf("is done without: %s of it found, %s lost (a prune removes it)", count(act.Found, "chunk"), count(act.Lost, "chunk"))
