@@ -137,7 +137,7 @@ func (a *app) drillCommand() *cobra.Command {
 }
 
 func (r *drillRequest) addFlags(f *pflag.FlagSet) {
-	f.StringVar(&r.checkpoint, "checkpoint", "latest", "drill this `CHECKPOINT`: a name, latest, all, random:N, or undrilled:90d (not for so long)")
+	f.StringVar(&r.checkpoint, "checkpoint", "latest", "drill this `CHECKPOINT`: a name, latest, all, random:N, or undrilled:90d")
 	f.StringArrayVar(&r.flags.Disks, "disk", nil, "drill only this disk `TARGET`; may be repeated")
 	section(f, whichDisks, "checkpoint", "disk")
 	f.StringSliceVar(&r.flags.Require, "require", nil, "these `STEPS` must pass, as chunks,restore (default: all that are done, but boot)")
@@ -160,12 +160,12 @@ func (r *drillRequest) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&r.flags.Scratch, "scratch", "", "restore to this `DIR` (default: that for temporary files)")
 	f.BoolVar(&r.noScratch, "no-scratch", false, "restore nowhere: prove in flight")
 	f.StringVar(&r.report, "report", "", "write a report, and what steps have kept, into this new or empty `DIR`")
-	f.StringVar(&r.state, "state", "", "keep what was proven in this `FILE` if the drill is cut off; the same command goes on with it")
+	f.StringVar(&r.state, "state", "", "if the drill is cut off: the same command goes on with this `FILE`")
 	f.StringVar(&r.signKey, "sign-key", "", "sign the records with this SSH key `FILE`")
 	f.StringVar(&r.askedBy, "asked-by", "", "who asks for the drill, for its record: a `TEXT` (default: this user)")
 	f.BoolVar(&r.noRecord, "no-record", false, "leave no record in the repository")
 	f.StringVar(&r.timeouts.step, "step-timeout", "", "end a step that runs programs or a guest after this `TIME`")
-	section(f, whereTo, "scratch", "no-scratch", "report", "state", "sign-key", "asked-by", "no-record")
+	section(f, whereTo, "scratch", "no-scratch", "report", "state", "sign-key", "no-record")
 }
 
 // complete refuses what makes no sense before anything is opened.
