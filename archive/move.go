@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/imgbackup/imgbackup/internal/memory"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -38,7 +39,7 @@ type Mover struct {
 	given context.Context // the caller's
 	ctx   context.Context // ends with the first error, too
 	work  chan *moveBatch // for those that read
-	free  chan *newPack   // of movePacks; nil: not made yet
+	free  chan *newPack   // of movePacks or fewer; nil: not made yet
 	open  *newPack        // is being filled; nil: none is
 
 	moved map[Ref]*movedPack
@@ -50,8 +51,9 @@ type Mover struct {
 
 // MoveOptions are the settings of a Mover; the zero value is good.
 type MoveOptions struct {
-	PackSize int64  // target size of a new pack, bytes; 0: 32 MiB
-	TempDir  string // for indexes; "": os.TempDir
+	PackSize int64         // target size of a new pack, bytes; 0: 32 MiB
+	TempDir  string        // for indexes; "": os.TempDir
+	Memory   memory.Budget // decides how many packs are in memory
 	// Stored is told, from several goroutines, of the bytes of frames that lie in packs
 	// that have been stored.
 	Stored func(bytes int64)
@@ -69,7 +71,8 @@ const (
 	moveBytes = 4 << 20  // of frames that one goroutine reads, one after the other
 	moveWhole = 64 << 20 // a pack that is longer is never read whole
 	// movePacks is how many new packs are in memory. What is read as one may go to three,
-	// and a fourth lets those that wait for it be stored.
+	// and a fourth lets those that wait for it be stored. Where memory is short there are
+	// fewer, and nothing is read as one.
 	movePacks = 4
 	// mostReaders bounds what those take that read, however many connections there are.
 	mostReaders = 16
@@ -121,14 +124,15 @@ func NewMover(ctx context.Context, store objstore.Store, o MoveOptions) (*Mover,
 	_, isNear := objstore.As[objstore.Placed](store)
 	m := &Mover{
 		store: store, o: o, given: ctx, index: index, near: isNear, work: make(chan *moveBatch),
-		free: make(chan *newPack, movePacks), moved: make(map[Ref]*movedPack),
+		free: make(chan *newPack, o.Memory.Count(movePacks, 1)), moved: make(map[Ref]*movedPack),
 	}
-	for range movePacks {
+	for range cap(m.free) {
 		m.free <- nil
 	}
 	m.g, m.ctx = errgroup.WithContext(ctx)
-	m.spool = newPackSpool(store, o.TempDir, movePacks, func(string, ...any) {})
-	for range max(min(runtime.GOMAXPROCS(0)+2, 8), min(objstore.Connections(store), mostReaders)) {
+	m.spool = newPackSpool(store, o.TempDir, cap(m.free), func(string, ...any) {})
+	readers := max(min(runtime.GOMAXPROCS(0)+2, 8), min(objstore.Connections(store), mostReaders))
+	for range o.Memory.Count(readers, 2) {
 		m.g.Go(m.reader)
 	}
 	return m, nil
@@ -222,7 +226,7 @@ func (m *Mover) byName(pack Ref, chunks []PackChunk) bool {
 		frames += int64(c.FrameLength)*read + int64(c.Length)*(costHash+decode)
 		length += int64(c.FrameLength)
 	}
-	return pack.Length <= moveWhole && PackLength(length, len(chunks)) <= m.o.PackSize &&
+	return cap(m.free) >= movePacks && pack.Length <= moveWhole && PackLength(length, len(chunks)) <= m.o.PackSize &&
 		pack.Length*(read+costHash) < frames
 }
 

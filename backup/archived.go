@@ -61,7 +61,7 @@ func (s *archives) open(ctx context.Context, cd *chain.Disk) (*archived, error) 
 func (s *archives) look(ctx context.Context, cd *chain.Disk) (*view.Disk, error) {
 	if s.reader == nil {
 		// It serves all attempts, each of which has a context of its own.
-		s.reader = view.NewReader(context.WithoutCancel(ctx), s.repo, view.Options{Cache: maxKept, NoAhead: true})
+		s.reader = view.NewReader(context.WithoutCancel(ctx), s.repo, view.Options{Cache: s.repo.Memory.Part(maxKept, maxKept/4), NoAhead: true})
 	}
 	return s.reader.Open(ctx, cd)
 }

@@ -129,7 +129,7 @@ func TestSilentClientIsCutOff(t *testing.T) {
 func TestMemoryOfConnections(t *testing.T) {
 	t.Parallel()
 	for n := 1; n <= MaxConnections; n++ {
-		each := connectionMemory(n)
+		each := connectionMemory(ServerMemory, n)
 		if each < 2*pieceSize || each > 8<<20 || int64(n)*each > max(128<<20, int64(n)*2*pieceSize) {
 			t.Errorf("%d connections: %d bytes each", n, each)
 		}

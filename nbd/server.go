@@ -15,16 +15,21 @@ import (
 // MaxConnections is the largest number of connections that a server may have.
 const MaxConnections = 256
 
+// ServerMemory is how much the buffers of a server take, at most, where nothing is said,
+// bytes.
+const ServerMemory = 128 << 20
+
 // ServerOptions are the settings of a [Server]; the zero value is good.
 type ServerOptions struct {
 	// TLS makes the server insist on TLS; see [ServerTLS].
 	TLS *tls.Config
 	// Connections at once, at most [MaxConnections]; one more is closed as soon as it
 	// comes ([ErrBusy]). 0: 16, or two for each export if that is more. Each has its
-	// equal part of 128 MiB for the buffers of requests at work, so that a client harms
+	// equal part of Memory for the buffers of requests at work, so that a client harms
 	// only itself: at most 8 MiB, and at least 2 MiB, so that more than 64 connections
 	// take 2 MiB each.
 	Connections int
+	Memory      int64 // bytes; 0: 128 MiB
 	// Notify is told of every request that a device has failed (a [DeviceError])
 	// and of every connection that ended otherwise than by its client's wish. It
 	// is called from several goroutines at once; nil: nobody is told.
@@ -41,14 +46,13 @@ type ServerOptions struct {
 // The bounds of what one client, and all together, can make the server hold.
 const (
 	maxRequests         = 64 // of one connection, at work at once
-	serverMemory        = 128 << 20
 	maxConnectionMemory = 8 << 20
 	minConnectionMemory = 2 * pieceSize
 )
 
 // connectionMemory is each connection's part of the memory, bytes.
-func connectionMemory(connections int) int64 {
-	return min(max(serverMemory/int64(connections), minConnectionMemory), maxConnectionMemory)
+func connectionMemory(memory int64, connections int) int64 {
+	return min(max(memory/int64(connections), minConnectionMemory), maxConnectionMemory)
 }
 
 const (
@@ -76,6 +80,9 @@ func NewServer(exports []Export, o ServerOptions) (*Server, error) {
 	}
 	if o.Connections < 0 || o.Connections > MaxConnections {
 		return nil, fmt.Errorf("nbd: %d connections: 1 to %d are possible", o.Connections, MaxConnections)
+	}
+	if o.Memory <= 0 {
+		o.Memory = ServerMemory
 	}
 	if o.handshakeTimeout <= 0 {
 		o.handshakeTimeout = 10 * time.Second

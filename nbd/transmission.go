@@ -41,7 +41,7 @@ func newConn(s *Server, nc net.Conn, in *bufio.Reader, e *Export) *conn {
 	return &conn{
 		s: s, nc: nc, in: in, e: e, w: e.writer(),
 		requests: semaphore.NewWeighted(maxRequests),
-		memory:   semaphore.NewWeighted(connectionMemory(s.o.Connections)),
+		memory:   semaphore.NewWeighted(connectionMemory(s.o.Memory, s.o.Connections)),
 		buf:      &s.buf,
 	}
 }

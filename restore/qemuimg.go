@@ -233,7 +233,7 @@ func (q *qemuImg) withDisk(ctx context.Context, j *job, m *meter, args ...string
 	device := &limited{Disk: q.disk, limit: q.o.Limit, tell: m.add}
 	var first firstFault
 	server, err := nbd.NewServer([]nbd.Export{{Name: exportName, Size: q.disk.Size(), Device: device,
-		Contexts: []nbd.Context{nbd.Allocation(q.disk.Zeros)}}}, nbd.ServerOptions{Notify: first.note})
+		Contexts: []nbd.Context{nbd.Allocation(q.disk.Zeros)}}}, nbd.ServerOptions{Notify: first.note, Memory: q.repo.Memory.Part(nbd.ServerMemory, 16<<20)})
 	if err != nil {
 		return nil, err
 	}

@@ -63,7 +63,7 @@ func (p *pruner) move(ctx context.Context, pl *plan) (*archive.Mover, error) {
 	var stored int64
 	p.progress("repacking", 0, total)
 	m, err := archive.NewMover(ctx, p.repo.Store, archive.MoveOptions{
-		PackSize: p.o.packSize, TempDir: p.o.TempDir,
+		PackSize: p.o.packSize, TempDir: p.o.TempDir, Memory: p.repo.Memory,
 		Stored: func(n int64) { // one at a time
 			stored += n
 			p.progress("repacking", min(stored, total), total)

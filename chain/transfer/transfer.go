@@ -397,7 +397,8 @@ func (c *copier) each(
 	ctx context.Context, objects []chain.Object, do func(context.Context, chain.Object) error,
 ) error {
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(copies, objstore.Connections(c.from.Store), objstore.Connections(c.to.Store)))
+	atOnce := max(copies, objstore.Connections(c.from.Store), objstore.Connections(c.to.Store))
+	g.SetLimit(c.from.Memory.Count(atOnce, 2))
 	for _, o := range objects {
 		if gctx.Err() != nil {
 			break

@@ -221,7 +221,7 @@ func (s *nbdService) serve(ctx context.Context, exports []nbd.Export) error {
 	defer cancel(nil)
 	failures := deviceFailures{told: make(map[string]bool)}
 	server, err := nbd.NewServer(exports, nbd.ServerOptions{
-		TLS: s.tls, Connections: s.most,
+		TLS: s.tls, Connections: s.most, Memory: s.a.memory.Part(nbd.ServerMemory, 32<<20),
 		Notify: func(err error) {
 			var failed *nbd.DeviceError
 			switch tell := failures.add(err); {

@@ -44,6 +44,8 @@ const (
 	delay = "IMGBACKUP_TEST_DELAY"
 	// indexEvery is how many bytes of packs go into an index.
 	indexEvery = "IMGBACKUP_TEST_INDEX_EVERY"
+	// tellPeak is a file for the most memory that the program had, bytes.
+	tellPeak = "IMGBACKUP_TEST_TELL_PEAK"
 )
 
 func TestMain(m *testing.M) {
@@ -76,7 +78,9 @@ func TestMain(m *testing.M) {
 				}
 				p.wrap = (&failingStore{at: int64(at), how: failure(how)}).around
 			}
-			os.Exit(run(os.Args[1:], p))
+			code := run(os.Args[1:], p)
+			writePeak()
+			os.Exit(code)
 		},
 	})
 }
