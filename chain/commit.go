@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -245,23 +244,13 @@ func (r *Repository) putOnce(ctx context.Context, key string, data []byte, o obj
 // parseManifest proves a manifest and that it belongs under its key.
 func (r *Repository) parseManifest(data []byte, domain, name string) (*Manifest, error) {
 	key := ManifestKey(domain, name)
-	var stored Manifest
-	if err := unsealAs(data, key, ManifestFormat, &stored); err != nil {
-		return nil, err
-	}
-	m, err := stored.mapTexts(unescapeText)
-	if err == nil {
-		err = m.Validate()
-	}
-	switch {
-	case err != nil:
-	case m.RepositoryID != r.Config.ID:
-		err = fmt.Errorf("it belongs to repository %s", m.RepositoryID)
-	case m.Domain != domain || m.Checkpoint != name:
-		err = fmt.Errorf("it is the manifest of checkpoint %s of domain %s", m.Checkpoint, m.Domain)
-	}
-	if err != nil {
-		return nil, archive.Damaged(key, err)
-	}
-	return m, nil
+	return parseAs(data, key, ManifestFormat, func(m *Manifest) error {
+		switch {
+		case m.RepositoryID != r.Config.ID:
+			return fmt.Errorf("it belongs to repository %s", m.RepositoryID)
+		case m.Domain != domain || m.Checkpoint != name:
+			return fmt.Errorf("it is the manifest of checkpoint %s of domain %s", m.Checkpoint, m.Domain)
+		}
+		return nil
+	})
 }

@@ -79,19 +79,14 @@ func (r *Repository) readForgotten(ctx context.Context, domain string) (*Forgott
 	if err != nil {
 		return nil, nil, fmt.Errorf("what forgotten checkpoints of domain %s left: %w", domain, err)
 	}
-	var stored Forgotten
-	if err := unsealAs(data, key, ForgottenFormat, &stored); err != nil {
-		return nil, nil, err
-	}
-	f, err := stored.mapTexts(unescapeText)
-	if err == nil {
-		err = f.Validate()
-	}
-	if err == nil && (f.RepositoryID != r.Config.ID || f.Domain != domain) {
-		err = fmt.Errorf("it is that of domain %s of repository %s", f.Domain, f.RepositoryID)
-	}
+	f, err := parseAs(data, key, ForgottenFormat, func(f *Forgotten) error {
+		if f.RepositoryID != r.Config.ID || f.Domain != domain {
+			return fmt.Errorf("it is that of domain %s of repository %s", f.Domain, f.RepositoryID)
+		}
+		return nil
+	})
 	if err != nil {
-		return nil, nil, archive.Damaged(key, err)
+		return nil, nil, err
 	}
 	return f, data, nil
 }

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -146,21 +145,12 @@ func (r *Repository) readIntent(ctx context.Context, domain, id string) (*Intent
 	if err != nil {
 		return nil, err
 	}
-	var stored Intent
-	if err := unsealAs(data, key, IntentFormat, &stored); err != nil {
-		return nil, err
-	}
-	in, err := stored.mapTexts(unescapeText)
-	if err == nil {
-		err = in.Validate()
-	}
-	if err == nil && (in.Domain != domain || in.UUID != id) {
-		err = errors.New("it is another intent's")
-	}
-	if err != nil {
-		return nil, archive.Damaged(key, err)
-	}
-	return in, nil
+	return parseAs(data, key, IntentFormat, func(in *Intent) error {
+		if in.Domain != domain || in.UUID != id {
+			return errors.New("it is another intent's")
+		}
+		return nil
+	})
 }
 
 // DeleteIntent removes an intent; one that is gone already is no error.

@@ -144,3 +144,31 @@ func plainName(name string) bool {
 	}
 	return name != ""
 }
+
+// withTexts is an object with texts, which are escaped where it is stored.
+type withTexts[T any] interface {
+	*T
+	mapTexts(do func(string) (string, error)) (*T, error)
+	Validate() error
+}
+
+// parseAs proves the bytes of an object under a key and that it belongs there, as belongs
+// says, and takes the escapes out of its texts. The error is an archive.DamageError or a
+// NewerError.
+func parseAs[T any, P withTexts[T]](data []byte, key, format string, belongs func(P) error) (P, error) {
+	var stored T
+	if err := unsealAs(data, key, format, &stored); err != nil {
+		return nil, err
+	}
+	v, err := P(&stored).mapTexts(unescapeText)
+	if err == nil {
+		err = P(v).Validate()
+	}
+	if err == nil {
+		err = belongs(v)
+	}
+	if err != nil {
+		return nil, archive.Damaged(key, err)
+	}
+	return v, nil
+}

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -123,21 +122,12 @@ func (r *Repository) Seen(ctx context.Context, domain string) (*Seen, error) {
 	if err != nil {
 		return nil, fmt.Errorf("what was seen of domain %s: %w", domain, err)
 	}
-	var stored Seen
-	if err := unsealAs(data, key, SeenFormat, &stored); err != nil {
-		return nil, err
-	}
-	s, err := stored.mapTexts(unescapeText)
-	if err == nil {
-		err = s.Validate()
-	}
-	if err == nil && (s.RepositoryID != r.Config.ID || s.Domain != domain) {
-		err = fmt.Errorf("it is that of domain %s of repository %s", s.Domain, s.RepositoryID)
-	}
-	if err != nil {
-		return nil, archive.Damaged(key, err)
-	}
-	return s, nil
+	return parseAs(data, key, SeenFormat, func(s *Seen) error {
+		if s.RepositoryID != r.Config.ID || s.Domain != domain {
+			return fmt.Errorf("it is that of domain %s of repository %s", s.Domain, s.RepositoryID)
+		}
+		return nil
+	})
 }
 
 // Files are the files of the disk's chain as they were, if their times can show later that they

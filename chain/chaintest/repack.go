@@ -4,10 +4,13 @@ package chaintest
 
 import (
 	"context"
+	"io"
 	"strings"
+	"sync"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // Repack stores what checkpoint i holds in other objects, as its next revision, and
@@ -44,6 +47,41 @@ func (h *History) Repack(i int) {
 		h.t.Fatal(err)
 	}
 	h.Prune()
+}
+
+// Forget forgets checkpoint i.
+func (h *History) Forget(i int) {
+	h.t.Helper()
+	ctx := context.Background()
+	m, err := h.Repo.Manifest(ctx, "web", h.Checkpoints[i].Checkpoint)
+	if err == nil {
+		err = Forget(ctx, h.Repo, m)
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// Forget forgets a checkpoint under a lease, and notes nothing of it.
+func Forget(ctx context.Context, r *chain.Repository, m *chain.Manifest) error {
+	return r.Under(ctx, "forget", func(hold *chain.Hold) error { return hold.Forget(ctx, m) })
+}
+
+// Meddling is a store in which something is done before the first object is read whose key
+// begins with Prefix.
+type Meddling struct {
+	objstore.Store
+	Prefix string
+	Do     func()
+	once   sync.Once
+}
+
+// Get implements [objstore.Store].
+func (m *Meddling) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	if strings.HasPrefix(key, m.Prefix) {
+		m.once.Do(m.Do)
+	}
+	return m.Store.Get(ctx, key, offset, length)
 }
 
 // Prune removes what no checkpoint needs, beside nobody.

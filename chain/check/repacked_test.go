@@ -3,31 +3,14 @@
 package check_test
 
 import (
-	"context"
-	"io"
 	"math/rand/v2"
-	"strings"
-	"sync"
 	"testing"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/chain/check"
-	"github.com/imgbackup/imgbackup/objstore"
 )
-
-type meddling struct {
-	objstore.Store
-	once sync.Once
-	do   func()
-}
-
-func (m *meddling) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
-	if strings.HasPrefix(key, "maps/") {
-		m.once.Do(m.do)
-	}
-	return m.Store.Get(ctx, key, offset, length)
-}
 
 // TestCheckRepacked: what a prune repacks or somebody forgets while it is checked is no
 // damage.
@@ -39,20 +22,13 @@ func TestCheckRepacked(t *testing.T) {
 		rand.NewChaCha8([32]byte{4}).Read(content)
 		h.Commit(content, true, nil)
 		met := false
-		store := &meddling{Store: h.Store, do: func() {
+		store := &chaintest.Meddling{Store: h.Store, Prefix: archive.MapPrefix, Do: func() {
 			met = true
 			h.Repack(0)
-			if !forgotten {
-				return
+			if forgotten {
+				h.Forget(0)
+				h.Prune()
 			}
-			m, err := h.Repo.Manifest(t.Context(), "web", h.Checkpoints[0].Checkpoint)
-			if err == nil {
-				err = h.Repo.Forget(t.Context(), m)
-			}
-			if err != nil {
-				t.Error(err)
-			}
-			h.Prune()
 		}}
 		report, err := check.Run(t.Context(), &chain.Repository{Store: store, Config: h.Repo.Config}, check.Options{ReadData: true})
 		if err != nil || !met || len(report.Findings) > 0 {

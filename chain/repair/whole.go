@@ -195,7 +195,7 @@ func (l *planner) fetchOne(ctx context.Context, f check.Finding) error {
 		a.Do = Drop
 		l.drop[f.Object] = true
 	default:
-		a.Why = "no other repository has it; the disks restore without it (restore --to), and only forgetting the checkpoints that name it takes it out"
+		a.Why = "no other repository has it. The disks restore without it (restore --to). If the file is what it was the next backup brings it back; else forgetting the checkpoints that name it takes it out"
 	}
 	l.Actions = append(l.Actions, a)
 	return nil

@@ -3,32 +3,13 @@
 package transfer
 
 import (
-	"context"
-	"io"
 	"math/rand/v2"
-	"strings"
-	"sync"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/objstore"
 )
-
-// meddling does something before the first object of some kind is read.
-type meddling struct {
-	objstore.Store
-	prefix string
-	once   sync.Once
-	do     func()
-}
-
-func (m *meddling) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
-	if strings.HasPrefix(key, m.prefix) {
-		m.once.Do(m.do)
-	}
-	return m.Store.Get(ctx, key, offset, length)
-}
 
 // TestCopyRepacked: what a prune of the source repacks, or somebody forgets, while it is
 // copied is no damage.
@@ -41,20 +22,13 @@ func TestCopyRepacked(t *testing.T) {
 			rand.NewChaCha8([32]byte{4}).Read(content)
 			h.Commit(content, true, nil)
 			met := false
-			source := &meddling{Store: h.Store, prefix: prefix, do: func() {
+			source := &chaintest.Meddling{Store: h.Store, Prefix: prefix, Do: func() {
 				met = true
 				h.Repack(0)
-				if !forgotten {
-					return
+				if forgotten {
+					h.Forget(0)
+					h.Prune()
 				}
-				m, err := h.Repo.Manifest(t.Context(), "web", h.Checkpoints[0].Checkpoint)
-				if err == nil {
-					err = h.Repo.Forget(t.Context(), m)
-				}
-				if err != nil {
-					t.Error(err)
-				}
-				h.Prune()
 			}}
 			to, err := chain.Init(t.Context(), objstore.NewMem(), chain.InitOptions{})
 			if err != nil {

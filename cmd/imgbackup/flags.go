@@ -26,11 +26,14 @@ func takes(check cobra.PositionalArgs, names string) cobra.PositionalArgs {
 }
 
 // count is a number of things.
-func count(n int, thing string) string {
+func count(n int, thing string) string { return plural(n, thing, thing+"s") }
+
+// plural is count of a thing whose plural has another end.
+func plural(n int, thing, things string) string {
 	if n == 1 {
 		return "1 " + thing
 	}
-	return fmt.Sprintf("%d %ss", n, thing)
+	return fmt.Sprintf("%d %s", n, things)
 }
 
 // givenDomain is the DOMAIN of a command that may do without; empty: none.

@@ -207,7 +207,7 @@ func (a *app) printRepair(o repairOptions, config bool, plan *repair.Plan, resul
 	default:
 		w := &checkedWriter{w: a.out}
 		w.printf("done: %s fetched (%s), %s and %s written, %s brought up to date, %s\n", count(result.Fetched, "object"), size(result.Bytes),
-			count(int(result.Packs), "pack"), count(result.Maps, "map"), count(result.Manifests, "checkpoint"), count(result.Indexes, "new index"))
+			count(int(result.Packs), "pack"), count(result.Maps, "map"), count(result.Manifests, "checkpoint"), plural(result.Indexes, "new index", "new indexes"))
 		err = w.err
 	}
 	if err != nil || plan.Whole() {

@@ -242,11 +242,17 @@ func (s *Store) probeRace(ctx context.Context, key string) error {
 		})
 	}
 	wg.Wait()
+	return s.judgeRace(ctx, key, errs[:], content, "it does not honour conditional writes (If-None-Match: *): two writers at once both created an object")
+}
+
+// judgeRace sees whether at most one of those that created an object has succeeded, and its
+// content stands; both is what to say of two.
+func (s *Store) judgeRace(ctx context.Context, key string, errs []error, content func(i int) string, both string) error {
 	winner := -1
 	for i, err := range errs {
 		switch {
 		case err == nil && winner >= 0:
-			return &objstore.NoConditionsError{What: "it does not honour conditional writes (If-None-Match: *): two writers at once both created an object"}
+			return &objstore.NoConditionsError{What: both}
 		case err == nil:
 			winner = i
 		case !errors.Is(err, objstore.ErrExists):

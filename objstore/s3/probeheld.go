@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"io"
 	"sync"
 	"time"
@@ -77,23 +76,6 @@ func (s *Store) probeHeld(ctx context.Context, key string, hold time.Duration) e
 	close(later)
 	<-fast
 	slow.Wait()
-	return s.judgeHeld(ctx, key, content, errs)
-}
-
-func (s *Store) judgeHeld(ctx context.Context, key string, content [2]string, errs [2]error) error {
-	winner := -1
-	for i, err := range errs {
-		switch {
-		case err == nil && winner >= 0:
-			return &objstore.NoConditionsError{What: "it honours conditional writes (If-None-Match: *) only as a request begins: while one object was on its way, another was created, and replaced by it"}
-		case err == nil:
-			winner = i
-		case !errors.Is(err, objstore.ErrExists):
-			return err
-		}
-	}
-	if winner < 0 {
-		return nil // the winner's request was repeated on its way
-	}
-	return s.probeContent(ctx, key, content[winner])
+	return s.judgeRace(ctx, key, errs[:], func(i int) string { return content[i] },
+		"it honours conditional writes (If-None-Match: *) only as a request begins: while one object was on its way, another was created, and replaced by it")
 }
