@@ -278,3 +278,60 @@ func TestRetryCutBodyOfUnknownVersion(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 }
+
+// busy refuses, for so long, some of what it is asked for.
+type busy struct {
+	objstore.Store
+	key   string // "" is all
+	until time.Time
+}
+
+type busyError struct{ error }
+
+func (busyError) Busy() bool     { return true }
+func (busyError) Answered() bool { return true }
+
+func (b *busy) Stat(ctx context.Context, key string) (objstore.Info, error) {
+	if (b.key == "" || key == b.key) && time.Now().Before(b.until) {
+		return objstore.Info{}, busyError{errors.New("slow down")}
+	}
+	return b.Store.Stat(ctx, key)
+}
+
+// TestRetryBusy: what a store refuses because it has too much to do is waited for as long as
+// it does anything else, and no longer than an outage if it does not.
+func TestRetryBusy(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		key  string
+		good bool
+	}{{"a", true}, {"", false}} {
+		synctest.Test(t, func(t *testing.T) {
+			mem := objstore.NewMem()
+			for _, key := range []string{"a", "b"} {
+				if err := mem.Put(t.Context(), key, strings.NewReader("x"), objstore.PutOptions{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s := retry.New(&busy{Store: mem, key: c.key, until: time.Now().Add(time.Hour)}, retry.Options{})
+			ctx, cancel := context.WithCancel(t.Context())
+			var others sync.WaitGroup
+			others.Go(func() {
+				for ctx.Err() == nil && c.good {
+					if _, err := s.Stat(ctx, "b"); err != nil && ctx.Err() == nil {
+						t.Error(err)
+					}
+					time.Sleep(time.Minute)
+				}
+			})
+			began := time.Now()
+			_, err := s.Stat(ctx, "a")
+			took := time.Since(began)
+			cancel()
+			others.Wait()
+			if (err == nil) != c.good || c.good != (took >= time.Hour) || took > time.Hour+20*time.Second {
+				t.Errorf("busy with %q: %v after %v", c.key, err, took)
+			}
+		})
+	}
+}
