@@ -24,7 +24,13 @@ type pacedRound struct {
 	limiter *pace.Limiter
 }
 
+// unpaced marks the context of requests that begin at once.
+type unpaced struct{}
+
 func (t *pacedRound) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Context().Value(unpaced{}) != nil {
+		return t.next.RoundTrip(req)
+	}
 	turn, err := t.limiter.Begin(req.Context(), isSmall(req))
 	if err != nil {
 		if req.Body != nil {

@@ -28,8 +28,10 @@ const shortestHold = 100 * time.Millisecond
 const cleanupTime = 30 * time.Second
 
 // Probe implements objstore.Prober. Nothing in it is tried again; whoever does
-// that begins anew.
+// that begins anew. What is tried is what several requests at once do to each other: they
+// do not wait for one another here.
 func (s *Store) Probe(ctx context.Context) (err error) {
+	ctx = context.WithValue(ctx, unpaced{}, true)
 	dir := objstore.ProbePrefix + rand.Text() + "/"
 	var keys []string
 	defer func() {
