@@ -4,6 +4,7 @@ package guestfs
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -133,8 +134,7 @@ func (s *Session) Newest(ctx context.Context, path string) (at time.Time, which 
 	}
 	// The shell that lists the folder is the appliance's; what is mounted is in /sysroot.
 	where := "'" + strings.ReplaceAll("/sysroot"+real, "'", `'\''`) + "'"
-	text, err := s.text(ctx, "debug", "sh",
-		"find "+where+` -xdev -type f -printf '%T@ %P\0' | LC_ALL=C sort -z -n -r | head -z -n 1 | head -c 4000 | tr '\0\n' '  '`)
+	text, err := s.shell(ctx, "find "+where+` -xdev -type f -printf '%T@ %P\0' | LC_ALL=C sort -z -n -r | head -z -n 1 | head -c 4000 | tr '\0\n' '  '`)
 	if err != nil {
 		return at, "", fmt.Errorf("%s: %w", path, err)
 	}
@@ -148,6 +148,12 @@ func (s *Session) Newest(ctx context.Context, path string) (at time.Time, which 
 		return at, "", fmt.Errorf("%s: libguestfs gives the time %.40q", path, seconds)
 	}
 	return time.Unix(sec, 0).UTC(), strings.TrimSuffix(path, "/") + "/" + name, nil
+}
+
+// shell runs a script of the appliance's shell. On its way through guestfish and the
+// appliance quotes are lost, so that it goes in letters that need none.
+func (s *Session) shell(ctx context.Context, script string) (string, error) {
+	return s.text(ctx, "debug", "sh", "echo "+base64.StdEncoding.EncodeToString([]byte(script))+" | base64 -d | sh")
 }
 
 func modified(i *Info) (at time.Time) {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -187,10 +188,11 @@ func populated(t *testing.T, path string, options ...string) {
 
 // part is a partition of the disk vda in TestDisks, and what is expected of it.
 type part struct {
-	name, kind string // of the file system; empty: there is none that is listed
+	name, kind string // of the file system
 	mib        int64
 	make       func(t *testing.T, path string)
 	health     Health // empty: it is not checked
+	soak       bool   // its module takes the emulated appliance half a minute
 }
 
 func parts() []part {
@@ -198,32 +200,36 @@ func parts() []part {
 		return func(t *testing.T, path string) { tool(t, append(args[:len(args):len(args)], path)...) }
 	}
 	return []part{
-		{"root", "ext4", 32, func(t *testing.T, p string) { populated(t, p) }, Clean},
+		{"root", "ext4", 32, func(t *testing.T, p string) { populated(t, p) }, Clean, false},
 		{"broken", "ext4", 8, func(t *testing.T, p string) {
 			tool(t, "/sbin/mkfs.ext4", "-q", p)
 			tool(t, "/sbin/debugfs", "-w", "-R", "clri <11>", p)
-		}, Damaged},
-		{"xfs", "xfs", 300, mkfs("/sbin/mkfs.xfs", "-q"), Clean},
-		{"btrfs", "btrfs", 128, mkfs("/sbin/mkfs.btrfs", "-q"), Clean},
-		{"ntfs", "ntfs", 8, mkfs("/sbin/mkntfs", "-q", "-Q", "-F"), Clean},
+		}, Damaged, false},
+		{"xfs", "xfs", 300, mkfs("/sbin/mkfs.xfs", "-q"), Clean, true},
+		{"bad-xfs", "xfs", 300, func(t *testing.T, p string) {
+			tool(t, "/sbin/mkfs.xfs", "-q", p)
+			tool(t, "/usr/sbin/xfs_db", "-x", "-c", "agi 1", "-c", "write count 77", p)
+		}, Damaged, true},
+		{"btrfs", "btrfs", 128, mkfs("/sbin/mkfs.btrfs", "-q"), Clean, true},
+		{"ntfs", "ntfs", 8, mkfs("/sbin/mkntfs", "-q", "-Q", "-F"), Clean, true},
 		{"luks", TypeLUKS, 20, func(t *testing.T, p string) {
 			key := p + ".img"
 			if err := os.WriteFile(key, []byte("secret"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			tool(t, "/sbin/cryptsetup", "luksFormat", "-q", "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", key, p)
-		}, ""},
-		{"swap", TypeSwap, 8, mkfs("/sbin/mkswap", "-q"), ""},
-		{"hole", TypeUnknown, 8, func(*testing.T, string) {}, ""},
+		}, "", false},
+		{"swap", TypeSwap, 8, mkfs("/sbin/mkswap", "-q"), "", true},
+		{"hole", TypeUnknown, 8, func(*testing.T, string) {}, "", true},
 	}
 }
 
-// All kinds of volumes, in one appliance, which takes its time: vda is divided by GPT,
-// vdb by MBR, vdc by LVM, and vdd is empty.
+// All kinds of volumes, in one appliance, which takes its time (some only with
+// IMGBACKUP_SOAK set): vda is divided by GPT, vdb by MBR, vdc by LVM, and vdd is empty.
 func TestDisks(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	all := parts()
+	all := slices.DeleteFunc(parts(), func(p part) bool { return p.soak && os.Getenv("IMGBACKUP_SOAK") == "" })
 	w.addParts(t, all)
 	mbr := w.add(t, "vdb", 32)
 	sfdisk(t, mbr, "label: dos\n2048,16384,c\n20480,,c\n")

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -21,7 +20,7 @@ type Table struct {
 
 // Volume is where a file system is, or could be.
 type Volume struct {
-	Device string   `json:"device"` // as libguestfs names it: /dev/sda1, /dev/vg0/root, btrfsvol:/dev/sda1/home
+	Device string   `json:"device"` // as libguestfs names it: /dev/sda1, /dev/vg0/root, /dev/md127
 	Type   string   `json:"type"`   // ext4, xfs, swap, crypto_LUKS, unknown, …
 	Disks  []string `json:"disks"`  // that it lies on, by name; none: not known
 }
@@ -36,7 +35,7 @@ const (
 // HasFiles reports whether there is a file system that is known.
 func (v *Volume) HasFiles() bool {
 	switch v.Type {
-	case TypeLUKS, "BitLocker", TypeSwap, TypeUnknown, "LVM2_member", "linux_raid_member", "":
+	case TypeLUKS, "BitLocker", TypeSwap, TypeUnknown, "":
 		return false
 	}
 	return true
@@ -66,71 +65,73 @@ func (s *Session) Tables(ctx context.Context) ([]Table, error) {
 	return all, nil
 }
 
-// Volumes returns what [Session.Tables] divide the disks into, logical volumes and file
-// systems of whole disks included, sorted by device.
+// Volumes returns what [Session.Tables] divide the disks into, logical volumes, RAIDs and
+// whole disks without a table included, sorted by device. What is only a part of such a
+// volume is left out.
 func (s *Session) Volumes(ctx context.Context) ([]Volume, error) {
 	if s.volumes != nil {
 		return s.volumes, nil
 	}
-	types, err := s.fields(ctx, "list-filesystems")
+	devices, err := s.list(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("libguestfs: %w", err)
 	}
-	if err := s.addEncrypted(ctx, types); err != nil {
-		return nil, err
-	}
 	groups, err := s.groups(ctx)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("libguestfs: %w", err)
 	}
-	var all []Volume
-	for _, device := range slices.Sorted(maps.Keys(types)) {
-		base := Base(device)
-		if err := checkDevice(base); err != nil {
-			return nil, err
+	all := []Volume{}
+	for _, device := range devices {
+		kind, err := s.text(ctx, "vfs-type", device)
+		if err != nil && !errors.As(err, new(*CallError)) {
+			return nil, fmt.Errorf("libguestfs: %s: %w", device, err)
 		}
-		all = append(all, Volume{Device: device, Type: types[device], Disks: s.disksOf(base, groups)})
+		if kind == "" {
+			kind = TypeUnknown
+		}
+		if !strings.HasSuffix(kind, "_member") {
+			all = append(all, Volume{Device: device, Type: kind, Disks: s.disksOf(device, groups)})
+		}
 	}
 	s.volumes = all
 	return all, nil
 }
 
-// addEncrypted adds what libguestfs leaves out of its list: what is encrypted.
-func (s *Session) addEncrypted(ctx context.Context, types map[string]string) error {
-	known := make(map[string]bool) // what is no volume by itself, or listed
-	for device := range types {
-		known[Base(device)] = true
-	}
+// list is what there could be a file system on. The appliance's own list takes the same,
+// and a minute where it is emulated, for it looks into each.
+func (s *Session) list(ctx context.Context) ([]string, error) {
 	partitions, err := s.lines(ctx, "list-partitions")
 	if err != nil {
-		return fmt.Errorf("libguestfs: %w", err)
+		return nil, err
 	}
+	divided := make(map[string]bool)
 	for _, p := range partitions {
-		known[strings.TrimRight(p, "0123456789")] = true
+		divided[strings.TrimRight(p, "0123456789")] = true
 	}
-	for _, list := range []string{"list-devices", "list-partitions", "lvs"} {
-		devices, err := s.lines(ctx, list)
+	all := partitions
+	for _, d := range s.devices {
+		if !divided[d] {
+			all = append(all, d)
+		}
+	}
+	for _, call := range []string{"lvs", "list-md-devices"} {
+		more, err := s.lines(ctx, call)
 		if err != nil {
-			return fmt.Errorf("libguestfs: %w", err)
+			return nil, err
 		}
-		for _, device := range devices {
-			if known[device] {
-				continue
-			}
-			kind, err := s.text(ctx, "vfs-type", device)
-			if v := (Volume{Type: kind}); err == nil && v.Encrypted() {
-				types[device] = kind
-			}
-			if errors.Is(err, ErrEnded) || ctx.Err() != nil {
-				return err
-			}
+		all = append(all, more...)
+	}
+	for _, d := range all {
+		if err := checkDevice(d); err != nil {
+			return nil, err
 		}
 	}
-	return nil
+	slices.Sort(all)
+	return slices.Compact(all), nil
 }
 
-// Base is the block device that a name of a volume belongs to: of btrfsvol:/dev/sda1/home
-// /dev/sda1.
+// Base is the block device that a name of libguestfs's belongs to, which may be that of a
+// subvolume: of btrfsvol:/dev/sda1/home /dev/sda1.
 func Base(device string) string {
 	rest, ok := strings.CutPrefix(device, "btrfsvol:")
 	if !ok {
@@ -212,12 +213,11 @@ func Find(all []Volume, device string) (Volume, bool) {
 	return all[i], true
 }
 
-// OnDisk are the volumes with files that lie on a disk; an empty name means all. Of the
-// subvolumes of a Btrfs only the file system itself is one.
+// OnDisk are the volumes with files that lie on a disk; an empty name means all.
 func OnDisk(all []Volume, disk string) []Volume {
 	var some []Volume
 	for _, v := range all {
-		if v.HasFiles() && Base(v.Device) == v.Device && (disk == "" || slices.Contains(v.Disks, disk)) {
+		if v.HasFiles() && (disk == "" || slices.Contains(v.Disks, disk)) {
 			some = append(some, v)
 		}
 	}

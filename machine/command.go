@@ -92,6 +92,11 @@ func (c *command) base(known func(machine string) bool) {
 		}
 	}
 	c.q35 = strings.Contains(kind, "q35")
+	for _, what := range m.Left {
+		if !strings.HasPrefix(what, "the TPM's state") { // it has a copy
+			c.leave("%.200s", what)
+		}
+	}
 	cpus := min(max(m.CPUs, 1), cmp.Or(c.o.CPUs, maxCPUs), runtime.NumCPU())
 	c.memory = cmp.Or(m.Memory, defaultMemory)
 	c.memory = max(min(c.memory, cmp.Or(c.o.Memory, maxMemory)), minMemory) >> 20 << 20

@@ -89,8 +89,6 @@ func (f filesystems) one(ctx context.Context, g *guestfs.Session, v guestfs.Volu
 	case !v.HasFiles():
 		d.add("volume", "%s", where)
 		return nil
-	case guestfs.Base(v.Device) != v.Device:
-		return nil // a part of one that is checked as a whole
 	}
 	verdict, err := g.Check(ctx, v)
 	if err != nil {
