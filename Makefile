@@ -14,7 +14,7 @@ build:
 
 # What the tests run: more than the program needs.
 deps:
-	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit qemu-system-x86_64 swtpm swtpm_setup virsh libvirtd mkfs.ext4 zstd jq xmllint chromium /usr/share/libvirt/schemas/domain.rng
+	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit qemu-system-x86_64 swtpm swtpm_setup virsh libvirtd mkfs.ext4 guestfish /sbin/mkfs.vfat /sbin/cryptsetup /sbin/sfdisk zstd jq xmllint chromium /usr/share/libvirt/schemas/domain.rng
 	@scripts/guest-kernel
 	@scripts/axe
 

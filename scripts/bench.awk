@@ -70,6 +70,7 @@ END {
     ratio("large, " big[i] ": incremental, 1 MiB, but for these", "large, " big[i] ": qemu-img check", "0.35")
     ratio("large, " big[i] ": incremental, 1 MiB, but for these, processor", "large, " big[i] ": qemu-img check, processor", "0.35")
   }
+  ratio("boot: imgbackup drill, to the login", "boot: floor, a local qcow2", "1.5")
   limit("NBD: first bytes of a chain of 101", "0.1")
   limit("cold: 1000 domains, --skip-unchanged", "20")
 }
