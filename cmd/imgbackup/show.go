@@ -167,6 +167,9 @@ func showDisk(w *checkedWriter, kind string, d *chain.Disk) {
 		w.printf("  bitmap        none: %s\n", oneLine(d.NoBitmapReason))
 	}
 	w.printf("  restore       reads %s\n", count(len(d.Maps), "map"))
+	if d.RecordsLost {
+		w.printf("  %s: what testified for bitmaps was damaged and is lost: no bitmap of this checkpoint or an older one is believed\n", d.Name)
+	}
 	for i := range d.Lost {
 		w.printf("  %s\n", lostLine(d.Name, &d.Lost[i]))
 	}
