@@ -55,6 +55,7 @@ type Limiter struct {
 	limit   int // requests; 1 to most
 	lenient bool
 	used    int       // weight of what is at work
+	working int       // number of it
 	waiting list.List // of *waiter; who came first is in front
 
 	cuts    int // how often the limit was halved
@@ -67,8 +68,8 @@ type Limiter struct {
 const maxRefused = 6
 
 type waiter struct {
-	weight int
-	ready  chan struct{} // closed when it may begin
+	small bool
+	ready chan struct{} // closed when it may begin
 }
 
 // New returns a limiter.
@@ -94,37 +95,34 @@ func (l *Limiter) Limit() int {
 
 // Turn is a request at work.
 type Turn struct {
-	l      *Limiter
-	weight int
-	cuts   int // of the limiter, when it began
-	once   sync.Once
+	l     *Limiter
+	small bool
+	cuts  int // of the limiter, when it began
+	once  sync.Once
 }
 
 // Begin waits until a request may begin. Who came first begins first. The error is the
 // context's.
 func (l *Limiter) Begin(ctx context.Context, small bool) (*Turn, error) {
 	l.mu.Lock()
-	weight := unit
-	if small && l.lenient {
-		weight = smallUnit
-	}
-	if l.waiting.Len() == 0 && l.fits(weight) {
+	if l.waiting.Len() == 0 && l.fits(small) {
 		defer l.mu.Unlock()
-		return l.begin(weight), nil
+		l.begin(small)
+		return &Turn{l: l, small: small, cuts: l.cuts}, nil
 	}
-	w := &waiter{weight: weight, ready: make(chan struct{})}
+	w := &waiter{small: small, ready: make(chan struct{})}
 	at := l.waiting.PushBack(w)
 	l.mu.Unlock()
 	select {
 	case <-w.ready:
-		return l.turn(weight), nil
+		return l.turn(small), nil
 	case <-ctx.Done():
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
 	case <-w.ready: // meanwhile
-		l.used -= weight
+		l.end(small)
 	default:
 		l.waiting.Remove(at)
 	}
@@ -132,29 +130,43 @@ func (l *Limiter) Begin(ctx context.Context, small bool) (*Turn, error) {
 	return nil, context.Cause(ctx)
 }
 
-// fits needs the lock, as do all of the functions below but End.
-func (l *Limiter) fits(weight int) bool { return l.used == 0 || l.used+weight <= l.limit*unit }
+// weight needs the lock, as do all of the functions below but turn and End.
+func (l *Limiter) weight(small bool) int {
+	if small && l.lenient {
+		return smallUnit
+	}
+	return unit
+}
 
-func (l *Limiter) begin(weight int) *Turn {
-	l.used += weight
-	return &Turn{l: l, weight: weight, cuts: l.cuts}
+func (l *Limiter) fits(small bool) bool {
+	return l.working == 0 || l.used+l.weight(small) <= l.limit*unit
+}
+
+func (l *Limiter) begin(small bool) {
+	l.used += l.weight(small)
+	l.working++
+}
+
+func (l *Limiter) end(small bool) {
+	l.used -= l.weight(small)
+	l.working--
 }
 
 // turn is of a waiter that was let in.
-func (l *Limiter) turn(weight int) *Turn {
+func (l *Limiter) turn(small bool) *Turn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return &Turn{l: l, weight: weight, cuts: l.cuts}
+	return &Turn{l: l, small: small, cuts: l.cuts}
 }
 
 // admit lets those begin that fit, in their order.
 func (l *Limiter) admit() {
 	for at := l.waiting.Front(); at != nil; at = l.waiting.Front() {
 		w := at.Value.(*waiter)
-		if !l.fits(w.weight) {
+		if !l.fits(w.small) {
 			return
 		}
-		l.used += w.weight
+		l.begin(w.small)
 		l.waiting.Remove(at)
 		close(w.ready)
 	}
@@ -167,7 +179,7 @@ func (t *Turn) End(o Outcome) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		asked := l.waiting.Len() > 0 || l.used > (l.limit-1)*unit // more would have been of use
-		l.used -= t.weight
+		l.end(t.small)
 		switch o {
 		case Done:
 			l.succeeded(asked)
@@ -191,14 +203,14 @@ func (l *Limiter) set(limit int) {
 
 // refuse goes down to what the store is still at work on, which it has not refused.
 func (l *Limiter) refuse() {
-	l.lenient = false
-	ceiling := min(l.limit, l.used/unit+1)
+	l.lenient, l.used = false, l.working*unit
+	ceiling := l.working + 1
 	if ceiling == l.ceiling {
 		l.refused = min(l.refused+1, maxRefused)
 	} else {
 		l.ceiling, l.refused = ceiling, 0
 	}
-	l.set(min(l.limit, l.used/unit))
+	l.set(min(l.limit, l.working))
 }
 
 // succeeded counts, and grows in time.
