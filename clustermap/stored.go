@@ -38,6 +38,8 @@ const (
 	magicLine = "imgbackup-clusters 1\n"
 	// windowSize bounds what a reader must remember of the text.
 	windowSize = 1 << 20
+	// writeWindow is what a writer remembers: more makes it no smaller.
+	writeWindow = 256 << 10
 	// maxLine is longer than any line.
 	maxLine = 128
 )
@@ -59,7 +61,7 @@ func Encode(w io.Writer, h Header, runs iter.Seq2[Run, error]) error {
 		return fmt.Errorf("clustermap: %w", err)
 	}
 	z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
-		zstd.WithWindowSize(windowSize), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(true))
+		zstd.WithWindowSize(writeWindow), zstd.WithEncoderCRC(true))
 	if err != nil {
 		return err
 	}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# Prints a table of medians from lines "name seconds peak-KiB", and the ratios
+# Prints a table of medians from lines "name seconds cpu-seconds peak-KiB", and the ratios
 # that the goals are about, each the median over rounds.
 function median(list,   n, v, i, j, t) {
   n = split(list, v, " ")
@@ -22,15 +22,16 @@ function limit(name, goal,   m) {
   printf "| %s | %.3f s | %s s | %s |\n", name, m, goal, m <= goal ? "yes" : "no"
 }
 {
-  secs = $(NF-1); peak = $NF
-  $NF = ""; $(NF-1) = ""; name = $0; sub(/ +$/, "", name)
+  secs = $(NF-2); used = $(NF-1); peak = $NF
+  $NF = ""; $(NF-1) = ""; $(NF-2) = ""; name = $0; sub(/ +$/, "", name)
   if (!(name in wall)) order[++count] = name
   wall[name] = wall[name] " " secs
+  cpu[name] = cpu[name] " " used
   if (peak+0 > rss[name]+0) rss[name] = peak
 }
 END {
-  print "| work | wall, s | peak, MiB |"; print "| --- | ---: | ---: |"
-  for (i = 1; i <= count; i++) printf "| %s | %.2f | %.0f |\n", order[i], median(wall[order[i]]), rss[order[i]] / 1024
+  print "| work | wall, s | CPU, s | peak, MiB |"; print "| --- | ---: | ---: | ---: |"
+  for (i = 1; i <= count; i++) printf "| %s | %.2f | %.2f | %.0f |\n", order[i], median(wall[order[i]]), median(cpu[order[i]]), rss[order[i]] / 1024
   print ""; print "| ratio, round by round | median | goal | met |"; print "| --- | ---: | --- | --- |"
   ratio("full: imgbackup", "full: floor, synced", "1.4")
   ratio("full: imgbackup --no-verify", "full: floor, synced", "1.3")
@@ -64,6 +65,7 @@ END {
   ratio("NBD: nbdcopy from serve, to nothing", "NBD: restore", "1.25")
   ratio("NBD: nbdcopy from export", "NBD: nbdcopy from qemu-nbd", "1")
   ratio("prune: plan", "prune: metadata, listed and read once", "3")
+  ratio("repack: packs that are half unused", "repack: copying what is left", "1.25")
   ratio("check: --read-data", "check: sha256sum of the objects, all cores", "1.11")
   split("2T 16T", big, " ")
   for (i = 1; i <= 2; i++) {

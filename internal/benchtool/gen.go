@@ -12,6 +12,7 @@ import (
 	"os"
 
 	"github.com/dustin/go-humanize"
+	"golang.org/x/sys/unix"
 )
 
 const block = 64 << 10
@@ -95,6 +96,26 @@ func fill(p []byte, rnd *rand.Rand, words [][]byte) {
 			binary.LittleEndian.PutUint64(p[i:], uint64(i)<<20|uint64(rnd.IntN(1<<10)))
 		}
 	}
+}
+
+// thin makes a hole of each other MiB of a file.
+func thin(path string) (err error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	for off := int64(0); off < info.Size(); off += 2 << 20 {
+		mode := uint32(unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE)
+		if err := unix.Fallocate(int(f.Fd()), mode, off, 1<<20); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // dirty prints qemu-io commands that write about total bytes in 64 KiB pieces

@@ -19,7 +19,7 @@ func main() {
 }
 
 func run(args []string) error {
-	const usage = "usage: benchtool gen FILE SIZE DATA | floor-backup IMAGE OUT sync|nosync | floor-restore IN OUT | dirty FILE SIZE BYTES SEED | bigmap write|replay DIR | first-bytes SOCKET EXPORT COMMAND… | extents FILE N | crowd REPOSITORY N | clones PLACE DOMAIN N | life write DIR PACKS CHECKPOINTS | life read DIR | far ADDRESS TARGET DELAY MB/S MOST | s3 …"
+	const usage = "usage: benchtool gen FILE SIZE DATA | floor-backup IMAGE OUT sync|nosync | floor-restore IN OUT | dirty FILE SIZE BYTES SEED | thin FILE | bigmap write|replay DIR | first-bytes SOCKET EXPORT COMMAND… | extents FILE N | crowd REPOSITORY N | clones PLACE DOMAIN N | life write DIR PACKS CHECKPOINTS | life read DIR | far ADDRESS TARGET DELAY MB/S MOST | s3 …"
 	if len(args) == 0 {
 		return errors.New(usage)
 	}
@@ -28,6 +28,8 @@ func run(args []string) error {
 		return generate(rest[0], rest[1], rest[2])
 	case cmd == "dirty" && len(rest) == 4:
 		return dirty(rest[0], rest[1], rest[2], rest[3])
+	case cmd == "thin" && len(rest) == 1:
+		return thin(rest[0])
 	case cmd == "floor-backup" && len(rest) == 3:
 		return floorBackup(rest[0], rest[1], rest[2] == "sync")
 	case cmd == "floor-restore" && len(rest) == 2:
