@@ -10,6 +10,8 @@ import (
 	"io"
 	"iter"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/imgbackup/imgbackup/clustermap"
 	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/objstore"
@@ -52,6 +54,23 @@ func EncodeClusters(h clustermap.Header, runs iter.Seq2[clustermap.Run, error], 
 
 // Close gives back memory and file; it may be called again.
 func (c *Clusters) Close() { c.body.Close() }
+
+// PutAllClusters is [Writer.PutClusters] for parts of a fingerprint, those for which there
+// says so being thought to be there: as many at once as the store is worth.
+func (w *Writer) PutAllClusters(ctx context.Context, parts []*Clusters, there func(Ref) bool) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(objstore.Connections(w.store), 1))
+	for _, p := range parts {
+		if gctx.Err() != nil {
+			break
+		}
+		g.Go(func() error { return w.PutClusters(gctx, p, there(p.Ref)) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
+}
 
 // PutClusters stores a part of a fingerprint. One that is thought to be there is only looked
 // for.

@@ -191,11 +191,7 @@ func (s *archiver) storeClusterMaps(ctx context.Context, plan *Plan, w *archive.
 
 // store stores the parts. Those that the state it builds on has, too, are there.
 func (m *clusterMap) store(ctx context.Context, w *archive.Writer, base *chain.Disk) error {
-	for _, p := range m.parts {
-		there := base != nil && base.ClusterMap != nil && slices.Contains(base.ClusterMap.Parts, p.Ref)
-		if err := w.PutClusters(ctx, p, there); err != nil {
-			return err
-		}
-	}
-	return nil
+	return w.PutAllClusters(ctx, m.parts, func(ref archive.Ref) bool {
+		return base != nil && base.ClusterMap != nil && slices.Contains(base.ClusterMap.Parts, ref)
+	})
 }
