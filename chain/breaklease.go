@@ -106,6 +106,25 @@ func (r *Repository) spendAnnounced(ctx context.Context, a *Announced) error {
 	return err
 }
 
+// mayDelete reports whether a request of a run that has ended may still be on its way to the
+// store, which deletes the void by which it has forgotten what its lease announces: then the
+// name must not be taken yet.
+func (r *Repository) mayDelete(ctx context.Context, l *Lease) (bool, error) {
+	a := l.Announces
+	if a == nil || a.SHA256 == nil || objstore.MaxDelay(r.Store) == 0 {
+		return false, nil
+	}
+	slot, err := r.Slot(ctx, a.Domain, a.Checkpoint)
+	if archive.IsDamage(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	digest := slot.Digest()
+	return slot.Manifest == nil && (digest == nil || *digest != *a.SHA256), nil
+}
+
 // ended reports whether the writer of a lease or a mark has certainly ended.
 func (r *Repository) ended(ctx context.Context, self, other Process, run string) bool {
 	return protocol.Ended(ctx, run, func() bool { return self.Fate(other) == FateEnded })
@@ -135,7 +154,14 @@ func (r *Repository) cleanLeases(ctx context.Context, leases []*Lease) ([]*Lease
 			left = append(left, l)
 			continue
 		}
-		err := r.BreakLease(ctx, l)
+		may, err := r.mayDelete(ctx, l)
+		if may {
+			left = append(left, l) // for a prune to break, which counts the time
+			continue
+		}
+		if err == nil {
+			err = r.BreakLease(ctx, l)
+		}
 		switch {
 		case errors.Is(err, fs.ErrPermission):
 			return append(left, leases[i:]...), nil
@@ -219,8 +245,11 @@ func (r *Repository) AwaitLeases(ctx context.Context, m *Mark) (*Mark, []Awaited
 	for _, s := range seen {
 		was := before[s.key]
 		same := was.SHA256 == s.digest && was.BootID == boot && boot != ""
-		old := same && !s.digest.IsZero() && time.Duration(since-was.Since)*time.Second >= unchangedFor
-		gone, err := r.breakIfEnded(ctx, s.lease, old)
+		unchanged := time.Duration(since-was.Since) * time.Second
+		if !same || s.digest.IsZero() {
+			unchanged = 0
+		}
+		gone, err := r.breakIfEnded(ctx, s.lease, unchanged)
 		if err != nil {
 			return m, nil, err
 		}
@@ -246,8 +275,9 @@ type AwaitedLease struct {
 	Lease *Lease // nil: it can't be read
 }
 
-// breakIfEnded breaks a lease whose writer has certainly ended, or that is old.
-func (r *Repository) breakIfEnded(ctx context.Context, l *Lease, old bool) (gone bool, err error) {
+// breakIfEnded breaks a lease whose writer has certainly ended, or that was seen unchanged
+// for a day.
+func (r *Repository) breakIfEnded(ctx context.Context, l *Lease, unchanged time.Duration) (gone bool, err error) {
 	if l == nil {
 		return false, nil
 	}
@@ -255,8 +285,13 @@ func (r *Repository) breakIfEnded(ctx context.Context, l *Lease, old bool) (gone
 	if err != nil {
 		return false, err
 	}
-	if !old && !l.Broken && !r.ended(ctx, self, l.Process, l.UUID) {
+	if unchanged < unchangedFor && !l.Broken && !r.ended(ctx, self, l.Process, l.UUID) {
 		return false, nil
+	}
+	if unchanged < objstore.MaxDelay(r.Store) {
+		if may, err := r.mayDelete(ctx, l); may || err != nil {
+			return false, err
+		}
 	}
 	err = r.BreakLease(ctx, l)
 	if errors.As(err, new(*RenewedError)) {
@@ -315,6 +350,12 @@ func (r *Repository) Unchanged(ctx context.Context, leases []*Lease) (map[string
 		}
 	}
 	return unchanged, nil
+}
+
+// sinceBoot is how long ago the machine was started.
+func sinceBoot(ctx context.Context) time.Duration {
+	_, since, _ := protocol.Boot(ctx, func() (string, time.Duration, error) { return "", sys.SinceBoot(), nil })
+	return since
 }
 
 // bootClock is the present boot's id and the seconds since it began.

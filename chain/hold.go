@@ -40,8 +40,9 @@ type Hold struct {
 	stop   context.CancelFunc // of renewing
 	done   chan struct{}      // closed when it is renewed no more
 
-	mu    sync.Mutex // guards lease
-	lease *Lease     // as it stands
+	mu     sync.Mutex    // guards both
+	lease  *Lease        // as it stands
+	looked time.Duration // since boot, when it was put there
 
 	slot    *Slot // announced; nil: none is
 	unknown bool  // the outcome of a commit: the lease stays
@@ -136,9 +137,11 @@ func (r *Repository) hold(ctx context.Context, purpose string, slot *Slot) (*Hol
 // not as this process takes its lease to stand, and can't be changed by it.
 func (h *Hold) create(ctx context.Context) error {
 	var late bool
+	at := sinceBoot(ctx)
 	if err := h.repo.createLease(ctx, h.lease, &late); err != nil {
 		return err
 	}
+	h.looked = at
 	for late && protocol.Keeps(ctx, protocol.Late) {
 		late = false
 		if err := h.replace(ctx, func(*Lease) {}, &late); err != nil {
@@ -272,6 +275,7 @@ func (h *Hold) Announce(ctx context.Context, slot *Slot) error {
 func (h *Hold) replace(ctx context.Context, change func(*Lease), late *bool) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	at := sinceBoot(ctx)
 	next := *h.lease
 	change(&next)
 	next.Renewed++
@@ -280,7 +284,7 @@ func (h *Hold) replace(ctx context.Context, change func(*Lease), late *bool) err
 		if err := h.repo.PutLease(ctx, &next); err != nil {
 			return err
 		}
-		h.lease = &next
+		h.lease, h.looked = &next, at
 		return nil
 	}
 	data, err := Seal(next)
@@ -300,7 +304,7 @@ func (h *Hold) replace(ctx context.Context, change func(*Lease), late *bool) err
 		return err
 	}
 	next.data = data
-	h.lease = &next
+	h.lease, h.looked = &next, at
 	return nil
 }
 
@@ -423,11 +427,56 @@ func (h *Hold) Forget(ctx context.Context, m *Manifest) error {
 	case late && protocol.Keeps(ctx, protocol.Late):
 		return nil // the void stays: see committed
 	}
-	if err := h.repo.Store.Delete(ctx, slot.Key()); err != nil {
-		h.unknown = true // the delete may arrive yet
+	if err := h.removeVoid(ctx, slot.Key()); err != nil {
 		return fmt.Errorf("checkpoint %s of domain %s is forgotten, but what stands in its place can't be removed: %w", m.Checkpoint, m.Domain, err)
 	}
 	return nil
+}
+
+// removeVoid deletes the void by which this run has forgotten a checkpoint. Nobody takes the
+// name while the lease announces it. But a delete has no condition: who was taken for dead
+// must not send it, and so it rests on time as those of [Deleting] do. Where the lease was
+// broken the void stays; where some answer never came the lease does, until no request can
+// arrive any more.
+func (h *Hold) removeVoid(ctx context.Context, key string) error {
+	wait := time.Second
+	for try := 1; ; try++ {
+		if h.stale(ctx) || try > 1 {
+			err := h.replace(ctx, func(*Lease) {}, nil)
+			if errors.As(err, new(*BrokenError)) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+		}
+		err := h.deleteOnce(ctx, key)
+		if err == nil {
+			return nil
+		}
+		h.unknown = true
+		if objstore.Permanent(err) || ctx.Err() != nil || try == deleteTries {
+			return err
+		}
+		if err := protocol.Pause(ctx, wait); err != nil {
+			return err
+		}
+		wait *= 2
+	}
+}
+
+// deleteOnce asks the store once, for a bounded time.
+func (h *Hold) deleteOnce(ctx context.Context, key string) error {
+	ctx, cancel := context.WithTimeout(ctx, deleteTime)
+	defer cancel()
+	return objstore.DeleteBatch(ctx, h.repo.Store, []string{key})
+}
+
+// stale reports whether the lease was seen to be ours too long ago to delete anything.
+func (h *Hold) stale(ctx context.Context) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return sinceBoot(ctx)-h.looked > freshLook
 }
 
 // committed notes what became of a commit. Where it was sent more than once, so that one of

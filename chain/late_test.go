@@ -6,10 +6,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/imgbackup/imgbackup/internal/protocol"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/retry"
 )
@@ -107,3 +109,112 @@ func TestLateForget(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestForgetLate: who was taken for dead while it forgot a checkpoint does not delete what
+// has taken its name since.
+func TestForgetLate(t *testing.T) {
+	t.Parallel()
+	plain := newRepository(t)
+	m, other := plain.sample("web", "one"), plain.sample("web", "one")
+	commit(t, plain, m)
+	since := time.Hour
+	ctx := protocol.WithTest(t.Context(), &protocol.Test{Boot: func() (string, time.Duration) { return "a-boot", since }})
+	store := &afterPut{Store: plain.Store, key: ManifestKey("web", "one")}
+	h, err := plain.with(store).Hold(ctx, "forget")
+	if err != nil {
+		t.Fatal(err)
+	}
+	store.do = func() { // a day goes by
+		since += 24 * time.Hour
+		if err := plain.BreakLease(t.Context(), h.lease); err != nil {
+			t.Error(err)
+		}
+		commit(t, plain, other)
+	}
+	if err := errors.Join(h.Forget(ctx, m), h.Release(ctx)); err != nil {
+		t.Error(err)
+	}
+	if stands, err := plain.Manifest(t.Context(), "web", "one"); err != nil || stands.UUID != other.UUID {
+		t.Errorf("%+v, %v", stands, err)
+	}
+}
+
+// afterPut does something when a key was put, and read back.
+type afterPut struct {
+	objstore.Store
+	key string
+	do  func()
+	put bool
+}
+
+func (s *afterPut) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
+	s.put = s.put || key == s.key
+	return s.Store.Put(ctx, key, body, o)
+}
+
+func (s *afterPut) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	r, err := s.Store.Get(ctx, key, offset, length)
+	if do := s.do; key == s.key && s.put && do != nil {
+		s.do = nil
+		do()
+	}
+	return r, err
+}
+
+// TestForgetKilled: of who was killed while it deleted a void, the lease stays until no
+// request can arrive any more.
+func TestForgetKilled(t *testing.T) {
+	t.Parallel()
+	plain := newRepository(t)
+	m := plain.sample("web", "one")
+	commit(t, plain, m)
+	h, err := plain.Hold(t.Context(), "forget")
+	if err != nil {
+		t.Fatal(err)
+	}
+	slot, err := plain.Slot(t.Context(), "web", "one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(h.Announce(t.Context(), slot), plain.empty(t.Context(), slot, m, nil)); err != nil {
+		t.Fatal(err)
+	}
+	since := time.Hour
+	ctx := protocol.WithTest(t.Context(), &protocol.Test{
+		Ended: func(string) bool { return true },
+		Boot:  func() (string, time.Duration) { return "a-boot", since },
+	})
+	far := plain.with(quarterLate{plain.Store})
+	for _, r := range []*Repository{far, plain} {
+		if may, err := r.mayDelete(ctx, h.lease); err != nil || may != (r == far) {
+			t.Errorf("%v, %v", may, err)
+		}
+	}
+	if err := far.CleanLeases(ctx); err != nil {
+		t.Fatal(err)
+	}
+	mark, err := far.CreateMark(ctx, &MarkList{})
+	if err == nil {
+		mark, err = far.ListLeases(ctx, mark)
+	}
+	for _, want := range []int{1, 0} {
+		if err != nil {
+			t.Fatal(err)
+		}
+		var left []AwaitedLease
+		if mark, left, err = far.AwaitLeases(ctx, mark); len(left) != want {
+			t.Errorf("%d leases are left, want %d", len(left), want)
+		}
+		since += 15 * time.Minute
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Release(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+type quarterLate struct{ objstore.Store }
+
+func (quarterLate) MaxDelay() time.Duration { return 15 * time.Minute }

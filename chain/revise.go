@@ -128,7 +128,7 @@ func (r *Repository) explain(m *Manifest, err error, created bool) error {
 	case err != nil: // a damaged object might be ours as well as somebody else's
 	case slot.Manifest == nil && !created && !stands.doubt:
 		return &GoneError{Domain: m.Domain, Checkpoint: m.Checkpoint}
-	case slot.Manifest == nil && slot.void != nil && created && !stands.stored && !stands.doubt:
+	case slot.Manifest == nil && (slot.void != nil || m.OverVoid != "") && created && !stands.stored && !stands.doubt:
 		return &TakenError{Domain: m.Domain, Checkpoint: m.Checkpoint} // the slot was spent
 	case slot.Manifest == nil:
 		err = errors.New("it stood there and is gone, or never did")

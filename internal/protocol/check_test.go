@@ -50,6 +50,17 @@ func (c *checker) all(all objects) error {
 	return nil
 }
 
+// forgotten returns which checkpoint was deleted in a step: one that stands is only ever
+// replaced, by who has seen it. All must have been called before.
+func (c *checker) forgotten(before, now objects) error {
+	for _, o := range before.under("domains/") {
+		if n := c.needs[o.blob]; n.name != "" && now.get(o.key) == nil {
+			return fmt.Errorf("checkpoint %s is deleted, whatever stands there", n.name)
+		}
+	}
+	return nil
+}
+
 // find reads a manifest and its maps.
 func (c *checker) find(o object, all objects) needed {
 	ctx := context.Background()

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/protocol"
 )
 
 // maxProcs bounds the processes of a world.
@@ -199,7 +200,7 @@ func (x *explorer) answers(s *state, i, j int) []choice {
 		switch who := s.whose(c.key); {
 		case who < 0 || s.dead[who] || s.procs[who].done:
 			return []choice{yes}
-		case who == i || s.suspect == 0 || s.procs[who].fenced:
+		case who == i || s.suspect == 0 || s.procs[who].fenced || s.procs[who].pinned && !x.world.without[protocol.Fence]:
 			return []choice{no}
 		}
 		return []choice{no, yes}
@@ -430,11 +431,14 @@ func (x *explorer) sound(before, s *state, way *trace, f *found) bool {
 			f.pruned++
 		}
 	}
-	if err := x.check.all(s.objects); err != nil {
-		f.lost, f.trace = err, way.steps()
-		return false
+	err := x.check.all(s.objects)
+	if err == nil {
+		err = x.check.forgotten(before.objects, s.objects)
 	}
-	return true
+	if err != nil {
+		f.lost, f.trace = err, way.steps()
+	}
+	return err == nil
 }
 
 // end notes how the processes ended, when nothing can happen any more.

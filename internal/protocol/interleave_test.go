@@ -116,6 +116,7 @@ func TestRules(t *testing.T) {
 		{protocol.Renew, "copy", 2, nil},
 		{protocol.Fence, "two pruners", 1, []string{"P1 create prune/mark.json", "P1 swap prune/mark.json", "P1 swap prune/mark.json"}},
 		{protocol.Bases, "increment", 2, []string{"W get domains/"}},
+		{protocol.Fence, "name again", 2, []string{"F swap domains/"}},
 		{protocol.Late, "late", 1, []string{"W domains/ twice"}},
 		{protocol.Late, "late revision", 1, []string{"R domains/ twice", "R delete leases/", "F delete leases/"}},
 		{protocol.Late, "late lease", 2, []string{"W leases/ twice", "W create domains/"}},

@@ -30,6 +30,7 @@ type process struct {
 	name    string
 	do      func(ctx context.Context, a *actor) error
 	crashes bool // it may crash
+	pins    bool // it deletes under its lease: no day goes by between its look and that
 	every   bool // each of its steps counts, also reading what never changes
 
 	root *node
@@ -50,6 +51,7 @@ type node struct {
 	runs   []string // the leases and marks that are its
 	last   *call    // that was answered
 	fenced bool     // it has just seen that the mark is its own, which deletes
+	pinned bool     // it has just seen that its lease stands, under which it deletes
 
 	next map[edge]*node
 }
@@ -177,7 +179,13 @@ func (a *actor) node(up *node, by int, told answer) *node {
 		return n
 	}
 	n.last = up.calls[by]
-	n.fenced = up.fenced
+	n.fenced, n.pinned = up.fenced, up.pinned
+	switch c := n.last; {
+	case n.done || c.kind == remove:
+		n.pinned = false
+	case n.p.pins && c.kind == swap && c.class() == "leases" && told.err == nil:
+		n.pinned = true
+	}
 	switch c := n.last; {
 	case n.done:
 		n.fenced = false

@@ -253,7 +253,7 @@ func prunes(name string, times int) *process {
 
 // forgetter forgets a checkpoint, as the command does.
 func forgetter(name, checkpoint string) *process {
-	return &process{name: name, do: func(ctx context.Context, a *actor) error {
+	return &process{name: name, pins: true, do: func(ctx context.Context, a *actor) error {
 		plan, err := forget.Make(ctx, a.repo, forget.Request{Domains: []string{"web"}, Checkpoints: []string{checkpoint}})
 		if errors.Is(err, chain.ErrNoCheckpoint) || errors.As(err, new(*chain.NoDomainError)) {
 			return nil
@@ -399,6 +399,12 @@ func worlds() map[string]*world {
 			before: func(s *setup) { s.leftover("a"); s.leftover("b") },
 			procs: func(s *setup) []*process {
 				return []*process{writer("W", one("m1", "a"), one("m2", "b")), pruner("P")}
+			},
+		},
+		"name again": {
+			title: "a checkpoint is forgotten by one that is taken for dead, and its name is used again", suspicions: 1, before: m0,
+			procs: func(s *setup) []*process {
+				return []*process{writer("W", one("m0", "b")), forgetter("F", "m0"), pruner("P")}
 			},
 		},
 		"reader": {
