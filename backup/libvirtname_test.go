@@ -9,6 +9,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/chaintest"
 )
 
 // forLibvirt is a request for a checkpoint that libvirt can know.
@@ -97,7 +98,7 @@ func TestLibvirtNameForgotten(t *testing.T) {
 	l.holds("vda", "c1", "c1", "c2", "c2")
 	gone := l.manifest("c1")
 	l.must(l.repo.Remember(t.Context(), "vm", []*chain.Manifest{gone}, []*chain.Manifest{l.manifest("c2")}))
-	l.must(l.repo.Forget(t.Context(), gone))
+	l.must(chaintest.Forget(t.Context(), l.repo, gone))
 	l.backup("c3", l.disk("vda"))
 	l.holds("vda", "c2", "c2", "c3")
 }

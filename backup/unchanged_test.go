@@ -15,6 +15,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -134,7 +135,7 @@ func TestUnchangedIsNotBelieved(t *testing.T) {
 		r.backupLater(r.request("c1", r.rawDisk("a", "vda")), &notes)
 		first, err := r.repo.Manifest(t.Context(), "vm", "c1")
 		r.must(err)
-		r.must(r.repo.Forget(t.Context(), first))
+		r.must(chaintest.Forget(t.Context(), r.repo, first))
 		lie(first)
 		r.must(r.repo.Commit(t.Context(), first))
 		req := r.request("c2", r.rawDisk("a", "vda"))
@@ -143,7 +144,7 @@ func TestUnchangedIsNotBelieved(t *testing.T) {
 			t.Errorf("%s: %s", name, got)
 		}
 		if req.Checkpoint, req.TrustTimes = "c3", true; name == "boot" {
-			r.must(r.repo.Forget(t.Context(), must(r.repo.Manifest(t.Context(), "vm", "c2"))(t)))
+			r.must(chaintest.Forget(t.Context(), r.repo, must(r.repo.Manifest(t.Context(), "vm", "c2"))(t)))
 			if got := detections(r.backupLater(req, &notes)); got != "unchanged" {
 				t.Errorf("%s, believed: %s", name, got)
 			}
@@ -174,7 +175,7 @@ func TestUnchangedSamples(t *testing.T) {
 	c := must(qcow2.Open(l.path("a"), qcow2.Raw, qcow2.OpenOptions{}))(t)
 	id := c.Layers[0].Files()[0].Opened()
 	l.must(c.Close())
-	l.must(l.repo.Forget(t.Context(), first))
+	l.must(chaintest.Forget(t.Context(), l.repo, first))
 	first.Disks[0].Source.Mtime, first.Disks[0].Source.Ctime = id.MtimeNs, id.CtimeNs
 	l.must(l.repo.Commit(t.Context(), first))
 	l.taken = nil

@@ -3,6 +3,7 @@
 package chain
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -84,6 +85,11 @@ func commit(t *testing.T, r *Repository, m *Manifest) {
 	if err := r.Commit(t.Context(), m); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// forgetOne forgets a checkpoint, and notes nothing of it.
+func forgetOne(ctx context.Context, r *Repository, m *Manifest) error {
+	return r.Under(ctx, "forget", func(h *Hold) error { return h.Forget(ctx, m) })
 }
 
 // put stores raw bytes.

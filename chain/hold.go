@@ -396,9 +396,12 @@ func (h *Hold) Revise(ctx context.Context, m *Manifest) error {
 	return h.committed(ctx, m, late, err)
 }
 
-// Forget is [Repository.Forget], safe beside who forgets the same checkpoint, describes it
-// anew, or takes its name again: while the lease announces the slot nobody else commits to
-// it, and what stands there is first replaced conditionally, by a void.
+// Forget removes a checkpoint if it still stands as it was read. One that is gone already is
+// no error; other errors are those of [Repository.Revise]. What it needed stays, for a prune
+// to remove. It is safe beside who forgets the same checkpoint, describes it anew, or takes
+// its name again: while the lease announces the slot nobody else commits to it, and what
+// stands there is first replaced conditionally, by a void, which stays where the manifest had
+// taken a void's place.
 func (h *Hold) Forget(ctx context.Context, m *Manifest) error {
 	if err := h.repo.CheckWritable(); err != nil {
 		return err

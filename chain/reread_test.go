@@ -34,7 +34,7 @@ func TestReread(t *testing.T) {
 	if newer, err := r.Reread(t.Context(), m, other); newer != nil || err != other {
 		t.Errorf("wrong bytes: %v, %v", newer, err)
 	}
-	if err := r.Forget(t.Context(), &next); err != nil {
+	if err := forgetOne(t.Context(), r, &next); err != nil {
 		t.Fatal(err)
 	}
 	if newer, err := r.Reread(t.Context(), m, missing); newer != nil || !errors.As(err, new(*GoneError)) || archive.IsDamage(err) {

@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-
-	"github.com/imgbackup/imgbackup/internal/protocol"
 )
 
 // RevisedError says that a checkpoint was described anew since it was read: what
@@ -142,28 +140,6 @@ func (r *Repository) explain(m *Manifest, err error, created bool) error {
 		err = errors.New("what stands there has our uuid and is not what we stored")
 	}
 	return &UnknownOutcomeError{Domain: m.Domain, Checkpoint: m.Checkpoint, Err: err}
-}
-
-// Forget removes a checkpoint if it still stands as it was read: one delete. Where its
-// manifest had taken a void's place, a new void takes its own. One that is gone already
-// is no error. What it needed stays, for a prune to remove. Other errors are those of
-// Revise. Between the look and the delete another may change what stands there:
-// [Hold.Forget] closes that gap.
-func (r *Repository) Forget(ctx context.Context, m *Manifest) error {
-	if err := r.CheckWritable(); err != nil {
-		return err
-	}
-	slot, err := r.standing(ctx, m)
-	if errors.As(err, new(*GoneError)) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if slot.Manifest.OverVoid == "" || !protocol.Keeps(ctx, protocol.Scar) {
-		return r.Store.Delete(ctx, slot.Key())
-	}
-	return r.empty(ctx, slot, m, nil)
 }
 
 // empty puts a void in the place of the manifest m, if that is what stands in the slot. late

@@ -30,7 +30,7 @@ func TestVoid(t *testing.T) {
 	if data := get(t, r.Store, ManifestKey("w", "c")); len(data) <= maxVoid {
 		t.Errorf("a manifest of %d bytes may be taken for a void", len(data))
 	}
-	if err := r.Forget(t.Context(), m); err != nil {
+	if err := forgetOne(t.Context(), r, m); err != nil {
 		t.Fatal(err)
 	}
 	free, err := r.Slot(t.Context(), "w", "c")
@@ -73,7 +73,7 @@ func TestVoid(t *testing.T) {
 		t.Error("it does not say that it took a void's place")
 	}
 	before := get(t, r.Store, ManifestKey("w", "c"))
-	if err := r.Forget(t.Context(), m); err != nil {
+	if err := forgetOne(t.Context(), r, m); err != nil {
 		t.Fatal(err)
 	}
 	if s, err := r.Slot(t.Context(), "w", "c"); err != nil || s.void == nil || s.void.UUID == m.OverVoid {
@@ -125,7 +125,7 @@ func TestSpendManifest(t *testing.T) {
 	if err := r.reviseSlot(t.Context(), slot, &late, nil); !errors.As(err, new(*RevisedError)) {
 		t.Errorf("a replace that was prepared before: %v", err)
 	}
-	if err := r.Forget(t.Context(), spent); err != nil {
+	if err := forgetOne(t.Context(), r, spent); err != nil {
 		t.Fatal(err)
 	}
 	again := *m
@@ -159,7 +159,7 @@ func TestRevise(t *testing.T) {
 	if err := r.Revise(t.Context(), &other); !errors.As(err, &revised) || revised.Manifest.Revision != 2 || other.Revision != 1 {
 		t.Errorf("an older revision's next: %v", err)
 	}
-	if err := r.Forget(t.Context(), &other); !errors.As(err, &revised) {
+	if err := forgetOne(t.Context(), r, &other); !errors.As(err, &revised) {
 		t.Errorf("an older revision, forgotten: %v", err)
 	}
 	imposter := *m
@@ -167,11 +167,11 @@ func TestRevise(t *testing.T) {
 	if err := r.Revise(t.Context(), &imposter); !errors.As(err, new(*TakenError)) {
 		t.Errorf("another checkpoint: %v", err)
 	}
-	if err := r.Forget(t.Context(), &imposter); !errors.As(err, new(*TakenError)) {
+	if err := forgetOne(t.Context(), r, &imposter); !errors.As(err, new(*TakenError)) {
 		t.Errorf("another checkpoint, forgotten: %v", err)
 	}
 	for range 2 {
-		if err := r.Forget(t.Context(), m); err != nil {
+		if err := forgetOne(t.Context(), r, m); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -68,7 +68,7 @@ func TestRetag(t *testing.T) {
 	forgotten := &meanwhile{Store: r.Store, do: func() {
 		m, err := r.Manifest(t.Context(), "web", "c1")
 		if err == nil {
-			err = r.Forget(t.Context(), m)
+			err = forgetOne(t.Context(), r, m)
 		}
 		if err != nil {
 			t.Error(err)

@@ -44,7 +44,7 @@ func TestRepacked(t *testing.T) {
 	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, content) {
 		t.Errorf("other bytes (%v)", err)
 	}
-	if err := errors.Join(os.Remove(path), h.Repo.Forget(ctx, newer)); err != nil {
+	if err := errors.Join(os.Remove(path), chaintest.Forget(ctx, h.Repo, newer)); err != nil {
 		t.Fatal(err)
 	}
 	h.Prune()

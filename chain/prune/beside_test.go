@@ -15,6 +15,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -63,7 +64,7 @@ func TestBeside(t *testing.T) {
 				for {
 					m, err := repo.Manifest(t.Context(), domain, old)
 					if err == nil {
-						err = repo.Forget(t.Context(), m)
+						err = chaintest.Forget(t.Context(), repo, m)
 					}
 					if errors.As(err, new(*chain.RevisedError)) {
 						continue

@@ -45,7 +45,7 @@ func (w *world) forget(t *testing.T, repo *chain.Repository, numbers ...int) {
 	for _, n := range numbers {
 		m, err := repo.Manifest(t.Context(), "web", w.Checkpoints[n].Checkpoint)
 		if err == nil {
-			err = repo.Forget(t.Context(), m)
+			err = chaintest.Forget(t.Context(), repo, m)
 		}
 		if err != nil {
 			t.Fatal(err)
