@@ -43,6 +43,10 @@ END {
   ratio("full: imgbackup", "full: virtnbdbackup, lz4", "below 1")
   ratio("incremental, 55 MB dirty: imgbackup", "incremental, 55 MB dirty: virtnbdbackup", "0.25")
   ratio("restore: imgbackup, raw", "restore: floor", "1.25")
+  ratio("drill: one checkpoint, --no-scratch", "drill: restore, qcow2", "1.25")
+  ratio("drill: one checkpoint, chunks and restore", "drill: restore --verify, qcow2", "1.25")
+  ratio("drill: one checkpoint, and image", "drill: restore --verify, qcow2", "")
+  ratio("drill: 50 checkpoints, --no-scratch", "drill: all packs read once (check --read-data)", "1.5")
   ratio("restore: imgbackup, raw", "restore: qemu-img convert -W from its zstd", "below 1")
   ratio("restore: 101st checkpoint of a chain", "restore: a full with the same content", "1.1")
   # 1/0.9: client and server share the cores, so that times add up.
