@@ -110,11 +110,16 @@ func (c *Image) crossCheckLayer(ctx context.Context, layer, samples int, rnd *ra
 	return compared, nil
 }
 
-// sample finds a cluster with guest data at or after from, or else before it;
-// length 0: there is none that both readers can read.
+// opinionPiece is what of a compressed cluster is compared: for each of them the other reader
+// inflates all that lies before it in the cluster, too.
+const opinionPiece = 32 << 10
+
+// sample finds a cluster with guest data at or after from, or else before it, or a
+// piece of one that is compressed; length 0: there is none that both readers can read.
 func (c *Image) sample(ctx context.Context, layer int, from int64) (at, length int64, err error) {
 	l := c.Layers[layer]
 	cs := l.Header.ClusterSize()
+	piece := from % cs &^ (opinionPiece - 1)
 	from &^= cs - 1
 	for _, r := range [][2]int64{{from, l.Size}, {0, from}} {
 		for e, err := range c.LayerExtents(layer, r[0], r[1]) {
@@ -124,8 +129,12 @@ func (c *Image) sample(ctx context.Context, layer int, from int64) (at, length i
 			if e.Kind == Data || e.Kind == Compressed && l.opinionCompressed() {
 				// Extents may begin within a cluster, where a part of it is a
 				// hole in the file.
-				end := min(e.Offset&^(cs-1)+cs, e.Offset+e.Length)
-				return e.Offset, end - e.Offset, nil
+				at, end := e.Offset, min(e.Offset&^(cs-1)+cs, e.Offset+e.Length)
+				if e.Kind == Compressed {
+					at = min(max(at, at&^(cs-1)+piece), end-1)
+					end = min(end, at+opinionPiece)
+				}
+				return at, end - at, nil
 			}
 		}
 	}
