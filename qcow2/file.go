@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sort"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +25,14 @@ type File struct {
 	opened  FileID
 	device  bool // block device
 	caching atomic.Int32
+	filled  atomic.Pointer[[]fileRange] // all that is no hole; nil: not known
 }
+
+// fileRange is a range of a file, bytes.
+type fileRange struct{ start, end int64 }
+
+// maxFilled bounds the ranges that are remembered of a file, 16 bytes each.
+const maxFilled = 128 << 10
 
 // How guest data is kept out of the page cache.
 const (
@@ -252,5 +260,34 @@ func (f *File) nextData(off int64) (start, end int64) {
 	if f.device || off >= f.size {
 		return off, f.size
 	}
+	if p := f.filled.Load(); p != nil {
+		filled := *p
+		i := sort.Search(len(filled), func(i int) bool { return filled[i].end > off })
+		if i == len(filled) {
+			return f.size, f.size
+		}
+		return max(off, filled[i].start), filled[i].end
+	}
 	return sys.NextData(f.f, off, f.size)
+}
+
+// learnHoles asks the file system for all holes, which is then not asked at each jump from one
+// place of the file to another, unless there are too many.
+func (f *File) learnHoles() {
+	if f.device || f.filled.Load() != nil {
+		return
+	}
+	filled := []fileRange{}
+	for at := int64(0); at < f.size; {
+		start, end := sys.NextData(f.f, at, f.size)
+		if start == end {
+			break
+		}
+		if len(filled) == maxFilled {
+			return
+		}
+		filled = append(filled, fileRange{start, end})
+		at = end
+	}
+	f.filled.Store(&filled)
 }

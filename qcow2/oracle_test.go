@@ -300,7 +300,9 @@ func (o *oracle) agrees(c *Image, e Extent, m mapEntry, pos int64) bool {
 		if f := c.Layers[e.Layer]; f.data != f.file {
 			return m.Present && m.Depth == e.Layer // QEMU takes a raw data file as it is
 		}
-		return m.Present && m.Zero && m.Depth == e.Layer
+		// What was allocated and never written is a hole, until it has been read through the
+		// page cache; QEMU does not look.
+		return m.Present && m.Depth == e.Layer && (m.Zero || allZero(o.content[pos:min(e.Offset+e.Length, m.Start+m.Length)]))
 	default: // QEMU tells shorter holes in files apart than we do
 		return m.Present && m.Depth == e.Layer
 	}

@@ -158,6 +158,7 @@ func (l *Layer) survey(ctx context.Context) {
 func (l *Layer) keep(y *layout, err error) {
 	l.surveyed = true
 	if err == nil {
+		l.data.learnHoles()
 		l.layout.Store(y)
 	}
 }
