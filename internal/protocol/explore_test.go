@@ -332,7 +332,7 @@ func (x *explorer) matters(n *node, c *call) bool {
 	case n.p.every:
 		return true
 	}
-	return c.class() != "index" && !(c.kind == "get" && c.class() == "maps")
+	return c.class() != "index" && (c.kind != "get" || c.class() != "maps")
 }
 
 // trace is how a state was reached.

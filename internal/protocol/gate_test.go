@@ -76,7 +76,7 @@ func (g gate) Stat(ctx context.Context, key string) (objstore.Info, error) {
 }
 
 func (o object) info() objstore.Info {
-	return objstore.Info{Key: o.key, Size: int64(len(o.data)), Version: fmt.Sprintf("%x", o.hash)}
+	return objstore.Info{Key: o.key, Size: int64(len(o.data)), Version: fmt.Sprintf("%x", o.sum)}
 }
 
 func (g gate) List(ctx context.Context, prefix string) iter.Seq2[objstore.Info, error] {

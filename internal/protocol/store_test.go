@@ -17,7 +17,7 @@ import (
 // blob is what an object holds. Blobs of the same bytes are one.
 type blob struct {
 	data []byte
-	hash uint64
+	sum  uint64
 }
 
 // pool has all blobs of a world. It is safe for concurrent use.
@@ -38,7 +38,7 @@ func (p *pool) of(data []byte) *blob {
 		return b
 	}
 	b := &blob{data: bytes.Clone(data)}
-	b.hash = maphash.Bytes(seed, b.data)
+	b.sum = maphash.Bytes(seed, b.data)
 	p.all[string(b.data)] = b
 	return b
 }
@@ -95,7 +95,7 @@ func (s objects) under(prefix string) objects {
 func (s objects) hash(h *maphash.Hash) {
 	for _, o := range s {
 		_, _ = h.WriteString(o.key)
-		maphash.WriteComparable(h, o.blob.hash)
+		maphash.WriteComparable(h, o.sum)
 	}
 }
 
@@ -160,7 +160,7 @@ func (a answer) hash() uint64 {
 	h.SetSeed(seed)
 	fmt.Fprint(&h, a.err, a.yes, a.twice)
 	if a.blob != nil {
-		maphash.WriteComparable(&h, a.blob.hash)
+		maphash.WriteComparable(&h, a.blob.sum)
 	}
 	a.list.hash(&h)
 	return h.Sum64()
