@@ -228,3 +228,34 @@ func TestForgottenMeanwhile(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestCompare: a record that was true is told from one that the repository contradicts.
+func TestCompare(t *testing.T) {
+	t.Parallel()
+	h := grown(t, 3)
+	d := begin(t, h.Repo)
+	r, err := d.Run(t.Context(), &Target{Manifest: h.Checkpoints[3], ChosenBy: "c", Steps: d.Data(false), History: h.Checkpoints})
+	if err != nil {
+		t.Fatal(err)
+	}
+	compare := func(r record.Record, want record.State) {
+		t.Helper()
+		if state, why, err := record.Compare(t.Context(), h.Repo, &r); err != nil || state != want || why == "" {
+			t.Errorf("%s (%s), %v: want %s", state, why, err, want)
+		}
+	}
+	compare(*r, record.Stands)
+	other := *r
+	other.Manifest = strings.Repeat("0", 64)
+	compare(other, record.Contradict)
+	other.RepositoryID = chain.NewUUID()
+	compare(other, record.Copied)
+	other.CheckpointUUID = chain.NewUUID()
+	compare(other, record.Forgotten)
+	h.Repack(3)
+	compare(*r, record.Repacked)
+	grew := *r
+	grew.Disks = slices.Clone(r.Disks)
+	grew.Disks[0].Size++
+	compare(grew, record.Contradict)
+}
