@@ -21,6 +21,13 @@ answer() {
   case "$1" in
   version) printf 'major: 1\nminor: 50\nrelease: 2\nextra: \n' ;;
   list-devices) echo /dev/sda ;;
+  inspect-os) echo /dev/sda2 ;;
+  inspect-get-type) echo linux ;;
+  inspect-get-distro) echo unknown ;;
+  inspect-get-major-version) echo 12 ;;
+  inspect-get-mountpoints) printf '/boot/efi: /dev/sda1\n/: /dev/sda2\n/boot: /dev/sda3\n' ;;
+  inspect-*) echo 'libguestfs: error: not known' >&2 ;;
+  mount-ro) [ "$2" != '"/dev/sda3"' ] || echo 'libguestfs: error: mount: it is broken' >&2 ;;
   ping-daemon) %s ;;
   x) %s ;;
   esac
@@ -95,6 +102,25 @@ func TestAnswers(t *testing.T) {
 				t.Errorf("%q, %v; want %q", out, err, c.out)
 			}
 		})
+	}
+}
+
+// What is not known of an operating system is left empty; what it mounts is mounted from
+// the root on, and what can't be is told.
+func TestSystems(t *testing.T) {
+	t.Parallel()
+	s := pretend(t, ":", ":")
+	all, err := s.Systems(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "[{/dev/sda2 linux   12 0   [{/ /dev/sda2} {/boot /dev/sda3} {/boot/efi /dev/sda1}]}]"
+	if got := fmt.Sprint(all); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	missing, err := s.MountSystem(t.Context(), all[0])
+	if err != nil || len(missing) != 1 || !strings.Contains(missing[0], "/dev/sda3 at /boot: mount: it is broken") {
+		t.Errorf("%q, %v", missing, err)
 	}
 }
 

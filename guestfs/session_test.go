@@ -224,12 +224,13 @@ func parts() []part {
 	}
 }
 
-// All kinds of volumes, in one appliance, which takes its time (some only with
-// IMGBACKUP_SOAK set): vda is divided by GPT, vdb by MBR, vdc by LVM, and vdd is empty.
+// All kinds of volumes, in one appliance, which takes its time: XFS, Btrfs, NTFS and the
+// recognition of operating systems, which take most of it, only with IMGBACKUP_SOAK set. vda is divided by GPT, vdb by MBR, vdc by LVM, and vdd is empty.
 func TestDisks(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	all := slices.DeleteFunc(parts(), func(p part) bool { return p.soak && os.Getenv("IMGBACKUP_SOAK") == "" })
+	soak := os.Getenv("IMGBACKUP_SOAK") != ""
+	all := slices.DeleteFunc(parts(), func(p part) bool { return p.soak && !soak })
 	w.addParts(t, all)
 	mbr := w.add(t, "vdb", 32)
 	sfdisk(t, mbr, "label: dos\n2048,16384,c\n20480,,c\n")
@@ -269,7 +270,11 @@ func TestDisks(t *testing.T) {
 		}
 	}
 	verify(s.devices[0]+"1", "vda", "ext4", Clean)
-	testSystems(t, s) // before it is looked at what is broken
+	if soak {
+		testSystems(t, s) // before it is looked at what is broken
+	} else if err := s.MountVolume(ctx, s.devices[0]+"1"); err != nil {
+		t.Fatal(err)
+	}
 	testFiles(t, s)
 	for i, p := range all[1:] {
 		verify(fmt.Sprintf("%s%d", s.devices[0], i+2), "vda", p.kind, p.health)

@@ -5,6 +5,7 @@ package machine
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -100,6 +101,8 @@ func refused(err error) bool {
 // start starts a program with the first of the confinements that is possible; files
 // are its descriptors from 3 on.
 func start(path string, args []string, files []*os.File, how []confinement) (*process, confinement, error) {
+	// What we have inherited from who has started us, and is not meant for anybody else.
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // kernels before 5.11 can't
 	var last error
 	for _, c := range how {
 		p := &process{cmd: exec.Command(path, args...), ended: make(chan struct{})}
