@@ -245,8 +245,13 @@ func (r *Repository) storeMark(ctx context.Context, before, m *Mark) (*Mark, err
 	default:
 		err = r.swap(ctx, MarkKey, before.data, data, nil)
 	}
+	var stands *standsError
 	switch {
-	case errors.As(err, new(*standsError)):
+	case errors.As(err, &stands):
+		now, perr := parseMark(stands.data)
+		if stands.stored && perr == nil && now.UUID == m.UUID && now.Owner == m.Owner && now.Revision > m.Revision {
+			return now, nil // it was stored, and somebody has struck from it since
+		}
 		return nil, ErrMarkChanged
 	case err != nil:
 		return nil, fmt.Errorf("store the mark of a prune: %w", err)

@@ -28,6 +28,9 @@ func (p *pruner) remove(ctx context.Context, pl *plan) (more bool, err error) {
 		return false, err
 	}
 	m, err := p.repo.CreateMark(ctx, list)
+	if errors.Is(err, chain.ErrMarkChanged) {
+		return true, nil // another prune was faster, and is over: what there is to do is seen anew
+	}
 	if err != nil {
 		return false, err
 	}
@@ -113,15 +116,22 @@ func (p *pruner) giveUp(ctx context.Context, of *chain.Mark) {
 	}
 }
 
-// release says in the mark that its owner has ended, if it is still ours.
+// release says in the mark that its owner has ended, if it is still ours, also where somebody
+// strikes from it at the same moment.
 func (p *pruner) release(ctx context.Context, of *chain.Mark) {
-	m, err := p.repo.Mark(ctx)
-	if err != nil || m.UUID != of.UUID || m.Owner != of.Owner || !m.Standing() {
+	for {
+		m, err := p.repo.Mark(ctx)
+		if err != nil || m.UUID != of.UUID || m.Owner != of.Owner || !m.Standing() {
+			return
+		}
+		_, err = p.repo.ChangeMark(ctx, m, func(m *chain.Mark) { m.Released = true })
+		switch {
+		case errors.Is(err, chain.ErrMarkChanged) && ctx.Err() == nil:
+			continue
+		case err != nil:
+			p.note("the mark of this prune stays, and the next one on this host goes on with it: %v", err)
+		}
 		return
-	}
-	_, err = p.repo.ChangeMark(ctx, m, func(m *chain.Mark) { m.Released = true })
-	if err != nil && !errors.Is(err, chain.ErrMarkChanged) {
-		p.note("the mark of this prune stays, and the next one on this host goes on with it: %v", err)
 	}
 }
 
