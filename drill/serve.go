@@ -27,7 +27,7 @@ type server struct {
 	served *Served
 	view   *view.Checkpoint
 	cancel context.CancelFunc
-	ended  chan error
+	ended  chan struct{}
 
 	mu    sync.Mutex
 	first error // that a client was answered with
@@ -75,10 +75,12 @@ func (s *server) start(ctx context.Context) (_ *Served, err error) {
 		return nil, err
 	}
 	ctx, s.cancel = context.WithCancel(ctx)
-	s.ended = make(chan error, 1)
+	ended := make(chan struct{})
+	s.ended = ended
 	go func() {
-		s.ended <- n.Serve(ctx, l)
-		_ = l.Close() // nothing is lost with it
+		defer close(ended)
+		_ = n.Serve(ctx, l) // how it ended its clients say
+		_ = l.Close()       // nothing is lost with it
 	}()
 	s.served = served
 	return served, nil

@@ -75,7 +75,7 @@ func FuzzParse(f *testing.F) {
 		if !strings.HasPrefix(e.Path, "/") || e.Device != "" && !strings.HasPrefix(e.Device, "/dev/") || (e.SHA256 == "") == (e.Match == nil) {
 			t.Errorf("%q is taken as %+v", text, e)
 		}
-		if !strings.HasPrefix(text, e.Where.String()) {
+		if !strings.HasPrefix(text, e.String()) {
 			t.Errorf("%q is about %s", text, e.Where)
 		}
 	})
