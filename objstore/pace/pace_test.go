@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -112,6 +113,7 @@ func TestAdapts(t *testing.T) {
 				}
 			}
 			took := s.run(t, l, n, small)
+			s.mu.Lock()
 			best := time.Duration((n + min(most, bears) - 1) / min(most, bears) * int(s.takes))
 			if s.most > atOnce || took > best+best/5+2*s.takes {
 				t.Errorf("most %d, bears %d: %d at once, %v, and with the best number %v", most, bears, s.most, took, best)
@@ -122,6 +124,7 @@ func TestAdapts(t *testing.T) {
 				t.Errorf("most %d, bears %d: %d requests were refused", most, bears, s.refused)
 			}
 			s.bears = most
+			s.mu.Unlock()
 			s.run(t, l, 8*n, small)
 			if got := l.Limit(); got != most {
 				t.Errorf("most %d, bore %d: the limit stays at %d when all are borne", most, bears, got)
@@ -139,11 +142,15 @@ func TestSmallRequests(t *testing.T) {
 			s := &store{bears: c.bears, takes: time.Second}
 			l := pace.New(pace.Options{Most: c.most})
 			s.run(t, l, 1000, true)
+			s.mu.Lock()
 			if s.most != c.want {
 				t.Errorf("%+v: %d at once", c, s.most)
 			}
 			s.most = 0
+			s.mu.Unlock()
 			s.run(t, l, 100, false)
+			s.mu.Lock()
+			defer s.mu.Unlock()
 			if s.most > l.Most() {
 				t.Errorf("%+v: %d large ones at once", c, s.most)
 			}
@@ -157,14 +164,14 @@ func TestTimeOuts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &store{bears: 100, takes: time.Second, timeouts: 12}
 		l := pace.New(pace.Options{Most: 16})
-		var halved int
+		var halved atomic.Int64
 		go func() {
 			time.Sleep(time.Minute + 2*time.Second - time.Millisecond)
-			halved = l.Limit()
+			halved.Store(int64(l.Limit()))
 		}()
 		s.run(t, l, 20, false)
-		if halved != 8 {
-			t.Errorf("after twelve time-outs at once the limit is %d, want 8", halved)
+		if halved.Load() != 8 {
+			t.Errorf("after twelve time-outs at once the limit is %d, want 8", halved.Load())
 		}
 	})
 }
@@ -187,6 +194,19 @@ func TestBegins(t *testing.T) {
 			var atWork []*pace.Turn
 			var waiting []asked
 			began := -1 // the last
+			end := func(o pace.Outcome) bool {
+				mu.Lock()
+				if len(atWork) == 0 {
+					mu.Unlock()
+					return false
+				}
+				turn := atWork[0]
+				atWork = atWork[1:]
+				mu.Unlock()
+				turn.End(o)
+				turn.End(pace.Done) // which is no news
+				return true
+			}
 			for i, step := range steps {
 				switch {
 				case step < 3: // another comes
@@ -213,15 +233,18 @@ func TestBegins(t *testing.T) {
 							}
 						}
 					}()
-				case step == 3 && len(waiting) > 0: // the oldest that waits gives up
-					waiting[0].cancel(gaveUp)
-					waiting = waiting[1:]
-				case len(atWork) > 0:
-					atWork[0].End(pace.Outcome(i % 4))
-					atWork[0].End(pace.Done) // which is no news
-					atWork = atWork[1:]
+				case step == 3: // the oldest that waits gives up
+					mu.Lock()
+					if len(waiting) > 0 {
+						waiting[0].cancel(gaveUp)
+						waiting = waiting[1:]
+					}
+					mu.Unlock()
+				default:
+					end(pace.Outcome(i % 4))
 				}
 				synctest.Wait()
+				mu.Lock()
 				if len(waiting) > 0 && waiting[0].n < began {
 					t.Errorf("request %d waits, and %d has begun", waiting[0].n, began)
 				}
@@ -231,13 +254,13 @@ func TestBegins(t *testing.T) {
 				if len(atWork) == 0 && len(waiting) > 0 {
 					t.Error("nothing is at work, and some wait")
 				}
+				mu.Unlock()
 			}
-			for len(atWork) > 0 {
-				turn := atWork[0]
-				atWork = atWork[1:]
-				turn.End(pace.Done)
+			for end(pace.Done) {
 				synctest.Wait()
 			}
+			mu.Lock()
+			defer mu.Unlock()
 			if len(waiting) > 0 {
 				t.Errorf("%d wait for ever", len(waiting))
 			}
