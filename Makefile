@@ -5,7 +5,7 @@ GOLANGCI := v2.15.0
 
 ARCHITECTURES := amd64 arm64 ppc64le riscv64 s390x
 
-.PHONY: all build test race lint demo bench man fuzz clean deps servers cross bigendian debian13
+.PHONY: all build test browser race lint demo bench man fuzz clean deps servers cross bigendian debian13
 
 all: build
 
@@ -14,17 +14,22 @@ build:
 
 # What the tests run: more than the program needs.
 deps:
-	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit qemu-system-x86_64 swtpm swtpm_setup virsh libvirtd mkfs.ext4 guestfish /sbin/mkfs.vfat /sbin/cryptsetup /sbin/sfdisk zstd jq xmllint chromium /usr/share/libvirt/schemas/domain.rng
+	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit qemu-system-x86_64 swtpm swtpm_setup virsh libvirtd mkfs.ext4 guestfish /sbin/mkfs.vfat /sbin/cryptsetup /sbin/sfdisk zstd jq xmllint /usr/share/libvirt/schemas/domain.rng
 	@scripts/guest-kernel
+
+# What looks at pages.
+browser:
+	@scripts/need chromium
 	@scripts/axe
 
 # The S3 servers that tests run against: built once, which takes some minutes.
 servers:
 	@scripts/s3-servers
 
-test: deps servers
+PACKAGES ?= ./...
+test: deps servers $(if $(filter ./...,$(PACKAGES)),browser)
 	$(GO) vet ./...
-	scripts/gotest $(TESTFLAGS) ./...
+	scripts/gotest $(TESTFLAGS) $(PACKAGES)
 
 race: TESTFLAGS = -race
 race: test
@@ -43,9 +48,10 @@ bigendian:
 	@scripts/need qemu-s390x-static qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh zstd jq
 	CGO_ENABLED=0 GOARCH=s390x scripts/gotest -exec qemu-s390x-static -skip '^TestBitmapAddInterrupted$$' ./archive/... ./chain ./chain/check ./chain/transfer ./clustermap ./qcow2/... ./bitmapstore/... ./nbd/...
 
-# The same demo and tests with Debian 13's QEMU, libvirt and libnbd.
+# The same demo with Debian 13's QEMU, libvirt, libnbd and libguestfs, and the tests of what
+# has to do with them.
 debian13: servers
-	scripts/debian13 make demo test
+	scripts/debian13 make demo test PACKAGES="./backup/... ./cmd/... ./domain ./drill/... ./foreign ./guestfs/... ./internal/outfile ./machine/... ./nbd/... ./qcow2/... ./qemu/... ./restore/... ./serve/... ./view/..."
 
 lint: $(TOOLS)/golangci-lint-$(GOLANGCI)
 	$< run ./...
