@@ -35,7 +35,6 @@ type drilling struct {
 	resume *drill.State            // nil: the run begins
 	saved  time.Time               // when its state was
 	drills map[string]*drill.Drill // by the folder for scratch data
-	host   chain.Host
 }
 
 func (a *app) drill(ctx context.Context, r *drillRequest) (err error) {
