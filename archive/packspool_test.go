@@ -114,7 +114,7 @@ func TestPacksOnTheirWay(t *testing.T) {
 		t.Parallel()
 		o := o
 		o.TempDir = filepath.Join(t.TempDir(), "not", "there")
-		far := newConnected(objstore.NewMem(), connections, 2)
+		far := newConnected(objstore.NewMem(), connections, packBuffers) // the last of which a file was wanted for
 		ref, stats := back(far, o)
 		if ref != want || len(stats.Notes) != 1 || !strings.Contains(stats.Notes[0], "TMPDIR") || far.most > packBuffers {
 			t.Errorf("without temporary files: %v, notes %q, %d at once", ref, stats.Notes, far.most)
