@@ -257,9 +257,14 @@ func (h *Hold) alone(ctx context.Context, leases []*Lease) error {
 }
 
 // Announce says which slot is committed to next, as it was looked at. It fails with a
-// *BrokenError, an *AtWorkError, or as Revise does when the slot is not as it was.
+// *BrokenError, an *AtWorkError, or as Revise does when the slot is not as it was. While a
+// request about the slot that was announced before may still arrive the lease has to guard
+// that one, and nothing else is announced.
 func (h *Hold) Announce(ctx context.Context, slot *Slot) error {
 	h.slot = nil
+	if h.unknown && protocol.Keeps(ctx, protocol.Late) {
+		return fmt.Errorf("a request of this run may still arrive at the store, and its lease, %s, guards the name that it is about: run it again", h.lease.UUID)
+	}
 	if err := h.replace(ctx, func(l *Lease) { l.Announces = slot.announced() }, nil); err != nil {
 		return err
 	}
@@ -490,7 +495,9 @@ func (h *Hold) committed(ctx context.Context, m *Manifest, late bool, err error)
 	var unknown *UnknownOutcomeError
 	switch {
 	case err == nil && late && protocol.Keeps(ctx, protocol.Late):
-		h.unknown = h.repo.scar(ctx, m) != nil
+		if h.repo.scar(ctx, m) != nil {
+			h.unknown = true
+		}
 	case err == nil:
 	case errors.As(err, &unknown):
 		h.unknown = true

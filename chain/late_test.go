@@ -218,3 +218,27 @@ func TestForgetKilled(t *testing.T) {
 type quarterLate struct{ objstore.Store }
 
 func (quarterLate) MaxDelay() time.Duration { return 15 * time.Minute }
+
+// TestForgetUnanswered: a delete of which no answer came may arrive when the next checkpoint
+// is forgotten already. Until then the lease guards the name of the first, and no other.
+func TestForgetUnanswered(t *testing.T) {
+	t.Parallel()
+	plain := newRepository(t)
+	all := line(t, plain, 2)
+	store := &delayed{Store: plain.Store, unanswered: 1, meanwhile: func() {}}
+	ctx := protocol.WithTest(t.Context(), &protocol.Test{Pause: func(context.Context) error { return nil }})
+	if err := Forget(ctx, plain.with(store), all, all, func(*Manifest) {}); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := plain.Checkpoints(t.Context(), "web"); err != nil || len(names) != 0 || len(store.asked) != 3 {
+		t.Fatalf("there are %v, %v; asked for %v", names, err, store.asked)
+	}
+	leases, _, err := plain.Leases(t.Context())
+	if err != nil || len(leases) != 1 || leases[0].Announces == nil || leases[0].Announces.Checkpoint != "c1" {
+		t.Errorf("leases %+v, %v", leases, err)
+	}
+	again := plain.sample("web", "c1")
+	if _, err := plain.HoldFor(t.Context(), "backup", again.Domain, again.Checkpoint); !errors.As(err, new(*AtWorkError)) {
+		t.Errorf("a name of which the manifest may be deleted is taken: %v", err)
+	}
+}

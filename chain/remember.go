@@ -313,17 +313,27 @@ func Forget(ctx context.Context, r *Repository, all, gone []*Manifest, tell func
 	g, ctx := errgroup.WithContext(ctx)
 	for range max(1, min(forgetters, len(gone)/forgetters)) { // each announces one at a time
 		g.Go(func() error {
-			return r.Under(ctx, "forget", func(h *Hold) error {
-				for m := next(); m != nil; m = next() {
-					if err := h.forgetAny(h.Context(), m); err != nil {
-						return err
+			for more := true; more; {
+				more = false
+				err := r.Under(ctx, "forget", func(h *Hold) error {
+					for m := next(); m != nil; m = next() {
+						if err := h.forgetAny(h.Context(), m); err != nil {
+							return err
+						}
+						mu.Lock()
+						tell(m)
+						mu.Unlock()
+						if more = h.unknown; more {
+							return nil // this lease stays, for this name: the next ones need another
+						}
 					}
-					mu.Lock()
-					tell(m)
-					mu.Unlock()
+					return nil
+				})
+				if err != nil {
+					return err
 				}
-				return nil
-			})
+			}
+			return nil
 		})
 	}
 	return g.Wait()
