@@ -147,13 +147,18 @@ func (d *ForgottenDisk) take(theirs []ForgottenDisk) {
 // add takes in checkpoints that are about to be forgotten, and drops what is of no use
 // to those that stay.
 func (f *Forgotten) add(gone, stay []*Manifest) {
-	known := make(map[string]bool, len(f.Checkpoints))
-	for i := range f.Checkpoints {
-		known[f.Checkpoints[i].UUID] = true
-	}
 	for _, m := range gone {
-		if !known[m.UUID] {
-			f.Checkpoints = append(f.Checkpoints, forgottenOf(m))
+		p := forgottenOf(m)
+		at := slices.IndexFunc(f.Checkpoints, func(own ForgottenCheckpoint) bool { return own.UUID == m.UUID })
+		if at < 0 {
+			f.Checkpoints = append(f.Checkpoints, p)
+			continue
+		}
+		// Another repository has told of it, as far as that was of use there; or a forget that
+		// was cut off has, and a repair has changed it since.
+		own := &f.Checkpoints[at]
+		for j := range own.Disks {
+			own.Disks[j].take(p.Disks)
 		}
 	}
 	f.tidy(stay)

@@ -355,3 +355,25 @@ func resealed(t *testing.T, data []byte, old, text string) []byte {
 	}
 	return append(slices.Clone(changed), sealLine(archive.Sum(changed))...)
 }
+
+// TestForgottenTold: what another repository told of a checkpoint, reduced to what was of use
+// there, does not stand for what this one knows of it.
+func TestForgottenTold(t *testing.T) {
+	t.Parallel()
+	r := newRepository(t)
+	all := line(t, r, 3)
+	told := forgottenOf(all[2])
+	told.Disks = slices.Clone(told.Disks)
+	told.Disks[0].Witnesses = told.Disks[0].Witnesses[1:] // c1 had been forgotten there
+	lost := *all[2]
+	lost.Disks = slices.Clone(lost.Disks)
+	lost.Disks[0].RecordsLost = true
+	f := Forgotten{Checkpoints: []ForgottenCheckpoint{told}}
+	for range 2 {
+		f.add([]*Manifest{&lost}, all[:2])
+		d := f.Checkpoints[0].Disks[0]
+		if len(f.Checkpoints) != 1 || len(d.Witnesses) != 2 || !d.RecordsLost {
+			t.Errorf("%+v", f.Checkpoints)
+		}
+	}
+}
