@@ -205,7 +205,9 @@ func (e *execution) change(m *chain.Manifest) bool {
 		id := diskOf{m.Domain, m.Checkpoint, d.Name}
 		changed = d.LoseRecords(e.isDropped) || changed
 		if r, ok := e.regain[id]; ok {
-			if !slices.Equal(d.Maps, r.disk.Maps) || d.LostBytes() > r.disk.LostBytes() {
+			// Who else has given it other maps since may have got back more.
+			isAsPlanned := slices.Equal(d.Maps, r.before) && !slices.Equal(d.Maps, r.disk.Maps)
+			if isAsPlanned || d.LostBytes() > r.disk.LostBytes() {
 				d.Maps, d.Lost, changed = r.disk.Maps, r.disk.Lost, true
 			}
 			continue

@@ -146,7 +146,7 @@ func (l *planner) regainDisk(ctx context.Context, m *chain.Manifest, d *chain.Di
 	if err != nil {
 		return err
 	}
-	l.regain[id] = regain{from.Repo, other}
+	l.regain[id] = regain{from.Repo, other, slices.Clone(d.Maps)}
 	l.Regained = append(l.Regained, Regained{id.domain, id.checkpoint, id.disk, from.Name, loses - other.LostBytes()})
 	return nil
 }

@@ -137,8 +137,9 @@ type diskOf struct{ domain, checkpoint, disk string }
 
 // regain is where a disk is whole.
 type regain struct {
-	from *chain.Repository
-	disk *chain.Disk
+	from   *chain.Repository
+	disk   *chain.Disk
+	before []archive.MapRef // of the disk, when it was planned
 }
 
 // Make looks at the whole repository, reads all of its data, and plans. It writes nothing,
