@@ -17,7 +17,8 @@ import (
 
 // noteDrilled notes which of a domain's archives, in the order of its manifests, a drill of
 // all disks has passed for last, until there are as many as are asked for. What a listing
-// shows is proven by the record itself: one that cannot be read counts for nothing.
+// shows is proven by the record itself: where that of a drill that passed cannot be read,
+// nobody knows whether its checkpoint stays.
 func noteDrilled(ctx context.Context, repo *chain.Repository, domain string, ms []*chain.Manifest, archives []retention.Checkpoint, wanted int) error {
 	all, err := record.List(ctx, repo, domain)
 	if err != nil {
@@ -52,8 +53,12 @@ func drilled(ctx context.Context, repo *chain.Repository, m *chain.Manifest, nam
 		}
 		r, err := record.Read(ctx, repo, m.Domain, n.UUID)
 		switch {
-		case archive.IsDamage(err), errors.As(err, new(*chain.NewerError)), errors.Is(err, objstore.ErrNotFound):
+		case errors.Is(err, objstore.ErrNotFound):
+			continue // removed since it was listed
+		case n.Verdict != record.VerdictPassed && (archive.IsDamage(err) || errors.As(err, new(*chain.NewerError))):
 			return false, nil
+		case archive.IsDamage(err):
+			return false, fmt.Errorf("%w (imgbackup repair --from mends it; or remove it, and drill checkpoint %s again)", err, m.Checkpoint)
 		case err != nil:
 			return false, err
 		case r.CheckpointUUID == m.UUID && len(r.LeftOut) == 0:

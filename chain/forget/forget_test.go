@@ -13,6 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/forget"
+	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/retention"
 )
@@ -237,4 +238,35 @@ func (s *noChange) Put(ctx context.Context, key string, body objstore.Body, o ob
 		return objstore.MarkPermanent(errors.New("not now"))
 	}
 	return s.Store.Put(ctx, key, body, o)
+}
+
+// TestDrilledUnreadable: by a record that cannot be read, and whose name says that a drill
+// passed, nobody knows whether its checkpoint stays: nothing goes. One of a drill that failed
+// keeps nothing.
+func TestDrilledUnreadable(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	one := w.add("web/one", noon)
+	w.add("web/two", noon.Add(time.Hour))
+	req := forget.Request{Rules: retention.Rules{Last: 1, Drilled: 1}}
+	for _, v := range []record.Verdict{record.VerdictFailed, record.VerdictPassed} {
+		n, err := record.NewName(noon, v, one.UUID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := chain.DrillKey("web", n.UUID)
+		if err := w.repo.Store.Put(t.Context(), key, strings.NewReader("torn"), objstore.PutOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		p := w.make(req)
+		if v == record.VerdictFailed && (len(p.Refused) != 0 || len(p.Remove) != 1) {
+			t.Errorf("%s: %v, %+v", v, p.Refused, p.Remove)
+		}
+		if v == record.VerdictPassed && (len(p.Refused) != 1 || !archive.IsDamage(p.Refused[0]) || len(p.Remove) != 0) {
+			t.Errorf("%s: %v, %+v", v, p.Refused, p.Remove)
+		}
+		if err := w.repo.Store.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
