@@ -207,7 +207,7 @@ func (e *execution) change(m *chain.Manifest) bool {
 		if r, ok := e.regain[id]; ok {
 			// Who else has given it other maps since may have got back more.
 			isAsPlanned := slices.Equal(d.Maps, r.before) && !slices.Equal(d.Maps, r.disk.Maps)
-			if isAsPlanned || d.LostBytes() > r.disk.LostBytes() {
+			if isAsPlanned || isLess(r.disk.Lost, d.Lost) {
 				d.Maps, d.Lost, changed = r.disk.Maps, r.disk.Lost, true
 			}
 			continue

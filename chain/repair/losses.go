@@ -72,7 +72,7 @@ func (l *planner) loseOf(ctx context.Context, d *chain.Disk, set *chain.LossSet)
 // in another repository, which may have packed them otherwise.
 func (l *planner) findRegained(ctx context.Context) error {
 	for _, m := range l.manifests {
-		if !slices.ContainsFunc(m.Disks, func(d chain.Disk) bool { return l.losesOf(m, &d) > 0 }) {
+		if !slices.ContainsFunc(m.Disks, func(d chain.Disk) bool { return len(l.losesOf(m, &d)) > 0 }) {
 			continue
 		}
 		for _, from := range l.o.From {
@@ -97,16 +97,36 @@ func (l *planner) findRegained(ctx context.Context) error {
 	return nil
 }
 
-// losesOf is how many bytes a disk has lost, or is about to.
-func (l *planner) losesOf(m *chain.Manifest, d *chain.Disk) (sum int64) {
-	all := d.Lost
+// losesOf is what a disk has lost, or is about to.
+func (l *planner) losesOf(m *chain.Manifest, d *chain.Disk) []chain.Lost {
 	if set := l.lost[diskOf{m.Domain, m.Checkpoint, d.Name}]; set != nil {
-		all = chain.Losses(append(slices.Clone(d.Lost), set.All()...), d.Size)
+		return chain.Losses(append(slices.Clone(d.Lost), set.All()...), d.Size)
 	}
-	for _, lost := range all {
-		sum += lost.Length
+	return d.Lost
+}
+
+func bytesOf(lost []chain.Lost) (sum int64) {
+	for _, l := range lost {
+		sum += l.Length
 	}
 	return sum
+}
+
+// isLess reports whether lost, both being of one disk and in order, is a part of what more is,
+// and not all of it: fewer bytes at other places would be data that is nowhere else.
+func isLess(lost, more []chain.Lost) bool {
+	for _, l := range lost {
+		at := l.Offset
+		for _, m := range more {
+			if m.Offset <= at {
+				at = max(at, m.End())
+			}
+		}
+		if at < l.End() {
+			return false
+		}
+	}
+	return bytesOf(lost) < bytesOf(more)
 }
 
 // doWithout takes out of the plan what was to be done for disks that get the other
@@ -134,7 +154,7 @@ func (l *planner) regainDisk(ctx context.Context, m *chain.Manifest, d *chain.Di
 	id := diskOf{m.Domain, m.Checkpoint, d.Name}
 	other, ok := theirs.Disk(d.Name)
 	loses := l.losesOf(m, d)
-	if _, twice := l.regain[id]; twice || !ok || other.LostBytes() >= loses || other.Size != d.Size {
+	if _, twice := l.regain[id]; twice || !ok || !isLess(other.Lost, loses) || other.Size != d.Size {
 		return nil
 	}
 	only := *theirs
@@ -147,7 +167,7 @@ func (l *planner) regainDisk(ctx context.Context, m *chain.Manifest, d *chain.Di
 		return err
 	}
 	l.regain[id] = regain{from.Repo, other, slices.Clone(d.Maps)}
-	l.Regained = append(l.Regained, Regained{id.domain, id.checkpoint, id.disk, from.Name, loses - other.LostBytes()})
+	l.Regained = append(l.Regained, Regained{id.domain, id.checkpoint, id.disk, from.Name, bytesOf(loses) - other.LostBytes()})
 	return nil
 }
 
