@@ -318,30 +318,37 @@ func Forget(ctx context.Context, r *Repository, all, gone []*Manifest, tell func
 	g, ctx := errgroup.WithContext(ctx)
 	for range max(1, min(forgetters, len(gone)/forgetters)) { // each announces one at a time
 		g.Go(func() error {
-			for more := true; more; {
-				more = false
-				err := r.Under(ctx, "forget", func(h *Hold) error {
-					for m := next(); m != nil; m = next() {
-						if err := h.forgetAny(h.Context(), m); err != nil {
-							return err
-						}
-						mu.Lock()
-						tell(m)
-						mu.Unlock()
-						if more = h.unknown; more {
-							return nil // this lease stays, for this name: the next ones need another
-						}
-					}
-					return nil
+			for {
+				more, err := r.forgetSome(ctx, next, func(m *Manifest) {
+					mu.Lock()
+					defer mu.Unlock()
+					tell(m)
 				})
-				if err != nil {
+				if !more || err != nil {
 					return err
 				}
 			}
-			return nil
 		})
 	}
 	return g.Wait()
+}
+
+// forgetSome forgets what next returns under one lease, until that is nil; more: or until the
+// lease has to stay for one of them, so that others need another.
+func (r *Repository) forgetSome(ctx context.Context, next func() *Manifest, tell func(*Manifest)) (more bool, err error) {
+	err = r.Under(ctx, "forget", func(h *Hold) error {
+		for m := next(); m != nil && !more; {
+			if err := h.forgetAny(h.Context(), m); err != nil {
+				return err
+			}
+			tell(m)
+			if more = h.unknown; !more {
+				m = next()
+			}
+		}
+		return nil
+	})
+	return more, err
 }
 
 // forgetters is how many checkpoints of many are forgotten at once, each under a lease of
