@@ -44,9 +44,7 @@ func OpenBitmap(
 	if err := hashObject(ctx, store, key, ref.Name, ref.Length); err != nil {
 		return nil, err
 	}
-	h, runs, err := bitmapstore.Decode(func() (io.ReadCloser, error) {
-		return getObject(ctx, store, key, 0, ref.Length)
-	})
+	h, runs, err := bitmapstore.Decode(func() (io.ReadCloser, error) { return openSpooled(ctx, store, key, ref) })
 	switch {
 	case err != nil:
 		return nil, bitmapDamage(key, err)
@@ -62,6 +60,27 @@ func OpenBitmap(
 			}
 		}
 	}, nil
+}
+
+// openSpooled is a whole object that was fetched before it is read: who goes over it may ask
+// the store for other things meanwhile, and must not wait for a request while it holds one.
+func openSpooled(ctx context.Context, store objstore.Store, key string, ref Ref) (io.ReadCloser, error) {
+	s := &spool.Spool{}
+	if err := copyObject(ctx, store, key, ref, s); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return &spooled{SectionReader: io.NewSectionReader(s, 0, s.Size()), spool: s}, nil
+}
+
+type spooled struct {
+	*io.SectionReader
+	spool *spool.Spool
+}
+
+func (s *spooled) Close() error {
+	s.spool.Close()
+	return nil
 }
 
 // bitmapDamage says which object the bytes are of that bitmapstore calls damaged.

@@ -5,7 +5,9 @@ package archive
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -372,4 +374,53 @@ func TestBitmap(t *testing.T) {
 	if again != ref {
 		t.Error("the same bitmap has another name")
 	}
+}
+
+// Who goes over a stored bitmap may ask the store for another one meanwhile: a store that is
+// asked one thing at a time would have it wait for ever, if the first was still being read.
+func TestBitmapHoldsNoRequest(t *testing.T) {
+	t.Parallel()
+	store := objstore.NewMem()
+	w := must2(NewWriter(t.Context(), store, WriterOptions{}))(t)
+	defer w.Abort()
+	h := bitmapstore.Header{Name: "cp1", Granularity: 65536, Size: 1 << 30}
+	var runs []bitmapstore.Run
+	for at := int64(0); at < h.Size; at += 2 * h.Granularity {
+		runs = append(runs, bitmapstore.Run{Start: at, End: at + h.Granularity})
+	}
+	ref := must2(w.PutBitmap(t.Context(), h, bitmapstore.Of(runs...)))(t)
+	h.DirtyBytes = h.Size / 2
+	one := &oneBody{Store: store}
+	opened := func() bitmapstore.Runs { return must2(OpenBitmap(t.Context(), one, ref, h))(t) }
+	if same, err := bitmapstore.Equal(opened(), opened()); err != nil || !same {
+		t.Errorf("two stored bitmaps beside each other: %v, %v", same, err)
+	}
+}
+
+// oneBody is a store that has nothing else read while a body is open.
+type oneBody struct {
+	objstore.Store
+	open bool
+}
+
+func (o *oneBody) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
+	if o.open {
+		return nil, errors.New("asked while another body is open")
+	}
+	r, err := o.Store.Get(ctx, key, offset, length)
+	if err != nil {
+		return nil, err
+	}
+	o.open = true
+	return &bodyOfOne{r, o}, nil
+}
+
+type bodyOfOne struct {
+	io.ReadCloser
+	of *oneBody
+}
+
+func (b *bodyOfOne) Close() error {
+	b.of.open = false
+	return b.ReadCloser.Close()
 }
