@@ -53,6 +53,7 @@ type windows struct {
 
 	mu     sync.Mutex
 	layout *Layout
+	renews int       // how often it was renewed
 	all    []*window // the one last used comes last
 	kept   int       // entries in them
 }
@@ -82,6 +83,7 @@ func (ws *windows) renew(ctx context.Context, old *Layout, err error) error {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	ws.layout, ws.all, ws.kept = layout, nil, 0
+	ws.renews++
 	return nil
 }
 
@@ -126,7 +128,13 @@ func (ws *windows) find(off, known int64) (*window, <-chan singleflight.Result) 
 		}
 	}
 	// Under the lock: whoever resolves the same one has not kept it yet.
-	return nil, ws.coming.DoChan(strconv.FormatInt(start, 10), func() (any, error) { return ws.resolve(start) })
+	return nil, ws.coming.DoChan(ws.flight(start), func() (any, error) { return ws.resolve(start) })
+}
+
+// flight is by what those know each other who want the same window of the same layout: what
+// is resolved of an earlier one is not waited for, since its maps may be gone.
+func (ws *windows) flight(start int64) string {
+	return strconv.Itoa(ws.renews) + " " + strconv.FormatInt(start, 10)
 }
 
 // resolve replays the window that begins at start, and keeps it.
