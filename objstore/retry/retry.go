@@ -23,7 +23,9 @@ import (
 // the defaults.
 type Options struct {
 	// Patience is how long after its first failure an operation is tried again;
-	// 5 minutes. Progress, such as bytes that were read, starts it anew.
+	// 5 minutes. Progress, such as bytes that were read, starts it anew. One that was tried
+	// only a few times by then, as large objects on slow lines are, is tried again all the
+	// same.
 	Patience time.Duration
 	// FirstPatience is the same until the store has answered for the first
 	// time, when it is likely that it is not there at all; 15 seconds.
@@ -97,6 +99,7 @@ type patience struct {
 	backoff.ExponentialBackOff
 	r     *retrying
 	since time.Time // of the first failure since there was progress
+	fails int       // since then
 	busy  bool      // the last failure was that the store has too much to do
 }
 
@@ -113,16 +116,20 @@ func (r *retrying) newPatience() *patience {
 
 // Reset is called when there was progress.
 func (p *patience) Reset() {
-	p.since = time.Time{}
+	p.since, p.fails = time.Time{}, 0
 	p.ExponentialBackOff.Reset()
 }
 
+// leastTries is how often an operation is tried of a store that has answered once.
+const leastTries = 4
+
 // NextBackOff is called after each failure.
 func (p *patience) NextBackOff() time.Duration {
-	limit := p.r.o.Patience
+	limit, least := p.r.o.Patience, leastTries
 	if !p.r.answered.Load() {
-		limit = p.r.o.FirstPatience
+		limit, least = p.r.o.FirstPatience, 0
 	}
+	p.fails++
 	if p.since.IsZero() {
 		p.since = time.Now()
 	}
@@ -130,7 +137,7 @@ func (p *patience) NextBackOff() time.Duration {
 		p.since = served // it works on what others have asked for, and so will on this
 	}
 	next := p.ExponentialBackOff.NextBackOff()
-	if time.Since(p.since)+next > limit {
+	if time.Since(p.since)+next > limit && p.fails >= least {
 		return backoff.Stop
 	}
 	return next

@@ -298,6 +298,39 @@ func (b *busy) Stat(ctx context.Context, key string) (objstore.Info, error) {
 	return b.Store.Stat(ctx, key)
 }
 
+// TestRetrySlowTries: one try may take longer than patience lasts, as an upload of many at
+// once on a slow line does. A second failure is no reason to give up.
+func TestRetrySlowTries(t *testing.T) {
+	t.Parallel()
+	for fails, good := range map[int]bool{3: true, 4: false} {
+		synctest.Test(t, func(t *testing.T) {
+			slow := &slowPuts{Store: objstore.NewMem(), fails: fails}
+			s := retry.New(slow, retry.Options{})
+			if _, err := s.Stat(t.Context(), "a"); !errors.Is(err, objstore.ErrNotFound) {
+				t.Error(err)
+			}
+			err := s.Put(t.Context(), "a", strings.NewReader("x"), objstore.PutOptions{Mode: objstore.Create})
+			if (err == nil) != good {
+				t.Errorf("%d failures: %v", fails, err)
+			}
+		})
+	}
+}
+
+// slowPuts breaks some uploads off after a long time.
+type slowPuts struct {
+	objstore.Store
+	fails int
+}
+
+func (s *slowPuts) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
+	time.Sleep(7 * time.Minute)
+	if s.fails--; s.fails >= 0 {
+		return syscall.ECONNRESET
+	}
+	return s.Store.Put(ctx, key, body, o)
+}
+
 // TestRetryBusy: what a store refuses because it has too much to do is waited for as long as
 // it does anything else, and no longer than an outage if it does not.
 func TestRetryBusy(t *testing.T) {
