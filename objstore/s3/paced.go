@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync/atomic"
+	"time"
 
 	"github.com/imgbackup/imgbackup/objstore/pace"
 )
@@ -15,6 +16,19 @@ import (
 // smallBody bounds the body of a request that waits for the store rather than for the
 // line, in bytes.
 const smallBody = 64 << 10
+
+// maxWait bounds how long a request that was signed waits for its turn: servers refuse what
+// was signed 15 minutes ago by their clock.
+const maxWait = 10 * time.Minute
+
+// waitedError says that a request has waited for its turn for too long, and was not sent.
+type waitedError struct{}
+
+func (waitedError) Error() string {
+	return "it has waited so long for others that it has to be signed again"
+}
+func (waitedError) Permanent() bool { return false }
+func (waitedError) Busy() bool      { return true } // it is waited for as long as others are served
 
 // pacedRound is the round tripper through which all requests to a store go: no more at
 // once than its limiter lets begin. A request lasts until the last byte of its answer has
@@ -31,7 +45,12 @@ func (t *pacedRound) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.Context().Value(unpaced{}) != nil {
 		return t.next.RoundTrip(req)
 	}
+	signed := time.Now()
 	turn, err := t.limiter.Begin(req.Context(), isSmall(req))
+	if err == nil && time.Since(signed) > maxWait {
+		turn.End(pace.Failed)
+		err = waitedError{}
+	}
 	if err != nil {
 		if req.Body != nil {
 			_ = req.Body.Close() // as a RoundTripper must
