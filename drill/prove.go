@@ -68,7 +68,7 @@ type damaged struct {
 
 func newProver(repo *chain.Repository) *prover {
 	return &prover{
-		repo: repo, fetcher: archive.NewFetcher(repo.Store, archive.FetcherOptions{}),
+		repo: repo, fetcher: archive.NewFetcher(repo.Store, archive.FetcherOptions{Memory: repo.Memory}),
 		lists: make(map[archive.Digest]bool), proven: make(map[frame]int32), bad: make(map[frame]string),
 	}
 }

@@ -23,7 +23,7 @@ func Compare(ctx context.Context, repo *chain.Repository, d *chain.Disk, image *
 		return damage(d.Name, err, 0, d.Size)
 	}
 	v := &verifier{
-		source: &source{Layout: layout, fetcher: archive.NewFetcher(repo.Store, archive.FetcherOptions{})},
+		source: &source{Layout: layout, fetcher: archive.NewFetcher(repo.Store, archive.FetcherOptions{Memory: repo.Memory})},
 		path:   path, w: qcow2Target{image}, workers: runtime.GOMAXPROCS(0), tell: tell,
 	}
 	if image.Size() != d.Size {

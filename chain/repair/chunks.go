@@ -235,9 +235,10 @@ func (w *wants) each(ctx context.Context, atOnce int, do func(ctx context.Contex
 
 // tryFrames tries the frames that are known of.
 func (l *planner) tryFrames(ctx context.Context, store objstore.Store) error {
-	fetcher := archive.NewFetcher(store, archive.FetcherOptions{})
+	fetcher := archive.NewFetcher(store, archive.FetcherOptions{Memory: l.repo.Memory})
 	buffers := sync.Pool{New: func() any { b := make([]byte, 0, archive.GridSize); return &b }}
-	return l.wants.each(ctx, max(finders, objstore.Connections(store)), func(ctx context.Context, _ archive.Digest, c *want) error {
+	atOnce := l.repo.Memory.Count(max(finders, objstore.Connections(store)), 2)
+	return l.wants.each(ctx, atOnce, func(ctx context.Context, _ archive.Digest, c *want) error {
 		buf := buffers.Get().(*[]byte)
 		defer buffers.Put(buf)
 		for _, e := range c.frames {
