@@ -70,6 +70,7 @@ func openSpooled(ctx context.Context, store objstore.Store, key string, ref Ref)
 		s.Close()
 		return nil, err
 	}
+	s.Rest() // beside those of many other checkpoints
 	return &spooled{SectionReader: io.NewSectionReader(s, 0, s.Size()), spool: s}, nil
 }
 

@@ -42,6 +42,7 @@ func EncodeClusters(h clustermap.Header, runs iter.Seq2[clustermap.Run, error], 
 		err = fmt.Errorf("it has more than %d bytes", int64(MaxClusters))
 	}
 	if err == nil {
+		c.body.Rest()
 		c.Ref.Name, err = hashBody(c.body)
 	}
 	if err != nil {

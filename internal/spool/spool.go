@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 )
 
 // Memory is what a [Spool] keeps in memory before it goes to a file, bytes.
@@ -73,6 +74,21 @@ func (s *Spool) spill() error {
 	s.done += int64(len(s.mem))
 	s.mem = s.mem[:0]
 	return nil
+}
+
+// few is what a spool that rests may keep in memory, bytes.
+const few = 128 << 10
+
+// Rest gives back the memory of a spool to which all has been written, as far as there is
+// room for a file: for one that waits beside many others.
+func (s *Spool) Rest() {
+	if s.file == nil && len(s.mem) <= few {
+		s.mem = slices.Clone(s.mem)
+		return
+	}
+	if s.spill() == nil { // else it stays in memory
+		s.mem = nil
+	}
 }
 
 // Size is the number of bytes written.

@@ -92,6 +92,30 @@ func TestReadAt(t *testing.T) {
 	}
 }
 
+// What waits beside many others takes little memory, and reads as before; where there is no
+// room for a file it stays in memory.
+func TestRest(t *testing.T) {
+	t.Parallel()
+	nowhere := filepath.Join(t.TempDir(), "that is not there")
+	for _, c := range []struct {
+		dir        string
+		size, most int
+	}{
+		{nowhere, few, few}, {t.TempDir(), few + 1, 0}, {t.TempDir(), Memory + few, 0}, {nowhere, few + 1, 2 * Memory},
+	} {
+		want := random(c.size)
+		s := Spool{Dir: c.dir}
+		write(t, &s, want[:few])
+		write(t, &s, want[few:])
+		s.Rest()
+		got, err := io.ReadAll(io.NewSectionReader(&s, 0, s.Size()))
+		if err != nil || !bytes.Equal(got, want) || cap(s.mem) > c.most {
+			t.Errorf("%d bytes: read %d, %d in memory, %v", c.size, len(got), cap(s.mem), err)
+		}
+		s.Close()
+	}
+}
+
 // Several may read at once.
 func TestReadAtOnce(t *testing.T) {
 	t.Parallel()
