@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/archive"
@@ -177,17 +178,17 @@ func TestOutageIsNoDamage(t *testing.T) {
 	repo.Store = away
 	p := newProver(&repo)
 	d := &h.Checkpoints[3].Disks[0]
-	away.after = 2
+	away.after.Store(2)
 	if _, err := p.prove(t.Context(), d, quietly); err == nil || archive.IsDamage(err) || len(p.bad) > 0 {
 		t.Fatalf("%v, %d bad", err, len(p.bad))
 	}
-	if !away.hit {
+	if !away.hit.Load() {
 		t.Fatal("the store did not fail")
 	}
 	if len(p.lists) > 0 {
 		t.Error("a list counts as proven")
 	}
-	away.after = 1 << 30
+	away.after.Store(1 << 30)
 	before := h.Store.Read()
 	if pr, err := p.prove(t.Context(), d, quietly); err != nil || len(pr.Damage) > 0 || h.Store.Read() == before {
 		t.Errorf("%v, %v: %d bytes were read", err, pr.Damage, h.Store.Read()-before)
@@ -197,14 +198,14 @@ func TestOutageIsNoDamage(t *testing.T) {
 // offline is a store that is away after some reads of packs.
 type offline struct {
 	objstore.Store
-	after int
-	hit   bool
+	after atomic.Int64
+	hit   atomic.Bool
 }
 
 func (o *offline) Get(ctx context.Context, key string, offset, length int64) (io.ReadCloser, error) {
 	if strings.HasPrefix(key, archive.PackPrefix) {
-		if o.after--; o.after < 0 {
-			o.hit = true
+		if o.after.Add(-1) < 0 {
+			o.hit.Store(true)
 			return nil, objstore.MarkPermanent(errors.New("the store is away"))
 		}
 	}

@@ -97,8 +97,9 @@ func TestKilledGoesOnInS3(t *testing.T) {
 	t.Parallel()
 	server := s3test.Start(t, s3test.MinIO)
 	w := longWorld(t, newBucket(server))
-	fault := s3test.Fault{How: s3test.ResetUpload, Method: http.MethodPut, Key: "/packs/", After: longPacks - 1}
-	w.killedWhen(fault, func() *exec.Cmd { return w.child([]string{someIndex}, w.longBackup()...) })
+	fault := s3test.Fault{How: s3test.ResetUpload, Method: http.MethodPut, Key: "/packs/", After: longPacks - 1} // one pack after the other
+	w.killedWhen(fault, func() *exec.Cmd { return w.child([]string{someIndex}, append(w.longBackup(), "--connections", "1")...) })
+	w.awaitOrphans()
 	proxy := w.bucket.behind(t)
 	w.goOn()
 	// Of each pack a sample and the table; and a few beside.

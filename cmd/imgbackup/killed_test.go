@@ -30,7 +30,6 @@ func (w *world) killedWhen(fault s3test.Fault, start func() *exec.Cmd) {
 	if err := cmd.Wait(); !diedBy(err, syscall.SIGKILL) {
 		w.Fatalf("was to be killed: %v", err)
 	}
-	w.awaitOrphans()
 }
 
 // killedAtRequest runs the program with these arguments, which is killed at one of its
@@ -38,4 +37,5 @@ func (w *world) killedWhen(fault s3test.Fault, start func() *exec.Cmd) {
 func (w *world) killedAtRequest(at int, how s3test.How, args ...string) {
 	w.Helper()
 	w.killedWhen(s3test.Fault{How: how, After: at}, func() *exec.Cmd { return w.child(nil, args...) })
+	w.awaitOrphans()
 }

@@ -34,7 +34,7 @@ func TestPortals(t *testing.T) {
 			}
 			backup := func(want int, checkpoint string) string {
 				t.Helper()
-				return tool(want, "backup", domain, "--disk", "vda=a.raw,format=raw", "--checkpoint", checkpoint)
+				return tool(want, "backup", domain, "--disk", "vda=a.raw,format=raw", "--read-unchanged", "--checkpoint", checkpoint)
 			}
 			tool(0, "init")
 			b.behind(t,
