@@ -45,6 +45,13 @@ func (u *under) judge() {
 			r.Verdict = record.VerdictIncomplete
 		}
 	}
+	passed := false
+	for _, s := range r.Steps {
+		passed = passed || s.Status == record.Passed
+	}
+	if !passed { // all was left out, or there was nothing to try: that proves nothing
+		r.Verdict = record.VerdictIncomplete
+	}
 	for _, s := range r.Steps {
 		if s.Status == record.Failed {
 			r.Verdict = record.VerdictFailed

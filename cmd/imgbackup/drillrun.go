@@ -104,7 +104,8 @@ func (d *drilling) save(over bool) error {
 	return nil
 }
 
-// notYet leaves out what the same run has on record already.
+// notYet leaves out what has passed already in the same run. What failed is drilled again:
+// the exit status is that of the whole run.
 func (d *drilling) notYet(ctx context.Context, chosen []*drill.Target) ([]*drill.Target, error) {
 	if d.resume == nil {
 		return chosen, nil
@@ -119,7 +120,7 @@ func (d *drilling) notYet(ctx context.Context, chosen []*drill.Target) ([]*drill
 			}
 			for _, n := range names[domain] {
 				r, err := record.Read(ctx, d.repo, domain, n.UUID)
-				if err == nil && r.Run == d.run.Run && r.Verdict != record.VerdictIncomplete {
+				if err == nil && r.Run == d.run.Run && r.Verdict == record.VerdictPassed {
 					done[r.CheckpointUUID] = true
 				}
 			}
