@@ -65,14 +65,25 @@ func (d *Domain) addCheckpoints(ms []*chain.Manifest, o Options) {
 		}
 	}
 	d.branch(chain.BuildTree(ms))
-	if n := len(ms); n > 0 {
-		d.Newest = ms[n-1].Checkpoint
-		d.NewestAge = int64(o.Now.Sub(ms[n-1].Created) / time.Second)
-		for _, disk := range d.Checkpoints[n-1].Disks {
+	if c := d.newest(); c != nil {
+		d.Newest = c.Checkpoint
+		d.NewestAge = int64(o.Now.Sub(c.Created) / time.Second)
+		for _, disk := range c.Disks {
 			d.Size += disk.Size
 		}
 	}
 	d.Interval = usualInterval(d.Checkpoints)
+}
+
+// newest is the newest checkpoint that holds data; nil: none does. Bitmaps alone restore
+// nothing.
+func (d *Domain) newest() *Checkpoint {
+	for _, c := range slices.Backward(d.Checkpoints) {
+		if c.Kind == chain.KindArchive {
+			return c
+		}
+	}
+	return nil
 }
 
 func viewCheckpoint(m *chain.Manifest, o Options) *Checkpoint {
@@ -127,6 +138,7 @@ func (d *Domain) branch(t *chain.Tree) {
 // are too few.
 func usualInterval(all []*Checkpoint) int64 {
 	const few, last = 4, 15
+	all = slices.DeleteFunc(slices.Clone(all), func(c *Checkpoint) bool { return c.Kind != chain.KindArchive })
 	if all = all[max(0, len(all)-last-1):]; len(all) <= few {
 		return 0
 	}

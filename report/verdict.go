@@ -5,6 +5,7 @@ package report
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -72,17 +73,39 @@ func (d *Domain) judge(o Options) {
 		d.Verdict.add(Bad, "empty", "there is no checkpoint that can be read")
 		return
 	}
-	d.judgeAge(o)
-	newest := d.Checkpoints[len(d.Checkpoints)-1]
-	if newest.LostBytes > 0 {
-		d.Verdict.add(Bad, "lost", "%s has lost %s of its data", newest.Checkpoint, humanize.IBytes(uint64(newest.LostBytes)))
+	newest := d.newest()
+	if newest == nil {
+		d.Verdict.add(Bad, "empty", "no checkpoint holds data: they are only in the images")
+		return
 	}
+	d.judgeAge(o)
+	d.judgeLost()
 	for _, disk := range newest.Disks {
 		for _, f := range disk.Unusual {
 			d.Verdict.add(Warning, f.Code, "%s, disk %s: %s", newest.Checkpoint, disk.Disk, f.Text)
 		}
 	}
 	d.judgeDrills(o)
+}
+
+// judgeLost tells which checkpoints have lost data: the newest by name, and how many.
+func (d *Domain) judgeLost() {
+	var last *Checkpoint
+	n := 0
+	for _, c := range d.Checkpoints {
+		if c.LostBytes > 0 {
+			last = c
+			n++
+		}
+	}
+	if last == nil {
+		return
+	}
+	more := ""
+	if n > 1 {
+		more = fmt.Sprintf(", and %d before it have lost some, too", n-1)
+	}
+	d.Verdict.add(Bad, "lost", "%s has lost %s of its data%s", last.Checkpoint, humanize.IBytes(uint64(last.LostBytes)), more)
 }
 
 func (d *Domain) judgeAge(o Options) {
@@ -106,6 +129,12 @@ func (d *Domain) judgeDrills(o Options) {
 		return
 	}
 	last := d.Drills[len(d.Drills)-1]
+	for _, c := range slices.Backward(d.Checkpoints) {
+		if c.Drilled == "failed" && c.Checkpoint != last.Checkpoint { // which others after it do not mend
+			d.Verdict.add(Bad, "drill", "the newest drill of %s failed", c.Checkpoint)
+			break
+		}
+	}
 	of := cmp.Or(last.Checkpoint, "a checkpoint that was forgotten since")
 	age := o.Now.Sub(last.Begun)
 	switch {
