@@ -81,10 +81,11 @@ func complaint(said string) string {
 	for line := range strings.Lines(said) {
 		line = strings.TrimSpace(line)
 		// *stdin*:LINE: libguestfs: error: COMMAND: …
-		if _, text, ok := strings.Cut(line, "libguestfs: error: "); ok {
-			line = text
+		_, text, failed := strings.Cut(line, "libguestfs: error: ")
+		if failed {
+			line = text // which may tell of a warning of the program that has failed
 		}
-		if line != "" && !strings.Contains(line, "warning: ") {
+		if line != "" && (failed || !strings.Contains(line, "warning: ")) {
 			all = append(all, line)
 		}
 	}

@@ -78,6 +78,7 @@ func TestAnswers(t *testing.T) {
 		"no newline":   {x: `printf abc`, out: "abc"},
 		"a false mark": {x: `printf 'mark-\nmark-0123\n'`, out: "mark-\nmark-0123\n"},
 		"a warning":    {x: `echo 'guestfish: warning: it is Saturday' >&2; echo abc`, out: "abc\n"},
+		"its warning":  {x: `echo 'libguestfs: error: x: warning: it is broken' >&2`, said: "x: warning: it is broken"},
 		"fails":        {x: failed, said: "x: it is broken"},
 		"dies":         {x: failed, ping: failed, ended: true},
 		"is gone":      {x: `exit 1`, ended: true},

@@ -18,6 +18,7 @@ const (
 	Clean     Health = "clean"
 	Damaged   Health = "damaged"
 	Unchecked Health = "unchecked" // it could be mounted, and nothing more is known
+	Unseen    Health = "unseen"    // the appliance has no programs for it: nothing is known
 )
 
 // Verdict is the outcome of a check.
@@ -109,7 +110,7 @@ func (s *Session) fsck(ctx context.Context, v Volume, kind string, unclean bool)
 
 func (s *Session) checkXFS(ctx context.Context, v Volume) (*Verdict, error) {
 	if ok, err := s.text(ctx, "feature-available", "xfs"); err != nil || ok != "true" {
-		return &Verdict{Health: Unchecked, Said: "the appliance has no XFS: install libguestfs-xfs"}, err
+		return &Verdict{Health: Unseen, Said: "the appliance has no XFS: install libguestfs-xfs"}, err
 	}
 	// A log that is not empty is replayed by mounting; what can't be mounted is damaged.
 	if err := s.replay(ctx, v); err != nil {
@@ -127,7 +128,7 @@ func (s *Session) checkXFS(ctx context.Context, v Volume) (*Verdict, error) {
 
 func (s *Session) checkBtrfs(ctx context.Context, v Volume) (*Verdict, error) {
 	if ok, err := s.text(ctx, "feature-available", "btrfs"); err != nil || ok != "true" {
-		return &Verdict{Health: Unchecked, Said: "the appliance has no Btrfs: install btrfs-progs"}, err
+		return &Verdict{Health: Unseen, Said: "the appliance has no Btrfs: install btrfs-progs"}, err
 	}
 	if err := s.replay(ctx, v); err != nil {
 		return damaged(err, false)
@@ -143,7 +144,7 @@ var ntfsProbe = map[string]string{"14": "Windows is hibernated", "15": "it was n
 
 func (s *Session) checkNTFS(ctx context.Context, v Volume) (*Verdict, error) {
 	if ok, err := s.text(ctx, "feature-available", "ntfs3g ntfsprogs"); err != nil || ok != "true" {
-		return &Verdict{Health: Unchecked, Said: "the appliance has no NTFS: install ntfs-3g"}, err
+		return &Verdict{Health: Unseen, Said: "the appliance has no NTFS: install ntfs-3g"}, err
 	}
 	status, err := s.text(ctx, "ntfs-3g-probe", "true", v.Device)
 	if err != nil {

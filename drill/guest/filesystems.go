@@ -38,6 +38,7 @@ func (f filesystems) Run(ctx context.Context, s *drill.Subject) (drill.Result, e
 const (
 	todoFilesystem = "drill an older checkpoint to learn since when it is so; the guest's own disk may have the same damage: check it there, while it is backed up"
 	todoNothing    = "if these disks are to hold no file system, leave the step out by --skip filesystems; else look at the disk: imgbackup serve"
+	todoUnseen     = "install the package that the reason names, and drill again; or leave the step out by --skip filesystems"
 	todoLocked     = "what is encrypted can't be looked into: leave the step out by --skip filesystems, and let --boot-pattern or --command tell whether it can be unlocked"
 )
 
@@ -67,6 +68,8 @@ func (f filesystems) check(ctx context.Context, g *guestfs.Session) (res drill.R
 	switch {
 	case len(sum.damaged) > 0:
 		return sum.result(res, drill.Fail(strings.Join(sum.damaged, "; "), todoFilesystem)), nil
+	case len(sum.unseen) > 0:
+		return sum.result(res, drill.Skip(strings.Join(sum.unseen, "; "), todoUnseen)), nil
 	case sum.checked+sum.mounted == 0 && sum.locked > 0:
 		return sum.result(res, drill.Skip("all that is on the disks is encrypted", todoLocked)), nil
 	case sum.checked+sum.mounted == 0:
@@ -105,6 +108,8 @@ func (f filesystems) one(ctx context.Context, g *guestfs.Session, v guestfs.Volu
 		sum.damaged = append(sum.damaged, text)
 	case guestfs.Clean:
 		sum.checked++
+	case guestfs.Unseen:
+		sum.unseen = append(sum.unseen, text)
 	default:
 		sum.mounted++
 	}
@@ -137,7 +142,7 @@ func systems(ctx context.Context, g *guestfs.Session, d *details, sum *summary) 
 // summary is what there was in all.
 type summary struct {
 	checked, mounted, locked, unclean int
-	damaged, systems                  []string
+	damaged, unseen, systems          []string
 }
 
 func (s *summary) text() string {
