@@ -10,6 +10,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,6 +28,8 @@ type drillFailed struct {
 
 // drilling is a run of drill.
 type drilling struct {
+	noting sync.Mutex
+
 	a      *app
 	r      *drillRequest
 	repo   *chain.Repository
@@ -230,6 +233,8 @@ func (d *drilling) engine(scratch string, told func(string, int64)) (*drill.Dril
 // note tells a person, and the report.
 func (d *drilling) note(text string) {
 	d.a.note(text)
+	d.noting.Lock() // a server of disks may have something to tell, too
+	defer d.noting.Unlock()
 	if len(d.run.Notes) < 1000 {
 		d.run.Notes = append(d.run.Notes, text)
 	}
@@ -314,8 +319,14 @@ func (d *drilling) end(ctx context.Context, err error) error {
 			}
 		}
 	}
-	if err != nil && run.Status != exitDamage {
-		run.Verdict, run.Status = record.VerdictIncomplete, exitCode(ctx, err)
+	if err != nil {
+		// What failed counts, also if the run was cut off, but for an interrupt.
+		if code := exitCode(ctx, err); run.Status != exitDamage || code == exitInterrupted {
+			run.Status = code
+		}
+		if run.Verdict != record.VerdictFailed {
+			run.Verdict = record.VerdictIncomplete
+		}
 	}
 	if d.report != nil {
 		if rerr := d.report.end(run); rerr != nil {
@@ -336,7 +347,7 @@ func (d *drilling) end(ctx context.Context, err error) error {
 			return fmt.Errorf("--state: %w", rerr)
 		}
 	}
-	if err != nil || run.Status == exitDone {
+	if run.Status == exitDone || err != nil && run.Status != exitDamage {
 		return nil
 	}
 	return drillFailed{run.Status, fmt.Errorf("%d of %s did not pass", bad, count(len(run.Drills), "drill"))}
