@@ -56,6 +56,15 @@ func JUnit(run *Run) ([]byte, error) {
 		out.Tests, out.Failures, out.Errors = out.Tests+s.Tests, out.Failures+s.Failures, out.Errors+s.Errors
 		out.Suites = append(out.Suites, s)
 	}
+	if run.Verdict != VerdictPassed && out.Failures+out.Errors == 0 {
+		// Something has cut it off: what was done until then may all have passed.
+		out.Tests, out.Errors = out.Tests+1, out.Errors+1
+		out.Suites = append(out.Suites, junitSuite{
+			Name: "run", Tests: 1, Errors: 1, Time: seconds(0), Timestamp: run.Ended.UTC().Format("2006-01-02T15:04:05"),
+			Cases: []junitCase{{Name: "run", Classname: "run", Time: seconds(0),
+				Error: &junitMessage{Message: "the run did not come to its end", Type: string(run.Verdict)}}},
+		})
+	}
 	var b bytes.Buffer
 	b.WriteString(xml.Header)
 	enc := xml.NewEncoder(&b)

@@ -191,6 +191,10 @@ func TestJUnit(t *testing.T) {
 	if got.Tests != 4 || got.Errors != 2 || got.Failures != 0 || s.Skipped != 1 || s.Cases[1].Error.Message != "no <qemu-img> & so" {
 		t.Errorf("%s", data)
 	}
+	data, err = JUnit(&Run{Verdict: VerdictIncomplete})
+	if err != nil || xml.Unmarshal(data, &got) != nil || got.Errors != 1 {
+		t.Errorf("a run that was cut off: %s, %v", data, err)
+	}
 }
 
 func FuzzParse(f *testing.F) {
