@@ -121,9 +121,9 @@ func (s *Session) ReadFile(ctx context.Context, path string, w io.Writer, off, l
 }
 
 // Newest is the time of the newest modification of a file, or of any plain file in a
-// folder and what lies in that, within one file system, and which it was. Times are the
-// guest's, to the second.
-func (s *Session) Newest(ctx context.Context, path string) (at time.Time, which string, err error) {
+// folder and what lies in that, within one file system, and which it was. Files of a folder
+// that are newer than last are left out. Times are the guest's, to the second.
+func (s *Session) Newest(ctx context.Context, path string, last time.Time) (at time.Time, which string, err error) {
 	i, err := s.Stat(ctx, path)
 	if err != nil || !i.Dir() {
 		return modified(i), path, err
@@ -134,7 +134,7 @@ func (s *Session) Newest(ctx context.Context, path string) (at time.Time, which 
 	}
 	// The shell that lists the folder is the appliance's; what is mounted is in /sysroot.
 	where := "'" + strings.ReplaceAll("/sysroot"+real, "'", `'\''`) + "'"
-	text, err := s.shell(ctx, "find "+where+` -xdev -type f -printf '%T@ %P\0' | LC_ALL=C sort -z -n -r | head -z -n 1 | head -c 4000 | tr '\0\n' '  '`)
+	text, err := s.shell(ctx, "find "+where+fmt.Sprintf(" -xdev -type f ! -newermt @%d", last.Unix())+` -printf '%T@ %P\0' | LC_ALL=C sort -z -n -r | head -z -n 1 | head -c 4000 | tr '\0\n' '  '`)
 	if err != nil {
 		return at, "", fmt.Errorf("%s: %w", path, err)
 	}
