@@ -60,6 +60,7 @@ func (a *app) drillsVerifyCommand() *cobra.Command {
     repacked    a prune or a repair has given it other maps since: a new drill proves these
     copied      it was drilled in another repository, of which this has a copy
     forgotten   the checkpoint is gone; the record stays as evidence
+    unread      nothing of the checkpoint could be read then: the record says nothing of its data
     contradict  the repository holds something else than was drilled
 
 It ends with exit status 3 if anything is contradicted or damaged, or a signature is not good.`,

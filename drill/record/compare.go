@@ -21,6 +21,7 @@ const (
 	Repacked   State = "repacked"   // a later revision with other maps, of the same disks
 	Copied     State = "copied"     // it was drilled in another repository: the maps are the same
 	Forgotten  State = "forgotten"  // the checkpoint is gone
+	Unread     State = "unread"     // nothing of the checkpoint could be read when it was to be drilled
 	Contradict State = "contradict" // the repository holds another checkpoint than was drilled
 )
 
@@ -37,6 +38,9 @@ func Compare(ctx context.Context, repo *chain.Repository, r *Record) (State, str
 	m := slot.Manifest
 	if slot.Digest().String() == r.Manifest {
 		return Stands, "the checkpoint is just as it was drilled", nil
+	}
+	if r.Manifest == "" {
+		return Unread, "the checkpoint could not be read when it was to be drilled: the record says nothing of its data", nil
 	}
 	same := !slices.ContainsFunc(r.Disks, func(d Disk) bool { return !sameMaps(m, d) })
 	switch {
