@@ -328,13 +328,15 @@ func (d *drilling) end(ctx context.Context, err error) error {
 			run.Verdict = record.VerdictIncomplete
 		}
 	}
+	var oerr error
 	if d.report != nil {
-		if rerr := d.report.end(run); rerr != nil {
-			return fmt.Errorf("--report: %w", rerr)
+		if oerr = d.report.end(run); oerr != nil {
+			oerr = fmt.Errorf("--report: %w", oerr)
 		}
 	}
-	if perr := d.a.printDrill(run); perr != nil {
-		return perr
+	// What was found is told, and its state kept, whatever becomes of the report.
+	if oerr = errors.Join(oerr, d.a.printDrill(run)); oerr != nil && err == nil && run.Status != exitDamage {
+		err = oerr
 	}
 	switch {
 	case d.r.state == "":
@@ -348,9 +350,9 @@ func (d *drilling) end(ctx context.Context, err error) error {
 		}
 	}
 	if run.Status == exitDone || err != nil && run.Status != exitDamage {
-		return nil
+		return oerr
 	}
-	return drillFailed{run.Status, fmt.Errorf("%d of %s did not pass", bad, count(len(run.Drills), "drill"))}
+	return errors.Join(oerr, drillFailed{run.Status, fmt.Errorf("%d of %s did not pass", bad, count(len(run.Drills), "drill"))})
 }
 
 // printDrill tells what a run has found.
