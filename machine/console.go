@@ -67,7 +67,10 @@ func (c *console) take(p []byte) {
 	for len(p) > 0 && c.found == "" {
 		part, rest, ends := bytes.Cut(p, []byte("\n"))
 		p = rest
-		c.line = append(c.line, part[:min(len(part), maxLine-len(c.line))]...)
+		c.line = append(c.line, part[max(0, len(part)-maxLine):]...)
+		if over := len(c.line) - maxLine; over > 0 { // a prompt comes last
+			c.line = append(c.line[:0], c.line[over:]...)
+		}
 		// A prompt is a line that never ends: what is there counts.
 		if c.pattern.Match(bytes.TrimRight(c.line, "\r")) {
 			c.found = string(bytes.TrimRight(c.line, "\r"))

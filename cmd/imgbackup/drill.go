@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -14,6 +16,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/drill/guest"
 	"github.com/imgbackup/imgbackup/drill/plan"
+	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -175,6 +178,9 @@ func (r *drillRequest) complete() error {
 			return usage.Wrap(err)
 		}
 	}
+	if len(r.askedBy) > record.MaxText || !utf8.ValidString(r.askedBy) {
+		return usage.Errorf("--asked-by: want at most %d bytes of UTF-8", record.MaxText)
+	}
 	if r.noScratch {
 		r.flags.Scratch = plan.NoScratch
 	}
@@ -304,7 +310,7 @@ func asker() string {
 	if name == "" {
 		name = fmt.Sprintf("uid %d", os.Getuid())
 	}
-	return name
+	return strings.ToValidUTF8(name[:min(len(name), 255)], "?")
 }
 
 // roundMS is a duration of so many milliseconds, for people.

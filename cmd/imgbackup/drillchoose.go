@@ -94,7 +94,8 @@ func (r *drillRequest) choose(ctx context.Context, repo *chain.Repository, domai
 		}
 		archives = slices.DeleteFunc(archives, func(m *chain.Manifest) bool {
 			return slices.ContainsFunc(names[domain], func(n record.Name) bool {
-				return n.Of(m.UUID) && n.Verdict == record.VerdictPassed && time.Since(n.Begun) < within
+				age := time.Since(n.Begun) // a record of the future leaves nothing out for ever
+				return n.Of(m.UUID) && n.Verdict == record.VerdictPassed && age < within && age > -time.Hour
 			})
 		})
 		if len(archives) == 0 {

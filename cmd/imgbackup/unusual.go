@@ -46,7 +46,7 @@ func (u *unusualFlag) Set(s string) error {
 		case "ratio":
 			u.Ratio, err = parsePortion(value, 0)
 		case "times":
-			if u.Times, err = strconv.ParseFloat(value, 64); err == nil && (u.Times < 1 || u.Times > 1000) {
+			if u.Times, err = strconv.ParseFloat(value, 64); err == nil && !(u.Times >= 1 && u.Times <= 1000) { // nor is it NaN
 				err = strconv.ErrRange
 			}
 		case "quiet":

@@ -68,7 +68,7 @@ func (r *room) take(n int64) error {
 			used += st.Blocks * 512
 		}
 	}
-	if used > r.limit {
+	if n > r.limit-used {
 		r.asked.Store(lookAfter) // the next one looks, too
 		return errFull
 	}
