@@ -65,11 +65,16 @@ func (c *console) take(p []byte) {
 		return
 	}
 	for len(p) > 0 && c.found == "" {
-		part, rest, ends := bytes.Cut(p, []byte("\n"))
-		p = rest
-		c.line = append(c.line, part[max(0, len(part)-maxLine):]...)
-		if over := len(c.line) - maxLine; over > 0 { // a prompt comes last
-			c.line = append(c.line[:0], c.line[over:]...)
+		n, ends := bytes.IndexByte(p, '\n'), true
+		if n < 0 {
+			n, ends = len(p), false
+		}
+		if n > maxLine/2 {
+			n, ends = maxLine/2, false
+		}
+		c.append(p[:n])
+		if p = p[n:]; ends {
+			p = p[1:]
 		}
 		// A prompt is a line that never ends: what is there counts.
 		if c.pattern.Match(bytes.TrimRight(c.line, "\r")) {
@@ -80,6 +85,14 @@ func (c *console) take(p []byte) {
 			c.line = c.line[:0]
 		}
 	}
+}
+
+// append adds to the line, of which the end is kept: there is what a guest waits with.
+func (c *console) append(p []byte) {
+	if over := len(c.line) + len(p) - maxLine; over > 0 {
+		c.line = append(c.line[:0], c.line[over:]...)
+	}
+	c.line = append(c.line, p...)
 }
 
 func (c *console) keep(p []byte) {

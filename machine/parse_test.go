@@ -66,6 +66,12 @@ func TestLongLine(t *testing.T) {
 	if found, _ := c.result(); found != "login" {
 		t.Errorf("after a long line %q is found", found)
 	}
+	// What draws over a line and over is followed by a prompt, too.
+	c = newConsole(regexp.MustCompile("login: $"))
+	c.take(append(bytes.Repeat([]byte("[*  ] waiting\r"), 64<<10), "login: "...))
+	if found, _ := c.result(); !strings.HasSuffix(found, "login: ") {
+		t.Errorf("behind what is drawn over %.80q is found", found)
+	}
 }
 
 // An agent is up when it answers what it was asked just now, whatever came before.
