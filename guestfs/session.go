@@ -140,7 +140,11 @@ func launch(ctx context.Context, o Options, emulate bool) (_ *Session, err error
 		return nil, err
 	}
 	for _, d := range o.Disks {
-		if _, err := s.call(ctx, "add-drive", d.Name, "readonly:true", "format:raw", "protocol:nbd", "server:unix:"+d.Socket); err != nil {
+		if strings.Contains(d.Socket, "'") {
+			return nil, fmt.Errorf("libguestfs: disk %s: it cannot take a socket with a quote in its path: %s", d.Name, d.Socket)
+		}
+		// Quoted once more: it is a list, which spaces would part.
+		if _, err := s.call(ctx, "add-drive", d.Name, "readonly:true", "format:raw", "protocol:nbd", "server:'unix:"+d.Socket+"'"); err != nil {
 			return nil, fmt.Errorf("libguestfs: disk %s: %w", d.Name, err)
 		}
 	}
