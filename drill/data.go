@@ -269,5 +269,8 @@ func (c *chunks) prove(ctx context.Context, s *Subject) (Result, error) {
 	}
 	res.Bytes = proven
 	res.Details = map[string]string{"chunks": strconv.FormatInt(count, 10), "fetched_bytes": strconv.FormatInt(stored, 10)}
+	if was := c.d.o.Resume; was != nil { // the record must not say that all was fetched since it began
+		res.Details["resumed"] = "what this run had proven before " + was.head.Saved.Format(time.RFC3339) + ", when it was cut off, was not fetched again"
+	}
 	return res, nil
 }

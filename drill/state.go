@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/internal/usage"
@@ -32,6 +33,8 @@ type stateHead struct {
 	Run        string `json:"run"`
 	Lists      int    `json:"lists"`
 	Chunks     int    `json:"chunks"`
+	// Saved is when; what is on record afterwards was proven before that, in part.
+	Saved time.Time `json:"saved,omitzero"`
 }
 
 const (
@@ -74,7 +77,7 @@ func (d *Drill) writeState(w *bufio.Writer) error {
 	if len(p.bad) > 0 {
 		lists = nil // what is damaged is met, and told, once more
 	}
-	head, err := json.Marshal(stateHead{d.repo.Config.ID, d.o.Run, len(lists), len(p.proven)})
+	head, err := json.Marshal(stateHead{d.repo.Config.ID, d.o.Run, len(lists), len(p.proven), now()})
 	if err != nil {
 		return err
 	}
