@@ -4,9 +4,11 @@ package report
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/retention"
 )
 
@@ -43,7 +45,7 @@ func (d *Domain) retain(o Options) error {
 	var all []retention.Checkpoint
 	for _, c := range d.Checkpoints {
 		if c.Kind == chain.KindArchive {
-			all = append(all, retention.Checkpoint{Name: c.Checkpoint, Time: c.Created, Tags: c.Tags})
+			all = append(all, retention.Checkpoint{Name: c.Checkpoint, Time: c.Created, Tags: c.Tags, Drilled: d.hasPassed(c)})
 		}
 	}
 	d.Retention = &Retention{Kept: []Kept{}, Gone: []string{}, Next: []Leaves{}}
@@ -66,6 +68,17 @@ func (d *Domain) retain(o Options) error {
 		}
 	}
 	return d.foresee(stay, o)
+}
+
+// hasPassed reports whether the last drill of a checkpoint that came to a verdict passed,
+// as forget asks.
+func (d *Domain) hasPassed(c *Checkpoint) bool {
+	for _, drill := range slices.Backward(d.Drills) {
+		if drill.Checkpoint == c.Checkpoint && drill.Verdict != string(record.VerdictIncomplete) {
+			return drill.Verdict == string(record.VerdictPassed)
+		}
+	}
+	return false
 }
 
 // foresee makes up backups at the usual pace, and applies the rules after each.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/retention"
 )
 
 // TestVerdict: bitmaps alone make no backup newer; a drill that failed is not undone by
@@ -49,5 +50,20 @@ func TestVerdict(t *testing.T) {
 		if !slices.Equal(got, c.want) || d.Newest != c.newest || len(c.want) > 0 != (d.Verdict.Level == Bad) {
 			t.Errorf("%s: newest %q, %+v, want %q", name, d.Newest, d.Verdict, c.want)
 		}
+	}
+}
+
+// TestDrilledStays: what forget keeps because it was drilled, the report says to stay.
+func TestDrilledStays(t *testing.T) {
+	t.Parallel()
+	d := &Domain{Drills: []Drill{{Checkpoint: "a", Verdict: "passed"}, {Checkpoint: "a", Verdict: "incomplete"}, {Checkpoint: "b", Verdict: "failed"}}}
+	for i, name := range []string{"a", "b", "c"} {
+		d.Checkpoints = append(d.Checkpoints, &Checkpoint{Checkpoint: name, Created: now.Add(time.Duration(i-3) * day), Kind: chain.KindArchive})
+	}
+	if err := d.retain(Options{Now: now, Zone: time.UTC, Rules: retention.Rules{Drilled: 1, Last: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(d.Retention.Gone, []string{"b"}) {
+		t.Errorf("%+v", d.Retention)
 	}
 }
