@@ -12,11 +12,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/drill"
 	"github.com/imgbackup/imgbackup/drill/plan"
 	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/request"
 )
 
@@ -92,17 +94,43 @@ func (r *drillRequest) choose(ctx context.Context, repo *chain.Repository, domai
 		if err != nil {
 			return nil, err
 		}
-		archives = slices.DeleteFunc(archives, func(m *chain.Manifest) bool {
-			return slices.ContainsFunc(names[domain], func(n record.Name) bool {
-				age := time.Since(n.Begun) // a record of the future leaves nothing out for ever
-				return n.Of(m.UUID) && n.Verdict == record.VerdictPassed && age < within && age > -time.Hour
-			})
-		})
-		if len(archives) == 0 {
-			return nil, nil
+		disks := r.planOf(domain).Disks
+		var left []*chain.Manifest
+		for _, m := range archives {
+			drilled, err := hasPassed(ctx, repo, m, disks, names[domain], within)
+			if err != nil {
+				return nil, err
+			}
+			if !drilled {
+				left = append(left, m)
+			}
 		}
+		return left, nil
 	default:
 		return nil, noCheckpoint(ctx, repo, domain, r.checkpoint)
 	}
 	return archives, nil
+}
+
+// hasPassed reports whether a drill of these disks of a checkpoint, of all if there are
+// none, has passed within that time. A record that cannot be read counts for nothing.
+func hasPassed(ctx context.Context, repo *chain.Repository, m *chain.Manifest, disks []string, names []record.Name, within time.Duration) (bool, error) {
+	for _, n := range slices.Backward(names) {
+		age := time.Since(n.Begun) // a record of the future leaves nothing out for ever
+		if !n.Of(m.UUID) || n.Verdict != record.VerdictPassed || age >= within || age < -time.Hour {
+			continue
+		}
+		rec, err := record.Read(ctx, repo, m.Domain, n.UUID)
+		switch {
+		case archive.IsDamage(err), errors.As(err, new(*chain.NewerError)), errors.Is(err, objstore.ErrNotFound):
+			continue
+		case err != nil:
+			return false, fmt.Errorf("which checkpoints were drilled cannot be told: %w", err)
+		}
+		missed := func(disk string) bool { return slices.Contains(rec.LeftOut, disk) }
+		if rec.CheckpointUUID == m.UUID && (len(rec.LeftOut) == 0 || len(disks) > 0 && !slices.ContainsFunc(disks, missed)) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
