@@ -32,7 +32,9 @@ func TestRenewedLayoutIsReadAfresh(t *testing.T) {
 		<-release
 		return nil, errors.New("its map is gone")
 	})
-	ws.reopen = func(ctx context.Context, _ error) (*Layout, error) { return OpenLayout(ctx, h.Repo, &h.Checkpoints[0].Disks[0]) }
+	ws.reopen = func(ctx context.Context, _ error) (*Layout, error) {
+		return OpenLayout(ctx, h.Repo, &h.Checkpoints[0].Disks[0])
+	}
 	if err := ws.renew(t.Context(), ws.current(), errors.New("a pack is gone")); err != nil {
 		t.Fatal(err)
 	}
