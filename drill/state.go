@@ -12,10 +12,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -44,29 +44,16 @@ const (
 )
 
 // Save keeps what was proven in a file, in the place of what it held.
-func (d *Drill) Save(path string) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".drill-state-")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name()) // it is not complete
+func (d *Drill) Save(path string) error {
+	return sys.WriteWhole(path, ".imgbackup-drill-state.", 0o600, func(to io.Writer) error {
+		h := sha256.New()
+		w := bufio.NewWriterSize(io.MultiWriter(to, h), 1<<20)
+		if err := errors.Join(d.writeState(w), w.Flush()); err != nil {
+			return err
 		}
-	}()
-	h := sha256.New()
-	w := bufio.NewWriterSize(io.MultiWriter(f, h), 1<<20)
-	werr := d.writeState(w)
-	if werr == nil {
-		werr = w.Flush()
-	}
-	if werr == nil {
-		_, werr = f.Write(h.Sum(nil))
-	}
-	if err := errors.Join(werr, f.Sync(), f.Close()); err != nil {
+		_, err := to.Write(h.Sum(nil))
 		return err
-	}
-	return os.Rename(f.Name(), path)
+	})
 }
 
 func (d *Drill) writeState(w *bufio.Writer) error {

@@ -3,7 +3,6 @@
 package report
 
 import (
-	"bufio"
 	_ "embed"
 	"encoding/base64"
 	"fmt"
@@ -37,15 +36,7 @@ const (
 // that a step has kept, by its name: screens are in the page, and of logs the end.
 func DrillHTML(w io.Writer, run *record.Run, zone *time.Location, tool string, kept func(name string) ([]byte, error)) error {
 	p := &drillPage{run, template.CSS(style), tool, zone, kept}
-	t, err := template.New("drill").Funcs(p.functions()).Parse(drillText)
-	if err != nil {
-		return err
-	}
-	buf := bufio.NewWriterSize(w, 64<<10)
-	if err := t.Execute(buf, p); err != nil {
-		return err
-	}
-	return buf.Flush()
+	return execute(w, drillText, p.functions(), p)
 }
 
 func (p *drillPage) functions() template.FuncMap {

@@ -95,12 +95,17 @@ func (p *page) domain(i int) *domainPage {
 }
 
 func (p *page) write(w io.Writer) error {
-	t, err := template.New("page").Funcs(p.functions()).Parse(pageText)
+	return execute(w, pageText, p.functions(), p)
+}
+
+// execute writes a template filled with what of.
+func execute(w io.Writer, text string, functions template.FuncMap, of any) error {
+	t, err := template.New("page").Funcs(functions).Parse(text)
 	if err != nil {
 		return err
 	}
 	buf := bufio.NewWriterSize(w, 64<<10)
-	if err := t.Execute(buf, p); err != nil {
+	if err := t.Execute(buf, of); err != nil {
 		return err
 	}
 	return buf.Flush()

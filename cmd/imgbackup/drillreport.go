@@ -18,6 +18,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/drill"
 	"github.com/imgbackup/imgbackup/drill/record"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/report"
 )
@@ -51,19 +52,10 @@ func (r *drillReport) write(name string, data []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".drill-")
-	if err != nil {
+	return sys.WriteWhole(path, ".imgbackup-drill.", 0o600, func(w io.Writer) error {
+		_, err := w.Write(data)
 		return err
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name()) // it is not complete
-	}
-	return err
+	})
 }
 
 // record writes a record and its signature as the repository has them.

@@ -9,11 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"strings"
-
-	"github.com/google/uuid"
-	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/internal/sys"
 )
@@ -26,35 +21,24 @@ func writePage(path string, write func(io.Writer) error) error {
 	if err := checkOlderPage(path); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
+	if err := sys.WriteWhole(path, pageTemp, 0o644, write); err != nil {
 		return fmt.Errorf("--html: %w", err)
 	}
-	defer func() { _ = dir.Close() }() // only read
-	_ = sys.Sweep(dir, func(name string, folder bool) bool { return !folder && strings.HasPrefix(name, pageTemp) })
-	f, name, err := sys.CreateLocked(dir, func() string { return pageTemp + uuid.NewString()[:8] }, 0o644)
-	if err != nil {
-		return fmt.Errorf("--html: %w", err)
-	}
-	err = write(f)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err == nil {
-		err = unix.Renameat(int(dir.Fd()), name, int(dir.Fd()), filepath.Base(path))
-	}
-	if err != nil {
-		err = errors.Join(fmt.Errorf("--html: %s: %w", path, err), sys.UnlinkAt(dir, name))
-	}
-	return errors.Join(err, f.Close(), (&sys.FolderSyncer{}).Sync(dir))
+	return nil
 }
 
 // checkOlderPage refuses to replace what is not a report.
 func checkOlderPage(path string) error {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil
+	case err != nil:
+		return fmt.Errorf("--html: %w", err)
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("--html: %s is there and is no file: it is not replaced", path)
 	}
+	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("--html: %w", err)
 	}
