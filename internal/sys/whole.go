@@ -3,6 +3,7 @@
 package sys
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,7 +25,7 @@ func WriteWhole(path, prefix string, perm uint32, write func(io.Writer) error) (
 	defer func() { _ = dir.Close() }() // only read
 	// What cannot be removed is another's, and harms nothing.
 	_ = Sweep(dir, func(name string, folder bool) bool { return !folder && strings.HasPrefix(name, prefix) })
-	f, name, err := CreateLocked(dir, func() string { return prefix + uuid.NewString()[:8] }, perm)
+	f, name, err := CreateLocked(dir, func() string { return prefix + rand.Text()[:8] }, perm)
 	if err != nil {
 		return err
 	}
