@@ -170,10 +170,12 @@ type processStat struct {
 	over  bool  // it has ended, and its parent has not asked for its status yet
 }
 
-// statProcess reads /proc/PID/stat, see proc_pid_stat(5). An absent process is
-// fs.ErrNotExist.
+// statProcess reads what proc_pid_stat(5) describes. An absent process is fs.ErrNotExist.
+// It is asked of the first thread, which tells the same: qemu-user answers /proc/PID/stat
+// itself, with another start for each thread.
 func statProcess(root fs.FS, pid int) (s processStat, err error) {
-	name := path.Join("proc", strconv.Itoa(pid), "stat")
+	id := strconv.Itoa(pid)
+	name := path.Join("proc", id, "task", id, "stat")
 	data, err := fs.ReadFile(root, name)
 	if err != nil {
 		return s, err

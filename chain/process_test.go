@@ -26,13 +26,13 @@ func stat(pid, name string, start string) string {
 // fakeHost has processes 1, 9000017, which is larger than any can be, and this one.
 func fakeHost() fstest.MapFS {
 	return fstest.MapFS{
-		"proc/sys/kernel/hostname":       {Data: []byte("node7\n")},
-		"etc/machine-id":                 {Data: []byte(machineIDText + "\n")},
-		"proc/sys/kernel/random/boot_id": {Data: []byte(bootIDText + "\n")},
-		"proc/self/ns/pid":               {Data: []byte("pid:[4026531836]"), Mode: fs.ModeSymlink},
-		"proc/1/stat":                    {Data: []byte(stat("1", "init", "5"))},
-		"proc/9000017/stat":              {Data: []byte(stat("9000017", "odd) S 1 (name", "900"))},
-		"proc/" + pidText() + "/stat":    {Data: []byte(stat("7", "imgbackup", "1000"))},
+		"proc/sys/kernel/hostname":                           {Data: []byte("node7\n")},
+		"etc/machine-id":                                     {Data: []byte(machineIDText + "\n")},
+		"proc/sys/kernel/random/boot_id":                     {Data: []byte(bootIDText + "\n")},
+		"proc/self/ns/pid":                                   {Data: []byte("pid:[4026531836]"), Mode: fs.ModeSymlink},
+		"proc/1/task/1/stat":                                 {Data: []byte(stat("1", "init", "5"))},
+		"proc/9000017/task/9000017/stat":                     {Data: []byte(stat("9000017", "odd) S 1 (name", "900"))},
+		"proc/" + pidText() + "/task/" + pidText() + "/stat": {Data: []byte(stat("7", "imgbackup", "1000"))},
 	}
 }
 
@@ -116,7 +116,7 @@ func TestHostID(t *testing.T) {
 		}
 	}
 	for _, file := range []string{
-		"etc/machine-id", "proc/sys/kernel/random/boot_id", "proc/sys/kernel/hostname", "proc/self/ns/pid", "proc/" + pidText() + "/stat",
+		"etc/machine-id", "proc/sys/kernel/random/boot_id", "proc/sys/kernel/hostname", "proc/self/ns/pid", "proc/" + pidText() + "/task/" + pidText() + "/stat",
 	} {
 		root := &failing{MapFS: fakeHost(), name: file}
 		if p, err := self(root, ""); !errors.Is(err, errRead) || !strings.Contains(err.Error(), "find out") {
@@ -166,16 +166,16 @@ func TestFate(t *testing.T) {
 		"its boot is not known": {func(_, p *Process, _ fstest.MapFS) { p.BootID = "" }, FateUnknown},
 		"another namespace":     {func(_, p *Process, _ fstest.MapFS) { p.PIDNamespace, p.PID = "pid:[1]", 9000018 }, FateUnknown},
 		"no namespace":          {func(me, p *Process, _ fstest.MapFS) { me.PIDNamespace, p.PIDNamespace, p.PID = "", "", 9000018 }, FateUnknown},
-		"no process shows":      {func(_, p *Process, root fstest.MapFS) { p.PID = 9000018; delete(root, "proc/1/stat") }, FateUnknown},
+		"no process shows":      {func(_, p *Process, root fstest.MapFS) { p.PID = 9000018; delete(root, "proc/1/task/1/stat") }, FateUnknown},
 		"its entry is broken": {func(_, _ *Process, root fstest.MapFS) {
-			root["proc/9000017/stat"] = &fstest.MapFile{Data: []byte("9000017 x")}
+			root["proc/9000017/task/9000017/stat"] = &fstest.MapFile{Data: []byte("9000017 x")}
 		}, FateUnknown},
 		"no process id": {func(_, p *Process, _ fstest.MapFS) { p.PID = 0 }, FateUnknown},
 		"a zombie": {func(_, p *Process, root fstest.MapFS) {
-			root["proc/9000017/stat"].Data = bytes.Replace(bytes.Replace(root["proc/9000017/stat"].Data, []byte(") S 1 1"), []byte(") Z 1 1"), 1), []byte(" 20 0 4 0 "), []byte(" 20 0 0 0 "), 1)
+			root["proc/9000017/task/9000017/stat"].Data = bytes.Replace(bytes.Replace(root["proc/9000017/task/9000017/stat"].Data, []byte(") S 1 1"), []byte(") Z 1 1"), 1), []byte(" 20 0 4 0 "), []byte(" 20 0 0 0 "), 1)
 		}, FateEnded},
 		"a zombie whose threads live": {func(_, p *Process, root fstest.MapFS) {
-			root["proc/9000017/stat"].Data = bytes.Replace(root["proc/9000017/stat"].Data, []byte(") S 1 1"), []byte(") Z 1 1"), 1)
+			root["proc/9000017/task/9000017/stat"].Data = bytes.Replace(root["proc/9000017/task/9000017/stat"].Data, []byte(") S 1 1"), []byte(") Z 1 1"), 1)
 		}, FateAlive},
 		"no start": {func(_, p *Process, _ fstest.MapFS) { p.ProcessStart = 0 }, FateUnknown},
 	} {
@@ -202,14 +202,16 @@ func TestFateOfContainer(t *testing.T) {
 		change func(me *Process, root fstest.MapFS)
 		want   Fate
 	}{
-		"gone":              {func(*Process, fstest.MapFS) {}, FateEnded},
-		"at work":           {func(_ *Process, root fstest.MapFS) { root[its] = link(container) }, FateUnknown},
-		"another is":        {func(_ *Process, root fstest.MapFS) { root[its] = link("pid:[4026532002]") }, FateEnded},
-		"from another one":  {func(me *Process, _ fstest.MapFS) { me.PIDNamespace = "pid:[4026532002]" }, FateUnknown},
-		"nothing is shown":  {func(_ *Process, root fstest.MapFS) { delete(root, "proc/1/ns/pid") }, FateUnknown},
-		"not known which":   {func(me *Process, _ fstest.MapFS) { me.PIDNamespace = "" }, FateUnknown},
-		"on another boot":   {func(me *Process, _ fstest.MapFS) { me.BootID = "another"; me.Host.Name = "node8" }, FateUnknown},
-		"ended, not reaped": {func(_ *Process, root fstest.MapFS) { root["proc/9000020/stat"] = root["proc/1/stat"] }, FateEnded},
+		"gone":             {func(*Process, fstest.MapFS) {}, FateEnded},
+		"at work":          {func(_ *Process, root fstest.MapFS) { root[its] = link(container) }, FateUnknown},
+		"another is":       {func(_ *Process, root fstest.MapFS) { root[its] = link("pid:[4026532002]") }, FateEnded},
+		"from another one": {func(me *Process, _ fstest.MapFS) { me.PIDNamespace = "pid:[4026532002]" }, FateUnknown},
+		"nothing is shown": {func(_ *Process, root fstest.MapFS) { delete(root, "proc/1/ns/pid") }, FateUnknown},
+		"not known which":  {func(me *Process, _ fstest.MapFS) { me.PIDNamespace = "" }, FateUnknown},
+		"on another boot":  {func(me *Process, _ fstest.MapFS) { me.BootID = "another"; me.Host.Name = "node8" }, FateUnknown},
+		"ended, not reaped": {func(_ *Process, root fstest.MapFS) {
+			root["proc/9000020/task/9000020/stat"] = root["proc/1/task/1/stat"]
+		}, FateEnded},
 	} {
 		me, root := me, fakeHost()
 		root["proc/1/ns/pid"], root["proc/9000017/ns/pid"] = link(initialNamespace), link(initialNamespace)
