@@ -13,6 +13,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/internal/protocol"
+	"github.com/imgbackup/imgbackup/internal/seal"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -348,12 +349,12 @@ func TestForgottenDamaged(t *testing.T) {
 // resealed is a sealed object with one text in it replaced.
 func resealed(t *testing.T, data []byte, old, text string) []byte {
 	t.Helper()
-	plain := data[:len(data)-sealLength]
+	plain := data[:len(data)-seal.LineLength]
 	changed := bytes.Replace(plain, []byte(old), []byte(text), 1)
 	if bytes.Equal(changed, plain) {
 		t.Fatalf("there is no %q in\n%s", old, data)
 	}
-	return append(slices.Clone(changed), sealLine(archive.Sum(changed))...)
+	return append(slices.Clone(changed), seal.Line(changed)...)
 }
 
 // TestForgottenTold: what another repository told of a checkpoint, reduced to what was of use
