@@ -221,7 +221,7 @@ type MapOptions struct {
 	Disk    string
 	Size    int64  // the disk's virtual size, bytes
 	Full    bool   // what the map leaves out is zero; else it is as in the parent
-	TempDir string // for a map too large for memory; "": os.TempDir
+	TempDir string // for a map too large for memory; "": [spool.TempDir]
 	// Seen, if not nil, reports whether a pack has been seen in the store with its
 	// length; the others are asked for.
 	Seen func(Ref) bool

@@ -52,7 +52,7 @@ type Mover struct {
 // MoveOptions are the settings of a Mover; the zero value is good.
 type MoveOptions struct {
 	PackSize int64         // target size of a new pack, bytes; 0: 32 MiB
-	TempDir  string        // for indexes; "": os.TempDir
+	TempDir  string        // for indexes; "": [spool.TempDir]
 	Memory   memory.Budget // decides how many packs are in memory
 	// Stored is told, from several goroutines, of the bytes of frames that lie in packs
 	// that have been stored.

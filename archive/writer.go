@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -24,7 +23,7 @@ type WriterOptions struct {
 	Workers    int    // goroutines that read, hash and compress; 0: two more than CPUs, at most 16, by Memory
 	SkipVerify bool   // do not decode each frame again to compare it with the data
 	PackSize   int64  // target size of a pack, bytes, 64 KiB to 256 MiB; 0: 32 MiB
-	TempDir    string // for maps and bitmaps too large for memory; "": os.TempDir
+	TempDir    string // for maps and bitmaps too large for memory; "": [spool.TempDir]
 	// Vouched: of an older pack whose SHA-256 the store itself keeps, one chunk is
 	// read back before others count, and not each.
 	Vouched bool
@@ -124,7 +123,7 @@ func NewWriter(ctx context.Context, store objstore.Store, o WriterOptions) (*Wri
 		return nil, fmt.Errorf("archive: %d workers or packs of %d bytes are out of range", o.Workers, o.PackSize)
 	}
 	if o.TempDir == "" {
-		o.TempDir = os.TempDir()
+		o.TempDir = spool.TempDir()
 	}
 	if o.IndexEvery == 0 {
 		o.IndexEvery = indexEvery

@@ -64,7 +64,7 @@ type ImageOptions struct {
 type StoreOptions struct {
 	Level    archive.Level
 	NoVerify bool   // do not decode each frame again before it counts
-	TempDir  string // for maps that are too large for memory; empty: the system's
+	TempDir  string // for maps that are too large for memory; empty: [spool.TempDir]
 	// Known, KnownLimit and IndexEvery are archive.WriterOptions'.
 	Known      string
 	KnownLimit int64

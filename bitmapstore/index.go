@@ -36,7 +36,7 @@ const (
 )
 
 // NewIndex reads the whole set once. tempDir is where its temporary file would lie;
-// empty: the system's folder. The index must be closed.
+// empty: [spool.TempDir]. The index must be closed.
 func NewIndex(ctx context.Context, r Runs, tempDir string) (*Index, error) {
 	return newIndex(ctx, r, tempDir, indexPlaces)
 }

@@ -17,7 +17,7 @@ import (
 type Options struct {
 	From     []Source // in the order in which they are asked
 	Images   []Image
-	TempDir  string // for what is too large for memory; empty: the system's
+	TempDir  string // for what is too large for memory; empty: [spool.TempDir]
 	Progress func(check.Event)
 }
 

@@ -39,7 +39,7 @@ type Options struct {
 	ReadData bool
 
 	DryRun   bool   // find out what is missing, and write nothing
-	TempDir  string // for large objects on their way; empty: the system's
+	TempDir  string // for large objects on their way; empty: [spool.TempDir]
 	Progress func(done, total int64)
 	Note     func(msg string)
 }

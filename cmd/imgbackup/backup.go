@@ -14,6 +14,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/request"
 )
@@ -273,7 +274,7 @@ func (a *app) printXML(b request.Backup) error {
 // carryOut returns a plan, in a dry run, or else a result.
 func (a *app) carryOut(ctx context.Context, repo *chain.Repository, req backup.Request, dryRun bool) (*backup.Plan, *backup.Result, error) {
 	bar := a.newBar("backing up " + req.Domain)
-	req.Tool, req.TempDir, req.IndexEvery = tool(), tempDir(), a.indexEvery
+	req.Tool, req.TempDir, req.IndexEvery = tool(), spool.TempDir(), a.indexEvery
 	req.Known, req.KnownLimit = a.knownFolder()
 	hooks := a.hooks(bar)
 	if dryRun {

@@ -13,6 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/checkpoint"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/request"
 )
@@ -39,7 +40,7 @@ func (o *redefineOptions) addFlags(f *pflag.FlagSet) {
 // adoption is what the command line says; args are DOMAIN and perhaps more files.
 func (o *redefineOptions) adoption(args []string) (request.Adoption, error) {
 	a := request.Adoption{Files: o.adopt, Folder: o.folder, XML: o.xml, Disks: o.images.disks, Engine: o.images.engine}
-	a.Engine.Tool, a.Engine.TempDir = tool(), tempDir()
+	a.Engine.Tool, a.Engine.TempDir = tool(), spool.TempDir()
 	var err error
 	if a.Domain, err = givenDomain(args); err != nil {
 		return a, err

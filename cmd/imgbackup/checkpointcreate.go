@@ -10,6 +10,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/checkpoint"
+	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/request"
 )
 
@@ -81,7 +82,7 @@ func (a *app) createCheckpoint(ctx context.Context, o checkpointCreateOptions) e
 	if err != nil {
 		return err
 	}
-	req.Tool, req.TempDir = tool(), tempDir()
+	req.Tool, req.TempDir = tool(), spool.TempDir()
 	repo, err := a.openCached(ctx)
 	if err != nil {
 		return err

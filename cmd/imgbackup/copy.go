@@ -12,6 +12,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/transfer"
+	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -124,7 +125,7 @@ func (a *app) copy(ctx context.Context, o copyOptions) error {
 		return err
 	}
 	bar := a.newBar("copying")
-	o.TempDir = tempDir()
+	o.TempDir = spool.TempDir()
 	o.Progress = func(done, total int64) {
 		bar.set(done, total)
 		a.events.set("copying", done, total)

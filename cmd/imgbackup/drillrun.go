@@ -18,6 +18,7 @@ import (
 	"github.com/imgbackup/imgbackup/drill"
 	"github.com/imgbackup/imgbackup/drill/plan"
 	"github.com/imgbackup/imgbackup/drill/record"
+	"github.com/imgbackup/imgbackup/internal/spool"
 )
 
 // drillFailed is the end of a run whose verdict is told already.
@@ -207,7 +208,7 @@ func (d *drilling) one(ctx context.Context, t *drill.Target, told func(string, i
 // engine is the run in a scratch folder.
 func (d *drilling) engine(scratch string, told func(string, int64)) (*drill.Drill, error) {
 	if scratch == "" || scratch == plan.NoScratch {
-		scratch = tempDir()
+		scratch = spool.TempDir()
 	}
 	if one := d.drills[scratch]; one != nil {
 		return one, nil

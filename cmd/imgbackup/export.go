@@ -13,6 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/pull"
 	"github.com/imgbackup/imgbackup/backup/trust"
+	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/request"
 )
 
@@ -127,7 +128,7 @@ func (a *app) runExport(ctx context.Context, o exportOptions) error {
 		return err
 	}
 	req := job.Request
-	req.Mode, req.Tool, req.TempDir = backup.Auto, tool(), tempDir()
+	req.Mode, req.Tool, req.TempDir = backup.Auto, tool(), spool.TempDir()
 	repo, err := a.repoIfNeeded(ctx, &req)
 	if err != nil {
 		return err

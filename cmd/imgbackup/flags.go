@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/request"
 )
@@ -115,7 +116,7 @@ func (i *imageFlags) add(f *pflag.FlagSet) {
 // request returns the request for the disks that were named.
 func (i *imageFlags) request(domain string) (req backup.Request, err error) {
 	req = i.engine
-	req.Domain, req.Tool, req.TempDir = domain, tool(), tempDir()
+	req.Domain, req.Tool, req.TempDir = domain, tool(), spool.TempDir()
 	req.Disks, err = request.Images(i.disks)
 	return req, err
 }

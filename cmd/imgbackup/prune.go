@@ -14,6 +14,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/prune"
+	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/request"
 )
@@ -70,7 +71,7 @@ func (o *pruneOptions) addFlags(f *pflag.FlagSet) {
 }
 
 func (o *pruneOptions) options() (prune.Options, error) {
-	p := prune.Options{DryRun: o.dryRun, TakeOver: o.takeOver, Wait: pruneWait, TempDir: tempDir()}
+	p := prune.Options{DryRun: o.dryRun, TakeOver: o.takeOver, Wait: pruneWait, TempDir: spool.TempDir()}
 	var err error
 	if p.MaxUnused, err = prune.ParseLimit(o.maxUnused, request.ParseSize); err != nil {
 		return p, usage.Errorf("--max-unused %q: %w", o.maxUnused, err)

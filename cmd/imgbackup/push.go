@@ -10,6 +10,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/push"
 	"github.com/imgbackup/imgbackup/backup/trust"
+	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/request"
 )
@@ -27,7 +28,7 @@ func (a *app) push(ctx context.Context, job request.Job, o backupOptions) error 
 		}
 	}
 	bar := a.newBar("pushing " + req.Domain)
-	req.Tool, req.TempDir = tool(), tempDir()
+	req.Tool, req.TempDir = tool(), spool.TempDir()
 	hooks := a.hooks(bar)
 	options := push.Options{Force: o.force}
 	if o.dryRun {

@@ -14,6 +14,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain/check"
 	"github.com/imgbackup/imgbackup/chain/repair"
 	"github.com/imgbackup/imgbackup/foreign"
+	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/open"
@@ -80,7 +81,7 @@ func (a *app) repair(ctx context.Context, o repairOptions) error {
 		return err
 	}
 	bar := a.newBar("repairing")
-	opts := repair.Options{TempDir: tempDir(), Progress: func(e check.Event) {
+	opts := repair.Options{TempDir: spool.TempDir(), Progress: func(e check.Event) {
 		bar.set(e.Done, e.Total)
 		a.events.set(e.Phase, e.Done, e.Total)
 	}}

@@ -18,7 +18,7 @@ const Memory = 2 << 20
 // be read from several goroutines at once, but not while it is written to. It must
 // be closed.
 type Spool struct {
-	Dir string // of the file; empty: the system's
+	Dir string // of the file; empty: [TempDir]
 
 	mem  []byte
 	file *os.File // holds the first done bytes; mem the rest
@@ -58,7 +58,7 @@ func (s *Spool) Write(p []byte) (int, error) {
 // spill moves what is in memory to the file.
 func (s *Spool) spill() error {
 	if s.file == nil {
-		f, err := os.CreateTemp(s.Dir, "imgbackup-*.tmp")
+		f, err := os.CreateTemp(s.dir(), "imgbackup-*.tmp")
 		if err != nil {
 			return err
 		}
@@ -74,6 +74,14 @@ func (s *Spool) spill() error {
 	s.done += int64(len(s.mem))
 	s.mem = s.mem[:0]
 	return nil
+}
+
+// dir is where the file goes.
+func (s *Spool) dir() string {
+	if s.Dir == "" {
+		return TempDir()
+	}
+	return s.Dir
 }
 
 // few is what a spool that rests may keep in memory, bytes.

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package spool
 
 import "os"
 
-// tempDir is where what does not fit into memory goes: not /tmp, which may be
+// TempDir is where what does not fit into memory goes: TMPDIR, else not /tmp, which may be
 // memory itself.
-func tempDir() string {
+func TempDir() string {
 	const disk = "/var/tmp"
 	if info, err := os.Stat(disk); os.Getenv("TMPDIR") == "" && err == nil && info.IsDir() {
 		return disk
