@@ -112,8 +112,13 @@ func TestUnchangedIsNotBelieved(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	l.must(os.WriteFile(l.path("a"), bytes.Repeat([]byte("data"), 1<<18), 0o600))
+	written := func() time.Time { return must(os.Stat(l.path("a")))(t).ModTime() }
 	for _, name := range []string{"c1", "c2"} {
-		d := l.backup(name, l.rawDisk("a", "vda")).Manifest.Disks[0]
+		req := l.request(name, l.rawDisk("a", "vda"))
+		l.remember(req.Domain, name, req.Disks[0])
+		r, err := l.run(req, backup.Hooks{Now: written})
+		l.must(err)
+		d := r.Manifest.Disks[0]
 		if d.Source.BootID != "" || d.Source.Mtime == 0 || d.Detection == string(backup.ByTimes) {
 			t.Errorf("young: %+v, %s", d.Source, d.Detection)
 		}
