@@ -3,7 +3,6 @@
 package chain
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -36,9 +35,9 @@ type Config struct {
 	// SingleWriter: the store does not honour conditional writes, and whoever
 	// made the repository promised that one program at a time writes to it.
 	SingleWriter bool `json:"single_writer,omitempty"`
-	// Encryption is reserved; this version refuses a repository that has it.
-	Encryption *json.RawMessage `json:"encryption,omitempty"`
-	Info       json.RawMessage  `json:"info,omitempty"` // free, an object; ignored
+	// Encryption says how the repository is encrypted; nil: it is not.
+	Encryption *Encryption     `json:"encryption,omitempty"`
+	Info       json.RawMessage `json:"info,omitempty"` // free, an object; ignored
 }
 
 // Repository is an open repository. It is safe for concurrent use.
@@ -50,6 +49,8 @@ type Repository struct {
 	HostID string
 	// Memory is how much working with the repository may take.
 	Memory memory.Budget
+	// Access is what encrypts and signs here; nil: nothing does.
+	Access *Access
 }
 
 // InitOptions say how to make a repository.
@@ -57,6 +58,9 @@ type InitOptions struct {
 	// SingleWriter accepts a store that does not honour conditional writes: one
 	// program at a time may write to it. It is recorded only where it is needed.
 	SingleWriter bool
+	// Encrypt makes the keys of a repository with this id, before there is one; nil: it
+	// is not encrypted.
+	Encrypt func(ctx context.Context, store objstore.Store, id string) (*Encryption, *Access, error)
 }
 
 // InitError says why no repository is made where something stands already.
@@ -105,11 +109,17 @@ func Init(ctx context.Context, store objstore.Store, o InitOptions) (*Repository
 		Created:      now(),
 		SingleWriter: single,
 	}
+	r := &Repository{Store: store}
+	if o.Encrypt != nil {
+		if c.Encryption, r.Access, err = o.Encrypt(ctx, store, c.ID); err != nil {
+			return nil, err
+		}
+	}
+	r.Config = c
 	data, err := Seal(c)
 	if err != nil {
 		return nil, err
 	}
-	r := &Repository{Store: store, Config: c}
 	err = r.create(ctx, ConfigKey, data, nil)
 	var taken *standsError
 	if errors.As(err, &taken) {
@@ -163,10 +173,17 @@ func probe(ctx context.Context, store objstore.Store, o InitOptions) (single boo
 // now is the time as it is stored.
 func now() time.Time { return time.Now().UTC().Round(0) }
 
-// Open opens a repository. The error is ErrNotRepository when there is none, an
-// archive.DamageError when its configuration is damaged, and a NewerError when
-// this program is too old to read it.
+// Open opens a repository that is not encrypted. The error is ErrNotRepository when there is
+// none, an archive.DamageError when its configuration is damaged, a NewerError when this
+// program is too old to read it, and [ErrEncrypted] when it is encrypted.
 func Open(ctx context.Context, store objstore.Store) (*Repository, error) {
+	return OpenWith(ctx, store, nil)
+}
+
+// OpenWith is Open, also of an encrypted repository, whose keys unlock opens. It is asked
+// about every repository: whoever knows that one must be encrypted refuses it if
+// c.Encryption is nil, and else returns nil.
+func OpenWith(ctx context.Context, store objstore.Store, unlock Unlock) (*Repository, error) {
 	c, err := readConfig(ctx, store)
 	if err != nil {
 		return nil, err
@@ -174,7 +191,16 @@ func Open(ctx context.Context, store objstore.Store) (*Repository, error) {
 	if c.SingleWriter {
 		store = objstore.SingleWriter(store)
 	}
-	return &Repository{Store: store, Config: *c}, nil
+	r := &Repository{Store: store, Config: *c}
+	switch {
+	case unlock != nil:
+		if r.Access, err = unlock(ctx, store, c); err != nil {
+			return nil, err
+		}
+	case c.Encryption != nil:
+		return nil, ErrEncrypted
+	}
+	return r, nil
 }
 
 func readConfig(ctx context.Context, store objstore.Store) (*Config, error) {
@@ -200,8 +226,8 @@ func readConfig(ctx context.Context, store objstore.Store) (*Config, error) {
 	if head.MinReader > readerVersion {
 		return nil, &NewerError{Object: ConfigKey, What: fmt.Sprintf("its readers need version %d, this program has %d", head.MinReader, readerVersion)}
 	}
-	if len(head.Encryption) > 0 && !bytes.Equal(head.Encryption, []byte("null")) {
-		return nil, &NewerError{Object: ConfigKey, What: "it is encrypted"}
+	if !knownEncryption(head.Encryption) {
+		return nil, &NewerError{Object: ConfigKey, What: "it is encrypted in a way that is not known here"}
 	}
 	var c Config
 	if err := unsealAs(data, ConfigKey, ConfigFormat, &c); err != nil {
@@ -220,6 +246,10 @@ func (c *Config) validate() error {
 	k.that(c.ChunkSize == archive.GridSize, "chunk_size is %d, not %d", c.ChunkSize, archive.GridSize)
 	k.time("created", c.Created)
 	k.nilErr("info", validInfo(c.Info))
+	if c.Encryption != nil {
+		k.that(c.Encryption.Scheme == EncryptionScheme, "encryption: scheme %.80q", c.Encryption.Scheme)
+		k.that(c.Encryption.RosterKey != "", "encryption: it has no roster_key")
+	}
 	return k.err
 }
 

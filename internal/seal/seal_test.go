@@ -52,7 +52,7 @@ func TestSigned(t *testing.T) {
 	if err := Decode(plain, &got); err != nil || got != (object{"x", 7}) {
 		t.Errorf("%+v, %v", got, err)
 	}
-	if sig.Statement != s.States("domains/web/x.json") || !sig.By(public) || sig.By(other) {
+	if sig.Statement != s.States("domains/web/x.json") || !sig.ProvenBy(public) || sig.ProvenBy(other) {
 		t.Errorf("it is signed wrongly: %+v", sig.Statement)
 	}
 	// Any byte that is another one is seen, also by who seals it anew.
@@ -61,7 +61,7 @@ func TestSigned(t *testing.T) {
 		forged := bytes.Clone(body)
 		forged[i] ^= 4
 		_, sig, err := Open(append(forged, Line(forged)...))
-		if err == nil && sig != nil && sig.By(public) {
+		if err == nil && sig != nil && sig.ProvenBy(public) {
 			t.Fatalf("a changed byte %d still is alice's", i)
 		}
 	}

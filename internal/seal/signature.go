@@ -114,7 +114,7 @@ func cutSignature(body []byte) ([]byte, *Signature, error) {
 	return body[:from:from], s, nil
 }
 
-// By reports whether the signature is that of a public key.
-func (s *Signature) By(public ed25519.PublicKey) bool {
+// ProvenBy reports whether the signature is that of a public key.
+func (s *Signature) ProvenBy(public ed25519.PublicKey) bool {
 	return len(public) == ed25519.PublicKeySize && ed25519.Verify(public, s.Signed, s.Signature[:])
 }

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package keys
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"filippo.io/age"
+
+	"github.com/imgbackup/imgbackup/crypt"
+	"github.com/imgbackup/imgbackup/objstore"
+)
+
+// Joining is a member that is to come.
+type Joining struct {
+	Name    string
+	Role    Role
+	Domains []string // of a host
+	// Recipient is to whom the keys are encrypted; nil: an identity is made.
+	Recipient *Recipient
+	// Passphrase, if there is one, opens the identity that is made, which then lies in
+	// the repository.
+	Passphrase []byte
+	// WorkFactor is scrypt's, as a logarithm; 0: age's.
+	WorkFactor int
+}
+
+// Joined is what came of it.
+type Joined struct {
+	Member
+	// Identity is the one that was made, a line of an identity file, and nowhere else;
+	// empty: none was, or it lies in the repository under the passphrase.
+	Identity string
+}
+
+// MinPassphrase is the least length of a passphrase that opens the data key, in characters.
+const MinPassphrase = 20
+
+// CheckPassphrase says why a passphrase is not good enough.
+func CheckPassphrase(phrase []byte) error {
+	if n := len([]rune(string(phrase))); n < MinPassphrase {
+		return fmt.Errorf("a passphrase has at least %d characters, this one has %d: whoever takes a copy of the repository can try as many as they like", MinPassphrase, n)
+	}
+	return nil
+}
+
+// Make makes the keys of a new repository: of generation 1, for members of which the
+// first is an admin, whose signature the roster's first revision has.
+func Make(ctx context.Context, store objstore.Store, repository string, postQuantum bool, members []Joining) (*Keyring, []Joined, error) {
+	if len(members) == 0 || members[0].Role != Admin {
+		return nil, nil, errors.New("the first key of a repository is an admin's")
+	}
+	first, err := crypt.Generate(1, postQuantum)
+	if err != nil {
+		return nil, nil, err
+	}
+	return begin(ctx, store, repository, postQuantum, members, first)
+}
+
+// MakeLike is Make with the keys of another repository, so that packs can be copied between
+// the two as they are. The members are new: nobody has a key of both unless named for both.
+func (k *Keyring) MakeLike(ctx context.Context, store objstore.Store, repository string, members []Joining) (*Keyring, []Joined, error) {
+	if len(members) == 0 || members[0].Role != Admin {
+		return nil, nil, errors.New("the first key of a repository is an admin's")
+	}
+	if err := k.checkAdmin("give its keys to another repository"); err != nil {
+		return nil, nil, err
+	}
+	newest := k.generations[len(k.generations)-1]
+	newest.Number = 1
+	return begin(ctx, store, repository, k.Roster.PostQuantum, members, newest)
+}
+
+func begin(ctx context.Context, store objstore.Store, repository string, postQuantum bool, members []Joining, first crypt.Generation) (*Keyring, []Joined, error) {
+	k := &Keyring{
+		store: store, generations: []crypt.Generation{first},
+		Roster: &Roster{Format: RosterFormat, Version: rosterVersion, RepositoryID: repository, PostQuantum: postQuantum},
+	}
+	next := k.Roster.clone()
+	next.Generations = []Generation{publicOf(&first)}
+	joined, private, err := k.join(ctx, next, members)
+	if err != nil {
+		return nil, nil, err
+	}
+	k.Member, k.signing, k.rosterKey = next.Members[0], private[0], next.Members[0].SigningKey
+	if err := k.commit(ctx, next); err != nil {
+		return nil, nil, err
+	}
+	k.Keys, err = crypt.New(k.generations...)
+	return k, joined, err
+}
+
+func publicOf(g *crypt.Generation) Generation {
+	return Generation{
+		Number: g.Number, DataKey: recipientText(g.Data.Recipient), MetadataKey: recipientText(g.Metadata.Recipient),
+		DigestCheck: digestCheck(g.Secret), Created: now(),
+	}
+}
+
+// now is the time as it is stored.
+func now() time.Time { return time.Now().UTC().Round(time.Second) }
+
+// RosterKey is the public key that signs the first revision of the roster.
+func (k *Keyring) RosterKey() string { return k.rosterKey }
+
+// Pin is what a member's identity file pins.
+func (k *Keyring) Pin(name string) *Pin {
+	newest := &k.Roster.Generations[len(k.Roster.Generations)-1]
+	return &Pin{
+		Repository: k.Roster.RepositoryID, Name: name, RosterKey: k.rosterKey, Revision: k.Roster.Revision,
+		Roster: k.digests[len(k.digests)-1], Generation: newest.Number, DataKey: newest.DataKey,
+	}
+}
+
+// join makes members, adds them to next, and stores their files. It returns their
+// private keys to sign with, too.
+func (k *Keyring) join(ctx context.Context, next *Roster, joining []Joining) ([]Joined, []ed25519.PrivateKey, error) {
+	var joined []Joined
+	var private []ed25519.PrivateKey
+	for i := range joining {
+		j := &joining[i]
+		if err := j.check(next); err != nil {
+			return nil, nil, err
+		}
+		files, one, key, err := k.newMember(next, j)
+		if err != nil {
+			return nil, nil, fmt.Errorf("the key of %s: %w", j.Name, err)
+		}
+		if err := k.storeFiles(ctx, files); err != nil {
+			return nil, nil, err
+		}
+		next.Members = append(next.Members, one.Member)
+		joined, private = append(joined, *one), append(private, key)
+	}
+	return joined, private, nil
+}
+
+// check says why somebody can't join a roster.
+func (j *Joining) check(r *Roster) error {
+	if err := CheckName(j.Name); err != nil {
+		return err
+	}
+	if m := r.Member(j.Name); m != nil {
+		if m.Removed() {
+			return fmt.Errorf("the name %s was that of a key that was removed, whose signatures still bear it: choose another one", j.Name)
+		}
+		return fmt.Errorf("there is a key that is called %s: %w", j.Name, objstore.ErrExists)
+	}
+	if j.Recipient != nil {
+		if r.PostQuantum && !j.Recipient.PostQuantum {
+			return fmt.Errorf("the keys of this repository are post-quantum ones, which a classic recipient would give away: give one that begins with age1pq1 (age-keygen -pq makes it)")
+		}
+		for i := range r.Members {
+			if m := &r.Members[i]; m.Recipient == j.Recipient.Text && !m.Removed() {
+				return fmt.Errorf("this is the recipient of %s (%s)", m.Name, m.Role)
+			}
+		}
+	}
+	if j.Passphrase != nil && j.Role.ReadsData() {
+		return CheckPassphrase(j.Passphrase)
+	}
+	return nil
+}
+
+// file is an object that is to be stored.
+type file struct {
+	key  string
+	data []byte
+}
+
+// newMember makes a member and its files.
+func (k *Keyring) newMember(r *Roster, j *Joining) (files []file, one *Joined, private ed25519.PrivateKey, err error) {
+	one = &Joined{Member: Member{Name: j.Name, Role: j.Role, Domains: slices.Clone(j.Domains), Since: len(r.Generations)}}
+	to := j.Recipient
+	if to == nil {
+		if to, one.Identity, err = newIdentity(r.PostQuantum); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	one.Recipient = to.Text
+	if j.Passphrase != nil {
+		locked, err := lockIdentity(r.RepositoryID, j, one.Identity)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		files = append(files, file{identityKey(j.Name), locked})
+		one.Identity, one.Passphrase = "", true
+	}
+	if j.Role.Signs() {
+		public, key, err := ed25519.GenerateKey(nil)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		one.SigningKey, private = formatPublic(public), key
+		text, err := signingText(r.RepositoryID, j.Name, key)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		signing, err := encryptTo(to.To, text)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		files = append(files, file{signingKey(j.Name), signing})
+	}
+	for i := range k.generations {
+		more, err := keyFiles(r.RepositoryID, &k.generations[i], &one.Member, to.To)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		files = append(files, more...)
+	}
+	return files, one, private, nil
+}
+
+// keyFiles are what a member has of a generation.
+func keyFiles(repository string, g *crypt.Generation, m *Member, to age.Recipient) ([]file, error) {
+	text, err := metadataText(repository, g)
+	if err != nil {
+		return nil, err
+	}
+	data, err := encryptTo(to, text)
+	if err != nil {
+		return nil, err
+	}
+	files := []file{{metadataKey(g.Number, m.Name), data}}
+	if !m.Role.ReadsData() {
+		return files, nil
+	}
+	if text, err = dataText(repository, g); err != nil {
+		return nil, err
+	}
+	if data, err = encryptTo(to, text); err != nil {
+		return nil, err
+	}
+	return append(files, file{dataKey(g.Number, m.Name), data}), nil
+}
+
+func newIdentity(postQuantum bool) (*Recipient, string, error) {
+	if postQuantum {
+		id, err := age.GenerateHybridIdentity()
+		if err != nil {
+			return nil, "", err
+		}
+		return &Recipient{Text: id.Recipient().String(), To: id.Recipient(), PostQuantum: true}, id.String(), nil
+	}
+	id, err := age.GenerateX25519Identity()
+	if err != nil {
+		return nil, "", err
+	}
+	return &Recipient{Text: id.Recipient().String(), To: id.Recipient()}, id.String(), nil
+}
+
+// lockIdentity encrypts an identity with a passphrase.
+func lockIdentity(repository string, j *Joining, identity string) ([]byte, error) {
+	if identity == "" {
+		return nil, errors.New("a passphrase opens an identity that is made for it, not that of a recipient")
+	}
+	r, err := age.NewScryptRecipient(string(j.Passphrase))
+	if err != nil {
+		return nil, err
+	}
+	if j.WorkFactor > 0 {
+		r.SetWorkFactor(j.WorkFactor)
+	}
+	return encryptTo(r, fmt.Sprintf("# imgbackup-repository: %s\n# imgbackup-member: %s\n%s\n", repository, j.Name, identity))
+}
+
+// storeFiles stores a member's files. What stands under one's name is of somebody who never
+// came to be in the roster.
+func (k *Keyring) storeFiles(ctx context.Context, files []file) error {
+	for _, f := range files {
+		err := k.store.Put(ctx, f.key, bytes.NewReader(f.data), objstore.PutOptions{})
+		if errors.Is(err, objstore.ErrExists) {
+			err = k.store.Put(ctx, f.key, bytes.NewReader(f.data), objstore.PutOptions{Mode: objstore.Replace})
+		}
+		if err != nil {
+			return fmt.Errorf("store %s: %w", f.key, err)
+		}
+	}
+	return nil
+}
+
+// commit stores the next revision of the roster, signed by this member.
+func (k *Keyring) commit(ctx context.Context, next *Roster) error {
+	next.Revision, next.Created = k.Roster.Revision+1, now()
+	if n := len(k.digests); n > 0 {
+		next.Previous = k.digests[n-1]
+	}
+	data, err := sealRoster(next, k.Member.Name, k.signing)
+	if err != nil {
+		return err
+	}
+	key := rosterKey(next.Revision)
+	err = k.store.Put(ctx, key, bytes.NewReader(data), objstore.PutOptions{})
+	if errors.Is(err, objstore.ErrExists) {
+		// Perhaps this one, whose answer was lost.
+		if stands, rerr := read(ctx, k.store, key, maxRoster); rerr == nil && string(stands) == string(data) {
+			err = nil
+		} else {
+			return fmt.Errorf("somebody else changed the roster just now, run it again: %w", err)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("store %s: %w", key, err)
+	}
+	k.Roster, k.digests = next, append(k.digests, digestOf(data))
+	return nil
+}
+
+// checkAdmin says why the member may not do what only admins may.
+func (k *Keyring) checkAdmin(what string) error {
+	if k.Member.Role == Admin {
+		return nil
+	}
+	var admins []string
+	for _, m := range k.Roster.standing() {
+		if m.Role == Admin {
+			admins = append(admins, m.Name)
+		}
+	}
+	return &Error{What: fmt.Sprintf("to %s takes the identity of an admin (%s); %s is a %s", what, strings.Join(admins, ", "), k.Member.Name, k.Member.Role)}
+}
