@@ -285,7 +285,7 @@ func (u *under) step(ctx context.Context, step Step) error {
 func (u *under) try(ctx context.Context, step Step, one *record.Step) (res Result, err error) {
 	s := &Subject{
 		Repo: u.d.repo, Manifest: u.m, Disks: u.disks(), Restored: u.restored, Limits: u.t.Limits,
-		Note: u.d.o.Note, Told: u.d.o.Told, serve: u.serve(ctx), view: u.view(ctx), fault: u.s.fault,
+		Note: u.d.o.Note, Told: u.d.o.Told, serve: u.serve(ctx), view: u.view(ctx), fault: u.s.fault, read: u.s.read.Load,
 		restoreTook: func(ms int64) { u.r.RTO.Restore = &ms },
 	}
 	if s.Scratch, err = u.d.folder.sub("scratch"); err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/nbd"
@@ -28,6 +29,8 @@ type server struct {
 	view   *view.Checkpoint
 	cancel context.CancelFunc
 	ended  chan struct{}
+
+	read atomic.Int64 // by clients, bytes
 
 	mu    sync.Mutex
 	first error // that a client was answered with
@@ -62,6 +65,7 @@ func (s *server) start(ctx context.Context) (_ *Served, err error) {
 		if err != nil {
 			return nil, err
 		}
+		e.Device = counted{e.Device, &s.read}
 		exports = append(exports, e)
 		uri := "nbd+unix:///" + url.PathEscape(d.Name) + "?socket=" + url.QueryEscape(served.Socket)
 		served.Disks = append(served.Disks, ServedDisk{Disk: d.Name, Size: d.Size(), URI: uri})
@@ -84,6 +88,17 @@ func (s *server) start(ctx context.Context) (_ *Served, err error) {
 	}()
 	s.served = served
 	return served, nil
+}
+
+// counted counts what is read of a disk.
+type counted struct {
+	nbd.Device
+	read *atomic.Int64
+}
+
+func (c counted) ReadAt(ctx context.Context, p []byte, off int64) error {
+	c.read.Add(int64(len(p)))
+	return c.Device.ReadAt(ctx, p, off)
 }
 
 // notify keeps the first read that failed; that a client has gone is no news.

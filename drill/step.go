@@ -73,7 +73,8 @@ type Subject struct {
 
 	serve       func(context.Context) (*Served, error)
 	view        func(context.Context) (*view.Checkpoint, error)
-	fault       func() error   // what a client of the served disks met first; nil: nothing
+	fault       func() error // what a client of the served disks met first; nil: nothing
+	read        func() int64
 	restoreTook func(ms int64) // is told how long it took until the disks were back
 }
 
@@ -115,3 +116,6 @@ func (s *Subject) View(ctx context.Context) (*view.Checkpoint, error) { return s
 // Fault is the first error that a client of the served disks was answered with: what a
 // program makes of it is no news then. nil: there was none.
 func (s *Subject) Fault() error { return s.fault() }
+
+// Read is how much clients of the served disks have read so far, bytes.
+func (s *Subject) Read() int64 { return s.read() }

@@ -9,11 +9,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/imgbackup/imgbackup/domain"
+	"github.com/imgbackup/imgbackup/internal/confine"
 )
 
 // errKVM says that KVM is there and can't run this guest.
@@ -40,7 +40,7 @@ func Boot(ctx context.Context, o Options) (*Result, error) {
 	accel := o.Accel
 	if accel == "" {
 		accel = TCG
-		if kvmOpens() {
+		if confine.KVMOpens(o.kvmDevice()) {
 			accel = KVM
 		}
 	}
@@ -82,14 +82,18 @@ type running struct {
 	accel string
 	c     *command
 
-	qemu    *process
-	tpm     *process // nil: there is none
+	qemu    *confine.Process
+	tpm     *confine.Process // nil: there is none
+	said    confine.Said     // by QEMU
 	served  *exports
 	monitor *monitor
 	console *console
 	agent   *agent // nil: it is not asked
 	begun   time.Time
-	ends    []func() // closes what is ours, last first
+
+	consoleEnded chan struct{} // nothing more comes
+
+	ends []func() // closes what is ours, last first
 
 	version string
 }
@@ -103,22 +107,25 @@ func begin(ctx context.Context, o *Options, accel string, disks []Disk) (_ *runn
 		}
 	}()
 	r.c = &command{o: o, m: o.Definition, accel: accel, ports: make(map[string]int)}
-	defer func() { // QEMU has its own by then
-		for _, f := range r.c.files {
-			_ = f.Close()
-		}
-	}()
-	how := confinements(accel == KVM)
+	defer r.c.close()
+	var groups []uint32
+	if accel == KVM {
+		groups = confine.KVMGroup(o.kvmDevice())
+	}
+	how := confine.Possible(groups)
 	if err := r.build(ctx, disks, how); err != nil {
 		return nil, err
 	}
-	var used confinement
-	l := limits{r.c.memory + overhead, maxFile, (o.timeout(accel) + time.Minute) * time.Duration(2*maxCPUs)}
-	args := append(append(l.shell(), o.Program), r.c.args...)
-	if r.qemu, used, err = start("/bin/sh", args, r.c.files, how); err != nil {
+	var used confine.Confinement
+	l := confine.Limits{Memory: r.c.memory + overhead, File: maxFile, CPU: (o.timeout(accel) + time.Minute) * time.Duration(2*maxCPUs)}
+	program := func(confine.Confinement) *exec.Cmd {
+		return confine.Program("/bin/sh", append(append(l.Shell(), o.Program), r.c.args...), r.c.files, &r.said)
+	}
+	if r.qemu, used, err = confine.Start(program, how); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Program, err)
 	}
-	if used.namespaces == 0 {
+	r.c.close() // QEMU has its own: when it ends, that is the end of what it says
+	if used.Namespaces == 0 {
 		o.note("QEMU runs without namespaces of its own, which this host does not allow; it has no network all the same")
 	}
 	if _, err = r.monitor.do(ctx, "qmp_capabilities", nil, nil); err == nil {
@@ -128,7 +135,7 @@ func begin(ctx context.Context, o *Options, accel string, disks []Disk) (_ *runn
 		return nil, r.explain(ctx, err)
 	}
 	if o.started != nil {
-		o.started(r.qemu.cmd.Process.Pid)
+		o.started(r.qemu.Cmd.Process.Pid)
 	}
 	if _, err := r.monitor.do(ctx, "cont", nil, nil); err != nil {
 		return nil, r.explain(ctx, err)
@@ -147,10 +154,10 @@ func (r *running) explain(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	}
 	select {
-	case <-r.qemu.ended:
+	case <-r.qemu.Ended:
 	case <-time.After(time.Second):
 	}
-	text := r.qemu.said.String()
+	text := r.said.String()
 	if r.accel == KVM {
 		return fmt.Errorf("%w: %w: %.500q", errKVM, err, text)
 	}
@@ -158,7 +165,7 @@ func (r *running) explain(ctx context.Context, err error) error {
 }
 
 // build makes the command line, and our ends of all the sockets.
-func (r *running) build(ctx context.Context, disks []Disk, how []confinement) error {
+func (r *running) build(ctx context.Context, disks []Disk, how []confine.Confinement) error {
 	all := disks
 	var flash *firmware
 	var err error
@@ -212,12 +219,12 @@ func (r *running) channels() error {
 	if err != nil {
 		return err
 	}
-	ended := make(chan struct{})
+	r.consoleEnded = make(chan struct{})
 	go func() {
 		r.console.read(con)
-		close(ended)
+		close(r.consoleEnded)
 	}()
-	r.ends = append(r.ends, func() { _ = con.Close(); <-ended })
+	r.ends = append(r.ends, func() { _ = con.Close(); <-r.consoleEnded })
 	r.c.socket("console", theirs)
 	r.c.add("-serial", "chardev:console")
 
@@ -236,7 +243,7 @@ func (r *running) channels() error {
 }
 
 // addTPM gives the machine an emulated TPM, if it has one.
-func (r *running) addTPM(how []confinement) error {
+func (r *running) addTPM(how []confine.Confinement) error {
 	m := r.o.Definition
 	if m.TPM == "" {
 		return nil
@@ -246,10 +253,13 @@ func (r *running) addTPM(how []confinement) error {
 		r.c.leave("its TPM: swtpm is not installed (package swtpm)")
 		return nil
 	}
-	dir := r.o.TPM
-	if dir == "" {
-		dir = filepath.Join(r.o.Dir, "tpm")
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+	// A copy of the state for each start: one that failed is to have changed nothing.
+	dir, err := os.MkdirTemp(r.o.Dir, "tpm-")
+	if err != nil {
+		return err
+	}
+	if r.o.TPM != "" {
+		if err := os.CopyFS(dir, os.DirFS(r.o.TPM)); err != nil {
 			return err
 		}
 	}
@@ -279,10 +289,10 @@ func (r *running) addTPM(how []confinement) error {
 // end ends all that runs, and waits for it.
 func (r *running) end() {
 	if r.qemu != nil {
-		r.qemu.kill()
+		r.qemu.Kill()
 	}
 	if r.tpm != nil {
-		r.tpm.kill()
+		r.tpm.Kill()
 	}
 	for i := len(r.ends) - 1; i >= 0; i-- {
 		r.ends[i]()

@@ -27,9 +27,13 @@ import (
 type memory struct {
 	flash
 	fails error
+	asked func() // is told when the guest reads more than its first sector; may be nil
 }
 
 func (m *memory) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if m.asked != nil && off > 0 {
+		m.asked()
+	}
 	if m.fails != nil && off > 0 {
 		return m.fails
 	}
@@ -243,6 +247,61 @@ func TestInterrupted(t *testing.T) {
 		t.Errorf("%+v, %v", res, err)
 	}
 	b.verifyGone(t)
+}
+
+// readNext is code that reads the disk's second sector: mov ax,0x0201; mov bx,0x8000;
+// mov es,0; mov cx,2; mov dx,0x80; int 13h.
+var readNext = []byte{0x31, 0xc0, 0x8e, 0xc0, 0xb8, 0x01, 0x02, 0xbb, 0x00, 0x80, 0xb9, 0x02, 0x00, 0xba, 0x80, 0x00, 0xcd, 0x13}
+
+// QEMU that ends by itself says nothing about the guest; what that has said is kept.
+func TestDied(t *testing.T) {
+	t.Parallel()
+	b := newBoot(t, sector(slices.Concat(say("last words "), readNext, halt)...), "login:")
+	b.o.Timeout = 10 * time.Minute
+	b.disk.asked = func() {
+		if err := unix.Kill(b.pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			t.Error(err)
+		}
+	}
+	res := b.run(t)
+	if res.Up || !res.Broken || !strings.Contains(res.Why, "it has ended") && !strings.Contains(res.Why, errMonitor.Error()) || res.ToDo == "" {
+		t.Errorf("%+v", res)
+	}
+	if !bytes.Contains(res.Console, []byte("last words ")) {
+		t.Errorf("the console is %q", res.Console)
+	}
+}
+
+// KVM that is there and can run nothing costs a second start; where it is not there, none.
+func TestKVMBroken(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "qemu") // QEMU's user comes here, too
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	broken := filepath.Join(dir, "qemu")
+	script := "#!/bin/sh\ncase \"$*\" in *accel=kvm*) echo no KVM >&2; exit 1;; esac\nexec qemu-system-x86_64 \"$@\"\n"
+	err = errors.Join(os.Chmod(dir, 0o755), os.WriteFile(broken, []byte(script), 0o755), os.WriteFile(filepath.Join(dir, "kvm"), nil, 0o600),
+		os.Chmod(filepath.Join(dir, "kvm"), 0o666))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for device, told := range map[string]int{"kvm": 1, "nothing": 0} {
+		b := newBoot(t, sector(append(say("guest login: "), halt...)...), "login: ")
+		b.o.Accel, b.o.Timeout, b.o.kvm, b.o.Program = "", 10*time.Minute, filepath.Join(dir, device), broken
+		res := b.run(t)
+		if !res.Up || res.Accel != TCG || b.discards != 1+told || len(b.notes) != told {
+			t.Errorf("%s: %+v; %d times discarded, told %q", device, res, b.discards, b.notes)
+		}
+		if told > 0 && !strings.Contains(b.notes[0], "KVM cannot run it here: ") {
+			t.Errorf("told %q", b.notes)
+		}
+	}
 }
 
 // Without anything on its disk the screen stays the firmware's; with something else on

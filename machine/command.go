@@ -55,6 +55,13 @@ func (c *command) inherit(f *os.File) int {
 	return 2 + len(c.files)
 }
 
+// close closes what QEMU has inherited. Once more is no harm.
+func (c *command) close() {
+	for _, f := range c.files {
+		_ = f.Close()
+	}
+}
+
 // socket is a character device of QEMU's that is a socket.
 func (c *command) socket(id string, f *os.File) {
 	c.add("-chardev", fmt.Sprintf("socket,id=%s,fd=%d", id, c.inherit(f)))

@@ -3,12 +3,14 @@
 package machine
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"regexp"
 	"time"
 
 	"github.com/imgbackup/imgbackup/domain"
+	"github.com/imgbackup/imgbackup/internal/confine"
 	"github.com/imgbackup/imgbackup/nbd"
 )
 
@@ -48,7 +50,7 @@ type Options struct {
 
 	Loader []byte // the firmware, if it was archived; nil: the host's own
 	NVRAM  []byte // its variables; nil: those that it comes with
-	TPM    string // a folder with the state of its TPM, which is changed; empty: a new one
+	TPM    string // a folder with the state of its TPM, of which it gets a copy; empty: a new one
 	Dir    string // an empty folder, for the session's own files
 	Memory int64  // at most, bytes; 0: 2 GiB
 	CPUs   int    // at most; 0: 2
@@ -64,6 +66,7 @@ type Options struct {
 	Note    func(string)  // is told what a person should know; may be nil
 	Fault   func(error)   // is told the first error of a disk; may be nil
 
+	kvm     string        // for tests: the device; empty: [confine.KVM]
 	started func(pid int) // for tests: QEMU runs, the guest not yet
 }
 
@@ -82,9 +85,12 @@ type Result struct {
 	Agent   string // what the guest agent says of the operating system, as JSON
 	Accel   string
 	Version string   // of QEMU
+	Read    int64    // by it of its disks, bytes
 	Resets  int      // how often the guest began anew
 	Left    []string // what of the definition the machine does not have
 }
+
+func (o *Options) kvmDevice() string { return cmp.Or(o.kvm, confine.KVM) }
 
 func (o *Options) note(format string, args ...any) {
 	if o.Note != nil {

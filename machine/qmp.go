@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
@@ -32,10 +33,14 @@ type event struct {
 type monitor struct {
 	conn   *net.UnixConn
 	events chan event // bounded: what nobody takes in time is dropped
-	answer chan message
 	ended  chan struct{}
 
-	mu sync.Mutex // one command at a time
+	mu   sync.Mutex // one command at a time
+	last uint64     // the number of the last command
+
+	waiting sync.Mutex   // guards what follows
+	id      string       // of the command whose answer is waited for; empty: none is
+	answer  chan message // where that goes
 }
 
 type message struct {
@@ -52,7 +57,7 @@ var errMonitor = errors.New("QEMU's monitor has ended")
 
 // newMonitor begins to speak on a connection.
 func newMonitor(conn *net.UnixConn) *monitor {
-	m := &monitor{conn: conn, events: make(chan event, 64), answer: make(chan message, 1), ended: make(chan struct{})}
+	m := &monitor{conn: conn, events: make(chan event, 64), ended: make(chan struct{})}
 	go m.read()
 	return m
 }
@@ -73,11 +78,26 @@ func (m *monitor) read() {
 			default:
 			}
 		case msg.Return != nil || msg.Error != nil:
-			select {
-			case m.answer <- msg:
-			default: // nobody has asked
-			}
+			m.deliver(msg)
 		}
+	}
+}
+
+// await says which answer is waited for, and returns where it comes. One to a command
+// that was given up may still be on its way, and is none to the next.
+func (m *monitor) await(id string) <-chan message {
+	m.waiting.Lock()
+	defer m.waiting.Unlock()
+	m.id, m.answer = id, make(chan message, 1)
+	return m.answer
+}
+
+func (m *monitor) deliver(msg message) {
+	m.waiting.Lock()
+	defer m.waiting.Unlock()
+	if m.id != "" && msg.ID == m.id {
+		m.answer <- msg // it has room for one
+		m.id = ""
 	}
 }
 
@@ -85,10 +105,13 @@ func (m *monitor) read() {
 func (m *monitor) do(ctx context.Context, command string, arguments any, file *os.File) (json.RawMessage, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.last++
+	id := strconv.FormatUint(m.last, 10)
 	text, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
-	}{command, arguments})
+		ID        string `json:"id"`
+	}{command, arguments, id})
 	if err != nil {
 		return nil, err
 	}
@@ -96,6 +119,7 @@ func (m *monitor) do(ctx context.Context, command string, arguments any, file *o
 	if file != nil {
 		rights = unix.UnixRights(int(file.Fd()))
 	}
+	answer := m.await(id)
 	if err := m.conn.SetWriteDeadline(time.Now().Add(monitorPatience)); err != nil {
 		return nil, err
 	}
@@ -105,7 +129,7 @@ func (m *monitor) do(ctx context.Context, command string, arguments any, file *o
 	timer := time.NewTimer(monitorPatience)
 	defer timer.Stop()
 	select {
-	case msg := <-m.answer:
+	case msg := <-answer:
 		if msg.Error != nil {
 			return nil, fmt.Errorf("%s: %.200q", command, msg.Error.Desc)
 		}

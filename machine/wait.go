@@ -13,12 +13,13 @@ import (
 var noScreen *image.RGBA
 
 const (
-	lookEvery  = time.Second     // at the machine's state
-	drawEvery  = 3 * time.Second // at its screen
-	settled    = 4               // screens that are alike, one after the other
-	maxResets  = 3               // which some guests need, to set themselves up
-	minimalOS  = 4 << 20         // what a guest reads of its disks at least, bytes
-	firmwareIn = time.Minute     // in which the firmware's screen settles
+	lookEvery  = time.Second      // at the machine's state
+	drawEvery  = 3 * time.Second  // at its screen
+	keepEvery  = 15 * time.Second // a screen is kept, for when there is none any more
+	settled    = 4                // screens that are alike, one after the other
+	maxResets  = 3                // which some guests need, to set themselves up
+	minimalOS  = 4 << 20          // what a guest reads of its disks at least, bytes
+	firmwareIn = time.Minute      // in which the firmware's screen settles
 )
 
 // wait waits until the guest is up, or is known not to come up.
@@ -33,7 +34,7 @@ func (r *running) wait(ctx context.Context, firmware *image.RGBA) (*Result, erro
 	if err != nil {
 		return nil, err
 	}
-	res.After = time.Since(r.begun)
+	res.After, res.Read = time.Since(r.begun), r.served.read.Load()
 	if img, err := r.monitor.screenshot(ctx); err == nil {
 		s.last = img
 	}
@@ -55,8 +56,8 @@ func (r *running) loop(ctx context.Context, res *Result, s *screens, limit, look
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-r.qemu.ended:
-			return r.explain(ctx, errors.New("it has ended"))
+		case <-r.qemu.Ended:
+			return r.died(ctx, res, errors.New("it has ended"))
 		case <-first:
 			first, res.FirstLine = nil, time.Since(r.begun)
 		case <-r.console.matched:
@@ -77,7 +78,7 @@ func (r *running) loop(ctx context.Context, res *Result, s *screens, limit, look
 			if over, err := r.look(ctx, res); over || err != nil {
 				return err
 			}
-			if !r.o.Screen || time.Since(drawn) < drawEvery {
+			if every := r.drawEvery(); time.Since(drawn) < every {
 				continue
 			}
 			drawn = time.Now()
@@ -85,12 +86,35 @@ func (r *running) loop(ctx context.Context, res *Result, s *screens, limit, look
 			if err != nil {
 				continue // there is none while the guest changes it
 			}
-			if s.add(img) && r.served.read.Load() >= minimalOS {
+			if s.add(img) && r.o.Screen && r.served.read.Load() >= minimalOS {
 				res.Up, res.Why = true, "its screen has settled on something that is not the firmware's (which is weaker than a pattern on the console or the guest agent)"
 				return nil
 			}
 		}
 	}
+}
+
+func (r *running) drawEvery() time.Duration {
+	if r.o.Screen {
+		return drawEvery
+	}
+	return keepEvery
+}
+
+// died is what is known of a guest whose QEMU has ended by itself: nothing, but what it
+// has said and shown until then. With KVM it is tried once more, if it may be emulated.
+func (r *running) died(ctx context.Context, res *Result, err error) error {
+	err = r.explain(ctx, err)
+	if ctx.Err() != nil || errors.Is(err, errKVM) && r.o.Accel == "" {
+		return err
+	}
+	select { // it may have said something last
+	case <-r.consoleEnded:
+	case <-time.After(lookEvery):
+	}
+	res.Why, res.Broken = err.Error(), true
+	res.ToDo = "drill again, and see to what the reason says: the log of the host tells whether it has killed QEMU for want of memory (--boot-memory)"
+	return nil
 }
 
 // heard says what there was of the guest.
@@ -134,7 +158,7 @@ func (r *running) look(ctx context.Context, res *Result) (over bool, err error) 
 	}
 	status, err := r.monitor.status(ctx)
 	if err != nil {
-		return false, r.explain(ctx, err)
+		return true, r.died(ctx, res, err)
 	}
 	switch status {
 	case "internal-error":

@@ -47,6 +47,7 @@ func (l *Look) withAppliance(ctx context.Context, s *drill.Subject, do func(cont
 	for _, d := range served.Disks {
 		disks = append(disks, guestfs.Disk{Name: d.Disk, Socket: served.Socket})
 	}
+	before := s.Read()
 	g, err := guestfs.Start(limited, guestfs.Options{Disks: disks, TempDir: s.Scratch, Emulate: l.Emulate, Note: s.Note})
 	if errors.Is(err, guestfs.ErrNotInstalled) {
 		return drill.Skip(err.Error(), todoInstall), nil
@@ -54,6 +55,7 @@ func (l *Look) withAppliance(ctx context.Context, s *drill.Subject, do func(cont
 	if err == nil {
 		res, err = do(limited, g)
 		err = errors.Join(err, g.Close())
+		res.Bytes = s.Read() - before
 		res.Programs = map[string]string{"libguestfs": g.Version}
 		if g.Emulated {
 			res.Programs["libguestfs"] += " (without KVM)"

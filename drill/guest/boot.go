@@ -66,14 +66,14 @@ func (b boot) Run(ctx context.Context, s *drill.Subject) (drill.Result, error) {
 	if ctx.Err() != nil {
 		return drill.Result{}, context.Cause(ctx)
 	}
-	if fault != nil && archive.IsDamage(fault) {
-		return s.Damage(ctx, fault)
+	if res != nil {
+		err = errors.Join(err, keep(s.Keep, res))
+	}
+	if fault != nil && (archive.IsDamage(fault) || res == nil || !res.Up) {
+		return s.Damage(ctx, fault) // which an outage is not
 	}
 	if err != nil {
 		return cannot(err)
-	}
-	if err := keep(s.Keep, res); err != nil {
-		return drill.Result{}, err
 	}
 	return judge(res), nil
 }
@@ -110,7 +110,7 @@ func judge(m *machine.Result) drill.Result {
 	for _, left := range m.Left {
 		d.add("left_out", "%s", left)
 	}
-	res.Details = d.m
+	res.Details, res.Bytes = d.m, m.Read
 	res.Programs = map[string]string{"qemu-system": m.Version + " (" + m.Accel + ")"}
 	return res
 }

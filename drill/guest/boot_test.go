@@ -83,7 +83,7 @@ func TestBoot(t *testing.T) {
 	next := guest("login: archived")
 	h.Commit(next, false, []chaintest.Change{{Start: int64(len(next)) - 512, End: int64(len(next))}})
 	step := run(t, h, pattern("login: arch").Step())
-	if step.Status != record.Passed || !strings.Contains(step.Reason, "login: arch") || step.Details["accelerator"] != machine.TCG {
+	if step.Status != record.Passed || !strings.Contains(step.Reason, "login: arch") || step.Details["accelerator"] != machine.TCG || step.Bytes < 1024 {
 		t.Errorf("%+v", step)
 	}
 	d := begin(t, h.Repo)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package machine
+package confine
 
 import (
 	"bytes"
@@ -8,8 +8,8 @@ import (
 	"sync"
 )
 
-// said keeps the first bytes of what a program says.
-type said struct {
+// Said keeps the first bytes of what a program says.
+type Said struct {
 	mu sync.Mutex
 	b  bytes.Buffer
 }
@@ -17,14 +17,14 @@ type said struct {
 const maxSaid = 2 << 10
 
 // Write implements io.Writer.
-func (s *said) Write(p []byte) (int, error) {
+func (s *Said) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.b.Write(p[:min(len(p), max(0, maxSaid-s.b.Len()))])
 	return len(p), nil
 }
 
-func (s *said) String() string {
+func (s *Said) String() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return strings.Join(strings.FieldsFunc(s.b.String(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
