@@ -21,6 +21,7 @@ import (
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/split"
 )
 
 // Options are the settings of [Run]; the zero value is good.
@@ -173,6 +174,7 @@ func runOnce(ctx context.Context, repo *chain.Repository, o Options) (*check, er
 	c := &check{
 		repo:     repo,
 		o:        o,
+		source:   split.New(objstore.Direct(repo.Store), repo.Memory),
 		report:   &Report{ReadData: o.ReadData, NoDecode: o.ReadData && o.NoDecode, Lost: []Lost{}, Findings: []Finding{}},
 		begun:    time.Now().UTC().Truncate(time.Second),
 		maps:     make(map[archive.MapRef]*use),
@@ -207,6 +209,7 @@ type check struct {
 	loose    []objstore.Info      // data objects that nothing refers to, as listed
 	names    []archive.Digest     // of all data objects that are listed
 	newer    []error
+	source   objstore.Store       // the repository's, from which packs are read
 	read     map[archive.Ref]bool // packs whose data was read
 	begun    time.Time
 	proofs   *chain.Proofs // before this check

@@ -138,9 +138,9 @@ func (c *check) readDatum(ctx context.Context, d datum) error {
 	byName := c.o.NoDecode && prefix == archive.PackPrefix
 	var err error
 	if byName {
-		err = archive.VerifyName(ctx, c.repo.Store, key, d.ref.Length)
+		err = archive.VerifyName(ctx, c.source, key, d.ref.Length)
 	} else {
-		err = archive.VerifyObject(ctx, c.repo.Store, key, d.ref.Length, true)
+		err = archive.VerifyObject(ctx, c.source, key, d.ref.Length, true)
 	}
 	kind := KindPack
 	if d.loose != nil {

@@ -24,6 +24,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/split"
 )
 
 // Options of a copy.
@@ -121,6 +122,7 @@ func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *R
 	c := &copier{
 		from: from, to: to, o: o, have: make(map[string]bool), chosen: make(map[string][]string), standing: make(map[string][]*chain.Manifest),
 		result: &Result{DryRun: o.DryRun, Checkpoints: []Checkpoint{}},
+		source: split.New(objstore.Direct(from.Store), from.Memory), there: split.New(objstore.Direct(to.Store), from.Memory),
 	}
 	if err := checkDifferent(from, to); err != nil {
 		return nil, err
@@ -211,7 +213,9 @@ func (c *copier) note(msg string) {
 
 type copier struct {
 	from, to *chain.Repository
-	lease    *chain.Hold // in to; nil in a dry run
+	source   objstore.Store // from's, from which objects are read
+	there    objstore.Store // to's, of which what stands is proven
+	lease    *chain.Hold    // in to; nil in a dry run
 	o        Options
 	result   *Result
 	heal     []*chain.Manifest   // the source's, of checkpoints that are not whole in to
@@ -384,7 +388,7 @@ func (c *copier) remember(ctx context.Context, m *chain.Manifest) (whole bool, e
 // stands reports whether an object is there, as far as that is asked for.
 func (c *copier) stands(ctx context.Context, o chain.Object) (bool, error) {
 	if c.o.ReadData {
-		return archive.Proves(ctx, c.to.Store, o.Key, o.Ref)
+		return archive.Proves(ctx, c.there, o.Key, o.Ref)
 	}
 	return archive.Stands(ctx, c.to.Store, o.Key, o.Ref.Length)
 }
@@ -492,7 +496,7 @@ func (c *copier) copyObject(ctx context.Context, o chain.Object) (bool, error) {
 		stands, err := c.stands(ctx, o)
 		return !stands, err
 	}
-	stored, err := archive.CopyObject(ctx, c.from.Store, c.lease.Store(), o.Key, o.Ref, c.o.TempDir)
+	stored, err := archive.CopyObject(ctx, c.source, c.lease.Store(), o.Key, o.Ref, c.o.TempDir)
 	if errors.Is(err, objstore.ErrNotFound) || archive.IsDamage(err) {
 		err = fmt.Errorf("the source: %w", err)
 	}
