@@ -57,6 +57,10 @@ END {
   ratio("far, check --read-data: far", "far, check --read-data: near", "1.15")
   ratio("far, copy from it: far", "far, copy from it: near", "1.15")
   ratio("far, incremental, 5 MB: far", "far, incremental, 5 MB: near", "")
+  ratio("far, drill: far", "far, drill: near", "1.15")
+  # At least 0.8 times as fast.
+  ratio("far, nbdcopy from serve: far", "far, restore: far", "1.25")
+  ratio("far, a guest's boot: far", "far, a guest's boot: near", "2")
   # Beside the best of the fixed numbers of connections.
   for (i = 4; i <= 8; i += 2) {
     ratio("far, full: busy", "far, full: busy" i, "1.2")

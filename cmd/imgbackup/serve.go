@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -81,11 +82,16 @@ If clients were refused what is damaged, it is 3; if other requests failed, 1.`,
 	return cmd
 }
 
+// readPatience is how long a client waits for bytes that the store refuses to give, for
+// having too much to do, before it is told of an error: as long as in an outage.
+const readPatience = 5 * time.Minute
+
 func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 	ctx := cmd.Context()
 	if err := chain.CheckDomain(r.domain); err != nil {
 		return usage.Wrap(err)
 	}
+	a.retry.BusyPatience = readPatience
 	repo, err := a.openCached(ctx)
 	if err != nil {
 		return err

@@ -30,6 +30,9 @@ type Options struct {
 	// FirstPatience is the same until the store has answered for the first
 	// time, when it is likely that it is not there at all; 15 seconds.
 	FirstPatience time.Duration
+	// BusyPatience is how long an operation is tried again that the store refuses since it has
+	// too much to do, while it works for others; 0: as long as it does.
+	BusyPatience time.Duration
 	// FirstDelay is the mean time before the second try, each one after it
 	// waits longer; 200 milliseconds.
 	FirstDelay time.Duration
@@ -98,7 +101,8 @@ func (r *retrying) Unwrap() objstore.Store { return r.store }
 type patience struct {
 	backoff.ExponentialBackOff
 	r     *retrying
-	since time.Time // of the first failure since there was progress
+	since time.Time // of the first failure since there was progress, or the store worked for others
+	begun time.Time // of the first failure since there was progress
 	fails int       // since then
 	busy  bool      // the last failure was that the store has too much to do
 }
@@ -116,7 +120,7 @@ func (r *retrying) newPatience() *patience {
 
 // Reset is called when there was progress.
 func (p *patience) Reset() {
-	p.since, p.fails = time.Time{}, 0
+	p.since, p.begun, p.fails = time.Time{}, time.Time{}, 0
 	p.ExponentialBackOff.Reset()
 }
 
@@ -132,11 +136,15 @@ func (p *patience) NextBackOff() time.Duration {
 	p.fails++
 	if p.since.IsZero() {
 		p.since = time.Now()
+		p.begun = p.since
 	}
 	if served := time.Unix(0, p.r.served.Load()); p.busy && served.After(p.since) {
 		p.since = served // it works on what others have asked for, and so will on this
 	}
 	next := p.ExponentialBackOff.NextBackOff()
+	if busy := p.r.o.BusyPatience; busy > 0 && time.Since(p.begun)+next > busy && p.fails >= least {
+		return backoff.Stop
+	}
 	if time.Since(p.since)+next > limit && p.fails >= least {
 		return backoff.Stop
 	}

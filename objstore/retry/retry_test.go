@@ -336,9 +336,10 @@ func (s *slowPuts) Put(ctx context.Context, key string, body objstore.Body, o ob
 func TestRetryBusy(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		key  string
-		good bool
-	}{{"a", true}, {"", false}} {
+		key      string
+		patience time.Duration // for what is busy
+		good     bool
+	}{{"a", 0, true}, {"", 0, false}, {"a", 20 * time.Minute, false}, {"a", 2 * time.Hour, true}} {
 		synctest.Test(t, func(t *testing.T) {
 			mem := objstore.NewMem()
 			for _, key := range []string{"a", "b"} {
@@ -346,11 +347,11 @@ func TestRetryBusy(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			s := retry.New(&busy{Store: mem, key: c.key, until: time.Now().Add(time.Hour)}, retry.Options{})
+			s := retry.New(&busy{Store: mem, key: c.key, until: time.Now().Add(time.Hour)}, retry.Options{BusyPatience: c.patience})
 			ctx, cancel := context.WithCancel(t.Context())
 			var others sync.WaitGroup
 			others.Go(func() {
-				for ctx.Err() == nil && c.good {
+				for ctx.Err() == nil && c.key != "" {
 					if _, err := s.Stat(ctx, "b"); err != nil && ctx.Err() == nil {
 						t.Error(err)
 					}
@@ -362,7 +363,8 @@ func TestRetryBusy(t *testing.T) {
 			took := time.Since(began)
 			cancel()
 			others.Wait()
-			if (err == nil) != c.good || c.good != (took >= time.Hour) || took > time.Hour+20*time.Second {
+			if (err == nil) != c.good || c.good != (took >= time.Hour) || took > time.Hour+20*time.Second ||
+				!c.good && c.patience > 0 && (took > c.patience || took < c.patience-20*time.Second) {
 				t.Errorf("busy with %q: %v after %v", c.key, err, took)
 			}
 		})
