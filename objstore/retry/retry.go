@@ -68,7 +68,13 @@ func (o Options) withDefaults() Options {
 // waited for as long as it does anything else. A listing or a body that breaks off is gone on with where it did, if
 // the store can tell that it is still the same object. Cancelling ends it at once.
 func New(s objstore.Store, o Options) objstore.Store {
-	return &retrying{store: s, o: o.withDefaults()}
+	r := &retrying{store: s, o: o.withDefaults()}
+	old, versions := objstore.As[objstore.Versions](s)
+	locks, locking := objstore.As[objstore.Locker](s)
+	if versions && locking {
+		return &versioned{retrying: r, old: old, locks: locks}
+	}
+	return r
 }
 
 // Probe implements objstore.Prober: what fails on the way begins anew. A store

@@ -30,7 +30,10 @@ const maxAnswer = 64 << 10
 //   - An object that is read or looked for has an entity tag (or, where a server
 //     has none for it, its time beside headers of S3's), and is no HTML page,
 //     which nothing in a repository is.
-//   - A listing is a ListBucketResult, and a bucket's region a LocationConstraint.
+//   - A listing is a ListBucketResult, one of versions a ListVersionsResult, a bucket's
+//     region a LocationConstraint, and its object lock an ObjectLockConfiguration.
+//   - A retention, or a bucket's object lock, is set when the status is 200 and there are
+//     headers of S3's, and nothing else.
 //   - DELETE is done when the status is 204, and a batch of them (a POST) when a
 //     DeleteResult says so.
 //   - What is refused (3xx and 4xx) is so by an error document. The answer to
@@ -51,6 +54,12 @@ func judge(req *http.Request, resp *http.Response) (*http.Response, error) {
 	switch {
 	case isHTML(resp.Header):
 		return refuse(resp, nil)
+	case req.Method == http.MethodPut && (query.Has("retention") || query.Has("object-lock")) && status == http.StatusOK && hasOwnHeader(resp.Header):
+		return judgeStored(resp)
+	case req.Method == http.MethodGet && query.Has("object-lock"):
+		return judgeDocument(resp, "ObjectLockConfiguration")
+	case req.Method == http.MethodGet && query.Has("versions"):
+		return judgeDocument(resp, "ListVersionsResult")
 	case req.Method == http.MethodPut && status == http.StatusOK && resp.Header.Get("ETag") != "":
 		return judgeStored(resp)
 	case req.Method == http.MethodDelete && status == http.StatusNoContent:
@@ -161,9 +170,11 @@ func hasMark(h http.Header) bool {
 	if h.Get("ETag") != "" {
 		return true
 	}
-	if h.Get("Last-Modified") == "" {
-		return false
-	}
+	return h.Get("Last-Modified") != "" && hasOwnHeader(h)
+}
+
+// hasOwnHeader reports whether an answer has a header that only servers of S3 send.
+func hasOwnHeader(h http.Header) bool {
 	for name := range h {
 		if strings.HasPrefix(name, "X-Amz-") {
 			return true

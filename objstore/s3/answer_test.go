@@ -22,6 +22,9 @@ func TestJudge(t *testing.T) {
 		listing  = "http://store/bucket/?list-type=2&prefix=a"
 		location = "http://store/bucket/?location="
 		deletes  = "http://store/bucket/?delete="
+		versions = "http://store/bucket/?versions=&prefix=a"
+		rule     = "http://store/bucket/?object-lock="
+		retain   = "http://store/bucket/key?retention=&versionId=1"
 		noKey    = "<Error><Code>NoSuchKey</Code></Error>"
 		list     = `<?xml version="1.0"?><!-- of a bucket --><ListBucketResult><Name>bucket</Name></ListBucketResult>`
 	)
@@ -77,6 +80,15 @@ func TestJudge(t *testing.T) {
 		{"GET", listing, 202, nil, list, "202"},
 		{"GET", location, 200, nil, "<LocationConstraint>eu-west-1</LocationConstraint>", ""},
 		{"GET", location, 200, nil, "<html/>", "200"},
+		{"GET", versions, 200, nil, "<ListVersionsResult></ListVersionsResult>", ""},
+		{"GET", versions, 200, nil, list, "200"},
+		{"GET", rule, 200, nil, "<ObjectLockConfiguration/>", ""},
+		{"GET", rule, 200, tag, "an object", "200"},
+		{"PUT", rule, 200, map[string]string{"X-Amz-Request-Id": "1"}, "", ""},
+		{"PUT", rule, 200, nil, "", "lacks what such an answer has"},
+		{"PUT", retain, 200, map[string]string{"X-Amz-Request-Id": "1"}, "", ""},
+		{"PUT", retain, 200, map[string]string{"X-Amz-Request-Id": "1"}, "<p>Log in", "Log in"},
+		{"PUT", retain, 204, map[string]string{"X-Amz-Request-Id": "1"}, "", "204"},
 		{"GET", location, 403, nil, "<html/>", "403"},
 	} {
 		req, err := http.NewRequest(c.method, c.url, nil)

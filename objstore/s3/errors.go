@@ -26,6 +26,7 @@ import (
 // https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 const (
 	codeNoSuchKey          = "NoSuchKey"
+	codeNoSuchVersion      = "NoSuchVersion"
 	codeNoSuchBucket       = "NoSuchBucket"
 	codePreconditionFailed = "PreconditionFailed"
 	codeAccessDenied       = "AccessDenied"
@@ -164,7 +165,7 @@ func (s *Store) failed(ctx context.Context, verb, key string, err error) error {
 func (s *Store) explain(verb, key string, err error) error {
 	r := response(err)
 	switch {
-	case r.Code == codeNoSuchKey && r.StatusCode == http.StatusNotFound:
+	case (r.Code == codeNoSuchKey || r.Code == codeNoSuchVersion) && r.StatusCode == http.StatusNotFound:
 		return objstore.MarkNotFound(errors.New("there is no such object"))
 	case r.Code != "" || r.StatusCode != 0:
 		e := &Error{Code: printable(r.Code, 60), Status: r.StatusCode, Message: printable(r.Message, 200)}
@@ -245,6 +246,13 @@ var permissions = map[string]string{
 	"look for": "s3:GetObject and s3:ListBucket",
 	"list":     "s3:ListBucket",
 	"delete":   "s3:DeleteObject",
+
+	"list versions in":        "s3:ListBucketVersions",
+	"read a version of":       "s3:GetObjectVersion",
+	"delete a version of":     "s3:DeleteObjectVersion",
+	"retain":                  "s3:PutObjectRetention",
+	"read the object lock of": "s3:GetBucketObjectLockConfiguration",
+	"set the object lock of":  "s3:PutBucketObjectLockConfiguration",
 }
 
 // errHungUp stands for what minio-go makes of an io.EOF, a text with the URL in

@@ -107,11 +107,21 @@ func (s *Store) Get(ctx context.Context, key string, offset, length int64) (io.R
 // GetVersion implements objstore.VersionGetter: Get, of the object that has this ETag; "" is any.
 // Where another one stands now the error is objstore.ErrReplaced.
 func (s *Store) GetVersion(ctx context.Context, key string, offset, length int64, version string) (objstore.VersionReader, error) {
+	return s.get(ctx, key, offset, length, getOptions{tag: version})
+}
+
+// getOptions say of which object under a key; "" is any.
+type getOptions struct {
+	tag string // its ETag
+	id  string // of a version
+}
+
+func (s *Store) get(ctx context.Context, key string, offset, length int64, o getOptions) (objstore.VersionReader, error) {
 	if err := errors.Join(s.valid(ctx, key), objstore.CheckRange(key, offset, length)); err != nil {
 		return nil, err
 	}
 	if length == 0 { // there are no empty ranges in HTTP
-		return s.emptyRange(ctx, key, offset, length)
+		return s.emptyRange(ctx, key, o.id, offset, length)
 	}
 	var opts minio.GetObjectOptions
 	end := offset + length - 1
@@ -121,19 +131,20 @@ func (s *Store) GetVersion(ctx context.Context, key string, offset, length int64
 	case length > 0:
 		opts.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, end))
 	}
-	if version != "" {
-		opts.Set("If-Match", `"`+version+`"`)
+	if o.tag != "" {
+		opts.Set("If-Match", `"`+o.tag+`"`)
 	}
+	opts.VersionID = o.id
 	body, info, header, err := s.core.GetObject(ctx, s.bucket, s.prefix+key, opts)
 	switch {
 	case isCode(err, codePreconditionFailed):
 		return nil, fmt.Errorf("read %s: %w", key, objstore.ErrReplaced)
 	case isStatus(err, http.StatusRequestedRangeNotSatisfiable):
-		return s.emptyRange(ctx, key, offset, length)
+		return s.emptyRange(ctx, key, o.id, offset, length)
 	case err != nil:
 		return nil, s.failed(ctx, "read", key, err)
 	}
-	if version != "" && strongETag(info.ETag) != version { // the condition got lost on its way
+	if o.tag != "" && strongETag(info.ETag) != o.tag { // the condition got lost on its way
 		_ = body.Close() // not wanted
 		return nil, fmt.Errorf("read %s: %w", key, objstore.ErrReplaced)
 	}
@@ -198,8 +209,15 @@ func gotRange(h http.Header, partial bool) (byteRange, int64, error) {
 }
 
 // emptyRange is a range that has no bytes in the object, which must be there.
-func (s *Store) emptyRange(ctx context.Context, key string, offset, length int64) (objstore.VersionReader, error) {
-	info, err := s.Stat(ctx, key)
+func (s *Store) emptyRange(ctx context.Context, key, id string, offset, length int64) (objstore.VersionReader, error) {
+	stat := s.Stat
+	if id != "" {
+		stat = func(ctx context.Context, key string) (objstore.Info, error) {
+			info, err := s.statVersion(ctx, key, id)
+			return objstore.Info{Size: info.Size}, err
+		}
+	}
+	info, err := stat(ctx, key)
 	if err != nil {
 		return nil, err
 	}

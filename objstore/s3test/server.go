@@ -65,6 +65,7 @@ type Server struct {
 	kind     Kind
 	program  string
 	dir      string
+	versions bool // VersityGW keeps old versions, which MinIO always can
 	address  string
 	Endpoint string // its URL
 	CAFile   string // its certificate, if it speaks TLS
@@ -79,25 +80,31 @@ type Server struct {
 // Start starts a server, which ends with the test.
 func Start(t testing.TB, kind Kind) *Server {
 	t.Helper()
-	return start(t, kind, t.TempDir(), false)
+	return start(t, kind, t.TempDir(), false, false)
+}
+
+// StartVersioned starts a server whose buckets can have versions.
+func StartVersioned(t testing.TB, kind Kind) *Server {
+	t.Helper()
+	return start(t, kind, t.TempDir(), false, true)
 }
 
 // StartTLS starts a server that speaks TLS, with a certificate of its own.
 func StartTLS(t testing.TB, kind Kind) *Server {
 	t.Helper()
-	return start(t, kind, t.TempDir(), true)
+	return start(t, kind, t.TempDir(), true, false)
 }
 
 // StartIn starts a server that keeps its data in dir.
 func StartIn(t testing.TB, kind Kind, dir string) *Server {
 	t.Helper()
-	return start(t, kind, dir, false)
+	return start(t, kind, dir, false, false)
 }
 
-func start(t testing.TB, kind Kind, dir string, tls bool) *Server {
+func start(t testing.TB, kind Kind, dir string, tls, versions bool) *Server {
 	t.Helper()
-	s := &Server{t: t, kind: kind, program: find(t, kind), dir: dir}
-	for _, sub := range []string{"data", "certs"} {
+	s := &Server{t: t, kind: kind, program: find(t, kind), dir: dir, versions: versions}
+	for _, sub := range []string{"data", "certs", "versions"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -167,7 +174,11 @@ func (s *Server) run() error {
 		if s.CAFile != "" {
 			args = append(args, "--cert", s.CAFile, "--key", filepath.Join(certs, "private.key"))
 		}
-		args = append(args, "posix", data)
+		args = append(args, "posix")
+		if s.versions {
+			args = append(args, "--versioning-dir", filepath.Join(s.dir, "versions"))
+		}
+		args = append(args, data)
 	}
 	cmd := exec.Command(s.program, args...)
 	cmd.Dir = s.dir
