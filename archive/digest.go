@@ -24,9 +24,13 @@ func (d Digest) IsZero() bool { return d == Digest{} }
 func ParseDigest(s string) (Digest, error) {
 	var d Digest
 	if len(s) != hexLen || !parseHex(&d, []byte(s)) {
-		return Digest{}, fmt.Errorf("not a SHA-256 (64 lower-case hex digits): %.80q", s)
+		return Digest{}, notDigest(s)
 	}
 	return d, nil
+}
+
+func notDigest(s string) error {
+	return fmt.Errorf("not a SHA-256 (64 lower-case hex digits): %.80q", s)
 }
 
 // MarshalText returns what String returns.
@@ -34,11 +38,9 @@ func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
 // UnmarshalText is ParseDigest.
 func (d *Digest) UnmarshalText(text []byte) error {
-	v, err := ParseDigest(string(text))
-	if err != nil {
-		return err
+	if len(text) != hexLen || !parseHex(d, text) {
+		return notDigest(string(text))
 	}
-	*d = v
 	return nil
 }
 

@@ -116,4 +116,4 @@ func (r *Repository) Drills(ctx context.Context, domain string) (map[string][]st
 // Unseal proves a sealed object and decodes it into v, after it has been seen to be of
 // the format, and of a version and with requirements that are known here. The error is an
 // archive.DamageError or a NewerError.
-func Unseal(data []byte, key, format string, v any) error { return unsealAs(data, key, format, v) }
+func Unseal(data []byte, key, format string, v headed) error { return unsealAs(data, key, format, v) }

@@ -25,9 +25,7 @@ const ForgottenFormat = "imgbackup-forgotten"
 // It is written before a manifest is removed, and it may name checkpoints that still
 // stand. Without it every checkpoint restores; a backup knows less.
 type Forgotten struct {
-	Format       string                `json:"format"`  // ForgottenFormat
-	Version      int                   `json:"version"` // 1
-	Requires     []string              `json:"requires,omitempty"`
+	Head
 	RepositoryID string                `json:"repository_id"`
 	Domain       string                `json:"domain"`
 	Checkpoints  []ForgottenCheckpoint `json:"checkpoints"` // by sequence, then uuid
@@ -74,7 +72,7 @@ func (r *Repository) readForgotten(ctx context.Context, domain string) (*Forgott
 	key := forgottenKey(domain)
 	data, err := readSealed(ctx, r.Store, key)
 	if errors.Is(err, objstore.ErrNotFound) {
-		return &Forgotten{Format: ForgottenFormat, Version: 1, RepositoryID: r.Config.ID, Domain: domain}, nil, nil
+		return &Forgotten{Head: Head{Format: ForgottenFormat, Version: 1}, RepositoryID: r.Config.ID, Domain: domain}, nil, nil
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("what forgotten checkpoints of domain %s left: %w", domain, err)
@@ -187,8 +185,7 @@ func (f *Forgotten) Manifests() []*Manifest {
 // Validate says what is wrong with a list, or nil.
 func (f *Forgotten) Validate() error {
 	var c checker
-	c.that(f.Format == ForgottenFormat && f.Version == 1, "format %.80q, version %d", f.Format, f.Version)
-	c.that(len(f.Requires) == 0, "it requires %.200q, which is not known", f.Requires)
+	c.nilErr("head", f.Head.Check(ForgottenFormat))
 	c.nilErr("repository_id", validUUID(f.RepositoryID))
 	c.nilErr("domain", CheckDomain(f.Domain))
 	c.that(len(f.Checkpoints) <= maxForgotten, "%d checkpoints", len(f.Checkpoints))

@@ -40,7 +40,7 @@ func fileRef(s string, size int64) archive.FileRef {
 func sample(domain, checkpoint string) *Manifest {
 	id := NewUUID()
 	return &Manifest{
-		Format: ManifestFormat, Version: ManifestVersion,
+		Head: Head{Format: ManifestFormat, Version: ManifestVersion},
 		Info: []byte(`{"Any": {"thing": [1, null, "x"]}}`),
 		Kind: KindArchive, RepositoryID: "7b0f8f1e-6a2c-4a52-9a53-0a3a4a4a4a4a",
 		Domain: domain, DomainUUID: "0d1f8f1e-6a2c-4a52-9a53-0a3a4a4a4a4a", Host: Host{Name: "host", ID: "abcd"},

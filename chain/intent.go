@@ -19,13 +19,11 @@ const IntentFormat = "imgbackup-intent"
 // Intent says what a backup is about to add to which images, so that a later
 // run can settle what became of it. Its key is domains/DOMAIN/intents/UUID.json.
 type Intent struct {
-	Format         string   `json:"format"`  // IntentFormat; PutIntent fills it in
-	Version        int      `json:"version"` // 1; PutIntent fills it in
-	Requires       []string `json:"requires,omitempty"`
-	UUID           string   `json:"uuid"` // of the backup's lease, too
-	Domain         string   `json:"domain"`
-	Checkpoint     string   `json:"checkpoint"`
-	CheckpointUUID string   `json:"checkpoint_uuid"`
+	Head
+	UUID           string `json:"uuid"` // of the backup's lease, too
+	Domain         string `json:"domain"`
+	Checkpoint     string `json:"checkpoint"`
+	CheckpointUUID string `json:"checkpoint_uuid"`
 	Process
 	Created time.Time     `json:"created"` // UTC
 	Images  []IntentImage `json:"images"`
@@ -44,8 +42,7 @@ type IntentImage struct {
 // Validate says what is wrong with an intent, or nil.
 func (in *Intent) Validate() error {
 	var c checker
-	c.that(in.Format == IntentFormat && in.Version == 1, "format %.80q, version %d", in.Format, in.Version)
-	c.that(len(in.Requires) == 0, "it requires %.200q, which is not known", in.Requires)
+	c.nilErr("head", in.Head.Check(IntentFormat))
 	c.nilErr("uuid", validUUID(in.UUID))
 	c.nilErr("domain", CheckDomain(in.Domain))
 	c.nilErr("checkpoint", CheckName(in.Checkpoint))

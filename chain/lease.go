@@ -23,10 +23,8 @@ const LeaseFormat = "imgbackup-lease"
 // commit, and is renewed while work goes on ([Hold]). What deletes objects waits for
 // the leases that it finds after its mark stands. Its key is leases/HOST/UUID.json.
 type Lease struct {
-	Format   string   `json:"format"`  // LeaseFormat
-	Version  int      `json:"version"` // 1
-	Requires []string `json:"requires,omitempty"`
-	UUID     string   `json:"uuid"`
+	Head
+	UUID string `json:"uuid"`
 	Process
 	Started   time.Time  `json:"started"` // UTC
 	Purpose   string     `json:"purpose"`
@@ -58,7 +56,7 @@ func (r *Repository) NewLease(purpose string) (*Lease, error) {
 	}
 	begun := now()
 	return &Lease{
-		Format: LeaseFormat, Version: 1, UUID: NewUUID(), Process: self,
+		Head: Head{Format: LeaseFormat, Version: 1}, UUID: NewUUID(), Process: self,
 		Started: begun, RenewedAt: begun, Purpose: readable(purpose, maxText), MinWriter: writerVersion,
 	}, nil
 }
@@ -66,8 +64,7 @@ func (r *Repository) NewLease(purpose string) (*Lease, error) {
 // Validate says what is wrong with a lease, or nil.
 func (l *Lease) Validate() error {
 	var c checker
-	c.that(l.Format == LeaseFormat && l.Version == 1, "format %.80q, version %d", l.Format, l.Version)
-	c.that(len(l.Requires) == 0, "it requires %.200q, which is not known", l.Requires)
+	c.nilErr("head", l.Head.Check(LeaseFormat))
 	c.nilErr("uuid", validUUID(l.UUID))
 	l.validate(&c)
 	c.time("started", l.Started)

@@ -53,10 +53,8 @@ const MaxMaps = 65
 // Manifest describes one checkpoint of a domain. Its key is
 // domains/DOMAIN/checkpoints/CHECKPOINT.json.
 type Manifest struct {
-	Format       string          `json:"format"`             // ManifestFormat; Commit fills it in
-	Version      int             `json:"version"`            // ManifestVersion; Commit fills it in
-	Requires     []string        `json:"requires,omitempty"` // what a reader must know; none is defined yet
-	Info         json.RawMessage `json:"info,omitempty"`     // free, an object; ignored
+	Head
+	Info         json.RawMessage `json:"info,omitempty"` // free, an object; ignored
 	Kind         string          `json:"kind"`
 	RepositoryID string          `json:"repository_id"` // Commit fills it in
 	Domain       string          `json:"domain"`

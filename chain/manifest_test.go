@@ -124,6 +124,7 @@ func TestValidate(t *testing.T) {
 		"version":             func(m *Manifest) { m.Version = 2 },
 		"requires":            func(m *Manifest) { m.Requires = []string{"x"} },
 		"info":                func(m *Manifest) { m.Info = []byte("[1]") },
+		"info, too deep":      func(m *Manifest) { m.Info = []byte(`{"a": ` + strings.Repeat("[", 31) + strings.Repeat("]", 31) + "}") },
 		"kind":                func(m *Manifest) { m.Kind = "" },
 		"repository":          func(m *Manifest) { m.RepositoryID = "x" },
 		"domain":              func(m *Manifest) { m.Domain = "a/b" },

@@ -44,14 +44,12 @@ var ErrMarkChanged = errors.New("the mark was changed meanwhile")
 // and it is only ever replaced conditionally, by its next revision; when its prune
 // is over it stays as done, so that nothing unconditional is ever done to it.
 type Mark struct {
-	Format   string   `json:"format"`  // MarkFormat
-	Version  int      `json:"version"` // 1
-	Requires []string `json:"requires,omitempty"`
-	UUID     string   `json:"uuid"`     // of this prune; stays when another takes it over
-	Revision int64    `json:"revision"` // one more with each replace
-	State    string   `json:"state"`
-	Owner    string   `json:"owner"` // a UUID: of the run that it belongs to
-	Process           // of its owner
+	Head
+	UUID     string `json:"uuid"`     // of this prune; stays when another takes it over
+	Revision int64  `json:"revision"` // one more with each replace
+	State    string `json:"state"`
+	Owner    string `json:"owner"` // a UUID: of the run that it belongs to
+	Process         // of its owner
 	// Released says that its owner has ended, and that any other may take it over.
 	Released bool      `json:"released,omitempty"`
 	Since    time.Time `json:"since"` // UTC; for people
@@ -112,8 +110,7 @@ func (e *MarkStandsError) Error() string {
 // Validate says what is wrong with a mark, or nil.
 func (m *Mark) Validate() error {
 	var c checker
-	c.that(m.Format == MarkFormat && m.Version == 1, "format %.80q, version %d", m.Format, m.Version)
-	c.that(len(m.Requires) == 0, "it requires %.200q, which is not known", m.Requires)
+	c.nilErr("head", m.Head.Check(MarkFormat))
 	c.nilErr("uuid", validUUID(m.UUID))
 	c.that(m.Revision >= 1 && m.Revision < maxSequence, "revision is %d", m.Revision)
 	c.oneOf("state", m.State, MarkMarked, MarkDeleting, MarkDone)
@@ -207,7 +204,7 @@ func (r *Repository) CreateMark(ctx context.Context, list *MarkList) (*Mark, err
 		return nil, err
 	}
 	m := &Mark{
-		Format: MarkFormat, Version: 1, UUID: NewUUID(), Revision: 1, State: MarkMarked,
+		Head: Head{Format: MarkFormat, Version: 1}, UUID: NewUUID(), Revision: 1, State: MarkMarked,
 		Owner: NewUUID(), Process: self, Since: now(), List: ref,
 	}
 	if !protocol.Keeps(ctx, protocol.Order) {
@@ -336,7 +333,7 @@ func (r *Repository) ReplaceDamagedMark(ctx context.Context) error {
 		return err
 	}
 	_, err = r.storeMark(ctx, &Mark{data: data}, &Mark{
-		Format: MarkFormat, Version: 1, UUID: NewUUID(), Revision: 1, State: MarkDone,
+		Head: Head{Format: MarkFormat, Version: 1}, UUID: NewUUID(), Revision: 1, State: MarkDone,
 		Owner: NewUUID(), Process: self, Since: now(), List: list,
 	})
 	return err

@@ -54,7 +54,7 @@ func FindConfig(ctx context.Context, store objstore.Store) (*Config, error) {
 		return nil, err
 	}
 	c := &Config{
-		Format: ConfigFormat, Version: readerVersion, ChunkSize: archive.GridSize,
+		Head: Head{Format: ConfigFormat, Version: readerVersion}, ChunkSize: archive.GridSize,
 		MinReader: readerVersion, MinWriter: writerVersion,
 	}
 	var damage error

@@ -30,9 +30,7 @@ const (
 // storedProofs says which objects were read and proven when. Nothing believes it but who
 // chooses what to read next, and who shows it: without it, more is read than is due.
 type storedProofs struct {
-	Format       string     `json:"format"`  // ProofsFormat
-	Version      int        `json:"version"` // 1
-	Requires     []string   `json:"requires,omitempty"`
+	Head
 	RepositoryID string     `json:"repository_id"`
 	Runs         []proofRun `json:"runs"` // oldest first
 }
@@ -93,7 +91,7 @@ func (r *Repository) Proofs(ctx context.Context) (p *Proofs, damage, err error) 
 
 func (s *storedProofs) validate(id string) error {
 	var c checker
-	c.that(s.Format == ProofsFormat && s.Version == 1, "format %.80q, version %d", s.Format, s.Version)
+	c.nilErr("head", s.Head.Check(ProofsFormat))
 	c.that(s.RepositoryID == id, "it belongs to repository %.80q", s.RepositoryID)
 	c.that(len(s.Runs) <= maxProofRuns, "%d runs", len(s.Runs))
 	for _, run := range s.Runs {
@@ -178,7 +176,7 @@ func (p *Proofs) add(n News) {
 
 // stored is what is stored of it: of too much, what was proven last.
 func (p *Proofs) stored(id string) storedProofs {
-	s := storedProofs{Format: ProofsFormat, Version: 1, RepositoryID: id, Runs: []proofRun{}}
+	s := storedProofs{Head: Head{Format: ProofsFormat, Version: 1}, RepositoryID: id, Runs: []proofRun{}}
 	byTime := make(map[int64][]string)
 	for k, at := range p.at {
 		byTime[at] = append(byTime[at], hex.EncodeToString(k[:]))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/internal/memory"
+	"github.com/imgbackup/imgbackup/internal/seal"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -24,9 +25,7 @@ var ErrNotRepository = errors.New("not a repository")
 
 // Config is the content of imgbackup.json, written once.
 type Config struct {
-	Format    string    `json:"format"`  // ConfigFormat
-	Version   int       `json:"version"` // 1
-	Requires  []string  `json:"requires,omitempty"`
+	Head
 	ID        string    `json:"id"`         // a UUID
 	ChunkSize int64     `json:"chunk_size"` // archive.GridSize, bytes
 	MinReader int       `json:"min_reader"` // the oldest version that may read
@@ -100,8 +99,7 @@ func Init(ctx context.Context, store objstore.Store, o InitOptions) (*Repository
 		store = objstore.SingleWriter(store)
 	}
 	c := Config{
-		Format:       ConfigFormat,
-		Version:      readerVersion,
+		Head:         Head{Format: ConfigFormat, Version: readerVersion},
 		ID:           NewUUID(),
 		ChunkSize:    archive.GridSize,
 		MinReader:    readerVersion,
@@ -245,7 +243,7 @@ func (c *Config) validate() error {
 	k.that(c.MinReader >= 1 && c.MinWriter >= 1, "min_reader %d, min_writer %d", c.MinReader, c.MinWriter)
 	k.that(c.ChunkSize == archive.GridSize, "chunk_size is %d, not %d", c.ChunkSize, archive.GridSize)
 	k.time("created", c.Created)
-	k.nilErr("info", validInfo(c.Info))
+	k.nilErr("info", seal.CheckFree(c.Info))
 	if c.Encryption != nil {
 		k.that(c.Encryption.Scheme == EncryptionScheme, "encryption: scheme %.80q", c.Encryption.Scheme)
 		k.that(c.Encryption.RosterKey != "", "encryption: it has no roster_key")

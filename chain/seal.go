@@ -26,6 +26,7 @@ func decodeStrict(data []byte, v any) error { return seal.Decode(data, v) }
 // withTexts is an object with texts, which are escaped where it is stored.
 type withTexts[T any] interface {
 	*T
+	headed
 	mapTexts(do func(string) (string, error)) (*T, error)
 	Validate() error
 }
@@ -35,7 +36,7 @@ type withTexts[T any] interface {
 // NewerError.
 func parseAs[T any, P withTexts[T]](data []byte, key, format string, belongs func(P) error) (P, error) {
 	var stored T
-	if err := unsealAs(data, key, format, &stored); err != nil {
+	if err := unsealAs(data, key, format, P(&stored)); err != nil {
 		return nil, err
 	}
 	v, err := P(&stored).mapTexts(unescapeText)

@@ -34,9 +34,7 @@ func (f *FileState) validate(c *checker, field string) {
 // other was made. Its key is domains/DOMAIN/seen.json; it is replaced each time. Nothing
 // needs it: without it, a domain is only read once more.
 type Seen struct {
-	Format       string        `json:"format"`  // SeenFormat
-	Version      int           `json:"version"` // 1
-	Requires     []string      `json:"requires,omitempty"`
+	Head
 	RepositoryID string        `json:"repository_id"`
 	Domain       string        `json:"domain"`
 	Host         Host          `json:"host"`
@@ -61,8 +59,7 @@ const seenName = "seen.json"
 // Validate says what is wrong with it, or nil.
 func (s *Seen) Validate() error {
 	var c checker
-	c.that(s.Format == SeenFormat && s.Version == 1, "format %.80q, version %d", s.Format, s.Version)
-	c.that(len(s.Requires) == 0, "it requires %.200q, which is not known", s.Requires)
+	c.nilErr("head", s.Head.Check(SeenFormat))
 	c.nilErr("repository_id", validUUID(s.RepositoryID))
 	c.nilErr("domain", CheckDomain(s.Domain))
 	s.Host.validate(&c)

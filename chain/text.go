@@ -15,6 +15,9 @@ import (
 // escapeText writes control characters, backslashes, and bytes that are not
 // UTF-8 as \xNN, with lower-case hex digits.
 func escapeText(s string) (string, error) {
+	if plainText(s) {
+		return s, nil
+	}
 	var b strings.Builder
 	for i := 0; i < len(s); {
 		r, n := utf8.DecodeRuneInString(s[i:])
@@ -30,6 +33,9 @@ func escapeText(s string) (string, error) {
 
 // unescapeText is the reverse of escapeText, and refuses what that does not write.
 func unescapeText(s string) (string, error) {
+	if plainText(s) {
+		return s, nil
+	}
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
 		if s[i] != '\\' {
@@ -51,6 +57,16 @@ func unescapeText(s string) (string, error) {
 		return "", fmt.Errorf("text %.200q is not escaped as it should be", s)
 	}
 	return plain, nil
+}
+
+// plainText reports whether s is ASCII that needs no escapes, as most texts are.
+func plainText(s string) bool {
+	for i := range len(s) {
+		if s[i] < 0x20 || s[i] >= 0x7f || s[i] == '\\' {
+			return false
+		}
+	}
+	return true
 }
 
 func mapAll(texts []*string, f func(string) (string, error)) error {

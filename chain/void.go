@@ -23,15 +23,13 @@ const maxVoid = 512
 // of its own. The name is free, and a manifest that takes a void's place names it
 // ([Manifest.OverVoid]).
 type Void struct {
-	Format       string   `json:"format"`  // VoidFormat
-	Version      int      `json:"version"` // 1
-	Requires     []string `json:"requires,omitempty"`
-	RepositoryID string   `json:"repository_id"`
-	UUID         string   `json:"uuid"`
+	Head
+	RepositoryID string `json:"repository_id"`
+	UUID         string `json:"uuid"`
 }
 
 func (r *Repository) newVoid() *Void {
-	return &Void{Format: VoidFormat, Version: 1, RepositoryID: r.Config.ID, UUID: NewUUID()}
+	return &Void{Head: Head{Format: VoidFormat, Version: 1}, RepositoryID: r.Config.ID, UUID: NewUUID()}
 }
 
 // parseVoid returns the void that data is, or nil where it is something else.

@@ -17,8 +17,8 @@ func (d *Drill) newRecord(t *Target) *record.Record {
 	m := t.Manifest
 	begun := now()
 	return &record.Record{
-		Format: record.Format, Version: record.Version,
-		Run: d.o.Run, RepositoryID: d.repo.Config.ID,
+		Head: chain.Head{Format: record.Format, Version: record.Version},
+		Run:  d.o.Run, RepositoryID: d.repo.Config.ID,
 		Domain: m.Domain, DomainUUID: m.DomainUUID, Checkpoint: m.Checkpoint, CheckpointUUID: m.UUID,
 		Revision: m.Revision, Created: m.Created, Disks: []record.Disk{},
 		Host: record.Host{Name: d.self.Host.Name, ID: d.self.Host.ID}, Tool: d.o.Tool, AskedBy: d.o.AskedBy, ChosenBy: t.ChosenBy,

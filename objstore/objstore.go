@@ -33,6 +33,7 @@
 package objstore
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -132,11 +133,16 @@ type Store interface {
 // ReadAll reads a whole object of at most limit bytes. A longer one is
 // ErrTooLarge.
 func ReadAll(ctx context.Context, s Store, key string, limit int64) ([]byte, error) {
+	return readSized(ctx, s, key, 0, limit)
+}
+
+// readSized is ReadAll of an object that is most likely of a size.
+func readSized(ctx context.Context, s Store, key string, size, limit int64) ([]byte, error) {
 	r, err := s.Get(ctx, key, 0, -1)
 	if err != nil {
 		return nil, err
 	}
-	data, err := io.ReadAll(io.LimitReader(r, limit+1))
+	data, err := readUpTo(r, size, limit+1)
 	if cerr := r.Close(); err == nil {
 		err = cerr
 	}
@@ -147,4 +153,15 @@ func ReadAll(ctx context.Context, s Store, key string, limit int64) ([]byte, err
 		return nil, fmt.Errorf("read %s: it may have at most %d bytes: %w", key, limit, ErrTooLarge)
 	}
 	return data, nil
+}
+
+// readUpTo reads at most limit bytes. Where there are as many as is expected, they are
+// allocated once.
+func readUpTo(r io.Reader, expected, limit int64) ([]byte, error) {
+	r = io.LimitReader(r, limit)
+	var b bytes.Buffer
+	// Its reader is asked for more until it says that there is none, with so much room.
+	b.Grow(int(min(max(expected, 0), limit, 1<<20)) + bytes.MinRead)
+	_, err := b.ReadFrom(r)
+	return b.Bytes(), err
 }

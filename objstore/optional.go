@@ -101,7 +101,7 @@ func ReadListed(ctx context.Context, s Store, info Info, limit int64) ([]byte, e
 	if r, ok := As[Remembering](s); ok {
 		return r.ReadListed(ctx, info, limit)
 	}
-	return ReadAll(ctx, s, info.Key, limit)
+	return readSized(ctx, s, info.Key, info.Size, limit)
 }
 
 // Direct is the store to be asked where what it holds is to be proven.

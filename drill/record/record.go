@@ -8,7 +8,11 @@
 // of a run looks like. Fields are added and never change their meaning.
 package record
 
-import "time"
+import (
+	"time"
+
+	"github.com/imgbackup/imgbackup/chain"
+)
 
 // What a record says that it is.
 const (
@@ -55,9 +59,7 @@ func StepNames() []string {
 
 // Record is the drill of one checkpoint.
 type Record struct {
-	Format   string   `json:"format"`
-	Version  int      `json:"version"`
-	Requires []string `json:"requires,omitempty"`
+	chain.Head
 
 	UUID         string `json:"uuid"` // of the record; see [NewUUID]
 	Run          string `json:"run"`  // UUID of the run, which may have drilled several checkpoints

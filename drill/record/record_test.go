@@ -24,7 +24,7 @@ func sample() *Record {
 	digest := strings.Repeat("ab", 32)
 	ms := int64(17)
 	return &Record{
-		Format: Format, Version: Version, Run: chain.NewUUID(), RepositoryID: chain.NewUUID(),
+		Head: chain.Head{Format: Format, Version: Version}, Run: chain.NewUUID(), RepositoryID: chain.NewUUID(),
 		Domain: "web", Checkpoint: "c1", CheckpointUUID: "0123abcd-ef01-4123-8123-0123456789ab", Revision: 1, Manifest: digest, Created: at,
 		Disks: []Disk{{Disk: "vda", Size: 1 << 30, Maps: []string{digest}}},
 		Host:  Host{Name: "h"}, Tool: "imgbackup", ChosenBy: "latest", Programs: map[string]string{"qemu_img": "7.2"},

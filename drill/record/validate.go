@@ -54,8 +54,9 @@ func (c *checks) time(what string, t time.Time) {
 // Validate says what is wrong with a record, or nil.
 func (r *Record) Validate() error {
 	var c checks
-	c.that(r.Format == Format && r.Version == Version, "format %.80q, version %d", r.Format, r.Version)
-	c.that(len(r.Requires) == 0, "it requires %.200q, which is not known", r.Requires)
+	if err := r.Head.Check(Format); err != nil {
+		c = append(c, err)
+	}
 	n, err := ParseName(r.UUID)
 	c.that(err == nil && n.Of(r.CheckpointUUID) && n.Verdict == r.Verdict && n.Begun.Equal(r.Begun.Truncate(time.Millisecond)),
 		"its name %.40q does not agree with what it says", r.UUID)

@@ -19,7 +19,7 @@ func main() {
 }
 
 func run(args []string) error {
-	const usage = "usage: benchtool gen FILE SIZE DATA | floor-backup IMAGE OUT sync|nosync | floor-restore IN OUT | dirty FILE SIZE BYTES SEED | thin FILE | bigmap write|replay DIR | first-bytes SOCKET EXPORT COMMAND… | extents FILE N | crowd REPOSITORY N | clones PLACE DOMAIN N | life write DIR PACKS CHECKPOINTS | life read DIR | far ADDRESS TARGET DELAY MB/S MOST | s3 …"
+	const usage = "usage: benchtool gen FILE SIZE DATA | floor-backup IMAGE OUT sync|nosync | floor-restore IN OUT | dirty FILE SIZE BYTES SEED | thin FILE | bigmap write|replay DIR | first-bytes SOCKET EXPORT COMMAND… | extents FILE N | crowd REPOSITORY N | clones PLACE DOMAIN N | history PLACE DOMAINS CHECKPOINTS | life write DIR PACKS CHECKPOINTS | life read DIR | far ADDRESS TARGET DELAY MB/S MOST | s3 …"
 	if len(args) == 0 {
 		return errors.New(usage)
 	}
@@ -44,6 +44,8 @@ func run(args []string) error {
 		return crowd(rest[0], rest[1])
 	case cmd == "clones" && len(rest) == 3:
 		return clones(rest[0], rest[1], rest[2])
+	case cmd == "history" && len(rest) == 3:
+		return history(rest[0], rest[1], rest[2])
 	case cmd == "life" && len(rest) >= 2:
 		return life(rest[0], rest[1], rest[2:])
 	case cmd == "far" && len(rest) == 5:
