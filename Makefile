@@ -14,7 +14,7 @@ build:
 
 # What the tests run: more than the program needs.
 deps:
-	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit qemu-system-x86_64 swtpm swtpm_setup virsh libvirtd mkfs.ext4 guestfish /sbin/mkfs.vfat /sbin/cryptsetup /sbin/sfdisk zstd jq xmllint /usr/share/libvirt/schemas/domain.rng
+	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit qemu-system-x86_64 swtpm swtpm_setup virsh libvirtd mkfs.ext4 guestfish /sbin/mkfs.vfat /sbin/cryptsetup /sbin/sfdisk zstd jq age age-keygen openssl ssh-keygen xmllint /usr/share/libvirt/schemas/domain.rng
 	@scripts/guest-kernel
 
 # What looks at pages.
@@ -45,7 +45,7 @@ cross:
 # What reads and writes stored bytes, on a big-endian machine. Left out is a test that
 # starts itself anew, which an emulated program can't where the kernel knows no binfmt.
 bigendian:
-	@scripts/need qemu-s390x-static qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh zstd jq
+	@scripts/need qemu-s390x-static qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh zstd jq age age-keygen openssl ssh-keygen
 	CGO_ENABLED=0 GOARCH=s390x scripts/gotest -exec qemu-s390x-static -skip '^TestBitmapAddInterrupted$$' ./archive/... ./chain ./chain/check ./chain/transfer ./clustermap ./qcow2/... ./bitmapstore/... ./nbd/...
 
 # The same demo with Debian 13's QEMU, libvirt, libnbd and libguestfs, and the tests of what

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"filippo.io/age"
@@ -204,3 +205,10 @@ func parseIdentity(line string, ways Ways) (id age.Identity, recipient string, e
 
 // wipe overwrites what was secret.
 func wipe(b []byte) { clear(b) }
+
+// With is both.
+func (ids *Identities) With(more *Identities) *Identities {
+	return &Identities{
+		From: ids.From + " or " + more.From, all: slices.Concat(ids.all, more.all), native: slices.Concat(ids.native, more.native),
+	}
+}

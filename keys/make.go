@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -61,7 +62,7 @@ func Make(ctx context.Context, store objstore.Store, repository string, postQuan
 	if err != nil {
 		return nil, nil, err
 	}
-	return begin(ctx, store, repository, postQuantum, members, first)
+	return begin(ctx, store, repository, postQuantum, members, []crypt.Generation{first})
 }
 
 // MakeLike is Make with the keys of another repository, so that packs can be copied between
@@ -73,18 +74,25 @@ func (k *Keyring) MakeLike(ctx context.Context, store objstore.Store, repository
 	if err := k.checkAdmin("give its keys to another repository"); err != nil {
 		return nil, nil, err
 	}
-	newest := k.generations[len(k.generations)-1]
-	newest.Number = 1
-	return begin(ctx, store, repository, k.Roster.PostQuantum, members, newest)
+	return begin(ctx, store, repository, k.Roster.PostQuantum, members, k.generations)
 }
 
-func begin(ctx context.Context, store objstore.Store, repository string, postQuantum bool, members []Joining, first crypt.Generation) (*Keyring, []Joined, error) {
+func begin(ctx context.Context, store objstore.Store, repository string, postQuantum bool, members []Joining, generations []crypt.Generation) (*Keyring, []Joined, error) {
 	k := &Keyring{
-		store: store, generations: []crypt.Generation{first},
+		store: store, generations: slices.Clone(generations),
 		Roster: &Roster{Format: RosterFormat, Version: rosterVersion, RepositoryID: repository, PostQuantum: postQuantum},
 	}
 	next := k.Roster.clone()
-	next.Generations = []Generation{publicOf(&first)}
+	for i := range k.generations {
+		public := publicOf(&k.generations[i])
+		if i > 0 { // of a new repository, nothing stood
+			var err error
+			if public.Standing, err = k.storeStanding(ctx, nil); err != nil {
+				return nil, nil, err
+			}
+		}
+		next.Generations = append(next.Generations, public)
+	}
 	joined, private, err := k.join(ctx, next, members)
 	if err != nil {
 		return nil, nil, err
@@ -326,4 +334,13 @@ func (k *Keyring) checkAdmin(what string) error {
 		}
 	}
 	return &Error{What: fmt.Sprintf("to %s takes the identity of an admin (%s); %s is a %s", what, strings.Join(admins, ", "), k.Member.Name, k.Member.Role)}
+}
+
+// NewPassphrase makes one up: 130 bits that are random, in groups of letters and digits.
+func NewPassphrase() string {
+	var groups []string
+	for text := strings.ToLower(rand.Text()); text != ""; text = text[min(5, len(text)):] {
+		groups = append(groups, text[:min(5, len(text))])
+	}
+	return strings.Join(groups, "-")
 }

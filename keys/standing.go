@@ -2,11 +2,129 @@
 
 package keys
 
-import "sync"
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
 
-// maxStanding bounds a list of what stands as it is stored, bytes.
-const maxStanding = 256 << 20
+	"github.com/klauspost/compress/zstd"
 
+	"github.com/imgbackup/imgbackup/archive"
+)
+
+// Bounds of a list of what stands.
+const (
+	maxStanding      = 256 << 20 // bytes, as it is stored
+	maxStandingText  = 1 << 30   // bytes of text
+	maxStandingLines = 4 << 20
+	maxStandingLine  = 64 + 2 + 1024
+)
+
+// Stands is a signed object as it stands under a key.
+type Stands struct {
+	Key  string
+	Seal string // the digest in its last line: 64 hex digits
+}
+
+// writeStanding makes a list: zstd of lines as sha256sum has them, sorted by key.
+func writeStanding(all []Stands) ([]byte, error) {
+	if len(all) > maxStandingLines {
+		return nil, fmt.Errorf("%d objects are more than the %d that a list of what stands can have", len(all), maxStandingLines)
+	}
+	all = slices.Clone(all)
+	slices.SortFunc(all, func(a, b Stands) int { return cmp.Compare(a.Key, b.Key) })
+	var b bytes.Buffer
+	z, err := zstd.NewWriter(&b, zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range all {
+		if !isDigest(s.Seal) || strings.ContainsAny(s.Key, "\n") || len(s.Key) > 1024 {
+			return nil, fmt.Errorf("%.80q does not stand", s.Key)
+		}
+		if _, err := fmt.Fprintf(z, "%s  %s\n", s.Seal, s.Key); err != nil {
+			return nil, err
+		}
+	}
+	if err := z.Close(); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+// readStanding calls each with every line of a list.
+func readStanding(data []byte, each func(line string)) error {
+	z, err := zstd.NewReader(bytes.NewReader(data), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(64<<20), zstd.WithDecoderMaxWindow(16<<20))
+	if err != nil {
+		return err
+	}
+	defer z.Close()
+	lines := bufio.NewScanner(io.LimitReader(z, maxStandingText))
+	lines.Buffer(make([]byte, 0, 4096), maxStandingLine+1)
+	last := ""
+	for n := 0; lines.Scan(); n++ {
+		line := lines.Text()
+		if len(line) < 67 || !isDigest(line[:64]) || line[64:66] != "  " || n > 0 && line[66:] <= last || n >= maxStandingLines {
+			return fmt.Errorf("line %d is none, or not in order", n+1)
+		}
+		last = line[66:]
+		each(line)
+	}
+	return lines.Err()
+}
+
+// standingSet is what stood when the newest generation began, once it is needed.
 type standingSet struct {
-	once sync.Once
+	mu    sync.Mutex
+	lines map[[16]byte]struct{} // of each line, the first half of its SHA-256
+}
+
+func lineSum(seal, key string) [16]byte {
+	sum := sha256.Sum256([]byte(seal + "  " + key))
+	return [16]byte(sum[:])
+}
+
+// stood reports whether an object with this seal stood under its key when the newest
+// generation began.
+func (k *Keyring) stood(ctx context.Context, key, seal string) (bool, error) {
+	s := &k.standing
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lines == nil {
+		lines, err := k.loadStanding(ctx)
+		if err != nil {
+			return false, err
+		}
+		s.lines = lines
+	}
+	_, ok := s.lines[lineSum(seal, key)]
+	return ok, nil
+}
+
+func (k *Keyring) loadStanding(ctx context.Context) (map[[16]byte]struct{}, error) {
+	list := k.Roster.Generations[len(k.Roster.Generations)-1].Standing
+	if list == nil {
+		return nil, errors.New("there is no list of what stands")
+	}
+	key := standingKey(list.SHA256)
+	data, err := read(ctx, k.store, key, list.Length)
+	if err != nil {
+		return nil, fmt.Errorf("read what stands: %w", err)
+	}
+	if digestOf(data) != list.SHA256 {
+		return nil, archive.Damaged(key, errors.New("its bytes have another digest"))
+	}
+	lines := make(map[[16]byte]struct{})
+	if err := readStanding(data, func(line string) { lines[lineSum(line[:64], line[66:])] = struct{}{} }); err != nil {
+		return nil, archive.Damaged(key, err)
+	}
+	return lines, nil
 }

@@ -24,7 +24,7 @@ type domainsFailed struct {
 // worst compares exit statuses: damage is worse than a failure, and that worse
 // than what another try may cure.
 func worst(a, b int) int {
-	order := []int{exitDone, exitUsage, exitNotTrusted, exitInUse, exitTaken, exitFailed, exitDamage, exitInterrupted}
+	order := []int{exitDone, exitUsage, exitNotTrusted, exitInUse, exitTaken, exitKey, exitFailed, exitDamage, exitInterrupted}
 	if slices.Index(order, a) > slices.Index(order, b) {
 		return a
 	}

@@ -82,8 +82,7 @@ repository and no images. --all-domains takes every definition (*.xml) in a fold
 
 --compression takes a number as well, from 0 (none) to 4 (best).`
 
-const backupExamples = `  imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2
-  imgbackup backup web --disk vda=/vm/a.qcow2,format=qcow2 --disk vdb=/dev/vg/web,format=raw
+const backupExamples = `  imgbackup backup web --disk vda=/vm/a.qcow2,format=qcow2 --disk vdb=/dev/vg/web,format=raw
   imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --target vda=/b/full.qcow2 --checkpoint c1
   virsh dumpxml web | imgbackup backup --domain-xml -
   imgbackup backup --all-domains /etc/libvirt/qemu`

@@ -39,6 +39,7 @@ func (a *app) owners(ctx context.Context, o ownerFlags) (*owner.Known, error) {
 	var places []owner.Place
 	for _, name := range a.places(o) {
 		other := *a
+		other.second = true
 		other.repoFlag = name
 		repo, err := other.openCached(ctx)
 		if err != nil {

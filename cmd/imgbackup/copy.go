@@ -111,6 +111,7 @@ func (o *copyOptions) choose(ctx context.Context, from *chain.Repository) error 
 }
 
 func (a *app) copy(ctx context.Context, o copyOptions) error {
+	a.second = true
 	from, err := a.openRepo(ctx)
 	if err != nil {
 		return err

@@ -3,7 +3,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -240,16 +242,18 @@ func (r *drillRequest) readPlans() error {
 	return nil
 }
 
-// readSmall reads a file of at most limit bytes.
-func readSmall(path string, limit int64) ([]byte, error) {
-	info, err := os.Stat(path)
+// readSmall reads a file of at most limit bytes, which may be a pipe.
+func readSmall(path string, limit int64) (data []byte, err error) {
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() > limit {
-		return nil, fmt.Errorf("%s has %d bytes: that is too large", path, info.Size())
+	defer func() { err = errors.Join(err, f.Close()) }()
+	data, err = io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("%s has more than %d bytes: that is too large", path, limit)
 	}
-	return os.ReadFile(path)
+	return data, err
 }
 
 // planOf is a domain's plan: what flags say comes before the file.

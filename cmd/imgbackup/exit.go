@@ -12,7 +12,9 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/keys"
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/qemu"
 	"github.com/imgbackup/imgbackup/restore"
@@ -28,6 +30,7 @@ const (
 	exitNotTrusted  = 4   // an incremental was asked for and cannot be trusted
 	exitInUse       = 5   // an image is in use
 	exitTaken       = 6   // the name is taken, or somebody else was first
+	exitKey         = 7   // the key does not open this
 	exitInterrupted = 130 // by a signal
 )
 
@@ -45,9 +48,12 @@ func exitTable(codes []int) string {
 		{exitNotTrusted, "an incremental was asked for and cannot be trusted"},
 		{exitInUse, "an image, the target of a restore, a socket or a scratch file is in use"},
 		{exitTaken, "the name is taken, someone else committed first, or the domain belongs to another host"},
+		{exitKey, "the key does not open this: it is missing, or another one's"},
 		{exitInterrupted, "interrupted"},
 	} {
-		if s.code <= exitUsage || slices.Contains(codes, s.code) {
+		// Whatever can be damaged can be encrypted.
+		key := s.code == exitKey && slices.Contains(codes, exitDamage)
+		if s.code <= exitUsage || key || slices.Contains(codes, s.code) {
 			// Indented so that it is a block of its own in man pages.
 			fmt.Fprintf(&b, "    %-3d  %s\n", s.code, s.means)
 		}
@@ -90,10 +96,21 @@ func exitCode(ctx context.Context, err error) int {
 		return exitTaken
 	case errors.As(err, &found), errors.As(err, &damage), errors.As(err, &differs), errors.As(err, &lost):
 		return exitDamage
+	case wrongKey(err):
+		return exitKey
 	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled) && errors.Is(context.Cause(ctx), errInterrupted):
 		return exitInterrupted
 	}
 	return exitFailed
+}
+
+// wrongKey reports whether a key is missing, or is another one's.
+func wrongKey(err error) bool {
+	var (
+		wrong  *keys.Error
+		unable *crypt.KeyError
+	)
+	return errors.As(err, &wrong) || errors.As(err, &unable) || errors.Is(err, chain.ErrEncrypted)
 }
 
 // somethingInUse reports whether another program or run has what err is about.

@@ -41,6 +41,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		"serve":                servedJSON{},
 		"export":               offerJSON{},
 		"init":                 initJSON{},
+		"key list":             keysJSON{},
 		"check":                check.Report{},
 		"copy":                 transfer.Result{},
 		"prune":                prune.Result{},

@@ -23,12 +23,15 @@ func (a *app) openRepo(ctx context.Context) (*chain.Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	repo, err := chain.Open(ctx, store)
+	repo, err := chain.OpenWith(ctx, store, a.unlock)
 	if errors.Is(err, chain.ErrNotRepository) {
 		return nil, fmt.Errorf("%s: %w", a.place(), err)
 	}
 	if err != nil {
 		return nil, err
+	}
+	if repo.Access != nil { // until what is stored is encrypted
+		return nil, fmt.Errorf("%s: its keys are open, and this version stores nothing in encrypted repositories, and reads nothing", a.place())
 	}
 	repo.Memory = a.memory
 	return a.identify(repo)

@@ -57,6 +57,9 @@ type program struct {
 	retry retry.Options
 	// memory is how much a run may take; as much as usual outside main and some tests.
 	memory memory.Budget
+	// workFactor is scrypt's, as a logarithm, for what is made with a passphrase; age's
+	// outside tests.
+	workFactor int
 	// definitions is where libvirt keeps its domains; its own folder outside tests.
 	definitions string
 	// serving is set as soon as clients can connect: a server ends by a signal as a

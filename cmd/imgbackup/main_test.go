@@ -57,7 +57,7 @@ func TestMain(m *testing.M) {
 	}
 	testscript.Main(m, map[string]func(){
 		"imgbackup": func() {
-			p := program{in: os.Stdin, out: os.Stdout, err: os.Stderr, memory: limitMemory(), step: stepHook(), definitions: os.Getenv(definitions)}
+			p := program{in: os.Stdin, out: os.Stdout, err: os.Stderr, memory: limitMemory(), step: stepHook(), definitions: os.Getenv(definitions), workFactor: 8}
 			if d, err := time.ParseDuration(os.Getenv(patience)); err == nil {
 				p.retry.Patience = d
 			}

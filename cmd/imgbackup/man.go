@@ -126,6 +126,8 @@ const environment = `**IMGBACKUP_REPO**: the repository where no --repo names on
 
 **IMGBACKUP_HOST_ID**: what this host is known by where no --host-id says so.
 
+**IMGBACKUP_IDENTITY**: the file with the key of an encrypted repository, where no --identity names one.
+
 **IMGBACKUP_CACHE**: the folder of what this host remembers of repositories, or **off**; else imgbackup in
 **XDG_CACHE_HOME** or ~/.cache. It may be removed at any time.
 

@@ -87,6 +87,7 @@ func (a *app) repair(ctx context.Context, o repairOptions) error {
 	}}
 	for _, place := range o.from {
 		other := *a
+		other.second = true
 		other.repoFlag = place
 		from, err := other.openRepo(ctx)
 		if err != nil {
@@ -136,7 +137,7 @@ func (a *app) repair(ctx context.Context, o repairOptions) error {
 // openDamaged opens a repository, and rebuilds its configuration if that is lost. In a dry
 // run it only says so, and there is no repository.
 func (a *app) openDamaged(ctx context.Context, store objstore.Store, dryRun bool) (*chain.Repository, bool, error) {
-	repo, err := chain.Open(ctx, store)
+	repo, err := chain.OpenWith(ctx, store, a.unlock)
 	if err == nil || !errors.Is(err, chain.ErrNotRepository) && !archive.IsDamage(err) {
 		return repo, false, err
 	}

@@ -29,10 +29,14 @@ type app struct {
 	cached      *cachedRepo // nil: no repository was opened with the cache
 	progress    string      // how it is shown
 	unusual     habit.Limits
+	keyFlags    keyFlags
+	opened      *opened
+	// second: this is one repository of several, of which the identity may belong to another.
+	second bool
 }
 
 func newRoot(p program) *cobra.Command {
-	a := &app{program: p}
+	a := &app{program: p, opened: &opened{}}
 	root := &cobra.Command{
 		Use:   "imgbackup",
 		Short: "Back up the disks of shut-down QEMU/KVM virtual machines",
@@ -64,12 +68,15 @@ progress to stderr.`,
 	flags.StringVarP(&a.repoFlag, "repo", "r", "", "repository: the `PATH` of a directory, or s3://BUCKET/PREFIX (default: IMGBACKUP_REPO)")
 	flags.StringVar(&a.hostIDFlag, "host-id", "", "what this host is known by, in place of its machine id: a word, or a file's\npath with a slash (`FILE|ID`; default: IMGBACKUP_HOST_ID)")
 	flags.IntVar(&a.connections, "connections", open.DefaultConnections, fmt.Sprintf("ask a bucket for at most `N` things at once, 1 to %d; fewer where it refuses so many", open.MaxConnections))
+	flags.StringArrayVar(&a.keyFlags.identities, "identity", nil, "the `FILE` with the key of an encrypted repository; may be repeated\n(default: IMGBACKUP_IDENTITY)")
+	flags.StringVar(&a.keyFlags.passphraseFile, "passphrase-file", "", "the first line of `FILE` is the passphrase of the repository, or of --identity")
 	flags.BoolVar(&a.json, "json", false, "write results as JSON, for programs")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no notes on stderr")
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpFunc(showHelp)
 	root.AddCommand(
 		a.initCommand(),
+		a.keyCommand(),
 		a.inspectCommand(),
 		a.bitmapCommand(),
 		a.backupCommand(),

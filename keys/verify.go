@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package keys
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/internal/seal"
+)
+
+// UntrustedError says that an object is signed by nobody whose signature counts. It comes
+// within an archive.DamageError: such an object is told of, and never used.
+type UntrustedError struct{ What string }
+
+func (e *UntrustedError) Error() string { return e.What }
+
+// Signer signs as the member that has opened the repository.
+func (k *Keyring) Signer() (seal.Signer, error) {
+	if k.signing == nil {
+		return nil, &Error{What: fmt.Sprintf("%s is a %s, which signs nothing: to store here takes the identity of an admin, a host or a manager", k.Member.Name, k.Member.Role)}
+	}
+	return signer{by: k.Member.Name, generation: k.Roster.Generation(), repository: k.Roster.RepositoryID, key: k.signing}, nil
+}
+
+// Verify proves the signature of the object under a key, whose last line has the digest
+// seal, and says whose it is. s nil: it has none. What does not count is an
+// archive.DamageError with an [*UntrustedError] in it.
+func (k *Keyring) Verify(ctx context.Context, key, seal string, s *seal.Signature) (*Member, error) {
+	m, err := k.Roster.signerOf(key, s)
+	if err != nil {
+		return nil, archive.Damaged(key, &UntrustedError{What: err.Error()})
+	}
+	if s.Generation == k.Roster.Generation() {
+		return m, nil
+	}
+	stood, err := k.stood(ctx, key, seal)
+	if err != nil {
+		return nil, err
+	}
+	if !stood {
+		return nil, archive.Damaged(key, &UntrustedError{What: fmt.Sprintf("%s signed it with keys of generation %d, and it did not stand when they were rotated", m.Name, s.Generation)})
+	}
+	return m, nil
+}
+
+// signerOf finds out whose a signature is, as far as the roster alone tells.
+func (r *Roster) signerOf(key string, s *seal.Signature) (*Member, error) {
+	if s == nil {
+		return nil, errors.New("it is not signed")
+	}
+	m := r.Member(s.By)
+	switch {
+	case m == nil:
+		return nil, fmt.Errorf("it is signed by %s, who is not in the roster", jsonText(s.By))
+	case s.Repository != r.RepositoryID:
+		return nil, fmt.Errorf("%s signed it for another repository, %s", m.Name, jsonText(s.Repository))
+	case s.Key != key:
+		return nil, fmt.Errorf("%s signed it for another place, %s", m.Name, jsonText(s.Key))
+	case s.Generation < m.Since || s.Generation > r.Generation() || m.Removed() && s.Generation > m.Until:
+		return nil, fmt.Errorf("%s signed it with keys of generation %d, of which they had none", m.Name, s.Generation)
+	case !s.ProvenBy(m.public()):
+		return nil, fmt.Errorf("the signature of %s is wrong", m.Name)
+	}
+	return m, nil
+}
