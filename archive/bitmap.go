@@ -9,6 +9,7 @@ import (
 	"io"
 
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -18,11 +19,14 @@ func (w *Writer) PutBitmap(ctx context.Context, h bitmapstore.Header, r bitmapst
 	if err := w.err(); err != nil {
 		return Ref{}, err
 	}
-	s := &spool.Spool{Dir: w.o.TempDir}
-	defer s.Close()
-	if _, _, err := bitmapstore.Encode(s, h, r); err != nil {
+	s, err := encryptedTo(w.o.TempDir, w.keys, crypt.Metadata, func(to io.Writer) error {
+		_, _, err := bitmapstore.Encode(to, h, r)
+		return err
+	})
+	if err != nil {
 		return Ref{}, fmt.Errorf("bitmap %q: %w", h.Name, err)
 	}
+	defer s.Close()
 	name, err := hashBody(s)
 	if err != nil {
 		return Ref{}, fmt.Errorf("bitmap %q: %w", h.Name, err)
@@ -71,11 +75,16 @@ func openSpooled(ctx context.Context, store objstore.Store, key string, ref Ref)
 		return nil, err
 	}
 	s.Rest() // beside those of many other checkpoints
-	return &spooled{SectionReader: io.NewSectionReader(s, 0, s.Size()), spool: s}, nil
+	r, err := decrypting(store, key, crypt.Metadata, io.NewSectionReader(s, 0, s.Size()))
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return &spooled{Reader: r, spool: s}, nil
 }
 
 type spooled struct {
-	*io.SectionReader
+	io.Reader
 	spool *spool.Spool
 }
 

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/imgbackup/imgbackup/clustermap"
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -29,16 +30,31 @@ func ClustersKey(d Digest) string { return objectKey(ClustersPrefix, d) }
 // Clusters is a part of a cluster map's fingerprint that is about to be stored.
 type Clusters struct {
 	Ref Ref
+	// Content is, in an encrypted repository, the keyed digest of what is not encrypted yet:
+	// what has the same is the same.
+	Content Digest
 
 	body *spool.Spool
 }
 
 // EncodeClusters makes the object of a part of a fingerprint, which must be closed. tempDir is
-// for one that is too large for memory.
-func EncodeClusters(h clustermap.Header, runs iter.Seq2[clustermap.Run, error], tempDir string) (*Clusters, error) {
-	c := &Clusters{body: &spool.Spool{Dir: tempDir}}
-	err := clustermap.Encode(c.body, h, runs)
-	if err == nil && c.body.Size() > MaxClusters {
+// for one that is too large for memory, keys are the repository's, if it is encrypted.
+func EncodeClusters(h clustermap.Header, runs iter.Seq2[clustermap.Run, error], tempDir string, keys *crypt.Keys) (*Clusters, error) {
+	c := &Clusters{}
+	var err error
+	c.body, err = encryptedTo(tempDir, keys, crypt.Metadata, func(to io.Writer) error {
+		if keys == nil {
+			return clustermap.Encode(to, h, runs)
+		}
+		sum := keys.Digests().Content()
+		err := clustermap.Encode(io.MultiWriter(sum, to), h, runs)
+		c.Content = Digest(sum.Sum(nil))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if c.body.Size() > MaxClusters {
 		err = fmt.Errorf("it has more than %d bytes", int64(MaxClusters))
 	}
 	if err == nil {
@@ -102,7 +118,12 @@ func ReadClusters(
 			yield(clustermap.Run{}, err)
 			return
 		}
-		for run, err := range clustermap.Decode(io.NewSectionReader(s, 0, s.Size()), want) {
+		plain, err := decrypting(store, key, crypt.Metadata, io.NewSectionReader(s, 0, s.Size()))
+		if err != nil {
+			yield(clustermap.Run{}, err)
+			return
+		}
+		for run, err := range clustermap.Decode(plain, want) {
 			var bad *clustermap.DamageError
 			if errors.As(err, &bad) {
 				err = Damaged(key, err)

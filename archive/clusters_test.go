@@ -27,7 +27,7 @@ func TestClustersAtOnce(t *testing.T) {
 	for i := range int64(24) {
 		c, err := EncodeClusters(clustermap.Header{Unit: 65536, Units: 4}, func(yield func(clustermap.Run, error) bool) {
 			yield(clustermap.Run{Kind: clustermap.Data, Count: 4, Host: (i + 1) << 20}, nil)
-		}, t.TempDir())
+		}, t.TempDir(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -82,7 +82,7 @@ func (c *cursor) damage() error {
 func (c *cursor) parse(line []byte) error {
 	f := &c.m.frames[c.frame]
 	r := &c.run
-	if !r.parse(line) || !r.valid(f.end, len(c.m.packs)) || r.off < c.prev || c.pos == runLineLen && r.off != f.first {
+	if !r.parse(line) || !r.valid(f.end, len(c.m.packs), c.m.frameLimit) || r.off < c.prev || c.pos == runLineLen && r.off != f.first {
 		return c.damage()
 	}
 	c.prev = r.end()

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/internal/memory"
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -30,6 +31,8 @@ type FetcherOptions struct {
 // for concurrent use and needs no closing.
 type Fetcher struct {
 	store    objstore.Store
+	keys     *crypt.Keys // nil: the store is plain
+	groups   groupCache
 	buffer   func() []byte
 	far      bool
 	frames   chan []byte      // for the frame of each request; nil: not made yet
@@ -38,8 +41,9 @@ type Fetcher struct {
 
 // chunkSpace is what it takes to decode a chunk.
 type chunkSpace struct {
-	dec   *decoder
-	chunk []byte
+	dec     *decoder
+	chunk   []byte
+	content []byte // of a group
 }
 
 // mostRequests bounds what their frames take, however many connections there are.
@@ -64,7 +68,7 @@ func (o *FetcherOptions) counts(store objstore.Store) (requests, chunks int) {
 func NewFetcher(store objstore.Store, o FetcherOptions) *Fetcher {
 	requests, chunks := o.counts(store)
 	f := &Fetcher{
-		store: store, buffer: o.Buffer, far: objstore.Connections(store) > 0,
+		store: store, keys: KeysOf(store), buffer: o.Buffer, far: objstore.Connections(store) > 0,
 		frames: make(chan []byte, requests), decoders: make(chan *chunkSpace, chunks),
 	}
 	for range requests {
@@ -95,7 +99,7 @@ func (f *Fetcher) space(ctx context.Context) (*chunkSpace, error) {
 		if s != nil {
 			return s, nil
 		}
-		dec, err := newDecoder()
+		dec, err := newKeyedDecoder(f.keys)
 		if err != nil {
 			f.decoders <- nil
 			return nil, err
@@ -106,12 +110,12 @@ func (f *Fetcher) space(ctx context.Context) (*chunkSpace, error) {
 	}
 }
 
-// checkFrame judges what a map says of a frame before it is asked for.
-func checkFrame(e *Entry) error {
+// checkFrame judges what a map says of a frame, of at most limit bytes, before it is asked for.
+func checkFrame(e *Entry, limit int32) error {
 	if e.Zero {
 		return errors.New("archive: a run of zeros has no chunk")
 	}
-	if e.FrameOffset < 0 || e.FrameLength <= 0 || e.FrameLength > maxFrame || e.Pack.Length > maxPackLength ||
+	if e.FrameOffset < 0 || e.FrameLength <= 0 || e.FrameLength > limit || e.Pack.Length > maxPackLength ||
 		e.FrameOffset > e.Pack.Length-int64(e.FrameLength) {
 		return damagef(PackKey(e.Pack.Name), 0, 0, "a map names a frame of %d bytes at %d, in a pack of %d bytes",
 			e.FrameLength, e.FrameOffset, e.Pack.Length)
@@ -119,9 +123,27 @@ func checkFrame(e *Entry) error {
 	return nil
 }
 
+// open decrypts what was read in place of frames, e's among them. A plain frame is its own group.
+func (s *chunkSpace) open(e *Entry, stored []byte) (g group, err error) {
+	if s.dec.keys == nil {
+		return group{rest: stored}, nil
+	}
+	if s.content, err = s.dec.keys.Open(s.content, crypt.Data, stored); err == nil {
+		g, err = openGroup(s.content)
+	}
+	return g, unopened(PackKey(e.Pack.Name), e.FrameOffset, int64(e.FrameLength), err)
+}
+
 // decode proves the frame of e and that the chunk is long enough for it.
-func (s *chunkSpace) decode(e *Entry, frame, buf []byte) ([]byte, error) {
-	chunk, err := s.dec.chunk(frame, buf, e.Chunk)
+func (s *chunkSpace) decode(e *Entry, g *group, buf []byte) ([]byte, error) {
+	frame, err := g.rest, error(nil)
+	if s.dec.keys != nil {
+		frame, err = g.frame(&e.Chunk)
+	}
+	var chunk []byte
+	if err == nil {
+		chunk, err = s.dec.chunk(frame, buf, e.Chunk)
+	}
 	if err != nil {
 		return nil, &DamageError{Object: PackKey(e.Pack.Name), Offset: e.FrameOffset, Length: int64(e.FrameLength), Err: err}
 	}
@@ -135,8 +157,11 @@ func (s *chunkSpace) decode(e *Entry, frame, buf []byte) ([]byte, error) {
 // large enough (GridSize bytes always are). What is missing or wrong is a
 // [DamageError]; a store that fails is not.
 func (f *Fetcher) Chunk(ctx context.Context, e Entry, buf []byte) ([]byte, error) {
-	if err := checkFrame(&e); err != nil {
+	if err := checkFrame(&e, frameLimit(f.keys)); err != nil {
 		return nil, err
+	}
+	if g := f.groups.get(&e); g != nil {
+		return f.chunkOf(ctx, &e, g, buf)
 	}
 	frame, err := f.frame(ctx)
 	if err != nil {
@@ -152,7 +177,22 @@ func (f *Fetcher) Chunk(ctx context.Context, e Entry, buf []byte) ([]byte, error
 		return nil, err
 	}
 	defer func() { f.decoders <- s }()
-	return s.decode(&e, frame, buf)
+	g, err := s.open(&e, frame)
+	if err != nil {
+		return nil, err
+	}
+	f.groups.keep(&e, &g)
+	return s.decode(&e, &g, buf)
+}
+
+// chunkOf is Chunk of a group that is open.
+func (f *Fetcher) chunkOf(ctx context.Context, e *Entry, g *group, buf []byte) ([]byte, error) {
+	s, err := f.space(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { f.decoders <- s }()
+	return s.decode(e, g, buf)
 }
 
 // EntryError says which entries of a batch could not be had.
@@ -267,7 +307,7 @@ func (f *Fetcher) fetch(
 	for uses := r.uses; len(uses) > 0; {
 		e := &entries[uses[0]]
 		n := 1
-		for n < len(uses) && compareFrames(e, &entries[uses[n]]) == 0 {
+		for n < len(uses) && f.readWith(e, &entries[uses[n]]) {
 			n++
 		}
 		frame = sized(frame, int(e.FrameLength))
@@ -285,18 +325,45 @@ func (f *Fetcher) fetch(
 	return frame, nil
 }
 
-// deliver decodes one frame and hands it out.
-func (f *Fetcher) deliver(ctx context.Context, entries []Entry, uses []int, frame []byte, fn func([]int, []byte) error) error {
+// readWith reports whether one is read when the other is: they are of the same frame, or group.
+func (f *Fetcher) readWith(a, b *Entry) bool {
+	if f.keys != nil {
+		return a.FrameOffset == b.FrameOffset && a.FrameLength == b.FrameLength
+	}
+	return compareFrames(a, b) == 0
+}
+
+// deliver decodes what was read for some uses, and hands it out.
+func (f *Fetcher) deliver(ctx context.Context, entries []Entry, uses []int, stored []byte, fn func([]int, []byte) error) error {
 	s, err := f.space(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { f.decoders <- s }()
+	g, err := s.open(&entries[uses[0]], stored)
+	if err != nil {
+		return &EntryError{Indexes: slices.Clone(uses), Entry: entries[uses[0]], Err: err}
+	}
+	for len(uses) > 0 {
+		n := 1
+		for n < len(uses) && compareFrames(&entries[uses[0]], &entries[uses[n]]) == 0 {
+			n++
+		}
+		if err := f.hand(s, &g, entries, uses[:n], fn); err != nil {
+			return err
+		}
+		uses = uses[n:]
+	}
+	return nil
+}
+
+// hand decodes one chunk and hands it out.
+func (f *Fetcher) hand(s *chunkSpace, g *group, entries []Entry, uses []int, fn func([]int, []byte) error) (err error) {
 	e := &entries[uses[0]]
 	var chunk []byte
 	if f.buffer != nil {
-		chunk, err = s.decode(e, frame, f.buffer())
-	} else if chunk, err = s.decode(e, frame, s.chunk); err == nil {
+		chunk, err = s.decode(e, g, f.buffer())
+	} else if chunk, err = s.decode(e, g, s.chunk); err == nil {
 		s.chunk = chunk
 	}
 	for i := 1; i < len(uses) && err == nil; i++ {

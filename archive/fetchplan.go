@@ -33,7 +33,7 @@ func (f *Fetcher) plan(entries []Entry) ([]request, error) {
 		if entries[i].Zero {
 			continue
 		}
-		if err := checkFrame(&entries[i]); err != nil {
+		if err := checkFrame(&entries[i], frameLimit(f.keys)); err != nil {
 			return nil, &EntryError{Indexes: []int{i}, Entry: entries[i], Err: err}
 		}
 		order = append(order, i)

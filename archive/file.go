@@ -13,7 +13,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"github.com/imgbackup/imgbackup/internal/spool"
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -46,9 +46,9 @@ func (w *Writer) PutFile(ctx context.Context, content io.Reader) (FileRef, error
 	if err := w.err(); err != nil {
 		return FileRef{}, err
 	}
-	s := &spool.Spool{Dir: w.o.TempDir}
+	s := newScratch(w.o.TempDir, w.keys != nil)
 	defer s.Close()
-	enc, err := zstd.NewWriter(s, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(fileWindow), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(true))
+	enc, err := zstd.NewWriter(&s, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(fileWindow), zstd.WithLowerEncoderMem(true), zstd.WithEncoderCRC(true))
 	if err != nil {
 		return FileRef{}, fmt.Errorf("zstd encoder: %w", err)
 	}
@@ -64,16 +64,27 @@ func (w *Writer) PutFile(ctx context.Context, content io.Reader) (FileRef, error
 	if err != nil {
 		return FileRef{}, err
 	}
-	name, err := hashBody(s)
-	if err != nil {
-		return FileRef{}, err
-	}
-	f := FileRef{Object: Ref{Name: name, Length: s.Size()}, Size: size, SHA256: Digest(h.Sum(nil))}
+	f := FileRef{Size: size, SHA256: Digest(h.Sum(nil))}
 	// Compressors have had bugs.
-	if err := decodeFile(io.NewSectionReader(s, 0, s.Size()), f, io.Discard); err != nil {
+	packed, err := s.reader()
+	if err == nil {
+		err = decodeFile(packed, f, io.Discard)
+	}
+	if err != nil {
 		return FileRef{}, fmt.Errorf("what was compressed does not decode: %w", err)
 	}
-	return f, w.put(ctx, FileKey(name), name, s)
+	body := &s.Spool
+	if w.keys != nil {
+		if body, err = encryptedTo(w.o.TempDir, w.keys, crypt.Data, s.copyTo); err != nil {
+			return FileRef{}, err
+		}
+		defer body.Close()
+	}
+	if f.Object.Name, err = hashBody(body); err != nil {
+		return FileRef{}, err
+	}
+	f.Object.Length = body.Size()
+	return f, w.put(ctx, FileKey(f.Object.Name), f.Object.Name, body)
 }
 
 // CopyFile writes a stored file's content to out. All of it is proven, and what
@@ -88,7 +99,10 @@ func CopyFile(ctx context.Context, store objstore.Store, f FileRef, out io.Write
 		return err
 	}
 	read := &tailReader{r: io.LimitReader(r, f.Object.Length), h: sha256.New()}
-	err = decodeFile(read, f, out)
+	plain, err := decrypting(store, key, crypt.Data, read)
+	if err == nil {
+		err = decodeFile(plain, f, out)
+	}
 	cerr := r.Close()
 	var bad *contentError
 	switch {

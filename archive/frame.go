@@ -10,6 +10,8 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/imgbackup/imgbackup/crypt"
 )
 
 // The zstd frame format is RFC 8878.
@@ -110,7 +112,10 @@ func appendRawFrame(dst, src []byte) []byte {
 func rawFrameLen(n int) int { return 9 + 3*max(1, (n+maxBlock-1)/maxBlock) + n + 4 }
 
 // decoder decodes single frames. It is for one goroutine at a time.
-type decoder struct{ z *zstd.Decoder }
+type decoder struct {
+	z    *zstd.Decoder
+	keys *crypt.Keys // those under which what it decodes was stored; nil: none
+}
 
 func newDecoder() (*decoder, error) {
 	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
@@ -119,6 +124,15 @@ func newDecoder() (*decoder, error) {
 		return nil, fmt.Errorf("zstd decoder: %w", err)
 	}
 	return &decoder{z: z}, nil
+}
+
+// newKeyedDecoder decodes what was stored under keys, nil being none.
+func newKeyedDecoder(keys *crypt.Keys) (*decoder, error) {
+	d, err := newDecoder()
+	if err == nil {
+		d.keys = keys
+	}
+	return d, err
 }
 
 func (d *decoder) close() { d.z.Close() }
@@ -151,6 +165,12 @@ func (d *decoder) chunk(frame, buf []byte, want Digest) ([]byte, error) {
 	out, err := d.frame(frame, buf, GridSize)
 	if err != nil {
 		return nil, err
+	}
+	if d.keys != nil {
+		if !d.keys.Proves(out, want) {
+			return nil, fmt.Errorf("chunk %s decodes to bytes with another keyed digest", want)
+		}
+		return out, nil
 	}
 	if got := Sum(out); got != want {
 		return nil, fmt.Errorf("chunk %s decodes to bytes with SHA-256 %s", want, got)

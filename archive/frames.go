@@ -33,7 +33,7 @@ func (m *Map) Frames(ctx context.Context, do func(f *Frame) error) error {
 		}
 		last = Frame{Pack: int(r.pack), Offset: r.frameOff, Length: r.frameLen, Chunk: r.chunk}
 		e := m.entry(r)
-		if err := checkFrame(&e); err != nil {
+		if err := checkFrame(&e, m.frameLimit); err != nil {
 			return damagef(m.key, 0, 0, "at guest offset %d: %w", r.off, err)
 		}
 		if err := do(&last); err != nil {

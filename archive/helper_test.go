@@ -11,7 +11,9 @@ import (
 	"iter"
 	"math/rand/v2"
 	"sync"
+	"testing"
 
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -44,6 +46,24 @@ func text(seed uint64, n int) []byte {
 		fmt.Fprintf(&b, "line %d of the file number %d\n", i*i, seed)
 	}
 	return b.Bytes()[:n]
+}
+
+// testKeys are keys of a repository, all of them.
+func testKeys(t fatal) *crypt.Keys {
+	t.Helper()
+	g, err := crypt.Generate(1, false)
+	if err != nil {
+		t.Fatalf("keys: %v", err)
+	}
+	k, err := crypt.New(g)
+	return must(t, k, err)
+}
+
+// plainAndEncrypted runs a test with an empty store of each kind.
+func plainAndEncrypted(t *testing.T, test func(t *testing.T, store objstore.Store)) {
+	t.Parallel()
+	t.Run("plain", func(t *testing.T) { t.Parallel(); test(t, objstore.NewMem()) })
+	t.Run("encrypted", func(t *testing.T) { t.Parallel(); test(t, Encrypted(objstore.NewMem(), testKeys(t))) })
 }
 
 type span struct{ off, length int64 }
@@ -193,6 +213,9 @@ func get(t fatal, store objstore.Store, key string) []byte {
 
 func put(t fatal, store objstore.Store, key string, data []byte) {
 	t.Helper()
+	if e, ok := store.(*encrypted); ok {
+		store = e.Store // which takes anything
+	}
 	if err := store.Put(context.Background(), key, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 		t.Fatalf("put: %v", err)
 	}

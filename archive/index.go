@@ -3,14 +3,17 @@
 package archive
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
+	"io"
 	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -50,7 +53,7 @@ var errIndexLine = errors.New("a line of the index is not valid")
 // false.
 func parseIndex(stored []byte, dec *decoder, fn func(pack Ref, c *PackChunk) bool) error {
 	var text []byte
-	var pack Ref
+	at := indexPlace{keyed: dec.keys != nil}
 	for first := true; first || len(stored) > 0; first = false {
 		n, _, err := frameExtent(stored)
 		if err != nil {
@@ -63,7 +66,7 @@ func parseIndex(stored []byte, dec *decoder, fn func(pack Ref, c *PackChunk) boo
 		if first {
 			_, err = parseIndexHead(text)
 		} else {
-			err = parseIndexFrame(text, &pack, fn)
+			err = at.parse(text, fn)
 		}
 		if errors.Is(err, errIndexEnough) {
 			return nil
@@ -77,10 +80,31 @@ func parseIndex(stored []byte, dec *decoder, fn func(pack Ref, c *PackChunk) boo
 
 var errIndexEnough = errors.New("enough")
 
-// parseIndexFrame reads the lines of one frame; pack is the one that its first
-// chunks belong to, and then the last one.
-func parseIndexFrame(text []byte, pack *Ref, fn func(pack Ref, c *PackChunk) bool) error {
+// indexPlace is where reading an index is: in which pack, and of an encrypted repository in
+// which group.
+type indexPlace struct {
+	keyed  bool
+	pack   Ref
+	groups groupLines
+}
+
+// parse reads the lines of one frame.
+func (at *indexPlace) parse(text []byte, fn func(pack Ref, c *PackChunk) bool) error {
+	pack := &at.pack
 	for len(text) > 0 {
+		if at.keyed && text[0] != 'p' {
+			n, c, err := at.groups.next(text)
+			switch {
+			case err != nil:
+				return err
+			case at.groups.end > pack.Length:
+				return errIndexLine
+			case c != nil && !fn(*pack, c):
+				return errIndexEnough
+			}
+			text = text[n:]
+			continue
+		}
 		width := indexChunkLen
 		if text[0] == 'p' {
 			width = indexPackLen
@@ -98,6 +122,7 @@ func parseIndexFrame(text []byte, pack *Ref, fn func(pack Ref, c *PackChunk) boo
 			if !l.end() || pack.Length <= 0 || pack.Length > maxPackLength {
 				return errIndexLine
 			}
+			at.groups = groupLines{}
 			continue
 		}
 		var c PackChunk
@@ -136,9 +161,13 @@ func readIndexes(ctx context.Context, store objstore.Store, infos []objstore.Inf
 
 // loadIndex fills the table from a stored index, which is proven.
 func loadIndex(stored []byte, key string, dec *decoder, table *dedupTable, packs *packList) error {
+	stored, err := openObject(dec.keys, crypt.Metadata, key, stored)
+	if err != nil {
+		return err
+	}
 	var last Ref
 	var number uint32
-	err := parseIndex(stored, dec, func(pack Ref, c *PackChunk) bool {
+	err = parseIndex(stored, dec, func(pack Ref, c *PackChunk) bool {
 		if pack != last {
 			last = pack
 			number, _ = packs.number(pack)
@@ -152,6 +181,28 @@ func loadIndex(stored []byte, key string, dec *decoder, table *dedupTable, packs
 		return &DamageError{Object: key, Err: err}
 	}
 	return nil
+}
+
+// indexHead is how much of an index has its first line, bytes.
+func indexHead(keys *crypt.Keys) int64 {
+	if keys == nil {
+		return 256
+	}
+	return crypt.MaxHeader + crypt.FirstBlock
+}
+
+// openIndexHead decrypts the first bytes of an index; nil: it can't be.
+func openIndexHead(keys *crypt.Keys, stored []byte) []byte {
+	if keys == nil {
+		return stored
+	}
+	r, err := keys.Reader(crypt.Metadata, bytes.NewReader(stored))
+	if err != nil {
+		return nil
+	}
+	head := make([]byte, 256)
+	n, _ := io.ReadFull(r, head) // what is behind the first block is not there
+	return head[:n]
 }
 
 // newestFirst sorts indexes by the time in their first line. What can't be read
@@ -168,9 +219,9 @@ func newestFirst(ctx context.Context, store objstore.Store, infos []objstore.Inf
 	g.SetLimit(indexHeadReaders)
 	for i, info := range infos {
 		g.Go(func() error {
-			head := make([]byte, min(info.Size, 256))
+			head := make([]byte, min(info.Size, indexHead(dec.keys)))
 			if readRange(ctx, store, info.Key, 0, head, info.Size) == nil {
-				heads[i] = head
+				heads[i] = openIndexHead(dec.keys, head)
 			}
 			return nil
 		})

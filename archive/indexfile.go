@@ -9,6 +9,7 @@ import (
 	"math"
 	"time"
 
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -28,7 +29,7 @@ func NewIndexWriter(store objstore.Store, at int64, tempDir string) (*IndexWrite
 		return nil, err
 	}
 	then := func() time.Time { return time.Unix(at, 0) } // so that none is due by its age
-	return &IndexWriter{store: store, b: indexBuilder{tempDir: tempDir, every: math.MaxInt64, enc: enc, now: then}}, nil
+	return &IndexWriter{store: store, b: indexBuilder{keys: KeysOf(store), tempDir: tempDir, every: math.MaxInt64, enc: enc, now: then}}, nil
 }
 
 // Add lists a pack.
@@ -90,7 +91,7 @@ func ReadIndex(
 	if err := checkName(key, index.Name, Sum(stored)); err != nil {
 		return 0, err
 	}
-	dec, err := newDecoder()
+	dec, err := newKeyedDecoder(KeysOf(store))
 	if err != nil {
 		return 0, err
 	}
@@ -99,6 +100,10 @@ func ReadIndex(
 }
 
 func eachIndexPack(stored []byte, key string, dec *decoder, do func(pack Ref, chunks []PackChunk) error) (int64, error) {
+	stored, err := openObject(dec.keys, crypt.Metadata, key, stored)
+	if err != nil {
+		return 0, err
+	}
 	n, _, err := frameExtent(stored)
 	if err != nil {
 		return 0, Damaged(key, err)

@@ -5,9 +5,11 @@ package archive
 import (
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/internal/spool"
 )
 
@@ -28,10 +30,12 @@ type indexBuilder struct {
 	tempDir string
 	every   int64 // as indexEvery
 	enc     *encoder
+	keys    *crypt.Keys // nil: none
 	now     func() time.Time
 
 	mu     sync.Mutex
 	part   *spool.Spool // what is not due yet; nil: nothing is
+	into   io.Writer    // it, or what encrypts into it
 	begun  time.Time    // its first pack came
 	chunks int          // in it
 	bytes  int64        // of its packs
@@ -79,6 +83,11 @@ func (b *indexBuilder) take() (*spool.Spool, error) {
 	if err := b.cut(); err != nil {
 		return nil, err
 	}
+	if c, ok := b.into.(io.Closer); ok && b.keys != nil {
+		if err := c.Close(); err != nil {
+			return nil, err
+		}
+	}
 	part := b.part
 	b.before += b.bytes
 	b.part, b.chunks, b.bytes = nil, 0, 0
@@ -94,6 +103,9 @@ func (b *indexBuilder) list(pack Ref, chunks []PackChunk) error {
 	b.chunks += len(chunks)
 	b.bytes += pack.Length
 	n := len(b.text)
+	if b.keys != nil {
+		return b.listKeyed(pack, chunks)
+	}
 	b.text = append(b.text, make([]byte, indexPackLen+len(chunks)*indexChunkLen)...)
 	l := lineWriter{line: b.text[n:][:indexPackLen]}
 	l.word("p")
@@ -114,10 +126,47 @@ func (b *indexBuilder) list(pack Ref, chunks []PackChunk) error {
 	return nil
 }
 
+// listKeyed lists a pack of an encrypted repository.
+func (b *indexBuilder) listKeyed(pack Ref, chunks []PackChunk) error {
+	n := len(b.text)
+	b.text = append(b.text, make([]byte, indexPackLen)...)
+	l := lineWriter{line: b.text[n:]}
+	l.word("p")
+	l.dec(10, pack.Length)
+	l.hex(&pack.Name)
+	ok := l.end()
+	for len(chunks) > 0 {
+		some := chunks[:min(len(chunks), maxGroupFrames)]
+		for len(some) < len(chunks) && chunks[len(some)].FrameOffset == some[len(some)-1].FrameOffset {
+			some = chunks[:len(some)+1]
+		}
+		chunks = chunks[len(some):]
+		var fits bool
+		if b.text, fits = appendGroupLines(b.text, some); !fits {
+			ok = false
+		}
+		if len(b.text) >= indexFrame {
+			if err := b.cut(); err != nil {
+				return err
+			}
+		}
+	}
+	if !ok {
+		return fmt.Errorf("index: pack %s does not fit its lines", pack.Name)
+	}
+	return nil
+}
+
 // begin begins a part. Its first line has its own frame, so that the newest of many
 // indexes are found by their first bytes.
 func (b *indexBuilder) begin() error {
 	b.part, b.begun = &spool.Spool{Dir: b.tempDir}, b.now()
+	if b.into = b.part; b.keys != nil {
+		var err error
+		if b.into, err = b.keys.Writer(crypt.Metadata, b.part); err != nil {
+			return err
+		}
+	}
 	line := make([]byte, indexHeadLen)
 	l := lineWriter{line: line}
 	l.word(indexMagic)
@@ -138,7 +187,7 @@ func (b *indexBuilder) cut() (err error) {
 		return err
 	}
 	b.text = b.text[:0]
-	_, err = b.part.Write(b.stored)
+	_, err = b.into.Write(b.stored)
 	return err
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 
 	"github.com/imgbackup/imgbackup/archive/known"
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -16,6 +17,9 @@ const learnBytes = 1 << 20
 // learn finds out what chunks the repository has, by its indexes. What can't be had becomes
 // a note; only a cancelled context is an error.
 func (w *Writer) learn() error {
+	if w.keys != nil && !w.keys.Opens(crypt.Data) {
+		return nil // it could read back nothing of what it is told
+	}
 	var infos []objstore.Info
 	for info, err := range w.store.List(w.ctx, IndexPrefix) {
 		if err != nil {
@@ -26,7 +30,7 @@ func (w *Writer) learn() error {
 			infos = append(infos, info)
 		}
 	}
-	dec, err := newDecoder()
+	dec, err := newKeyedDecoder(w.keys)
 	if err != nil {
 		return err
 	}

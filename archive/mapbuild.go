@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -21,7 +22,7 @@ type textFrames struct {
 	kind   byte
 	width  int // of a line
 	enc    *encoder
-	out    spool.Spool
+	out    scratch
 	text   []byte
 	stored []byte
 	frames []dirFrame // offsets count from the first frame of out
@@ -65,6 +66,9 @@ func (t *textFrames) cut() error {
 // mapBuilder collects the runs of one map.
 type mapBuilder struct {
 	head   mapHead
+	keys   *crypt.Keys // nil: it is stored as it is
+	dir    string      // for temporary files
+	sealed spool.Spool // encrypted
 	enc    *encoder
 	names  textFrames // lines that number the packs
 	runs   textFrames
@@ -74,10 +78,10 @@ type mapBuilder struct {
 	counts mapCounts
 }
 
-func newMapBuilder(disk string, size int64, full bool, enc *encoder, tempDir string) (*mapBuilder, error) {
-	b := &mapBuilder{head: mapHead{disk: disk, size: size, full: full}, enc: enc}
-	b.runs = textFrames{kind: kindRuns, width: runLineLen, enc: enc, out: spool.Spool{Dir: tempDir}}
-	b.names = textFrames{kind: kindPacks, width: namedLineLen, enc: enc, out: spool.Spool{Dir: tempDir}}
+func newMapBuilder(disk string, size int64, full bool, enc *encoder, tempDir string, keys *crypt.Keys) (*mapBuilder, error) {
+	b := &mapBuilder{head: mapHead{disk: disk, size: size, full: full}, enc: enc, keys: keys, dir: tempDir}
+	b.runs = textFrames{kind: kindRuns, width: runLineLen, enc: enc, out: newScratch(tempDir, keys != nil)}
+	b.names = textFrames{kind: kindPacks, width: namedLineLen, enc: enc, out: newScratch(tempDir, keys != nil)}
 	if err := b.head.check(); err != nil {
 		return nil, fmt.Errorf("map of disk %.80q: %w", disk, err)
 	}
@@ -87,7 +91,7 @@ func newMapBuilder(disk string, size int64, full bool, enc *encoder, tempDir str
 // add takes the next run. packs is the number of packs that it may refer to. In a
 // full map zeros are what is left out.
 func (b *mapBuilder) add(r *run, packs int) error {
-	if r.off < b.next || !r.valid(b.head.size, packs) {
+	if r.off < b.next || !r.valid(b.head.size, packs, frameLimit(b.keys)) {
 		return fmt.Errorf("map of disk %s: the run of %d bytes at %d is out of order or out of range", b.head.disk, r.len, r.off)
 	}
 	b.next = r.end()
@@ -194,11 +198,14 @@ func (b *mapBuilder) compose(kinds ...*textFrames) (builtMap, error) {
 			frames = append(frames, f)
 		}
 		offset += t.out.Size()
-		parts = append(parts, &t.out)
+		parts = append(parts, &t.out.Spool)
 	}
 	dir, err := appendDir(nil, frames, offset)
 	if err != nil {
 		return builtMap{}, fmt.Errorf("map of disk %s: %w", b.head.disk, err)
+	}
+	if b.keys != nil {
+		return b.encrypt(dir, kinds)
 	}
 	m := builtMap{body: objstore.Concat(append(parts, bytes.NewReader(dir))...)}
 	if m.ref.Name, err = hashBody(m.body); err != nil {
@@ -210,8 +217,33 @@ func (b *mapBuilder) compose(kinds ...*textFrames) (builtMap, error) {
 	return m, nil
 }
 
+// encrypt is the end of compose for an encrypted repository.
+func (b *mapBuilder) encrypt(dir []byte, kinds []*textFrames) (m builtMap, err error) {
+	b.sealed.Dir = b.dir
+	w, err := b.keys.Writer(crypt.Metadata, &b.sealed)
+	for i := 0; i < len(kinds) && err == nil; i++ {
+		err = kinds[i].out.copyTo(w)
+	}
+	if err == nil {
+		_, err = w.Write(dir)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	if err == nil {
+		m.body = &b.sealed
+		m.ref.Name, err = hashBody(m.body)
+	}
+	if err != nil {
+		return builtMap{}, fmt.Errorf("map of disk %s: %w", b.head.disk, err)
+	}
+	m.ref.Length, m.ref.DirLength, m.ref.DirDigest = m.body.Size(), int64(len(dir)), Sum(dir)
+	return m, nil
+}
+
 // close gives back what the map's body reads from.
 func (b *mapBuilder) close() {
+	b.sealed.Close()
 	b.names.out.Close()
 	b.runs.out.Close()
 }
@@ -237,7 +269,7 @@ func WriteMap(ctx context.Context, store objstore.Store, o MapOptions, entries i
 		return MapRef{}, err
 	}
 	defer enc.close()
-	b, err := newMapBuilder(o.Disk, o.Size, o.Full, enc, o.TempDir)
+	b, err := newMapBuilder(o.Disk, o.Size, o.Full, enc, o.TempDir, KeysOf(store))
 	if err != nil {
 		return MapRef{}, err
 	}

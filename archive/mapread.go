@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -23,9 +24,12 @@ type Map struct {
 	ref    MapRef
 	key    string
 	head   mapHead
+	length int64 // of its content; where it is not encrypted, ref.Length
 	packs  []Ref
 	frames []dirFrame // those of kind kindRuns
 	end    dirFrame
+
+	frameLimit int32 // of the frames that it names
 }
 
 // OpenMap fetches a map's directory and header, and proves both by ref. A map that
@@ -33,15 +37,16 @@ type Map struct {
 // and any of up to 512 KiB, is fetched with one request, kept in memory, and never
 // fetched again.
 func OpenMap(ctx context.Context, store objstore.Store, ref MapRef, keep int64) (*Map, error) {
-	m := &Map{store: store, ref: ref, key: MapKey(ref.Name)}
+	keys := KeysOf(store)
+	m := &Map{store: store, ref: ref, key: MapKey(ref.Name), length: ref.Length, frameLimit: frameLimit(keys)}
 	if ref.DirLength < skippableHead || ref.DirLength > maxDirLength || ref.Length > maxMapLength || ref.DirLength > ref.Length {
 		return nil, damagef(m.key, 0, 0, "a map of %d bytes with a directory of %d bytes can't be", ref.Length, ref.DirLength)
 	}
-	at := ref.Length - ref.DirLength
-	dir, err := m.readEnds(ctx, keep)
+	dir, err := m.readEnds(ctx, keys, keep)
 	if err != nil {
 		return nil, err
 	}
+	at := m.length - ref.DirLength
 	if Sum(dir) != ref.DirDigest {
 		return nil, damagef(m.key, at, ref.DirLength, "the map's directory does not have the SHA-256 that the manifest states")
 	}
@@ -56,8 +61,8 @@ func OpenMap(ctx context.Context, store objstore.Store, ref MapRef, keep int64) 
 	if err := m.readHead(ctx, frames[:begin]); err != nil {
 		return nil, err
 	}
-	if k, ok := m.store.(keptObject); ok && int64(len(k.data)) < ref.Length {
-		m.store = store // its beginning has been used
+	if k, ok := m.store.(keptObject); ok && int64(len(k.data)) < m.length {
+		m.store = k.Store // its beginning has been used
 	}
 	if n := len(m.frames); n > 0 && m.frames[n-1].end > m.head.size {
 		return nil, damagef(m.key, at, ref.DirLength, "the map has runs beyond the end of the disk")
@@ -78,7 +83,10 @@ const (
 
 // readEnds fetches the map's directory, and with it the map or its beginning, for
 // which the store is not asked again then. Its parts are proven as they are used.
-func (m *Map) readEnds(ctx context.Context, keep int64) (dir []byte, err error) {
+func (m *Map) readEnds(ctx context.Context, keys *crypt.Keys, keep int64) (dir []byte, err error) {
+	if keys != nil {
+		return m.openEnds(ctx, keys, keep)
+	}
 	ref := m.ref
 	at := ref.Length - ref.DirLength
 	if ref.Length <= max(smallMap, min(keep, maxKept)) {

@@ -53,12 +53,13 @@ func (r *run) continuedBy(n *run) bool {
 		r.pack == n.pack && r.frameLen == n.frameLen && r.chunk == n.chunk
 }
 
-// valid reports whether r may stand in a map of a disk of size bytes with packs packs.
-func (r *run) valid(size int64, packs int) bool {
+// valid reports whether r may stand in a map of a disk of size bytes with packs packs, whose
+// frames have at most frameLimit bytes.
+func (r *run) valid(size int64, packs int, frameLimit int32) bool {
 	if r.off < 0 || r.len <= 0 || r.len > size || r.off > size-r.len {
 		return false
 	}
-	return r.zero || int(r.pack) < packs && r.frameOff >= 0 && r.frameLen > 0 && r.frameLen <= maxFrame &&
+	return r.zero || int(r.pack) < packs && r.frameOff >= 0 && r.frameLen > 0 && r.frameLen <= frameLimit &&
 		r.chunkOff >= 0 && r.len <= GridSize && int64(r.chunkOff)+r.len <= GridSize
 }
 

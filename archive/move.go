@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/internal/memory"
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -30,6 +31,7 @@ import (
 // its name is tried frame by frame: perhaps what is moved is sound.
 type Mover struct {
 	store objstore.Store
+	keys  *crypt.Keys // nil: it is plain; else what is moved are groups, as if each were a frame
 	o     MoveOptions
 	index *IndexWriter
 	near  bool // the store is a folder
@@ -123,7 +125,7 @@ func NewMover(ctx context.Context, store objstore.Store, o MoveOptions) (*Mover,
 	}
 	_, isNear := objstore.As[objstore.Placed](store)
 	m := &Mover{
-		store: store, o: o, given: ctx, index: index, near: isNear, work: make(chan *moveBatch),
+		store: store, keys: KeysOf(store), o: o, given: ctx, index: index, near: isNear, work: make(chan *moveBatch),
 		free: make(chan *newPack, o.Memory.Count(movePacks, 1)), moved: make(map[Ref]*movedPack),
 	}
 	for range cap(m.free) {
@@ -153,10 +155,12 @@ func (m *Mover) Move(pack Ref, offsets []uint32) error {
 	}
 	to := &movedPack{offsets: make([]int64, 0, len(chunks)), to: make([]movedFrame, 0, len(chunks))}
 	b := &moveBatch{pack: pack, whole: m.byName(pack, chunks)}
-	for i := range chunks {
-		if b, err = m.place(b, &chunks[i], to); err != nil {
+	for rest := chunks; len(rest) > 0; {
+		n := groupOf(rest)
+		if b, err = m.place(b, rest[:n], to); err != nil {
 			return err
 		}
+		rest = rest[n:]
 	}
 	if err := m.hand(b); err != nil {
 		return err
@@ -166,10 +170,11 @@ func (m *Mover) Move(pack Ref, offsets []uint32) error {
 	return nil
 }
 
-// place gives a frame its place, and hands the batch over before that if it is long enough,
-// or goes to the new pack that is full.
-func (m *Mover) place(b *moveBatch, c *PackChunk, to *movedPack) (*moveBatch, error) {
-	full := m.open != nil && !m.open.hasRoom(int(c.FrameLength), m.o.PackSize)
+// place gives a frame its place, that of one chunk or a group of several, and hands the batch
+// over before that if it is long enough, or goes to the new pack that is full.
+func (m *Mover) place(b *moveBatch, chunks []PackChunk, to *movedPack) (*moveBatch, error) {
+	c := &chunks[0]
+	full := m.open != nil && !m.open.hasRoom(int(c.FrameLength), len(chunks), m.o.PackSize)
 	if !b.whole && (full || b.length+int64(c.FrameLength) > moveBytes) {
 		if err := m.hand(b); err != nil {
 			return nil, err
@@ -183,7 +188,7 @@ func (m *Mover) place(b *moveBatch, c *PackChunk, to *movedPack) (*moveBatch, er
 		b.drop()
 		return nil, err
 	}
-	off, dst := m.open.reserve(c)
+	off, dst := m.open.reserve(chunks)
 	b.add(c, dst, m.open)
 	to.offsets = append(to.offsets, c.FrameOffset)
 	to.to = append(to.to, movedFrame{pack: m.open.number, offset: uint32(off), length: c.FrameLength, chunk: c.Chunk})
@@ -194,8 +199,9 @@ func (m *Mover) count(chunks []PackChunk) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.stats.Chunks += int64(len(chunks))
-	for i := range chunks {
-		m.stats.Bytes += int64(chunks[i].FrameLength)
+	for len(chunks) > 0 {
+		m.stats.Bytes += int64(chunks[0].FrameLength)
+		chunks = chunks[groupOf(chunks):]
 	}
 }
 
@@ -217,14 +223,18 @@ func (m *Mover) byName(pack Ref, chunks []PackChunk) bool {
 		read = costReadFar
 	}
 	var frames, length int64
-	for i := range chunks {
-		c := &chunks[i]
+	for rest := chunks; len(rest) > 0; rest = rest[groupOf(rest):] {
+		c := &rest[0]
+		length += int64(c.FrameLength)
+		if c.Keyed != nil {
+			frames += int64(c.FrameLength) * (read + costHash)
+			continue
+		}
 		decode := int64(costDecode)
 		if c.FrameLength >= c.Length {
 			decode = costCopy
 		}
 		frames += int64(c.FrameLength)*read + int64(c.Length)*(costHash+decode)
-		length += int64(c.FrameLength)
 	}
 	return cap(m.free) >= movePacks && pack.Length <= moveWhole && PackLength(length, len(chunks)) <= m.o.PackSize &&
 		pack.Length*(read+costHash) < frames
@@ -241,7 +251,7 @@ func (m *Mover) begin() error {
 		return context.Cause(m.ctx)
 	}
 	if m.open == nil {
-		m.open = &newPack{packBuilder: packBuilder{buf: make([]byte, 0, max(m.o.PackSize, maxFrame))}}
+		m.open = &newPack{packBuilder: packBuilder{keys: m.keys, buf: make([]byte, 0, max(m.o.PackSize, int64(frameLimit(m.keys))))}}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -250,12 +260,15 @@ func (m *Mover) begin() error {
 	return nil
 }
 
-// reserve takes room for a frame. The buffer never moves: it has room for all that
-// hasRoom allows.
-func (p *newPack) reserve(c *PackChunk) (offset int64, dst []byte) {
+// reserve takes room for a frame, or a group, of these chunks. The buffer never moves: it has
+// room for all that hasRoom allows.
+func (p *newPack) reserve(chunks []PackChunk) (offset int64, dst []byte) {
 	at := len(p.buf)
-	p.buf = p.buf[:at+int(c.FrameLength)]
-	p.chunks = append(p.chunks, PackChunk{FrameOffset: int64(at), FrameLength: c.FrameLength, Length: c.Length, Chunk: c.Chunk})
+	p.buf = p.buf[:at+int(chunks[0].FrameLength)]
+	for _, c := range chunks {
+		c.FrameOffset = int64(at)
+		p.chunks = append(p.chunks, c)
+	}
 	return int64(at), p.buf[at:]
 }
 
@@ -299,7 +312,7 @@ func (m *Mover) close() {
 		if p.unsound.Load() || m.ctx.Err() != nil {
 			return nil // what went wrong is told by who met it
 		}
-		free := sync.OnceFunc(func() { m.free <- &newPack{packBuilder: packBuilder{buf: p.buf[:0]}} })
+		free := sync.OnceFunc(func() { m.free <- &newPack{packBuilder: packBuilder{keys: m.keys, buf: p.buf[:0]}} })
 		defer free()
 		return m.storePack(&p.packBuilder, p.number, free)
 	})
@@ -308,9 +321,9 @@ func (m *Mover) close() {
 // chosen are the lines of a table with these offsets.
 func chosen(pack Ref, table []PackChunk, offsets []uint32) ([]PackChunk, error) {
 	var chunks []PackChunk
-	for _, c := range table {
-		if len(offsets) > 0 && c.FrameOffset == int64(offsets[0]) {
-			chunks, offsets = append(chunks, c), offsets[1:]
+	for ; len(table) > 0 && len(offsets) > 0; table = table[groupOf(table):] {
+		if table[0].FrameOffset == int64(offsets[0]) {
+			chunks, offsets = append(chunks, table[:groupOf(table)]...), offsets[1:]
 		}
 	}
 	if len(offsets) > 0 {
@@ -419,6 +432,12 @@ func (m *moveReader) readFrame(in *frameStream, c *PackChunk, frame []byte) erro
 	if err := in.read(c.FrameOffset, frame); err != nil {
 		return err
 	}
+	if c.Keyed != nil {
+		if Sum(frame) != c.Keyed.Group {
+			return damagef(in.key, c.FrameOffset, int64(c.FrameLength), "the group does not have the SHA-256 that the pack's table states")
+		}
+		return nil
+	}
 	out, err := m.dec.chunk(frame, m.chunk, c.Chunk)
 	if err == nil && len(out) != int(c.Length) {
 		err = fmt.Errorf("it decodes to %d bytes, the pack's table says %d", len(out), c.Length)
@@ -512,7 +531,7 @@ func (m *Mover) Place(e *Entry) error {
 		return nil
 	}
 	i, ok := slices.BinarySearch(p.offsets, e.FrameOffset)
-	if !ok || p.to[i].length != e.FrameLength || p.to[i].chunk != e.Chunk {
+	if !ok || p.to[i].length != e.FrameLength || m.keys == nil && p.to[i].chunk != e.Chunk {
 		return damagef(PackKey(e.Pack.Name), e.FrameOffset, int64(e.FrameLength),
 			"a map names chunk %s there, and the pack's table another one or none", e.Chunk)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -28,6 +29,15 @@ type PackChunk struct {
 	FrameLength int32 // bytes
 	Length      int32 // of the chunk, bytes
 	Chunk       Digest
+	Keyed       *KeyedChunk // of an encrypted pack: then the frame is the group that has the chunk
+}
+
+// KeyedChunk is what the table of an encrypted pack says more of a chunk.
+type KeyedChunk struct {
+	Frame      int32        // length of the chunk's frame in the group, bytes
+	Group      Digest       // SHA-256 of the group as it is stored
+	Generation int          // of the keys under which it was stored
+	Parts      []crypt.Part // digests of its parts
 }
 
 func (c *PackChunk) put(line []byte) bool {
@@ -58,13 +68,17 @@ func PackLength(bytes int64, chunks int) int64 { return bytes + int64(packTableL
 type packBuilder struct {
 	buf    []byte
 	chunks []PackChunk
+	keys   *crypt.Keys // nil: it is plain
+	group  groupBuilder
+	open   int // the first chunk of the group
 }
 
-// hasRoom reports whether a frame of n bytes may be added below the target size. An
-// empty pack always has room.
-func (p *packBuilder) hasRoom(n int, target int64) bool {
+// hasRoom reports whether n bytes, a frame of one chunk or a group of several, may be added
+// below the target size. An empty pack always has room.
+func (p *packBuilder) hasRoom(n, chunks int, target int64) bool {
+	chunks += len(p.chunks)
 	return len(p.chunks) == 0 ||
-		len(p.chunks) < maxPackChunks && int64(len(p.buf)+n+packTableLen(len(p.chunks)+1)) <= target
+		chunks <= maxPackChunks && int64(len(p.buf)+len(p.group.frames)+n+packTableLen(chunks)) <= target
 }
 
 func (p *packBuilder) add(frame []byte, length int32, chunk Digest) (offset int64) {
@@ -74,8 +88,42 @@ func (p *packBuilder) add(frame []byte, length int32, chunk Digest) (offset int6
 	return offset
 }
 
+// addKeyed is add for an encrypted pack. The group that the frame is in is not as long yet as
+// it will be when it is ended.
+func (p *packBuilder) addKeyed(frame []byte, length int32, chunk Digest, parts []crypt.Part) (offset int64) {
+	if p.group.empty() {
+		p.open = len(p.chunks)
+	}
+	p.group.add(frame, length, &chunk)
+	offset = int64(len(p.buf))
+	p.chunks = append(p.chunks, PackChunk{FrameOffset: offset, Length: length, Chunk: chunk, Keyed: &KeyedChunk{
+		Frame: int32(len(frame)), Generation: p.keys.Generation(), Parts: parts,
+	}})
+	return offset
+}
+
+// endGroup encrypts the open group, and returns its length; 0: there is none.
+func (p *packBuilder) endGroup() (length int32, err error) {
+	if p.group.empty() {
+		return 0, nil
+	}
+	at := len(p.buf)
+	if p.buf, err = p.group.seal(p.buf, p.keys); err != nil {
+		return 0, err
+	}
+	length, sum := int32(len(p.buf)-at), Sum(p.buf[at:])
+	for i := p.open; i < len(p.chunks); i++ {
+		p.chunks[i].FrameLength, p.chunks[i].Keyed.Group = length, sum
+	}
+	return length, nil
+}
+
 // seal appends the table.
-func (p *packBuilder) seal() error {
+func (p *packBuilder) seal() (err error) {
+	if p.keys != nil {
+		p.buf, err = appendKeyedTable(p.buf, p.keys, p.chunks)
+		return err
+	}
 	n := len(p.chunks) * packLineLen
 	p.buf = appendSkippable(p.buf, n+packFooterLen)
 	start := len(p.buf)
@@ -159,6 +207,9 @@ func parsePackTable(tail []byte, length int64) ([]PackChunk, error) {
 // to back from the pack's first byte to the table.
 func ReadPackTable(ctx context.Context, store objstore.Store, pack Ref) ([]PackChunk, error) {
 	key := PackKey(pack.Name)
+	if keys := KeysOf(store); keys != nil {
+		return readKeyedTable(ctx, store, keys, pack)
+	}
 	if pack.Length < int64(packTableLen(1)) || pack.Length > maxPackLength {
 		return nil, damagef(key, 0, 0, "a pack can't be %d bytes long", pack.Length)
 	}

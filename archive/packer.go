@@ -20,6 +20,7 @@ type packer struct {
 	free  chan *openPack
 	out   chan *openPack
 	pack  *openPack // nil: none is begun
+	group openGroupLines
 }
 
 // openPack is a pack from its first frame until it is stored.
@@ -35,7 +36,7 @@ func (p *packer) init(w *Writer, enc *encoder) {
 	p.free = make(chan *openPack, buffers)
 	p.out = make(chan *openPack)
 	for range buffers {
-		p.free <- &openPack{}
+		p.free <- &openPack{packBuilder: packBuilder{keys: w.keys}}
 	}
 }
 
@@ -60,7 +61,9 @@ func (p *packer) run() {
 		p.w.free <- c
 	}
 	if p.w.err() == nil {
-		p.flush()
+		if err := p.flush(); err != nil {
+			p.w.fail(err)
+		}
 	}
 	close(p.out)
 }
@@ -77,11 +80,14 @@ func (p *packer) cell(c *cell) error {
 		if m.stats.count(r); !m.full {
 			m.stats.Heat.add(r.off, r.length, m.size)
 		}
-		if err := m.add(r, p.w.packs.count()); err != nil {
+		if err := p.line(m, r); err != nil {
 			return err
 		}
 	}
 	if c.last {
+		if err := p.endGroup(); err != nil {
+			return err
+		}
 		if m.full {
 			m.stats.Zero = m.size - m.stats.Data
 		}
@@ -120,8 +126,13 @@ func (p *packer) place(c *cell, r *result) error {
 		}
 	}
 	frame := c.out[r.start:r.end]
-	if p.pack != nil && !p.pack.hasRoom(len(frame), p.w.o.PackSize) {
-		p.flush()
+	if p.w.keys != nil {
+		return p.placeKeyed(r, frame, dedup)
+	}
+	if p.pack != nil && !p.pack.hasRoom(len(frame), 1, p.w.o.PackSize) {
+		if err := p.flush(); err != nil {
+			return err
+		}
 	}
 	if p.pack == nil {
 		if err := p.begin(); err != nil {
@@ -150,21 +161,25 @@ func (p *packer) begin() error {
 }
 
 // flush hands the pack over to be stored.
-func (p *packer) flush() {
+func (p *packer) flush() error {
 	if p.pack == nil {
-		return
+		return nil
+	}
+	if err := p.endGroup(); err != nil {
+		return err
 	}
 	select {
 	case p.out <- p.pack:
 	case <-p.w.ctx.Done():
 	}
 	p.pack = nil
+	return nil
 }
 
 // store seals and stores a pack, and lists it in an index. The pack's memory is free once
 // it is stored, or apart.
 func (p *packer) store(pack *openPack) error {
-	chunks, free := pack.chunks, sync.OnceFunc(func() { p.free <- &openPack{packBuilder: packBuilder{buf: pack.buf[:0]}} })
+	chunks, free := pack.chunks, sync.OnceFunc(func() { p.free <- &openPack{packBuilder: packBuilder{buf: pack.buf[:0], keys: p.w.keys}} })
 	defer free()
 	ref, err := pack.name()
 	p.w.packs.name(pack.number, ref)

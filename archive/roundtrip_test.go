@@ -23,9 +23,9 @@ import (
 	"github.com/imgbackup/imgbackup/objstore/local"
 )
 
-func TestFullAndDelta(t *testing.T) {
-	t.Parallel()
-	store := objstore.NewMem()
+func TestFullAndDelta(t *testing.T) { plainAndEncrypted(t, testFullAndDelta) }
+
+func testFullAndDelta(t *testing.T, store objstore.Store) {
 	disk := make([]byte, 5*GridSize+700*512)
 	copy(disk, random(1, 2*GridSize+5000))
 	copy(disk[3*GridSize:], text(2, 2*GridSize))
@@ -50,9 +50,9 @@ func TestFullAndDelta(t *testing.T) {
 	}
 }
 
-func TestEmptyDisk(t *testing.T) {
-	t.Parallel()
-	store := objstore.NewMem()
+func TestEmptyDisk(t *testing.T) { plainAndEncrypted(t, testEmptyDisk) }
+
+func testEmptyDisk(t *testing.T, store objstore.Store) {
 	ref, _ := fullBackup(t, store, nil)
 	checkRestore(t, store, nil, ref)
 	ref, _ = backup(t, store, make([]byte, 512), true)
@@ -68,7 +68,10 @@ func TestLives(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		ctx := context.Background()
-		store := objstore.NewMem()
+		var store objstore.Store = objstore.NewMem()
+		if rapid.IntRange(0, 2).Draw(t, "encrypted") == 0 {
+			store = Encrypted(store, testKeys(t))
+		}
 		o := WriterOptions{
 			Workers:  rapid.IntRange(1, 4).Draw(t, "workers"),
 			PackSize: rapid.SampledFrom([]int64{64 << 10, 300 << 10, 32 << 20}).Draw(t, "pack"),

@@ -18,7 +18,7 @@ import (
 // there with its length (length < 0: any); deep: that its bytes hash to its name,
 // and of a pack all that [VerifyPack] says.
 func VerifyObject(ctx context.Context, store objstore.Store, key string, length int64, deep bool) error {
-	store = objstore.Direct(store)
+	store = direct(store)
 	prefix, name, ok := ParseKey(key)
 	if !ok {
 		return fmt.Errorf("%s is not the key of a pack, map, bitmap, cluster map, file or index", key)
@@ -47,7 +47,7 @@ func VerifyName(ctx context.Context, store objstore.Store, key string, length in
 // its length; deep: that its bytes hash to its name, that every line is valid and
 // that the counts in the last line are right.
 func VerifyMap(ctx context.Context, store objstore.Store, ref MapRef, deep bool) error {
-	store = objstore.Direct(store)
+	store = direct(store)
 	if _, err := statObject(ctx, store, MapKey(ref.Name), ref.Length); err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func VerifyMap(ctx context.Context, store objstore.Store, ref MapRef, deep bool)
 			return damagef(m.key, 0, 0, "a full map has a run of zeros, at guest offset %d", e.Offset)
 		}
 		if !e.Zero {
-			if err := checkFrame(&e); err != nil {
+			if err := checkFrame(&e, m.frameLimit); err != nil {
 				return damagef(m.key, 0, 0, "at guest offset %d: %w", e.Offset, err)
 			}
 		}
@@ -110,7 +110,7 @@ func (m *Map) counts(ctx context.Context) (mapCounts, error) {
 // frame decodes to the length and the digest in the table. It reads the pack once
 // and holds one frame and the table in memory.
 func VerifyPack(ctx context.Context, store objstore.Store, pack Ref, deep bool) error {
-	store = objstore.Direct(store)
+	store = direct(store)
 	key := PackKey(pack.Name)
 	info, err := statObject(ctx, store, key, pack.Length)
 	if err != nil || !deep {
@@ -119,6 +119,9 @@ func VerifyPack(ctx context.Context, store objstore.Store, pack Ref, deep bool) 
 	length := info.Size
 	if length > maxPackLength {
 		return damagef(key, 0, 0, "a pack can't be %d bytes long", length)
+	}
+	if keys := KeysOf(store); keys != nil {
+		return verifyKeyedPack(ctx, store, keys, Ref{Name: pack.Name, Length: length})
 	}
 	r, err := getObject(ctx, store, key, 0, length)
 	if err != nil {

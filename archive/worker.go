@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"github.com/imgbackup/imgbackup/archive/known"
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/internal/zero"
 )
 
@@ -35,6 +36,8 @@ type result struct {
 	chunkOff    int32
 	start, end  int // else: the frame in cell.out
 	chunk       Digest
+	parts       []crypt.Part // of an encrypted repository
+	grouped     bool         // at is in the group that is open in the pack
 }
 
 // worker runs producers, and turns data into frames.
@@ -113,9 +116,13 @@ func (k *worker) piece(ctx context.Context, c *cell, p *Piece) error {
 		c.results = append(c.results, r)
 		return nil
 	}
-	if p.Digest != nil {
+	switch keys := k.w.keys; {
+	case keys != nil:
+		r.parts = keys.Digests().Parts(make([]crypt.Part, 0, partCount(int32(len(p.Data)))), p.Data)
+		r.chunk = keys.Digests().Chunk(len(p.Data), r.parts)
+	case p.Digest != nil:
 		r.chunk = *p.Digest
-	} else {
+	default:
 		r.chunk = Sum(p.Data)
 	}
 	if err := k.find(ctx, &r, p.Data); err != nil {
@@ -145,7 +152,7 @@ func (k *worker) reuse(ctx context.Context, r *result, p *Piece) (bool, error) {
 		r.zero = true
 		return true, nil
 	}
-	err := checkFrame(&e)
+	err := checkFrame(&e, frameLimit(k.w.keys))
 	var n uint32
 	if err == nil {
 		n, err = k.w.packs.seen(ctx, e.Pack)

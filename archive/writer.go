@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive/known"
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/internal/memory"
 	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/objstore"
@@ -77,6 +78,7 @@ type Stats struct {
 // stops all of it and is what every later call returns.
 type Writer struct {
 	store  objstore.Store
+	keys   *crypt.Keys // nil: the repository is plain
 	o      WriterOptions
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -128,7 +130,7 @@ func NewWriter(ctx context.Context, store objstore.Store, o WriterOptions) (*Wri
 	if o.IndexEvery == 0 {
 		o.IndexEvery = indexEvery
 	}
-	w := &Writer{store: store, o: o}
+	w := &Writer{store: store, keys: KeysOf(store), o: o}
 	w.ctx, w.cancel = context.WithCancelCause(ctx)
 	w.packs.init(store, w.note)
 	w.tables.store = store
@@ -176,7 +178,7 @@ func (w *Writer) start() error {
 	if err != nil {
 		return err
 	}
-	w.index = indexBuilder{tempDir: w.o.TempDir, every: w.o.IndexEvery, enc: ienc, now: time.Now}
+	w.index = indexBuilder{keys: w.keys, tempDir: w.o.TempDir, every: w.o.IndexEvery, enc: ienc, now: time.Now}
 	w.packer.init(w, enc)
 	for _, k := range workers {
 		w.wg.Go(k.run)
@@ -209,7 +211,7 @@ func (w *Writer) note(format string, args ...any) {
 // map's methods return.
 func (w *Writer) NewMap(disk string, size int64, full bool) *MapWriter {
 	m := &MapWriter{w: w, closed: make(chan struct{}), full: full, size: size}
-	m.build, m.bad = newMapBuilder(disk, size, full, w.packer.enc, w.o.TempDir)
+	m.build, m.bad = newMapBuilder(disk, size, full, w.packer.enc, w.o.TempDir, w.keys)
 	w.mu.Lock()
 	w.maps = append(w.maps, m)
 	w.mu.Unlock()

@@ -103,7 +103,7 @@ func (c *clusterMaps) of(ctx context.Context, layer int) (*clusterMap, error) {
 	for i := range m.rec.Parts {
 		g.Go(func() error {
 			start, end, h := m.rec.Part(i, l.Size)
-			p, err := archive.EncodeClusters(h, c.runs(gctx, layer, h.Unit, start, end), c.tempDir)
+			p, err := archive.EncodeClusters(h, c.runs(gctx, layer, h.Unit, start, end), c.tempDir, archive.KeysOf(c.states.repo.Store))
 			if err == nil {
 				m.parts[i], m.rec.Parts[i] = p, p.Ref
 			}

@@ -18,6 +18,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/local"
 	"github.com/imgbackup/imgbackup/qcow2"
@@ -117,7 +118,12 @@ func newLife(t *testing.T, seed uint64, events []*event, count *tally) *life {
 		t.Cleanup(func() { local.Close() })
 		l.store = local
 	}
-	repo, err := chain.Init(context.Background(), l.store, chain.InitOptions{})
+	var keys *chaintest.Keys // of every fourth life
+	if seed%4 == 2 {
+		keys = chaintest.NewKeys(t)
+		count.add("encrypted")
+	}
+	repo, err := chaintest.Init(context.Background(), l.store, keys)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -58,7 +58,7 @@ func (r *Repository) markBroken(ctx context.Context, l *Lease) (*Lease, error) {
 	}
 	broken := *l
 	broken.Broken = true
-	data, err := Seal(broken)
+	data, err := r.seal(l.Key(), broken)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", l.Key(), err)
 	}
@@ -70,7 +70,7 @@ func (r *Repository) markBroken(ctx context.Context, l *Lease) (*Lease, error) {
 	case errors.As(err, &stands) && stands.data == nil:
 		return nil, objstore.ErrNotFound
 	case errors.As(err, &stands):
-		now, err := parseLease(stands.data, l.Key())
+		now, err := r.parseLease(stands.data, l.Key())
 		if err == nil && !now.Broken {
 			err = &RenewedError{Lease: now}
 		}

@@ -142,7 +142,7 @@ func (r *Repository) create(ctx context.Context, key string, data []byte, late *
 	// The caller may have been interrupted: all the more must the outcome be known.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), confirmTime)
 	defer cancel()
-	stands, err := objstore.ReadAll(ctx, r.Store, key, maxSealed)
+	stands, err := objstore.ReadAll(ctx, r.Store, key, maxStored)
 	if errors.Is(err, objstore.ErrNotFound) && objstore.InDoubt(put) {
 		// A request that is on its way still may create it at any moment, when
 		// what it names is gone. To ask once more decides: of the two the second
@@ -152,7 +152,7 @@ func (r *Repository) create(ctx context.Context, key string, data []byte, late *
 		} else {
 			put = errors.Join(put, again)
 		}
-		stands, err = objstore.ReadAll(ctx, r.Store, key, maxSealed)
+		stands, err = objstore.ReadAll(ctx, r.Store, key, maxStored)
 	}
 	switch {
 	case errors.Is(err, objstore.ErrTooLarge):
@@ -188,7 +188,7 @@ func (r *Repository) swap(ctx context.Context, key string, old, data []byte, lat
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), confirmTime)
 	defer cancel()
 	for again := 0; ; again++ {
-		stands, err := objstore.ReadAll(ctx, r.Store, key, maxSealed)
+		stands, err := objstore.ReadAll(ctx, r.Store, key, maxStored)
 		gone := errors.Is(err, objstore.ErrNotFound) || errors.Is(err, objstore.ErrTooLarge)
 		refused := put != nil && !objstore.InDoubt(put)
 		switch {
@@ -244,7 +244,7 @@ func (r *Repository) putOnce(ctx context.Context, key string, data []byte, o obj
 // parseManifest proves a manifest and that it belongs under its key.
 func (r *Repository) parseManifest(data []byte, domain, name string) (*Manifest, error) {
 	key := ManifestKey(domain, name)
-	return parseAs(data, key, ManifestFormat, func(m *Manifest) error {
+	return parseAs(r, data, key, ManifestFormat, func(m *Manifest) error {
 		switch {
 		case m.RepositoryID != r.Config.ID:
 			return fmt.Errorf("it belongs to repository %s", m.RepositoryID)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -20,8 +21,10 @@ const (
 	signatureSuffix = ".sig"
 	// MaxDrill is the longest record of a drill, bytes; maxSignature the longest
 	// signature of one.
-	MaxDrill     = 4 << 20
-	maxSignature = 64 << 10
+	MaxDrill = 4 << 20
+	// maxStoredDrill is what is stored of it, which may be encrypted.
+	maxStoredDrill = MaxDrill + MaxDrill/1024 + crypt.MaxHeader
+	maxSignature   = 64 << 10
 )
 
 // DrillKey is the key of a drill's record.
@@ -46,7 +49,17 @@ func (r *Repository) PutDrill(ctx context.Context, domain, id string, record, si
 			return err
 		}
 	}
-	return r.createSame(ctx, DrillKey(domain, id), record)
+	stored, err := r.encrypt(crypt.Data, record)
+	if err != nil {
+		return err
+	}
+	err = r.createSame(ctx, DrillKey(domain, id), stored)
+	if errors.Is(err, objstore.ErrExists) && r.keys() != nil {
+		if there, _, rerr := r.Drill(ctx, domain, id); rerr == nil && bytes.Equal(there, record) {
+			return nil // a copy; an encrypted one has other bytes
+		}
+	}
+	return err
 }
 
 // MendDrill puts a record and its signature, as another repository has them, in the place
@@ -61,7 +74,11 @@ func (r *Repository) MendDrill(ctx context.Context, domain, id string, record, s
 			return err
 		}
 	}
-	return r.Store.Put(ctx, DrillKey(domain, id), bytes.NewReader(record), o)
+	stored, err := r.encrypt(crypt.Data, record)
+	if err != nil {
+		return err
+	}
+	return r.Store.Put(ctx, DrillKey(domain, id), bytes.NewReader(stored), o)
 }
 
 // createSame creates an object, unless its very bytes stand there already.
@@ -80,8 +97,14 @@ func (r *Repository) createSame(ctx context.Context, key string, data []byte) er
 // Drill reads a record, sealed, and its signature; none: it has none.
 func (r *Repository) Drill(ctx context.Context, domain, id string) (record, signature []byte, err error) {
 	key := DrillKey(domain, id)
-	if record, err = objstore.ReadAll(ctx, r.Store, key, MaxDrill); err != nil {
+	if record, err = objstore.ReadAll(ctx, r.Store, key, maxStoredDrill); err != nil {
 		return nil, nil, tooLarge(key, err)
+	}
+	if record, err = r.open(crypt.Data, key, record); err != nil {
+		return nil, nil, err
+	}
+	if len(record) > MaxDrill {
+		return nil, nil, archive.Damaged(key, fmt.Errorf("it has %d bytes", len(record)))
 	}
 	key = DrillSignatureKey(domain, id)
 	signature, err = objstore.ReadAll(ctx, r.Store, key, maxSignature)

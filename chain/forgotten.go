@@ -77,7 +77,7 @@ func (r *Repository) readForgotten(ctx context.Context, domain string) (*Forgott
 	if err != nil {
 		return nil, nil, fmt.Errorf("what forgotten checkpoints of domain %s left: %w", domain, err)
 	}
-	f, err := parseAs(data, key, ForgottenFormat, func(f *Forgotten) error {
+	f, err := parseAs(r, data, key, ForgottenFormat, func(f *Forgotten) error {
 		if f.RepositoryID != r.Config.ID || f.Domain != domain {
 			return fmt.Errorf("it is that of domain %s of repository %s", f.Domain, f.RepositoryID)
 		}

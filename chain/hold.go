@@ -292,7 +292,7 @@ func (h *Hold) replace(ctx context.Context, change func(*Lease), late *bool) err
 		h.lease, h.looked = &next, at
 		return nil
 	}
-	data, err := Seal(next)
+	data, err := h.repo.seal(next.Key(), next)
 	if err != nil {
 		return fmt.Errorf("%s: %w", next.Key(), err)
 	}

@@ -104,7 +104,7 @@ func (r *Repository) replace(ctx context.Context, key string, v any) error {
 	if err := r.CheckWritable(); err != nil {
 		return err
 	}
-	data, err := Seal(v)
+	data, err := r.seal(key, v)
 	if err != nil {
 		return fmt.Errorf("%s: %w", key, err)
 	}
@@ -142,7 +142,7 @@ func (r *Repository) readIntent(ctx context.Context, domain, id string) (*Intent
 	if err != nil {
 		return nil, err
 	}
-	return parseAs(data, key, IntentFormat, func(in *Intent) error {
+	return parseAs(r, data, key, IntentFormat, func(in *Intent) error {
 		if in.Domain != domain || in.UUID != id {
 			return errors.New("it is another intent's")
 		}

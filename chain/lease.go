@@ -93,7 +93,7 @@ func (r *Repository) PutLease(ctx context.Context, l *Lease) error {
 	if err := errors.Join(r.CheckWritable(), l.Validate()); err != nil {
 		return err
 	}
-	data, err := Seal(l)
+	data, err := r.seal(l.Key(), l)
 	if err != nil {
 		return fmt.Errorf("%s: %w", l.Key(), err)
 	}
@@ -113,7 +113,7 @@ func (r *Repository) createLease(ctx context.Context, l *Lease, late *bool) erro
 	if err := errors.Join(r.CheckWritable(), l.Validate()); err != nil {
 		return err
 	}
-	data, err := Seal(l)
+	data, err := r.seal(l.Key(), l)
 	if err != nil {
 		return fmt.Errorf("%s: %w", l.Key(), err)
 	}
@@ -181,12 +181,12 @@ func (r *Repository) readLease(ctx context.Context, key string) (*Lease, error) 
 	if err != nil {
 		return nil, err
 	}
-	return parseLease(data, key)
+	return r.parseLease(data, key)
 }
 
-func parseLease(data []byte, key string) (*Lease, error) {
+func (r *Repository) parseLease(data []byte, key string) (*Lease, error) {
 	var l Lease
-	if err := unsealAs(data, key, LeaseFormat, &l); err != nil {
+	if err := r.openAs(data, key, LeaseFormat, &l); err != nil {
 		return nil, err
 	}
 	err := l.Validate()

@@ -160,7 +160,7 @@ func (r *Repository) Mark(ctx context.Context) (*Mark, error) {
 	if err != nil {
 		return nil, damagedMark(fmt.Errorf("read the mark of a prune: %w", err))
 	}
-	m, err := parseMark(data)
+	m, err := r.parseMark(data)
 	return m, damagedMark(err)
 }
 
@@ -173,9 +173,9 @@ func damagedMark(err error) error {
 		" (when no prune is at work any more, on any host: imgbackup prune --take-over)", err)
 }
 
-func parseMark(data []byte) (*Mark, error) {
+func (r *Repository) parseMark(data []byte) (*Mark, error) {
 	var m Mark
-	if err := unsealAs(data, MarkKey, MarkFormat, &m); err != nil {
+	if err := r.openAs(data, MarkKey, MarkFormat, &m); err != nil {
 		return nil, err
 	}
 	if err := m.Validate(); err != nil {
@@ -230,7 +230,7 @@ func (r *Repository) storeMark(ctx context.Context, before, m *Mark) (*Mark, err
 	if err := errors.Join(r.CheckWritable(), m.Validate()); err != nil {
 		return nil, err
 	}
-	data, err := Seal(m)
+	data, err := r.seal(MarkKey, m)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", MarkKey, err)
 	}
@@ -245,7 +245,7 @@ func (r *Repository) storeMark(ctx context.Context, before, m *Mark) (*Mark, err
 	var stands *standsError
 	switch {
 	case errors.As(err, &stands):
-		now, perr := parseMark(stands.data)
+		now, perr := r.parseMark(stands.data)
 		if stands.stored && perr == nil && now.UUID == m.UUID && now.Owner == m.Owner && now.Revision > m.Revision {
 			return now, nil // it was stored, and somebody has struck from it since
 		}
@@ -317,11 +317,11 @@ func (r *Repository) TakeOver(ctx context.Context, m *Mark) (*Mark, error) {
 // all, it finds that the mark is not its own and stops. What it had listed nothing needed,
 // and what of that is still there the next prune finds again.
 func (r *Repository) ReplaceDamagedMark(ctx context.Context) error {
-	data, err := objstore.ReadAll(ctx, r.Store, MarkKey, maxSealed)
+	data, err := objstore.ReadAll(ctx, r.Store, MarkKey, maxStored)
 	if err != nil {
 		return fmt.Errorf("read the mark of a prune: %w", err)
 	}
-	if _, err := parseMark(data); !archive.IsDamage(err) {
+	if _, err := r.parseMark(data); !archive.IsDamage(err) {
 		return ErrMarkChanged
 	}
 	self, err := r.Self()

@@ -16,6 +16,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -75,6 +76,9 @@ func (r *Repository) putMarkList(ctx context.Context, l *MarkList) (archive.Ref,
 	}
 	data, err := encodeMarkList(l)
 	if err != nil {
+		return archive.Ref{}, fmt.Errorf("list of what is to be pruned: %w", err)
+	}
+	if data, err = r.encrypt(crypt.Metadata, data); err != nil {
 		return archive.Ref{}, fmt.Errorf("list of what is to be pruned: %w", err)
 	}
 	ref := archive.Ref{Name: archive.Sum(data), Length: int64(len(data))}
@@ -154,6 +158,9 @@ func (r *Repository) markLines(ctx context.Context, ref archive.Ref) iter.Seq2[m
 			err = archive.Damaged(key, err)
 		case err == nil && archive.Sum(data) != ref.Name:
 			err = archive.Damaged(key, errors.New("its bytes do not have the SHA-256 that is its name"))
+		}
+		if err == nil {
+			data, err = r.open(crypt.Metadata, key, data)
 		}
 		if err != nil {
 			yield(markLine{}, err)

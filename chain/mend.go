@@ -23,7 +23,7 @@ func (r *Repository) MendManifest(ctx context.Context, m *Manifest) error {
 		return err
 	}
 	key := ManifestKey(m.Domain, m.Checkpoint)
-	old, err := objstore.ReadAll(ctx, r.Store, key, maxSealed)
+	old, err := objstore.ReadAll(ctx, r.Store, key, maxStored)
 	if err != nil {
 		return err
 	}
@@ -121,7 +121,7 @@ func RestoreConfig(ctx context.Context, store objstore.Store, c *Config) (*Repos
 		return nil, err
 	}
 	r := &Repository{Store: store, Config: *c}
-	old, err := objstore.ReadAll(ctx, store, ConfigKey, maxSealed)
+	old, err := objstore.ReadAll(ctx, store, ConfigKey, maxStored)
 	switch {
 	case errors.Is(err, objstore.ErrNotFound):
 		err = r.create(ctx, ConfigKey, data, nil)

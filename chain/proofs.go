@@ -73,7 +73,7 @@ func (r *Repository) Proofs(ctx context.Context) (p *Proofs, damage, err error) 
 	}
 	p.old = data
 	var s storedProofs
-	if err := unsealAs(data, proofsKey, ProofsFormat, &s); err != nil {
+	if err := r.openAs(data, proofsKey, ProofsFormat, &s); err != nil {
 		return p, err, nil
 	}
 	if err := s.validate(r.Config.ID); err != nil {
@@ -133,7 +133,7 @@ func (r *Repository) RememberProven(ctx context.Context, n News) error {
 			return damage
 		}
 		p.add(n)
-		data, err := Seal(p.stored(r.Config.ID))
+		data, err := r.seal(proofsKey, p.stored(r.Config.ID))
 		if err != nil {
 			return err
 		}

@@ -45,7 +45,7 @@ func (r *Repository) Domains(ctx context.Context) ([]string, error) {
 	}
 	has := make(map[string]bool)
 	for _, l := range all {
-		has[l.Domain] = has[l.Domain] || l.info.Size > maxVoid
+		has[l.Domain] = has[l.Domain] || l.info.Size > r.maxVoid()
 	}
 	keys, err := r.withoutVoids(ctx, slices.DeleteFunc(all, func(l listed) bool { return has[l.Domain] }))
 	if err != nil {
@@ -126,7 +126,7 @@ func (r *Repository) withoutVoids(ctx context.Context, all []listed) ([]Key, err
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(readers)
 	for i, l := range all {
-		if l.info.Size > maxVoid {
+		if l.info.Size > r.maxVoid() {
 			continue
 		}
 		g.Go(func() error {

@@ -3,7 +3,6 @@
 package chain
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -53,11 +52,11 @@ func (r *Repository) putForgotten(ctx context.Context, f *Forgotten, old []byte)
 	if err != nil {
 		return false, err
 	}
-	data, err := Seal(stored)
-	if err != nil || bytes.Equal(data, old) {
+	key := forgottenKey(f.Domain)
+	data, err := r.seal(key, stored)
+	if err != nil || r.sameContent(key, data, old) {
 		return false, err
 	}
-	key := forgottenKey(f.Domain)
 	if old == nil {
 		err = r.create(ctx, key, data, nil)
 	} else {

@@ -114,6 +114,7 @@ func Init(ctx context.Context, store objstore.Store, o InitOptions) (*Repository
 		}
 	}
 	r.Config = c
+	r.Store = archive.Encrypted(r.Store, r.keys())
 	data, err := Seal(c)
 	if err != nil {
 		return nil, err
@@ -198,7 +199,14 @@ func OpenWith(ctx context.Context, store objstore.Store, unlock Unlock) (*Reposi
 	case c.Encryption != nil:
 		return nil, ErrEncrypted
 	}
+	r.Store = archive.Encrypted(r.Store, r.keys())
 	return r, nil
+}
+
+// Reopen opens the repository again, with the keys that are open already, so that its
+// configuration proves itself.
+func (r *Repository) Reopen(ctx context.Context) (*Repository, error) {
+	return OpenWith(ctx, r.Store, func(context.Context, objstore.Store, *Config) (*Access, error) { return r.Access, nil })
 }
 
 func readConfig(ctx context.Context, store objstore.Store) (*Config, error) {
@@ -262,7 +270,7 @@ func (r *Repository) CheckWritable() error {
 // readSealed reads a sealed object, which it does not prove yet. One that is
 // too large to be sealed is damage.
 func readSealed(ctx context.Context, store objstore.Store, key string) ([]byte, error) {
-	data, err := objstore.ReadAll(ctx, store, key, maxSealed)
+	data, err := objstore.ReadAll(ctx, store, key, maxStored)
 	if errors.Is(err, objstore.ErrTooLarge) {
 		return nil, archive.Damaged(key, err)
 	}

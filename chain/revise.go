@@ -98,7 +98,7 @@ func (r *Repository) sealManifest(m *Manifest) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := Seal(stored)
+	data, err := r.seal(ManifestKey(m.Domain, m.Checkpoint), stored)
 	if err != nil {
 		return nil, fmt.Errorf("manifest of %s: %w", m.Checkpoint, err)
 	}
@@ -145,7 +145,7 @@ func (r *Repository) explain(m *Manifest, err error, created bool) error {
 // empty puts a void in the place of the manifest m, if that is what stands in the slot. late
 // is as that of create.
 func (r *Repository) empty(ctx context.Context, slot *Slot, m *Manifest, late *bool) error {
-	data, err := Seal(r.newVoid())
+	data, err := r.seal(slot.Key(), r.newVoid())
 	if err != nil {
 		return err
 	}

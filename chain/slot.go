@@ -48,7 +48,7 @@ func (r *Repository) Slot(ctx context.Context, domain, checkpoint string) (*Slot
 // listedSlot is Slot as a listing has just shown it, or as it is by now: good enough to
 // know what there is, and not to commit to.
 func (r *Repository) listedSlot(ctx context.Context, l listed) (*Slot, error) {
-	data, err := objstore.ReadListed(ctx, r.Store, l.info, maxSealed)
+	data, err := objstore.ReadListed(ctx, r.Store, l.info, maxStored)
 	if errors.Is(err, objstore.ErrTooLarge) {
 		err = archive.Damaged(l.info.Key, err)
 	}
@@ -86,7 +86,7 @@ func (r *Repository) spend(ctx context.Context, s *Slot) error {
 	var data []byte
 	var err error
 	if s.Manifest == nil {
-		data, err = Seal(v)
+		data, err = r.seal(s.Key(), v)
 	} else {
 		next := *s.Manifest
 		next.Revision++

@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/crypt"
 )
 
 // VoidFormat is the value of a void's field "format".
@@ -17,6 +18,15 @@ const VoidFormat = "imgbackup-void"
 // maxVoid is the most bytes that a void has, and less than any manifest does: what a
 // listing shows to be larger is none.
 const maxVoid = 512
+
+// maxVoid is maxVoid as voids are stored. Of an encrypted repository also a manifest may have no
+// more.
+func (r *Repository) maxVoid() int64 {
+	if r.keys() == nil {
+		return maxVoid
+	}
+	return maxVoid + crypt.MaxHeader
+}
 
 // Void stands under a manifest's key where there is no checkpoint, so that no commit
 // that was prepared for what stood there before can succeed: each one has an identity
@@ -34,8 +44,12 @@ func (r *Repository) newVoid() *Void {
 
 // parseVoid returns the void that data is, or nil where it is something else.
 func (r *Repository) parseVoid(data []byte, key string) (*Void, error) {
-	if len(data) > maxVoid {
+	if int64(len(data)) > r.maxVoid() {
 		return nil, nil
+	}
+	data, err := r.open(crypt.Metadata, key, data)
+	if err != nil || len(data) > maxVoid {
+		return nil, err
 	}
 	plain, err := unsealed(data)
 	if err != nil {

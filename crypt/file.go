@@ -17,6 +17,10 @@ const (
 	// MaxHeader bounds the header of an age file that is read here, bytes. One recipient
 	// takes 184, of a hybrid key 1,643.
 	MaxHeader = 4096
+	// FirstBlock is how many bytes behind the header hold the first block of the content.
+	FirstBlock = nonceSize + blockSize + blockMore
+
+	nonceSize = 16
 	blockSize = 64 << 10
 	blockMore = 16
 )

@@ -190,7 +190,7 @@ const maxTableChunks = 1 << 19
 // checkReferences proves that each run of each map names a frame that its pack
 // has: that all packs and all maps are sound does not say yet that they match.
 func (c *check) checkReferences(ctx context.Context) error {
-	tables := &packTables{store: c.repo.Store, tables: make(map[archive.Digest]map[int64]archive.PackChunk)}
+	tables := &packTables{store: c.repo.Store, tables: make(map[archive.Digest]map[framePlace]archive.PackChunk)}
 	var n int64
 	for ref := range c.maps {
 		c.progress("references of maps", n, int64(len(c.maps)))
@@ -227,7 +227,7 @@ func (c *check) checkReferencesOf(ctx context.Context, ref archive.MapRef, table
 		if err != nil {
 			return err
 		}
-		f, ok := table[e.FrameOffset]
+		f, ok := table[framePlace{e.FrameOffset, e.Chunk}]
 		if !ok || f.FrameLength != e.FrameLength || f.Chunk != e.Chunk ||
 			int64(e.ChunkOffset)+e.Length > int64(f.Length) {
 			return archive.Damaged(archive.MapKey(ref.Name), fmt.Errorf(
@@ -242,11 +242,17 @@ func (c *check) checkReferencesOf(ctx context.Context, ref archive.MapRef, table
 // are too many, all are dropped: maps name packs mostly in order.
 type packTables struct {
 	store  objstore.Store
-	tables map[archive.Digest]map[int64]archive.PackChunk
+	tables map[archive.Digest]map[framePlace]archive.PackChunk
 	chunks int
 }
 
-func (p *packTables) get(ctx context.Context, ref archive.Ref) (map[int64]archive.PackChunk, error) {
+// framePlace is a chunk's place in a pack: several of an encrypted pack have one offset.
+type framePlace struct {
+	offset int64
+	chunk  archive.Digest
+}
+
+func (p *packTables) get(ctx context.Context, ref archive.Ref) (map[framePlace]archive.PackChunk, error) {
 	if t, ok := p.tables[ref.Name]; ok {
 		return t, nil
 	}
@@ -258,9 +264,9 @@ func (p *packTables) get(ctx context.Context, ref archive.Ref) (map[int64]archiv
 		clear(p.tables)
 		p.chunks = len(chunks)
 	}
-	t := make(map[int64]archive.PackChunk, len(chunks))
+	t := make(map[framePlace]archive.PackChunk, len(chunks))
 	for _, f := range chunks {
-		t[f.FrameOffset] = f
+		t[framePlace{f.FrameOffset, f.Chunk}] = f
 	}
 	p.tables[ref.Name] = t
 	return t, nil

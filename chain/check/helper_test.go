@@ -131,7 +131,7 @@ func backup(t *testing.T, r *chain.Repository, domain, checkpoint string, size i
 	_, _, part := clusters.Part(0, size)
 	c, err := archive.EncodeClusters(part, func(yield func(clustermap.Run, error) bool) {
 		yield(clustermap.Run{Kind: clustermap.Data, Count: part.Units, Host: 1 << 20}, nil)
-	}, t.TempDir())
+	}, t.TempDir(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ import (
 // The part of a check that reads what the repository says about its data.
 
 func (c *check) checkConfig(ctx context.Context) error {
-	again, err := chain.Open(ctx, c.repo.Store)
+	again, err := c.repo.Reopen(ctx)
 	switch {
 	case err == nil && again.Config.ID != c.repo.Config.ID:
 		err = archive.Damaged(chain.ConfigKey, errors.New("it is no longer the one that was opened"))
