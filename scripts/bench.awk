@@ -82,5 +82,6 @@ END {
   }
   ratio("boot: imgbackup drill, to the login", "boot: floor, a local qcow2", "1.5")
   limit("NBD: first bytes of a chain of 101", "0.1")
+  limit("report: 100 domains, 365 checkpoints each", "10")
   limit("cold: 1000 domains, --skip-unchanged", "20")
 }
