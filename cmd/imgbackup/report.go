@@ -111,7 +111,7 @@ func (a *app) report(ctx context.Context, o reportOptions) error {
 		}
 	}
 	if a.json {
-		return a.printJSON(r)
+		return r.JSON(a.out)
 	}
 	return a.printVerdicts(r)
 }
@@ -174,5 +174,5 @@ func (a *app) writePages(r *report.Report, path string) error {
 	if err != nil {
 		return err
 	}
-	return writePage(filepath.Join(path, "report.json"), func(w io.Writer) error { return writeJSON(w, r) })
+	return writePage(filepath.Join(path, "report.json"), r.JSON)
 }
