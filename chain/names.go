@@ -169,6 +169,7 @@ const (
 	KeyMark
 	KeyMarkList
 	KeyProofs
+	KeyLocked
 	KeyDrill          // the record of a drill
 	KeyDrillSignature // what signs it
 )
@@ -195,6 +196,8 @@ func ParseKey(key string) Key {
 		return Key{Kind: KeyMark}
 	case key == proofsKey:
 		return Key{Kind: KeyProofs}
+	case key == lockedKey:
+		return Key{Kind: KeyLocked}
 	case parseMarkListKey(key):
 		return Key{Kind: KeyMarkList}
 	}

@@ -34,6 +34,8 @@ type Config struct {
 	// SingleWriter: the store does not honour conditional writes, and whoever
 	// made the repository promised that one program at a time writes to it.
 	SingleWriter bool `json:"single_writer,omitempty"`
+	// ObjectLock says how long the store keeps what checkpoints need; nil: it need not.
+	ObjectLock *ObjectLock `json:"object_lock,omitempty"`
 	// Encryption says how the repository is encrypted; nil: it is not.
 	Encryption *Encryption     `json:"encryption,omitempty"`
 	Info       json.RawMessage `json:"info,omitempty"` // free, an object; ignored
@@ -60,6 +62,8 @@ type InitOptions struct {
 	// Encrypt makes the keys of a repository with this id, before there is one; nil: it
 	// is not encrypted.
 	Encrypt func(ctx context.Context, store objstore.Store, id string) (*Encryption, *Access, error)
+	// Lock, unless nil, has the store keep what checkpoints need, which must be able to.
+	Lock *ObjectLock
 }
 
 // InitError says why no repository is made where something stands already.
@@ -106,6 +110,9 @@ func Init(ctx context.Context, store objstore.Store, o InitOptions) (*Repository
 		MinWriter:    writerVersion,
 		Created:      now(),
 		SingleWriter: single,
+	}
+	if c.ObjectLock, err = o.setLock(ctx, store); err != nil {
+		return nil, err
 	}
 	r := &Repository{Store: store}
 	if o.Encrypt != nil {
@@ -251,7 +258,14 @@ func (c *Config) validate() error {
 	k.that(c.MinReader >= 1 && c.MinWriter >= 1, "min_reader %d, min_writer %d", c.MinReader, c.MinWriter)
 	k.that(c.ChunkSize == archive.GridSize, "chunk_size is %d, not %d", c.ChunkSize, archive.GridSize)
 	k.time("created", c.Created)
+<<<<<<< HEAD
 	k.nilErr("info", seal.CheckFree(c.Info))
+=======
+	k.nilErr("info", validInfo(c.Info))
+	if c.ObjectLock != nil {
+		k.nilErr("object_lock", c.ObjectLock.validate())
+	}
+>>>>>>> 33dd0ef (chain/lock: what young checkpoints need is kept on, by object lock, some of it each day)
 	if c.Encryption != nil {
 		k.that(c.Encryption.Scheme == EncryptionScheme, "encryption: scheme %.80q", c.Encryption.Scheme)
 		k.that(c.Encryption.RosterKey != "", "encryption: it has no roster_key")

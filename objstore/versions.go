@@ -24,8 +24,8 @@ type ObjectVersion struct {
 // own. Where it does not, there is one version of each object.
 type Versions interface {
 	// ListVersions yields all versions of the objects whose keys begin with prefix and come
-	// after after, sorted by key bytewise, of a key the newest first. An error is yielded
-	// once, last.
+	// after after, of a key the newest first. An error is yielded once, last. Most servers
+	// sort by key bytewise; versitygw lists what was removed by itself.
 	ListVersions(ctx context.Context, prefix, after string) iter.Seq2[ObjectVersion, error]
 	// GetOld is Get of the version with this ID.
 	GetOld(ctx context.Context, key, id string, offset, length int64) (io.ReadCloser, error)

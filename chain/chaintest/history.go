@@ -35,7 +35,11 @@ type History struct {
 	Store       *Counting
 	Checkpoints []*chain.Manifest
 	Want        [][]byte
+	Created     time.Time // of the next checkpoints; zero: long ago
 }
+
+// Unwrap is the store whose requests are counted.
+func (c *Counting) Unwrap() objstore.Store { return c.Store }
 
 // Counting counts what is asked of a store, by key.
 type Counting struct {
@@ -75,9 +79,12 @@ func (c *Counting) Of(prefix string) (n int) {
 }
 
 // NewHistory makes an empty repository in memory.
-func NewHistory(t TB) *History {
-	store := &Counting{Store: objstore.NewMem(), gets: make(map[string]int)}
-	repo, err := chain.Init(context.Background(), store, chain.InitOptions{})
+func NewHistory(t TB) *History { return NewHistoryIn(t, objstore.NewMem(), chain.InitOptions{}) }
+
+// NewHistoryIn makes an empty repository in a store.
+func NewHistoryIn(t TB, s objstore.Store, o chain.InitOptions) *History {
+	store := &Counting{Store: s, gets: make(map[string]int)}
+	repo, err := chain.Init(context.Background(), store, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,6 +186,9 @@ func (h *History) record(ctx context.Context, maps []archive.MapRef, size int64,
 	man := &chain.Manifest{
 		Kind: chain.KindArchive, Domain: "web", Host: chain.Host{Name: "h"}, Checkpoint: name(n), UUID: chain.NewUUID(),
 		Sequence: int64(n + 1), Created: time.Unix(1e9, 0).UTC(), Locking: chain.LockingQEMU, Requested: chain.ModeAuto,
+	}
+	if !h.Created.IsZero() {
+		man.Created = h.Created.UTC()
 	}
 	d := chain.Disk{
 		Name: "vda", Size: size, Source: chain.Source{Path: "/vm/a.raw", Format: "raw"},

@@ -24,12 +24,13 @@ var (
 )
 
 // ListVersions implements objstore.Versions. It goes on behind the last key of which it has
-// seen all versions.
+// seen all versions, as long as they are sorted.
 func (v *versioned) ListVersions(ctx context.Context, prefix, after string) iter.Seq2[objstore.ObjectVersion, error] {
 	return func(yield func(objstore.ObjectVersion, error) bool) {
 		stopped := false
 		p := v.newPatience()
 		var of []objstore.ObjectVersion // one key's
+		unsorted := false
 		give := func() {
 			for _, o := range of {
 				if stopped = !yield(o, nil); stopped {
@@ -44,10 +45,14 @@ func (v *versioned) ListVersions(ctx context.Context, prefix, after string) iter
 		_, err := again(ctx, v.retrying, p, func() (struct{}, error) {
 			of = of[:0]
 			for o, err := range v.old.ListVersions(ctx, prefix, after) {
+				if err != nil && unsorted {
+					err = objstore.MarkPermanent(err)
+				}
 				if err != nil {
 					return struct{}{}, err
 				}
 				p.Reset()
+				unsorted = unsorted || o.Key < after || len(of) > 0 && o.Key < of[0].Key
 				if len(of) > 0 && of[0].Key != o.Key {
 					give()
 				}

@@ -39,7 +39,6 @@ func (s *Store) ListVersions(ctx context.Context, prefix, after string) iter.Seq
 		if after != "" {
 			opts.StartAfter = s.prefix + after
 		}
-		last := after
 		for o := range s.core.ListObjectsIter(ctx, s.bucket, opts) {
 			v := objstore.ObjectVersion{
 				Key: strings.TrimPrefix(o.Key, s.prefix), ID: o.VersionID, Size: o.Size, Stored: o.LastModified,
@@ -52,8 +51,6 @@ func (s *Store) ListVersions(ctx context.Context, prefix, after string) iter.Seq
 				err = s.failed(ctx, "list versions in", s.bucket+"/"+s.prefix+prefix, o.Err)
 			case !strings.HasPrefix(o.Key, opts.Prefix):
 				err = &protocolError{what: fmt.Sprintf("list versions of %s: the answer has the key %.100q", opts.Prefix, o.Key)}
-			case v.Key < last:
-				err = objstore.MarkPermanent(fmt.Errorf("list versions of %s: the store lists %q after %q: it does not sort, which imgbackup needs", opts.Prefix, v.Key, last))
 			case v.Size < 0, validVersion(v.ID) != nil:
 				err = &protocolError{what: fmt.Sprintf("list versions of %s: %q has %d bytes and the id %.40q", opts.Prefix, o.Key, o.Size, o.VersionID)}
 			}
@@ -61,7 +58,7 @@ func (s *Store) ListVersions(ctx context.Context, prefix, after string) iter.Seq
 				yield(objstore.ObjectVersion{}, err)
 				return
 			}
-			if last = v.Key; v.Key == after {
+			if after != "" && v.Key <= after {
 				continue // a server may begin with it
 			}
 			if objstore.CheckKey(v.Key) != nil {
