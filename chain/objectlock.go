@@ -90,9 +90,7 @@ const lockedKey = "proofs/locked.json"
 // Locked says when what checkpoints need was last kept on. Nothing believes it but who chooses
 // what is due: without it, all is.
 type Locked struct {
-	Format       string    `json:"format"`  // LockedFormat
-	Version      int       `json:"version"` // 1
-	Requires     []string  `json:"requires,omitempty"`
+	Head
 	RepositoryID string    `json:"repository_id"`
 	At           time.Time `json:"at"` // when the last run that came to its end began, UTC
 }
@@ -115,5 +113,5 @@ func (r *Repository) LastLocked(ctx context.Context) (time.Time, error) {
 
 // PutLocked records it.
 func (r *Repository) PutLocked(ctx context.Context, at time.Time) error {
-	return r.replace(ctx, lockedKey, &Locked{Format: LockedFormat, Version: 1, RepositoryID: r.Config.ID, At: at.UTC().Truncate(time.Second)})
+	return r.replace(ctx, lockedKey, &Locked{Head: Head{Format: LockedFormat, Version: 1}, RepositoryID: r.Config.ID, At: at.UTC().Truncate(time.Second)})
 }

@@ -258,14 +258,10 @@ func (c *Config) validate() error {
 	k.that(c.MinReader >= 1 && c.MinWriter >= 1, "min_reader %d, min_writer %d", c.MinReader, c.MinWriter)
 	k.that(c.ChunkSize == archive.GridSize, "chunk_size is %d, not %d", c.ChunkSize, archive.GridSize)
 	k.time("created", c.Created)
-<<<<<<< HEAD
 	k.nilErr("info", seal.CheckFree(c.Info))
-=======
-	k.nilErr("info", validInfo(c.Info))
 	if c.ObjectLock != nil {
 		k.nilErr("object_lock", c.ObjectLock.validate())
 	}
->>>>>>> 33dd0ef (chain/lock: what young checkpoints need is kept on, by object lock, some of it each day)
 	if c.Encryption != nil {
 		k.that(c.Encryption.Scheme == EncryptionScheme, "encryption: scheme %.80q", c.Encryption.Scheme)
 		k.that(c.Encryption.RosterKey != "", "encryption: it has no roster_key")

@@ -17,6 +17,7 @@ func (a *app) initCommand() *cobra.Command {
 	var o chain.InitOptions
 	var shared string
 	var enc encryptOptions
+	var locks lockFlags
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Make a new, empty repository",
@@ -33,6 +34,10 @@ nothing, and nobody can help who has lost all of them.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if shared != "" && shared != "group" {
 				return usage.Errorf("--shared is group, not %q", shared)
+			}
+			var err error
+			if o.Lock, err = locks.lock(); err != nil {
+				return err
 			}
 			if err := enc.complete(a, cmd.Flags()); err != nil {
 				return err
@@ -62,6 +67,7 @@ nothing, and nobody can help who has lost all of them.`,
 	cmd.Flags().BoolVar(&o.SingleWriter, "single-writer", false, "accept a store without conditional writes, or a folder without\nhard links: only one program at a time will ever write to this\nrepository")
 	cmd.Flags().StringVar(&shared, "shared", "", "group: the members of the folder's group may read and write the\nrepository (files 0660, folders 2770); else only who made it may")
 	enc.add(cmd.Flags())
+	locks.add(cmd.Flags())
 	return cmd
 }
 
