@@ -6,9 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"path/filepath"
 	"strings"
 
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/qemu"
 )
@@ -54,9 +57,7 @@ func (image) Run(ctx context.Context, s *Subject) (Result, error) {
 			return Fail(fmt.Sprintf("disk %s, restored: qemu-img check found %d corruptions, %d leaks, %d errors",
 				r.Disk, checked.Corruptions, checked.Leaks, checked.Errors), todoBug), nil
 		}
-		_, err = img.Run(ctx, filepath.Dir(r.Path), "compare", "--image-opts",
-			"driver=qcow2,file.driver=file,file.filename="+quote(r.Path),
-			"driver=raw,file.driver=nbd,file.export="+quote(r.Disk)+",file.server.type=unix,file.server.path="+quote(served.Socket))
+		err = compare(ctx, r, served.Socket, s.Disks[i].Size)
 		var exit *qemu.ExitError
 		switch {
 		case errors.As(err, &exit) && exit.Status == differs:
@@ -70,6 +71,27 @@ func (image) Run(ctx context.Context, s *Subject) (Result, error) {
 	}
 	res.Reason = "qemu-img check is content, and finds what is restored equal to what is served"
 	return res, nil
+}
+
+// compare has qemu-img compare what was restored with what is served. It is given the
+// connection, since it may make none.
+func compare(ctx context.Context, r Restored, socket string, size int64) error {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	file, err := conn.(*net.UnixConn).File()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = file.Close() }()
+	img := qemu.Img{Files: []*os.File{file}, Access: confine.Access{Read: []string{r.Path}, Memory: qemu.ReadMemory(size)}}
+	_, err = img.Run(ctx, filepath.Dir(r.Path), "compare", "--image-opts",
+		"driver=qcow2,file.driver=file,file.filename="+quote(r.Path),
+		"driver=raw,file.driver=nbd,file.export="+quote(r.Disk)+",file.server.type=fd,file.server.str=3")
+	return err
 }
 
 const todoBug = "look at the medium and the memory of this host first; if they are sound, this is a fault of imgbackup: please report it"

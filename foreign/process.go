@@ -14,6 +14,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/qemu"
@@ -65,6 +66,10 @@ func start(path, socket string, format qcow2.Format, o Options) (*qemu.NBD, erro
 	if err != nil {
 		return nil, err
 	}
+	access := confine.Access{Read: []string{path}, Make: []string{filepath.Dir(socket)}}
+	if info, err := os.Stat(path); err == nil {
+		access.Memory = qemu.ReadMemory(info.Size())
+	}
 	args := []string{"--read-only", "--shared=1", "--socket", socket}
 	if o.KeyFile != "" {
 		key, err := filepath.Abs(o.KeyFile)
@@ -77,9 +82,10 @@ func start(path, socket string, format qcow2.Format, o Options) (*qemu.NBD, erro
 			return nil, fmt.Errorf("keyfile: %w", err)
 		}
 		_ = f.Close()
+		access.Read = append(access.Read, key)
 		args = append(args, "--object", "secret,id=key,format=raw,file="+strings.ReplaceAll(key, ",", ",,"))
 	}
-	return qemu.StartNBD(o.Program, append(args, image)...)
+	return qemu.StartNBD(o.Program, access, append(args, image)...)
 }
 
 // connect waits until the process serves.

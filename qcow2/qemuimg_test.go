@@ -595,7 +595,7 @@ func qiWaitForQemuImg(t *testing.T, path string) {
 		}
 		found := false
 		for _, c := range commands {
-			if text, err := os.ReadFile(c); err == nil && strings.Contains(string(text), "filename="+path) {
+			if text, err := os.ReadFile(c); err == nil && strings.Contains(string(text), path) {
 				found = true
 			}
 		}

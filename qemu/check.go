@@ -41,7 +41,7 @@ func (q Img) CheckRefcounts(ctx context.Context, path string) (CheckResult, erro
 	var result CheckResult
 	what := "check " + path
 	err := sys.Retry(ctx, q.Wait, conflict, func() error {
-		run, err := q.onImage(ctx, path, false, "check", "--output", "json", "--image-opts", "--", imageFile)
+		run, err := q.onImage(ctx, path, false, "check", "--output", "json", "--", imageFile)
 		if err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}

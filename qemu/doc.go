@@ -11,8 +11,9 @@
 //     waited for even when our own work is cancelled. It holds our flock on the
 //     image as long as it runs.
 //   - What only reads images, or writes new files, ends with its context, and with us.
-//   - A program gets no input, of the environment the PATH alone, and the language C.
-//     Nothing in a path of an image is taken for anything but a path.
+//   - A program gets no input and no environment, and the kernel lets it open nothing but
+//     what it was started for (package confine). Nothing in a path of an image is taken
+//     for anything but a path; what an image's header names is not opened.
 //   - Of what it says only the beginning is kept, and quoted.
 //   - An image that another program has open is an [*InUseError], which names the
 //     program where it can be seen; one that another run of ours works on a

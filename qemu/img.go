@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
@@ -22,6 +24,9 @@ type Img struct {
 	Wait    time.Duration // for which another program that has the image open is waited for
 	Flock   *ImageFlock   // that a writer holds as long as it runs; may be nil
 	Files   []*os.File    // that [Img.Run] hands on, as the descriptors from 3 on
+	// Access is what the program may open beside the image that a method names; all that
+	// [Img.Run] may open.
+	Access confine.Access
 }
 
 // LockWait is how long a QEMU that is just ending, such as a qemu-img whose starter was
@@ -57,7 +62,7 @@ func (q Img) BitmapAdd(ctx context.Context, path, name string, granularity int64
 		return fmt.Errorf("add a bitmap to %s: %w", path, err)
 	}
 	return q.write(ctx, fmt.Sprintf("add bitmap %.256q to", name), path,
-		"bitmap", "--add", "-g", strconv.FormatInt(granularity, 10), "--image-opts", "--", imageFile, name)
+		"bitmap", "--add", "-g", strconv.FormatInt(granularity, 10), "--", imageFile, name)
 }
 
 // BitmapRemove removes a persistent bitmap, under the same rules as [Img.BitmapAdd]. One
@@ -67,7 +72,7 @@ func (q Img) BitmapRemove(ctx context.Context, path, name string) error {
 		return fmt.Errorf("remove a bitmap from %s: %w", path, err)
 	}
 	return q.write(ctx, fmt.Sprintf("remove bitmap %.256q from", name), path,
-		"bitmap", "--remove", "--image-opts", "--", imageFile, name)
+		"bitmap", "--remove", "--", imageFile, name)
 }
 
 // BitmapAdd is [Img.BitmapAdd] on the image that the flock is on, at path. The qemu-img
@@ -109,22 +114,21 @@ const imageFile = "\x00image"
 
 // onImage runs qemu-img on the image at path. A writer is not ended with ctx.
 func (q Img) onImage(ctx context.Context, path string, writer bool, args ...string) (run result, err error) {
-	options, err := imageOptions(path)
+	image, err := nodeAt(path)
 	if err != nil {
 		return run, err
 	}
-	p := q.program(args...)
-	for i, a := range p.args {
-		if a == imageFile {
-			p.args[i] = options
-		}
+	if args, err = image.arguments(args); err != nil {
+		return run, err
 	}
-	// QEMU looks for an external data file with a relative name in the working directory,
-	// we beside the image.
+	p := q.program(args...)
 	p.dir = filepath.Dir(path)
 	if !writer {
+		p.access.Read, p.access.Memory = append(p.access.Read, path), ReadMemory(image.size)
 		return p.run(ctx)
 	}
+	// No limit of any kind.
+	p.access.Write, p.access.Memory = append(p.access.Write, path), 0
 	if q.Flock != nil {
 		p.files = []*os.File{q.Flock.file}
 	}
@@ -136,12 +140,12 @@ func (q Img) program(args ...string) program {
 	if name == "" {
 		name = "qemu-img"
 	}
-	return program{name: name, args: append([]string(nil), args...)}
+	return program{name: name, args: slices.Clone(args), access: q.Access.Clone()}
 }
 
 // Run runs qemu-img with the arguments in the folder dir, and returns what it writes to
 // stdout, at most 64 KiB. It is killed when ctx ends, so it must write nothing but new
-// files. It does not wait for locks. If qemu-img itself fails, the error is an
+// files. It opens nothing but what Access names. It does not wait for locks. If qemu-img itself fails, the error is an
 // [*ExitError].
 func (q Img) Run(ctx context.Context, dir string, args ...string) ([]byte, error) {
 	p := q.program(args...)
@@ -155,28 +159,6 @@ func (q Img) Run(ctx context.Context, dir string, args ...string) ([]byte, error
 		return nil, context.Cause(ctx)
 	}
 	return run.stdout, err
-}
-
-// imageOptions names the image so that nothing in its path is taken for anything but a
-// path.
-func imageOptions(path string) (string, error) {
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return "", err
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return "", err
-	}
-	driver := "file"
-	switch mode := info.Mode(); {
-	case mode.IsRegular():
-	case mode&os.ModeDevice != 0 && mode&os.ModeCharDevice == 0:
-		driver = "host_device"
-	default:
-		return "", fmt.Errorf("%s is neither a file nor a block device", path)
-	}
-	return "driver=qcow2,file.driver=" + driver + ",file.filename=" + strings.ReplaceAll(path, ",", ",,"), nil
 }
 
 // failure is the error of a run on an image that failed.

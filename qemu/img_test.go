@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
@@ -32,7 +33,7 @@ func script(t testing.TB, text string) Img {
 	return Img{Program: path}
 }
 
-// A writer gets a session of its own, no input, and nothing of our environment but the PATH.
+// A writer gets a session of its own, no input, and no environment.
 func TestQemuImgSurroundings(t *testing.T) {
 	t.Parallel()
 	image := filepath.Join(t.TempDir(), "image")
@@ -41,6 +42,7 @@ func TestQemuImgSurroundings(t *testing.T) {
 	}
 	out := filepath.Join(t.TempDir(), "out")
 	q := script(t, fmt.Sprintf(`{ cut -d' ' -f6 /proc/$$/stat; echo $$; readlink /proc/$$/fd/0; pwd; tr '\0' '\n' </proc/$$/environ; echo "args $*"; } >'%s'`, out))
+	q.Access = confine.Access{Read: []string{"/proc"}, Make: []string{filepath.Dir(out)}}
 	if err := q.BitmapAdd(t.Context(), image, "n", 512); err != nil {
 		t.Fatal(err)
 	}
@@ -49,8 +51,8 @@ func TestQemuImgSurroundings(t *testing.T) {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-	want := []string{lines[1], lines[1], "/dev/null", filepath.Dir(image), "LC_ALL=C", "PATH=" + os.Getenv("PATH"),
-		"args bitmap --add -g 512 --image-opts -- driver=qcow2,file.driver=file,file.filename=" + image + " n"}
+	want := []string{lines[1], lines[1], "/dev/null", filepath.Dir(image),
+		`args bitmap --add -g 512 -- json:{"backing":null,"driver":"qcow2","file":{"driver":"file","filename":"` + image + `"}} n`}
 	if !slices.Equal(lines, want) {
 		t.Fatalf("got %q, want %q", lines, want)
 	}
@@ -84,6 +86,7 @@ func TestQemuImgIsWaitedFor(t *testing.T) {
 		}
 	}
 	q := script(t, fmt.Sprintf("cd '%s'; echo >begun; read x <go; echo >done", dir))
+	q.Access.Make = []string{dir}
 	ctx, cancel := context.WithCancel(t.Context())
 	result := make(chan error, 1)
 	go func() { result <- q.BitmapAdd(ctx, image, "n", 512) }()
@@ -129,6 +132,7 @@ func TestQemuImgKeepsTheFlock(t *testing.T) {
 		}
 	}
 	q := script(t, fmt.Sprintf("cd '%s'; echo >begun; read x <go", dir))
+	q.Access.Make = []string{dir}
 	held, err := FlockImage(t.Context(), image, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -232,6 +236,7 @@ func TestImgRun(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	result := make(chan error, 1)
 	q := script(t, "echo >begun; exec sleep 1000")
+	q.Access.Make = []string{dir}
 	go func() {
 		_, err := q.Run(ctx, dir, "convert")
 		result <- err

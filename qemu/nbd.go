@@ -11,7 +11,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/confine"
 )
 
 // NBD is a qemu-nbd, which only reads and has nothing to lose.
@@ -21,12 +21,13 @@ type NBD struct {
 	ended  chan struct{}
 }
 
-// StartNBD runs qemu-nbd with the arguments; name, if any, is run in its place. It runs
-// until [NBD.Kill], or until we end.
-func StartNBD(name string, args ...string) (*NBD, error) {
+// StartNBD runs qemu-nbd with the arguments, which may open what a names, and make sockets
+// there; name, if any, is run in its place. It runs until [NBD.Kill], or until we end.
+func StartNBD(name string, a confine.Access, args ...string) (*NBD, error) {
 	if name == "" {
 		name = "qemu-nbd"
 	}
+	a.Listens = true
 	cmd, err := program{name: name, args: args}.command(false)
 	if err != nil {
 		return nil, err
@@ -34,7 +35,7 @@ func StartNBD(name string, args ...string) (*NBD, error) {
 	n := &NBD{cmd: cmd, ended: make(chan struct{})}
 	cmd.Stderr = &n.stderr
 	cmd.WaitDelay = time.Second
-	started, ended := sys.StartChild(cmd)
+	started, ended := confine.Start(cmd, a)
 	if err := <-started; err != nil {
 		return nil, err
 	}

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/confine"
 )
 
 // It says what it has said, and is gone when Kill returns.
@@ -21,7 +23,7 @@ func TestNBD(t *testing.T) {
 		t.Fatal(err)
 	}
 	program := script(t, fmt.Sprintf("echo first >&2; echo second >&2; head -c 100000 /dev/zero >&2; echo >'%s/begun'; exec sleep 1000", dir)).Program
-	n, err := StartNBD(program, "an argument")
+	n, err := StartNBD(program, confine.Access{Make: []string{dir}}, "an argument")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +46,7 @@ func TestNBD(t *testing.T) {
 	if !errors.Is(got, cause) || !strings.Contains(got.Error(), "first; second") || len(got.Error()) > maxHead+100 {
 		t.Errorf("%.300q", got)
 	}
-	if _, err := StartNBD("qemu-nbd-that-is-nowhere"); err == nil || !strings.Contains(err.Error(), "qemu-utils") {
+	if _, err := StartNBD("qemu-nbd-that-is-nowhere", confine.Access{}); err == nil || !strings.Contains(err.Error(), "qemu-utils") {
 		t.Errorf("not installed: %v", err)
 	}
 }

@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/confine"
 )
 
 // program is one of QEMU's programs with its arguments.
@@ -25,6 +25,8 @@ type program struct {
 	args  []string
 	dir   string     // where it runs; empty: where we do
 	files []*os.File // that it holds as long as it runs
+
+	access confine.Access
 }
 
 // result is a program that has ended.
@@ -47,15 +49,15 @@ func (p program) find() (path string, err error) {
 	return path, err
 }
 
-// command is the program in a session of its own, which no Ctrl-C reaches, with nothing
-// of our environment but the PATH. It ends with us, unless it is detached.
+// command is the program in a session of its own, which no Ctrl-C reaches, without an
+// environment. It ends with us, unless it is detached.
 func (p program) command(detached bool) (*exec.Cmd, error) {
 	path, err := p.find()
 	if err != nil {
 		return nil, err
 	}
 	cmd := exec.Command(path, p.args...)
-	cmd.Env = []string{"LC_ALL=C", "PATH=" + os.Getenv("PATH")}
+	cmd.Env = []string{} // nil would be ours
 	cmd.Dir = p.dir
 	cmd.ExtraFiles = p.files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -92,7 +94,7 @@ func (p program) runAs(ctx context.Context, detached bool) (run result, err erro
 		return run, err
 	}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
-	started, ended := sys.StartChild(cmd)
+	started, ended := confine.Start(cmd, p.access)
 	if err := <-started; err != nil {
 		return run, err
 	}

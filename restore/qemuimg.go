@@ -298,13 +298,24 @@ func socketPair() (net.Conn, *os.File, error) {
 }
 
 // run runs qemu-img in the image's folder, with the socket, if any. It writes nothing
-// that lasts but the new image, so that it may be ended at any moment.
+// that lasts but the new image, so that it may be ended at any moment. That folder is the
+// image's alone.
 func (q *qemuImg) run(ctx context.Context, j *job, socket *os.File, args ...string) ([]byte, error) {
 	var img qemu.Img
+	dir := filepath.Dir(j.out.NowAt())
 	if socket != nil {
 		img.Files = []*os.File{socket}
 	}
-	out, err := img.Run(ctx, filepath.Dir(j.out.NowAt()), args...)
+	if file := q.o.QemuImg.SecretFile; file != "" {
+		img.Access.Read = []string{file}
+	}
+	if args[0] == "convert" {
+		img.Access.Make = []string{dir}
+	} else {
+		img.Access.Read = append(img.Access.Read, dir)
+		img.Access.Memory = qemu.ReadMemory(q.disk.Size())
+	}
+	out, err := img.Run(ctx, dir, args...)
 	if err != nil && ctx.Err() == nil {
 		err = &chain.DiskError{Disk: q.entry.Name, Err: err}
 	}

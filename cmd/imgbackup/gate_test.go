@@ -65,7 +65,8 @@ exec '%[3]s' "$@"
 // arrived there.
 func (g *gate) start(cmd *exec.Cmd) {
 	g.t.Helper()
-	cmd.Env = append(cmd.Env, "PATH="+g.dir+":"+os.Getenv("PATH"))
+	// It does what no qemu-img may.
+	cmd.Env = append(cmd.Env, "PATH="+g.dir+":"+os.Getenv("PATH"), "IMGBACKUP_CONFINE=off")
 	if err := cmd.Start(); err != nil {
 		g.t.Fatal(err)
 	}
