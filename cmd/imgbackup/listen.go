@@ -26,7 +26,8 @@ const nbdPort = "10809"
 // listenHelp says where a command listens.
 const listenHelp = `The server listens on a Unix socket that only its owner can connect to (--socket), on a TCP address
 (--listen), where anyone who can reach it can read the disks unless TLS with --tls-ca keeps them
-out, or on sockets that systemd or nbdcopy [ … ] hands over. SIGINT and SIGTERM end it, with status 0.`
+out, or on sockets that systemd or nbdcopy [ … ] hands over. Without TLS it listens beyond this
+machine only if --insecure says so. SIGINT and SIGTERM end it, with status 0.`
 
 // listenFlags say where a command offers disks over NBD.
 type listenFlags struct {
@@ -37,8 +38,10 @@ type listenFlags struct {
 	ca      string
 	pidFile string
 	once    bool
-	most    int  // connections at once; 0: as many as the disks ask for
-	limited bool // most was given
+	// insecure lets it listen where others can reach it without TLS.
+	insecure bool
+	most     int  // connections at once; 0: as many as the disks ask for
+	limited  bool // most was given
 }
 
 // given learns which of the flags were given.
@@ -50,10 +53,11 @@ func (f *listenFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.cert, "tls-cert", "", "insist on TLS with the certificate in this PEM `FILE`")
 	flags.StringVar(&f.key, "tls-key", "", "the certificate's key is in this PEM `FILE`")
 	flags.StringVar(&f.ca, "tls-ca", "", "clients need a certificate of an authority in this PEM `FILE`")
+	flags.BoolVar(&f.insecure, "insecure", false, "listen beyond this machine without TLS: whoever can reach it reads the disks")
 	flags.StringVar(&f.pidFile, "pid-file", "", "write the process's id to this `FILE` as soon as clients can connect")
 	flags.IntVar(&f.most, "connections", 0, "serve at most this `NUMBER` of connections at once (default: 16, or two for each disk)")
 	flags.BoolVar(&f.once, "once", false, "end when the last client has gone, after at least one")
-	section(flags, whereHeard, "socket", "listen", "tls-cert", "tls-key", "tls-ca", "pid-file", "once")
+	section(flags, whereHeard, "socket", "listen", "tls-cert", "tls-key", "tls-ca", "insecure", "pid-file", "once")
 }
 
 // nbdService is where clients can connect to already, and wait to be served.
@@ -65,6 +69,7 @@ type nbdService struct {
 	tls       *tls.Config
 	pidFile   string
 	once      bool
+	insecure  bool
 	most      int // connections at once
 
 	// inherited sockets are known to whoever made them, and what the program prints
@@ -75,7 +80,7 @@ type nbdService struct {
 // listenNBD opens the sockets. They are open before anything else is done, so
 // that nothing is done in vain where they cannot be.
 func (a *app) listenNBD(ctx context.Context, f listenFlags) (*nbdService, error) {
-	s := &nbdService{a: a, pidFile: f.pidFile, once: f.once, most: f.most}
+	s := &nbdService{a: a, pidFile: f.pidFile, once: f.once, insecure: f.insecure, most: f.most}
 	if f.limited && (f.most < 1 || f.most > nbd.MaxConnections) {
 		return nil, usage.Errorf("--connections %d: 1 to %d are possible", f.most, nbd.MaxConnections)
 	}
@@ -85,42 +90,55 @@ func (a *app) listenNBD(ctx context.Context, f listenFlags) (*nbdService, error)
 	if err := f.checkOutside(a); err != nil {
 		return nil, err
 	}
+	if err := s.listen(ctx, f); err != nil {
+		s.hangUp()
+		return nil, err
+	}
+	return s, nil
+}
+
+// listen opens what the flags name, or takes over what was inherited.
+func (s *nbdService) listen(ctx context.Context, f listenFlags) error {
 	switch {
 	case f.socket != "" && f.address != "":
-		return nil, usage.Errorf("--socket and --listen exclude each other")
+		return usage.Errorf("--socket and --listen exclude each other")
 	case f.socket != "":
 		l, err := nbd.ListenUnix(ctx, f.socket)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		s.add(l, "")
+		return s.add(l, "")
 	case f.address != "":
 		host, port, err := net.SplitHostPort(f.address)
 		if err != nil { // no port
 			host, port = strings.TrimSuffix(strings.TrimPrefix(f.address, "["), "]"), nbdPort
 		}
 		if _, nerr := strconv.ParseUint(f.address, 10, 16); nerr == nil {
-			return nil, usage.Errorf("--listen %s: that is a port alone: localhost:%s, or :%s for all networks", f.address, f.address, f.address)
+			return usage.Errorf("--listen %s: that is a port alone: localhost:%s, or :%s for all networks", f.address, f.address, f.address)
 		}
 		l, err := net.Listen("tcp", net.JoinHostPort(host, port))
 		if err != nil {
-			return nil, fmt.Errorf("--listen %s: %w", f.address, err)
+			return fmt.Errorf("--listen %s: %w", f.address, err)
 		}
-		s.add(l, host)
-	default:
-		all, err := nbd.Inherited()
-		if err != nil {
-			return nil, err
-		}
-		if len(all) == 0 {
-			return nil, usage.Errorf("no address to listen on: give --socket PATH or --listen ADDRESS")
-		}
-		s.inherited = true
-		for _, l := range all {
-			s.add(l, "")
-		}
+		return s.add(l, host)
 	}
-	return s, nil
+	return s.inherit()
+}
+
+// inherit takes over the sockets of who has started us.
+func (s *nbdService) inherit() error {
+	all, err := nbd.Inherited()
+	if err != nil {
+		return err
+	}
+	if len(all) == 0 {
+		return usage.Errorf("no address to listen on: give --socket PATH or --listen ADDRESS")
+	}
+	s.inherited = true
+	for _, l := range all {
+		err = errors.Join(err, s.add(l, ""))
+	}
+	return err
 }
 
 // announce tells those who wait for it that clients are served from now on: by the pid
@@ -165,8 +183,9 @@ func (s *nbdService) loadTLS(f listenFlags) (err error) {
 	return err
 }
 
-// add takes a listener over. host is what its address was given as.
-func (s *nbdService) add(l net.Listener, host string) {
+// add takes a listener over, if others than this machine can't reach it, or only by TLS, or
+// are meant to. host is what its address was given as.
+func (s *nbdService) add(l net.Listener, host string) error {
 	s.listeners = append(s.listeners, l)
 	scheme := "nbd"
 	if s.tls != nil {
@@ -189,10 +208,16 @@ func (s *nbdService) add(l net.Listener, host string) {
 			host = "[" + strings.ReplaceAll(host, "%", "%25") + "]"
 		}
 		s.uris, s.after = append(s.uris, fmt.Sprintf("%s://%s:%d/", scheme, host, at.Port)), append(s.after, "")
-		if s.tls == nil && !at.IP.IsLoopback() {
+		switch {
+		case s.tls != nil || at.IP.IsLoopback():
+		case s.insecure:
 			s.a.note(fmt.Sprintf("anyone who can reach %s can read the disks: there is no TLS", at))
+		default:
+			return usage.Errorf("anyone who can reach %s could read the disks: give --tls-cert, --tls-key and --tls-ca, or listen on localhost or a --socket; "+
+				"--insecure says that it is meant", at)
 		}
 	}
+	return nil
 }
 
 // uri is where clients find an export.
@@ -205,11 +230,15 @@ func (s *nbdService) uri(export string) string {
 
 // close gives the sockets up; clients that were not served are sent away.
 func (s *nbdService) close() {
-	for _, l := range s.listeners {
-		_ = l.Close() // nothing is lost with it
-	}
+	s.hangUp()
 	if s.pidFile != "" {
 		removePIDFile(s.pidFile)
+	}
+}
+
+func (s *nbdService) hangUp() {
+	for _, l := range s.listeners {
+		_ = l.Close() // nothing is lost with it
 	}
 }
 

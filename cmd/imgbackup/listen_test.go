@@ -30,7 +30,7 @@ func TestServiceURIs(t *testing.T) {
 		{listenFlags{address: "127.0.0.1:0"}, "nbd://127.0.0.1:", "/vda%20/"},
 		{listenFlags{address: "[::1]:0"}, "nbd://[::1]:", "/vda%20/"},
 		{listenFlags{address: "localhost:0"}, "nbd://localhost:", "/vda%20/"},
-		{listenFlags{address: ":0"}, "nbd://localhost:", "/vda%20/"},
+		{listenFlags{address: ":0", insecure: true}, "nbd://localhost:", "/vda%20/"},
 	} {
 		s, err := a.listenNBD(t.Context(), c.flags)
 		if err != nil {
@@ -47,6 +47,8 @@ func TestServiceURIs(t *testing.T) {
 		{socket: path, cert: "cert.pem"},
 		{socket: path, key: "key.pem"},
 		{socket: path, ca: "ca.pem"},
+		{address: ":0"},
+		{address: "0.0.0.0:0"},
 	} {
 		if _, err := a.listenNBD(t.Context(), flags); exitCode(t.Context(), err) != exitUsage {
 			t.Errorf("%v: %v", flags, err)
