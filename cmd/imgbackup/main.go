@@ -24,7 +24,15 @@ import (
 )
 
 func main() {
+	dumpNoCore()
 	os.Exit(run(os.Args[1:], program{in: os.Stdin, out: os.Stdout, err: os.Stderr, memory: limitMemory()}))
+}
+
+// dumpNoCore keeps what is in memory, ours and that of programs that we start, out of core
+// dumps. A limit of 1 byte, unlike 0, also keeps the kernel from handing a dump to another
+// program. That there is such a limit already is as well.
+func dumpNoCore() {
+	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1, Max: 1})
 }
 
 // limitMemory finds out how much memory there is. The garbage collector is made to work

@@ -133,6 +133,8 @@ const environment = `**IMGBACKUP_REPO**: the repository where no --repo names on
 
 **IMGBACKUP_CACHE_SIZE**: how large it may become, as 10GiB, which is the default.
 
+**IMGBACKUP_CONFINE**: **off** lets qemu-img and qemu-nbd run unconfined; see docs/security.md.
+
 **TMPDIR**: where what does not fit into memory goes; else /var/tmp.
 
 **AWS_ENDPOINT_URL_S3**, **AWS_ACCESS_KEY_ID**, **AWS_SECRET_ACCESS_KEY**, **AWS_PROFILE** and others: as the AWS

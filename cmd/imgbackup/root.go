@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/habit"
 	"github.com/imgbackup/imgbackup/internal/memory"
 	"github.com/imgbackup/imgbackup/internal/usage"
@@ -62,6 +63,9 @@ progress to stderr.`,
 			return usage.Errorf("--repo: the place is empty, as by a variable that is not set")
 		}
 		a.noteMemory(cmd)
+		if confine.Off() {
+			a.note("qemu-img and qemu-nbd run unconfined: IMGBACKUP_CONFINE=off")
+		}
 		return a.checkConnections(cmd)
 	}
 	flags := root.PersistentFlags()
