@@ -11,16 +11,13 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
-// script is a guestfish that answers as a shell script says: it has the command without
-// its dash in $1, and the mark of the session is dealt with.
-const script = `#!/bin/bash
-answer() {
-  case "$1" in
-  version) printf 'major: 1\nminor: 50\nrelease: 2\nextra: \n' ;;
-  list-devices) echo /dev/sda ;;
+// cases are what a guestfish answers that is pretended.
+const cases = `
   inspect-os) echo /dev/sda2 ;;
   inspect-get-type) echo linux ;;
   inspect-get-distro) echo unknown ;;
@@ -29,28 +26,18 @@ answer() {
   inspect-*) echo 'libguestfs: error: not known' >&2 ;;
   mount-ro) [ "$2" != '"/dev/sda3"' ] || echo 'libguestfs: error: mount: it is broken' >&2 ;;
   ping-daemon) %s ;;
-  x) %s ;;
-  esac
-}
-while read -r line; do
-  set -- ${line#-}
-  case "$line" in
-  "echo mark-"*) echo "$2" ;;
-  "-mark-"*) echo "$1: unknown command" >&2 ;;
-  *) answer "$@" ;;
-  esac
-done
-`
+  x) %s ;;`
 
 // pretend starts a session with a guestfish that runs these commands.
 func pretend(t *testing.T, ping, x string) *Session {
 	t.Helper()
 	dir := t.TempDir()
-	program := filepath.Join(dir, "guestfish")
-	if err := os.WriteFile(program, fmt.Appendf(nil, script, ping, x), 0o700); err != nil {
+	socket := filepath.Join(dir, "socket")
+	if err := os.WriteFile(socket, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s, err := Start(t.Context(), Options{Disks: []Disk{{Name: "vda", Socket: "/none"}}, TempDir: dir, Program: program, Emulate: true})
+	program := testkit.Guestfish(t, fmt.Sprintf(cases, ping, x))
+	s, err := Start(t.Context(), Options{Disks: []Disk{{Name: "vda", Socket: socket}}, TempDir: dir, Program: program, Emulate: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,6 +49,10 @@ func pretend(t *testing.T, ping, x string) *Session {
 			t.Errorf("left behind: %q", left)
 		}
 		verifyEnded(t, s)
+		var st unix.Stat_t
+		if err := unix.Stat(socket, &st); err != nil || int(st.Uid) != os.Geteuid() {
+			t.Errorf("the socket is the user's %d now, %v", st.Uid, err)
+		}
 	})
 	return s
 }

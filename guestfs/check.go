@@ -34,7 +34,7 @@ type Verdict struct {
 // nothing. Whatever its journal has is replayed before, in scratch space, as the guest
 // would. All that is mounted is unmounted.
 func (s *Session) Check(ctx context.Context, v Volume) (*Verdict, error) {
-	if err := checkDevice(v.Device); err != nil {
+	if err := CheckDevice(v.Device); err != nil {
 		return nil, err
 	}
 	if err := s.Unmount(ctx); err != nil {
@@ -192,10 +192,25 @@ func (s *Session) checkFAT(ctx context.Context, v Volume) (*Verdict, error) {
 // setByte writes one byte of a device, into scratch space.
 func (s *Session) setByte(ctx context.Context, device string, at int64, b byte) error {
 	// A word of guestfish can't have a zero byte, a file can.
-	path := filepath.Join(s.dir, "byte")
-	if err := os.WriteFile(path, []byte{b}, 0o600); err != nil {
+	path, err := s.lend("byte", []byte{b})
+	if err != nil {
 		return err
 	}
-	_, err := s.call(ctx, "upload-offset", path, device, strconv.FormatInt(at, 10))
+	_, err = s.call(ctx, "upload-offset", path, device, strconv.FormatInt(at, 10))
 	return err
+}
+
+// lend leaves a file in the session's folder, and returns its path for the appliance's
+// programs.
+func (s *Session) lend(name string, b []byte) (string, error) {
+	path := filepath.Join(s.dir, name)
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		return "", err
+	}
+	if s.uid != 0 {
+		if err := os.Chown(path, s.uid, s.uid); err != nil {
+			return "", err
+		}
+	}
+	return filepath.Join(s.seen, name), nil
 }

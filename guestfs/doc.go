@@ -10,6 +10,10 @@
 //   - Disks are only read: what mounting and checking write (a journal that is replayed)
 //     goes into scratch space of the appliance and ends with it. No device, volume group
 //     or mount of the host is touched, whatever the disks' own are called.
+//   - The appliance and what drives it are kept apart: without a network, new rights or
+//     more than their limits; if we are root as a user that nobody else is, who sees no
+//     folder in which people keep something. QEMU's seccomp filters are on.
+//   - A key is in no argument, log or message.
 //   - Nothing that the appliance says is believed to be more than text: answers are
 //     bounded, and what marks their end is a random number that no guest knows.
 //   - What the appliance could not do is an error; one that has died is [ErrEnded], and

@@ -11,14 +11,13 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
+	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/internal/confine"
 )
 
 // Packages tells a person where libguestfs is.
@@ -44,6 +43,7 @@ type Options struct {
 	// Emulate goes without KVM. Otherwise it is tried where /dev/kvm can be opened, and
 	// left if no appliance starts with it within [kvmPatience].
 	Emulate bool
+	Keys    []Key            // of encrypted volumes, in an order in which they can be opened
 	Note    func(msg string) // is told what a person should know; may be nil
 }
 
@@ -63,19 +63,26 @@ type Session struct {
 	volumes []Volume
 	mounted bool // something may be
 
-	dir    string // the session's own folder
-	cmd    *exec.Cmd
-	in     io.WriteCloser
-	out    *replies
-	err    *replies
-	mark   string
-	ended  <-chan error
-	dead   chan struct{}
-	closed bool
+	opened   map[string][]string // encrypted volumes that are open → the disks they lie on
+	unlocked map[string]bool     // the devices of these
+
+	dir     string   // the session's own folder
+	seen    string   // as the appliance's programs see it
+	uid     int      // whose it is; 0: ours
+	sockets []string // of the disks, each once
+	returns []func() error
+
+	process *confine.Process
+	in      io.WriteCloser
+	out     *replies
+	err     *replies
+	mark    string
+	dead    chan struct{}
+	closed  bool
 }
 
 // Start starts an appliance and gives it the disks. The session lives until Close, or
-// until ctx ends.
+// until ctx ends. A volume that its key does not open is a [LockedError].
 func Start(ctx context.Context, o Options) (*Session, error) {
 	if o.Program == "" {
 		o.Program = "guestfish"
@@ -88,11 +95,15 @@ func Start(ctx context.Context, o Options) (*Session, error) {
 		return nil, fmt.Errorf("%w (%w)", ErrNotInstalled, err)
 	}
 	o.Program = path
-	if o.Emulate || !kvmOpens() || emulationAsked() {
-		return launch(ctx, o, true)
+	appliance, err := findAppliance(ctx, &o)
+	if err != nil {
+		return nil, err
+	}
+	if o.Emulate || !confine.KVMOpens(confine.KVM) || emulationAsked() {
+		return launch(ctx, o, appliance, true)
 	}
 	tried, cancel := context.WithTimeout(ctx, kvmPatience)
-	s, err := launch(tried, o, false)
+	s, err := launch(tried, o, appliance, false)
 	if err == nil {
 		// The time was for the start; the session lives as long as ctx.
 		s.follow(ctx, cancel)
@@ -105,16 +116,7 @@ func Start(ctx context.Context, o Options) (*Session, error) {
 	if o.Note != nil {
 		o.Note(fmt.Sprintf("libguestfs does not start with KVM here, and runs emulated: %v", err))
 	}
-	return launch(ctx, o, true)
-}
-
-func kvmOpens() bool {
-	fd, err := unix.Open("/dev/kvm", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return false
-	}
-	_ = unix.Close(fd)
-	return true
+	return launch(ctx, o, appliance, true)
 }
 
 // emulationAsked reports whether the user has told libguestfs to go without KVM.
@@ -122,44 +124,84 @@ func emulationAsked() bool {
 	return strings.Contains(os.Getenv("LIBGUESTFS_BACKEND_SETTINGS"), "force_tcg")
 }
 
-func launch(ctx context.Context, o Options, emulate bool) (_ *Session, err error) {
+// launch starts an appliance, kept apart as well as that is possible here.
+func launch(ctx context.Context, o Options, appliance string, emulate bool) (s *Session, err error) {
+	for _, way := range ways(emulate) {
+		if way.note != "" && o.Note != nil {
+			o.Note(way.note)
+		}
+		if s, err = launchApart(ctx, o, appliance, emulate, way); !errors.Is(err, errApart) {
+			break
+		}
+	}
+	return s, err
+}
+
+func launchApart(ctx context.Context, o Options, appliance string, emulate bool, way apart) (_ *Session, err error) {
 	dir, err := os.MkdirTemp(o.TempDir, "guestfs-")
 	if err != nil {
 		return nil, err
 	}
-	s := &Session{Emulated: emulate, disks: o.Disks, dir: dir, mark: newMark(), dead: make(chan struct{})}
-	if err := s.startProgram(o.Program); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
+	s := &Session{Emulated: emulate, disks: o.Disks, dir: dir, uid: int(way.UID), mark: newMark(), dead: make(chan struct{})}
+	for _, d := range o.Disks {
+		if !slices.Contains(s.sockets, d.Socket) {
+			s.sockets = append(s.sockets, d.Socket)
+		}
+	}
+	if s.seen, err = s.furnish(appliance, way); err == nil {
+		err = s.startProgram(ctx, &o, appliance, way)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.leave())
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
+			if s.process.Cmd.ProcessState.ExitCode() == notApart {
+				err = fmt.Errorf("%w: %w", errApart, err)
+			}
 		}
 	}()
+	return s, s.prepare(ctx, way, o.Keys)
+}
+
+// sandbox is what QEMU denies itself by seccomp filters.
+const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+// prepare gives the appliance its disks, and starts it.
+func (s *Session) prepare(ctx context.Context, way apart, keys []Key) (err error) {
 	if s.Version, err = s.version(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	for _, d := range o.Disks {
-		if strings.Contains(d.Socket, "'") {
-			return nil, fmt.Errorf("libguestfs: disk %s: it cannot take a socket with a quote in its path: %s", d.Name, d.Socket)
+	if _, err := s.call(ctx, "config", "-sandbox", sandbox); err != nil {
+		return fmt.Errorf("libguestfs: %w", err)
+	}
+	for _, d := range s.disks {
+		socket := d.Socket
+		if way.alone {
+			socket = s.socketAt(s.seen, slices.Index(s.sockets, socket))
+		}
+		if strings.Contains(socket, "'") {
+			return fmt.Errorf("libguestfs: disk %s: it cannot take a socket with a quote in its path: %s", d.Name, socket)
 		}
 		// Quoted once more: it is a list, which spaces would part.
-		if _, err := s.call(ctx, "add-drive", d.Name, "readonly:true", "format:raw", "protocol:nbd", "server:'unix:"+d.Socket+"'"); err != nil {
-			return nil, fmt.Errorf("libguestfs: disk %s: %w", d.Name, err)
+		if _, err := s.call(ctx, "add-drive", d.Name, "readonly:true", "format:raw", "protocol:nbd", "server:'unix:"+socket+"'"); err != nil {
+			return fmt.Errorf("libguestfs: disk %s: %w", d.Name, err)
 		}
 	}
 	if _, err := s.call(ctx, "run"); err != nil {
-		return nil, fmt.Errorf("libguestfs: start the appliance: %w", err)
+		return fmt.Errorf("libguestfs: start the appliance: %w", err)
 	}
-	list, err := s.lines(ctx, "list-devices")
-	if err != nil {
-		return nil, fmt.Errorf("libguestfs: %w", err)
+	if s.devices, err = s.lines(ctx, "list-devices"); err != nil {
+		return fmt.Errorf("libguestfs: %w", err)
 	}
-	if len(list) != len(o.Disks) {
-		return nil, fmt.Errorf("libguestfs: it was given %d disks, and sees %q", len(o.Disks), list)
+	if len(s.devices) != len(s.disks) {
+		return fmt.Errorf("libguestfs: it was given %d disks, and sees %q", len(s.disks), s.devices)
 	}
-	s.devices = list
-	return s, nil
+	if len(keys) == 0 {
+		return nil
+	}
+	return s.unlock(ctx, keys)
 }
 
 func newMark() string {
@@ -169,24 +211,27 @@ func newMark() string {
 }
 
 // startProgram starts guestfish in a session of its own, which is also that of QEMU.
-func (s *Session) startProgram(path string) error {
-	cmd := exec.Command(path)
-	cmd.Dir = s.dir
-	cmd.Env = s.environment()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL}
+func (s *Session) startProgram(ctx context.Context, o *Options, appliance string, way apart) error {
+	cmd, err := s.command(ctx, o, appliance, way)
+	if err != nil {
+		return err
+	}
 	pipes, err := newPipes()
 	if err != nil {
 		return err
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = pipes[0].r, pipes[1].w, pipes[2].w
-	started, ended := sys.StartChild(cmd)
-	err = <-started
+	how := confine.Confinement{Namespaces: way.Namespaces} // it changes its user by itself
+	s.process, _, err = confine.Start(func(confine.Confinement) *exec.Cmd { return cmd }, []confine.Confinement{how})
 	_, _, _ = pipes[0].r.Close(), pipes[1].w.Close(), pipes[2].w.Close() // the child has its own
 	if err != nil {
 		_, _, _ = pipes[0].w.Close(), pipes[1].r.Close(), pipes[2].r.Close()
+		if confine.Refused(err) {
+			err = fmt.Errorf("%w: %w", errApart, err)
+		}
 		return err
 	}
-	s.cmd, s.ended, s.in = cmd, ended, pipes[0].w
+	s.in = pipes[0].w
 	s.out = readReplies(pipes[1].r, s.mark+"\n")
 	s.err = readReplies(pipes[2].r, s.mark+": unknown command\n")
 	return nil
@@ -204,32 +249,6 @@ func newPipes() (all [3]pipe, err error) {
 		}
 	}
 	return all, nil
-}
-
-// environment is what libguestfs may know of ours: its own settings. Everything
-// temporary goes into the session's folder; the appliance itself is kept where
-// libguestfs keeps it, to be built once.
-func (s *Session) environment() []string {
-	env := []string{"LC_ALL=C", "PATH=" + os.Getenv("PATH"), "HOME=" + s.dir, "TMPDIR=" + s.dir, "LIBGUESTFS_TMPDIR=" + s.dir,
-		"XDG_RUNTIME_DIR=" + s.dir, "LIBGUESTFS_BACKEND=direct", "LIBGUESTFS_CACHEDIR=" + cacheDir()}
-	if s.Emulated {
-		env = append(env, "LIBGUESTFS_BACKEND_SETTINGS=force_tcg")
-	}
-	for _, name := range []string{"LIBGUESTFS_PATH", "LIBGUESTFS_HV", "LIBGUESTFS_MEMSIZE", "SUPERMIN_KERNEL", "SUPERMIN_MODULES", "SUPERMIN_KERNEL_VERSION"} {
-		if v, ok := os.LookupEnv(name); ok {
-			env = append(env, name+"="+v)
-		}
-	}
-	return env
-}
-
-func cacheDir() string {
-	for _, name := range []string{"LIBGUESTFS_CACHEDIR", "TMPDIR"} {
-		if v := os.Getenv(name); filepath.IsAbs(v) {
-			return v
-		}
-	}
-	return "/var/tmp"
 }
 
 func (s *Session) version(ctx context.Context) (string, error) {
@@ -252,7 +271,7 @@ func (s *Session) follow(ctx context.Context, done context.CancelFunc) {
 
 // kill ends every process of the session at once.
 func (s *Session) kill() {
-	_ = unix.Kill(-s.cmd.Process.Pid, unix.SIGKILL) // they may have ended already
+	_ = unix.Kill(-s.process.Cmd.Process.Pid, unix.SIGKILL) // they may have ended already
 }
 
 // endPatience is how long the appliance may take to end by itself.
@@ -267,12 +286,20 @@ func (s *Session) Close() error {
 	_ = s.in.Close() // that it is to end; it may have already
 	timer := time.AfterFunc(endPatience, s.kill)
 	defer timer.Stop()
-	for range s.ended { // how it ended does not matter: nothing was written
-	}
+	<-s.process.Ended // how it ended does not matter: nothing was written
 	// What is left of its process group has nobody any more whom it would serve.
 	s.kill()
 	s.out.wait()
 	s.err.wait()
 	close(s.dead)
-	return os.RemoveAll(s.dir)
+	return s.leave()
+}
+
+// leave gives back what was lent, and removes the folder.
+func (s *Session) leave() error {
+	var err error
+	for _, back := range s.returns {
+		err = errors.Join(err, back())
+	}
+	return errors.Join(err, os.RemoveAll(s.dir))
 }

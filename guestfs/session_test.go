@@ -111,9 +111,9 @@ func (w *world) serve(t *testing.T) {
 }
 
 // start starts an appliance that runs emulated: what KVM does is the same, if it does.
-func (w *world) start(t *testing.T) *Session {
+func (w *world) start(t *testing.T, keys ...Key) *Session {
 	t.Helper()
-	s, err := Start(t.Context(), Options{Disks: w.disks, TempDir: w.dir, Emulate: true})
+	s, err := Start(t.Context(), Options{Disks: w.disks, TempDir: w.dir, Emulate: true, Keys: keys})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,8 +126,8 @@ func (w *world) start(t *testing.T) *Session {
 	return s
 }
 
-// verifyEnded makes sure that no process of the session is left.
-func verifyEnded(t *testing.T, s *Session) {
+// processes are those of the session, by number.
+func processes(t *testing.T, s *Session) (all []string) {
 	t.Helper()
 	procs, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -140,9 +140,64 @@ func verifyEnded(t *testing.T, s *Session) {
 		}
 		// PID (NAME) STATE PPID PGRP SESSION …
 		_, rest, _ := strings.Cut(string(b), ") ")
-		if f := strings.Fields(rest); len(f) > 3 && f[3] == strconv.Itoa(s.cmd.Process.Pid) && f[0] != "Z" {
-			t.Errorf("still there: %s", b)
+		if f := strings.Fields(rest); len(f) > 3 && f[3] == strconv.Itoa(s.process.Cmd.Process.Pid) && f[0] != "Z" {
+			all = append(all, filepath.Base(filepath.Dir(p)))
 		}
+	}
+	return all
+}
+
+// verifyEnded makes sure that no process of the session is left.
+func verifyEnded(t *testing.T, s *Session) {
+	t.Helper()
+	for _, pid := range processes(t, s) {
+		b, err := os.ReadFile("/proc/" + pid + "/cmdline")
+		t.Errorf("still there: %s %q, %v", pid, b, err)
+	}
+}
+
+// verifyApart makes sure that no process of the session has rights, a network, or what
+// people keep on the host.
+func verifyApart(t *testing.T, s *Session) {
+	t.Helper()
+	own := func(pid, name string) string {
+		b, err := os.ReadFile(filepath.Join("/proc", pid, name))
+		if err != nil {
+			t.Error(err)
+		}
+		return string(b)
+	}
+	guarded := 0
+	for _, pid := range processes(t, s) {
+		status, command := own(pid, "status"), own(pid, "cmdline")
+		want := []string{"NoNewPrivs:\t1", "CapEff:\t0000000000000000"}
+		if strings.Contains(command, "\x00-sandbox\x00"+sandbox+"\x00") {
+			want = append(want, "Seccomp:\t2")
+			guarded++
+		}
+		for _, text := range want {
+			if !strings.Contains(status, text) {
+				t.Errorf("%q: %s is not so: %s", command, text, status)
+			}
+		}
+		if lines := strings.Count(own(pid, "net/dev"), "\n"); lines > 3 {
+			t.Errorf("%q sees network interfaces of the host: %s", command, own(pid, "net/dev"))
+		}
+		if text := own(pid, "limits"); !strings.Contains(text, "Max core file size        0 ") || strings.Contains(text, "Max file size             unlimited") {
+			t.Errorf("%q has no limits: %s", command, text)
+		}
+		if os.Geteuid() != 0 {
+			continue
+		}
+		if !strings.Contains(status, fmt.Sprintf("Uid:\t%d\t%[1]d\t%[1]d\t%[1]d\n", s.uid)) || s.uid == 0 {
+			t.Errorf("%q runs as %s", command, status)
+		}
+		if left, err := os.ReadDir(filepath.Join("/proc", pid, "root/var")); err != nil || len(left) > 0 {
+			t.Errorf("%q sees %v in /var, %v", command, left, err)
+		}
+	}
+	if guarded != 1 {
+		t.Errorf("%d processes of %q are QEMU with filters", guarded, processes(t, s))
 	}
 }
 
@@ -212,20 +267,27 @@ func parts() []part {
 		}, Damaged, true},
 		{"btrfs", "btrfs", 128, mkfs("/sbin/mkfs.btrfs", "-q"), Clean, true},
 		{"ntfs", "ntfs", 8, mkfs("/sbin/mkntfs", "-q", "-Q", "-F"), Clean, true},
-		{"luks", TypeLUKS, 20, func(t *testing.T, p string) {
-			key := p + ".img"
-			if err := os.WriteFile(key, []byte("secret"), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			tool(t, "/sbin/cryptsetup", "luksFormat", "-q", "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", key, p)
-		}, "", false},
+		{"luks", TypeLUKS, 36, inner, "", false},
 		{"swap", TypeSwap, 8, mkfs("/sbin/mkswap", "-q"), "", true},
 		{"hole", TypeUnknown, 8, func(*testing.T, string) {}, "", true},
 	}
 }
 
+// inner makes a LUKS volume, with the key that [innerKey] returns, of what was made by:
+// pvcreate, vgcreate inner, lvcreate data, mkfs ext4.
+func inner(t *testing.T, path string) {
+	t.Helper()
+	key, plain := path+".key.img", path+".plain.img"
+	if err := os.WriteFile(key, []byte("se=cret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "zstd", "-q", "-d", "-f", "--sparse", "testdata/inner.zst", "-o", plain)
+	tool(t, "qemu-img", "convert", "-f", "raw", "-O", "luks", "--object", "secret,id=key,file="+key, "-o", "key-secret=key,iter-time=10", plain, path)
+	tool(t, "truncate", "-s", "36M", path)
+}
+
 // All kinds of volumes, in one appliance, which takes its time: XFS, Btrfs, NTFS and the
-// recognition of operating systems, which take most of it, only with IMGBACKUP_SOAK set. vda is divided by GPT, vdb by MBR, vdc by LVM, and vdd is empty.
+// recognition of operating systems, which take most of it, only with IMGBACKUP_SOAK set. vda is divided by GPT, vdb by MBR, vdc by LVM, and vdd is Windows's.
 func TestDisks(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -240,12 +302,16 @@ func TestDisks(t *testing.T) {
 	// Of the host's own name, perhaps, made by: part-disk, pvcreate, vgcreate vg0,
 	// lvcreate root and data, mkfs ext4.
 	tool(t, "zstd", "-q", "-d", "-f", "--sparse", "testdata/lvm.zst", "-o", w.add(t, "vdc", 64))
-	w.add(t, "vdd", 8)
+	dynamic := w.add(t, "vdd", 8)
+	sfdisk(t, dynamic, "label: dos\n2048,,42\n")
+	at(t, dynamic, privHead, []byte("PRIVHEAD"))
 	w.serve(t)
-	s := w.start(t)
+	luks := 1 + slices.IndexFunc(all, func(p part) bool { return p.kind == TypeLUKS })
+	s := w.start(t, Key{Device: fmt.Sprintf("/dev/sda%d", luks), Disk: "vda", Secret: []byte("se=cret\n")})
+	verifyApart(t, s)
 	ctx := t.Context()
 	tables, err := s.Tables(ctx)
-	if err != nil || fmt.Sprint(tables) != "[{vda gpt} {vdb msdos} {vdc msdos} {vdd }]" {
+	if err != nil || fmt.Sprint(tables) != "[{vda gpt} {vdb msdos} {vdc msdos} {vdd msdos}]" {
 		t.Errorf("partition tables %v, %v", tables, err)
 	}
 	volumes, err := s.Volumes(ctx)
@@ -282,8 +348,24 @@ func TestDisks(t *testing.T) {
 	verify(s.devices[1]+"1", "vdb", "vfat", Clean)
 	verify(s.devices[1]+"2", "vdb", "vfat", Damaged)
 	verify("/dev/vg0/root", "vdc", "ext4", Clean)
-	if v, ok := Find(volumes, s.devices[3]); ok && v.HasFiles() {
-		t.Errorf("the empty disk is %+v", v)
+	verify("/dev/inner/data", "vda", "ext4", Clean) // in the LUKS volume
+	testKeys(t, s, fmt.Sprintf("/dev/sda%d", luks))
+	verify(s.devices[3]+"1", "vdd", TypeDynamic, "")
+}
+
+// testKeys: what is no key of a volume, or no volume, opens nothing.
+func testKeys(t *testing.T, s *Session, luks string) {
+	t.Helper()
+	for want, k := range map[string]Key{
+		"it is no LUKS volume": {Device: "/dev/sda1", Secret: []byte("se=cret")},
+		"it lies on vda, not":  {Device: luks, Disk: "vdb", Secret: []byte("se=cret")},
+		"No key available":     {Device: luks, Secret: []byte("se=cre")},
+		"/dev/sda99":           {Device: "/dev/sda99", Secret: []byte("se=cret")},
+	} {
+		var locked *LockedError
+		if err := s.open(t.Context(), &k); !errors.As(err, &locked) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "se=cre") {
+			t.Errorf("%s, %s: %v", k.Device, k.Secret, err)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -23,6 +24,7 @@ type Volume struct {
 	Device string   `json:"device"` // as libguestfs names it: /dev/sda1, /dev/vg0/root, /dev/md127
 	Type   string   `json:"type"`   // ext4, xfs, swap, crypto_LUKS, unknown, …
 	Disks  []string `json:"disks"`  // that it lies on, by name; none: not known
+	Opened bool     `json:"opened"` // it is encrypted, and what is in it is another volume
 }
 
 // The types of volumes that hold no file system that could be looked into.
@@ -30,12 +32,13 @@ const (
 	TypeLUKS    = "crypto_LUKS"
 	TypeSwap    = "swap"
 	TypeUnknown = "unknown"
+	TypeDynamic = "LDM" // a partition of a dynamic disk of Windows
 )
 
 // HasFiles reports whether there is a file system that is known.
 func (v *Volume) HasFiles() bool {
 	switch v.Type {
-	case TypeLUKS, "BitLocker", TypeSwap, TypeUnknown, "":
+	case TypeLUKS, "BitLocker", TypeSwap, TypeUnknown, TypeDynamic, "":
 		return false
 	}
 	return true
@@ -80,8 +83,16 @@ func (s *Session) Volumes(ctx context.Context) ([]Volume, error) {
 	if err != nil {
 		return nil, fmt.Errorf("libguestfs: %w", err)
 	}
+	dynamic, err := s.findDynamic(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("libguestfs: %w", err)
+	}
 	all := []Volume{}
 	for _, device := range devices {
+		if disk := s.diskOf(device); dynamic[disk] {
+			all = append(all, Volume{Device: device, Type: TypeDynamic, Disks: []string{disk}})
+			continue
+		}
 		kind, err := s.text(ctx, "vfs-type", device)
 		if err != nil && !errors.As(err, new(*CallError)) {
 			return nil, fmt.Errorf("libguestfs: %s: %w", device, err)
@@ -90,7 +101,7 @@ func (s *Session) Volumes(ctx context.Context) ([]Volume, error) {
 			kind = TypeUnknown
 		}
 		if !strings.HasSuffix(kind, "_member") {
-			all = append(all, Volume{Device: device, Type: kind, Disks: s.disksOf(device, groups)})
+			all = append(all, Volume{Device: device, Type: kind, Disks: s.disksOf(device, groups), Opened: s.unlocked[device]})
 		}
 	}
 	s.volumes = all
@@ -121,8 +132,9 @@ func (s *Session) list(ctx context.Context) ([]string, error) {
 		}
 		all = append(all, more...)
 	}
+	all = slices.AppendSeq(all, maps.Keys(s.opened))
 	for _, d := range all {
-		if err := checkDevice(d); err != nil {
+		if err := CheckDevice(d); err != nil {
 			return nil, err
 		}
 	}
@@ -143,7 +155,8 @@ func Base(device string) string {
 
 var devicePattern = regexp.MustCompile(`^/dev/[A-Za-z0-9_.+/-]{1,250}$`)
 
-func checkDevice(device string) error {
+// CheckDevice returns what is wrong with the name of a device.
+func CheckDevice(device string) error {
 	if !devicePattern.MatchString(device) {
 		return fmt.Errorf("libguestfs: %.80q is no name of a device", device)
 	}
@@ -160,13 +173,13 @@ func (s *Session) groups(ctx context.Context) (map[string][]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	disks := make(map[string]string) // of each physical volume, by UUID without dashes
+	disks := make(map[string][]string) // of each physical volume, by UUID without dashes
 	for _, device := range devices {
 		id, err := s.text(ctx, "pvuuid", device)
 		if err != nil {
 			return nil, err
 		}
-		disks[strings.ReplaceAll(id, "-", "")] = s.diskOf(device)
+		disks[strings.ReplaceAll(id, "-", "")] = s.disksOf(device, nil)
 	}
 	all := make(map[string][]string)
 	for _, name := range names {
@@ -175,8 +188,10 @@ func (s *Session) groups(ctx context.Context) (map[string][]string, error) {
 			return nil, err
 		}
 		for _, id := range ids {
-			if disk := disks[strings.ReplaceAll(id, "-", "")]; disk != "" && !slices.Contains(all[name], disk) {
-				all[name] = append(all[name], disk)
+			for _, disk := range disks[strings.ReplaceAll(id, "-", "")] {
+				if !slices.Contains(all[name], disk) {
+					all[name] = append(all[name], disk)
+				}
 			}
 		}
 	}
@@ -184,6 +199,9 @@ func (s *Session) groups(ctx context.Context) (map[string][]string, error) {
 }
 
 func (s *Session) disksOf(device string, groups map[string][]string) []string {
+	if disks, ok := s.opened[device]; ok {
+		return disks
+	}
 	if disk := s.diskOf(device); disk != "" {
 		return []string{disk}
 	}

@@ -76,6 +76,7 @@ compare with. A step that fails is never overlooked, required or not.
     skip: [source]
     expect: ["vda:/etc/hostname=~^web$", "vda:/etc/machine-id=sha256:…", "vdb:/dev/sdb1:/data/ok=~yes"]
     expect_newer: ["/var/log=24h"]
+    luks_keys: ["vda:/dev/sda2=/etc/imgbackup/web.key"]
     boot:
       pattern: "login: $"
       timeout: 10m
@@ -92,6 +93,10 @@ A file that is expected lies in the root file system of the operating system tha
 mounts, or in the disk's only file system; DISK:DEVICE:/PATH names another, as libguestfs does (/dev/sda is the first
 disk of the checkpoint, /dev/vg0/root a logical volume). --expect-newer is about a file, or the newest of all files
 below a folder: it has been written to within that time before the checkpoint.
+
+--luks-key opens an encrypted volume (LUKS) for the steps filesystems and files: FILE is the key to its last byte, or a
+passphrase and the end of its line. Volumes are opened in the order in which they are named, so that one may lie in
+another, and a volume group in them is there afterwards. The key is in no argument, log or record.
 
 A guest is booted with the archived definition, as far as that goes (type of machine, processors and memory up to
 bounds, buses, firmware with a copy of its variables, TPM with a copy of its state), under KVM where that works, with
@@ -149,6 +154,7 @@ func (r *drillRequest) addFlags(f *pflag.FlagSet) {
 	f.StringSliceVar(&r.flags.Skip, "skip", nil, "leave these `STEPS` out, as filesystems")
 	f.StringArrayVar(&r.flags.Expect, "expect", nil, "a guest's file: `DISK:/PATH=…` sha256:DIGITS or ~REGEX; repeatable")
 	f.StringArrayVar(&r.flags.ExpectNewer, "expect-newer", nil, "something below `PATH=24h` was written that late before the checkpoint")
+	f.StringArrayVar(&r.flags.LUKSKeys, "luks-key", nil, "open an encrypted volume by its key: `DISK:DEVICE=FILE`, as vda:/dev/sda2=web.key")
 	f.StringVar(&r.flags.Boot.Pattern, "boot-pattern", "", "boot the guest until this `REGEX` is in a line of its serial console")
 	f.BoolVar(&r.flags.Boot.Agent, "boot-agent", false, "boot the guest until its guest agent answers")
 	f.BoolVar(&r.flags.Boot.Screen, "boot-screen", false, "boot the guest until its screen has settled (weaker)")
@@ -161,7 +167,7 @@ func (r *drillRequest) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&r.flags.Command.Expect, "command-expect", "", "what the command writes must match this `REGEX`")
 	f.StringVar(&r.timeouts.command, "command-timeout", "", "end the command after this `TIME` (default: 10m)")
 	f.StringArrayVar(&r.allowDirs, "allow-dir", nil, "for the step source: backing files may lie in this `DIR`; may be repeated")
-	section(f, whatIsDone, "require", "skip", "plan", "each", "expect", "expect-newer", "boot-pattern", "boot-agent", "boot-screen", "command", "command-expect")
+	section(f, whatIsDone, "require", "skip", "plan", "each", "expect", "expect-newer", "luks-key", "boot-pattern", "boot-agent", "boot-screen", "command", "command-expect")
 	f.StringVar(&r.flags.Scratch, "scratch", "", "restore to this `DIR` (default: that for temporary files)")
 	f.BoolVar(&r.noScratch, "no-scratch", false, "restore nowhere: prove in flight")
 	f.StringVar(&r.report, "report", "", "write a report, and what steps have kept, into this new or empty `DIR`")
@@ -221,9 +227,26 @@ func (r *drillRequest) complete() error {
 		if _, err := bootMemory(&p); err != nil {
 			return err
 		}
-		r.looks[name] = &guest.Look{Expect: expected, Emulate: p.Emulate}
+		look := &guest.Look{Expect: expected, Emulate: p.Emulate}
+		if r.meant(name) {
+			if look.Keys, err = guest.ParseKeys(p.LUKSKeys); err != nil {
+				return err
+			}
+		}
+		r.looks[name] = look
 	}
 	return nil
+}
+
+// meant reports whether the plan of that name may be used. A key that lies elsewhere need
+// not be had for another domain.
+func (r *drillRequest) meant(name string) bool {
+	if len(r.domains) == 0 {
+		return true
+	}
+	return slices.Contains(r.domains, name) || name == "" && slices.ContainsFunc(r.domains, func(d string) bool {
+		return !slices.Contains(r.plans.Names(), d)
+	})
 }
 
 // readPlans reads the file of plans.
@@ -274,6 +297,9 @@ func (r *drillRequest) planOf(domain string) plan.Plan {
 	}
 	if given("expect-newer") {
 		p.ExpectNewer = f.ExpectNewer
+	}
+	if given("luks-key") {
+		p.LUKSKeys = f.LUKSKeys
 	}
 	if given("emulate") {
 		p.Emulate = f.Emulate

@@ -16,7 +16,9 @@ import (
 // Look is how a guest's disks are looked into.
 type Look struct {
 	Expect  []Expectation
-	Emulate bool // go without KVM
+	Keys    []guestfs.Key // of encrypted volumes, in an order in which they can be opened
+	Emulate bool          // go without KVM
+	Program string        // guestfish, by name or path; empty: guestfish
 
 	// What the appliance of the step filesystems has found of files already.
 	found    *drill.Result
@@ -27,6 +29,8 @@ type Look struct {
 const lookTimeout = 30 * time.Minute
 
 const todoInstall = "install " + guestfs.Packages + "; or leave the step out by --skip"
+
+const todoKey = "name the volume and its key rightly by --luks-key; if the guest's own disk opens with that key, the backup does not have its header: drill an older checkpoint"
 
 // subject tells checkpoints apart, as they are by now.
 func subject(s *drill.Subject) string { return fmt.Sprint(s.Manifest.UUID, s.Manifest.Revision) }
@@ -48,7 +52,8 @@ func (l *Look) withAppliance(ctx context.Context, s *drill.Subject, do func(cont
 		disks = append(disks, guestfs.Disk{Name: d.Disk, Socket: served.Socket})
 	}
 	before := s.Read()
-	g, err := guestfs.Start(limited, guestfs.Options{Disks: disks, TempDir: s.Scratch, Emulate: l.Emulate, Note: s.Note})
+	g, err := guestfs.Start(limited, guestfs.Options{Disks: disks, TempDir: s.Scratch, Emulate: l.Emulate, Note: s.Note,
+		Program: l.Program, Keys: l.Keys})
 	if errors.Is(err, guestfs.ErrNotInstalled) {
 		return drill.Skip(err.Error(), todoInstall), nil
 	}
@@ -69,6 +74,9 @@ func (l *Look) withAppliance(ctx context.Context, s *drill.Subject, do func(cont
 	}
 	if limited.Err() != nil {
 		return drill.Skip(fmt.Sprintf("the appliance of libguestfs was not ready within %s", timeout), "give it more time by --step-timeout"), nil
+	}
+	if errors.As(err, new(*guestfs.LockedError)) {
+		return drill.Skip(err.Error(), todoKey), nil
 	}
 	if err != nil {
 		return drill.Skip(err.Error(), "see to what the reason says; libguestfs-test-tool tries an appliance without any disk of a guest"), nil

@@ -21,25 +21,28 @@ type filesystems struct{ *Look }
 func (filesystems) Name() string { return record.StepFilesystems }
 
 func (f filesystems) Run(ctx context.Context, s *drill.Subject) (drill.Result, error) {
-	return f.withAppliance(ctx, s, func(ctx context.Context, g *guestfs.Session) (drill.Result, error) {
+	var found *drill.Result
+	res, err := f.withAppliance(ctx, s, func(ctx context.Context, g *guestfs.Session) (drill.Result, error) {
 		res, err := f.check(ctx, g)
 		if err != nil || failed(&res) || len(f.Expect) == 0 {
 			return res, err
 		}
-		found, err := f.files(ctx, s, g)
-		if err != nil {
-			return res, err
-		}
-		f.found, f.foundFor = &found, subject(s)
-		return res, nil
+		files, err := f.files(ctx, s, g)
+		found = &files
+		return res, err
 	})
+	if err == nil && s.Fault() == nil { // else whatever it has found was not the guest's
+		f.found, f.foundFor = found, subject(s)
+	}
+	return res, err
 }
 
 const (
 	todoFilesystem = "drill an older checkpoint to learn since when it is so; the guest's own disk may have the same damage: check it there, while it is backed up"
 	todoNothing    = "if these disks are to hold no file system, leave the step out by --skip filesystems; else look at the disk: imgbackup serve"
 	todoUnseen     = "install the package that the reason names, and drill again; or leave the step out by --skip filesystems"
-	todoLocked     = "what is encrypted can't be looked into: leave the step out by --skip filesystems, and let --boot-pattern or --command tell whether it can be unlocked"
+	todoDynamic    = "leave the step out by --skip filesystems, and let --boot-screen, --boot-agent or --command tell whether the guest is well"
+	todoLocked     = "give the key of a LUKS volume by --luks-key; else leave the step out by --skip filesystems, and let --boot-pattern or --command tell whether it can be unlocked"
 )
 
 // check looks at every file system.
@@ -68,6 +71,8 @@ func (f filesystems) check(ctx context.Context, g *guestfs.Session) (res drill.R
 	switch {
 	case len(sum.damaged) > 0:
 		return sum.result(res, drill.Fail(strings.Join(sum.damaged, "; "), todoFilesystem)), nil
+	case sum.dynamic > 0:
+		return sum.result(res, drill.Skip(fmt.Sprintf("%d partitions are of dynamic disks of Windows (LDM), which are not looked into", sum.dynamic), todoDynamic)), nil
 	case len(sum.unseen) > 0:
 		return sum.result(res, drill.Skip(strings.Join(sum.unseen, "; "), todoUnseen)), nil
 	case sum.checked+sum.mounted == 0 && sum.locked > 0:
@@ -85,9 +90,16 @@ func (f filesystems) check(ctx context.Context, g *guestfs.Session) (res drill.R
 func (f filesystems) one(ctx context.Context, g *guestfs.Session, v guestfs.Volume, d *details, sum *summary) error {
 	where := fmt.Sprintf("%s %s on %s", v.Device, v.Type, strings.Join(v.Disks, " "))
 	switch {
+	case v.Opened:
+		d.add("volume", "%s: encrypted, opened by its key", where)
+		return nil
 	case v.Encrypted():
 		sum.locked++
 		d.add("volume", "%s: encrypted, not looked into", where)
+		return nil
+	case v.Type == guestfs.TypeDynamic:
+		sum.dynamic++
+		d.add("volume", "%s: of a dynamic disk of Windows, not looked into", where)
 		return nil
 	case !v.HasFiles():
 		d.add("volume", "%s", where)
@@ -141,8 +153,8 @@ func systems(ctx context.Context, g *guestfs.Session, d *details, sum *summary) 
 
 // summary is what there was in all.
 type summary struct {
-	checked, mounted, locked, unclean int
-	damaged, unseen, systems          []string
+	checked, mounted, locked, unclean, dynamic int
+	damaged, unseen, systems                   []string
 }
 
 func (s *summary) text() string {

@@ -20,6 +20,7 @@ type Plan struct {
 
 	Expect      []string `yaml:"expect"`       // DISK:[DEVICE:]/PATH=sha256:HEX or =~REGEX
 	ExpectNewer []string `yaml:"expect_newer"` // [DISK:[DEVICE:]]/PATH=24h
+	LUKSKeys    []string `yaml:"luks_keys"`    // [DISK:]DEVICE=FILE, of encrypted volumes
 
 	Boot    Boot    `yaml:"boot"`
 	Emulate bool    `yaml:"emulate"` // go without KVM
