@@ -111,9 +111,9 @@ func (w *world) serve(t *testing.T) {
 }
 
 // start starts an appliance that runs emulated: what KVM does is the same, if it does.
-func (w *world) start(t *testing.T, keys ...Key) *Session {
+func (w *world) start(t *testing.T) *Session {
 	t.Helper()
-	s, err := Start(t.Context(), Options{Disks: w.disks, TempDir: w.dir, Emulate: true, Keys: keys})
+	s, err := Start(t.Context(), Options{Disks: w.disks, TempDir: w.dir, Emulate: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -307,9 +307,10 @@ func TestDisks(t *testing.T) {
 	at(t, dynamic, privHead, []byte("PRIVHEAD"))
 	w.serve(t)
 	luks := 1 + slices.IndexFunc(all, func(p part) bool { return p.kind == TypeLUKS })
-	s := w.start(t, Key{Device: fmt.Sprintf("/dev/sda%d", luks), Disk: "vda", Secret: []byte("se=cret\n")})
+	s := w.start(t)
 	verifyApart(t, s)
 	ctx := t.Context()
+	testKeys(t, s, fmt.Sprintf("/dev/sda%d", luks))
 	tables, err := s.Tables(ctx)
 	if err != nil || fmt.Sprint(tables) != "[{vda gpt} {vdb msdos} {vdc msdos} {vdd msdos}]" {
 		t.Errorf("partition tables %v, %v", tables, err)
@@ -349,11 +350,10 @@ func TestDisks(t *testing.T) {
 	verify(s.devices[1]+"2", "vdb", "vfat", Damaged)
 	verify("/dev/vg0/root", "vdc", "ext4", Clean)
 	verify("/dev/inner/data", "vda", "ext4", Clean) // in the LUKS volume
-	testKeys(t, s, fmt.Sprintf("/dev/sda%d", luks))
 	verify(s.devices[3]+"1", "vdd", TypeDynamic, "")
 }
 
-// testKeys: what is no key of a volume, or no volume, opens nothing.
+// testKeys: what is no key of a volume, or no volume, opens nothing; its key opens it.
 func testKeys(t *testing.T, s *Session, luks string) {
 	t.Helper()
 	for want, k := range map[string]Key{
@@ -366,6 +366,10 @@ func testKeys(t *testing.T, s *Session, luks string) {
 		if err := s.open(t.Context(), &k); !errors.As(err, &locked) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "se=cre") {
 			t.Errorf("%s, %s: %v", k.Device, k.Secret, err)
 		}
+	}
+	right := []Key{{Device: luks, Disk: "vda", Secret: []byte("se=cret\n")}}
+	if err := s.unlock(t.Context(), right); err != nil {
+		t.Fatal(err)
 	}
 }
 
