@@ -21,6 +21,7 @@ var drillText string
 type drillPage struct {
 	*record.Run
 	Style template.CSS
+	Title string
 	Tool  string
 	zone  *time.Location
 	kept  func(name string) ([]byte, error)
@@ -35,7 +36,7 @@ const (
 // DrillHTML writes a run of drills as one page that stands by itself. kept reads a file
 // that a step has kept, by its name: screens are in the page, and of logs the end.
 func DrillHTML(w io.Writer, run *record.Run, zone *time.Location, tool string, kept func(name string) ([]byte, error)) error {
-	p := &drillPage{run, template.CSS(style), tool, zone, kept}
+	p := &drillPage{run, template.CSS(style), "Restore drill", tool, zone, kept}
 	return execute(w, drillText, p.functions(), p)
 }
 

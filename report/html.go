@@ -21,6 +21,11 @@ import (
 //go:embed style.css
 var style string
 
+// headText is the head of all pages, which takes a Style and a Title.
+//
+//go:embed head.html
+var headText string
+
 //go:embed page.html
 var pageText string
 
@@ -100,7 +105,7 @@ func (p *page) write(w io.Writer) error {
 
 // execute writes a template filled with what of.
 func execute(w io.Writer, text string, functions template.FuncMap, of any) error {
-	t, err := template.New("page").Funcs(functions).Parse(text)
+	t, err := template.New("page").Funcs(functions).Parse(headText + text)
 	if err != nil {
 		return err
 	}

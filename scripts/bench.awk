@@ -19,7 +19,7 @@ function ratio(a, b, goal, c,   n, x, y, z, i, r, m, max) {
 function limit(name, goal,   m) {
   if (!(name in wall)) return
   m = median(wall[name])
-  printf "| %s | %.3f s | %s s | %s |\n", name, m, goal, m <= goal ? "yes" : "no"
+  printf "| %s | %.3f s | %s s | %s |\n", name, m, goal, m + 0 <= goal + 0 ? "yes" : "no"
 }
 {
   secs = $(NF-2); used = $(NF-1); peak = $NF
