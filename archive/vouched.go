@@ -52,11 +52,8 @@ func (t *packTables) sampling(pack Ref, needed func() bool) (done func()) {
 // has reports whether the pack's own table has a chunk of length bytes at that place.
 func (t *packTables) has(ctx context.Context, pack Ref, at place, chunk Digest, length int) (bool, error) {
 	table := t.of(pack)
-	table.once.Do(func() {
-		table.lines, table.err = ReadPackTable(ctx, t.store, pack)
-		slices.SortFunc(table.lines, func(a, b PackChunk) int { return bytes.Compare(a.Chunk[:], b.Chunk[:]) })
-	})
-	i, found := slices.BinarySearchFunc(table.lines, chunk, func(c PackChunk, d Digest) int { return bytes.Compare(c.Chunk[:], d[:]) })
+	table.load(ctx, t.store)
+	i, found := table.search(chunk)
 	for ; found && i < len(table.lines) && table.lines[i].Chunk == chunk; i++ {
 		c := &table.lines[i]
 		if c.FrameOffset == int64(at.frameOff) && c.FrameLength == at.length() && int(c.Length) == length {
@@ -64,6 +61,18 @@ func (t *packTables) has(ctx context.Context, pack Ref, at place, chunk Digest, 
 		}
 	}
 	return false, table.err
+}
+
+func (t *packTable) load(ctx context.Context, store objstore.Store) {
+	t.once.Do(func() {
+		t.lines, t.err = ReadPackTable(ctx, store, t.pack)
+		slices.SortFunc(t.lines, func(a, b PackChunk) int { return bytes.Compare(a.Chunk[:], b.Chunk[:]) })
+	})
+}
+
+// search finds the first line of a chunk.
+func (t *packTable) search(chunk Digest) (int, bool) {
+	return slices.BinarySearchFunc(t.lines, chunk, func(c PackChunk, d Digest) int { return bytes.Compare(c.Chunk[:], d[:]) })
 }
 
 func (t *packTables) of(pack Ref) *packTable {

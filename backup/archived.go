@@ -11,6 +11,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/internal/zero"
 	"github.com/imgbackup/imgbackup/view"
 )
@@ -20,7 +21,9 @@ import (
 type archives struct {
 	repo   *chain.Repository
 	fetch  *archive.Fetcher
-	reader *view.Reader // nil: nothing has been opened
+	keys   *crypt.Keys    // of the repository; nil: it is plain
+	parts  *archive.Parts // nil: chunks can be read
+	reader *view.Reader   // nil: nothing has been opened
 	opened map[*chain.Disk]*archived
 	seed   uint64 // of the samples that are compared: the same in each plan
 }
@@ -29,6 +32,8 @@ func newArchives(repo *chain.Repository) *archives {
 	return &archives{
 		repo:   repo,
 		fetch:  archive.NewFetcher(repo.Store, archive.FetcherOptions{Memory: repo.Memory}),
+		keys:   archive.KeysOf(repo.Store),
+		parts:  archive.NewParts(repo.Store),
 		opened: make(map[*chain.Disk]*archived),
 		seed:   rand.Uint64(),
 	}
@@ -52,7 +57,7 @@ func (s *archives) open(ctx context.Context, cd *chain.Disk) (*archived, error) 
 	if err := archive.StatPacks(ctx, s.repo.Store, d.Maps()...); err != nil {
 		return nil, err
 	}
-	a := &archived{d}
+	a := &archived{Disk: d, parts: s.parts}
 	s.opened[cd] = a
 	return a, nil
 }
@@ -111,7 +116,18 @@ func (s *archives) Delta(ctx context.Context, cd *chain.Disk) (bitmapstore.Runs,
 }
 
 // archived is one archived state of a disk, readable like the disk itself.
-type archived struct{ *view.Disk }
+type archived struct {
+	*view.Disk
+	parts *archive.Parts // nil: it can be read
+}
+
+// Prefetch fetches what Compare will need.
+func (a *archived) Prefetch(ctx context.Context, runs []bitmapstore.Run) error {
+	if a.parts != nil {
+		return nil
+	}
+	return a.Disk.Prefetch(ctx, runs)
+}
 
 // Data is where the state holds data in [0, size).
 func (a *archived) Data(ctx context.Context, size int64) bitmapstore.Runs {
@@ -121,6 +137,9 @@ func (a *archived) Data(ctx context.Context, size int64) bitmapstore.Runs {
 // Compare reports whether a disk reads in a range as the state does, and whether
 // both are all zeros there. What lies beyond the state's size reads as zeros.
 func (a *archived) Compare(ctx context.Context, disk trust.Reader, run bitmapstore.Run) (same, zeros bool, err error) {
+	if a.parts != nil {
+		return a.compareParts(ctx, disk, run)
+	}
 	cell := min(run.Len(), archive.GridSize)
 	then, now := make([]byte, cell), make([]byte, cell)
 	zeros = true

@@ -5,7 +5,6 @@ package backup
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"iter"
 
@@ -90,9 +89,14 @@ func (c *comparedCell) produce(ctx context.Context, buf []byte) ([]archive.Piece
 		case e.Zero:
 			c.disk.audit.compare(c.clean, e.Offset, mine, zeroBlock[:])
 			pieces = appendDiffering(pieces, e.Offset, mine, zeroBlock[:])
-		case e.ChunkOffset == 0 && archive.Digest(sha256.Sum256(mine)) == e.Chunk:
+		case e.ChunkOffset == 0 && archive.ChunkDigest(c.s.states.keys, mine) == e.Chunk:
 			// Most chunks are wholly unchanged, which their digest tells without
 			// fetching them.
+		case c.s.states.parts != nil:
+			var err error
+			if pieces, err = c.compareParts(ctx, pieces, &e, now); err != nil {
+				return nil, err
+			}
 		default:
 			if chunk == nil {
 				chunk = make([]byte, 0, archive.GridSize)

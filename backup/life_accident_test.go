@@ -163,7 +163,7 @@ func repositoryEvents() []*event {
 			a := l.prepare()
 			a.look()
 			a.req.Checkpoint = names[l.rng.IntN(len(names))]
-			if _, err := backup.Run(context.Background(), l.repo, a.req, backup.Hooks{}); err == nil {
+			if _, err := backup.Run(context.Background(), l.writer, a.req, backup.Hooks{}); err == nil {
 				l.t.Errorf("checkpoint %s was made twice", a.req.Checkpoint)
 			}
 			a.undone(false)
@@ -297,7 +297,7 @@ func cutShort(l *life, d *lifeDisk) bool {
 	// its rest reads as zeros.
 	cut := l.newFile("cut")
 	readable := exec.Command("qemu-img", "convert", "-f", "qcow2", "-O", "raw", d.path, cut).Run() == nil
-	result, err := backup.Run(context.Background(), l.repo, a.req, backup.Hooks{})
+	result, err := backup.Run(context.Background(), l.writer, a.req, backup.Hooks{})
 	l.note("backup of the cut image: %v", err)
 	if err != nil {
 		l.count.add("backup: failed since the image was cut short")

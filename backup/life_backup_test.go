@@ -229,7 +229,7 @@ func (a *attempt) run() {
 			}
 		},
 	}
-	result, err := backup.Run(ctx, l.repo, a.req, hooks)
+	result, err := backup.Run(ctx, l.writer, a.req, hooks)
 	l.note("backup %s mode %s since %q no-checkpoint %v (%s): %v; notes %q", a.req.Checkpoint, a.req.Mode, a.req.Since, a.req.NoCheckpoint, a.plot, err, notes)
 	var refused *backup.NotTrustedError
 	var inUse *qemu.InUseError

@@ -26,14 +26,14 @@ import (
 
 // life is a domain, its repository, and all that has been backed up.
 type life struct {
-	t      *testing.T
-	seed   uint64
-	rng    *rand.Rand
-	dir    string
-	store  objstore.Store
-	repo   *chain.Repository
-	events []*event
-	count  *tally
+	t            *testing.T
+	seed         uint64
+	rng          *rand.Rand
+	dir          string
+	store        objstore.Store
+	repo, writer *chain.Repository
+	events       []*event
+	count        *tally
 
 	disks  []*lifeDisk
 	points []*point
@@ -127,7 +127,13 @@ func newLife(t *testing.T, seed uint64, events []*event, count *tally) *life {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.repo = repo
+	l.repo, l.writer = repo, repo
+	if keys != nil && seed%8 == 6 { // a host backs up, which can't read what it stores
+		count.add("encrypted by a host")
+		if l.writer, err = chaintest.Open(context.Background(), l.store, keys.Host); err != nil {
+			t.Fatal(err)
+		}
+	}
 	// One disk's name is the beginning of the other's.
 	for _, target := range []string{"vda", "vdaa"}[:1+l.rng.IntN(2)] {
 		l.addDisk(target)

@@ -118,7 +118,7 @@ func TestCutInsideData(t *testing.T) {
 	}
 	for _, mode := range []backup.Mode{backup.Auto, backup.Full} {
 		req := backup.Request{Domain: "dom", Mode: mode, Disks: []backup.DiskRequest{{Disk: "vda", Path: d.path, Format: qcow2.Qcow2}}}
-		_, err := backup.Run(context.Background(), l.repo, req, backup.Hooks{})
+		_, err := backup.Run(context.Background(), l.writer, req, backup.Hooks{})
 		var damage *qcow2.DamageError
 		if !errors.As(err, &damage) {
 			t.Errorf("mode %s: %v", mode, err)

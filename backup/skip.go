@@ -62,7 +62,7 @@ func (s *session) samplesStand(ctx context.Context, d *disk, cd *chain.Disk) (bo
 	st, err := s.states.look(ctx, cd)
 	if err == nil {
 		var same bool
-		same, err = s.samplesAgree(ctx, d, &archived{st})
+		same, err = s.samplesAgree(ctx, d, &archived{Disk: st, parts: s.states.parts})
 		if err == nil {
 			return same, nil
 		}
