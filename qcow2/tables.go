@@ -10,7 +10,7 @@ import (
 )
 
 // tableCacheBytes bounds the memory that a chain spends on mapping tables.
-const tableCacheBytes = 32 << 20
+const tableCacheBytes = 16 << 20
 
 // sliceBytes is the part of a table that is read at once, at most; salvagedBytes where
 // parts of it cannot be read.
