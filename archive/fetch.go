@@ -238,16 +238,17 @@ func (f *Fetcher) Batch(ctx context.Context, entries []Entry, fn func(indexes []
 	return context.Cause(ctx)
 }
 
-// Slices is Batch for whoever wants each entry's own bytes: fn gets an entry's index and
-// what it has of its chunk, from several goroutines at once, and must not keep it.
-func (f *Fetcher) Slices(ctx context.Context, entries []Entry, fn func(i int, data []byte) error) error {
+// Slices is Batch for whoever wants each entry's own bytes: fn gets an entry's index, what it
+// has of its chunk, and whether that is all of it, from several goroutines at once, and must
+// not keep it.
+func (f *Fetcher) Slices(ctx context.Context, entries []Entry, fn func(i int, data []byte, whole bool) error) error {
 	return f.Batch(ctx, entries, func(indexes []int, chunk []byte) error {
 		for _, i := range indexes {
 			data, err := entries[i].In(chunk)
 			if err != nil {
 				return &EntryError{Indexes: []int{i}, Entry: entries[i], Err: err}
 			}
-			if err := fn(i, data); err != nil {
+			if err := fn(i, data, len(data) == len(chunk)); err != nil {
 				return err
 			}
 		}

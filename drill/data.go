@@ -30,7 +30,6 @@ type data struct {
 
 	chunks  *Result       // what became of the chunks; nil: not done
 	written time.Duration // until the disks were durable
-	read    time.Duration // that they were read back for
 	err     error         // of the restore
 	result  *restore.Result
 }
@@ -57,25 +56,103 @@ func (r *restored) Run(ctx context.Context, s *Subject) (Result, error) {
 		return Fail("what is damaged cannot be restored: see the step chunks", r.chunks.WhatToDo), nil
 	case r.chunks.Status != record.Passed:
 		return Skip("the chunks were not proven", r.chunks.WhatToDo), nil
-	case errors.As(r.err, &different):
-		return Fail(different.Error(), "look at the medium and the memory of this host: what the repository holds is proven"), nil
+	case errors.As(r.err, &different): // of a file beside the disks
+		return Fail(different.Error(), todoMedium), nil
 	case r.err != nil:
 		return Result{}, r.err
 	case r.result == nil:
 		return r.inFlight(ctx, s)
 	}
+	return r.readBack(ctx, s)
+}
+
+// readBack has what was written read back: by qemu-img, if the step image follows, which asks
+// it; and by us, if that has not happened, or not found all as it should be. So what is wrong
+// with the medium is told from what qemu-img makes of the image.
+func (r *restored) readBack(ctx context.Context, s *Subject) (Result, error) {
+	begun := time.Now()
+	images, err := r.open(s)
+	defer images.close()
+	if err != nil {
+		return Fail(err.Error(), todoMedium), nil
+	}
+	var all []Restored
+	for _, d := range r.result.Disks {
+		all = append(all, Restored{Disk: d.Disk, Path: d.Path, Format: d.Format})
+	}
 	res := Pass("written and read back")
-	for i, d := range r.result.Disks {
-		s.Restored = append(s.Restored, Restored{Disk: d.Disk, Path: d.Path, Format: d.Format})
-		res.Bytes += r.result.Disks[i].Data
+	if s.second {
+		s.agreed = agree(ctx, s, all, images.read)
+		if ctx.Err() != nil {
+			return Result{}, context.Cause(ctx)
+		}
+	}
+	if s.agreed != nil && s.agreed.passed() {
+		res.Reason = "written and read back, by qemu-img and by what it was compared with"
+	} else if one, err := r.compare(ctx, s, images); err != nil || one.Status != record.Passed {
+		return one, err
+	}
+	s.Restored = all
+	for _, d := range r.result.Disks {
+		res.Bytes += d.Data
 	}
 	ms := r.written.Milliseconds()
 	s.restoreTook(ms)
 	res.Details = map[string]string{
-		"written_ms": strconv.FormatInt(ms, 10), "read_back_ms": strconv.FormatInt(r.read.Milliseconds(), 10),
+		"written_ms": strconv.FormatInt(ms, 10), "read_back_ms": strconv.FormatInt(time.Since(begun).Milliseconds(), 10),
 		"files": strconv.Itoa(len(r.result.Files)),
 	}
 	return res, nil
+}
+
+const todoMedium = "look at the medium and the memory of this host: what the repository holds is proven"
+
+// compare reads the images by ourselves.
+func (r *restored) compare(ctx context.Context, s *Subject, images written) (Result, error) {
+	for i, d := range r.result.Disks {
+		w := images[d.Disk]
+		err := restore.Compare(ctx, s.Repo, s.Disks[i], w.Image, d.Path, w.Sums, func(int64) {})
+		var different *restore.VerifyError
+		switch {
+		case errors.As(err, &different):
+			return Fail(different.Error(), todoMedium), nil
+		case archive.IsDamage(err):
+			return s.Damage(ctx, err)
+		case err != nil:
+			return Result{}, err
+		}
+	}
+	return Pass(""), nil
+}
+
+// written are the restored disks, open, by their names.
+type written map[string]*restore.Written
+
+// open opens what was restored.
+func (r *restored) open(s *Subject) (written, error) {
+	images := make(written)
+	for i, d := range r.result.Disks {
+		img, err := qcow2.Open(d.Path, qcow2.Qcow2, qcow2.OpenOptions{})
+		if err != nil {
+			return images, fmt.Errorf("disk %s, restored, cannot be opened: %w", d.Disk, err)
+		}
+		images[d.Disk] = &restore.Written{Image: img, Sums: d.Sums}
+		if img.Size() != s.Disks[i].Size || len(img.Layers) != 1 { // which qemu-img compare does not mind
+			return images, fmt.Errorf("disk %s, restored, has %d bytes and %d layers", d.Disk, img.Size(), len(img.Layers))
+		}
+	}
+	return images, nil
+}
+
+func (w written) close() {
+	for _, one := range w {
+		_ = one.Image.Close() // only read
+	}
+}
+
+// read is the [nearby] of the disks.
+func (w written) read(ctx context.Context, disk string, e *archive.Entry, p []byte) bool {
+	return w[disk].ReadEntry(ctx, e, p)
 }
 
 // inFlight proves what chunks has not: the files beside the disks.
@@ -108,10 +185,9 @@ func (e *roomError) Error() string {
 	return fmt.Sprintf("%s has %s free, and %s are needed", e.dir, humanize.IBytes(uint64(e.free)), humanize.IBytes(uint64(e.need)))
 }
 
-// restore restores the disks and files to scratch space, and reads them back. What kept
-// it from that is noted.
+// restore restores the disks and files to scratch space. What kept it from that is noted.
 func (r *data) restore(ctx context.Context, s *Subject) {
-	r.result, r.err, r.written, r.read = nil, nil, 0, 0
+	r.result, r.err, r.written = nil, nil, 0
 	dir, err := r.d.folder.sub("restored")
 	if err == nil {
 		err = r.room(ctx, s, dir)
@@ -129,29 +205,29 @@ func (r *data) restore(ctx context.Context, s *Subject) {
 		r.err = err
 		return
 	}
-	o := restore.Options{Verify: true, Progress: r.timer(s)}
+	o := restore.Options{Sums: true, Progress: r.timer(s)}
 	if len(names) == len(s.Manifest.Disks) {
 		o.Files = restore.FilesIn(s.Manifest, "domain", dir, targets)
 	}
+	begun := time.Now()
 	r.result, r.err = restore.Run(ctx, s.Repo, s.Manifest, targets, o)
+	r.written = time.Since(begun)
+	if r.err != nil {
+		return
+	}
+	for _, d := range r.result.Disks {
+		s.atEnd(d.Sums.Close)
+	}
 }
 
-// timer tells progress on, and measures the phases.
+// timer tells progress on.
 func (r *data) timer(s *Subject) func(restore.Event) {
-	phase, since, done := restore.Writing, time.Now(), int64(0)
+	done := int64(0)
 	return func(e restore.Event) {
 		if e.Warning != "" {
 			return // whether there is room was asked
 		}
-		now := time.Now()
-		if phase == restore.Verifying {
-			r.read += now.Sub(since)
-		} else {
-			r.written += now.Sub(since)
-		}
-		phase, since = e.Phase, now
-		// What is read back counts as much again, and is told of as nothing new.
-		if n := e.Done - done; n > 0 && e.Phase == restore.Writing {
+		if n := e.Done - done; n > 0 {
 			s.Told(record.StepRestore, n)
 		}
 		done = e.Done

@@ -13,6 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/drill/record"
+	"github.com/imgbackup/imgbackup/qemu"
 	"github.com/imgbackup/imgbackup/view"
 )
 
@@ -50,6 +51,7 @@ type Drill struct {
 	o      Options
 	self   chain.Process
 	prover *prover
+	img    qemu.Img
 	folder *folder
 	short  *folder // for sockets; nil: folder itself
 }
@@ -117,6 +119,8 @@ type under struct {
 	s *server
 
 	restored []Restored
+	agreed   *agreement
+	ends     []func()        // what is to be done at the end
 	skipped  map[string]bool // steps to which nothing applied
 	cut      error           // why the chunks could not be had; nil: they could, or are damaged
 	mu       sync.Mutex
@@ -134,6 +138,9 @@ func (u *under) run(ctx context.Context) (err error) {
 	u.skipped = make(map[string]bool)
 	u.s = &server{repo: u.d.repo, m: u.m, disks: u.disks(), dir: u.d.socketDir, note: u.d.o.Note}
 	defer func() {
+		for _, end := range u.ends {
+			end()
+		}
 		u.s.stop()
 		_, serr := u.d.folder.sub("restored") // the next one needs its room
 		err = errors.Join(err, serr)
@@ -287,6 +294,11 @@ func (u *under) try(ctx context.Context, step Step, one *record.Step) (res Resul
 		Repo: u.d.repo, Manifest: u.m, Disks: u.disks(), Restored: u.restored, Limits: u.t.Limits,
 		Note: u.d.o.Note, Told: u.d.o.Told, serve: u.serve(ctx), view: u.view(ctx), fault: u.s.fault, read: u.s.read.Load,
 		restoreTook: func(ms int64) { u.r.RTO.Restore = &ms },
+		agreed:      u.agreed, second: slices.ContainsFunc(u.t.Steps, isImage),
+		qemuImg: u.d.img, atEnd: func(end func()) { u.ends = append(u.ends, end) },
+		near: func(near nearby) *server {
+			return &server{repo: u.d.repo, m: u.m, disks: u.disks(), dir: u.d.socketDir, note: u.d.o.Note, near: near}
+		},
 	}
 	if s.Scratch, err = u.d.folder.sub("scratch"); err != nil {
 		return Result{}, err
@@ -295,7 +307,7 @@ func (u *under) try(ctx context.Context, step Step, one *record.Step) (res Resul
 		return Result{}, err
 	}
 	res, err = step.Run(ctx, s)
-	u.restored = s.Restored
+	u.restored, u.agreed = s.Restored, s.agreed
 	if u.d.o.Kept != nil {
 		kept, kerr := u.d.o.Kept(u.t, step.Name(), s.Keep)
 		one.Kept, err = kept, errors.Join(err, kerr)

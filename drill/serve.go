@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/serve"
@@ -24,6 +25,7 @@ type server struct {
 	disks []*chain.Disk
 	dir   func() (string, error) // where the socket goes, a short path
 	note  func(string)
+	near  nearby // where bytes may be had, too; nil: nowhere
 
 	served *Served
 	view   *view.Checkpoint
@@ -35,6 +37,9 @@ type server struct {
 	mu    sync.Mutex
 	first error // that a client was answered with
 }
+
+// nearby is where the bytes of an entry of a disk may be had: see [view.Options].
+type nearby func(ctx context.Context, disk string, e *archive.Entry, p []byte) bool
 
 // start serves the disks until stop, or until ctx, of the checkpoint's drill, ends.
 func (s *server) start(ctx context.Context) (_ *Served, err error) {
@@ -55,7 +60,7 @@ func (s *server) start(ctx context.Context) (_ *Served, err error) {
 	for _, d := range s.disks {
 		names = append(names, d.Name)
 	}
-	if s.view, err = view.Open(ctx, s.repo, s.m, names, view.Options{}); err != nil {
+	if s.view, err = view.Open(ctx, s.repo, s.m, names, view.Options{Near: s.near, NoAhead: s.near != nil}); err != nil {
 		return nil, err
 	}
 	served := &Served{Socket: filepath.Join(dir, "nbd.sock")}

@@ -67,7 +67,7 @@ func (c *source) disk(ctx context.Context, s *Subject, d *chain.Disk) (res Resul
 	if why := c.touched(img, d); why != "" {
 		return notHere("disk %s: %s", d.Name, why), nil
 	}
-	err = restore.Compare(ctx, s.Repo, d, img, d.Source.Path, func(n int64) { s.Told(record.StepSource, n) })
+	err = restore.Compare(ctx, s.Repo, d, img, d.Source.Path, nil, func(n int64) { s.Told(record.StepSource, n) })
 	var different *restore.VerifyError
 	switch {
 	case errors.As(err, &different):

@@ -8,6 +8,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/drill/record"
+	"github.com/imgbackup/imgbackup/qemu"
 	"github.com/imgbackup/imgbackup/view"
 )
 
@@ -71,6 +72,11 @@ type Subject struct {
 	Note   func(text string)          // told what a person should know at once
 	Told   func(step string, n int64) // told of progress: so many more bytes of the guest
 
+	agreed      *agreement   // what qemu-img has found of what was restored; nil: it was not asked
+	second      bool         // the step image follows, in which it is
+	atEnd       func(func()) // something that is to be done when the checkpoint's drill ends
+	near        func(near nearby) *server
+	qemuImg     qemu.Img
 	serve       func(context.Context) (*Served, error)
 	view        func(context.Context) (*view.Checkpoint, error)
 	fault       func() error // what a client of the served disks met first; nil: nothing

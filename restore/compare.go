@@ -14,16 +14,16 @@ import (
 )
 
 // Compare proves that an image has just what a checkpoint has of the disk d: whole chunks
-// by their digests, so that nothing but parts of chunks is fetched, and all else by its
-// bytes. tell is told of the bytes of data that were compared. A difference is a
+// by their digests, parts of chunks by their sums, which may be nil: then they are fetched;
+// and all else by its bytes. tell is told of the bytes of data that were compared. A difference is a
 // [VerifyError], what is damaged in the repository a [DamageError].
-func Compare(ctx context.Context, repo *chain.Repository, d *chain.Disk, image *qcow2.Image, path string, tell func(n int64)) error {
+func Compare(ctx context.Context, repo *chain.Repository, d *chain.Disk, image *qcow2.Image, path string, sums *Sums, tell func(n int64)) error {
 	layout, err := view.OpenLayout(ctx, repo, d)
 	if err != nil {
 		return damage(d.Name, err, 0, d.Size)
 	}
 	v := &verifier{
-		source: &source{Layout: layout, fetcher: archive.NewFetcher(repo.Store, archive.FetcherOptions{Memory: repo.Memory})},
+		source: &source{Layout: layout, fetcher: archive.NewFetcher(repo.Store, archive.FetcherOptions{Memory: repo.Memory}), sums: sums},
 		path:   path, w: qcow2Target{image}, workers: runtime.GOMAXPROCS(0), tell: tell,
 	}
 	if image.Size() != d.Size {

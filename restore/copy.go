@@ -54,7 +54,11 @@ type source struct {
 	*view.Layout
 	fetcher *archive.Fetcher
 	lost    *chain.LossSet // nil: nothing may be
+	sums    *Sums          // of what is written; nil: nobody wants them
 }
+
+// taker takes an entry's bytes, by its index, and whether they are its whole chunk.
+type taker func(i int, data []byte, whole bool) error
 
 // each calls fn for all entries of the disk.
 func (s *source) each(ctx context.Context, fn func(archive.Entry) error) error {
@@ -73,7 +77,7 @@ func (s *source) each(ctx context.Context, fn func(archive.Entry) error) error {
 
 // fetch fetches the chunks of entries. fn gets each entry's index and bytes,
 // from several goroutines at once.
-func (s *source) fetch(ctx context.Context, entries []archive.Entry, fn func(i int, data []byte) error) error {
+func (s *source) fetch(ctx context.Context, entries []archive.Entry, fn taker) error {
 	if s.lost != nil {
 		return s.fetchWhatIsLeft(ctx, entries, fn)
 	}
@@ -102,9 +106,13 @@ func (s *source) copyTo(ctx context.Context, out *outfile.Output, limit *rate.Li
 	var b batch
 	flush := func() error {
 		defer b.reset()
-		return s.fetch(ctx, b.entries, func(i int, data []byte) error {
+		parts := s.sums.begin(len(b.entries))
+		err := s.fetch(ctx, b.entries, func(i int, data []byte, whole bool) error {
 			if err := wait(ctx, limit, len(data)); err != nil {
 				return err
+			}
+			if !whole {
+				parts.take(i, data)
 			}
 			e := &b.entries[i]
 			for _, run := range b.of(i) {
@@ -116,6 +124,10 @@ func (s *source) copyTo(ctx context.Context, out *outfile.Output, limit *rate.Li
 			p.add(e.Length)
 			return nil
 		})
+		if err == nil {
+			s.sums.add(b.entries, parts)
+		}
+		return err
 	}
 	err := s.each(ctx, func(e archive.Entry) error {
 		if e.Zero {

@@ -192,7 +192,7 @@ func (j *fileJob) do(ctx context.Context, kernel *outfile.System, repo *chain.Re
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.Role, err)
 	}
-	if !o.Verify {
+	if !o.Verify && !o.Sums {
 		return nil
 	}
 	return j.verify()

@@ -22,6 +22,7 @@ type job struct {
 	out  *outfile.Output // nil: stdout, or not open yet
 	size int64           // of what is written as a disk, bytes
 	lost *chain.LossSet  // nil: nothing may be
+	sums *Sums           // of what was written; nil: nobody wants them
 }
 
 // writer is a way in which a disk gets to where it goes. Its methods are called in
@@ -102,6 +103,12 @@ func (j *job) do(ctx context.Context, p *progress) (err error) {
 		}
 	}()
 	defer j.how.close() // two disks' caches at once are one too many
+	defer func() {
+		if err != nil || !j.o.Sums {
+			j.sums.Close()
+		}
+		j.sums.rest()
+	}()
 	p.begin(j.Disk, Writing, j.work())
 	if err := j.how.write(ctx, j, p); err != nil {
 		return err
@@ -130,6 +137,9 @@ func (j *job) result() DiskResult {
 	}
 	if j.o.Continue {
 		d.Bitmap = j.disk.Bitmap
+	}
+	if j.o.Sums {
+		d.Sums = j.sums
 	}
 	if j.lost != nil {
 		d.Lost = j.lost.All()

@@ -15,7 +15,7 @@ import (
 const fewEntries = 64
 
 // fetchWhatIsLeft is fetch with zeros for what is damaged.
-func (s *source) fetchWhatIsLeft(ctx context.Context, entries []archive.Entry, fn func(i int, data []byte) error) error {
+func (s *source) fetchWhatIsLeft(ctx context.Context, entries []archive.Entry, fn taker) error {
 	done := make([]bool, len(entries))
 	var mu sync.Mutex
 	some := func(at []int) error {
@@ -23,8 +23,8 @@ func (s *source) fetchWhatIsLeft(ctx context.Context, entries []archive.Entry, f
 		for k, i := range at {
 			part[k] = entries[i]
 		}
-		err := s.fetcher.Slices(ctx, part, func(k int, data []byte) error {
-			if err := fn(at[k], data); err != nil {
+		err := s.fetcher.Slices(ctx, part, func(k int, data []byte, whole bool) error {
+			if err := fn(at[k], data, whole); err != nil {
 				return err
 			}
 			mu.Lock()
@@ -69,7 +69,7 @@ func undone(done []bool, most int) (left []int) {
 }
 
 // fetchOne fetches one entry's bytes, or takes zeros for them.
-func (s *source) fetchOne(ctx context.Context, e archive.Entry, i int, fn func(i int, data []byte) error) error {
+func (s *source) fetchOne(ctx context.Context, e archive.Entry, i int, fn taker) error {
 	var data []byte
 	chunk, err := s.fetcher.Chunk(ctx, e, make([]byte, 0, archive.GridSize))
 	if err == nil {
@@ -82,5 +82,5 @@ func (s *source) fetchOne(ctx context.Context, e archive.Entry, i int, fn func(i
 	if err != nil {
 		return s.damage(err, e.Offset, e.End())
 	}
-	return fn(i, data)
+	return fn(i, data, len(data) == len(chunk))
 }

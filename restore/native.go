@@ -34,6 +34,10 @@ func (n *native) prove(ctx context.Context) (outfile.Amounts, error) {
 }
 
 func (n *native) write(ctx context.Context, j *job, p *progress) error {
+	if n.o.Verify || n.o.Sums {
+		j.sums = new(Sums)
+		n.src.sums = j.sums
+	}
 	return n.src.copyTo(ctx, j.out, n.o.Limit, p)
 }
 

@@ -21,6 +21,9 @@ type Options struct {
 	Force    bool // replace files that exist, and write to block devices
 	Continue bool // give each qcow2 the checkpoint's bitmap, empty
 	Verify   bool // read the targets back before they get their names
+	// Sums hands the sums of raw and qcow2 targets over, to whoever reads these back: see
+	// [DiskResult]. Files beside the disks are read back all the same.
+	Sums bool
 	// SkipDamaged writes zeros where the repository is damaged or has lost what it had,
 	// and leaves out files that are damaged; the result tells of each. Not with Continue.
 	SkipDamaged bool
@@ -53,6 +56,9 @@ type DiskResult struct {
 	Verified bool   `json:"verified"`
 	// Lost is where zeros were written in the place of what is damaged or lost.
 	Lost []chain.Lost `json:"lost,omitempty"`
+	// Sums, with [Options.Sums], prove what of the disk is part of a chunk. They must be
+	// closed. nil: there are none.
+	Sums *Sums `json:"-"`
 }
 
 // Lost reports whether anything was left out: see [Options.SkipDamaged].
@@ -101,6 +107,9 @@ func run(ctx context.Context, kernel *outfile.System, repo *chain.Repository, m 
 		}
 		if err != nil {
 			undo()
+			for _, j := range r.jobs {
+				j.sums.Close()
+			}
 		}
 	}()
 	for _, step := range []func(context.Context) error{

@@ -29,8 +29,8 @@ type written interface {
 }
 
 // verify reads the finished target and compares it with what the repository
-// says: chunks by their digests, parts of chunks by their bytes, all else with
-// zeros. It reads what is on the medium, not what is still in memory, as far
+// says: chunks by their digests, parts of chunks by the sums that were taken when they
+// were written, or by their bytes, all else with zeros. It reads what is on the medium, not what is still in memory, as far
 // as the kernel gives up its cache.
 func (s *source) verify(ctx context.Context, j *job, workers int, p *progress) error {
 	out := j.out
@@ -169,16 +169,17 @@ func (v *verifier) zeros(ctx context.Context, start, end int64) error {
 	return nil
 }
 
-// digest proves an entry that is a whole chunk; others are left for compare.
+// digest proves an entry that is a whole chunk, or of which there is a sum; others are left
+// for compare.
 func (v *verifier) digest(ctx context.Context, e archive.Entry) error {
-	if e.ChunkOffset == 0 {
+	if sum, ok := v.sums.of(&e); ok {
 		buf := v.pool.Get().(*[]byte)
 		defer v.pool.Put(buf)
 		p := (*buf)[:e.Length]
 		if err := v.read(ctx, p, e.Offset); err != nil {
 			return err
 		}
-		if archive.Sum(p) == e.Chunk {
+		if archive.Sum(p) == sum {
 			v.tell(e.Length)
 			return nil
 		}
@@ -195,7 +196,7 @@ func (v *verifier) compare(ctx context.Context) error {
 	entries := v.slow
 	v.slow = nil
 	v.mu.Unlock()
-	return v.fetch(ctx, entries, func(i int, data []byte) error {
+	return v.fetch(ctx, entries, func(i int, data []byte, _ bool) error {
 		buf := v.pool.Get().(*[]byte)
 		defer v.pool.Put(buf)
 		p := (*buf)[:len(data)]

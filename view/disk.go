@@ -17,8 +17,9 @@ type Disk struct {
 	*Layout
 	windows windows
 	chunks  *chunks
-	ahead   *ahead      // nil: nothing is read ahead
-	lost    *chain.Disk // has lost what is not to be read; nil: it has not, or zeros are read there
+	ahead   *ahead                                                                  // nil: nothing is read ahead
+	near    func(ctx context.Context, disk string, e *archive.Entry, p []byte) bool // nil: nothing is
+	lost    *chain.Disk                                                             // has lost what is not to be read; nil: it has not, or zeros are read there
 }
 
 // ReadAt fills p with the bytes at off, all of which lie within the disk. What is
@@ -56,6 +57,10 @@ func (d *Disk) readAt(ctx context.Context, p []byte, off int64) error {
 		if d.ahead != nil && pos == begin {
 			d.ahead.read(d, begin, end)
 		}
+		pos = parts[len(parts)-1].End()
+		if d.near != nil {
+			parts = d.readNear(ctx, p, off, parts)
+		}
 		b, err := d.chunks.acquire(ctx, parts)
 		if err != nil {
 			return err
@@ -68,9 +73,36 @@ func (d *Disk) readAt(ctx context.Context, p []byte, off int64) error {
 		if err != nil {
 			return err
 		}
-		pos = parts[len(parts)-1].End()
 	}
 	return nil
+}
+
+// readNear fills p, which begins at off, with the parts that are to be had near, and returns
+// the others.
+func (d *Disk) readNear(ctx context.Context, p []byte, off int64, parts []part) (far []part) {
+	for i := range parts {
+		e := parts[i].Entry
+		if e.Zero {
+			clear(p[e.Offset-off : e.End()-off])
+			continue
+		}
+		whole := parts[i].whole()
+		to := p[e.Offset-off : e.End()-off]
+		if e.Length == whole.Length {
+			if !d.near(ctx, d.Name, &whole, to) {
+				far = append(far, parts[i])
+			}
+			continue
+		}
+		buf := d.chunks.bufs.Get().(*gridBuffer)
+		if d.near(ctx, d.Name, &whole, buf[:whole.Length]) {
+			copy(to, buf[e.Offset-whole.Offset:])
+		} else {
+			far = append(far, parts[i])
+		}
+		d.chunks.bufs.Put(buf)
+	}
+	return far
 }
 
 // checkLost returns an error if the checkpoint has lost any of [start, end).

@@ -32,7 +32,11 @@ func TestAnyChain(t *testing.T) {
 		seed := rapid.Uint64().Draw(t, "seed")
 		m := model{h: chaintest.NewHistory(t)}
 		m.h.Random(rand.New(rand.NewPCG(seed, 1)), rapid.IntRange(1, 4).Draw(t, "checkpoints"), rapid.Int64Range(8, 3<<10).Draw(t, "sectors")*512)
-		reader := NewReader(ctx, m.h.Repo, Options{Cache: rapid.Int64Range(1, 4<<20).Draw(t, "cache"), NoAhead: rapid.Bool().Draw(t, "not ahead")})
+		o := Options{Cache: rapid.Int64Range(1, 4<<20).Draw(t, "cache"), NoAhead: rapid.Bool().Draw(t, "not ahead")}
+		if rapid.Bool().Draw(t, "near") {
+			o.Near = m.near(rapid.Uint64().Draw(t, "what is near"))
+		}
+		reader := NewReader(ctx, m.h.Repo, o)
 		defer reader.Close()
 		for _, c := range m.h.Checkpoints {
 			d, err := reader.Open(ctx, &c.Disks[0])
@@ -55,6 +59,24 @@ func TestAnyChain(t *testing.T) {
 			"changed":  m.changed,
 		})
 	})
+}
+
+// near has some chunks whole, by their digests, and leaves something else in the place of those
+// that it has not.
+func (m *model) near(which uint64) func(context.Context, string, *archive.Entry, []byte) bool {
+	return func(ctx context.Context, _ string, e *archive.Entry, p []byte) bool {
+		if int64(len(p)) != e.Length {
+			panic("not all of an entry is asked for")
+		}
+		fetcher := archive.NewFetcher(m.h.Repo.Store, archive.FetcherOptions{})
+		chunk, err := fetcher.Chunk(ctx, *e, nil)
+		if err != nil || uint64(chunk[0])%3 == which%3 {
+			copy(p, "wrong")
+			return false
+		}
+		data, err := e.In(chunk)
+		return err == nil && copy(p, data) == len(p)
+	}
 }
 
 // choose returns a disk, what it reads as, and a part of it.

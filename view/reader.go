@@ -6,6 +6,7 @@ import (
 	"context"
 	"sync"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -16,6 +17,9 @@ type Options struct {
 	// MiB, of a store that is far away 96, and less where the repository's Memory is.
 	Cache   int64
 	NoAhead bool // nothing is fetched before it is asked for
+	// Near, if it is set, is asked for the bytes of an entry of a disk before the repository
+	// is: it fills p with all of them and reports whether they are proven.
+	Near func(ctx context.Context, disk string, e *archive.Entry, p []byte) bool
 	// Lose, if it is set, puts zeros in the place of what is damaged or lost: see
 	// [OpenTolerant].
 	Lose func(chain.Lost)
@@ -39,6 +43,7 @@ type Reader struct {
 	chunks *chunks
 	ahead  *ahead // nil: nothing is read ahead
 	lose   func(chain.Lost)
+	near   func(ctx context.Context, disk string, e *archive.Entry, p []byte) bool
 	busy   sync.RWMutex // held for reading by all who read maps for others
 }
 
@@ -54,7 +59,7 @@ func NewReader(ctx context.Context, repo *chain.Repository, o Options) *Reader {
 	}
 	parallel := repo.Memory.Count(min(max(nearRequests, far), mostRequests), 2)
 	ctx, cancel := context.WithCancel(ctx)
-	r := &Reader{repo: repo, ctx: ctx, cancel: cancel, chunks: newChunks(ctx, repo.Store, o.Cache, parallel), lose: o.Lose}
+	r := &Reader{repo: repo, ctx: ctx, cancel: cancel, chunks: newChunks(ctx, repo.Store, o.Cache, parallel), lose: o.Lose, near: o.Near}
 	if !o.NoAhead {
 		r.ahead = newAhead(r.chunks, parallel)
 	}
@@ -67,7 +72,7 @@ func (r *Reader) Open(ctx context.Context, d *chain.Disk) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &Disk{Layout: l, windows: windows{layout: l, limits: usualLimits(), ctx: r.ctx, busy: &r.busy}, chunks: r.chunks, ahead: r.ahead}
+	v := &Disk{Layout: l, windows: windows{layout: l, limits: usualLimits(), ctx: r.ctx, busy: &r.busy}, chunks: r.chunks, ahead: r.ahead, near: r.near}
 	if r.lose == nil {
 		v.lost = d
 	}

@@ -176,6 +176,16 @@ func (ws *windows) resolve(start int64) (*window, error) {
 type part struct {
 	archive.Entry
 	reach int64 // up to where the disk has bytes of the chunk here
+	from  int64 // on the disk, where the entry begins
+}
+
+// whole is the entry as it was before it was clipped.
+func (p *part) whole() archive.Entry {
+	e := p.Entry
+	before := e.Offset - p.from
+	e.Offset, e.ChunkOffset = p.from, e.ChunkOffset-int32(before)
+	e.Length = p.reach - int64(e.ChunkOffset)
+	return e
 }
 
 // next returns the entries that [start, end) begins with, clipped to it: at most most.
@@ -190,9 +200,9 @@ func (ws *windows) next(ctx context.Context, start, end int64, most int) ([]part
 			if e.Offset >= end || len(list) == most {
 				break
 			}
-			reach := int64(e.ChunkOffset) + e.Length
+			reach, from := int64(e.ChunkOffset)+e.Length, e.Offset
 			e.Clip(start, end)
-			list = append(list, part{e, reach})
+			list = append(list, part{e, reach, from})
 			start = e.End()
 		}
 	}
