@@ -95,7 +95,7 @@ func content(t *testing.T, repo *chain.Repository, d *chain.Disk) []byte {
 		}
 		entries = append(entries, e)
 	}
-	err = archive.NewFetcher(repo.Store, archive.FetcherOptions{}).Slices(t.Context(), entries, func(i int, data []byte) error {
+	err = archive.NewFetcher(repo.Store, archive.FetcherOptions{}).Slices(t.Context(), entries, func(i int, data []byte, _ bool) error {
 		copy(out[entries[i].Offset:], data)
 		return nil
 	})
