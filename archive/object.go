@@ -82,7 +82,11 @@ func hashObject(ctx context.Context, store objstore.Store, key string, name Dige
 	if err != nil {
 		return err
 	}
-	length = info.Size
+	return hashBytes(ctx, store, key, name, info.Size)
+}
+
+// hashBytes is hashObject of an object that is known to have so many bytes.
+func hashBytes(ctx context.Context, store objstore.Store, key string, name Digest, length int64) error {
 	r, err := getObject(ctx, store, key, 0, length)
 	if err != nil {
 		return err

@@ -55,7 +55,7 @@ func VerifyMap(ctx context.Context, store objstore.Store, ref MapRef, deep bool)
 	if err != nil || !deep {
 		return err
 	}
-	if err := hashObject(ctx, store, m.key, ref.Name, ref.Length); err != nil {
+	if err := hashBytes(ctx, store, m.key, ref.Name, ref.Length); err != nil {
 		return err
 	}
 	var counts mapCounts

@@ -245,15 +245,16 @@ type bitmapUse struct {
 }
 
 func (c *check) run(ctx context.Context) error {
-	steps := []func(context.Context) error{
-		c.checkConfig, c.readManifests, c.readForgotten, c.checkMaps, c.checkBitmaps, c.checkClusters, c.checkFiles, c.listObjects, c.checkLengths,
+	// Those that are together wait for the store at the same time.
+	steps := []step{
+		together(c.checkConfig, c.readManifests, c.readForgotten),
+		c.checkMaps, c.checkBitmaps, c.checkClusters, c.checkFiles,
+		together(c.listObjects, c.loadProofs), c.checkLengths,
 	}
-	steps = append(steps, c.loadProofs)
 	if c.o.ReadData {
 		steps = append(steps, c.readData, c.checkReferences)
 	}
-	steps = append(steps, c.countUnread)
-	steps = append(steps, c.checkDrills, c.checkIntents, c.checkLeases, c.checkMark, c.findAffected)
+	steps = append(steps, c.countUnread, c.checkDrills, together(c.checkWriters, c.checkMark), c.findAffected)
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return fmt.Errorf("the check is not complete: %w", err)
@@ -266,6 +267,19 @@ func (c *check) run(ctx context.Context) error {
 		return fmt.Errorf("not everything could be checked: %w", errors.Join(c.newer...))
 	}
 	return nil
+}
+
+// step is a part of a check. Of those that are together only one tells of progress.
+type step func(context.Context) error
+
+func together(steps ...step) step {
+	return func(ctx context.Context) error {
+		g, ctx := errgroup.WithContext(ctx)
+		for _, s := range steps {
+			g.Go(func() error { return s(ctx) })
+		}
+		return g.Wait()
+	}
 }
 
 // all reports whether the whole repository is checked.

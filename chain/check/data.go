@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
@@ -190,7 +191,7 @@ const maxTableChunks = 1 << 19
 // checkReferences proves that each run of each map names a frame that its pack
 // has: that all packs and all maps are sound does not say yet that they match.
 func (c *check) checkReferences(ctx context.Context) error {
-	tables := &packTables{store: c.repo.Store, tables: make(map[archive.Digest]map[framePlace]archive.PackChunk)}
+	tables := &packTables{store: c.repo.Store, atOnce: c.o.Workers, tables: make(map[archive.Digest]map[framePlace]archive.PackChunk)}
 	var n int64
 	for ref := range c.maps {
 		c.progress("references of maps", n, int64(len(c.maps)))
@@ -216,11 +217,12 @@ func (c *check) checkReferencesOf(ctx context.Context, ref archive.MapRef, table
 	if err != nil {
 		return err
 	}
+	tables.wanted = slices.DeleteFunc(slices.Clone(m.Packs()), func(pack archive.Ref) bool { return !c.sound(pack) })
 	for e, err := range m.Entries(ctx, 0, m.Size()) {
 		if err != nil {
 			return err
 		}
-		if e.Zero || !c.read[e.Pack] || c.damagedKey(archive.PackKey(e.Pack.Name)) {
+		if e.Zero || !c.sound(e.Pack) {
 			continue
 		}
 		table, err := tables.get(ctx, e.Pack)
@@ -238,10 +240,17 @@ func (c *check) checkReferencesOf(ctx context.Context, ref archive.MapRef, table
 	return nil
 }
 
+// sound reports whether a pack was read, and is not damaged.
+func (c *check) sound(pack archive.Ref) bool {
+	return c.read[pack] && !c.damagedKey(archive.PackKey(pack.Name))
+}
+
 // packTables holds tables of packs, by the offsets of their frames. When there
 // are too many, all are dropped: maps name packs mostly in order.
 type packTables struct {
 	store  objstore.Store
+	atOnce int
+	wanted []archive.Ref // mostly in the order in which they are asked for
 	tables map[archive.Digest]map[framePlace]archive.PackChunk
 	chunks int
 }
@@ -256,18 +265,54 @@ func (p *packTables) get(ctx context.Context, ref archive.Ref) (map[framePlace]a
 	if t, ok := p.tables[ref.Name]; ok {
 		return t, nil
 	}
-	chunks, err := archive.ReadPackTable(ctx, p.store, ref)
-	if err != nil {
+	if err := p.fetch(ctx, ref, p.next(ref)); err != nil {
 		return nil, err
 	}
-	if p.chunks += len(chunks); p.chunks > maxTableChunks {
+	return p.tables[ref.Name], nil
+}
+
+// next are packs whose tables are likely to be asked for after that of one, and are not there.
+func (p *packTables) next(ref archive.Ref) (next []archive.Ref) {
+	for _, other := range p.wanted[slices.Index(p.wanted, ref)+1:] {
+		if len(next) == p.atOnce-1 {
+			break
+		}
+		if _, ok := p.tables[other.Name]; !ok {
+			next = append(next, other)
+		}
+	}
+	return next
+}
+
+// fetch gets the table of a pack, or fails, and at the same time those of others, if it can.
+func (p *packTables) fetch(ctx context.Context, ref archive.Ref, others []archive.Ref) error {
+	refs := append([]archive.Ref{ref}, others...)
+	fetched, errs := make([][]archive.PackChunk, len(refs)), make([]error, len(refs))
+	var work sync.WaitGroup
+	for i := range refs {
+		work.Go(func() { fetched[i], errs[i] = archive.ReadPackTable(ctx, p.store, refs[i]) })
+	}
+	work.Wait()
+	if errs[0] != nil {
+		return errs[0]
+	}
+	n := 0
+	for i := range fetched {
+		n += len(fetched[i])
+	}
+	if p.chunks += n; p.chunks > maxTableChunks {
 		clear(p.tables)
-		p.chunks = len(chunks)
+		p.chunks = n
 	}
-	t := make(map[framePlace]archive.PackChunk, len(chunks))
-	for _, f := range chunks {
-		t[framePlace{f.FrameOffset, f.Chunk}] = f
+	for i, chunks := range fetched {
+		if errs[i] != nil {
+			continue // it is told when that one is asked for
+		}
+		t := make(map[framePlace]archive.PackChunk, len(chunks))
+		for _, f := range chunks {
+			t[framePlace{f.FrameOffset, f.Chunk}] = f
+		}
+		p.tables[refs[i].Name] = t
 	}
-	p.tables[ref.Name] = t
-	return t, nil
+	return nil
 }

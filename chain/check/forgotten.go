@@ -26,12 +26,18 @@ func (c *check) readForgotten(ctx context.Context) error {
 		if err := c.record(KindForgotten, f.Key(), 0, nil); err != nil {
 			return err
 		}
-		for ref := range f.References() {
-			b := bitmapUse{ref.Object, ref.Bitmap.Header()}
-			if c.bitmaps[b] == nil {
-				c.bitmaps[b] = &use{}
-			}
-		}
+		c.referForgotten(f)
 	}
 	return c.recordUnusable(KindForgotten, unusable)
+}
+
+func (c *check) referForgotten(f *chain.Forgotten) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for ref := range f.References() {
+		b := bitmapUse{ref.Object, ref.Bitmap.Header()}
+		if c.bitmaps[b] == nil {
+			c.bitmaps[b] = &use{}
+		}
+	}
 }

@@ -173,6 +173,14 @@ func (c *check) checkFiles(ctx context.Context) error {
 	})
 }
 
+// checkWriters looks at what those leave who are at work, or were killed.
+func (c *check) checkWriters(ctx context.Context) error {
+	if err := c.checkIntents(ctx); err != nil {
+		return err
+	}
+	return c.checkLeases(ctx)
+}
+
 func (c *check) checkIntents(ctx context.Context) error {
 	intents, unusable, err := c.repo.AllIntents(ctx)
 	if err != nil {

@@ -76,7 +76,11 @@ func (w *farWorld) link(most int) (endpoint string, l *farlink.Link) {
 func TestS3Connections(t *testing.T) {
 	t.Parallel()
 	w := newFarWorld(t, 40<<20)
-	w.must(w.server.Endpoint, "", "init")
+	// Of the writers that init has meet, some are refused.
+	endpoint, l := w.link(3)
+	if w.must(endpoint, "", "init"); l.Stats().Refused == 0 {
+		t.Error("init was refused nothing")
+	}
 	for _, c := range []struct {
 		flags      []string
 		bears      int

@@ -248,11 +248,16 @@ func (s *Store) probeRace(ctx context.Context, key string) error {
 }
 
 // judgeRace sees whether at most one of those that created an object has succeeded, and its
-// content stands; both is what to say of two.
+// content stands; both is what to say of two. Those that the store refused for having too
+// much to do were not in the race: a store that takes but some at once is fit, too.
 func (s *Store) judgeRace(ctx context.Context, key string, errs []error, content func(i int) string, both string) error {
-	winner := -1
+	winner, racers := -1, len(errs)
+	var busy error
 	for i, err := range errs {
 		switch {
+		case objstore.Busy(err):
+			busy = err
+			racers--
 		case err == nil && winner >= 0:
 			return &objstore.NoConditionsError{What: both}
 		case err == nil:
@@ -260,6 +265,9 @@ func (s *Store) judgeRace(ctx context.Context, key string, errs []error, content
 		case !errors.Is(err, objstore.ErrExists):
 			return err
 		}
+	}
+	if busy != nil && (racers < 2 || winner < 0) {
+		return busy // so that it is tried again
 	}
 	if winner < 0 {
 		return nil // the winner's request was repeated on its way

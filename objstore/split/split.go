@@ -30,11 +30,11 @@ const (
 
 // What all readers of a store have in memory at once, at most, bytes.
 const (
-	usualHeld = 96 << 20
+	usualHeld = 64 << 20
 	leastHeld = 8 << 20
 )
 
-// New returns a store whose readers together hold at most 96 MiB, or less as the budget
+// New returns a store whose readers together hold at most 64 MiB, or less as the budget
 // says; s itself where it is near, or has but one connection. It gives every byte that s
 // gives, and no other; what fails is told where it is met. An object that is removed while it
 // is read ends there.
@@ -45,7 +45,7 @@ func New(s objstore.Store, b memory.Budget) objstore.Store {
 		return s
 	}
 	// Half as many more than are fetched, for those that are being looked at.
-	size := min(max(held/int64(connections)*2/3, leastPiece), mostPiece)
+	size := min(max(held/int64(connections)*2/3, leastPiece), mostPiece) &^ (64<<10 - 1)
 	return newStore(s, size, connections, int(held/size))
 }
 

@@ -215,15 +215,15 @@ func TestNew(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		connections  int
-		budget, size int64 // MiB; size 0: as it is
+		budget, size int64 // MiB, KiB; size 0: as it is
 	}{
-		{0, 256, 0}, {1, 256, 0}, {16, 256, 4}, {2, 256, 4}, {32, 256, 2}, {256, 256, 1}, {16, 96, 1}, {16, 10, 1},
+		{0, 256, 0}, {1, 256, 0}, {16, 256, 2688}, {2, 256, 4096}, {32, 256, 1344}, {256, 256, 1024}, {16, 96, 1024}, {16, 10, 1024},
 	} {
 		f := &far{connections: c.connections}
 		b := memory.Of(c.budget<<20, "")
 		s, is := New(f, b).(*store)
 		held := b.Part(usualHeld, leastHeld)
-		if !is && c.size != 0 || is && (s.pool.size != c.size<<20 || s.pool.size*int64(s.pool.held) > held || s.pool.idle != c.connections) {
+		if !is && c.size != 0 || is && (s.pool.size != c.size<<10 || s.pool.size*int64(s.pool.held) > held || s.pool.idle != c.connections) {
 			t.Errorf("%+v: %+v", c, s)
 		}
 		if is && objstore.Connections(s) != c.connections {
