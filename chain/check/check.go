@@ -174,7 +174,7 @@ func runOnce(ctx context.Context, repo *chain.Repository, o Options) (*check, er
 	c := &check{
 		repo:     repo,
 		o:        o,
-		source:   split.New(objstore.Direct(repo.Store), repo.Memory),
+		source:   split.New(repo.Store, repo.Memory),
 		report:   &Report{ReadData: o.ReadData, NoDecode: o.ReadData && o.NoDecode, Lost: []Lost{}, Findings: []Finding{}},
 		begun:    time.Now().UTC().Truncate(time.Second),
 		maps:     make(map[archive.MapRef]*use),

@@ -122,7 +122,7 @@ func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *R
 	c := &copier{
 		from: from, to: to, o: o, have: make(map[string]bool), chosen: make(map[string][]string), standing: make(map[string][]*chain.Manifest),
 		result: &Result{DryRun: o.DryRun, Checkpoints: []Checkpoint{}},
-		source: split.New(objstore.Direct(from.Store), from.Memory), there: split.New(objstore.Direct(to.Store), from.Memory),
+		source: split.New(from.Store, from.Memory), there: split.New(to.Store, from.Memory),
 	}
 	if err := checkDifferent(from, to); err != nil {
 		return nil, err
