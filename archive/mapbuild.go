@@ -315,12 +315,12 @@ func StatPacks(ctx context.Context, store objstore.Store, maps ...*Map) error {
 			packs.number(p)
 		}
 	}
+	g, ctx := errgroup.WithContext(ctx)
 	if _, ok := objstore.As[objstore.Remembering](store); ok {
-		if err := statMaps(ctx, store, maps); err != nil {
-			return err
-		}
+		g.Go(func() error { return statMaps(ctx, store, maps) })
 	}
-	return statPacks(ctx, store, packs.refs)
+	g.Go(func() error { return statPacks(ctx, store, packs.refs) })
+	return g.Wait()
 }
 
 // statMaps checks that maps are there with their lengths: they may have been read from

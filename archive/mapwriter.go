@@ -76,8 +76,7 @@ func (m *MapWriter) take(ctx context.Context, off, length int64) (*cell, error) 
 
 // send puts a cell into the pipeline. There is always room: the channels are as
 // long as there are cells.
-func (m *MapWriter) send(c *cell) error {
-	w := m.w
+func (w *Writer) send(c *cell) error {
 	w.adding.RLock()
 	defer w.adding.RUnlock()
 	if w.ended {
@@ -109,7 +108,7 @@ func (m *MapWriter) Add(ctx context.Context, off, length int64, produce Producer
 		return err
 	}
 	c.ctx, c.produce = ctx, produce
-	return m.send(c)
+	return m.w.send(c)
 }
 
 // Zero records that a range of any length reads as zeros.
@@ -121,7 +120,7 @@ func (m *MapWriter) Zero(off, length int64) error {
 	if length > 0 {
 		c.results = append(c.results, result{off: off, length: length, zero: true})
 	}
-	return m.send(c)
+	return m.w.send(c)
 }
 
 func (m *MapWriter) sendClose(ctx context.Context) error {
@@ -134,7 +133,7 @@ func (m *MapWriter) sendClose(ctx context.Context) error {
 	}
 	m.sent = true
 	c.last = true
-	return m.send(c)
+	return m.w.send(c)
 }
 
 // Close waits until all that was added is in a pack, stored or about to be; the

@@ -69,6 +69,10 @@ func (p *packer) run() {
 }
 
 func (p *packer) cell(c *cell) error {
+	if c.flush {
+		p.flush()
+		return nil
+	}
 	m := c.m
 	for i := range c.results {
 		r := &c.results[i]

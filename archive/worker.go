@@ -19,6 +19,7 @@ type cell struct {
 	ctx         context.Context
 	produce     Producer
 	last        bool // the end of the map
+	flush       bool // no end, but the pack is to be stored; of no map
 
 	done    chan struct{} // gets one token when results or err are there
 	results []result

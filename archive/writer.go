@@ -226,6 +226,20 @@ func (w *Writer) put(ctx context.Context, key string, name Digest, body objstore
 	return err
 }
 
+// Flush begins to store the pack that is being filled: nothing is added for now, and what
+// follows need not wait for that.
+func (w *Writer) Flush(ctx context.Context) error {
+	select {
+	case c := <-w.free:
+		*c = cell{flush: true, done: c.done, results: c.results[:0], out: c.out[:0]}
+		return w.send(c)
+	case <-w.ctx.Done():
+		return w.err()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // Finish waits for all that was added, stores the last pack, the maps and the
 // index, and ends the session, with or without an error. The maps come in the
 // order of NewMap. An index that can't be stored leaves a note.

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"math/rand/v2"
+	"sync"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup/trust"
@@ -19,13 +20,53 @@ import (
 // archives are the archived states of disks. Each is opened once, since every
 // check of trust asks for the same few. They must be closed.
 type archives struct {
-	repo   *chain.Repository
-	fetch  *archive.Fetcher
-	keys   *crypt.Keys    // of the repository; nil: it is plain
-	parts  *archive.Parts // nil: chunks can be read
-	reader *view.Reader   // nil: nothing has been opened
-	opened map[*chain.Disk]*archived
-	seed   uint64 // of the samples that are compared: the same in each plan
+	repo  *chain.Repository
+	fetch *archive.Fetcher
+	keys  *crypt.Keys    // of the repository; nil: it is plain
+	parts *archive.Parts // nil: chunks can be read
+	seed  uint64         // of the samples that are compared: the same in each plan
+
+	asking  sync.WaitGroup // what is asked for ahead
+	mu      sync.Mutex     // guards what is below
+	opened  map[*chain.Disk]*asked[*archived]
+	bitmaps map[chain.BitmapRecord]*asked[bitmapstore.Runs]
+	reader  *view.Reader // nil: nothing has been opened
+}
+
+// asked is something that the repository was asked for once.
+type asked[T any] struct {
+	done chan struct{} // closed when it was answered
+	v    T
+	err  error
+}
+
+// askOnce answers as the first who asked was answered, unless that was an error.
+func askOnce[K comparable, T any](ctx context.Context, mu *sync.Mutex, all map[K]*asked[T], key K, ask func() (T, error)) (T, error) {
+	for {
+		mu.Lock()
+		a := all[key]
+		if a == nil {
+			a = &asked[T]{done: make(chan struct{})}
+			all[key] = a
+			mu.Unlock()
+			if a.v, a.err = ask(); a.err != nil {
+				mu.Lock()
+				delete(all, key)
+				mu.Unlock()
+			}
+			close(a.done)
+			return a.v, a.err
+		}
+		mu.Unlock()
+		select {
+		case <-a.done:
+			if a.err == nil {
+				return a.v, nil
+			}
+		case <-ctx.Done():
+			return a.v, context.Cause(ctx)
+		}
+	}
 }
 
 func newArchives(repo *chain.Repository) *archives {
@@ -34,10 +75,13 @@ func newArchives(repo *chain.Repository) *archives {
 		fetch:  archive.NewFetcher(repo.Store, archive.FetcherOptions{Memory: repo.Memory}),
 		keys:   archive.KeysOf(repo.Store),
 		parts:  archive.NewParts(repo.Store),
-		opened: make(map[*chain.Disk]*archived),
 		seed:   rand.Uint64(),
+		opened: make(map[*chain.Disk]*asked[*archived]), bitmaps: make(map[chain.BitmapRecord]*asked[bitmapstore.Runs]),
 	}
 }
+
+// ahead asks for something beside what goes on; who asks for the same waits for the answer.
+func (s *archives) ahead(ask func()) { s.asking.Go(ask) }
 
 // maxKept bounds the archived chunks that are kept, bytes. Plans are made twice, with
 // the same samples, and a store may be far away.
@@ -46,40 +90,49 @@ const maxKept = 40 << 20
 // open opens an archived state. One of which a map or a pack is missing or
 // damaged is an [archive.DamageError].
 func (s *archives) open(ctx context.Context, cd *chain.Disk) (*archived, error) {
-	if a, ok := s.opened[cd]; ok {
-		return a, nil
-	}
-	d, err := s.look(ctx, cd)
-	if err != nil {
-		return nil, err
-	}
-	// What builds on this state names its packs again, so they have to be there.
-	if err := archive.StatPacks(ctx, s.repo.Store, d.Maps()...); err != nil {
-		return nil, err
-	}
-	a := &archived{Disk: d, parts: s.parts}
-	s.opened[cd] = a
-	return a, nil
+	return askOnce(ctx, &s.mu, s.opened, cd, func() (*archived, error) {
+		d, err := s.look(ctx, cd)
+		if err != nil {
+			return nil, err
+		}
+		// What builds on this state names its packs again, so they have to be there.
+		if err := archive.StatPacks(ctx, s.repo.Store, d.Maps()...); err != nil {
+			return nil, err
+		}
+		return &archived{Disk: d, parts: s.parts}, nil
+	})
 }
 
 // look opens an archived state of which not all need be there.
 func (s *archives) look(ctx context.Context, cd *chain.Disk) (*view.Disk, error) {
+	s.mu.Lock()
 	if s.reader == nil {
 		// It serves all attempts, each of which has a context of its own.
 		s.reader = view.NewReader(context.WithoutCancel(ctx), s.repo, view.Options{Cache: s.repo.Memory.Part(maxKept, maxKept/4), NoAhead: true})
 	}
-	return s.reader.Open(ctx, cd)
+	reader := s.reader
+	s.mu.Unlock()
+	return reader.Open(ctx, cd)
 }
 
 // drop gives back the memory of what was compared.
 func (s *archives) drop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.reader != nil {
 		s.reader.Drop()
 	}
 }
 
+// renew forgets bitmaps that were asked for in a context that has ended.
+func (s *archives) renew() {
+	s.asking.Wait()
+	clear(s.bitmaps)
+}
+
 // close ends what is at work.
 func (s *archives) close() {
+	s.asking.Wait()
 	if s.reader != nil {
 		s.reader.Close()
 	}
@@ -96,7 +149,9 @@ func (s *archives) State(ctx context.Context, cd *chain.Disk) (trust.State, erro
 
 // Bitmap opens a bitmap that a manifest recorded, for [trust.Archive].
 func (s *archives) Bitmap(ctx context.Context, rec *chain.BitmapRecord) (bitmapstore.Runs, error) {
-	return archive.OpenBitmap(ctx, s.repo.Store, rec.Object, rec.Header())
+	return askOnce(ctx, &s.mu, s.bitmaps, *rec, func() (bitmapstore.Runs, error) {
+		return archive.OpenBitmap(ctx, s.repo.Store, rec.Object, rec.Header())
+	})
 }
 
 // Delta is what a state's delta covers, for [trust.Archive]; nil: the state was

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -20,9 +21,14 @@ import (
 )
 
 // archiver is the destination of [Run]: the disks' data goes into the repository.
-type archiver struct{ *session }
+type archiver struct {
+	*session
 
-func toArchive(s *session) { s.to, s.records = &archiver{s}, true }
+	w       *archive.Writer // begun by prepare; nil: none is
+	vouched bool            // as it was begun
+}
+
+func toArchive(s *session) { s.to, s.records = &archiver{session: s}, true }
 
 // choose takes an increment by bitmap where one can be trusted, and else one by content,
 // against the newest archived state that can be read.
@@ -49,6 +55,8 @@ func (s *archiver) choose(ctx context.Context, d *disk, p *DiskPlan) error {
 	if done, err := s.chooseUnchanged(ctx, d, p, judge, states[0]); done || err != nil {
 		return err
 	}
+	s.askAhead(ctx, d, states[0].Disk)
+	d.image.Survey()
 	v, err := judge.Verdict(ctx, trust.Question{Since: d.req.Since, WithData: true})
 	if s.req.Salvage && unreadable(err) {
 		v, err = trust.Verdict{Code: trust.ReasonUnreadable, Reason: fmt.Sprintf("the image cannot be read where its bitmaps are examined: %v", err)}, nil
@@ -135,16 +143,52 @@ func (s *archiver) chooseContent(ctx context.Context, d *disk, p *DiskPlan, stat
 // accept is [destination]'s. Every plan can be archived.
 func (s *archiver) accept(*Plan) error { return nil }
 
+// prepare begins the session in which the disks are stored, and stores where their clusters
+// lie, as far as that is known.
+func (s *archiver) prepare(ctx, group context.Context, plan *Plan) error {
+	w, err := s.writer(ctx, plan)
+	if err != nil {
+		return err
+	}
+	for i, d := range s.disks {
+		if known := d.clusters.layers[0]; known != nil {
+			if err := known.store(group, w, plan.Disks[i].base.Disk); err != nil {
+				return &chain.DiskError{Disk: d.req.Disk, Err: err}
+			}
+		}
+	}
+	return nil
+}
+
+// writer returns the session in which the disks are stored, which drop ends.
+func (s *archiver) writer(ctx context.Context, plan *Plan) (*archive.Writer, error) {
+	o := s.req.writer(s.repo.Memory)
+	o.Vouched = mayBeVouched(plan)
+	if s.w != nil && s.vouched == o.Vouched {
+		return s.w, nil
+	}
+	s.drop()
+	var err error
+	s.w, err = archive.NewWriter(ctx, s.lease.Store(), o)
+	s.vouched = o.Vouched
+	return s.w, err
+}
+
+func (s *archiver) drop() {
+	if s.w != nil {
+		s.w.Abort() // does nothing after Finish
+		s.w = nil
+	}
+}
+
 // write reads every disk and stores all that the manifest will name.
 func (s *archiver) write(ctx context.Context, plan *Plan) (*chain.Manifest, archive.Stats, error) {
 	var none archive.Stats
-	o := s.req.writer(s.repo.Memory)
-	o.Vouched = mayBeVouched(plan)
-	w, err := archive.NewWriter(ctx, s.lease.Store(), o)
+	w, err := s.writer(ctx, plan)
 	if err != nil {
 		return nil, none, err
 	}
-	defer w.Abort() // does nothing after Finish
+	defer s.drop()
 	m := s.describe(plan)
 	for _, p := range plan.Disks {
 		if p.Code == trust.ReasonArchive {
@@ -163,13 +207,10 @@ func (s *archiver) write(ctx context.Context, plan *Plan) (*chain.Manifest, arch
 	if err := s.checkSomethingNew(ctx, plan); err != nil {
 		return nil, none, err
 	}
-	for i, d := range s.disks {
-		if err := s.recordBitmaps(ctx, d, plan.Disks[i], w, &m.Disks[i]); err != nil {
-			return nil, none, &chain.DiskError{Disk: d.req.Disk, Err: err}
+	if s.req.SkipUnchanged {
+		if err := s.storeRest(ctx, plan, w, m); err != nil {
+			return nil, none, err
 		}
-	}
-	if m.Files, err = s.storeFiles(ctx, w); err != nil {
-		return nil, none, err
 	}
 	maps, stats, err := w.Finish(ctx)
 	if err != nil {
@@ -222,11 +263,34 @@ func (s *archiver) crossCheck(ctx context.Context) error {
 	return nil
 }
 
-// storeDisks stores the data of the disks, and beside that where it lies.
+// storeDisks stores the data of the disks, and beside that where it lies, and the rest
+// unless there may be nothing new.
 func (s *archiver) storeDisks(ctx context.Context, plan *Plan, w *archive.Writer, m *chain.Manifest) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.storeClusterMaps(ctx, plan, w, m) })
+	if !s.req.SkipUnchanged {
+		g.Go(func() error { return s.storeRest(ctx, plan, w, m) })
+	}
 	g.Go(func() error { return s.readDisks(ctx, plan, w, m) })
+	return g.Wait()
+}
+
+// storeRest stores what bitmaps show, and the domain's files.
+func (s *archiver) storeRest(ctx context.Context, plan *Plan, w *archive.Writer, m *chain.Manifest) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(recorders)
+	for i, d := range s.disks {
+		g.Go(func() error {
+			if err := s.recordBitmaps(ctx, d, plan.Disks[i], w, &m.Disks[i]); err != nil {
+				return &chain.DiskError{Disk: d.req.Disk, Err: err}
+			}
+			return nil
+		})
+	}
+	g.Go(func() (err error) {
+		m.Files, err = s.storeFiles(ctx, w)
+		return err
+	})
 	return g.Wait()
 }
 
@@ -256,7 +320,7 @@ func (s *archiver) readDisks(ctx context.Context, plan *Plan, w *archive.Writer,
 			s.hooks.note("disk %s: the archive of %s is damaged; what could not be compared is stored again: %v", p.Disk, p.base.Manifest.Checkpoint, damage)
 		}
 	}
-	return nil
+	return w.Flush(ctx)
 }
 
 func (s *archiver) storeDisk(ctx context.Context, d *disk, p *DiskPlan, w *archive.Writer) (archive.DiskStats, error) {
@@ -334,8 +398,22 @@ func (s *archiver) layout(ctx context.Context, p *DiskPlan, list []archive.MapRe
 // shortening.
 const smallMaps = 1 << 20
 
+// askAhead asks the repository, beside what is read of the image, for what the judge of its
+// bitmaps most likely asks first: the newest state, and what that saw of bitmaps that are there.
+func (s *archiver) askAhead(ctx context.Context, d *disk, newest *chain.Disk) {
+	if newest.Bitmap == "" || d.image.Layers[0].Bitmap(newest.Bitmap) == nil {
+		return
+	}
+	s.states.ahead(func() { _, _ = s.states.open(ctx, newest) })
+	for i := range newest.Witnesses {
+		if rec := &newest.Witnesses[i]; d.image.Layers[0].Bitmap(rec.Name) != nil {
+			s.states.ahead(func() { _, _ = s.states.Bitmap(ctx, rec) })
+		}
+	}
+}
+
 // commit creates the manifest. The images are needed no more then, and neither are their
-// oldest bitmaps.
+// oldest bitmaps. The lease goes beside these; what fails of that is tried again in the end.
 func (s *archiver) commit(ctx context.Context, plan *Plan, m *chain.Manifest) error {
 	if err := s.create(ctx, m); err != nil {
 		return err
@@ -343,6 +421,13 @@ func (s *archiver) commit(ctx context.Context, plan *Plan, m *chain.Manifest) er
 	if err := s.unlock(); err != nil {
 		s.hooks.note("closing the images: %v", err)
 	}
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() {
+		tidying, cancel := chain.Tidying(ctx)
+		defer cancel()
+		_ = s.lease.Release(tidying)
+	})
 	s.retire(context.WithoutCancel(ctx), plan, m)
 	return nil
 }

@@ -32,6 +32,8 @@ type clusterMap struct {
 	files []qcow2.FileID // of the layer, when it was opened
 	rec   *chain.ClusterMap
 	parts []*archive.Clusters
+
+	stored bool
 }
 
 // settled is a fingerprint in which all that moved since another was found to hold what it held.
@@ -189,9 +191,15 @@ func (s *archiver) storeClusterMaps(ctx context.Context, plan *Plan, w *archive.
 	return nil
 }
 
-// store stores the parts. Those that the state it builds on has, too, are there.
+// store stores the parts, unless that was done. Those that the state it builds on has, too, are
+// there.
 func (m *clusterMap) store(ctx context.Context, w *archive.Writer, base *chain.Disk) error {
-	return w.PutAllClusters(ctx, m.parts, func(ref archive.Ref) bool {
+	if m.stored {
+		return nil
+	}
+	err := w.PutAllClusters(ctx, m.parts, func(ref archive.Ref) bool {
 		return base != nil && base.ClusterMap != nil && slices.Contains(base.ClusterMap.Parts, ref)
 	})
+	m.stored = err == nil
+	return err
 }

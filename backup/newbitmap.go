@@ -120,6 +120,9 @@ func (s *session) addBitmaps(ctx context.Context, plan *Plan) error {
 		if !p.AddsBitmap {
 			continue
 		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		s.hooks.step(StepAdd)
 		err := s.addBitmap(ctx, s.disks[i], p, name)
 		if err == nil && p.AddsBitmap {

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"maps"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
@@ -17,24 +19,41 @@ import (
 func (s *session) recordBitmaps(ctx context.Context, d *disk, p *DiskPlan, w *archive.Writer, rec *chain.Disk) error {
 	known := d.states.Bitmaps()
 	maps.Copy(known, d.gone.Bitmaps())
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(recorders)
+	var all []*chain.BitmapRecord
 	for i, layer := range d.image.Layers {
 		for _, b := range layer.Bitmaps {
 			if known[b.Name] == nil || b.InUse || b.Problem != nil {
 				continue
 			}
-			r, err := s.recordBitmap(ctx, w, layer, i, b)
-			if err != nil {
-				return err
-			}
-			if r != nil {
+			r := &chain.BitmapRecord{}
+			all = append(all, r)
+			g.Go(func() error {
+				found, err := s.recordBitmap(ctx, w, layer, i, b)
+				if err != nil || found == nil {
+					return err
+				}
+				*r = *found
 				r.Adopted = d.states.AdoptedAs(b.Name)
 				r.Sound = i == 0 && p.sound[b.Name]
-				rec.Witnesses = append(rec.Witnesses, *r)
-			}
+				return nil
+			})
+		}
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for _, r := range all {
+		if r.Name != "" { // else it can't be read
+			rec.Witnesses = append(rec.Witnesses, *r)
 		}
 	}
 	return nil
 }
+
+// recorders is how many bitmaps of a disk are stored at once.
+const recorders = 4
 
 func (s *session) recordBitmap(ctx context.Context, w *archive.Writer, layer *qcow2.Layer, index int, b *qcow2.Bitmap) (*chain.BitmapRecord, error) {
 	dirty, err := b.DirtyBytes()

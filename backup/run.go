@@ -7,7 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/imgbackup/imgbackup/chain"
 )
@@ -41,9 +44,12 @@ func Run(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks) 
 // run is a whole run; to sets the session's destination.
 func run(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, to func(*session)) (*Result, error) {
 	begin := time.Now()
+	var mu sync.Mutex // some steps go on beside one another
 	var notes []string
 	outer := hooks.Note
 	hooks.Note = func(msg string) {
+		mu.Lock()
+		defer mu.Unlock()
 		notes = append(notes, msg)
 		if outer != nil {
 			outer(msg)
@@ -86,6 +92,8 @@ type attempt struct {
 	plan   *Plan
 	intent *chain.Intent
 	stands bool // the manifest, once it has been created
+
+	checked map[*chain.Manifest]bool // they stand as they were read, since our lease does
 }
 
 func (s *session) attempt(ctx context.Context) (*Result, error) {
@@ -103,7 +111,7 @@ func (s *session) attempt(ctx context.Context) (*Result, error) {
 	if err := s.guard(ctx); err != nil {
 		return nil, err
 	}
-	a := &attempt{session: s, giveUp: giveUp, plan: plan}
+	a := &attempt{session: s, giveUp: giveUp, plan: plan, checked: make(map[*chain.Manifest]bool)}
 	if s.records {
 		return a.record(ctx)
 	}
@@ -188,14 +196,14 @@ func (a *attempt) withoutTrace(ctx context.Context) (*Result, error) {
 }
 
 // underLease writes while a lease tells others that somebody does; announced: and that the
-// checkpoint's name, which is free, is about to be taken. It goes whatever comes of that,
-// even when we were cancelled.
+// checkpoint's name, which is free, is about to be taken. That lease is taken beside what
+// write does first. It goes whatever comes of that, even when we were cancelled.
 func (s *session) underLease(ctx context.Context, what string, announced bool, write func(context.Context) error) error {
 	purpose := fmt.Sprintf("%s of %s, checkpoint %s", what, s.req.Domain, s.point.name)
 	hold := s.repo.Hold
 	if announced {
 		hold = func(ctx context.Context, purpose string) (*chain.Hold, error) {
-			return s.repo.HoldFor(ctx, purpose, s.req.Domain, s.point.name)
+			return s.repo.HoldBeside(ctx, purpose, s.req.Domain, s.point.name)
 		}
 	}
 	lease, err := hold(ctx, purpose)
@@ -252,7 +260,10 @@ func (a *attempt) giveBack(ctx context.Context, err error) error {
 
 // write adds the bitmaps and does the rest under QEMU's locks.
 func (a *attempt) write(ctx context.Context) (*Result, error) {
-	if err := a.addBitmaps(ctx, a.plan); err != nil {
+	if p, ok := a.to.(preparer); ok {
+		defer p.drop()
+	}
+	if err := a.add(ctx); err != nil {
 		return nil, err
 	}
 	a.hooks.step(StepAdded)
@@ -267,6 +278,38 @@ func (a *attempt) write(ctx context.Context) (*Result, error) {
 	return result, err
 }
 
+// preparer is a destination that can do something while bitmaps are added.
+type preparer interface {
+	// prepare asks the repository, or stores, what does not depend on guest data. What it
+	// begins goes on in ctx; group is over when the bitmaps are there.
+	prepare(ctx, group context.Context, plan *Plan) error
+	// drop ends what it began.
+	drop()
+}
+
+// add adds the bitmaps, the lease and the intent standing, and does beside that what waits
+// for the repository. Nothing of the repository is relied on before Begun has returned nil.
+func (a *attempt) add(ctx context.Context) error {
+	if err := a.lease.Stands(ctx); err != nil {
+		return err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := a.lease.Begun(gctx); err != nil {
+			return err
+		}
+		g.Go(func() error { return a.checkBases(gctx) })
+		if p, ok := a.to.(preparer); ok {
+			return p.prepare(ctx, gctx, a.plan)
+		}
+		return nil
+	})
+	if err := a.addBitmaps(gctx, a.plan); err != nil {
+		g.Go(func() error { return err }) // the first error counts
+	}
+	return g.Wait()
+}
+
 // writeLocked reads, stores and commits.
 func (a *attempt) writeLocked(ctx context.Context) (*Result, error) {
 	if err := a.verifyAdded(a.plan); err != nil {
@@ -276,14 +319,10 @@ func (a *attempt) writeLocked(ctx context.Context) (*Result, error) {
 		d.clusters.keep(a.plan.Disks[i].AddsBitmap && slices.ContainsFunc(d.before, recorded))
 	}
 	a.rememberIdentity()
-	checked := make(map[*chain.Manifest]bool)
-	if err := a.checkBases(ctx, checked); err != nil {
-		return nil, err
-	}
 	if err := a.planAgain(ctx); err != nil {
 		return nil, err
 	}
-	if err := a.checkBases(ctx, checked); err != nil {
+	if err := a.checkBases(ctx); err != nil {
 		return nil, err
 	}
 	a.begin()
@@ -310,13 +349,13 @@ func (a *attempt) writeLocked(ctx context.Context) (*Result, error) {
 
 // checkBases sees that what the plan builds on stands as it was read, now that our lease
 // does: nothing of it is pruned any more before we have committed.
-func (a *attempt) checkBases(ctx context.Context, checked map[*chain.Manifest]bool) error {
+func (a *attempt) checkBases(ctx context.Context) error {
 	for _, p := range a.plan.Disks {
 		m := p.base.Manifest
-		if m == nil || checked[m] {
+		if m == nil || a.checked[m] {
 			continue
 		}
-		checked[m] = true
+		a.checked[m] = true
 		err := a.lease.CheckStands(ctx, m)
 		if errors.As(err, new(*chain.GoneError)) || errors.As(err, new(*chain.RevisedError)) || errors.As(err, new(*chain.TakenError)) {
 			return &baseGone{err}

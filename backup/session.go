@@ -94,6 +94,7 @@ type session struct {
 	lastLook  *chain.Seen // when the domain was last found unchanged; nil: never
 	lookKnown bool        // that was asked for
 
+	past    *chain.Past       // of the domain, as it has just been read; nil: it was not
 	history []*chain.Manifest // of the domain, oldest first
 	gone    []*chain.Manifest // what stays known of forgotten ones, oldest first
 	unknown error             // why that is not known
@@ -154,9 +155,14 @@ func (s *session) takeRequest() error {
 // loadHistory reads the domain's manifests and checks who the domain belongs
 // to and whether the checkpoint's name is free.
 func (s *session) loadHistory(ctx context.Context) error {
-	h, err := s.repo.Past(ctx, s.req.Domain)
-	if err != nil {
-		return err
+	s.states.renew()
+	h := s.past
+	if s.past = nil; h == nil {
+		read, err := s.repo.Past(ctx, s.req.Domain)
+		if err != nil {
+			return err
+		}
+		h = &read
 	}
 	for _, err := range h.Unusable {
 		s.hooks.note("a checkpoint cannot serve as a base: %v", err)

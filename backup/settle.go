@@ -50,8 +50,17 @@ func Settle(ctx context.Context, repo *chain.Repository, in *chain.Intent, o Set
 	return s.settle(ctx, in)
 }
 
-// settle ends what earlier runs on this host left behind.
+// settle ends what earlier runs on this host left behind. Where there is nothing, what was
+// read of the domain with the same listing counts.
 func (s *session) settle(ctx context.Context) error {
+	past, err := s.repo.Past(ctx, s.req.Domain)
+	if err != nil {
+		return err
+	}
+	if past.Intents == 0 {
+		s.past = &past
+		return nil
+	}
 	intents, damaged, err := s.repo.Intents(ctx, s.req.Domain)
 	if err != nil {
 		return err

@@ -94,25 +94,30 @@ type Past struct {
 	History
 	Left    *Forgotten
 	LeftErr error // why that can't be read: an archive.DamageError; Left is empty then
+	Intents int   // how many runs have not ended, or have left something behind
 }
 
-// Past reads both, in one go: what a checkpoint knew that was forgotten meanwhile is in
+// Past reads all of it, in one go: what a checkpoint knew that was forgotten meanwhile is in
 // one of them.
 func (r *Repository) Past(ctx context.Context, domain string) (p Past, err error) {
-	all, err := r.listed(ctx, domainPrefix(domain), KeyManifest, KeyForgotten)
-	if err != nil {
-		return Past{}, err
-	}
-	manifests := slices.DeleteFunc(slices.Clone(all), func(l listed) bool { return l.Kind != KeyManifest })
 	p.Left = &Forgotten{Domain: domain}
 	g, gctx := errgroup.WithContext(ctx)
+	manifests := func(yield func(listed, error) bool) {
+		for l, err := range r.eachListed(gctx, domainPrefix(domain), KeyManifest, KeyForgotten, KeyIntent) {
+			switch {
+			case err == nil && l.Kind == KeyIntent:
+				p.Intents++
+			case err == nil && l.Kind == KeyForgotten:
+				g.Go(func() error { return p.readLeft(gctx, r, domain) })
+			case !yield(l, err):
+				return
+			}
+		}
+	}
 	g.Go(func() (err error) {
 		p.History, err = r.historyOf(gctx, manifests)
 		return err
 	})
-	if len(manifests) < len(all) {
-		g.Go(func() error { return p.readLeft(gctx, r, domain) })
-	}
 	err = g.Wait()
 	if err == nil && p.vanished {
 		err = p.readLeft(ctx, r, domain)

@@ -27,7 +27,7 @@ const (
 type marks struct {
 	repo *Repository
 
-	change sync.Mutex // held while the mark is read or struck from
+	change chan struct{} // has a token while the mark is read or struck from
 	mu     sync.RWMutex
 	mark   *Mark            // nil: none stands
 	list   archive.Ref      // whose names these are
@@ -36,12 +36,26 @@ type marks struct {
 
 // read reads the mark, and its list if it is another one.
 func (k *marks) read(ctx context.Context) error {
-	k.change.Lock()
-	defer k.change.Unlock()
+	if err := k.begin(ctx); err != nil {
+		return err
+	}
+	defer k.end()
 	return k.reread(ctx)
 }
 
-// reread needs change.
+// begin waits until nobody else is reading the mark, or striking from it.
+func (k *marks) begin(ctx context.Context) error {
+	select {
+	case k.change <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (k *marks) end() { <-k.change }
+
+// reread needs begin.
 func (k *marks) reread(ctx context.Context) error {
 	m, err := k.repo.Mark(ctx)
 	if errors.Is(err, ErrNoMark) {
@@ -159,8 +173,10 @@ func (k *marks) rely(ctx context.Context, keys []string) error {
 // strike takes objects out of the mark, or reads it anew where it was changed. It
 // returns a mark that is deleting, which has to be waited for.
 func (k *marks) strike(ctx context.Context, keys []string) (wait *Mark, err error) {
-	k.change.Lock()
-	defer k.change.Unlock()
+	if err := k.begin(ctx); err != nil {
+		return nil, err
+	}
+	defer k.end()
 	m := k.stands()
 	if m == nil {
 		return nil, nil

@@ -35,17 +35,26 @@ const (
 // other.
 type Hold struct {
 	repo   *Repository
+	uuid   string
+	key    string
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	stop   context.CancelFunc // of renewing
+	live   context.Context    // while it is begun and renewed
+	stop   context.CancelFunc // of that
 	done   chan struct{}      // closed when it is renewed no more
+
+	standing chan struct{} // closed when the lease stands, or could not be put there
+	begun    chan struct{} // closed when what has to be looked at first was
+	putErr   error         // why it does not stand; set before standing is closed
+	beginErr error         // that, or what was wrong; set before begun is closed
 
 	mu     sync.Mutex    // guards both
 	lease  *Lease        // as it stands
 	looked time.Duration // since boot, when it was put there
 
-	slot    *Slot // announced; nil: none is
-	unknown bool  // the outcome of a commit: the lease stays
+	slot     *Slot // announced; nil: none is
+	unknown  bool  // the outcome of a commit: the lease stays
+	released bool  // it is removed
 
 	marks marks
 }
@@ -100,7 +109,35 @@ func (r *Repository) HoldFor(ctx context.Context, purpose, domain, checkpoint st
 	return r.hold(ctx, purpose, &Slot{Domain: domain, Checkpoint: checkpoint})
 }
 
+// HoldBeside is HoldFor that does not wait: the lease is taken, and others are looked at,
+// beside what the caller does next. Whatever relies on the repository waits for that by
+// itself; [Hold.Stands] and [Hold.Begun] tell what came of it. It must be released.
+func (r *Repository) HoldBeside(ctx context.Context, purpose, domain, checkpoint string) (*Hold, error) {
+	h, err := r.newHold(ctx, purpose, &Slot{Domain: domain, Checkpoint: checkpoint})
+	if err == nil {
+		go h.start()
+	}
+	return h, err
+}
+
 func (r *Repository) hold(ctx context.Context, purpose string, slot *Slot) (*Hold, error) {
+	h, err := r.newHold(ctx, purpose, slot)
+	if err != nil {
+		return nil, err
+	}
+	h.start()
+	if h.putErr != nil {
+		return nil, h.putErr
+	}
+	if h.beginErr != nil {
+		tidying, cancel := Tidying(ctx)
+		defer cancel()
+		return nil, errors.Join(h.beginErr, h.Release(tidying))
+	}
+	return h, nil
+}
+
+func (r *Repository) newHold(ctx context.Context, purpose string, slot *Slot) (*Hold, error) {
 	l, err := r.NewLease(purpose)
 	if err != nil {
 		return nil, err
@@ -108,28 +145,59 @@ func (r *Repository) hold(ctx context.Context, purpose string, slot *Slot) (*Hol
 	if slot != nil {
 		l.Announces = slot.announced()
 	}
-	h := &Hold{repo: r, lease: l, slot: slot, done: make(chan struct{})}
-	h.marks.repo = r
+	h := &Hold{
+		repo: r, uuid: l.UUID, key: l.Key(), lease: l, slot: slot,
+		done: make(chan struct{}), standing: make(chan struct{}), begun: make(chan struct{}),
+	}
+	h.marks.repo, h.marks.change = r, make(chan struct{}, 1)
 	h.ctx, h.cancel = context.WithCancelCause(ctx)
-	renewing, stop := context.WithCancel(h.ctx)
-	h.stop = stop
+	h.live, h.stop = context.WithCancel(h.ctx)
+	return h, nil
+}
+
+// start takes the lease, and looks at what has to be looked at before anything is relied on.
+func (h *Hold) start() {
+	defer close(h.begun)
+	h.putErr = h.put(h.ctx)
+	close(h.standing)
+	if h.putErr != nil {
+		h.beginErr = h.putErr
+		h.stop()
+		close(h.done)
+		return
+	}
+	go h.renew()
+	h.beginErr = h.begin(h.live)
+}
+
+// put stores the lease; only after that the mark is read.
+func (h *Hold) put(ctx context.Context) error {
 	if !protocol.Keeps(ctx, protocol.Lease) {
 		if err := h.marks.read(ctx); err != nil {
-			stop()
-			return nil, err
+			return err
 		}
 	}
-	if err := h.create(ctx); err != nil {
-		stop()
-		return nil, err
+	return h.create(ctx)
+}
+
+// Stands waits until the lease stands, and returns why it does not.
+func (h *Hold) Stands(ctx context.Context) error {
+	return waitFor(ctx, h.standing, &h.putErr)
+}
+
+// Begun waits until others have been looked at and the mark was read. Its error is an
+// *AtWorkError, a *TakenError, or the store's.
+func (h *Hold) Begun(ctx context.Context) error {
+	return waitFor(ctx, h.begun, &h.beginErr)
+}
+
+func waitFor(ctx context.Context, done <-chan struct{}, err *error) error {
+	select {
+	case <-done:
+		return *err
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	go h.renew(renewing)
-	if err := h.begin(ctx); err != nil {
-		tidying, cancel := Tidying(ctx)
-		defer cancel()
-		return nil, errors.Join(err, h.Release(tidying))
-	}
-	return h, nil
 }
 
 // create stores the lease. Where a request may still arrive that was repeated, and bring the
@@ -158,9 +226,9 @@ func (h *Hold) begin(ctx context.Context) error {
 		g.Go(func() error { return h.marks.read(gctx) })
 	}
 	g.Go(func() error {
-		leases, _, err := h.repo.Leases(gctx)
+		leases, err := h.others(gctx)
 		if err == nil {
-			leases, err = h.repo.cleanLeases(gctx, h.others(leases))
+			leases, err = h.repo.cleanLeases(gctx, leases)
 		}
 		if err != nil || h.slot == nil {
 			return err
@@ -170,15 +238,10 @@ func (h *Hold) begin(ctx context.Context) error {
 	return g.Wait()
 }
 
-// others are the leases that are not ours.
-func (h *Hold) others(leases []*Lease) []*Lease {
-	var all []*Lease
-	for _, l := range leases {
-		if l.UUID != h.lease.UUID {
-			all = append(all, l)
-		}
-	}
-	return all
+// others reads the leases that are not ours.
+func (h *Hold) others(ctx context.Context) ([]*Lease, error) {
+	leases, _, err := h.repo.leasesBut(ctx, h.uuid)
+	return leases, err
 }
 
 func (s *Slot) announced() *Announced {
@@ -212,10 +275,9 @@ func (h *Hold) settleSlot(ctx context.Context, leases []*Lease) error {
 		if err := h.replace(ctx, func(l *Lease) { l.Announces = now.announced() }, nil); err != nil {
 			return err
 		}
-		if leases, _, err = h.repo.Leases(ctx); err != nil {
+		if leases, err = h.others(ctx); err != nil {
 			return err
 		}
-		leases = h.others(leases)
 	}
 }
 
@@ -239,18 +301,18 @@ func (h *Hold) alone(ctx context.Context, leases []*Lease) error {
 		if other == nil {
 			return nil
 		}
-		if other.UUID < h.lease.UUID || try == aloneTries {
+		if other.UUID < h.uuid || try == aloneTries {
 			return &AtWorkError{Domain: h.slot.Domain, Checkpoint: h.slot.Checkpoint, Lease: other}
 		}
 		if err := protocol.Pause(ctx, pause); err != nil {
 			return err
 		}
 		pause *= 2
-		all, _, err := h.repo.Leases(ctx)
+		all, err := h.others(ctx)
 		if err != nil {
 			return err
 		}
-		if leases, err = h.repo.cleanLeases(ctx, h.others(all)); err != nil {
+		if leases, err = h.repo.cleanLeases(ctx, all); err != nil {
 			return err
 		}
 	}
@@ -261,19 +323,22 @@ func (h *Hold) alone(ctx context.Context, leases []*Lease) error {
 // request about the slot that was announced before may still arrive the lease has to guard
 // that one, and nothing else is announced.
 func (h *Hold) Announce(ctx context.Context, slot *Slot) error {
+	if err := h.Begun(ctx); err != nil {
+		return err
+	}
 	h.slot = nil
 	if h.unknown && protocol.Keeps(ctx, protocol.Late) {
-		return fmt.Errorf("a request of this run may still arrive at the store, and its lease, %s, guards the name that it is about: run it again", h.lease.UUID)
+		return fmt.Errorf("a request of this run may still arrive at the store, and its lease, %s, guards the name that it is about: run it again", h.uuid)
 	}
 	if err := h.replace(ctx, func(l *Lease) { l.Announces = slot.announced() }, nil); err != nil {
 		return err
 	}
 	h.slot = slot
-	leases, _, err := h.repo.Leases(ctx)
+	leases, err := h.others(ctx)
 	if err != nil {
 		return err
 	}
-	return h.settleSlot(ctx, h.others(leases))
+	return h.settleSlot(ctx, leases)
 }
 
 // replace puts the lease's next state in its place. late is as that of [Repository.create].
@@ -315,8 +380,9 @@ func (h *Hold) replace(ctx context.Context, change func(*Lease), late *bool) err
 
 // renew replaces the lease from time to time. An outage is waited for: the next time
 // will do.
-func (h *Hold) renew(ctx context.Context) {
+func (h *Hold) renew() {
 	defer close(h.done)
+	ctx := h.live
 	ticker := time.NewTicker(renewEvery)
 	defer ticker.Stop()
 	for {
@@ -330,7 +396,7 @@ func (h *Hold) renew(ctx context.Context) {
 }
 
 // UUID is the lease's, which names the run.
-func (h *Hold) UUID() string { return h.lease.UUID }
+func (h *Hold) UUID() string { return h.uuid }
 
 // Context is the one that Hold was called with, and ends when the lease is found to be
 // broken, with a *BrokenError as its cause. It outlasts Release.
@@ -350,6 +416,9 @@ func (h *Hold) Explain(err error) error {
 // the mark.
 func (h *Hold) Commit(ctx context.Context, m *Manifest) error {
 	if err := h.repo.CheckWritable(); err != nil {
+		return err
+	}
+	if err := h.Begun(ctx); err != nil {
 		return err
 	}
 	if h.slot == nil || h.slot.Key() != ManifestKey(m.Domain, m.Checkpoint) {
@@ -379,6 +448,9 @@ func (h *Hold) Commit(ctx context.Context, m *Manifest) error {
 // Where the slot was not announced as it is, it is.
 func (h *Hold) Revise(ctx context.Context, m *Manifest) error {
 	if err := h.repo.CheckWritable(); err != nil {
+		return err
+	}
+	if err := h.Begun(ctx); err != nil {
 		return err
 	}
 	if h.slot == nil || h.slot.Key() != ManifestKey(m.Domain, m.Checkpoint) {
@@ -510,25 +582,32 @@ func (h *Hold) committed(ctx context.Context, m *Manifest, late bool, err error)
 // asBroken puts before an error that the lease was broken, if it was: what is missing then
 // was pruned, and is no damage.
 func (h *Hold) asBroken(ctx context.Context, err error) error {
-	l, rerr := h.repo.readLease(ctx, h.lease.Key())
+	l, rerr := h.repo.readLease(ctx, h.key)
 	if !errors.Is(rerr, objstore.ErrNotFound) && (rerr != nil || !l.Broken) {
 		return err
 	}
 	if archive.IsDamage(err) {
 		err = errors.New(err.Error())
 	}
-	return errors.Join(&BrokenError{UUID: h.lease.UUID}, err)
+	return errors.Join(&BrokenError{UUID: h.uuid}, err)
 }
 
-// Release removes the lease; it does nothing when that was done. While the outcome of a
-// commit is not known the lease stays: who breaks it decides it.
+// Release removes the lease; it does nothing when that was done, or when none could be put
+// there. While the outcome of a commit is not known the lease stays: who breaks it decides it.
 func (h *Hold) Release(ctx context.Context) error {
 	h.stop()
+	select {
+	case <-h.begun:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	<-h.done
-	if h.unknown {
+	if h.unknown || h.putErr != nil || h.released {
 		return nil
 	}
-	return h.repo.deleteLease(ctx, h.lease.Key())
+	err := h.repo.deleteLease(ctx, h.key)
+	h.released = err == nil
+	return err
 }
 
 // CheckStands returns nil when a checkpoint stands as it was read, and else a
@@ -538,6 +617,9 @@ func (h *Hold) CheckStands(ctx context.Context, m *Manifest) error {
 	if !protocol.Keeps(ctx, protocol.Bases) {
 		return nil
 	}
+	if err := h.Begun(ctx); err != nil {
+		return err
+	}
 	_, err := h.repo.standing(ctx, m)
 	return err
 }
@@ -545,14 +627,23 @@ func (h *Hold) CheckStands(ctx context.Context, m *Manifest) error {
 // Rely returns when none of the objects is marked to be deleted: they are struck from
 // a mark, or waited for while they are being deleted. Whether they are there is to be
 // seen after that.
-func (h *Hold) Rely(ctx context.Context, keys ...string) error { return h.marks.rely(ctx, keys) }
+func (h *Hold) Rely(ctx context.Context, keys ...string) error {
+	if err := h.Begun(ctx); err != nil {
+		return err
+	}
+	return h.marks.rely(ctx, keys)
+}
 
-// Marked reports whether an object is marked to be deleted: then it is better not used.
+// Marked reports whether an object is marked to be deleted: then it is better not used. It
+// may be asked once Begun has returned nil.
 func (h *Hold) Marked(key string) bool { return h.marks.has(key) }
 
 // RelyOn is Rely for all that a checkpoint needs. It reads its maps only while there is
 // a mark.
 func (h *Hold) RelyOn(ctx context.Context, m *Manifest) error {
+	if err := h.Begun(ctx); err != nil {
+		return err
+	}
 	if h.marks.stands() == nil {
 		return nil
 	}

@@ -165,10 +165,16 @@ func (r *Repository) LeaseKeys(ctx context.Context) ([]string, error) {
 // new there is an error among the second result; the last one is the store's
 // failure.
 func (r *Repository) Leases(ctx context.Context) ([]*Lease, []error, error) {
+	return r.leasesBut(ctx, "")
+}
+
+// leasesBut is Leases without that of one uuid, which is not read.
+func (r *Repository) leasesBut(ctx context.Context, uuid string) ([]*Lease, []error, error) {
 	keys, err := r.list(ctx, leasesPrefix, KeyLease)
 	if err != nil {
 		return nil, nil, err
 	}
+	keys = slices.DeleteFunc(keys, func(k Key) bool { return k.Name == uuid })
 	leases, unusable, err := readEach(ctx, keys, func(ctx context.Context, k Key) (*Lease, error) {
 		return r.readLease(ctx, leaseKey(k.Host, k.Name))
 	})

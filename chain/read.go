@@ -7,8 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -108,15 +110,65 @@ type listed struct {
 
 func (r *Repository) listed(ctx context.Context, prefix string, kinds ...KeyKind) ([]listed, error) {
 	var all []listed
-	for info, err := range r.Store.List(ctx, prefix) {
+	for l, err := range r.listing(ctx, prefix, kinds) {
 		if err != nil {
-			return nil, fmt.Errorf("list %s: %w", prefix, err)
+			return nil, err
 		}
-		if k := ParseKey(info.Key); slices.Contains(kinds, k.Kind) && strings.HasPrefix(info.Key, prefix) {
-			all = append(all, listed{k, info})
-		}
+		all = append(all, l)
 	}
 	return all, nil
+}
+
+// eachListed yields what a listing shows of these kinds as it comes, and goes on listing while
+// that is used; an error is the last.
+func (r *Repository) eachListed(ctx context.Context, prefix string, kinds ...KeyKind) iter.Seq2[listed, error] {
+	type found struct {
+		l   listed
+		err error
+	}
+	return func(yield func(listed, error) bool) {
+		ctx, stop := context.WithCancel(ctx)
+		ahead := make(chan found, listedAhead)
+		var ended sync.WaitGroup
+		defer ended.Wait()
+		defer stop()
+		ended.Go(func() {
+			defer close(ahead)
+			for l, err := range r.listing(ctx, prefix, kinds) {
+				select {
+				case ahead <- found{l, err}:
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+		for f := range ahead {
+			if !yield(f.l, f.err) {
+				return
+			}
+		}
+		if err := context.Cause(ctx); err != nil {
+			yield(listed{}, err)
+		}
+	}
+}
+
+// listedAhead is how many objects of a listing wait to be used.
+const listedAhead = 4096
+
+func (r *Repository) listing(ctx context.Context, prefix string, kinds []KeyKind) iter.Seq2[listed, error] {
+	return func(yield func(listed, error) bool) {
+		for info, err := range r.Store.List(ctx, prefix) {
+			if err != nil {
+				yield(listed{}, fmt.Errorf("list %s: %w", prefix, err))
+				return
+			}
+			k := ParseKey(info.Key)
+			if slices.Contains(kinds, k.Kind) && strings.HasPrefix(info.Key, prefix) && !yield(listed{k, info}, nil) {
+				return
+			}
+		}
+	}
 }
 
 // withoutVoids returns the keys of manifests that hold no void; only what is small
@@ -185,36 +237,43 @@ type History struct {
 
 // History reads all manifests of a domain as one listing shows them, as Manifests does.
 func (r *Repository) History(ctx context.Context, domain string) (History, error) {
-	all, err := r.listed(ctx, checkpointsPrefix(domain), KeyManifest)
-	if err != nil {
-		return History{}, err
-	}
-	return r.historyOf(ctx, all)
+	return r.historyOf(ctx, r.eachListed(ctx, checkpointsPrefix(domain), KeyManifest))
 }
 
-// historyOf reads the manifests that were listed.
-func (r *Repository) historyOf(ctx context.Context, all []listed) (h History, err error) {
-	void := make([]bool, len(all))
-	indexes := make([]int, len(all))
-	for i := range all {
-		indexes[i] = i
+// historyOf reads the manifests that a listing shows while it goes on.
+func (r *Repository) historyOf(ctx context.Context, all iter.Seq2[listed, error]) (h History, err error) {
+	type named struct {
+		name string
+		void bool
 	}
-	h.Manifests, h.Unusable, err = readEach(ctx, indexes, func(ctx context.Context, i int) (*Manifest, error) {
-		slot, err := r.listedSlot(ctx, all[i])
-		if err == nil && slot.Manifest == nil {
-			void[i], err = true, objstore.ErrNotFound
+	var names []*named
+	slots := func(yield func(func(context.Context) (*Manifest, error), error) bool) {
+		for l, err := range all {
+			n := &named{name: l.Name}
+			if err == nil {
+				names = append(names, n)
+			}
+			read := func(ctx context.Context) (*Manifest, error) {
+				slot, err := r.listedSlot(ctx, l)
+				if err == nil && slot.Manifest == nil {
+					n.void, err = true, objstore.ErrNotFound
+				}
+				if err != nil {
+					return nil, err
+				}
+				return slot.Manifest, nil
+			}
+			if !yield(read, err) {
+				return
+			}
 		}
-		if err != nil {
-			return nil, err
-		}
-		return slot.Manifest, nil
-	})
-	if err != nil {
+	}
+	if h.Manifests, h.Unusable, err = readAll(ctx, slots); err != nil {
 		return History{}, err
 	}
-	for i, l := range all {
-		if !void[i] {
-			h.Names = append(h.Names, l.Name)
+	for _, n := range names {
+		if !n.void {
+			h.Names = append(h.Names, n.name)
 		}
 	}
 	if len(h.Names) == 0 {
@@ -232,22 +291,45 @@ func bySequence(a, b *Manifest) int {
 	return cmp.Or(cmp.Compare(a.Sequence, b.Sequence), cmp.Compare(a.UUID, b.UUID))
 }
 
-// readEach reads the objects of these keys (or names), several at once. What has been
-// removed since it was listed is left out; what is damaged or too new is an
-// error among the second result.
+// readEach reads the objects of these keys (or names), several at once, as readAll does.
 func readEach[K, T any](ctx context.Context, keys []K, read func(context.Context, K) (*T, error)) ([]*T, []error, error) {
-	found := make([]*T, len(keys))
-	errs := make([]error, len(keys))
+	return readAll(ctx, func(yield func(func(context.Context) (*T, error), error) bool) {
+		for _, key := range keys {
+			if !yield(func(ctx context.Context) (*T, error) { return read(ctx, key) }, nil) {
+				return
+			}
+		}
+	})
+}
+
+// readAll reads objects, several at once, beginning as soon as the first is known. What has
+// been removed since it was listed is left out; what is damaged or too new is an error among
+// the second result. Both are in the order of reads, whose error is the last result, too.
+func readAll[T any](ctx context.Context, reads iter.Seq2[func(context.Context) (*T, error), error]) ([]*T, []error, error) {
+	type result struct {
+		v   *T
+		err error
+	}
+	var all []*result
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(readers)
-	for i, key := range keys {
+	for read, err := range reads {
+		if err == nil {
+			err = ctx.Err() // one of them has failed
+		}
+		if err != nil {
+			g.Go(func() error { return err })
+			break
+		}
+		one := &result{}
+		all = append(all, one)
 		g.Go(func() error {
-			v, err := read(ctx, key)
+			v, err := read(ctx)
 			switch {
 			case err == nil:
-				found[i] = v
+				one.v = v
 			case unusable(err):
-				errs[i] = err
+				one.err = err
 			case !errors.Is(err, objstore.ErrNotFound):
 				return err
 			}
@@ -257,8 +339,17 @@ func readEach[K, T any](ctx context.Context, keys []K, read func(context.Context
 	if err := g.Wait(); err != nil {
 		return nil, nil, err
 	}
-	return slices.DeleteFunc(found, func(v *T) bool { return v == nil }),
-		slices.DeleteFunc(errs, func(err error) bool { return err == nil }), nil
+	var found []*T
+	var errs []error
+	for _, one := range all {
+		switch {
+		case one.v != nil:
+			found = append(found, one.v)
+		case one.err != nil:
+			errs = append(errs, one.err)
+		}
+	}
+	return found, errs, nil
 }
 
 // Unusable reports whether an error is about one object's content, which is damaged or too

@@ -166,6 +166,10 @@ func (l *Layer) keep(y *layout, err error) {
 // worthSurvey is the length of a walk, in L2 tables, that is worth a survey.
 const worthSurvey = 64
 
+// Survey reads all mapping tables now, if they are worth a pass of their own: who walks the whole
+// disk later finds that done.
+func (c *Image) Survey() { c.surveyFor(0, c.Size(), true) }
+
 // surveyFor surveys a layer, and those below it, if a walk over n bytes is worth it.
 func (c *Image) surveyFor(layer int, n int64, below bool) {
 	for i := layer; i < len(c.Layers) && (i == layer || below); i++ {
