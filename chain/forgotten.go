@@ -190,7 +190,7 @@ func (f *Forgotten) Manifests() []*Manifest {
 // Validate says what is wrong with a list, or nil.
 func (f *Forgotten) Validate() error {
 	var c checker
-	c.nilErr("head", f.Head.Check(ForgottenFormat))
+	c.nilErr("head", f.CheckHead(ForgottenFormat))
 	c.nilErr("repository_id", validUUID(f.RepositoryID))
 	c.nilErr("domain", CheckDomain(f.Domain))
 	c.that(len(f.Checkpoints) <= maxForgotten, "%d checkpoints", len(f.Checkpoints))

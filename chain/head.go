@@ -61,8 +61,8 @@ func (h *Head) check(key, format string) error {
 	return nil
 }
 
-// Check returns an error for the head of an object that this program can't have made.
-func (h *Head) Check(format string) error {
+// CheckHead returns an error for the head of an object that this program can't have made.
+func (h *Head) CheckHead(format string) error {
 	if h.Format != format || h.Version != FormatVersion {
 		return fmt.Errorf("format %.80q, version %d", h.Format, h.Version)
 	}

@@ -42,7 +42,7 @@ type IntentImage struct {
 // Validate says what is wrong with an intent, or nil.
 func (in *Intent) Validate() error {
 	var c checker
-	c.nilErr("head", in.Head.Check(IntentFormat))
+	c.nilErr("head", in.CheckHead(IntentFormat))
 	c.nilErr("uuid", validUUID(in.UUID))
 	c.nilErr("domain", CheckDomain(in.Domain))
 	c.nilErr("checkpoint", CheckName(in.Checkpoint))

@@ -64,7 +64,7 @@ func (r *Repository) NewLease(purpose string) (*Lease, error) {
 // Validate says what is wrong with a lease, or nil.
 func (l *Lease) Validate() error {
 	var c checker
-	c.nilErr("head", l.Head.Check(LeaseFormat))
+	c.nilErr("head", l.CheckHead(LeaseFormat))
 	c.nilErr("uuid", validUUID(l.UUID))
 	l.validate(&c)
 	c.time("started", l.Started)

@@ -110,7 +110,7 @@ func (e *MarkStandsError) Error() string {
 // Validate says what is wrong with a mark, or nil.
 func (m *Mark) Validate() error {
 	var c checker
-	c.nilErr("head", m.Head.Check(MarkFormat))
+	c.nilErr("head", m.CheckHead(MarkFormat))
 	c.nilErr("uuid", validUUID(m.UUID))
 	c.that(m.Revision >= 1 && m.Revision < maxSequence, "revision is %d", m.Revision)
 	c.oneOf("state", m.State, MarkMarked, MarkDeleting, MarkDone)

@@ -91,7 +91,7 @@ func (r *Repository) Proofs(ctx context.Context) (p *Proofs, damage, err error) 
 
 func (s *storedProofs) validate(id string) error {
 	var c checker
-	c.nilErr("head", s.Head.Check(ProofsFormat))
+	c.nilErr("head", s.CheckHead(ProofsFormat))
 	c.that(s.RepositoryID == id, "it belongs to repository %.80q", s.RepositoryID)
 	c.that(len(s.Runs) <= maxProofRuns, "%d runs", len(s.Runs))
 	for _, run := range s.Runs {

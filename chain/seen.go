@@ -59,7 +59,7 @@ const seenName = "seen.json"
 // Validate says what is wrong with it, or nil.
 func (s *Seen) Validate() error {
 	var c checker
-	c.nilErr("head", s.Head.Check(SeenFormat))
+	c.nilErr("head", s.CheckHead(SeenFormat))
 	c.nilErr("repository_id", validUUID(s.RepositoryID))
 	c.nilErr("domain", CheckDomain(s.Domain))
 	s.Host.validate(&c)

@@ -109,7 +109,7 @@ func (c *checker) ref(field string, r archive.Ref) {
 // that passes needs to be bounded again.
 func (m *Manifest) Validate() error {
 	var c checker
-	c.nilErr("head", m.Head.Check(ManifestFormat))
+	c.nilErr("head", m.CheckHead(ManifestFormat))
 	c.nilErr("info", seal.CheckFree(m.Info))
 	c.oneOf("kind", m.Kind, KindArchive, KindCheckpoint)
 	c.nilErr("repository_id", validUUID(m.RepositoryID))

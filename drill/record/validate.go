@@ -54,7 +54,7 @@ func (c *checks) time(what string, t time.Time) {
 // Validate says what is wrong with a record, or nil.
 func (r *Record) Validate() error {
 	var c checks
-	if err := r.Head.Check(Format); err != nil {
+	if err := r.CheckHead(Format); err != nil {
 		c = append(c, err)
 	}
 	n, err := ParseName(r.UUID)
