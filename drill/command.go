@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/drill/record"
 )
 
@@ -57,7 +58,7 @@ func (c command) Run(ctx context.Context, s *Subject) (Result, error) {
 	out := &head{limit: maxOutput}
 	cmd := exec.CommandContext(limited, c.Command.Run[0], c.Command.Run[1:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.Scratch, out, out
-	cmd.Env = append(os.Environ(), c.environment(s, served)...)
+	cmd.Env = append(confine.Environment(), c.environment(s, served)...)
 	// A group of its own, which ends with it, and with us.
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
