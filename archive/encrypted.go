@@ -21,13 +21,33 @@ func Encrypted(store objstore.Store, keys *crypt.Keys) objstore.Store {
 	if keys == nil {
 		return store
 	}
-	return &encrypted{Store: store, keys: keys}
+	e := &encrypted{Store: store, keys: keys}
+	if r, ok := objstore.As[objstore.Remembering](store); ok {
+		return &encryptedRemembering{encrypted: e, Remembering: r}
+	}
+	return e
 }
+
+// encryptedRemembering is over a store that remembers: what does not is encrypted as well.
+type encryptedRemembering struct {
+	*encrypted
+	objstore.Remembering
+}
+
+// Direct implements [objstore.Remembering].
+func (e *encryptedRemembering) Direct() objstore.Store {
+	return Encrypted(e.Remembering.Direct(), e.keys)
+}
+
+// keyed is a store with keys.
+type keyed interface{ cryptKeys() *crypt.Keys }
+
+func (e *encrypted) cryptKeys() *crypt.Keys { return e.keys }
 
 // KeysOf returns the keys of an [Encrypted] store; nil: it is plain.
 func KeysOf(store objstore.Store) *crypt.Keys {
-	if e, ok := objstore.As[*encrypted](store); ok {
-		return e.keys
+	if e, ok := objstore.As[keyed](store); ok {
+		return e.cryptKeys()
 	}
 	return nil
 }
@@ -58,11 +78,6 @@ const ageMagic = "age-encryption.org/v1\n"
 func plainKey(key string) bool {
 	return key == "imgbackup.json" || strings.HasPrefix(key, "keys/") || strings.HasPrefix(key, objstore.ProbePrefix) ||
 		strings.HasSuffix(key, ".sig")
-}
-
-// direct is [objstore.Direct], with the keys.
-func direct(store objstore.Store) objstore.Store {
-	return Encrypted(objstore.Direct(store), KeysOf(store))
 }
 
 // openObject decrypts a whole object that was read, which is damaged where it does not

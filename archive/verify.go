@@ -18,7 +18,7 @@ import (
 // there with its length (length < 0: any); deep: that its bytes hash to its name,
 // and of a pack all that [VerifyPack] says.
 func VerifyObject(ctx context.Context, store objstore.Store, key string, length int64, deep bool) error {
-	store = direct(store)
+	store = objstore.Direct(store)
 	prefix, name, ok := ParseKey(key)
 	if !ok {
 		return fmt.Errorf("%s is not the key of a pack, map, bitmap, cluster map, file or index", key)
@@ -47,7 +47,7 @@ func VerifyName(ctx context.Context, store objstore.Store, key string, length in
 // its length; deep: that its bytes hash to its name, that every line is valid and
 // that the counts in the last line are right.
 func VerifyMap(ctx context.Context, store objstore.Store, ref MapRef, deep bool) error {
-	store = direct(store)
+	store = objstore.Direct(store)
 	if _, err := statObject(ctx, store, MapKey(ref.Name), ref.Length); err != nil {
 		return err
 	}
@@ -110,7 +110,7 @@ func (m *Map) counts(ctx context.Context) (mapCounts, error) {
 // frame decodes to the length and the digest in the table. It reads the pack once
 // and holds one frame and the table in memory.
 func VerifyPack(ctx context.Context, store objstore.Store, pack Ref, deep bool) error {
-	store = direct(store)
+	store = objstore.Direct(store)
 	key := PackKey(pack.Name)
 	info, err := statObject(ctx, store, key, pack.Length)
 	if err != nil || !deep {

@@ -196,3 +196,11 @@ func (k *Keys) identities(h Half) ([]age.Identity, error) {
 }
 
 func (k *Keys) recipient(h Half) age.Recipient { return k.generations[0].half(h).Recipient }
+
+// Same reports whether two repositories have the same keys; nil: one has none.
+func (k *Keys) Same(other *Keys) bool {
+	if k == nil || other == nil {
+		return k == other
+	}
+	return k.generations[0].Number == other.generations[0].Number && *k.digests[0] == *other.digests[0]
+}

@@ -86,7 +86,7 @@ func (l *planner) findMaps(ctx context.Context) error {
 	if len(l.badPacks) == 0 {
 		return nil
 	}
-	return l.eachMap(ctx, l.over, l.allMaps(), func(m *archive.Map) error {
+	return l.eachMap(ctx, l.overlaid(), l.allMaps(), func(m *archive.Map) error {
 		names := false
 		for _, p := range m.Packs() {
 			names = names || l.badPacks[p] != nil
@@ -172,7 +172,7 @@ func (l *planner) findChunks(ctx context.Context) error {
 	}
 	// What is left in the damaged packs; then the same chunks elsewhere: a backup stores
 	// again what it finds to be damaged.
-	if err := l.tryFrames(ctx, l.over); err != nil {
+	if err := l.tryFrames(ctx, l.overlaid()); err != nil {
 		return err
 	}
 	if err := l.searchRepository(ctx, l.plain()); err != nil {
@@ -193,7 +193,7 @@ func (l *planner) findChunks(ctx context.Context) error {
 // readTables learns the lengths of chunks from the tables of packs, where they are left.
 func (l *planner) readTables(ctx context.Context) error {
 	for pack := range l.badPacks {
-		chunks, err := archive.ReadPackTable(ctx, l.over, pack)
+		chunks, err := archive.ReadPackTable(ctx, l.overlaid(), pack)
 		if err != nil && !archive.IsDamage(err) {
 			return err
 		}

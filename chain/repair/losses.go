@@ -201,7 +201,7 @@ func (l *planner) planIndexes(ctx context.Context) error {
 			stay[ref] = true
 		}
 	}
-	return l.eachMap(ctx, l.over, stay, func(m *archive.Map) error {
+	return l.eachMap(ctx, l.overlaid(), stay, func(m *archive.Map) error {
 		for _, p := range m.Packs() {
 			if !listed[p] && !seen[p] && l.badPacks[p] == nil {
 				seen[p] = true

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -22,6 +23,12 @@ func (o *overlay) at(key string) objstore.Store {
 		return r.Store
 	}
 	return o.Store
+}
+
+// overlaid is the store as it will be, to be read: with the repository's keys, since what is
+// fetched from others has the same name, and so the same bytes.
+func (l *planner) overlaid() objstore.Store {
+	return archive.Encrypted(l.over, archive.KeysOf(l.repo.Store))
 }
 
 // Get implements [objstore.Store].

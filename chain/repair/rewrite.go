@@ -31,7 +31,7 @@ func (e *execution) writeMaps(ctx context.Context) error {
 	if err != nil || len(todo) == 0 {
 		return err
 	}
-	w, err := archive.NewWriter(ctx, &hiding{e.repo.Store, e.hidden()}, archive.WriterOptions{TempDir: e.o.TempDir, Memory: e.repo.Memory})
+	w, err := archive.NewWriter(ctx, archive.Encrypted(&hiding{e.repo.Store, e.hidden()}, archive.KeysOf(e.repo.Store)), archive.WriterOptions{TempDir: e.o.TempDir, Memory: e.repo.Memory})
 	if err != nil {
 		return err
 	}

@@ -230,14 +230,14 @@ func (l *planner) referPacks(ctx context.Context, all bool, unread []archive.Map
 	for i := range l.findings {
 		told[l.findings[i].Object] = true
 	}
-	err := l.eachMap(ctx, l.over, maps, func(m *archive.Map) error {
+	err := l.eachMap(ctx, l.overlaid(), maps, func(m *archive.Map) error {
 		for _, p := range m.Packs() {
 			key := archive.PackKey(p.Name)
 			l.refs[key] = p
 			if told[key] || !slices.Contains(unread, m.Ref()) {
 				continue
 			}
-			stands, err := archive.Stands(ctx, l.over, key, p.Length)
+			stands, err := archive.Stands(ctx, l.overlaid(), key, p.Length)
 			if err != nil {
 				return err
 			}

@@ -127,6 +127,9 @@ func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *R
 	if err := checkDifferent(from, to); err != nil {
 		return nil, err
 	}
+	if !archive.KeysOf(from.Store).Same(archive.KeysOf(to.Store)) {
+		return nil, errors.New("the two repositories are encrypted with different keys, or only one of them is: objects are copied as they are stored, and nobody could read these")
+	}
 	if err := checkApart(from.Store, to.Store); err != nil {
 		return nil, err
 	}
