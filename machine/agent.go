@@ -35,18 +35,21 @@ func (a *agent) run() {
 	in := bufio.NewReaderSize(a.conn, maxMessage)
 	for n := int64(1); ; n++ {
 		id := time.Now().UnixNano()>>10 + n
-		answer, err := a.ask(in, fmt.Sprintf("\xff{\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":%d}}\n", id), true)
-		if err != nil && !timedOut(err) {
-			return
-		}
-		var got struct {
-			Return int64 `json:"return"`
-		}
-		if json.Unmarshal(answer, &got) == nil && got.Return == id {
+		// What was asked before the agent was there it answers, too, all at once.
+		_, err := a.ask(in, fmt.Sprintf("\xff{\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":%d}}\n", id), true, func(answer []byte) bool {
+			var got struct {
+				Return int64 `json:"return"`
+			}
+			return json.Unmarshal(answer, &got) == nil && got.Return == id
+		})
+		if err == nil {
 			break
 		}
+		if !timedOut(err) {
+			return
+		}
 	}
-	if answer, err := a.ask(in, "{\"execute\":\"guest-get-osinfo\"}\n", false); err == nil {
+	if answer, err := a.ask(in, "{\"execute\":\"guest-get-osinfo\"}\n", false, func([]byte) bool { return true }); err == nil {
 		var info struct {
 			Return json.RawMessage `json:"return"`
 		}
@@ -62,8 +65,9 @@ func timedOut(err error) bool {
 	return ok && e.Timeout()
 }
 
-// ask sends a line and returns the one that comes back within [agentEvery].
-func (a *agent) ask(in *bufio.Reader, line string, delimited bool) ([]byte, error) {
+// ask sends a line and returns the one that is wanted of those that come back within
+// [agentEvery].
+func (a *agent) ask(in *bufio.Reader, line string, delimited bool, wanted func([]byte) bool) ([]byte, error) {
 	if err := a.conn.SetDeadline(time.Now().Add(agentEvery)); err != nil {
 		return nil, err
 	}
@@ -78,8 +82,12 @@ func (a *agent) ask(in *bufio.Reader, line string, delimited bool) ([]byte, erro
 		if err != nil {
 			return nil, err
 		}
-		if i := bytes.LastIndexByte(answer, 0xff); i >= 0 || !delimited {
-			return bytes.Clone(answer[i+1:]), nil
+		i := bytes.LastIndexByte(answer, 0xff)
+		if i < 0 && delimited {
+			continue
+		}
+		if answer = answer[i+1:]; wanted(answer) {
+			return bytes.Clone(answer), nil
 		}
 	}
 }

@@ -86,6 +86,7 @@ func TestAgent(t *testing.T) {
 	}()
 	go func() {
 		in := bufio.NewReader(theirs)
+		var late int64
 		for n := 0; ; n++ {
 			line, err := in.ReadString('\n')
 			if err != nil {
@@ -101,8 +102,11 @@ func TestAgent(t *testing.T) {
 				_, _ = io.WriteString(theirs, `{"return":{"id":"debian"}}`+"\n")
 			case n == 0:
 				_, _ = io.WriteString(theirs, `{"return":1}`+"\n\xff"+`{"return":2}`+"\n") // to somebody else
+			case n == 1: // it is not there yet, and answers all at once when it is
+				late = asked.Arguments.ID
 			default:
-				_, _ = fmt.Fprintf(theirs, "nonsense\xff{\"return\":%d}\n", asked.Arguments.ID)
+				_, _ = fmt.Fprintf(theirs, "\xff{\"return\":%d}\nnonsense\xff{\"return\":%d}\n", late, asked.Arguments.ID)
+				late = asked.Arguments.ID
 			}
 		}
 	}()
