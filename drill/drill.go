@@ -306,6 +306,7 @@ func (u *under) try(ctx context.Context, step Step, one *record.Step) (res Resul
 	if s.Keep, err = u.d.folder.sub("keep"); err != nil {
 		return Result{}, err
 	}
+	u.s.forget() // what the step before has met
 	res, err = step.Run(ctx, s)
 	u.restored, u.agreed = s.Restored, s.agreed
 	if u.d.o.Kept != nil {

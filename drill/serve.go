@@ -127,6 +127,13 @@ func (s *server) fault() error {
 	return s.first
 }
 
+// forget forgets the first read that failed.
+func (s *server) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.first = nil
+}
+
 // stop ends it; nobody can connect afterwards.
 func (s *server) stop() {
 	if s.cancel != nil {

@@ -37,7 +37,7 @@ func (d *Domain) fill(ms []*chain.Manifest, o Options) error {
 
 func (d *Domain) addDrills(names []record.Name, ms []*chain.Manifest) {
 	for _, n := range names {
-		drill := Drill{UUID: n.UUID, Begun: n.Begun, Verdict: string(n.Verdict)}
+		drill := Drill{UUID: n.UUID, Begun: n.Begun, Verdict: string(n.Verdict), Partial: n.Partial}
 		for _, m := range ms {
 			if n.Of(m.UUID) {
 				drill.Checkpoint = m.Checkpoint
@@ -50,7 +50,9 @@ func (d *Domain) addDrills(names []record.Name, ms []*chain.Manifest) {
 func (d *Domain) addCheckpoints(ms []*chain.Manifest, o Options) {
 	drilled := make(map[string]string)
 	for _, drill := range d.Drills {
-		drilled[drill.Checkpoint] = drill.Verdict // the newest is the last
+		if drill.tells() {
+			drilled[drill.Checkpoint] = drill.Verdict // the newest is the last
+		}
 	}
 	for _, m := range ms {
 		c := viewCheckpoint(m, o)

@@ -102,7 +102,11 @@ type Drill struct {
 	Checkpoint string    `json:"checkpoint,omitempty"` // empty: it was forgotten
 	Begun      time.Time `json:"begun"`
 	Verdict    string    `json:"verdict"`
+	Partial    bool      `json:"partial,omitempty"` // some disks were left out
 }
+
+// tells reports whether a drill tells of its checkpoint as a whole, as [record.Name.Tells].
+func (d *Drill) tells() bool { return !d.Partial || d.Verdict == string(record.VerdictFailed) }
 
 // workers is how many domains are looked at at a time.
 const workers = 8

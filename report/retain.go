@@ -74,7 +74,7 @@ func (d *Domain) retain(o Options) error {
 // as forget asks.
 func (d *Domain) hasPassed(c *Checkpoint) bool {
 	for _, drill := range slices.Backward(d.Drills) {
-		if drill.Checkpoint == c.Checkpoint && drill.Verdict != string(record.VerdictIncomplete) {
+		if drill.Checkpoint == c.Checkpoint && !drill.Partial && drill.Verdict != string(record.VerdictIncomplete) {
 			return drill.Verdict == string(record.VerdictPassed)
 		}
 	}

@@ -124,11 +124,12 @@ func (d *Domain) judgeAge(o Options) {
 }
 
 func (d *Domain) judgeDrills(o Options) {
-	if len(d.Drills) == 0 {
+	whole := slices.DeleteFunc(slices.Clone(d.Drills), func(drill Drill) bool { return !drill.tells() })
+	if len(whole) == 0 {
 		d.Verdict.add(Warning, "undrilled", "no restore of it was ever tried ('imgbackup drill %s')", d.Domain)
 		return
 	}
-	last := d.Drills[len(d.Drills)-1]
+	last := whole[len(whole)-1]
 	for _, c := range slices.Backward(d.Checkpoints) {
 		if c.Drilled == "failed" && c.Checkpoint != last.Checkpoint { // which others after it do not mend
 			d.Verdict.add(Bad, "drill", "the newest drill of %s failed", c.Checkpoint)

@@ -63,6 +63,19 @@ func TestNames(t *testing.T) {
 	if _, err := ParseName(chain.NewUUID()); err == nil {
 		t.Error("a random UUID is a name")
 	}
+	whole, err := NewName(time.Now(), VerdictPassed, chain.NewUUID())
+	if err != nil || whole.Partial || !whole.Tells() {
+		t.Errorf("%v, %v", whole, err)
+	}
+	for v, tells := range map[Verdict]bool{VerdictPassed: false, VerdictIncomplete: false, VerdictFailed: true} {
+		n, err := NewPartialName(time.Now(), v, chain.NewUUID())
+		if err != nil || !n.Partial || n.Verdict != v || n.Tells() != tells {
+			t.Errorf("a drill of some disks that %s: %v, %v", v, n, err)
+		}
+		if _, ok := Last([]Name{n}, n.Checkpoint); ok != tells {
+			t.Errorf("a drill of some disks that %s is the checkpoint's last: %v", v, ok)
+		}
+	}
 	if _, err := NewName(time.Now(), "fine", chain.NewUUID()); err == nil {
 		t.Error("an unknown verdict has a name")
 	}

@@ -14,7 +14,7 @@ import (
 
 // Seal encodes a record as it is stored, and names it.
 func Seal(r *Record) ([]byte, error) {
-	n, err := NewName(r.Begun, r.Verdict, r.CheckpointUUID)
+	n, err := newName(r.Begun, r.Verdict, len(r.LeftOut) > 0, r.CheckpointUUID)
 	if err != nil {
 		return nil, err
 	}
@@ -82,10 +82,11 @@ func List(ctx context.Context, repo *chain.Repository, domain string) (map[strin
 	return all, nil
 }
 
-// Last is the newest of names, oldest first, of the checkpoint with a UUID.
+// Last is the newest of names, oldest first, that tells of the checkpoint with a UUID: see
+// [Name.Tells].
 func Last(names []Name, checkpoint string) (Name, bool) {
 	for _, n := range slices.Backward(names) {
-		if n.Of(checkpoint) {
+		if n.Of(checkpoint) && n.Tells() {
 			return n, true
 		}
 	}

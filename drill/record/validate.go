@@ -58,7 +58,7 @@ func (r *Record) Validate() error {
 		c = append(c, err)
 	}
 	n, err := ParseName(r.UUID)
-	c.that(err == nil && n.Of(r.CheckpointUUID) && n.Verdict == r.Verdict && n.Begun.Equal(r.Begun.Truncate(time.Millisecond)),
+	c.that(err == nil && n.Of(r.CheckpointUUID) && n.Verdict == r.Verdict && n.Partial == (len(r.LeftOut) > 0) && n.Begun.Equal(r.Begun.Truncate(time.Millisecond)),
 		"its name %.40q does not agree with what it says", r.UUID)
 	c.uuid("run", r.Run)
 	c.uuid("repository_id", r.RepositoryID)
