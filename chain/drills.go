@@ -122,17 +122,14 @@ func tooLarge(key string, err error) error {
 }
 
 // Drills are the records of drills that a listing shows, by domain: their UUIDs, in no
-// order. An empty domain is all of them. Where there are none, it is made sure that listings
-// can be believed.
+// order. An empty domain is all of them. Who decides by there being none asks
+// [Repository.ConfirmListing].
 func (r *Repository) Drills(ctx context.Context, domain string) (map[string][]string, error) {
 	prefix := drillsPrefix
 	if domain != "" {
 		prefix = drillsOf(domain)
 	}
 	keys, err := r.list(ctx, prefix, KeyDrill)
-	if err == nil && len(keys) == 0 {
-		return nil, r.confirmListing(ctx)
-	}
 	all := make(map[string][]string)
 	for _, k := range keys {
 		all[k.Domain] = append(all[k.Domain], k.Name)

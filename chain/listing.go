@@ -46,6 +46,10 @@ func (r *Repository) confirmListing(ctx context.Context) error {
 	return &ListingError{Object: ConfigKey}
 }
 
+// ConfirmListing is to be asked before anything is decided by a listing that is empty: an
+// error, which may be a [*ListingError], says that it proves nothing.
+func (r *Repository) ConfirmListing(ctx context.Context) error { return r.confirmListing(ctx) }
+
 // CheckListed asks by name for a checkpoint that a listing of its domain did not
 // have. If one that is it stands there, and still is not listed, the error is a
 // [*ListingError]. Where the listing was right, it is nil.

@@ -25,6 +25,11 @@ func noteDrilled(ctx context.Context, repo *chain.Repository, domain string, ms 
 		return err
 	}
 	names := all[domain]
+	if len(names) == 0 { // else all of them would be forgotten
+		if err := repo.ConfirmListing(ctx); err != nil {
+			return fmt.Errorf("which checkpoints were drilled cannot be told: %w", err)
+		}
+	}
 	at := len(archives)
 	for _, m := range slices.Backward(ms) {
 		if m.Kind != chain.KindArchive {
