@@ -29,7 +29,11 @@ func (r *Repository) keys() *crypt.Keys {
 // seal returns what is stored under a key for v: sealed, and in an encrypted repository
 // encrypted. It is another each time there; so what is tried again is kept.
 func (r *Repository) seal(key string, v any) ([]byte, error) {
-	data, err := Seal(v)
+	sign, err := r.signer()
+	if err != nil {
+		return nil, err
+	}
+	data, err := seal.Seal(v, key, sign)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +62,7 @@ func (r *Repository) open(half crypt.Half, key string, stored []byte) ([]byte, e
 
 // openAs opens and proves what stands under a key, and decodes it into v, as unsealAs does.
 func (r *Repository) openAs(stored []byte, key, format string, v headed) error {
-	data, err := r.open(crypt.Metadata, key, stored)
+	data, err := r.openSigned(key, stored)
 	if err != nil {
 		return err
 	}

@@ -25,8 +25,11 @@ func (r *Repository) maxVoid() int64 {
 	if r.keys() == nil {
 		return maxVoid
 	}
-	return maxVoid + crypt.MaxHeader
+	return maxVoid + crypt.MaxHeader + maxSignedMore
 }
+
+// maxSignedMore bounds what a signature adds to a sealed object, bytes.
+const maxSignedMore = 5120
 
 // Void stands under a manifest's key where there is no checkpoint, so that no commit
 // that was prepared for what stood there before can succeed: each one has an identity
@@ -47,7 +50,7 @@ func (r *Repository) parseVoid(data []byte, key string) (*Void, error) {
 	if int64(len(data)) > r.maxVoid() {
 		return nil, nil
 	}
-	data, err := r.open(crypt.Metadata, key, data)
+	data, err := r.openSigned(key, data)
 	if err != nil || len(data) > maxVoid {
 		return nil, err
 	}

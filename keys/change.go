@@ -108,7 +108,10 @@ func (k *Keyring) Rotate(ctx context.Context, stands []Stands, ui *plugin.Client
 		return err
 	}
 	k.generations = append(k.generations, fresh)
-	k.standing = standingSet{}
+	k.standing = make(standingSet)
+	for _, s := range stands {
+		k.standing[lineSum(s.Seal, s.Key)] = struct{}{}
+	}
 	k.Keys, err = crypt.New(k.generations...)
 	return err
 }

@@ -250,6 +250,10 @@ func (k *Keyring) openAll(ctx context.Context, ids *Identities) error {
 			return err
 		})
 	}
+	g.Go(func() (err error) {
+		k.standing, err = k.loadStanding(ctx)
+		return err
+	})
 	if m.Role.Signs() {
 		open(signingKey(m.Name), func(text []byte) (err error) {
 			k.signing, err = parseSigning(text, m)

@@ -13,7 +13,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -81,38 +80,20 @@ func readStanding(data []byte, each func(line string)) error {
 	return lines.Err()
 }
 
-// standingSet is what stood when the newest generation began, once it is needed.
-type standingSet struct {
-	mu    sync.Mutex
-	lines map[[16]byte]struct{} // of each line, the first half of its SHA-256
-}
+// standingSet is what stood when the newest generation began: of each line, the first half of
+// its SHA-256.
+type standingSet map[[16]byte]struct{}
 
 func lineSum(seal, key string) [16]byte {
 	sum := sha256.Sum256([]byte(seal + "  " + key))
 	return [16]byte(sum[:])
 }
 
-// stood reports whether an object with this seal stood under its key when the newest
-// generation began.
-func (k *Keyring) stood(ctx context.Context, key, seal string) (bool, error) {
-	s := &k.standing
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.lines == nil {
-		lines, err := k.loadStanding(ctx)
-		if err != nil {
-			return false, err
-		}
-		s.lines = lines
-	}
-	_, ok := s.lines[lineSum(seal, key)]
-	return ok, nil
-}
-
-func (k *Keyring) loadStanding(ctx context.Context) (map[[16]byte]struct{}, error) {
+// loadStanding reads what stood when the newest generation began.
+func (k *Keyring) loadStanding(ctx context.Context) (standingSet, error) {
 	list := k.Roster.Generations[len(k.Roster.Generations)-1].Standing
 	if list == nil {
-		return nil, errors.New("there is no list of what stands")
+		return nil, nil // the first generation
 	}
 	key := standingKey(list.SHA256)
 	data, err := read(ctx, k.store, key, list.Length)
@@ -122,7 +103,7 @@ func (k *Keyring) loadStanding(ctx context.Context) (map[[16]byte]struct{}, erro
 	if digestOf(data) != list.SHA256 {
 		return nil, archive.Damaged(key, errors.New("its bytes have another digest"))
 	}
-	lines := make(map[[16]byte]struct{})
+	lines := make(standingSet)
 	if err := readStanding(data, func(line string) { lines[lineSum(line[:64], line[66:])] = struct{}{} }); err != nil {
 		return nil, archive.Damaged(key, err)
 	}

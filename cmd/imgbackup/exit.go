@@ -120,8 +120,9 @@ func somethingInUse(err error) bool {
 		busy    *qemu.BusyError
 		scratch *serve.InUseError
 		alive   *backup.AliveError
+		atWork  *atWorkError
 	)
-	return errors.As(err, &image) || errors.As(err, &busy) || errors.As(err, &scratch) || errors.As(err, &alive) || errors.Is(err, nbd.ErrSocketInUse)
+	return errors.As(err, &image) || errors.As(err, &busy) || errors.As(err, &scratch) || errors.As(err, &alive) || errors.As(err, &atWork) || errors.Is(err, nbd.ErrSocketInUse)
 }
 
 // explain is what a person is told, in one line.

@@ -42,6 +42,7 @@ func TestJSONIsDocumented(t *testing.T) {
 		"export":               offerJSON{},
 		"init":                 initJSON{},
 		"key list":             keysJSON{},
+		"key rotate":           rotatedJSON{},
 		"check":                check.Report{},
 		"copy":                 transfer.Result{},
 		"prune":                prune.Result{},

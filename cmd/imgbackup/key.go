@@ -33,7 +33,7 @@ identity that has a passphrase is asked for it, unless it is in --passphrase-fil
   imgbackup key add web1 --role host --domain 'web*' --out web1.key
   imgbackup key add safe --role admin --recipient age1…`,
 	}
-	cmd.AddCommand(a.keyListCommand(), a.keyAddCommand(), a.keyRemoveCommand(), a.keyKitCommand())
+	cmd.AddCommand(a.keyListCommand(), a.keyAddCommand(), a.keyRemoveCommand(), a.keyRotateCommand(), a.keyKitCommand())
 	return group(cmd)
 }
 

@@ -133,21 +133,24 @@ func (a *app) keyAdd(ctx context.Context, o *keyAddOptions) error {
 }
 
 func (a *app) keyRemoveCommand() *cobra.Command {
+	var rotate bool
 	cmd := &cobra.Command{
 		Use:   "remove NAME",
 		Short: "Let somebody open the repository no more",
 		Long: `remove takes a key's files out of the repository. That alone revokes nothing: who had the key may have
-copies of the files, and so reads what is stored, and signs.`,
+copies of the files, and so reads what is stored, and signs. Only --rotate (as key rotate) ends that,
+for what is stored from then on; what was stored before can't be taken from who has read it.`,
 		Annotations: exits(exitDamage),
-		Example:     "  imgbackup key remove web1",
+		Example:     "  imgbackup key remove web1 --rotate",
 		Args:        takes(cobra.ExactArgs(1), "a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := keys.CheckName(args[0]); err != nil {
 				return usage.Wrap(err)
 			}
-			return a.keyRemove(cmd.Context(), args[0])
+			return a.keyRemove(cmd.Context(), args[0], rotate)
 		},
 	}
+	cmd.Flags().BoolVar(&rotate, "rotate", false, "make new keys, too, which those that remain have alone")
 	cmd.ValidArgsFunction = completer(a.keyNames).fn
 	return cmd
 }
@@ -175,7 +178,7 @@ func (a *app) keyNames(cmd *cobra.Command, args []string, _ string) []cobra.Comp
 	return all
 }
 
-func (a *app) keyRemove(ctx context.Context, name string) error {
+func (a *app) keyRemove(ctx context.Context, name string, rotate bool) error {
 	ring, _, err := a.openKeys(ctx)
 	if err != nil {
 		return err
@@ -184,7 +187,10 @@ func (a *app) keyRemove(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	a.note(fmt.Sprintf("this revokes nothing yet: %s opens what is stored, and signs", name))
+	if rotate {
+		return a.rotateKeys(ctx, ring, "removed "+name)
+	}
+	a.note(fmt.Sprintf("this revokes nothing yet: %s opens what is stored, and signs, until imgbackup key rotate has made new keys", name))
 	if a.json {
 		return a.printJSON(viewKey(m))
 	}

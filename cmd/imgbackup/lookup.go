@@ -30,9 +30,6 @@ func (a *app) openRepo(ctx context.Context) (*chain.Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	if repo.Access != nil { // until what is stored is encrypted
-		return nil, fmt.Errorf("%s: its keys are open, and this version stores nothing in encrypted repositories, and reads nothing", a.place())
-	}
 	repo.Memory = a.memory
 	return a.identify(repo)
 }

@@ -63,6 +63,12 @@ func Line(body []byte) string {
 	return lineBegin + hex.EncodeToString(sum[:]) + lineEnd
 }
 
+// Digest is the digest in the last line of a sealed object, which [Open] has proven.
+func Digest(data []byte) string {
+	at := len(data) - LineLength + len(lineBegin)
+	return string(data[at : at+2*sha256.Size])
+}
+
 // Open proves the digest of data and returns the JSON without it, and without the lines of a
 // signature, which is not proven yet; nil: there is none.
 func Open(data []byte) (plain []byte, signature *Signature, err error) {
