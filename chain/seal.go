@@ -37,6 +37,9 @@ func (r *Repository) seal(key string, v any) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := r.checkMayStore(key, data); err != nil {
+		return nil, err
+	}
 	return r.encrypt(crypt.Metadata, data)
 }
 

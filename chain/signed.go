@@ -42,6 +42,32 @@ func (r *Repository) openSigned(key string, stored []byte) ([]byte, error) {
 	return append(body, seal.Line(body)...), nil
 }
 
+// NotYoursError says that the key with which the repository was opened may not store a domain.
+type NotYoursError struct{ Name, Domain string }
+
+func (e *NotYoursError) Error() string {
+	return fmt.Sprintf("the key of %s may not store domain %s: nothing of it would count", e.Name, e.Domain)
+}
+
+// checkMayStore sees that what was just sealed will count, before it is stored.
+func (r *Repository) checkMayStore(key string, data []byte) error {
+	if r.Access == nil || r.Access.Authority == nil {
+		return nil
+	}
+	_, signature, err := seal.Open(data)
+	if err != nil {
+		return err
+	}
+	who, err := r.Access.Authority.Check(key, seal.Digest(data), signature)
+	if err != nil {
+		return err
+	}
+	if k := ParseKey(key); k.Domain != "" && !who.Covers(k.Domain) {
+		return &NotYoursError{Name: who.AuthorName(), Domain: k.Domain}
+	}
+	return nil
+}
+
 func (r *Repository) checkSigned(key string, data []byte, signature *seal.Signature) error {
 	who, err := r.Access.Authority.Check(key, seal.Digest(data), signature)
 	if err != nil {

@@ -4,10 +4,12 @@ package chain
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/internal/seal"
 	"github.com/imgbackup/imgbackup/keys"
 	"github.com/imgbackup/imgbackup/objstore"
@@ -101,13 +103,23 @@ func TestSignedObjects(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	data, err = host.encrypt(2, data) // the metadata key, which all have
+	data, err = host.encrypt(crypt.Metadata, data) // the metadata key, which all have
 	if err != nil {
 		t.Fatal(err)
 	}
 	wantUntrusted("unsigned", "web1", "three", data, "it is not signed")
-	other := host.sample("db", "one")
-	if data, err = host.sealManifest(other); err != nil {
+	var not *NotYoursError
+	if _, err = host.sealManifest(host.sample("db", "one")); !errors.As(err, &not) || not.Domain != "db" {
+		t.Errorf("a domain that is not its own: %v", err)
+	}
+	sign, err := host.signer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if data, err = seal.Seal(host.sample("db", "one"), ManifestKey("db", "one"), sign); err == nil {
+		data, err = host.encrypt(crypt.Metadata, data)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	wantUntrusted("not its domain", "db", "one", data, "signed by h, who may not store domain db")

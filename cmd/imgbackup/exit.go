@@ -109,8 +109,9 @@ func wrongKey(err error) bool {
 	var (
 		wrong  *keys.Error
 		unable *crypt.KeyError
+		other  *chain.NotYoursError
 	)
-	return errors.As(err, &wrong) || errors.As(err, &unable) || errors.Is(err, chain.ErrEncrypted)
+	return errors.As(err, &wrong) || errors.As(err, &other) || errors.As(err, &unable) || errors.Is(err, chain.ErrEncrypted)
 }
 
 // somethingInUse reports whether another program or run has what err is about.

@@ -62,7 +62,7 @@ func (a *app) rotateKeys(ctx context.Context, ring *keys.Keyring, done string) e
 	if done != "" {
 		done += "; "
 	}
-	_, err = fmt.Fprintf(a.out, "%skeys of generation %d; %s stand\n", done, ring.Roster.Generation(), plural(len(stands), "signed object", "signed objects"))
+	_, err = fmt.Fprintf(a.out, "%skeys of generation %d; %s\n", done, ring.Roster.Generation(), plural(len(stands), "signed object stands", "signed objects stand"))
 	return err
 }
 
