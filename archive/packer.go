@@ -70,8 +70,7 @@ func (p *packer) run() {
 
 func (p *packer) cell(c *cell) error {
 	if c.flush {
-		p.flush()
-		return nil
+		return p.flush()
 	}
 	m := c.m
 	for i := range c.results {

@@ -68,7 +68,7 @@ func TestLives(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		ctx := context.Background()
-		var store objstore.Store = objstore.NewMem()
+		store := objstore.NewMem()
 		if rapid.IntRange(0, 2).Draw(t, "encrypted") == 0 {
 			store = Encrypted(store, testKeys(t))
 		}

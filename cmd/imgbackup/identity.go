@@ -119,7 +119,9 @@ func askSecret(prompt string) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = tty.Close() }() // nothing was written that must last
-	fmt.Fprint(tty, prompt)
+	if _, err := fmt.Fprint(tty, prompt); err != nil {
+		return nil, err
+	}
 	secret, err := term.ReadPassword(int(tty.Fd()))
 	fmt.Fprintln(tty)
 	return secret, err

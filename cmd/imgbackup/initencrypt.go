@@ -207,7 +207,9 @@ func (a *app) confirmKept() error {
 	if a.quiet || a.json || !a.asks() {
 		return nil
 	}
-	fmt.Fprint(a.err, "Without a key everything in this repository is lost, and nobody can help.\nIs, or will be, a copy of the key kept in another place than this machine? [y/N] ")
+	if _, err := fmt.Fprint(a.err, "Without a key everything in this repository is lost, and nobody can help.\nIs, or will be, a copy of the key kept in another place than this machine? [y/N] "); err != nil {
+		return err
+	}
 	answer, err := bufio.NewReader(a.in).ReadString('\n')
 	if err != nil && answer == "" {
 		return err
