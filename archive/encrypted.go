@@ -70,6 +70,10 @@ func (e *encrypted) Put(ctx context.Context, key string, body objstore.Body, o o
 	return e.Store.Put(ctx, key, body, o)
 }
 
+// NoObject is what a store is given that is expected to refuse it: nothing takes it for an
+// object, and an [Encrypted] store passes it on.
+const NoObject = ageMagic
+
 // ageMagic begins every age file.
 const ageMagic = "age-encryption.org/v1\n"
 

@@ -234,3 +234,13 @@ func ReadPackTable(ctx context.Context, store objstore.Store, pack Ref) ([]PackC
 	}
 	return chunks, nil
 }
+
+// FrameBytes is what the frames of a pack, or its groups, have together. The chunks of a group
+// follow one another.
+func FrameBytes(chunks []PackChunk) (bytes int64) {
+	for len(chunks) > 0 {
+		bytes += int64(chunks[0].FrameLength)
+		chunks = chunks[groupOf(chunks):]
+	}
+	return bytes
+}

@@ -34,6 +34,7 @@ func (p *pruner) indexReaders() int { return max(nearReaders, objstore.Connectio
 type index struct {
 	number int      // in the inventory
 	packs  []uint32 // that it lists and that are needed, by their numbers in the inventory
+	bytes  []int64  // of what each of them has beside its table, in an encrypted repository
 	chunks int      // in these packs
 	time   int64    // seconds since 1970
 	odd    bool     // it can't be read here, and stays
@@ -80,6 +81,9 @@ func (p *pruner) readIndex(ctx context.Context, v *inventory, i int) (index, err
 		if n >= 0 && packs.objects[n].size == pack.Length && packs.needed[n] {
 			in.packs = append(in.packs, uint32(n))
 			in.chunks += len(chunks)
+			if len(chunks) > 0 && chunks[0].Keyed != nil {
+				in.bytes = append(in.bytes, archive.FrameBytes(chunks))
+			}
 		}
 		return nil
 	})

@@ -12,6 +12,7 @@ import (
 
 // plan is what one prune means to do. To make it writes nothing.
 type plan struct {
+	keyed     bool // the repository is encrypted
 	inventory *inventory
 	needs     *needs
 	indexes   []index
@@ -35,7 +36,7 @@ func (p *pruner) makePlan(ctx context.Context, known []string, repack bool) (*pl
 	if err != nil {
 		return nil, err
 	}
-	pl := &plan{inventory: v}
+	pl := &plan{inventory: v, keyed: archive.KeysOf(p.repo.Store) != nil}
 	if pl.needs, err = p.findNeeds(ctx, v, known, repack); err != nil {
 		return nil, err
 	}
@@ -56,12 +57,32 @@ func (p *pruner) makePlan(ctx context.Context, known []string, repack bool) (*pl
 	return pl, nil
 }
 
+// heldBytes is, by the indexes, what each pack of an encrypted repository has beside its
+// table, whose length can't be told from its groups; nil: the repository is plain.
+func (pl *plan) heldBytes(packs int) []int64 {
+	if !pl.keyed {
+		return nil
+	}
+	held := make([]int64, packs)
+	for i := range pl.indexes {
+		in := &pl.indexes[i]
+		if len(in.bytes) != len(in.packs) {
+			continue
+		}
+		for j, pack := range in.packs {
+			held[pack] = in.bytes[j]
+		}
+	}
+	return held
+}
+
 // chooseRepack decides which packs are emptied: those in which most is unused, until no
 // more is unused in the others than the limit allows.
 func (pl *plan) chooseRepack(limit Limit, most int64, damaged map[archive.Digest]bool) {
 	live := pl.needs.live
 	live.end()
 	packs := pl.inventory.of(archive.PackPrefix)
+	held := pl.heldBytes(len(packs.objects))
 	var partly []repackOf
 	var total, unused int64
 	for i := range packs.objects {
@@ -72,7 +93,11 @@ func (pl *plan) chooseRepack(limit Limit, most int64, damaged map[archive.Digest
 		}
 		total += o.size
 		waste := o.size // if none of it is read
-		if len(use.offsets) > 0 {
+		switch {
+		case len(use.offsets) == 0:
+		case held != nil:
+			waste = held[i] - use.bytes // of what no index lists nothing is known
+		default:
 			waste -= archive.PackLength(use.bytes, len(use.offsets))
 		}
 		if waste <= 0 {

@@ -65,7 +65,7 @@ func unneededKeys(v *inventory) (keys []string, more bool) {
 // checkReplaces says why a store is not fit for a mark: it must replace an object only
 // while certain bytes stand there.
 func (p *pruner) checkReplaces(ctx context.Context) error {
-	err := p.repo.Store.Put(ctx, chain.MarkKey, strings.NewReader("x"),
+	err := p.repo.Store.Put(ctx, chain.MarkKey, strings.NewReader(archive.NoObject),
 		objstore.PutOptions{Mode: objstore.Replace, Old: []byte("no mark is like this")})
 	switch {
 	case errors.Is(err, objstore.ErrChanged):
