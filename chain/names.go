@@ -28,6 +28,7 @@ const (
 	intentsFolder     = "intents"
 	forgottenName     = "forgotten.json"
 	leasesPrefix      = "leases/"
+	accessPrefix      = "keys/"
 	jsonSuffix        = ".json"
 )
 
@@ -170,6 +171,7 @@ const (
 	KeyMarkList
 	KeyProofs
 	KeyLocked
+	KeyAccess // of an encrypted repository: who may open it
 	KeyDrill          // the record of a drill
 	KeyDrillSignature // what signs it
 )
@@ -196,6 +198,8 @@ func ParseKey(key string) Key {
 		return Key{Kind: KeyMark}
 	case key == proofsKey:
 		return Key{Kind: KeyProofs}
+	case strings.HasPrefix(key, accessPrefix):
+		return Key{Kind: KeyAccess}
 	case key == lockedKey:
 		return Key{Kind: KeyLocked}
 	case parseMarkListKey(key):
