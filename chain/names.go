@@ -171,7 +171,7 @@ const (
 	KeyMarkList
 	KeyProofs
 	KeyLocked
-	KeyAccess // of an encrypted repository: who may open it
+	KeyAccess         // of an encrypted repository: who may open it
 	KeyDrill          // the record of a drill
 	KeyDrillSignature // what signs it
 )
