@@ -223,9 +223,13 @@ func TestRotateAtOnce(t *testing.T) {
 	w := newWorld(t)
 	host := parse(t, w.add(t, "h", Host))
 	late := w.open(t, w.admin.ids)
+	if err := late.CheckNotRotated(t.Context()); err != nil {
+		t.Error(err)
+	}
 	if err := w.ring.Rotate(t.Context(), nil, nil); err != nil {
 		t.Fatal(err)
 	}
+	wantError(t, late.CheckNotRotated(t.Context()), "were rotated while this ran")
 	if err := late.Rotate(t.Context(), nil, nil); !errors.Is(err, objstore.ErrExists) {
 		t.Errorf("the second: %v", err)
 	}
