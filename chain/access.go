@@ -53,6 +53,9 @@ type Authority interface {
 	// Check proves a signature of the object under a key that has this seal (the digest in
 	// its last line), and says whose it is. What does not count is an archive.DamageError.
 	Check(key, seal string, s *seal.Signature) (Author, error)
+	// CheckNotRotated returns an error if there are newer keys than these by now: what was
+	// stored since with these does not count.
+	CheckNotRotated(ctx context.Context) error
 }
 
 // Author is who has signed something.

@@ -576,6 +576,9 @@ func (h *Hold) committed(ctx context.Context, m *Manifest, late bool, err error)
 	case errors.As(err, new(*TakenError)), errors.As(err, new(*RevisedError)), errors.As(err, new(*GoneError)):
 		err = h.asBroken(ctx, err) // the slot was spent, if we were taken for dead
 	}
+	if err == nil && h.repo.Access != nil && h.repo.Access.Authority != nil {
+		err = h.repo.Access.Authority.CheckNotRotated(ctx)
+	}
 	return err
 }
 

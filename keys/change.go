@@ -59,9 +59,10 @@ func (k *Keyring) removeFiles(ctx context.Context, m *Member) error {
 		all = append(all, identityKey(m.Name))
 	}
 	for i := range k.Roster.Generations {
-		all = append(all, metadataKey(i+1, m.Name))
+		g := &k.Roster.Generations[i]
+		all = append(all, metadataKey(g, m.Name))
 		if m.Role.ReadsData() {
-			all = append(all, dataKey(i+1, m.Name))
+			all = append(all, dataKey(g, m.Name))
 		}
 	}
 	var errs []error

@@ -117,7 +117,7 @@ func FuzzStanding(f *testing.F) {
 
 // A key is what it is taken for, and has one form.
 func FuzzParseKey(f *testing.F) {
-	for _, key := range []string{rosterKey(7), dataKey(1, "a"), metadataKey(12, "b.c"), signingKey("x"), identityKey("y"), standingKey(digestOf(nil))} {
+	for _, key := range []string{rosterKey(7), dataKey(&Generation{Number: 1}, "a"), metadataKey(&Generation{Number: 12, DataKey: "x"}, "b.c"), signingKey("x"), identityKey("y"), standingKey(digestOf(nil))} {
 		if ParseKey(key).Kind == Unknown {
 			f.Fatal(key)
 		}
@@ -125,8 +125,8 @@ func FuzzParseKey(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, key string) {
 		k := ParseKey(key)
-		again := map[Kind]string{Unknown: key, RosterObject: rosterKey(k.Number), DataObject: dataKey(k.Number, k.Name),
-			MetadataObject: metadataKey(k.Number, k.Name), SigningObject: signingKey(k.Name), IdentityObject: identityKey(k.Name)}
+		again := map[Kind]string{Unknown: key, RosterObject: rosterKey(k.Number), DataObject: dataPrefix + k.Folder + "/" + k.Name + ageSuffix,
+			MetadataObject: metadataPrefix + k.Folder + "/" + k.Name + ageSuffix, SigningObject: signingKey(k.Name), IdentityObject: identityKey(k.Name)}
 		if k.Kind == StandingObject {
 			again[StandingObject] = standingKey(k.Name)
 		}

@@ -130,7 +130,7 @@ func TestRoles(t *testing.T) {
 		wantError(t, err, "identity of an admin")
 	}
 	// A file that a member's role has no right to is not there.
-	for _, key := range []string{dataKey(1, "h"), dataKey(2, "m"), signingKey("d")} {
+	for _, key := range []string{dataKey(&w.ring.Roster.Generations[0], "h"), dataKey(&w.ring.Roster.Generations[1], "m"), signingKey("d")} {
 		if _, err := w.store.Stat(t.Context(), key); !errors.Is(err, objstore.ErrNotFound) {
 			t.Errorf("%s: %v", key, err)
 		}
@@ -145,7 +145,7 @@ func TestWrongAndMissing(t *testing.T) {
 	_, err = Open(t.Context(), w.place, newPerson(t).ids)
 	wantError(t, err, "key does not open this repository: give the identity of alice")
 	// The right one, and a file that is damaged: every bit.
-	key := metadataKey(1, "alice")
+	key := metadataKey(&w.ring.Roster.Generations[0], "alice")
 	good, err := objstore.ReadAll(t.Context(), w.store, key, maxFile)
 	if err != nil {
 		t.Fatal(err)
@@ -214,6 +214,37 @@ func TestReplaced(t *testing.T) {
 	}
 	_, err = Open(t.Context(), w.place, host)
 	wantError(t, err, "its roster has revision 1")
+}
+
+// Two rotate at once, and one of them stores its keys when the other's roster stands already: who
+// comes too late changes nothing, and everybody opens the keys of the other.
+func TestRotateAtOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	host := parse(t, w.add(t, "h", Host))
+	late := w.open(t, w.admin.ids)
+	if err := late.CheckNotRotated(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := w.ring.Rotate(t.Context(), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, late.CheckNotRotated(t.Context()), "were rotated while this ran")
+	if err := late.Rotate(t.Context(), nil, nil); !errors.Is(err, objstore.ErrExists) {
+		t.Errorf("the second: %v", err)
+	}
+	for _, ids := range []*Identities{w.admin.ids, host} {
+		if k := w.open(t, ids); k.Keys.Generation() != 2 {
+			t.Errorf("generation %d", k.Keys.Generation())
+		}
+	}
+	// Likewise who adds a name that somebody else has added.
+	late = w.open(t, w.admin.ids)
+	x := parse(t, w.add(t, "x", Host))
+	if _, err := late.Add(t.Context(), Joining{Name: "x", Role: Host}); !errors.Is(err, objstore.ErrExists) {
+		t.Errorf("the second x: %v", err)
+	}
+	w.open(t, x)
 }
 
 func recipient(t testing.TB, s string) *Recipient {

@@ -34,7 +34,8 @@ func Kit(ctx context.Context, p Place, r *Roster) ([]Kept, error) {
 			names = append(names, identityKey(m.Name))
 		}
 		for i := range r.Generations {
-			names = append(names, dataKey(i+1, m.Name), metadataKey(i+1, m.Name))
+			g := &r.Generations[i]
+			names = append(names, dataKey(g, m.Name), metadataKey(g, m.Name))
 		}
 		if m.Role.Signs() {
 			names = append(names, signingKey(m.Name))

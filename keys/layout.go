@@ -56,12 +56,22 @@ func CheckName(s string) error {
 }
 
 func rosterKey(revision int) string { return rosterPrefix + strconv.Itoa(revision) + jsonSuffix }
-func dataKey(generation int, name string) string {
-	return dataPrefix + strconv.Itoa(generation) + "/" + name + ageSuffix
+func dataKey(g *Generation, name string) string {
+	return dataPrefix + g.folder() + "/" + name + ageSuffix
 }
-func metadataKey(generation int, name string) string {
-	return metadataPrefix + strconv.Itoa(generation) + "/" + name + ageSuffix
+func metadataKey(g *Generation, name string) string {
+	return metadataPrefix + g.folder() + "/" + name + ageSuffix
 }
+
+// folder is where the files of a generation are. No other keys of the same number have it: of
+// two who rotate at once, or after one that was killed, nobody replaces what the other's
+// roster names.
+func (g *Generation) folder() string {
+	return strconv.Itoa(g.Number) + "-" + digestOf([]byte(g.DataKey + "\n" + g.MetadataKey + "\n"))[:folderDigits]
+}
+
+const folderDigits = 16
+
 func signingKey(name string) string  { return signingPrefix + name + ageSuffix }
 func identityKey(name string) string { return identitiesPrefix + name + ageSuffix }
 func standingKey(digest string) string {
@@ -87,6 +97,7 @@ type Key struct {
 	Kind   Kind
 	Number int    // the revision of a roster, the generation of a key
 	Name   string // of the member; the digest of a list of what stands
+	Folder string // of a generation's keys
 }
 
 // ParseKey takes a key apart. What it does not recognise is Unknown; what it does recognise
@@ -124,9 +135,10 @@ func parsePart(kind Kind, rest string) Key {
 		}
 		return k
 	case DataObject, MetadataObject:
-		number, name, _ := strings.Cut(rest, "/")
-		k.Name, k.Number = name, parseNumber(number, limit)
-		if k.Number == 0 {
+		folder, name, _ := strings.Cut(rest, "/")
+		number, digits, _ := strings.Cut(folder, "-")
+		k.Name, k.Number, k.Folder = name, parseNumber(number, limit), folder
+		if k.Number == 0 || len(digits) != folderDigits || strings.Trim(digits, "0123456789abcdef") != "" {
 			return Key{}
 		}
 	case StandingObject:

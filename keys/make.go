@@ -237,7 +237,8 @@ func keyFiles(repository string, g *crypt.Generation, m *Member, to age.Recipien
 	if err != nil {
 		return nil, err
 	}
-	files := []file{{metadataKey(g.Number, m.Name), data}}
+	public := publicOf(g)
+	files := []file{{metadataKey(&public, m.Name), data}}
 	if !m.Role.ReadsData() {
 		return files, nil
 	}
@@ -247,7 +248,7 @@ func keyFiles(repository string, g *crypt.Generation, m *Member, to age.Recipien
 	if data, err = encryptTo(to, text); err != nil {
 		return nil, err
 	}
-	return append(files, file{dataKey(g.Number, m.Name), data}), nil
+	return append(files, file{dataKey(&public, m.Name), data}), nil
 }
 
 func newIdentity(postQuantum bool) (*Recipient, string, error) {
@@ -281,18 +282,32 @@ func lockIdentity(repository string, j *Joining, identity string) ([]byte, error
 }
 
 // storeFiles stores a member's files. What stands under one's name is of somebody who never
-// came to be in the roster.
+// came to be in the roster, unless that was changed since it was read.
 func (k *Keyring) storeFiles(ctx context.Context, files []file) error {
 	for _, f := range files {
 		err := k.store.Put(ctx, f.key, bytes.NewReader(f.data), objstore.PutOptions{})
 		if errors.Is(err, objstore.ErrExists) {
-			err = k.store.Put(ctx, f.key, bytes.NewReader(f.data), objstore.PutOptions{Mode: objstore.Replace})
+			if err = k.checkNewest(ctx); err == nil {
+				err = k.store.Put(ctx, f.key, bytes.NewReader(f.data), objstore.PutOptions{Mode: objstore.Replace})
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("store %s: %w", f.key, err)
 		}
 	}
 	return nil
+}
+
+// checkNewest says whether the roster has been changed since it was read.
+func (k *Keyring) checkNewest(ctx context.Context) error {
+	_, err := k.store.Stat(ctx, rosterKey(k.Roster.Revision+1))
+	switch {
+	case err == nil:
+		return fmt.Errorf("somebody else changed the roster just now, run it again: %w", objstore.ErrExists)
+	case errors.Is(err, objstore.ErrNotFound):
+		return nil
+	}
+	return err
 }
 
 // commit stores the next revision of the roster, signed by this member.

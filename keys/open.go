@@ -181,7 +181,7 @@ func (k *Keyring) try(ctx context.Context, m *Member, ids *Identities) (*Identit
 	if r, err := parseNative(m.Recipient); err == nil && r != nil {
 		return nil, nil // and it is none of the native ones
 	}
-	_, err := k.openFile(ctx, metadataKey(k.Roster.Generation(), m.Name), ids)
+	_, err := k.openFile(ctx, metadataKey(&k.Roster.Generations[k.Roster.Generation()-1], m.Name), ids)
 	switch {
 	case errors.Is(err, errOther):
 		return nil, nil
@@ -265,12 +265,12 @@ func (k *Keyring) openAll(ctx context.Context, ids *Identities) error {
 		if err := setPublic(gen, public); err != nil {
 			return err
 		}
-		open(metadataKey(public.Number, m.Name), func(text []byte) (err error) {
+		open(metadataKey(public, m.Name), func(text []byte) (err error) {
 			gen.Metadata.Identity, gen.Secret, err = parseMetadata(text, public)
 			return err
 		})
 		if m.Role.ReadsData() {
-			open(dataKey(public.Number, m.Name), func(text []byte) (err error) {
+			open(dataKey(public, m.Name), func(text []byte) (err error) {
 				gen.Data.Identity, err = oneIdentity(text, public.DataKey)
 				return err
 			})

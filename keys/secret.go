@@ -31,7 +31,7 @@ func digestCheck(secret [crypt.SecretLength]byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// dataText is the content of keys/data/GENERATION/NAME.age.
+// dataText is the content of keys/data/FOLDER/NAME.age.
 func dataText(repository string, g *crypt.Generation) (string, error) {
 	id, err := identityText(g.Data.Identity)
 	if err != nil {
@@ -40,7 +40,7 @@ func dataText(repository string, g *crypt.Generation) (string, error) {
 	return fmt.Sprintf("# imgbackup-repository: %s\n# imgbackup-generation: %d\n%s\n", repository, g.Number, id), nil
 }
 
-// metadataText is the content of keys/metadata/GENERATION/NAME.age.
+// metadataText is the content of keys/metadata/FOLDER/NAME.age.
 func metadataText(repository string, g *crypt.Generation) (string, error) {
 	id, err := identityText(g.Metadata.Identity)
 	if err != nil {
@@ -89,7 +89,7 @@ func oneIdentity(text []byte, public string) (age.Identity, error) {
 	return found, nil
 }
 
-// parseMetadata reads the content of keys/metadata/GENERATION/NAME.age.
+// parseMetadata reads the content of keys/metadata/FOLDER/NAME.age.
 func parseMetadata(text []byte, g *Generation) (id age.Identity, secret [crypt.SecretLength]byte, err error) {
 	if id, err = oneIdentity(text, g.MetadataKey); err != nil {
 		return nil, secret, err

@@ -3,11 +3,13 @@
 package keys
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/internal/seal"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // UntrustedError says that an object is signed by nobody whose signature counts. It comes
@@ -22,6 +24,19 @@ func (k *Keyring) Signer() (seal.Signer, error) {
 		return nil, &Error{What: fmt.Sprintf("%s is a %s, which signs nothing: to store here takes the identity of an admin, a host or a manager", k.Member.Name, k.Member.Role)}
 	}
 	return signer{by: k.Member.Name, generation: k.Roster.Generation(), repository: k.Roster.RepositoryID, key: k.signing}, nil
+}
+
+// CheckNotRotated returns an error if the roster has a newer generation of keys by now.
+func (k *Keyring) CheckNotRotated(ctx context.Context) error {
+	err := k.checkNewest(ctx)
+	if err == nil || !errors.Is(err, objstore.ErrExists) {
+		return err
+	}
+	r, err := ReadRoster(ctx, Place{Store: k.store, Repository: k.Roster.RepositoryID, RosterKey: k.rosterKey})
+	if err == nil && r.Generation() > k.Roster.Generation() {
+		err = &Error{What: "the keys of the repository were rotated while this ran, so what it stored may not count: run it again (imgbackup check tells)"}
+	}
+	return err
 }
 
 // Verify proves the signature of the object under a key, whose last line has the digest

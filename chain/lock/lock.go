@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -80,6 +81,14 @@ type keeper struct {
 	begun, last time.Time // of this run, and of the one before; zero: not known
 	locker      objstore.Locker
 	versions    objstore.Versions
+	keyFiles    []keyFile // of an encrypted repository
+}
+
+// keyFile is a version of an object under keys/, without which nothing can be read. All of them
+// are kept: which one is right takes a key to know.
+type keyFile struct {
+	key string
+	version
 }
 
 // wanted is an object that is to be kept.
@@ -114,6 +123,9 @@ func (k *keeper) run(ctx context.Context) (*Result, error) {
 	k.begun = k.now().UTC()
 	if k.last, err = k.repo.LastLocked(ctx); err != nil {
 		return nil, err
+	}
+	if k.last.After(k.begun) {
+		k.last = time.Time{} // a clock was wrong, or somebody lies: all is due
 	}
 	r := &Result{Until: k.begun.Add(time.Duration(k.rule.KeptDays()) * day).Truncate(time.Second)}
 	want, err := k.needed(ctx, r)
@@ -180,6 +192,9 @@ func (k *keeper) find(ctx context.Context, want map[string]wanted) (map[string]v
 	for v, err := range k.versions.ListVersions(ctx, "", "") {
 		if err != nil {
 			return nil, err
+		}
+		if k.repo.Config.Encryption != nil && !v.Marker && strings.HasPrefix(v.Key, "keys/") {
+			k.keyFiles = append(k.keyFiles, keyFile{v.Key, version{id: v.ID, stored: v.Stored, latest: v.Latest}})
 		}
 		w, needed := want[v.Key]
 		if !needed || v.Marker {
@@ -260,6 +275,11 @@ func (k *keeper) extend(ctx context.Context, how objstore.Retention, want map[st
 			}
 			return nil
 		})
+	}
+	for _, f := range k.keyFiles {
+		if k.due(f.key, wanted{-1, true}, f.version) {
+			g.Go(func() error { return k.retain(gctx, f.key, f.version, r.Until, how) })
+		}
 	}
 	err := g.Wait()
 	r.Extended = int(done.Load())

@@ -53,6 +53,9 @@ func (a *app) rotateKeys(ctx context.Context, ring *keys.Keyring, done string) e
 	for _, err := range untrusted {
 		a.note("it does not stand: " + err.Error())
 	}
+	if err := checkQuiet(ctx, repo); err != nil { // to read what stands takes a while
+		return err
+	}
 	if err := ring.Rotate(ctx, stands, a.ways().Plugin); err != nil {
 		return err
 	}
