@@ -207,7 +207,7 @@ func (s *archiver) write(ctx context.Context, plan *Plan) (*chain.Manifest, arch
 	if err := s.checkSomethingNew(ctx, plan); err != nil {
 		return nil, none, err
 	}
-	if s.req.SkipUnchanged {
+	if s.restLast() {
 		if err := s.storeRest(ctx, plan, w, m); err != nil {
 			return nil, none, err
 		}
@@ -263,12 +263,16 @@ func (s *archiver) crossCheck(ctx context.Context) error {
 	return nil
 }
 
-// storeDisks stores the data of the disks, and beside that where it lies, and the rest
-// unless there may be nothing new.
+// restLast reports whether the rest waits for what reading the disks shows: that nothing is new,
+// or by an audit that bitmaps are not to be believed, which their records must not call sound.
+func (s *archiver) restLast() bool { return s.req.SkipUnchanged || s.req.Audit }
+
+// storeDisks stores the data of the disks, and beside that where it lies, and the rest unless
+// that comes last.
 func (s *archiver) storeDisks(ctx context.Context, plan *Plan, w *archive.Writer, m *chain.Manifest) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.storeClusterMaps(ctx, plan, w, m) })
-	if !s.req.SkipUnchanged {
+	if !s.restLast() {
 		g.Go(func() error { return s.storeRest(ctx, plan, w, m) })
 	}
 	g.Go(func() error { return s.readDisks(ctx, plan, w, m) })

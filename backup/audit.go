@@ -43,8 +43,9 @@ type audit struct {
 	Audit
 	dirty bitmapstore.Runs
 
-	mu   sync.Mutex
-	runs []bitmapstore.Run
+	mu     sync.Mutex
+	runs   []bitmapstore.Run
+	untold int64 // clean bytes of which it can't be told whether they were missed
 }
 
 // chooseAudit makes p an increment by content, beside what a bitmap says: one that is trusted,
@@ -106,6 +107,25 @@ func (a *audit) compare(clean []bitmapstore.Run, off int64, now, then []byte) {
 	}
 }
 
+// differs notes a range in which something differs, nobody knows where. If all of it is called
+// clean it was missed; where only some is, or what differs may lie outside of it, as it may unless
+// the range was compared as a whole, that can't be told.
+func (a *audit) differs(clean []bitmapstore.Run, in bitmapstore.Run, whole bool) {
+	var n int64
+	for _, r := range clean {
+		n += max(min(r.End, in.End)-max(r.Start, in.Start), 0)
+	}
+	switch {
+	case n == 0: // also where there is no audit
+	case whole && n == in.Len():
+		a.add(in)
+	default:
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.untold += n
+	}
+}
+
 // add notes a range that was missed. It is called by several goroutines.
 func (a *audit) add(r bitmapstore.Run) {
 	a.mu.Lock()
@@ -145,6 +165,9 @@ func (s *archiver) endAudit(d *disk, p *DiskPlan, rec *chain.Disk) {
 	}
 	a.trim()
 	a.Missed = a.runs
+	if a.untold > 0 {
+		s.hooks.note("disk %s: whether bitmap %s missed anything in %d bytes beside what changed can't be told without the data key", p.Disk, a.Bitmap, a.untold)
+	}
 	if !a.Lied() {
 		return
 	}

@@ -10,6 +10,9 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/bitmapstore"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/chaintest"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // An audit names exactly what a bitmap missed, whether the judge believed it or not; the archive
@@ -60,6 +63,9 @@ func TestAudit(t *testing.T) {
 			if d.Detection != string(backup.ByContent) || (d.ReasonCode == string(trust.ReasonTrusted)) != (tt.missed == nil) {
 				t.Errorf("%s, %s: %s", d.Detection, d.ReasonCode, d.Reason)
 			}
+			if i := slices.IndexFunc(d.Witnesses, func(w chain.BitmapRecord) bool { return w.Name == a.Bitmap }); i < 0 || d.Witnesses[i].Sound && a.Lied() {
+				t.Errorf("a bitmap that lied is on record as sound: %+v", d.Witnesses)
+			}
 			want := []string{"c1", "c2"}
 			if tt.missed != nil {
 				want = want[1:]
@@ -69,6 +75,31 @@ func TestAudit(t *testing.T) {
 			l.trusted(l.backup("c3", l.disk("vda")), "c2")
 			l.restoreAll()
 		})
+	}
+}
+
+// A host that can't read what it has stored audits by digests of 64 KiB: what it can't tell is said.
+func TestAuditByHost(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	keys, store := chaintest.NewKeys(t), objstore.NewMem()
+	_, err := chaintest.Init(t.Context(), store, keys)
+	l.must(err)
+	l.repo, err = chaintest.Open(t.Context(), store, keys.Host)
+	l.must(err)
+	l.create("vda", "64M")
+	l.write("vda", "write -P 1 0 40M")
+	l.backup("c1", l.disk("vda"))
+	l.img("bitmap", "--disable", "vda", l.bitmapOf("c1"))
+	l.write("vda", "write -P 9 5M 512", "write -P 9 30000k 3k")
+	l.img("bitmap", "--enable", "vda", l.bitmapOf("c1"))
+	l.write("vda", "write -P 9 1M 512")
+	req := l.request("c2", l.disk("vda"))
+	req.Audit = true
+	a := l.backupAs(req).Audits[0]
+	want := []bitmapstore.Run{{Start: 5 << 20, End: 5<<20 + 64<<10}, {Start: 29952 << 10, End: 30016 << 10}}
+	if !slices.Equal(a.Missed, want) {
+		t.Errorf("%+v, want %+v", a.Missed, want)
 	}
 }
 

@@ -97,6 +97,8 @@ func (c *comparedCell) compareParts(ctx context.Context, pieces []archive.Piece,
 		from, to := parts.Part(pos - begin)
 		end := min(begin+to, e.End())
 		if !c.holds(begin+from, begin+to) || !parts.Is(from, now[begin+from-c.start:begin+to-c.start]) {
+			whole := begin+from >= e.Offset && begin+to <= e.End()
+			c.disk.audit.differs(c.clean, bitmapstore.Run{Start: pos, End: end}, whole)
 			pieces = appendPiece(pieces, pos, now[pos-c.start:end-c.start])
 		}
 		pos = end

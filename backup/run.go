@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -44,12 +43,9 @@ func Run(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks) 
 // run is a whole run; to sets the session's destination.
 func run(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, to func(*session)) (*Result, error) {
 	begin := time.Now()
-	var mu sync.Mutex // some steps go on beside one another
 	var notes []string
 	outer := hooks.Note
 	hooks.Note = func(msg string) {
-		mu.Lock()
-		defer mu.Unlock()
 		notes = append(notes, msg)
 		if outer != nil {
 			outer(msg)
@@ -304,10 +300,15 @@ func (a *attempt) add(ctx context.Context) error {
 		}
 		return nil
 	})
-	if err := a.addBitmaps(gctx, a.plan); err != nil {
-		g.Go(func() error { return err }) // the first error counts
+	added := a.addBitmaps(gctx, a.plan)
+	if added != nil {
+		g.Go(func() error { return added }) // which ends the rest
 	}
-	return g.Wait()
+	err := g.Wait()
+	if added == nil || errors.Is(added, err) || errors.Is(added, context.Canceled) {
+		return err
+	}
+	return errors.Join(err, added) // a qemu-img that did harm must be told of, whatever came first
 }
 
 // writeLocked reads, stores and commits.

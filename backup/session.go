@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -111,6 +112,14 @@ func newSession(repo *chain.Repository, req Request, hooks Hooks, to func(*sessi
 	self, err := repo.Self()
 	if err != nil {
 		return nil, err
+	}
+	if note := hooks.Note; note != nil {
+		var mu sync.Mutex // some steps go on beside one another
+		hooks.Note = func(msg string) {
+			mu.Lock()
+			defer mu.Unlock()
+			note(msg)
+		}
 	}
 	s := &session{
 		repo: repo, req: req, hooks: hooks, self: self,
