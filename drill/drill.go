@@ -14,6 +14,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/qemu"
+	"github.com/imgbackup/imgbackup/restore"
 	"github.com/imgbackup/imgbackup/view"
 )
 
@@ -54,6 +55,8 @@ type Drill struct {
 	img    qemu.Img
 	folder *folder
 	short  *folder // for sockets; nil: folder itself
+
+	restore func(context.Context, *chain.Repository, *chain.Manifest, []restore.Target, restore.Options) (*restore.Result, error)
 }
 
 // New begins a run.
@@ -62,7 +65,7 @@ func New(repo *chain.Repository, o Options) (*Drill, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Drill{repo: repo, o: o, self: self, prover: newProver(repo)}
+	d := &Drill{repo: repo, o: o, self: self, prover: newProver(repo), restore: restore.Run}
 	if o.Resume != nil {
 		if err := d.resume(o.Resume); err != nil {
 			return nil, err
