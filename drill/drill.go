@@ -339,7 +339,8 @@ func (u *under) view(whole context.Context) func(context.Context) (*view.Checkpo
 	}
 }
 
-// repacked goes on with the manifest's next revision.
+// repacked goes on with the manifest's next revision. The record stays that of the one whose
+// chunks were fetched, if they were: what a prune has put in their place nobody has proven.
 func (u *under) repacked(ctx context.Context, newer *chain.Manifest) error {
 	slot, err := u.d.repo.Slot(ctx, newer.Domain, newer.Checkpoint)
 	if err != nil {
@@ -347,6 +348,10 @@ func (u *under) repacked(ctx context.Context, newer *chain.Manifest) error {
 	}
 	if slot.Manifest == nil || slot.Manifest.UUID != newer.UUID {
 		return &chain.GoneError{Domain: newer.Domain, Checkpoint: newer.Checkpoint}
+	}
+	if _, done := u.r.Step(record.StepChunks); done {
+		u.m = slot.Manifest
+		return nil
 	}
 	u.take(slot.Manifest, slot.Digest().String())
 	return nil
