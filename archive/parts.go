@@ -28,11 +28,16 @@ type Parts struct {
 
 // NewParts returns nil where chunks can be read.
 func NewParts(store objstore.Store) *Parts {
-	keys := KeysOf(store)
-	if keys == nil || keys.Opens(crypt.Data) {
+	if OpensChunks(store) {
 		return nil
 	}
-	return &Parts{keys: keys, tables: packTables{store: store}}
+	return &Parts{keys: KeysOf(store), tables: packTables{store: store}}
+}
+
+// OpensChunks reports whether chunks can be read: the store is plain, or its data key is there.
+func OpensChunks(store objstore.Store) bool {
+	keys := KeysOf(store)
+	return keys == nil || keys.Opens(crypt.Data)
 }
 
 // ChunkParts are the digests of the parts of one chunk.

@@ -14,6 +14,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/qemu"
+	"github.com/imgbackup/imgbackup/restore"
 	"github.com/imgbackup/imgbackup/view"
 )
 
@@ -54,6 +55,8 @@ type Drill struct {
 	img    qemu.Img
 	folder *folder
 	short  *folder // for sockets; nil: folder itself
+
+	restore func(context.Context, *chain.Repository, *chain.Manifest, []restore.Target, restore.Options) (*restore.Result, error)
 }
 
 // New begins a run.
@@ -62,7 +65,7 @@ func New(repo *chain.Repository, o Options) (*Drill, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Drill{repo: repo, o: o, self: self, prover: newProver(repo)}
+	d := &Drill{repo: repo, o: o, self: self, prover: newProver(repo), restore: restore.Run}
 	if o.Resume != nil {
 		if err := d.resume(o.Resume); err != nil {
 			return nil, err
@@ -336,7 +339,8 @@ func (u *under) view(whole context.Context) func(context.Context) (*view.Checkpo
 	}
 }
 
-// repacked goes on with the manifest's next revision.
+// repacked goes on with the manifest's next revision. The record stays that of the one whose
+// chunks were fetched, if they were: what a prune has put in their place nobody has proven.
 func (u *under) repacked(ctx context.Context, newer *chain.Manifest) error {
 	slot, err := u.d.repo.Slot(ctx, newer.Domain, newer.Checkpoint)
 	if err != nil {
@@ -344,6 +348,10 @@ func (u *under) repacked(ctx context.Context, newer *chain.Manifest) error {
 	}
 	if slot.Manifest == nil || slot.Manifest.UUID != newer.UUID {
 		return &chain.GoneError{Domain: newer.Domain, Checkpoint: newer.Checkpoint}
+	}
+	if _, done := u.r.Step(record.StepChunks); done {
+		u.m = slot.Manifest
+		return nil
 	}
 	u.take(slot.Manifest, slot.Digest().String())
 	return nil

@@ -11,9 +11,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/drill/record"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 func flipByte(t *testing.T, path string) {
@@ -208,6 +210,29 @@ func TestRepackedMeanwhile(t *testing.T) {
 	}
 	if slices.Equal(r.Disks[0].Maps, []string{old.Disks[0].Maps[0].Name.String()}) || r.Disks[0].Maps[0] == old.Disks[0].Maps[0].Name.String() {
 		t.Error("the record has the maps of before")
+	}
+}
+
+// TestRepackedAfterwards: what a prune has put in the place of chunks that were fetched is not
+// said to have been.
+func TestRepackedAfterwards(t *testing.T) {
+	t.Parallel()
+	h := grown(t, 3)
+	d := begin(t, h.Repo)
+	tries := 0
+	repack := stub{record.StepSource, func(ctx context.Context, s *Subject) (Result, error) {
+		if tries++; tries > 1 {
+			return Pass(""), nil
+		}
+		h.Repack(3)
+		return s.Damage(ctx, archive.Damaged("packs/x", objstore.ErrNotFound))
+	}}
+	r, err := d.Run(t.Context(), target(h, append(d.Data(false), repack)...))
+	if err != nil || r.Verdict != record.VerdictPassed || tries != 2 || r.Revision != 1 {
+		t.Fatalf("%v, %s, %d tries, revision %d", err, outcome(r), tries, r.Revision)
+	}
+	if state, why, err := record.Compare(t.Context(), h.Repo, r); err != nil || state != record.Repacked {
+		t.Errorf("%s (%s), %v", state, why, err)
 	}
 }
 

@@ -12,10 +12,12 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/qemu"
+	"github.com/imgbackup/imgbackup/restore"
 )
 
 // fragmented is a history whose newest checkpoint has parts of chunks, too.
@@ -130,5 +132,21 @@ func TestWhatIsWrittenWrong(t *testing.T) {
 		if got := outcome(r); got != want {
 			t.Errorf("%s: %s: %v", script, got, r.Steps)
 		}
+	}
+}
+
+// TestFileReadBackWrong: a file beside the disks that reads back otherwise ends a restore before
+// any disk was fetched: no chunk has passed because of it, of this checkpoint or another.
+func TestFileReadBackWrong(t *testing.T) {
+	t.Parallel()
+	h := grown(t, 2)
+	d := begin(t, h.Repo)
+	d.restore = func(context.Context, *chain.Repository, *chain.Manifest, []restore.Target, restore.Options) (*restore.Result, error) {
+		return nil, &restore.VerifyError{Disk: "nvram", What: "it has another SHA-256"}
+	}
+	before := h.Store.Read()
+	r, err := d.Run(t.Context(), target(h, d.Data(true)...))
+	if err != nil || outcome(r) != "failed chunks=passed restore=failed" || h.Store.Read()-before < 6*mib {
+		t.Errorf("%v, %s after %d bytes", err, outcome(r), h.Store.Read()-before)
 	}
 }

@@ -111,7 +111,7 @@ func (s *source) copyTo(ctx context.Context, out *outfile.Output, limit *rate.Li
 			if err := wait(ctx, limit, len(data)); err != nil {
 				return err
 			}
-			if !whole {
+			if s.sums.wants(whole) {
 				parts.take(i, data)
 			}
 			e := &b.entries[i]

@@ -6,6 +6,7 @@ import (
 	"context"
 	"runtime"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
 	"github.com/imgbackup/imgbackup/view"
@@ -35,7 +36,7 @@ func (n *native) prove(ctx context.Context) (outfile.Amounts, error) {
 
 func (n *native) write(ctx context.Context, j *job, p *progress) error {
 	if n.o.Verify || n.o.Sums {
-		j.sums = new(Sums)
+		j.sums = &Sums{all: archive.KeysOf(n.repo.Store) != nil}
 		n.src.sums = j.sums
 	}
 	return n.src.copyTo(ctx, j.out, n.o.Limit, p)

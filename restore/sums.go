@@ -19,6 +19,7 @@ type Sums struct {
 	records spool.Spool // by offset: the offset on the disk (8 bytes), and the sum
 	n       int
 	broken  bool // there was no room for them
+	all     bool // of whole chunks, too: those of an encrypted repository have keyed digests
 }
 
 const sumRecord = 8 + len(archive.Digest{})
@@ -34,12 +35,15 @@ func (s *Sums) begin(entries int) partSums {
 	return make(partSums, entries)
 }
 
-// take takes the sum of an entry that is no whole chunk. It may be called for several at once.
+// take takes the sum of an entry. It may be called for several at once.
 func (p partSums) take(i int, data []byte) {
 	if p != nil {
 		p[i] = archive.Sum(data)
 	}
 }
+
+// wants reports whether the sum of an entry is to be taken, which may have its whole chunk.
+func (s *Sums) wants(whole bool) bool { return s != nil && (s.all || !whole) }
 
 // add keeps the sums of a batch, which lies behind what was kept before.
 func (s *Sums) add(entries []archive.Entry, sums partSums) {

@@ -175,7 +175,7 @@ func runOnce(ctx context.Context, repo *chain.Repository, o Options) (*check, er
 		repo:     repo,
 		o:        o,
 		source:   split.New(repo.Store, repo.Memory),
-		report:   &Report{ReadData: o.ReadData, NoDecode: o.ReadData && o.NoDecode, Lost: []Lost{}, Findings: []Finding{}},
+		report:   &Report{ReadData: o.ReadData, NoDecode: o.ReadData && (o.NoDecode || !archive.OpensChunks(repo.Store)), Lost: []Lost{}, Findings: []Finding{}},
 		begun:    time.Now().UTC().Truncate(time.Second),
 		maps:     make(map[archive.MapRef]*use),
 		bitmaps:  make(map[bitmapUse]*use),

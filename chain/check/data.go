@@ -136,9 +136,9 @@ func (c *check) readDatum(ctx context.Context, d datum) error {
 		return nil
 	}
 	prefix, _, _ := archive.ParseKey(key)
-	byName := c.o.NoDecode && prefix == archive.PackPrefix
+	undecoded := c.report.NoDecode && prefix == archive.PackPrefix
 	var err error
-	if byName {
+	if undecoded && c.o.NoDecode {
 		err = archive.VerifyName(ctx, c.source, key, d.ref.Length)
 	} else {
 		err = archive.VerifyObject(ctx, c.source, key, d.ref.Length, true)
@@ -160,7 +160,7 @@ func (c *check) readDatum(ctx context.Context, d datum) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case err == nil && byName && c.provenAt(d.ref.Name) == 0:
+	case err == nil && undecoded && c.provenAt(d.ref.Name) == 0:
 		// It is whole. What is in it nobody has decoded yet.
 	case err == nil:
 		c.proven = append(c.proven, d.ref.Name)
