@@ -262,15 +262,19 @@ type vmKey struct{}
 func vmOf(ts *testscript.TestScript) *vm { return ts.Value(vmKey{}).(*vm) }
 
 func startVM(ts *testscript.TestScript, image string) {
-	cmd := exec.Command("qemu-nbd", "--format=qcow2", "--persistent", "--socket", ts.MkAbs("vm.sock"), image)
+	socket := ts.MkAbs("vm.sock")
+	if err := os.Remove(socket); !errors.Is(err, fs.ErrNotExist) { // of one that was killed
+		ts.Check(err)
+	}
+	cmd := exec.Command("qemu-nbd", "--format=qcow2", "--persistent", "--socket", socket, image)
 	ts.Check(cmd.Start())
 	v := vmOf(ts)
 	v.cmd = cmd
 	ts.Defer(func() { v.end(ts, syscall.SIGKILL) })
 	for range 1000 {
 		var inUse *qemu.InUseError
-		if errors.As(qemu.ProbeWriter(image), &inUse) {
-			return
+		if _, err := os.Lstat(socket); err == nil && errors.As(qemu.ProbeWriter(image), &inUse) {
+			return // it has the image, and has ended to open it
 		}
 		wait(10 * time.Millisecond)
 	}
