@@ -24,41 +24,83 @@ import (
 
 // chooseDrills finds the checkpoints that are asked for. Of each domain they come in the
 // order in which they were made, so that each pack is read once; but the newest comes first if it is
-// restored, since that fetches all of it.
-func (a *app) chooseDrills(ctx context.Context, repo *chain.Repository, r *drillRequest) ([]*drill.Target, error) {
+// restored, since that fetches all of it. Of several domains one that cannot be drilled keeps
+// none of the others from it: failed says why.
+func (a *app) chooseDrills(ctx context.Context, repo *chain.Repository, r *drillRequest) (all []*drill.Target, failed, err error) {
+	known, err := repo.Domains(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	a.notePlans(r, known)
 	domains := r.domains
 	if len(domains) == 0 {
-		var err error
-		if domains, err = repo.Domains(ctx); err != nil {
-			return nil, err
+		domains = known
+	}
+	if len(domains) == 0 {
+		return nil, nil, errors.New("the repository is empty: there is nothing to drill")
+	}
+	for _, domain := range domains {
+		targets, err := r.chooseOf(ctx, repo, domain)
+		switch {
+		case err != nil && (len(domains) == 1 || !ofOneDomain(err)):
+			return nil, nil, err
+		case err != nil:
+			err = fmt.Errorf("domain %s was not drilled: %w", domain, err)
+			a.note(err.Error())
+			failed = errors.Join(failed, err)
 		}
-		if len(domains) == 0 {
-			return nil, errors.New("the repository is empty: there is nothing to drill")
+		all = append(all, targets...)
+	}
+	if len(all) == 0 && failed != nil {
+		return nil, nil, failed
+	}
+	return all, failed, nil
+}
+
+// ofOneDomain reports whether an error is about one domain, and not about the store or how the
+// command was called.
+func ofOneDomain(err error) bool {
+	return archive.IsDamage(err) || errors.As(err, new(*chain.NewerError)) || errors.As(err, new(*noDataError))
+}
+
+// noDataError says that a domain has no data to drill.
+type noDataError struct{ domain string }
+
+func (e *noDataError) Error() string {
+	return fmt.Sprintf("no checkpoint of domain %s holds data: they are only in the images", e.domain)
+}
+
+// notePlans tells of plans for domains that there are not.
+func (a *app) notePlans(r *drillRequest, known []string) {
+	for _, name := range r.plans.Names() {
+		if !slices.Contains(known, name) {
+			a.note(fmt.Sprintf("--plan: domain %s is not in the repository%s", name, didYouMean(near(name, known))))
 		}
 	}
-	var all []*drill.Target
-	for _, domain := range domains {
-		history, err := allManifests(ctx, repo, domain)
-		if err != nil {
-			return nil, err
-		}
-		chosen, err := r.choose(ctx, repo, domain, history)
-		if err != nil {
-			return nil, err
-		}
-		p := r.planOf(domain)
-		disks, newest := p.Disks, len(chosen)-1
-		if last := len(chosen) - 1; last > 0 && p.Scratch != plan.NoScratch {
-			chosen, newest = slices.Concat(chosen[last:], chosen[:last]), 0
-		}
-		for i, m := range chosen {
-			for _, disk := range disks {
-				if d, ok := m.Disk(disk); !ok || len(d.Maps) == 0 {
-					return nil, usage.Errorf("--disk %s: checkpoint %s of %s has no data of such a disk", disk, m.Checkpoint, domain)
-				}
+}
+
+// chooseOf finds those of a domain.
+func (r *drillRequest) chooseOf(ctx context.Context, repo *chain.Repository, domain string) (all []*drill.Target, err error) {
+	history, err := allManifests(ctx, repo, domain)
+	if err != nil {
+		return nil, err
+	}
+	chosen, err := r.choose(ctx, repo, domain, history)
+	if err != nil {
+		return nil, err
+	}
+	p := r.planOf(domain)
+	disks, newest := p.Disks, len(chosen)-1
+	if last := len(chosen) - 1; last > 0 && p.Scratch != plan.NoScratch {
+		chosen, newest = slices.Concat(chosen[last:], chosen[:last]), 0
+	}
+	for i, m := range chosen {
+		for _, disk := range disks {
+			if d, ok := m.Disk(disk); !ok || len(d.Maps) == 0 {
+				return nil, usage.Errorf("--disk %s: checkpoint %s of %s has no data of such a disk", disk, m.Checkpoint, domain)
 			}
-			all = append(all, &drill.Target{Manifest: m, Disks: disks, ChosenBy: r.checkpoint, History: history, Whole: i == newest || r.each})
 		}
+		all = append(all, &drill.Target{Manifest: m, Disks: disks, ChosenBy: r.checkpoint, History: history, Whole: i == newest || r.each})
 	}
 	return all, nil
 }
@@ -72,7 +114,7 @@ func (r *drillRequest) choose(ctx context.Context, repo *chain.Repository, domai
 	case named >= 0:
 		return archives[named : named+1], nil
 	case len(archives) == 0:
-		return nil, fmt.Errorf("no checkpoint of domain %s holds data: they are only in the images", domain)
+		return nil, &noDataError{domain}
 	case r.checkpoint == request.Latest:
 		return archives[len(archives)-1:], nil
 	case r.checkpoint == "all":

@@ -69,7 +69,7 @@ func (a *app) drill(ctx context.Context, r *drillRequest) (err error) {
 			return err
 		}
 	}
-	chosen, err := a.chooseDrills(ctx, repo, r)
+	chosen, failed, err := a.chooseDrills(ctx, repo, r)
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func (a *app) drill(ctx context.Context, r *drillRequest) (err error) {
 	}
 	d.saved = time.Now()
 	bar := a.newBar("drilling")
-	err = d.all(ctx, chosen, bar)
+	err = errors.Join(d.all(ctx, chosen, bar), failed)
 	bar.clear()
 	return errors.Join(err, d.end(ctx, err))
 }
