@@ -66,6 +66,7 @@ func (c command) Run(ctx context.Context, s *Subject) (Result, error) {
 	err = cmd.Run()
 	if cmd.Process != nil {
 		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL) // what it has left running
+		endMarked(socketVariable + served.Socket)
 	}
 	if kerr := os.WriteFile(filepath.Join(s.Keep, "command.txt"), out.bytes(), 0o600); kerr != nil {
 		return Result{}, kerr
@@ -99,6 +100,9 @@ func (c command) judge(ctx, limited context.Context, err error, out *head, timeo
 	return Pass(c.Command.Run[0] + ": exit status 0")
 }
 
+// socketVariable names the socket, which is this step's alone.
+const socketVariable = "IMGBACKUP_DRILL_SOCKET="
+
 // environment tells the program what it is about.
 func (c command) environment(s *Subject, served *Served) []string {
 	var names []string
@@ -106,7 +110,7 @@ func (c command) environment(s *Subject, served *Served) []string {
 		"IMGBACKUP_DRILL_DOMAIN=" + s.Manifest.Domain,
 		"IMGBACKUP_DRILL_CHECKPOINT=" + s.Manifest.Checkpoint,
 		"IMGBACKUP_DRILL_CHECKPOINT_UUID=" + s.Manifest.UUID,
-		"IMGBACKUP_DRILL_SOCKET=" + served.Socket,
+		socketVariable + served.Socket,
 	}
 	for _, d := range served.Disks {
 		names = append(names, d.Disk)
