@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -69,7 +70,7 @@ type boot struct {
 	disk     *memory
 	mu       sync.Mutex
 	notes    []string
-	pid      int
+	pid      atomic.Int64
 	discards int
 }
 
@@ -84,7 +85,7 @@ func newBoot(t *testing.T, disk *memory, pattern string) *boot {
 		defer b.mu.Unlock()
 		b.notes = append(b.notes, s)
 	}
-	b.o.started = func(pid int) { b.pid = pid }
+	b.o.started = func(pid int) { b.pid.Store(int64(pid)) }
 	return b
 }
 
@@ -101,11 +102,12 @@ func (b *boot) run(t *testing.T) *Result {
 // verifyGone makes sure that the machine has ended, and its disks are given up.
 func (b *boot) verifyGone(t *testing.T) {
 	t.Helper()
-	if b.pid == 0 || b.discards == 0 {
+	pid := int(b.pid.Load())
+	if pid == 0 || b.discards == 0 {
 		t.Error("the machine has not run, or its disks are kept")
 	}
-	if err := unix.Kill(b.pid, 0); b.pid != 0 && !errors.Is(err, unix.ESRCH) {
-		t.Errorf("QEMU, process %d, is still there: %v", b.pid, err)
+	if err := unix.Kill(pid, 0); pid != 0 && !errors.Is(err, unix.ESRCH) {
+		t.Errorf("QEMU, process %d, is still there: %v", pid, err)
 	}
 }
 
@@ -172,7 +174,7 @@ func TestConfined(t *testing.T) {
 	b.o.Definition = &domain.Machine{Machine: "pc-q35-999", CPUs: 9999, Memory: 1 << 50, NICs: []string{"virtio", "nonsense"},
 		Disks: []domain.MachineDisk{{Target: "vda", Bus: "sata", Serial: "evil,file=/etc/passwd"}}, Left: []string{"the host's device 1"}}
 	b.o.started = func(pid int) {
-		b.pid = pid
+		b.pid.Store(int64(pid))
 		verifyConfined(t, pid)
 	}
 	if res := b.run(t); !res.Up || len(res.Left) == 0 {
@@ -242,7 +244,7 @@ func TestInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	b.o.Timeout = time.Hour
-	b.o.started = func(pid int) { b.pid = pid; cancel() }
+	b.o.started = func(pid int) { b.pid.Store(int64(pid)); cancel() }
 	if res, err := Boot(ctx, b.o); !errors.Is(err, context.Canceled) || res != nil {
 		t.Errorf("%+v, %v", res, err)
 	}
@@ -259,7 +261,7 @@ func TestDied(t *testing.T) {
 	b := newBoot(t, sector(slices.Concat(say("last words "), readNext, halt)...), "login:")
 	b.o.Timeout = 10 * time.Minute
 	b.disk.asked = func() {
-		if err := unix.Kill(b.pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		if err := unix.Kill(int(b.pid.Load()), unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 			t.Error(err)
 		}
 	}
