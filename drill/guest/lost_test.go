@@ -164,7 +164,10 @@ func TestLookStoreAway(t *testing.T) {
 				if err != nil || len(r.Steps) != 2 {
 					t.Fatalf("%+v, %v", r.Steps, err)
 				}
-				for _, s := range r.Steps {
+				for i, s := range r.Steps {
+					if goes && i == 1 && s.Status == record.Passed && s.Bytes == 0 {
+						continue // it looked anew, and of the store nothing was asked
+					}
 					if goes && (s.Status != record.Skipped || !strings.Contains(s.Reason, "the store is away") || s.WhatToDo == "") {
 						t.Errorf("%+v", s)
 					}
