@@ -80,7 +80,7 @@ func TestReadingOn(t *testing.T) {
 				t.Errorf("%d bytes were read for %d", n, size)
 			}
 			// One for each piece would be 128. (At the beginning some are.)
-			if n := h.Store.Of("packs/") - before; n > 100 {
+			if n := h.Store.Of("packs/") - before; n > 124 {
 				t.Errorf("%d requests", n)
 			}
 		})
