@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/keys"
 	"github.com/imgbackup/imgbackup/objstore"
@@ -268,10 +270,22 @@ func (o *identityFile) write(ring *keys.Keyring, j *keys.Joined) error {
 	if err == nil {
 		err = o.f.Sync()
 	}
-	if err = errors.Join(err, o.f.Close()); err != nil {
+	if err = errors.Join(err, o.f.Close()); err == nil {
+		err = syncFolderOf(o.path)
+	}
+	if err != nil {
 		return fmt.Errorf("--out: %w", err)
 	}
 	return nil
+}
+
+// syncFolderOf makes the name of a new file durable.
+func syncFolderOf(path string) error {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join((&sys.FolderSyncer{}).Sync(dir), dir.Close())
 }
 
 // discard removes the file, of which nothing came.
