@@ -53,6 +53,13 @@ func FindConfig(ctx context.Context, store objstore.Store) (*Config, error) {
 	if !errors.Is(err, ErrNotRepository) && !archive.IsDamage(err) || errors.As(err, &newer) {
 		return nil, err
 	}
+	for info, err := range store.List(ctx, accessPrefix) {
+		if err != nil {
+			return nil, err
+		}
+		// One without encryption would have others store what they have for everybody to read.
+		return nil, fmt.Errorf("%s is there: the repository was encrypted, and no configuration can be made for it from its manifests; its key kit has it", info.Key)
+	}
 	c := &Config{
 		Head: Head{Format: ConfigFormat, Version: readerVersion}, ChunkSize: archive.GridSize,
 		MinReader: readerVersion, MinWriter: writerVersion,

@@ -5,6 +5,7 @@ package chain
 import (
 	"bytes"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/imgbackup/imgbackup/archive"
@@ -107,5 +108,24 @@ func TestMendManifest(t *testing.T) {
 	}
 	if err := r.MendManifest(t.Context(), theirs); !errors.As(err, new(*RevisedError)) || archive.IsDamage(err) {
 		t.Errorf("over a sound one: %v", err)
+	}
+}
+
+// TestFindConfigEncrypted: of an encrypted repository none is made that says it is plain.
+func TestFindConfigEncrypted(t *testing.T) {
+	t.Parallel()
+	r := newRepository(t)
+	commit(t, r, r.sample("web", "one"))
+	if err := r.Store.Delete(t.Context(), ConfigKey); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := FindConfig(t.Context(), r.Store); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Store.Put(t.Context(), accessPrefix+"roster/1.json", strings.NewReader("{}"), objstore.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := FindConfig(t.Context(), r.Store); err == nil || !strings.Contains(err.Error(), "was encrypted") {
+		t.Errorf("%+v, %v", c, err)
 	}
 }
