@@ -2,10 +2,11 @@
 GO ?= go
 TOOLS := $(CURDIR)/.cache/bin
 GOLANGCI := v2.15.0
+NFPM := v2.45.2
 
 ARCHITECTURES := amd64 arm64 ppc64le riscv64 s390x
 
-.PHONY: all build test browser race lint demo bench man fuzz clean deps servers cross bigendian debian13
+.PHONY: all build test browser race lint demo bench man fuzz sbom vulnerabilities clean deps servers cross bigendian debian13 packages packages-test
 
 all: build
 
@@ -14,7 +15,7 @@ build:
 
 # What the tests run: more than the program needs.
 deps:
-	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit qemu-system-x86_64 swtpm swtpm_setup virsh libvirtd mkfs.ext4 guestfish /sbin/mkfs.vfat /sbin/cryptsetup /sbin/sfdisk zstd jq age age-keygen openssl ssh-keygen xmllint /usr/share/libvirt/schemas/domain.rng
+	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit virtnbdbackup strace fusermount3 curl mkfs.xfs mkfs.btrfs /usr/lib/$$(uname -m)-linux-gnu/qemu/block-curl.so qemu-system-x86_64 swtpm swtpm_setup /usr/share/OVMF/OVMF_VARS_4M.fd virsh libvirtd /usr/lib/$$(uname -m)-linux-gnu/libvirt/connection-driver/libvirt_driver_network.so systemd-analyze promtool /usr/lib/python3/dist-packages/aiosmtpd mkfs.ext4 guestfish /sbin/mkfs.vfat /sbin/cryptsetup /sbin/sfdisk zstd jq age age-keygen openssl ssh-keygen xmllint /usr/share/libvirt/schemas/domain.rng
 	@scripts/guest-kernel
 
 # What looks at pages.
@@ -34,12 +35,12 @@ test: deps servers $(if $(filter ./...,$(PACKAGES)),browser)
 race: TESTFLAGS = -race
 race: test
 
-# The program on every architecture that KVM is at home on, built and vetted.
+# The program on every architecture that KVM is at home on, built (as for packages) and vetted.
 cross:
 	set -e; for arch in $(ARCHITECTURES); do \
 	  echo "build and vet for $$arch"; \
-	  CGO_ENABLED=0 GOARCH=$$arch $(GO) build -o /dev/null ./cmd/imgbackup; \
-	  CGO_ENABLED=0 GOARCH=$$arch $(GO) vet ./...; \
+	  CGO_ENABLED=0 GOFLAGS=-trimpath GOARCH=$$arch $(GO) build -o /dev/null ./cmd/imgbackup; \
+	  CGO_ENABLED=0 GOFLAGS=-trimpath GOARCH=$$arch $(GO) vet ./...; \
 	done
 
 # What reads and writes stored bytes, on a big-endian machine. Left out is a test that
@@ -51,7 +52,7 @@ bigendian:
 # The same demo with Debian 13's QEMU, libvirt, libnbd and libguestfs, and the tests of what
 # has to do with them; what passed with the host's counts for nothing here.
 debian13: servers
-	scripts/debian13 make demo test TESTFLAGS=-count=1 PACKAGES="./backup/... ./cmd/... ./domain ./drill/... ./foreign ./guestfs/... ./internal/outfile ./machine/... ./nbd/... ./qcow2/... ./qemu/... ./restore/... ./serve/... ./view/..."
+	scripts/debian 13 make demo test TESTFLAGS=-count=1 PACKAGES="./backup/... ./cmd/... ./domain ./drill/... ./foreign ./guestfs/... ./internal/outfile ./machine/... ./nbd/... ./qcow2/... ./qemu/... ./restore/... ./serve/... ./view/..."
 
 lint: $(TOOLS)/golangci-lint-$(GOLANGCI)
 	$< run ./...
@@ -71,10 +72,33 @@ man: build
 	mkdir -p docs/man
 	./imgbackup man docs/man
 
-# Each fuzz target for FUZZTIME (not part of the tests).
+# Each fuzz target for FUZZTIME (not part of the tests). CI has time for a few seconds of some of
+# them in a run, others each day (FUZZ_OF=10).
 FUZZTIME ?= 30s
 fuzz:
 	scripts/fuzz $(FUZZTIME)
 
+# What is given to others: deb, rpm and tarball for each architecture, into packages/. The same
+# commit gives the same bytes, which packages-test shows; it installs them, too.
+packages: $(TOOLS)/nfpm-$(NFPM)
+	@scripts/need jq
+	NFPM=$< scripts/packages packages $(ARCHITECTURES)
+
+DEBIANS := 12 13
+packages-test: $(TOOLS)/nfpm-$(NFPM)
+	@scripts/need jq
+	NFPM=$< ARCHITECTURES="$(ARCHITECTURES)" scripts/packages-test $(DEBIANS)
+
+$(TOOLS)/nfpm-$(NFPM):
+	GOBIN=$(TOOLS) $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM)
+	mv $(TOOLS)/nfpm $@
+
+# What the program is made of, as CycloneDX, and what is known of that.
+sbom: build
+	@scripts/sbom
+
+vulnerabilities:
+	@scripts/vulnerabilities
+
 clean:
-	rm -rf imgbackup bench-work .cache
+	rm -rf imgbackup bench-work packages .cache

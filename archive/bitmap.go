@@ -14,27 +14,32 @@ import (
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
-// PutBitmap stores a bitmap and returns its object.
-func (w *Writer) PutBitmap(ctx context.Context, h bitmapstore.Header, r bitmapstore.Runs) (Ref, error) {
+// PutBitmap stores a bitmap, unless it is on record. It returns its object and, in an
+// encrypted repository, the digest of its content.
+func (w *Writer) PutBitmap(ctx context.Context, h bitmapstore.Header, r bitmapstore.Runs) (Ref, Digest, error) {
 	if err := w.err(); err != nil {
-		return Ref{}, err
+		return Ref{}, Digest{}, err
 	}
+	sum := w.contentSum()
 	s, err := encryptedTo(w.o.TempDir, w.keys, crypt.Metadata, func(to io.Writer) error {
-		_, _, err := bitmapstore.Encode(to, h, r)
+		_, _, err := bitmapstore.Encode(sum.beside(to), h, r)
 		return err
 	})
 	if err != nil {
-		return Ref{}, fmt.Errorf("bitmap %q: %w", h.Name, err)
+		return Ref{}, Digest{}, fmt.Errorf("bitmap %q: %w", h.Name, err)
 	}
 	defer s.Close()
+	if ref, ok, err := w.holding(ctx, sum.digest(), BitmapKey); ok || err != nil {
+		return ref, sum.digest(), err
+	}
 	name, err := hashBody(s)
 	if err != nil {
-		return Ref{}, fmt.Errorf("bitmap %q: %w", h.Name, err)
+		return Ref{}, Digest{}, fmt.Errorf("bitmap %q: %w", h.Name, err)
 	}
 	if err := w.put(ctx, BitmapKey(name), name, s); err != nil {
-		return Ref{}, fmt.Errorf("store bitmap %q: %w", h.Name, err)
+		return Ref{}, Digest{}, fmt.Errorf("store bitmap %q: %w", h.Name, err)
 	}
-	return Ref{Name: name, Length: s.Size()}, nil
+	return Ref{Name: name, Length: s.Size()}, sum.digest(), nil
 }
 
 // OpenBitmap proves a stored bitmap, all its bytes and that its header is want,

@@ -90,10 +90,19 @@ func (w *Writer) PutAllClusters(ctx context.Context, parts []*Clusters, there fu
 }
 
 // PutClusters stores a part of a fingerprint. One that is thought to be there is only looked
-// for.
+// for; in an encrypted repository it is by its content, and c.Ref is that object then.
 func (w *Writer) PutClusters(ctx context.Context, c *Clusters, there bool) error {
 	if err := w.err(); err != nil {
 		return err
+	}
+	if ref, ok := w.o.Contents[c.Content]; ok && w.keys != nil && !c.Content.IsZero() {
+		_, err := statObject(ctx, w.store, ClustersKey(ref.Name), ref.Length)
+		if err == nil {
+			c.Ref = ref
+		}
+		if !IsDamage(err) {
+			return err
+		}
 	}
 	key := ClustersKey(c.Ref.Name)
 	if there {
@@ -135,14 +144,22 @@ func ReadClusters(
 	}
 }
 
-// VerifyClusters proves a stored part of a fingerprint.
+// VerifyClusters proves a stored part of a fingerprint, and that no more is stored than that.
 func VerifyClusters(ctx context.Context, store objstore.Store, ref Ref, want clustermap.Header) error {
-	for _, err := range ReadClusters(ctx, store, ref, want, "") {
-		if err != nil {
-			return err
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		_, err := statObject(ctx, objstore.Direct(store), ClustersKey(ref.Name), ref.Length)
+		return err
+	})
+	g.Go(func() error {
+		for _, err := range ReadClusters(ctx, store, ref, want, "") {
+			if err != nil {
+				return err
+			}
 		}
-	}
-	return nil
+		return nil
+	})
+	return g.Wait()
 }
 
 // copyObject copies a whole object, whose bytes count only when the error is nil.

@@ -2,7 +2,11 @@
 
 package archive
 
-import "context"
+import (
+	"context"
+
+	"github.com/imgbackup/imgbackup/objstore"
+)
 
 // cursor walks over the runs of a map. It is for one goroutine, and must be closed.
 type cursor struct {
@@ -135,6 +139,16 @@ func (l *loader) load(i int) ([]byte, error) {
 
 func (l *loader) fetch(i, turn int) loaded {
 	stored, err := l.spans.frame(i)
+	got := l.decode(i, turn, stored, err)
+	if IsDamage(got.err) && objstore.Doubted(l.spans.ctx, l.m.store, l.m.key) {
+		again := l.spans.fetch(i, i+1, nil)
+		return l.decode(i, turn, again.data, again.err)
+	}
+	return got
+}
+
+// decode proves a frame that was read, unless that failed.
+func (l *loader) decode(i, turn int, stored []byte, err error) loaded {
 	if err != nil {
 		return loaded{frame: i, text: l.text[turn], err: err}
 	}

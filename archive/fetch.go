@@ -163,6 +163,14 @@ func (f *Fetcher) Chunk(ctx context.Context, e Entry, buf []byte) ([]byte, error
 	if g := f.groups.get(&e); g != nil {
 		return f.chunkOf(ctx, &e, g, buf)
 	}
+	chunk, err := f.readChunk(ctx, e, buf)
+	if IsDamage(err) && objstore.Doubted(ctx, f.store, PackKey(e.Pack.Name)) {
+		return f.readChunk(ctx, e, buf)
+	}
+	return chunk, err
+}
+
+func (f *Fetcher) readChunk(ctx context.Context, e Entry, buf []byte) ([]byte, error) {
 	frame, err := f.frame(ctx)
 	if err != nil {
 		return nil, err
@@ -312,11 +320,10 @@ func (f *Fetcher) fetch(
 			n++
 		}
 		frame = sized(frame, int(e.FrameLength))
-		err := in.read(e.FrameOffset, frame)
-		if err != nil {
-			err = &EntryError{Indexes: slices.Clone(uses[:n]), Entry: *e, Err: err}
-		} else {
-			err = f.deliver(ctx, entries, uses[:n], frame, fn)
+		err := f.readAndDeliver(&in, entries, uses[:n], frame, fn)
+		if IsDamage(err) && objstore.Doubted(ctx, f.store, in.key) {
+			in.close() // from now on each frame is asked for by itself
+			err = f.readAndDeliver(&in, entries, uses[:n], frame, fn)
 		}
 		if err != nil {
 			return frame, err
@@ -324,6 +331,14 @@ func (f *Fetcher) fetch(
 		uses = uses[n:]
 	}
 	return frame, nil
+}
+
+func (f *Fetcher) readAndDeliver(in *frameStream, entries []Entry, uses []int, frame []byte, fn func([]int, []byte) error) error {
+	e := &entries[uses[0]]
+	if err := in.read(e.FrameOffset, frame); err != nil {
+		return &EntryError{Indexes: slices.Clone(uses), Entry: *e, Err: err}
+	}
+	return f.deliver(in.ctx, entries, uses, frame, fn)
 }
 
 // readWith reports whether one is read when the other is: they are of the same frame, or group.

@@ -74,6 +74,10 @@ func (w *Writer) PutFile(ctx context.Context, content io.Reader) (FileRef, error
 		return FileRef{}, fmt.Errorf("what was compressed does not decode: %w", err)
 	}
 	body := &s.Spool
+	ref, ok, err := w.holding(ctx, f.SHA256, FileKey)
+	if f.Object = ref; ok || err != nil {
+		return f, err
+	}
 	if w.keys != nil {
 		if body, err = encryptedTo(w.o.TempDir, w.keys, crypt.Data, s.copyTo); err != nil {
 			return FileRef{}, err

@@ -167,7 +167,7 @@ func (d *decoder) chunk(frame, buf []byte, want Digest) ([]byte, error) {
 		return nil, err
 	}
 	if d.keys != nil {
-		if !d.keys.Proves(out, want) {
+		if !ProvesChunk(d.keys, out, want) {
 			return nil, fmt.Errorf("chunk %s decodes to bytes with another keyed digest", want)
 		}
 		return out, nil

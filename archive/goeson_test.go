@@ -5,11 +5,13 @@ package archive
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -161,7 +163,7 @@ func replaceIndex(t *testing.T, store objstore.Store, pack Ref, lines []PackChun
 	due := must2(b.add(pack, lines))(t)
 	data := make([]byte, due[0].Size())
 	_, _ = due[0].ReadAt(data, 0)
-	put(t, store, IndexKey(sha256.Sum256(data)), data)
+	put(t, store, IndexKey("host", sha256.Sum256(data)), data)
 }
 
 // vouching is a store that says what it likes of the bytes of some objects.
@@ -214,4 +216,80 @@ func TestIndexesDuringASession(t *testing.T) {
 	if rest := must2(b.rest())(t); rest != nil {
 		t.Error("a pack is listed twice")
 	}
+}
+
+// ownSeals are the signatures of one host.
+type ownSeals struct{ name string }
+
+func (s ownSeals) SignIndex(folder string, sum Digest) ([]byte, error) {
+	return []byte(s.name + " " + folder + " " + sum.String()), nil
+}
+
+func (s ownSeals) CheckIndex(folder string, sum Digest, signature []byte) error {
+	if string(signature) != s.name+" "+folder+" "+sum.String() {
+		return errors.New("another has signed it")
+	}
+	return nil
+}
+
+// TestHostGoesOn: a session that can read nothing of what is stored goes on where one of the same
+// host was killed, by what that has signed. What others say does not count; nor what is
+// not there any more as it was.
+func TestHostGoesOn(t *testing.T) {
+	t.Parallel()
+	g := must(t, must2(crypt.Generate(1, false))(t), nil)
+	all := must(t, must2(crypt.New(g))(t), nil)
+	g.Data.Identity = nil
+	host := must(t, must2(crypt.New(g))(t), nil)
+	own := Indexing{Folder: "h", Seals: ownSeals{"h"}}
+	const cells = 12
+	for _, c := range []struct {
+		name     string
+		killed   Indexing
+		harm     bool // one group of 10 is another than it was
+		from, to int64
+		notes    bool
+	}{
+		{"own", own, false, 2, 3, false},
+		{"rot", own, true, 3, 4, true},
+		{"another folder", Indexing{Folder: "x", Seals: ownSeals{"h"}}, false, cells, cells, false},
+		{"another's signature", Indexing{Folder: "h", Seals: ownSeals{"x"}}, false, cells, cells, true},
+		{"unsigned", Indexing{Folder: "h"}, false, cells, cells, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			mem := objstore.NewMem()
+			store := Encrypted(mem, host)
+			disk := random(1, cells*GridSize)
+			o := WriterOptions{PackSize: 2 << 20, IndexEvery: 1, Workers: 2, Indexing: c.killed}
+			killedBackup(t, store, o, disk, 10*GridSize)
+			if c.harm {
+				harmOnePack(t, mem)
+			}
+			o.Indexing = own
+			ref, stats, err := tryBackup(t.Context(), store, o, disk, true, span{0, int64(len(disk))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if again := stats.Stored / GridSize; again < c.from || again > c.to || (len(stats.Notes) > 0) != c.notes {
+				t.Errorf("%d cells are stored, notes: %q", again, stats.Notes)
+			}
+			checkRestore(t, Encrypted(mem, all), disk, ref)
+		})
+	}
+}
+
+// harmOnePack changes a byte in the first group of a pack.
+func harmOnePack(t *testing.T, store objstore.Store) {
+	t.Helper()
+	for info, err := range store.List(t.Context(), PackPrefix) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := must2(objstore.ReadAll(t.Context(), store, info.Key, 1<<30))(t)
+		data[1000] ^= 1
+		put(t, store, info.Key, data)
+		return
+	}
+	t.Fatal("there is no pack")
 }

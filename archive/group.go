@@ -46,34 +46,59 @@ type groupBuilder struct {
 
 func (g *groupBuilder) empty() bool { return len(g.lines) == 0 }
 
-// full reports whether a frame of n bytes begins a new group.
-func (g *groupBuilder) full(n int) bool {
-	return !g.empty() && (len(g.frames) >= groupSize || n >= groupSize || len(g.lines) >= maxGroupFrames*groupLineLen)
+// full reports whether a frame begins a new group.
+func (g *groupBuilder) full() bool {
+	return !g.empty() && (len(g.frames) >= groupSize || len(g.lines) >= maxGroupFrames*groupLineLen)
+}
+
+// room is how long the group is, stored, at most, if a frame of n bytes is added; 0 bytes: as it is.
+func (g *groupBuilder) room(n int) int {
+	if g.empty() && n == 0 {
+		return 0
+	}
+	content := crypt.Padded(len(g.lines) + groupLineLen + len(g.frames) + n + 2*skippableHead)
+	return content + crypt.MaxHeader + 16*(content/(64<<10)+2)
 }
 
 func (g *groupBuilder) add(frame []byte, length int32, chunk *Digest) {
-	n := len(g.lines)
-	g.lines = append(g.lines, make([]byte, groupLineLen)...)
-	l := lineWriter{line: g.lines[n:]}
-	l.dec(8, int64(len(frame)))
-	l.dec(7, int64(length))
-	l.word(chunk.String()[:2*groupDigest])
-	_ = l.end() // what is that long has no frame
+	g.lines = appendGroupLine(g.lines, len(frame), length, chunk)
 	g.frames = append(g.frames, frame...)
 	g.raw += int(length)
 }
 
 // seal appends the group to dst, encrypted, and is empty after that.
 func (g *groupBuilder) seal(dst []byte, keys *crypt.Keys) ([]byte, error) {
-	head := appendSkippable(make([]byte, 0, skippableHead+len(g.lines)), len(g.lines))
-	head = append(head, g.lines...)
-	var pad []byte
-	if len(g.frames) < g.raw { // what does not compress has the length of its chunks, and tells no more
-		pad = padding(keys, len(head)+len(g.frames))
-	}
-	dst, err := keys.Append(dst, crypt.Data, head, g.frames, pad)
+	dst, err := appendGroup(dst, keys, g.lines, g.frames, g.raw)
 	g.lines, g.frames, g.raw = g.lines[:0], g.frames[:0], 0
 	return dst, err
+}
+
+// appendLone appends the group of a frame that has one by itself.
+func appendLone(dst []byte, keys *crypt.Keys, frame []byte, length int, chunk *Digest) ([]byte, error) {
+	line := appendGroupLine(make([]byte, 0, groupLineLen), len(frame), int32(length), chunk)
+	return appendGroup(dst, keys, line, frame, length)
+}
+
+func appendGroupLine(lines []byte, frame int, length int32, chunk *Digest) []byte {
+	n := len(lines)
+	lines = append(lines, make([]byte, groupLineLen)...)
+	l := lineWriter{line: lines[n:]}
+	l.dec(8, int64(frame))
+	l.dec(7, int64(length))
+	l.word(chunk.String()[:2*groupDigest])
+	_ = l.end() // what is that long has no frame
+	return lines
+}
+
+// appendGroup encrypts a group of these lines and frames, of chunks that have raw bytes.
+func appendGroup(dst []byte, keys *crypt.Keys, lines, frames []byte, raw int) ([]byte, error) {
+	head := appendSkippable(make([]byte, 0, skippableHead+len(lines)), len(lines))
+	head = append(head, lines...)
+	var pad []byte
+	if len(frames) < raw { // what does not compress has the length of its chunks, and tells no more
+		pad = padding(keys, len(head)+len(frames))
+	}
+	return keys.Append(dst, crypt.Data, head, frames, pad)
 }
 
 // padding is a skippable frame that makes content of n bytes as long as others are.

@@ -240,6 +240,9 @@ type faulty struct {
 	fail func(op, key string, n int) bool
 }
 
+// Unwrap returns the store that it is around.
+func (f *faulty) Unwrap() objstore.Store { return f.Store }
+
 func (f *faulty) check(op, key string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

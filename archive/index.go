@@ -159,9 +159,12 @@ func readIndexes(ctx context.Context, store objstore.Store, infos []objstore.Inf
 	return stored, errs
 }
 
-// loadIndex fills the table from a stored index, which is proven.
-func loadIndex(stored []byte, key string, dec *decoder, table *dedupTable, packs *packList) error {
-	stored, err := openObject(dec.keys, crypt.Metadata, key, stored)
+// loadIndex fills the table from a stored index, whose bytes are proven.
+func loadIndex(stored []byte, key string, dec *decoder, x Indexing, table *dedupTable, packs *packList) error {
+	stored, err := openIndex(stored, key, dec.keys, x)
+	if errors.Is(err, ErrOldIndex) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

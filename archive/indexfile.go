@@ -9,7 +9,6 @@ import (
 	"math"
 	"time"
 
-	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -19,17 +18,19 @@ import (
 type IndexWriter struct {
 	store objstore.Store
 	b     indexBuilder
-	refs  []Ref
+	keys  []string
+
+	indexing Indexing
 }
 
 // NewIndexWriter begins; at, in seconds since 1970, says how new what it lists is.
-func NewIndexWriter(store objstore.Store, at int64, tempDir string) (*IndexWriter, error) {
+func NewIndexWriter(store objstore.Store, at int64, tempDir string, x Indexing) (*IndexWriter, error) {
 	enc, err := newEncoder(LevelFastest, false)
 	if err != nil {
 		return nil, err
 	}
 	then := func() time.Time { return time.Unix(at, 0) } // so that none is due by its age
-	return &IndexWriter{store: store, b: indexBuilder{keys: KeysOf(store), tempDir: tempDir, every: math.MaxInt64, enc: enc, now: then}}, nil
+	return &IndexWriter{store: store, indexing: x, b: indexBuilder{keys: KeysOf(store), indexing: x, tempDir: tempDir, every: math.MaxInt64, enc: enc, now: then}}, nil
 }
 
 // Add lists a pack.
@@ -50,10 +51,10 @@ func (w *IndexWriter) put(ctx context.Context, part *spool.Spool) error {
 	if err != nil {
 		return fmt.Errorf("index: %w", err)
 	}
-	if _, err := putObject(ctx, w.store, IndexKey(name), name, part); err != nil {
+	if _, err := putObject(ctx, w.store, IndexKey(w.indexing.folder(), name), name, part); err != nil {
 		return fmt.Errorf("store the index: %w", err)
 	}
-	w.refs = append(w.refs, Ref{Name: name, Length: part.Size()})
+	w.keys = append(w.keys, IndexKey(w.indexing.folder(), name))
 	return nil
 }
 
@@ -67,8 +68,8 @@ func (w *IndexWriter) Finish(ctx context.Context) error {
 	return w.put(ctx, part)
 }
 
-// Stored returns the indexes that were stored.
-func (w *IndexWriter) Stored() []Ref { return w.refs }
+// Stored returns the keys of the indexes that were stored.
+func (w *IndexWriter) Stored() []string { return w.keys }
 
 // Close gives back what is held.
 func (w *IndexWriter) Close() { w.b.close() }
@@ -76,11 +77,15 @@ func (w *IndexWriter) Close() { w.b.close() }
 // ReadIndex reads an index, proves it by its name, and calls do for each pack that it
 // lists, with the pack's chunks, which do must not keep; an error of do ends it. It
 // returns how new the index is, in seconds since 1970. One that is longer than an index
-// may be, missing or not valid is a [DamageError].
+// may be, missing, not valid or, by x, signed by nobody who may is a [DamageError]; one that is
+// of older keys is [ErrOldIndex].
 func ReadIndex(
-	ctx context.Context, store objstore.Store, index Ref, do func(pack Ref, chunks []PackChunk) error,
+	ctx context.Context, store objstore.Store, key string, x Indexing, do func(pack Ref, chunks []PackChunk) error,
 ) (at int64, err error) {
-	key := IndexKey(index.Name)
+	prefix, name, _ := ParseKey(key)
+	if _, ok := IsIndex(prefix); !ok {
+		return 0, fmt.Errorf("%.300q is not the key of an index", key)
+	}
 	stored, err := objstore.ReadAll(ctx, store, key, maxIndexLength)
 	if errors.Is(err, objstore.ErrTooLarge) {
 		return 0, Damaged(key, err)
@@ -88,7 +93,7 @@ func ReadIndex(
 	if err != nil {
 		return 0, missing(key, err)
 	}
-	if err := checkName(key, index.Name, Sum(stored)); err != nil {
+	if err := checkName(key, name, Sum(stored)); err != nil {
 		return 0, err
 	}
 	dec, err := newKeyedDecoder(KeysOf(store))
@@ -96,11 +101,11 @@ func ReadIndex(
 		return 0, err
 	}
 	defer dec.close()
-	return eachIndexPack(stored, key, dec, do)
+	return eachIndexPack(stored, key, dec, x, do)
 }
 
-func eachIndexPack(stored []byte, key string, dec *decoder, do func(pack Ref, chunks []PackChunk) error) (int64, error) {
-	stored, err := openObject(dec.keys, crypt.Metadata, key, stored)
+func eachIndexPack(stored []byte, key string, dec *decoder, x Indexing, do func(pack Ref, chunks []PackChunk) error) (int64, error) {
+	stored, err := openIndex(stored, key, dec.keys, x)
 	if err != nil {
 		return 0, err
 	}

@@ -3,8 +3,10 @@
 package archive
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"sync"
 	"time"
@@ -33,9 +35,12 @@ type indexBuilder struct {
 	keys    *crypt.Keys // nil: none
 	now     func() time.Time
 
+	indexing Indexing
+
 	mu     sync.Mutex
 	part   *spool.Spool // what is not due yet; nil: nothing is
 	into   io.Writer    // it, or what encrypts into it
+	sum    hash.Hash    // of what is written there, where it is signed; nil: it is not
 	begun  time.Time    // its first pack came
 	chunks int          // in it
 	bytes  int64        // of its packs
@@ -82,6 +87,11 @@ func (b *indexBuilder) rest() (*spool.Spool, error) {
 func (b *indexBuilder) take() (*spool.Spool, error) {
 	if err := b.cut(); err != nil {
 		return nil, err
+	}
+	if b.sum != nil {
+		if err := b.indexing.signIndex(b.into, Digest(b.sum.Sum(nil))); err != nil {
+			return nil, err
+		}
 	}
 	if c, ok := b.into.(io.Closer); ok && b.keys != nil {
 		if err := c.Close(); err != nil {
@@ -166,6 +176,9 @@ func (b *indexBuilder) begin() error {
 		if b.into, err = b.keys.Writer(crypt.Metadata, b.part); err != nil {
 			return err
 		}
+		if b.indexing.Seals != nil {
+			b.sum = sha256.New()
+		}
 	}
 	line := make([]byte, indexHeadLen)
 	l := lineWriter{line: line}
@@ -187,6 +200,9 @@ func (b *indexBuilder) cut() (err error) {
 		return err
 	}
 	b.text = b.text[:0]
+	if b.sum != nil {
+		_, _ = b.sum.Write(b.stored) // a hash never fails
+	}
 	_, err = b.into.Write(b.stored)
 	return err
 }

@@ -145,8 +145,8 @@ func parsePart(p *crypt.Part, src []byte) bool {
 	return bad < 0x10
 }
 
-// appendKeyedTable appends the table of a pack to its groups.
-func appendKeyedTable(pack []byte, keys *crypt.Keys, chunks []PackChunk) ([]byte, error) {
+// keyedTableText is the text of a pack's table; false: a number does not fit.
+func keyedTableText(chunks []PackChunk) ([]byte, bool) {
 	text := make([]byte, keyedHeadLen)
 	l := lineWriter{line: text}
 	l.word(keyedPackMagic)
@@ -154,7 +154,13 @@ func appendKeyedTable(pack []byte, keys *crypt.Keys, chunks []PackChunk) ([]byte
 	l.dec(8, int64(len(chunks)))
 	ok := l.end()
 	text, fits := appendGroupLines(text, chunks)
-	if !ok || !fits || len(text) > maxKeyedTable {
+	return text, ok && fits && len(text) <= maxKeyedTable
+}
+
+// appendKeyedTable appends the table of a pack to its groups.
+func appendKeyedTable(pack []byte, keys *crypt.Keys, chunks []PackChunk) ([]byte, error) {
+	text, ok := keyedTableText(chunks)
+	if !ok {
 		return pack, fmt.Errorf("a pack of %d bytes is too long for its table", len(pack))
 	}
 	enc, err := newEncoder(LevelFastest, false)

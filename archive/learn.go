@@ -3,25 +3,40 @@
 package archive
 
 import (
+	"cmp"
+	"context"
 	"errors"
+	"slices"
+	"strings"
 
 	"github.com/imgbackup/imgbackup/archive/known"
 	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
-// learnBytes is how much there is of indexes that the machine's table lacks, stored, before
-// they are added to it: fewer are read into memory by each session.
-const learnBytes = 1 << 20
+const (
+	// learnBytes, or learnIndexes, is how much there is of indexes that the machine's table lacks
+	// before they are added to it: fewer are read into memory by each session.
+	learnBytes   = 1 << 20
+	learnIndexes = 8
+	// smallIndex is what an index has, stored, that lists so little that it is perhaps not worth
+	// a request: some hundred chunks. Of those of others a session reads but so many.
+	smallIndex  = 32 << 10
+	smallOthers = 8
+)
 
 // learn finds out what chunks the repository has, by its indexes. What can't be had becomes
 // a note; only a cancelled context is an error.
 func (w *Writer) learn() error {
-	if w.keys != nil && !w.keys.Opens(crypt.Data) {
-		return nil // it could read back nothing of what it is told
+	prefix := IndexPrefix
+	if w.blind() {
+		if w.o.Indexing.Seals == nil {
+			return nil
+		}
+		prefix = IndexFolder(w.o.Indexing.folder()) // what others say it could not prove
 	}
 	var infos []objstore.Info
-	for info, err := range w.store.List(w.ctx, IndexPrefix) {
+	for info, err := range w.store.List(w.ctx, prefix) {
 		if err != nil {
 			w.note("the list of indexes can't be had, so more may be stored than is new: %v", err)
 			return w.ctx.Err()
@@ -36,13 +51,31 @@ func (w *Writer) learn() error {
 	}
 	defer dec.close()
 	l := &learner{Writer: w, dec: dec}
-	if w.o.Known != "" {
+	if w.o.Known != "" && !w.blind() { // which has what others say
 		if infos, err = l.useTable(infos); err != nil {
 			return err
 		}
 	}
 	return l.toMemory(infos)
 }
+
+// FillsTable reports whether a repository has so much in its indexes that a session is going to keep it in the
+// table of [WriterOptions.Known], as far as that can be had.
+func FillsTable(ctx context.Context, store objstore.Store) bool {
+	var all int64
+	for info, err := range store.List(ctx, IndexPrefix) {
+		if err != nil {
+			return false // the session tells of it
+		}
+		if all += info.Size; all >= learnBytes {
+			return true
+		}
+	}
+	return false
+}
+
+// blind reports whether the session can read nothing of what is stored, its own included.
+func (w *Writer) blind() bool { return w.keys != nil && !w.keys.Opens(crypt.Data) }
 
 // learner is a Writer that begins.
 type learner struct {
@@ -65,7 +98,7 @@ func (l *learner) toMemory(infos []objstore.Info) error {
 	for len(infos) > 0 && !l.table.full(l.table.limitLoaded()) {
 		n := indexBatch(infos)
 		l.read(infos[:n], func(stored []byte, key string) error {
-			return loadIndex(stored, key, l.dec, &l.table, &l.packs.list)
+			return loadIndex(stored, key, l.dec, l.o.Indexing, &l.table, &l.packs.list)
 		})
 		infos = infos[n:]
 		if err := l.ctx.Err(); err != nil {
@@ -115,19 +148,50 @@ func (l *learner) useTable(infos []objstore.Info) ([]objstore.Info, error) {
 		for _, name := range lacking {
 			infos = append(infos, byName[name])
 		}
-		return infos
+		return l.worthIt(infos)
 	}
 	lacking := these(t.Listed(names))
-	if totalSize(lacking) < learnBytes {
+	if totalSize(lacking) < learnBytes && len(lacking) <= learnIndexes {
 		return lacking, nil
 	}
-	if err := l.update(t, names, these); err != nil {
+	err = l.update(t, names, func(names []known.Digest) []objstore.Info {
+		lacking = these(names)
+		return lacking
+	})
+	if err != nil {
 		if l.ctx.Err() != nil {
 			return nil, l.ctx.Err()
 		}
 		l.note("what this machine keeps of the repository's chunks can't be brought up to date: %v", err)
 	}
-	return these(t.Listed(names)), nil
+	still := make(map[known.Digest]bool)
+	for _, name := range t.Listed(names) {
+		still[name] = true
+	}
+	return slices.DeleteFunc(lacking, func(info objstore.Info) bool {
+		_, name, _ := ParseKey(info.Key)
+		return !still[known.Digest(name)]
+	}), nil
+}
+
+// worthIt returns the indexes that are worth to be read: all of this host, since what a backup
+// of it that was killed has stored is found by them, all that are large, and the largest of the
+// others. Each night of a fleet adds as many small ones as it has VMs, of which each lists what
+// one of them wrote: to read all of them would cost each backup more than it saves.
+func (l *learner) worthIt(infos []objstore.Info) []objstore.Info {
+	own := IndexFolder(l.o.Indexing.folder())
+	others := func(info objstore.Info) bool { return info.Size < smallIndex && !strings.HasPrefix(info.Key, own) }
+	rank := func(info objstore.Info) int {
+		if others(info) {
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(infos, func(a, b objstore.Info) int { return cmp.Or(rank(a)-rank(b), cmp.Compare(b.Size, a.Size)) })
+	if i := slices.IndexFunc(infos, others); i >= 0 {
+		infos = infos[:min(len(infos), i+smallOthers)]
+	}
+	return infos
 }
 
 // update adds the indexes that the table lacks, unless another does so at this moment.
@@ -158,7 +222,7 @@ func (l *learner) update(t *known.Table, names []known.Digest, these func([]know
 // frames gives what an index says of chunks that are worth to be found.
 func (l *learner) frames(stored []byte, key string, add func(known.Pack, []known.Frame)) error {
 	var frames []known.Frame
-	_, err := eachIndexPack(stored, key, l.dec, func(pack Ref, chunks []PackChunk) error {
+	_, err := eachIndexPack(stored, key, l.dec, l.o.Indexing, func(pack Ref, chunks []PackChunk) error {
 		frames = frames[:0]
 		for i := range chunks {
 			if c := &chunks[i]; c.Length >= minDedup {
@@ -168,6 +232,9 @@ func (l *learner) frames(stored []byte, key string, add func(known.Pack, []known
 		add(known.Pack{Name: pack.Name, Length: pack.Length}, frames)
 		return nil
 	})
+	if errors.Is(err, ErrOldIndex) {
+		return nil // and is not read again
+	}
 	return err
 }
 

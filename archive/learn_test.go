@@ -16,7 +16,7 @@ import (
 // crowd adds indexes of n chunks, newer than all others, of packs that are not there.
 func crowd(t *testing.T, store objstore.Store, n int) {
 	t.Helper()
-	w := must2(NewIndexWriter(store, 1<<40, t.TempDir()))(t)
+	w := must2(NewIndexWriter(store, 1<<40, t.TempDir(), Indexing{Folder: "crowd"}))(t)
 	defer w.Close()
 	chunks := make([]PackChunk, 4096)
 	for i := 0; i < n; i += len(chunks) {
@@ -123,5 +123,59 @@ func TestTableIsBusy(t *testing.T) {
 	_, stats, err := tryBackup(t.Context(), store, o, disk, true, span{0, int64(len(disk))})
 	if err != nil || stats.Stored != 0 || len(stats.Notes) > 0 {
 		t.Errorf("%+v, %v", stats, err)
+	}
+}
+
+// TestFewIndexesAreRead: of a fleet's many small indexes a session reads all of its own host, once,
+// and a few of the others, the largest first, however many there are.
+func TestFewIndexesAreRead(t *testing.T) {
+	t.Parallel()
+	const own, others = 30, 300
+	mem := objstore.NewMem()
+	list := func(folder string, first, chunks int) {
+		w := must2(NewIndexWriter(mem, 1, t.TempDir(), Indexing{Folder: folder}))(t)
+		defer w.Close()
+		var all []PackChunk
+		for i := range chunks {
+			sum := Sum(binary.BigEndian.AppendUint64(nil, uint64(first+i)))
+			all = append(all, PackChunk{FrameOffset: int64(i) * 100, FrameLength: 100, Length: minDedup, Chunk: sum})
+		}
+		pack := Ref{Name: Sum(binary.BigEndian.AppendUint64([]byte("pack"), uint64(first))), Length: 1 << 20}
+		if err := w.Add(t.Context(), pack, all); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Finish(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range own {
+		list("me", i*1000, 1)
+	}
+	for i := range others {
+		list("host", (own+i)*1000, 1+i%7)
+	}
+	list("host", 1<<30, 2000)
+	folder := filepath.Join(t.TempDir(), "known")
+	disk := random(1, GridSize)
+	for session := range 3 {
+		gets, sizes := 0, int64(0)
+		counting := &faulty{Store: mem, fail: func(op, key string, _ int) bool {
+			if op == "get" && strings.HasPrefix(key, IndexPrefix) {
+				gets++
+				sizes += must2(mem.Stat(t.Context(), key))(t).Size
+			}
+			return false
+		}}
+		o := WriterOptions{Known: folder, KnownLimit: 1 << 30, Indexing: Indexing{Folder: "me"}}
+		if _, _, err := tryBackup(t.Context(), counting, o, disk, true, span{0, int64(len(disk))}); err != nil {
+			t.Fatal(err)
+		}
+		// The first has all of its host to learn, and the large one; the second what the first has listed.
+		if want := []int{own + 1 + smallOthers, 1 + smallOthers, smallOthers}[session]; gets > want || gets < smallOthers {
+			t.Errorf("session %d: %d indexes were read, want %d", session, gets, want)
+		}
+		if session == 0 && sizes < smallIndex {
+			t.Errorf("the large index was not read: %d bytes", sizes)
+		}
 	}
 }

@@ -70,6 +70,9 @@ func (m *Map) openWhole(ctx context.Context, keys *crypt.Keys) (dir []byte, err 
 	if err := readRange(ctx, m.store, m.key, 0, stored, ref.Length); err != nil {
 		return nil, err
 	}
+	if err := m.proveWhole(stored); err != nil {
+		return nil, err
+	}
 	data, err := openObject(keys, crypt.Metadata, m.key, stored)
 	if err != nil {
 		return nil, err

@@ -37,6 +37,14 @@ type Map struct {
 // and any of up to 512 KiB, is fetched with one request, kept in memory, and never
 // fetched again.
 func OpenMap(ctx context.Context, store objstore.Store, ref MapRef, keep int64) (*Map, error) {
+	m, err := openMap(ctx, store, ref, keep)
+	if IsDamage(err) && objstore.Doubted(ctx, store, MapKey(ref.Name)) {
+		return openMap(ctx, store, ref, keep)
+	}
+	return m, err
+}
+
+func openMap(ctx context.Context, store objstore.Store, ref MapRef, keep int64) (*Map, error) {
 	keys := KeysOf(store)
 	m := &Map{store: store, ref: ref, key: MapKey(ref.Name), length: ref.Length, frameLimit: frameLimit(keys)}
 	if ref.DirLength < skippableHead || ref.DirLength > maxDirLength || ref.Length > maxMapLength || ref.DirLength > ref.Length {
@@ -94,6 +102,9 @@ func (m *Map) readEnds(ctx context.Context, keys *crypt.Keys, keep int64) (dir [
 		if err := readRange(ctx, m.store, m.key, 0, data, ref.Length); err != nil {
 			return nil, err
 		}
+		if err := m.proveWhole(data); err != nil {
+			return nil, err
+		}
 		m.store = keptObject{Store: m.store, key: m.key, data: data}
 		return data[at:], nil
 	}
@@ -114,6 +125,15 @@ func (m *Map) readEnds(ctx context.Context, keys *crypt.Keys, keep int64) (dir [
 	}
 	m.store = keptObject{Store: m.store, key: m.key, data: start}
 	return dir, nil
+}
+
+// proveWhole proves a map that is kept by its name where the store may have another one that
+// is right: later it is not read again.
+func (m *Map) proveWhole(stored []byte) error {
+	if _, ok := objstore.As[objstore.Doubter](m.store); !ok {
+		return nil
+	}
+	return checkName(m.key, m.ref.Name, Sum(stored))
 }
 
 // keptObject is a store of which the beginning of one object, or all of it, has

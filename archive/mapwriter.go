@@ -14,9 +14,12 @@ import (
 type Piece struct {
 	Offset, Length int64 // guest bytes
 	Zero           bool
-	Data           []byte  // Length bytes, at most GridSize; not kept once the cell is done
+	Data           []byte  // Length bytes (see Part), at most GridSize; not kept once the cell is done
 	Digest         *Digest // of Data, if it is known
 	Reuse          *Entry  // covers the piece, which refers to the same bytes of the same chunk
+	// Part, if Data has the piece as a part of a whole chunk, says where it begins there: then
+	// Data is that chunk, of at least Part+Length bytes.
+	Part *int32
 }
 
 // Producer finds the content of a cell. It runs on a worker, at any time after

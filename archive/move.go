@@ -58,7 +58,8 @@ type MoveOptions struct {
 	Memory   memory.Budget // decides how many packs are in memory
 	// Stored is told, from several goroutines, of the bytes of frames that lie in packs
 	// that have been stored.
-	Stored func(bytes int64)
+	Stored   func(bytes int64)
+	Indexing Indexing // of what is stored
 }
 
 // MoveStats counts what was moved.
@@ -119,7 +120,7 @@ func NewMover(ctx context.Context, store objstore.Store, o MoveOptions) (*Mover,
 	if o.PackSize < minPackSize || o.PackSize > maxPackSize {
 		return nil, fmt.Errorf("archive: packs of %d bytes are out of range", o.PackSize)
 	}
-	index, err := NewIndexWriter(store, time.Now().Unix(), o.TempDir)
+	index, err := NewIndexWriter(store, time.Now().Unix(), o.TempDir, o.Indexing)
 	if err != nil {
 		return nil, err
 	}

@@ -73,12 +73,26 @@ type packBuilder struct {
 	open   int // the first chunk of the group
 }
 
-// hasRoom reports whether n bytes, a frame of one chunk or a group of several, may be added
+// hasRoom reports whether n stored bytes, a frame of one chunk or a group of several, may be added
 // below the target size. An empty pack always has room.
 func (p *packBuilder) hasRoom(n, chunks int, target int64) bool {
 	chunks += len(p.chunks)
 	return len(p.chunks) == 0 ||
-		chunks <= maxPackChunks && int64(len(p.buf)+len(p.group.frames)+n+packTableLen(chunks)) <= target
+		chunks <= maxPackChunks && int64(len(p.buf)+n+p.tableRoom(chunks)) <= target
+}
+
+// hasRoomFor reports it of a frame of n bytes that goes on in the open group, or begins one.
+func (p *packBuilder) hasRoomFor(n int, target int64) bool {
+	return p.hasRoom(p.group.room(n), 1, target)
+}
+
+// tableRoom is what the table of so many chunks takes at most. An encrypted one is compressed, but
+// nearly all of it is digests.
+func (p *packBuilder) tableRoom(chunks int) int {
+	if p.keys == nil {
+		return packTableLen(chunks)
+	}
+	return crypt.MaxHeader + chunks*(groupDirLen+keyedLineLen(GridSize))*3/5
 }
 
 func (p *packBuilder) add(frame []byte, length int32, chunk Digest) (offset int64) {
@@ -99,6 +113,13 @@ func (p *packBuilder) addKeyed(frame []byte, length int32, chunk Digest, parts [
 	p.chunks = append(p.chunks, PackChunk{FrameOffset: offset, Length: length, Chunk: chunk, Keyed: &KeyedChunk{
 		Frame: int32(len(frame)), Generation: p.keys.Generation(), Parts: parts,
 	}})
+	return offset
+}
+
+// addLone adds a group that is encrypted, of one frame.
+func (p *packBuilder) addLone(stored []byte, length int32, chunk Digest, k *KeyedChunk) (offset int64) {
+	offset = p.add(stored, length, chunk)
+	p.chunks[len(p.chunks)-1].Keyed = k
 	return offset
 }
 

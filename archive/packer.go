@@ -6,6 +6,8 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"sync"
+
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // packBuffers is how many packs are in memory: one is filled while two are stored. Where
@@ -21,6 +23,9 @@ type packer struct {
 	out   chan *openPack
 	pack  *openPack // nil: none is begun
 	group openGroupLines
+	far   bool
+	// Of the guest's bytes that are expected, those that came, and what was stored for them.
+	seen, stored int64
 }
 
 // openPack is a pack from its first frame until it is stored.
@@ -31,6 +36,7 @@ type openPack struct {
 
 func (p *packer) init(w *Writer, enc *encoder) {
 	p.w, p.enc = w, enc
+	p.far = objstore.Connections(w.store) > 1
 	buffers := w.o.Memory.Count(packBuffers, 1)
 	p.spool = newPackSpool(w.store, w.o.TempDir, buffers, w.note)
 	p.free = make(chan *openPack, buffers)
@@ -80,6 +86,10 @@ func (p *packer) cell(c *cell) error {
 				return err
 			}
 		}
+		if c.produce != nil { // declared zeros are not expected
+			p.seen += r.length
+		}
+		p.stored += int64(r.end - r.start)
 		if m.stats.count(r); !m.full {
 			m.stats.Heat.add(r.off, r.length, m.size)
 		}
@@ -114,13 +124,17 @@ func (s *DiskStats) count(r *result) {
 	}
 	if r.start < r.end {
 		s.Chunks++
-		s.Stored += int64(r.end - r.start)
+		if r.lone != nil {
+			s.Stored += int64(r.lone.Frame)
+		} else {
+			s.Stored += int64(r.end - r.start)
+		}
 	}
 }
 
 // place puts a new frame into the pack, unless this session has an equal chunk.
 func (p *packer) place(c *cell, r *result) error {
-	dedup := r.length >= minDedup
+	dedup := r.whole >= minDedup
 	if dedup {
 		if at, ok := p.w.table.recent(&r.chunk); ok && at.proven() {
 			r.known, r.at, r.start, r.end = true, at, 0, 0
@@ -132,7 +146,7 @@ func (p *packer) place(c *cell, r *result) error {
 	if p.w.keys != nil {
 		return p.placeKeyed(r, frame, dedup)
 	}
-	if p.pack != nil && !p.pack.hasRoom(len(frame), 1, p.w.o.PackSize) {
+	if p.pack != nil && !p.pack.hasRoom(len(frame), 1, p.target()) {
 		if err := p.flush(); err != nil {
 			return err
 		}
@@ -142,12 +156,32 @@ func (p *packer) place(c *cell, r *result) error {
 			return err
 		}
 	}
-	off := p.pack.add(frame, int32(r.length), r.chunk)
+	off := p.pack.add(frame, r.whole, r.chunk)
 	r.at = place{pack: p.pack.number, frameOff: uint32(off), frameLen: uint32(len(frame)) | provenBit}
 	if dedup {
 		p.w.table.learn(p.w.ctx, &r.chunk, r.at)
 	}
 	return nil
+}
+
+// Packs become smaller when so many of the usual size are left, and so many times at most: one
+// that is filled then has been stored when all is read, where a connection is not slower than so
+// many together fill packs.
+const endPacks, endShrinks = 8, 8
+
+// target is how large a pack becomes. A far store takes as long for a large one as several
+// that were read meanwhile, and at the end nothing is read any more: so the last ones become
+// smaller and smaller.
+func (p *packer) target() int64 {
+	size, left := p.w.o.PackSize, p.w.expected.Load()-p.seen
+	if !p.far || left <= 0 || p.seen == 0 {
+		return size
+	}
+	rest := int64(float64(p.stored) / float64(p.seen) * float64(left))
+	if p.stored+rest <= size/2 {
+		return size // one is enough
+	}
+	return max(min(rest/endPacks, size), size/endShrinks)
 }
 
 func (p *packer) begin() error {

@@ -24,28 +24,30 @@ func (p *packer) line(m *MapWriter, r *result) error {
 	return nil
 }
 
-// placeKeyed puts a frame into the open group, or a new one, unless that has an equal chunk.
+// placeKeyed puts a frame into the open group, or a new one, unless that has an equal chunk. A
+// large one comes as a group of its own.
 func (p *packer) placeKeyed(r *result, frame []byte, dedup bool) error {
 	if at, ok := p.group.chunks[r.chunk]; ok && dedup {
 		r.known, r.grouped, r.at, r.start, r.end = true, true, at, 0, 0
 		return nil
 	}
-	if p.pack != nil && p.pack.group.full(len(frame)) {
+	if p.pack != nil && (r.lone != nil || p.pack.group.full()) {
 		if err := p.endGroup(); err != nil {
 			return err
 		}
 	}
-	if p.pack != nil && !p.pack.hasRoom(len(frame), 1, p.w.o.PackSize) {
-		if err := p.flush(); err != nil {
-			return err
-		}
+	if err := p.roomFor(r, len(frame)); err != nil {
+		return err
 	}
-	if p.pack == nil {
-		if err := p.begin(); err != nil {
-			return err
+	if r.lone != nil {
+		off := p.pack.addLone(frame, r.whole, r.chunk, r.lone)
+		r.at = place{pack: p.pack.number, frameOff: uint32(off), frameLen: uint32(len(frame)) | provenBit}
+		if dedup {
+			p.w.table.learn(p.w.ctx, &r.chunk, r.at)
 		}
+		return nil
 	}
-	off := p.pack.addKeyed(frame, int32(r.length), r.chunk, r.parts)
+	off := p.pack.addKeyed(frame, r.whole, r.chunk, r.parts)
 	r.grouped, r.at = true, place{pack: p.pack.number, frameOff: uint32(off)}
 	if dedup {
 		if p.group.chunks == nil {
@@ -54,6 +56,23 @@ func (p *packer) placeKeyed(r *result, frame []byte, dedup bool) error {
 		p.group.chunks[r.chunk] = r.at
 	}
 	return nil
+}
+
+// roomFor has a pack open that has room for n bytes, which are a frame or a group of one.
+func (p *packer) roomFor(r *result, n int) error {
+	if p.pack != nil {
+		room := p.pack.hasRoomFor(n, p.target())
+		if r.lone != nil {
+			room = p.pack.hasRoom(n, 1, p.target())
+		}
+		if room {
+			return nil
+		}
+		if err := p.flush(); err != nil {
+			return err
+		}
+	}
+	return p.begin()
 }
 
 // endGroup encrypts the open group, and writes all that waits for it.

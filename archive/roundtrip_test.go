@@ -361,6 +361,15 @@ func TestSpooledMap(t *testing.T) {
 	}
 }
 
+func bitmapRef(t *testing.T, w *Writer, h bitmapstore.Header, r bitmapstore.Runs) Ref {
+	t.Helper()
+	ref, _, err := w.PutBitmap(t.Context(), h, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ref
+}
+
 func TestBitmap(t *testing.T) {
 	t.Parallel()
 	store := objstore.NewMem()
@@ -368,12 +377,12 @@ func TestBitmap(t *testing.T) {
 	defer w.Abort()
 	h := bitmapstore.Header{Name: "cp1.0011223344556677", Granularity: 65536, Size: 1 << 30}
 	runs := bitmapstore.Of(bitmapstore.Run{Start: 65536, End: 131072})
-	ref := must2(w.PutBitmap(t.Context(), h, runs))(t)
+	ref := bitmapRef(t, w, h, runs)
 	data := get(t, store, BitmapKey(ref.Name))
 	if int64(len(data)) != ref.Length || Sum(data) != ref.Name {
 		t.Error("the reference is not that of the object")
 	}
-	again := must2(w.PutBitmap(t.Context(), h, runs))(t)
+	again := bitmapRef(t, w, h, runs)
 	if again != ref {
 		t.Error("the same bitmap has another name")
 	}
@@ -391,7 +400,7 @@ func TestBitmapHoldsNoRequest(t *testing.T) {
 	for at := int64(0); at < h.Size; at += 2 * h.Granularity {
 		runs = append(runs, bitmapstore.Run{Start: at, End: at + h.Granularity})
 	}
-	ref := must2(w.PutBitmap(t.Context(), h, bitmapstore.Of(runs...)))(t)
+	ref := bitmapRef(t, w, h, bitmapstore.Of(runs...))
 	h.DirtyBytes = h.Size / 2
 	one := &oneBody{Store: store}
 	opened := func() bitmapstore.Runs { return must2(OpenBitmap(t.Context(), one, ref, h))(t) }

@@ -51,16 +51,22 @@ func (t *packTables) sampling(pack Ref, needed func() bool) (done func()) {
 
 // has reports whether the pack's own table has a chunk of length bytes at that place.
 func (t *packTables) has(ctx context.Context, pack Ref, at place, chunk Digest, length int) (bool, error) {
+	line, err := t.line(ctx, pack, at, chunk, length)
+	return line != nil, err
+}
+
+// line is what the pack's own table says of it; nil: it does not have it.
+func (t *packTables) line(ctx context.Context, pack Ref, at place, chunk Digest, length int) (*PackChunk, error) {
 	table := t.of(pack)
 	table.load(ctx, t.store)
 	i, found := table.search(chunk)
 	for ; found && i < len(table.lines) && table.lines[i].Chunk == chunk; i++ {
 		c := &table.lines[i]
 		if c.FrameOffset == int64(at.frameOff) && c.FrameLength == at.length() && int(c.Length) == length {
-			return true, nil
+			return c, nil
 		}
 	}
-	return false, table.err
+	return nil, table.err
 }
 
 func (t *packTable) load(ctx context.Context, store objstore.Store) {

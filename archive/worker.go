@@ -30,6 +30,7 @@ type cell struct {
 // result is what became of a piece.
 type result struct {
 	off, length int64
+	whole       int32 // bytes of the chunk
 	zero        bool
 	known       bool // at is a place in a pack
 	reused      bool // the pack was there before this session
@@ -39,6 +40,7 @@ type result struct {
 	chunk       Digest
 	parts       []crypt.Part // of an encrypted repository
 	grouped     bool         // at is in the group that is open in the pack
+	lone        *KeyedChunk  // out has a group of one frame, encrypted
 }
 
 // worker runs producers, and turns data into frames.
@@ -46,7 +48,9 @@ type worker struct {
 	w    *Writer
 	enc  *encoder
 	buf  []byte // the producers'
+	wide []byte // for a frame that is to be encrypted
 	back []byte // for frames that are read back
+	last place  // of the group that was last found to stand
 }
 
 func newWorker(w *Writer) (*worker, error) {
@@ -109,8 +113,11 @@ func (k *worker) piece(ctx context.Context, c *cell, p *Piece) error {
 			return nil
 		}
 	}
-	if p.Zero != (p.Data == nil) || p.Data != nil && int64(len(p.Data)) != p.Length {
+	if !p.fits() {
 		return fmt.Errorf("archive: a piece of %d bytes comes with %d bytes of data", p.Length, len(p.Data))
+	}
+	if r.whole = int32(len(p.Data)); p.Part != nil {
+		r.chunkOff = *p.Part
 	}
 	if p.Zero || zero.Is(p.Data) {
 		r.zero = true
@@ -130,15 +137,50 @@ func (k *worker) piece(ctx context.Context, c *cell, p *Piece) error {
 		return err
 	}
 	if !r.known {
-		var err error
 		r.start = len(c.out)
-		if c.out, err = k.enc.frame(c.out, p.Data); err != nil {
+		if err := k.frame(c, &r, p.Data); err != nil {
 			return err
 		}
 		r.end = len(c.out)
 	}
 	c.results = append(c.results, r)
 	return nil
+}
+
+// frame makes a frame of data, and of one that is a group by itself the group. To encrypt
+// it is work like compressing it is, and should not wait for its turn in the pack.
+func (k *worker) frame(c *cell, r *result, data []byte) (err error) {
+	keys := k.w.keys
+	if keys == nil {
+		c.out, err = k.enc.frame(c.out, data)
+		return err
+	}
+	if k.wide, err = k.enc.frame(k.wide[:0], data); err != nil {
+		return err
+	}
+	if len(k.wide) < groupSize {
+		c.out = append(c.out, k.wide...)
+		return nil
+	}
+	at := len(c.out)
+	if c.out, err = appendLone(c.out, keys, k.wide, len(data), &r.chunk); err != nil {
+		return err
+	}
+	r.lone = &KeyedChunk{Frame: int32(len(k.wide)), Group: Sum(c.out[at:]), Generation: keys.Generation(), Parts: r.parts}
+	return nil
+}
+
+// fits reports whether the piece's data is what the piece says.
+func (p *Piece) fits() bool {
+	switch {
+	case p.Zero != (p.Data == nil) || len(p.Data) > GridSize:
+		return false
+	case p.Data == nil:
+		return true
+	case p.Part == nil:
+		return int64(len(p.Data)) == p.Length
+	}
+	return *p.Part >= 0 && int64(*p.Part)+p.Length <= int64(len(p.Data))
 }
 
 // reuse refers to a chunk that the producer knows. Without data to store instead,
@@ -228,6 +270,9 @@ func (k *worker) readBack(ctx context.Context, at place, chunk Digest, data []by
 	_, err := k.w.packs.seen(ctx, ref)
 	if err != nil {
 		return false, ctx.Err()
+	}
+	if k.w.blind() {
+		return k.stands(ctx, ref, at, chunk, len(data))
 	}
 	if k.back == nil {
 		k.back = make([]byte, 0, GridSize+bufSlack)

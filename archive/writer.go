@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/imgbackup/imgbackup/archive/known"
 	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/internal/memory"
@@ -26,16 +28,19 @@ type WriterOptions struct {
 	PackSize   int64  // target size of a pack, bytes, 64 KiB to 256 MiB; 0: 32 MiB
 	TempDir    string // for maps and bitmaps too large for memory; "": [spool.TempDir]
 	// Vouched: of an older pack whose SHA-256 the store itself keeps, one chunk is
-	// read back before others count, and not each.
+	// read back before others count, and not each. In an encrypted repository each is.
 	Vouched bool
 	// Known is a folder that this machine keeps, for what chunks the repository has, of
 	// at most KnownLimit bytes; "": only the newest are known.
 	Known      string
 	KnownLimit int64
 	Memory     memory.Budget // decides how much is in hand at once
+	// Contents are small objects of an encrypted repository that need not be stored again.
+	Contents Contents
 	// IndexEvery is how many bytes of packs go by, at least, before they are listed
 	// in an index while the session goes on; 0: 64 MiB.
 	IndexEvery int64
+	Indexing   Indexing // of what the session stores
 }
 
 // DiskStats counts what one map holds; guest bytes unless said.
@@ -98,13 +103,18 @@ type Writer struct {
 	tables  packTables
 	known   *known.Table // nil: this machine keeps none
 
-	indexLost atomic.Bool // which was noted
+	indexLost atomic.Bool  // which was noted
+	expected  atomic.Int64 // guest bytes; 0: nobody knows
 
 	mu    sync.Mutex // guards what is below
 	maps  []*MapWriter
 	stats Stats
 	notes int
 }
+
+// Expect tells how many of the guest's bytes [MapWriter.Add] will be given, at most: where the store is far
+// away, the last packs become smaller, so that it has them soon after the last byte.
+func (w *Writer) Expect(bytes int64) { w.expected.Store(bytes) }
 
 var errAborted = errors.New("the backup was given up")
 
@@ -131,6 +141,9 @@ func NewWriter(ctx context.Context, store objstore.Store, o WriterOptions) (*Wri
 		o.IndexEvery = indexEvery
 	}
 	w := &Writer{store: store, keys: KeysOf(store), o: o}
+	if w.keys != nil {
+		w.o.Vouched = false // of what another host has put into a pack its table proves nothing
+	}
 	w.ctx, w.cancel = context.WithCancelCause(ctx)
 	w.packs.init(store, w.note)
 	w.tables.store = store
@@ -178,7 +191,7 @@ func (w *Writer) start() error {
 	if err != nil {
 		return err
 	}
-	w.index = indexBuilder{keys: w.keys, tempDir: w.o.TempDir, every: w.o.IndexEvery, enc: ienc, now: time.Now}
+	w.index = indexBuilder{keys: w.keys, indexing: w.o.Indexing, tempDir: w.o.TempDir, every: w.o.IndexEvery, enc: ienc, now: time.Now}
 	w.packer.init(w, enc)
 	for _, k := range workers {
 		w.wg.Go(k.run)
@@ -256,12 +269,10 @@ func (w *Writer) Finish(ctx context.Context) ([]MapRef, Stats, error) {
 	if err := w.err(); err != nil {
 		return nil, Stats{}, err
 	}
-	refs, err := w.storeMaps()
+	refs, err := w.storeLast()
 	if err != nil {
 		return nil, Stats{}, err
 	}
-	rest, err := w.index.rest()
-	w.storeIndex(err, rest)
 	if err := w.table.lost(); err != nil {
 		w.note("not all that this backup has stored was known to it, so more may be stored than was new: %v", err)
 	}
@@ -302,8 +313,40 @@ func (w *Writer) end() {
 	w.wg.Wait()
 }
 
+// storeLast stores the maps, and beside them the last index: both name packs, which are stored, and
+// neither the other. In a store that is near nothing is won by that, and one comes after the other.
+func (w *Writer) storeLast() ([]MapRef, error) {
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	rest, lost := w.index.rest()
+	if w.isNear() {
+		refs, err := w.storeMaps()
+		if err != nil {
+			w.fail(err)
+		}
+		w.storeIndex(lost, rest)
+		return refs, err
+	}
+	beside.Go(func() { w.storeIndex(lost, rest) })
+	refs, err := w.storeMaps()
+	if err != nil {
+		w.fail(err) // which ends the other
+	}
+	return refs, err
+}
+
+func (w *Writer) isNear() bool { return objstore.Connections(w.store) == 0 }
+
+// mapsAtOnce is how many maps are stored at once: a far store answers each as late as all.
+const mapsAtOnce = 8
+
 func (w *Writer) storeMaps() ([]MapRef, error) {
 	refs := make([]MapRef, 0, len(w.maps))
+	var puts errgroup.Group
+	puts.SetLimit(mapsAtOnce)
+	if w.isNear() {
+		puts.SetLimit(1)
+	}
 	for _, m := range w.maps {
 		built, err := m.build.seal(len(m.packs), func(yield func(Ref) bool) {
 			for _, n := range m.packs {
@@ -313,13 +356,19 @@ func (w *Writer) storeMaps() ([]MapRef, error) {
 			}
 		})
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(err, puts.Wait())
 		}
-		if err := w.put(w.ctx, MapKey(built.ref.Name), built.ref.Name, built.body); err != nil {
-			return nil, fmt.Errorf("store the map of disk %s: %w", m.build.head.disk, err)
-		}
+		puts.Go(func() error {
+			if err := w.put(w.ctx, MapKey(built.ref.Name), built.ref.Name, built.body); err != nil {
+				return fmt.Errorf("store the map of disk %s: %w", m.build.head.disk, err)
+			}
+			return nil
+		})
 		refs = append(refs, built.ref)
 		w.stats.add(m.stats)
+	}
+	if err := puts.Wait(); err != nil {
+		return nil, err
 	}
 	return refs, nil
 }
@@ -352,7 +401,7 @@ func (w *Writer) storePart(part *spool.Spool) error {
 	if err != nil {
 		return fmt.Errorf("index: %w", err)
 	}
-	if err := w.put(w.ctx, IndexKey(name), name, part); err != nil {
+	if err := w.put(w.ctx, IndexKey(w.o.Indexing.folder(), name), name, part); err != nil {
 		return fmt.Errorf("store the index: %w", err)
 	}
 	return nil

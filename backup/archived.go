@@ -64,7 +64,8 @@ func askOnce[K comparable, T any](ctx context.Context, mu *sync.Mutex, all map[K
 				return a.v, nil
 			}
 		case <-ctx.Done():
-			return a.v, context.Cause(ctx)
+			var none T // who was asked may answer at this moment
+			return none, context.Cause(ctx)
 		}
 	}
 }
@@ -96,7 +97,9 @@ func (s *archives) open(ctx context.Context, cd *chain.Disk) (*archived, error) 
 			return nil, err
 		}
 		// What builds on this state names its packs again, so they have to be there.
-		if err := archive.StatPacks(ctx, s.repo.Store, d.Maps()...); err != nil {
+		if err := archive.StatPacks(ctx, s.repo.Store, d.Maps()...); archive.IsDamage(err) {
+			return nil, &trust.NamedError{Err: err}
+		} else if err != nil {
 			return nil, err
 		}
 		return &archived{Disk: d, parts: s.parts}, nil
@@ -189,33 +192,34 @@ func (a *archived) Data(ctx context.Context, size int64) bitmapstore.Runs {
 	return a.Disk.Data(ctx, 0, size)
 }
 
-// Compare reports whether a disk reads in a range as the state does, and whether
-// both are all zeros there. What lies beyond the state's size reads as zeros.
-func (a *archived) Compare(ctx context.Context, disk trust.Reader, run bitmapstore.Run) (same, zeros bool, err error) {
+// Compare compares a disk with the state in a range, for [trust.State]. What lies beyond the
+// state's size reads as zeros.
+func (a *archived) Compare(ctx context.Context, disk trust.Reader, run bitmapstore.Run, counts func(bitmapstore.Run) (bool, error)) (trust.Comparison, error) {
 	if a.parts != nil {
-		return a.compareParts(ctx, disk, run)
+		return a.compareParts(ctx, disk, run, counts)
 	}
+	var differs trust.Comparison
 	cell := min(run.Len(), archive.GridSize)
 	then, now := make([]byte, cell), make([]byte, cell)
-	zeros = true
+	zeros := true
 	for pos := run.Start; pos < run.End; {
 		n := min(archive.GridSize-pos%archive.GridSize, run.End-pos, cell)
 		then, now := then[:n], now[:n]
 		known := max(0, min(n, a.Size()-pos))
 		if err := a.ReadAt(ctx, then[:known], pos); err != nil {
-			return false, false, err
+			return differs, err
 		}
 		clear(then[known:])
 		if err := disk.ReadAt(ctx, now, pos); err != nil {
-			return false, false, err
+			return differs, err
 		}
 		if !bytes.Equal(then, now) {
-			return false, false, nil
+			return differs, nil
 		}
 		zeros = zeros && zero.Is(now)
 		pos += n
 	}
-	return true, zeros, nil
+	return trust.Comparison{Same: true, Zeros: zeros}, nil
 }
 
 var zeroBlock [64 << 10]byte

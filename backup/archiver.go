@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -45,6 +46,9 @@ func (s *archiver) choose(ctx context.Context, d *disk, p *DiskPlan) error {
 	if err := checkSince(d, judge.States); err != nil {
 		return err
 	}
+	if s.req.Import != nil {
+		return s.chooseImport(ctx, d, p, states)
+	}
 	if len(states) == 0 {
 		p.Code, p.Reason = trust.ReasonFirst, "the repository holds no earlier state of this disk"
 		if d.req.Mode == Incremental {
@@ -55,7 +59,7 @@ func (s *archiver) choose(ctx context.Context, d *disk, p *DiskPlan) error {
 	if done, err := s.chooseUnchanged(ctx, d, p, judge, states[0]); done || err != nil {
 		return err
 	}
-	s.askAhead(ctx, d, states[0].Disk)
+	s.ask(ctx, d)
 	d.image.Survey()
 	v, err := judge.Verdict(ctx, trust.Question{Since: d.req.Since, WithData: true})
 	if s.req.Salvage && unreadable(err) {
@@ -140,8 +144,8 @@ func (s *archiver) chooseContent(ctx context.Context, d *disk, p *DiskPlan, stat
 	return nil
 }
 
-// accept is [destination]'s. Every plan can be archived.
-func (s *archiver) accept(*Plan) error { return nil }
+// accept is [destination]'s. Every plan can be archived, if need not be that of clones.
+func (s *archiver) accept(plan *Plan) error { return s.planClone(plan) }
 
 // prepare begins the session in which the disks are stored, and stores where their clusters
 // lie, as far as that is known.
@@ -150,25 +154,32 @@ func (s *archiver) prepare(ctx, group context.Context, plan *Plan) error {
 	if err != nil {
 		return err
 	}
+	g, gctx := errgroup.WithContext(group)
+	g.SetLimit(recorders)
 	for i, d := range s.disks {
 		if known := d.clusters.layers[0]; known != nil {
-			if err := known.store(group, w, plan.Disks[i].base.Disk); err != nil {
-				return &chain.DiskError{Disk: d.req.Disk, Err: err}
-			}
+			g.Go(func() error {
+				if err := known.store(gctx, w, plan.Disks[i].base.Disk); err != nil {
+					return &chain.DiskError{Disk: d.req.Disk, Err: err}
+				}
+				return nil
+			})
 		}
 	}
-	return nil
+	return g.Wait()
 }
 
 // writer returns the session in which the disks are stored, which drop ends.
 func (s *archiver) writer(ctx context.Context, plan *Plan) (*archive.Writer, error) {
-	o := s.req.writer(s.repo.Memory)
-	o.Vouched = mayBeVouched(plan)
+	o, err := s.req.writer(s.repo)
+	if err != nil {
+		return nil, err
+	}
+	o.Vouched, o.Contents = mayBeVouched(plan), chain.Contents(s.history)
 	if s.w != nil && s.vouched == o.Vouched {
 		return s.w, nil
 	}
 	s.drop()
-	var err error
 	s.w, err = archive.NewWriter(ctx, s.lease.Store(), o)
 	s.vouched = o.Vouched
 	return s.w, err
@@ -184,6 +195,9 @@ func (s *archiver) drop() {
 // write reads every disk and stores all that the manifest will name.
 func (s *archiver) write(ctx context.Context, plan *Plan) (*chain.Manifest, archive.Stats, error) {
 	var none archive.Stats
+	if err := s.checkNewest(ctx); err != nil { // before all is read in vain
+		return nil, none, err
+	}
 	w, err := s.writer(ctx, plan)
 	if err != nil {
 		return nil, none, err
@@ -284,6 +298,9 @@ func (s *archiver) storeRest(ctx context.Context, plan *Plan, w *archive.Writer,
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(recorders)
 	for i, d := range s.disks {
+		if s.req.Import != nil {
+			break // its bitmaps testify for nothing
+		}
 		g.Go(func() error {
 			if err := s.recordBitmaps(ctx, d, plan.Disks[i], w, &m.Disks[i]); err != nil {
 				return &chain.DiskError{Disk: d.req.Disk, Err: err}
@@ -304,6 +321,7 @@ func (s *archiver) readDisks(ctx context.Context, plan *Plan, w *archive.Writer,
 		d.read.total = plan.Disks[i].ReadBytes
 		s.read.total += d.read.total
 	}
+	w.Expect(s.read.total)
 	for i, d := range s.disks {
 		p := plan.Disks[i]
 		stats, err := s.storeDisk(ctx, d, p, w)
@@ -402,9 +420,17 @@ func (s *archiver) layout(ctx context.Context, p *DiskPlan, list []archive.MapRe
 // shortening.
 const smallMaps = 1 << 20
 
-// askAhead asks the repository, beside what is read of the image, for what the judge of its
-// bitmaps most likely asks first: the newest state, and what that saw of bitmaps that are there.
-func (s *archiver) askAhead(ctx context.Context, d *disk, newest *chain.Disk) {
+// ask is [asker]'s. What it asks for is what the judge of bitmaps most likely asks first: the newest
+// state, and what that saw of bitmaps that are there.
+func (s *archiver) ask(ctx context.Context, d *disk) {
+	if d.req.Mode == Full || s.req.Import != nil {
+		return
+	}
+	states := s.judge(d).States.WithData()
+	if len(states) == 0 {
+		return
+	}
+	newest := states[0].Disk
 	if newest.Bitmap == "" || d.image.Layers[0].Bitmap(newest.Bitmap) == nil {
 		return
 	}
@@ -419,11 +445,17 @@ func (s *archiver) askAhead(ctx context.Context, d *disk, newest *chain.Disk) {
 // commit creates the manifest. The images are needed no more then, and neither are their
 // oldest bitmaps. The lease goes beside these; what fails of that is tried again in the end.
 func (s *archiver) commit(ctx context.Context, plan *Plan, m *chain.Manifest) error {
+	if err := s.checkNewest(ctx); err != nil {
+		return err
+	}
 	if err := s.create(ctx, m); err != nil {
 		return err
 	}
 	if err := s.unlock(); err != nil {
 		s.hooks.note("closing the images: %v", err)
+	}
+	if !s.released {
+		s.locked = time.Since(s.lockedSince)
 	}
 	var beside sync.WaitGroup
 	defer beside.Wait()

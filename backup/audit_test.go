@@ -121,3 +121,35 @@ func TestAuditOfNothing(t *testing.T) {
 		t.Error("an audit of a full")
 	}
 }
+
+// Such a host compares pieces of 64 KiB when it examines a bitmap, too. What has changed in the same
+// piece, now or before, is no evidence against a bitmap; what has changed in a piece that is
+// called unchanged as a whole is.
+func TestTrustByHost(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	keys, store := chaintest.NewKeys(t), objstore.NewMem()
+	_, err := chaintest.Init(t.Context(), store, keys)
+	l.must(err)
+	l.repo, err = chaintest.Open(t.Context(), store, keys.Host)
+	l.must(err)
+	l.create("vda", "256k", "-o", "cluster_size=4k") // so small that all of it is sampled
+	l.write("vda", "write -P 1 0 256k")
+	l.backup("c1", l.disk("vda"))
+	for i, at := range []int{68, 100, 4, 124} {
+		l.write("vda", fmt.Sprintf("write -P %d %dk 4k", 2+i, at))
+		d := l.trusted(l.backup(fmt.Sprintf("c%d", 2+i), l.disk("vda")), fmt.Sprintf("c%d", 1+i))
+		if d.DirtyBytes != 4<<10 {
+			t.Errorf("c%d: %d bytes are dirty", 2+i, d.DirtyBytes)
+		}
+	}
+	for _, checkpoint := range []string{"c4", "c5"} {
+		l.img("bitmap", "--disable", "vda", l.bitmapOf(checkpoint))
+	}
+	l.write("vda", "write -P 9 200k 512")
+	for _, checkpoint := range []string{"c4", "c5"} {
+		l.img("bitmap", "--enable", "vda", l.bitmapOf(checkpoint))
+	}
+	l.write("vda", "write -P 9 132k 512")
+	l.refused(trust.ReasonMap, l.disk("vda"))
+}

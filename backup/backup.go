@@ -24,6 +24,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qcow2"
 )
 
 // Mode says how a disk is to be backed up.
@@ -58,7 +59,10 @@ type Hooks struct {
 	// that was read: so many of so many guest bytes.
 	Disk func(target string, done, total int64)
 	Step func(name string) // a step of the writing order is about to begin
-	Now  func() time.Time  // the clock that tells how old files are; nil: the system's
+	// Opened is called each time that the images are open, in the request's order, and locked; they are
+	// the run's. Nothing has been written then, and its error ends the run.
+	Opened func(images []*qcow2.Image) error
+	Now    func() time.Time // the clock that tells how old files are; nil: the system's
 }
 
 func (h Hooks) now() time.Time {
@@ -111,7 +115,12 @@ type Result struct {
 	Plan     *Plan
 	Stats    archive.Stats
 	Elapsed  time.Duration
-	Notes    []string
+	// Locked is for how long a VM could not have the images: from the first lock on one of them
+	// until they were cloned, or the checkpoint stood.
+	Locked    time.Duration
+	Cloned    bool   // the images were read from clones
+	NotCloned string // why they were not, though that was asked for
+	Notes     []string
 }
 
 // DryRun returns the plan that [Run] would carry out, and writes nothing.

@@ -11,7 +11,6 @@ import (
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/qcow2"
-	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // newIntent describes the bitmaps that are about to be added, so that the next
@@ -34,7 +33,7 @@ func (s *session) newIntent(plan *Plan) (*chain.Intent, error) {
 		if d.before, err = layer.BitmapStates(); err != nil {
 			return nil, &chain.DiskError{Disk: p.Disk, Err: err}
 		}
-		d.active = layer.Path
+		d.active, d.asked = layer.Path, false
 		d.granularity = layer.BitmapGranularity()
 		// Whoever takes them out again needs ours to know the other one.
 		for _, name := range slices.Backward(s.added()) {
@@ -82,20 +81,26 @@ func (s *session) verifyAdded(plan *Plan) error {
 	return nil
 }
 
-// undo takes the bitmaps out again that a failed backup added, and then the
-// intent. What cannot be undone now stays in the intent for the next run.
-func (s *session) undo(ctx context.Context, intent *chain.Intent) error {
+// undo takes the bitmaps out again that a backup added that failed because of cause, and then
+// the intent. What cannot be undone now stays in the intent for the next run.
+func (s *session) undo(ctx context.Context, intent *chain.Intent, cause error) error {
 	if err := s.unlock(); err != nil {
 		return err
 	}
-	if len(intent.Images) == 0 {
+	if len(intent.Images) == 0 && len(s.commanded) == 0 {
 		return nil
 	}
 	for _, image := range intent.Images {
-		if _, err := takeOut(ctx, s.guardOf(image.Path), intent, image); err != nil {
-			return fmt.Errorf("the bitmap %s could not be taken out of %s again (the next backup of %s does it): %w",
-				image.Add, image.Path, intent.Domain, err)
+		d := s.diskAt(image.Path)
+		if d == nil || !d.asked {
+			continue // nothing was put there
 		}
+		if _, err := takeOut(ctx, d.guard, intent, image); err != nil {
+			return &staysError{Bitmap: image.Add, Path: image.Path, Domain: intent.Domain, Err: err, cause: cause}
+		}
+	}
+	if len(intent.Clones) > 0 {
+		return nil // which the next run releases, as was noted
 	}
 	tidying, cancel := chain.Tidying(ctx)
 	defer cancel()
@@ -105,11 +110,11 @@ func (s *session) undo(ctx context.Context, intent *chain.Intent) error {
 	return nil
 }
 
-// guardOf returns the flock on the image of one of our disks.
-func (s *session) guardOf(image string) *qemu.ImageFlock {
+// diskAt returns the one of our disks whose image it is.
+func (s *session) diskAt(image string) *disk {
 	for _, d := range s.disks {
 		if d.active == image {
-			return d.guard
+			return d
 		}
 	}
 	return nil
@@ -122,6 +127,10 @@ const keepBitmaps = 2
 // retire removes the bitmaps of ours that no later backup needs. What fails
 // here costs nothing but space, so it is noted and no more.
 func (s *session) retire(ctx context.Context, plan *Plan, manifest *chain.Manifest) {
+	if s.released {
+		s.retireLater(plan, manifest)
+		return
+	}
 	for i, p := range plan.Disks {
 		if !p.AddsBitmap {
 			continue

@@ -15,55 +15,91 @@ import (
 // A host of an encrypted repository can't read what it has stored. It compares by the digests
 // of chunks' parts, as a whole: what differs elsewhere in a part counts as a difference.
 
-// compareParts is Compare for such a host. A part that lies only partly in the run is
-// read whole.
-func (a *archived) compareParts(ctx context.Context, disk trust.Reader, run bitmapstore.Run) (same, zeros bool, err error) {
-	zeros = true
-	buf := make([]byte, archive.DiffSize)
-	known := min(run.End, max(a.Size(), run.Start))
-	for e, err := range a.Entries(ctx, run.Start, known) {
-		if err != nil {
-			return false, false, err
-		}
-		same, zero, err := a.compareEntry(ctx, disk, &e, buf)
-		if err != nil || !same {
-			return false, false, err
-		}
-		zeros = zeros && zero
-	}
-	same, err = readsAsZeros(ctx, disk, known, run.End, buf)
-	return same, zeros && same, err
+// partsOf compares a range of a disk with an archived state for such a host.
+type partsOf struct {
+	*archived
+	disk   trust.Reader
+	run    bitmapstore.Run
+	counts func(bitmapstore.Run) (bool, error)
+	buf    []byte
+	found  trust.Comparison
 }
 
-func (a *archived) compareEntry(ctx context.Context, disk trust.Reader, e *archive.Entry, buf []byte) (same, zeros bool, err error) {
+// compareParts is Compare for such a host. A part that lies only partly in the run is
+// read whole.
+func (a *archived) compareParts(ctx context.Context, disk trust.Reader, run bitmapstore.Run, counts func(bitmapstore.Run) (bool, error)) (trust.Comparison, error) {
+	c := &partsOf{a, disk, run, counts, make([]byte, archive.DiffSize), trust.Comparison{Same: true, Zeros: true}}
+	known := min(run.End, max(a.Size(), run.Start))
+	// Where a part reaches beyond the run, the state has to have all of it.
+	around := bitmapstore.Run{Start: max(0, run.Start-archive.DiffSize), End: max(known, min(a.Size(), run.End+archive.DiffSize))}
+	if known > run.Start {
+		for e, err := range a.Entries(ctx, around.Start, around.End) {
+			if err == nil {
+				err = c.entry(ctx, &e)
+			}
+			if err != nil || !c.found.Same {
+				return trust.Comparison{}, err
+			}
+		}
+	}
+	same, err := readsAsZeros(ctx, disk, known, run.End, c.buf)
+	c.found.Same = same
+	return c.found, err
+}
+
+// entry compares what of an entry lies in the run.
+func (c *partsOf) entry(ctx context.Context, e *archive.Entry) error {
+	start, end := max(e.Offset, c.run.Start), min(e.End(), c.run.End)
+	if start >= end {
+		return nil
+	}
 	if e.Zero {
-		same, err = readsAsZeros(ctx, disk, e.Offset, e.End(), buf)
-		return same, same, err
+		same, err := readsAsZeros(ctx, c.disk, start, end, c.buf)
+		c.found.Same = same
+		return err
 	}
-	parts, err := a.parts.Of(ctx, e)
+	parts, err := c.parts.Of(ctx, e)
 	if err != nil {
-		return false, false, err
+		return err
 	}
-	zeros = true
 	begin := e.Offset - int64(e.ChunkOffset) // of the chunk, on the disk
-	for pos := e.Offset; pos < e.End(); {
-		from, to := parts.Part(pos - begin)
-		now := buf[:to-from]
-		err := disk.ReadAt(ctx, now, begin+from)
-		if err != nil && begin+to > e.End() && ctx.Err() == nil {
-			return false, false, nil // what is behind it may be beyond the end of the disk by now
+	for start < end && c.found.Same {
+		from, to := parts.Part(start - begin)
+		part := bitmapstore.Run{Start: begin + from, End: begin + to}
+		mine := bitmapstore.Run{Start: start, End: min(part.End, end)}
+		whole := e.Offset <= part.Start && part.End <= e.End()
+		if err := c.part(ctx, part, mine, whole, func(now []byte) bool { return parts.Is(from, now) }); err != nil {
+			return err
 		}
-		if err != nil {
-			return false, false, err
-		}
-		if !parts.Is(from, now) {
-			return false, false, nil
-		}
-		end := min(begin+to, e.End())
-		zeros = zeros && zero.Is(now[pos-begin-from:end-begin-from])
-		pos = end
+		start = mine.End
 	}
-	return true, zeros, nil
+	return nil
+}
+
+// part compares one part, of which mine lies in the run. whole says that the state has all of it.
+// What differs, or can't be read, in a part that the bitmap does not vouch for may be in the rest.
+func (c *partsOf) part(ctx context.Context, part, mine bitmapstore.Run, whole bool, is func(now []byte) bool) error {
+	now := c.buf[:part.Len()]
+	err := c.disk.ReadAt(ctx, now, part.Start)
+	if err == nil && is(now) {
+		c.found.Zeros = c.found.Zeros && zero.Is(now[mine.Start-part.Start:mine.End-part.Start])
+		return nil
+	}
+	if part != mine && ctx.Err() == nil {
+		counts := whole
+		if whole {
+			var cerr error
+			if counts, cerr = c.counts(part); cerr != nil {
+				return cerr
+			}
+		}
+		if !counts {
+			c.found.Untold = append(c.found.Untold, mine)
+			return nil
+		}
+	}
+	c.found.Same = false
+	return err
 }
 
 func readsAsZeros(ctx context.Context, disk trust.Reader, start, end int64, buf []byte) (bool, error) {

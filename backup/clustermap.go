@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/clustermap"
@@ -38,8 +39,8 @@ type clusterMap struct {
 
 // settled is a fingerprint in which all that moved since another was found to hold what it held.
 type settled struct {
+	trust.Settled
 	then, now *chain.ClusterMap
-	compared  int64 // bytes
 }
 
 // look begins with an image that has been opened.
@@ -100,14 +101,21 @@ func (c *clusterMaps) of(ctx context.Context, layer int) (*clusterMap, error) {
 	}
 	m := &clusterMap{files: openedFiles(l), rec: chain.NewClusterMap(l.Size, l.Header.ClusterSize())}
 	m.parts = make([]*archive.Clusters, len(m.rec.Parts))
+	keys := archive.KeysOf(c.states.repo.Store)
+	if keys != nil {
+		m.rec.Contents = make([]archive.Digest, len(m.rec.Parts))
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(min(runtime.GOMAXPROCS(0), 4))
 	for i := range m.rec.Parts {
 		g.Go(func() error {
 			start, end, h := m.rec.Part(i, l.Size)
-			p, err := archive.EncodeClusters(h, c.runs(gctx, layer, h.Unit, start, end), c.tempDir, archive.KeysOf(c.states.repo.Store))
+			p, err := archive.EncodeClusters(h, c.runs(gctx, layer, h.Unit, start, end), c.tempDir, keys)
 			if err == nil {
 				m.parts[i], m.rec.Parts[i] = p, p.Ref
+			}
+			if err == nil && keys != nil {
+				m.rec.Contents[i] = p.Content
 			}
 			return err
 		})
@@ -128,27 +136,27 @@ type clusterRuns = func(yield func(clustermap.Run, error) bool)
 
 // Moved is where a layer's data does not lie now as it did in a disk of size bytes, for
 // [trust.Clusters].
-func (c *clusterMaps) Moved(ctx context.Context, layer int, then *chain.ClusterMap, size int64) (bitmapstore.Runs, int64, error) {
+func (c *clusterMaps) Moved(ctx context.Context, layer int, then *chain.ClusterMap, size int64) (bitmapstore.Runs, trust.Settled, error) {
 	now, err := c.of(ctx, layer)
 	if err != nil {
-		return nil, 0, err
+		return nil, trust.Settled{}, err
 	}
 	both := min(size, c.image.Layers[layer].Size)
 	if now == nil {
-		return bitmapstore.Between(0, both), 0, nil // another image
+		return bitmapstore.Between(0, both), trust.Settled{}, nil // another image
 	}
 	for _, s := range c.settled {
 		if s.then == then && same(s.now, now.rec) {
-			return nil, s.compared, nil
+			return nil, s.Settled, nil
 		}
 	}
 	if now.rec.Unit != then.Unit {
-		return bitmapstore.Between(0, both), 0, nil
+		return bitmapstore.Between(0, both), trust.Settled{}, nil
 	}
 	return bitmapstore.Join(func(yield func(bitmapstore.Run, error) bool) {
 		for i, part := range then.Parts {
 			start, end, h := then.Part(i, size)
-			if start >= both || then.Span == now.rec.Span && part == now.rec.Parts[i] {
+			if start >= both || then.Span == now.rec.Span && samePart(then, now.rec, i) {
 				continue
 			}
 			was := archive.ReadClusters(ctx, c.states.repo.Store, part, h, c.tempDir)
@@ -159,36 +167,62 @@ func (c *clusterMaps) Moved(ctx context.Context, layer int, then *chain.ClusterM
 				}
 			}
 		}
-	}), 0, nil
+	}), trust.Settled{}, nil
 }
 
 // Settle notes that all that moved holds what it held, for [trust.Clusters].
-func (c *clusterMaps) Settle(layer int, then *chain.ClusterMap, compared int64) {
+func (c *clusterMaps) Settle(layer int, then *chain.ClusterMap, found trust.Settled) {
 	if now := c.layers[layer]; now != nil {
-		c.settled = append(c.settled, settled{then, now.rec, compared})
+		c.settled = append(c.settled, settled{found, then, now.rec})
 	}
 }
 
+// samePart reports whether a part holds the same in both.
+func samePart(a, b *chain.ClusterMap, i int) bool {
+	return a.Parts[i] == b.Parts[i] || i < len(a.Contents) && i < len(b.Contents) && a.Contents[i] == b.Contents[i]
+}
+
 func same(a, b *chain.ClusterMap) bool {
-	return a.Unit == b.Unit && a.Span == b.Span && slices.Equal(a.Parts, b.Parts)
+	if a.Unit != b.Unit || a.Span != b.Span || len(a.Parts) != len(b.Parts) {
+		return false
+	}
+	for i := range a.Parts {
+		if !samePart(a, b, i) {
+			return false
+		}
+	}
+	return true
 }
 
 // storeClusterMaps stores where the clusters of each disk lie.
 func (s *archiver) storeClusterMaps(ctx context.Context, plan *Plan, w *archive.Writer, m *chain.Manifest) error {
+	if s.req.Import != nil {
+		return nil // it is not the image that comes back
+	}
 	for i, d := range s.disks {
 		now, err := d.clusters.of(ctx, 0)
 		if s.req.Salvage && unreadable(err) {
 			continue // of a disk that fails; the next one is examined without it
 		}
 		if err == nil && now != nil {
-			m.Disks[i].ClusterMap = now.rec
 			err = now.store(ctx, w, plan.Disks[i].base.Disk)
+			m.Disks[i].ClusterMap = now.record()
 		}
 		if err != nil {
 			return &chain.DiskError{Disk: d.req.Disk, Err: err}
 		}
 	}
 	return nil
+}
+
+// record is what the manifest says of what was stored.
+func (m *clusterMap) record() *chain.ClusterMap {
+	rec := *m.rec
+	rec.Parts = make([]archive.Ref, len(m.parts))
+	for i, p := range m.parts {
+		rec.Parts[i] = p.Ref
+	}
+	return &rec
 }
 
 // store stores the parts, unless that was done. Those that the state it builds on has, too, are

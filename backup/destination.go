@@ -26,3 +26,9 @@ type destination interface {
 	// after does what is to be done when all of it stands.
 	after(ctx context.Context, plan *Plan) error
 }
+
+// asker is a destination that can begin to ask the repository for what it needs to choose how a
+// disk goes there, before that disk's turn.
+type asker interface {
+	ask(ctx context.Context, d *disk)
+}

@@ -3,7 +3,9 @@
 package backup
 
 import (
+	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/imgbackup/imgbackup/qemu"
@@ -50,3 +52,30 @@ func (e *baseGone) Unwrap() error { return e.err }
 
 func (e *changedError) Error() string { return e.inUse.Error() }
 func (e *changedError) Unwrap() error { return &e.inUse }
+
+// leftError reports that a bitmap which a failed backup has added stays in images that a VM may
+// have by now.
+type leftError struct{ Bitmap, Domain string }
+
+func (e *leftError) Error() string {
+	return fmt.Sprintf("the images were cloned, and a VM may have them by now: so the bitmap %s stays in them (the next backup of %s takes it out)", e.Bitmap, e.Domain)
+}
+
+// staysError reports that a bitmap which a failed backup has added could not be taken out of
+// the image again; the next run does it.
+type staysError struct {
+	Bitmap, Path, Domain string
+	Err                  error
+	cause                error // of the failure, which may be that of this, too: then it is told once
+}
+
+func (e *staysError) Error() string {
+	what := fmt.Sprintf("the bitmap %s could not be taken out of %s again", e.Bitmap, e.Path)
+	next := fmt.Sprintf(" (the next backup of %s does it)", e.Domain)
+	var this, that syscall.Errno
+	if errors.As(e.Err, &this) && errors.As(e.cause, &that) && this == that {
+		return what + " for the same reason" + next
+	}
+	return what + next + ": " + e.Err.Error()
+}
+func (e *staysError) Unwrap() error { return e.Err }

@@ -24,6 +24,7 @@ import (
 // the same instant as the disks, and unchanged until the commit.
 type FileRequest struct {
 	Role string // as chain.RoleNVRAM
+	Name string // of a chain.RoleFile; else empty
 	Path string // where it is, of chain.RoleTPM perhaps a folder; beside Data: where that came from, may be empty
 	Data []byte // the content, if it is known; nil: to be read
 }
@@ -36,24 +37,41 @@ type file struct {
 	absent bool          // and that has been told
 }
 
+// called is what the file is called where it is told of.
+func (r *FileRequest) called() string { return (&chain.File{Role: r.Role, Name: r.Name}).Called() }
+
+// maxNamed bounds how many files a person may name: all are open at once.
+const maxNamed = 256
+
 // openedFile is a file that is being read.
 type openedFile struct {
-	name  string // within a folder
+	name  string // within a folder, or what a person has called it
 	image *qcow2.Image
 	id    qcow2.FileID // when reading began
 }
 
 func (s *session) checkFiles() error {
 	seen := make(map[string]bool)
+	named := 0
 	for _, r := range s.req.Files {
-		if seen[r.Role] {
-			return usage.Errorf("two files are the %s", r.Role)
+		what := r.called()
+		if seen[what] {
+			return usage.Errorf("two files are the %s", what)
 		}
-		seen[r.Role] = true
+		seen[what] = true
 		if r.Data == nil && r.Path == "" {
-			return usage.Errorf("%s: no path", r.Role)
+			return usage.Errorf("%s: no path", what)
+		}
+		if r.Role == chain.RoleFile {
+			if err := chain.CheckName(r.Name); err != nil {
+				return usage.Errorf("file: %w", err)
+			}
+			named++
 		}
 		s.files = append(s.files, &file{req: r})
+	}
+	if named > maxNamed {
+		return usage.Errorf("%d files are named, and at most %d are archived beside the disks", named, maxNamed)
 	}
 	return nil
 }
@@ -66,7 +84,8 @@ func (s *session) leaveFilesUnread() {
 
 // openFiles opens every file that has to be read, under QEMU's locks. One that
 // does not exist is no error: libvirt makes the variables of a domain's firmware, and
-// the state of its TPM, when it starts it for the first time.
+// the state of its TPM, when it starts it for the first time. Who names a file means one that
+// is there.
 func (s *session) openFiles(ctx context.Context) error {
 	for _, f := range s.files {
 		if err := f.close(); err != nil {
@@ -76,7 +95,7 @@ func (s *session) openFiles(ctx context.Context) error {
 			continue
 		}
 		if err := s.openFile(ctx, f); err != nil {
-			return fmt.Errorf("%s: %w", f.req.Role, err)
+			return fmt.Errorf("%s: %w", f.req.called(), err)
 		}
 	}
 	return nil
@@ -85,7 +104,7 @@ func (s *session) openFiles(ctx context.Context) error {
 func (s *session) openFile(ctx context.Context, f *file) error {
 	info, err := os.Stat(f.req.Path)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist) && f.req.Role != chain.RoleFile:
 		if !f.absent {
 			s.hooks.note("the %s %s does not exist (yet), and is not archived", f.req.Role, f.req.Path)
 		}
@@ -98,7 +117,7 @@ func (s *session) openFile(ctx context.Context, f *file) error {
 	case !info.Mode().IsRegular():
 		return usage.Errorf("%s: %s is no regular file", f.req.Role, f.req.Path)
 	}
-	name := ""
+	name := f.req.Name
 	if f.req.Role == chain.RoleTPM {
 		name = info.Name()
 	}
@@ -107,7 +126,7 @@ func (s *session) openFile(ctx context.Context, f *file) error {
 
 // openOne opens one of the files that a request stands for.
 func (s *session) openOne(ctx context.Context, f *file, name, path string) error {
-	image, err := s.openImage(ctx, path, qcow2.Raw, nil, "")
+	image, err := s.openImage(ctx, &disk{req: DiskRequest{Path: path, Format: qcow2.Raw}})
 	if err != nil {
 		return err
 	}
@@ -115,6 +134,21 @@ func (s *session) openOne(ctx context.Context, f *file, name, path string) error
 	f.opened = append(f.opened, o)
 	if size := o.source().Opened().Size; f.req.Role != chain.RoleManagedSave && size > archive.MaxFile {
 		return usage.Errorf("%s has %d bytes, more than %d MiB", path, size, archive.MaxFile>>20)
+	}
+	return o.checkSize()
+}
+
+// checkSize refuses a file whose size says nothing about its content, as those of /proc.
+func (o *openedFile) checkSize() error {
+	if o.source().Opened().Size > 0 {
+		return nil
+	}
+	n, err := o.source().ReadAt(make([]byte, 1), 0)
+	switch {
+	case n > 0:
+		return usage.Errorf("%s has content and no size, as files of the kernel's have: copy it, and name the copy", o.source().Path())
+	case err != nil && !errors.Is(err, io.EOF):
+		return err
 	}
 	return nil
 }
@@ -138,15 +172,15 @@ func (s *session) storeFiles(ctx context.Context, w *archive.Writer) ([]chain.Fi
 		if f.req.Data != nil {
 			ref, err := w.PutFile(ctx, bytes.NewReader(f.req.Data))
 			if err != nil {
-				return nil, fmt.Errorf("%s %s: %w", f.req.Role, f.req.Path, err)
+				return nil, fmt.Errorf("%s %s: %w", f.req.called(), f.req.Path, err)
 			}
-			all = append(all, chain.File{Role: f.req.Role, Path: f.req.Path, FileRef: ref})
+			all = append(all, chain.File{Role: f.req.Role, Name: f.req.Name, Path: f.req.Path, FileRef: ref})
 			continue
 		}
 		for _, o := range f.opened {
 			parts, err := o.store(ctx, w, f.req.Role)
 			if err != nil {
-				return nil, fmt.Errorf("%s %s: %w", f.req.Role, o.source().Path(), err)
+				return nil, fmt.Errorf("%s %s: %w", f.req.called(), o.source().Path(), err)
 			}
 			all = append(all, parts...)
 		}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -99,6 +100,9 @@ func TestFilesInUse(t *testing.T) {
 			}}
 			req := l.request("c1", l.disk("vda"))
 			req.Files = l.files()
+			if a.step != "" { // what a person has named is watched as well
+				req.Files[0] = backup.FileRequest{Role: chain.RoleFile, Name: "x", Path: l.path("vars.fd")}
+			}
 			_, err := l.run(req, hooks)
 			var inUse *qemu.InUseError
 			if !hit || err == nil || name != "removed" && !errors.As(err, &inUse) {
@@ -119,12 +123,21 @@ func TestFilesRefused(t *testing.T) {
 	l.must(os.WriteFile(l.path("large"), nil, 0o600))
 	l.must(os.Truncate(l.path("large"), archive.MaxFile+1))
 	l.must(unix.Mkfifo(l.path("fifo"), 0o600))
+	var many []backup.FileRequest
+	for i := range 257 {
+		many = append(many, backup.FileRequest{Role: chain.RoleFile, Name: strconv.Itoa(i), Data: []byte("x")})
+	}
 	for name, files := range map[string][]backup.FileRequest{
 		"twice":    {{Role: chain.RoleNVRAM, Path: "/a"}, {Role: chain.RoleNVRAM, Path: "/b"}},
 		"no path":  {{Role: chain.RoleNVRAM}},
 		"large":    {{Role: chain.RoleNVRAM, Path: l.path("large")}},
 		"a pipe":   {{Role: chain.RoleLoader, Path: l.path("fifo")}},
 		"a folder": {{Role: chain.RoleLoader, Path: l.images}},
+		"no name":  {{Role: chain.RoleFile, Data: []byte("x")}},
+		"a path":   {{Role: chain.RoleFile, Name: "a/b", Data: []byte("x")}},
+		"one name": {{Role: chain.RoleFile, Name: "a", Data: []byte("x")}, {Role: chain.RoleFile, Name: "a", Data: []byte("y")}},
+		"no size":  {{Role: chain.RoleFile, Name: "a", Path: "/proc/version"}},
+		"many":     many,
 	} {
 		l.unchanged(func() {
 			req := l.request("c1", l.disk("vda"))

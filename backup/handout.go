@@ -134,7 +134,12 @@ func (s *handout) write(ctx context.Context, plan *Plan) (*chain.Manifest, archi
 // record stores what is known of the disks without their data, and describes the
 // checkpoint.
 func (s *handout) record(ctx context.Context, plan *Plan) (*chain.Manifest, error) {
-	w, err := archive.NewWriter(ctx, s.lease.Store(), s.req.writer(s.repo.Memory))
+	o, err := s.req.writer(s.repo)
+	if err != nil {
+		return nil, err
+	}
+	o.Contents = chain.Contents(s.history)
+	w, err := archive.NewWriter(ctx, s.lease.Store(), o)
 	if err != nil {
 		return nil, err
 	}
@@ -168,16 +173,17 @@ func (s *handout) record(ctx context.Context, plan *Plan) (*chain.Manifest, erro
 
 // recordHeld stores where a disk holds data, the one thing that is known of its
 // content without an archive: data that vanishes without a mark in the bitmap
-// shows later that the bitmap lies.
+// shows later that the bitmap lies. Only the images' tables count: holes of files come and
+// go by themselves.
 func recordHeld(ctx context.Context, d *disk, w *archive.Writer, rec *chain.Disk) (*chain.BitmapRecord, error) {
 	const sector = 512
-	data := d.image.Data(ctx).Round(sector, rec.Size)
+	data := d.image.Mapped(ctx).Round(sector, rec.Size)
 	bytes, err := data.Bytes()
 	if err != nil {
 		return nil, err
 	}
 	held := &chain.BitmapRecord{Name: rec.Bitmap, Granularity: sector, Size: rec.Size, DirtyBytes: bytes}
-	held.Object, err = w.PutBitmap(ctx, bitmapstore.Header{Name: held.Name, Granularity: sector, Size: held.Size}, data)
+	held.Object, held.Content, err = w.PutBitmap(ctx, bitmapstore.Header{Name: held.Name, Granularity: sector, Size: held.Size}, data)
 	return held, err
 }
 

@@ -11,10 +11,14 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore/objstoretest"
+	"github.com/imgbackup/imgbackup/qcow2"
 )
 
 // receiver is a [backup.Receiver] of functions, any of which may be nil.
@@ -98,6 +102,77 @@ func TestPushCheckpoint(t *testing.T) {
 	if fmt.Sprint(runs) != "[{131072 196608}]" {
 		t.Errorf("since p1: %v", runs)
 	}
+}
+
+// What the file system calls a hole today, and data tomorrow, is no sign of a write that a bitmap
+// missed: an image with zeros that are only allocated, and with zeros that are written, keeps its
+// increments, however its holes turn. Data that a table has lost is a sign, as before.
+func TestPushWhileHolesTurn(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.create("a", "1M", "-o", "preallocation=falloc")
+	l.write("a", "write -P 1 0 64k", "write -P 0 256k 128k")
+	turned := make(map[string]bool)
+	mapped := make(map[int64]bool)
+	push := func(name string) {
+		_, err := backup.Push(t.Context(), l.repo, l.request(name, l.disk("a")), backup.Hooks{}, &receiver{})
+		l.must(err)
+		mapped[l.manifest(name).Disks[0].Held.DirtyBytes] = true
+	}
+	f, err := os.OpenFile(l.path("a"), os.O_RDWR, 0)
+	l.must(err)
+	defer f.Close()
+	last := ""
+	for i, turn := range []func() error{
+		func() error { _, err := os.ReadFile(l.path("a")); return err }, // zeros in the page cache are data
+		func() error { return errors.Join(f.Sync(), unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)) },
+		func() error { return l.punch("a", f, 256<<10, 128<<10) },
+		func() error { return unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, 1<<20) },
+	} {
+		l.must(turn())
+		image, err := qcow2.Open(l.path("a"), qcow2.Qcow2, qcow2.OpenOptions{})
+		l.must(err)
+		data, err := image.Data(t.Context()).Collect()
+		l.must(errors.Join(err, image.Close()))
+		turned[fmt.Sprint(data)] = true
+		if last != "" {
+			runs, err := l.changesSince(last, l.disk("a"))
+			if l.must(err); len(runs) > 0 {
+				t.Errorf("turn %d: %v changed", i, runs)
+			}
+		}
+		last = fmt.Sprint("p", i)
+		push(last)
+	}
+	if len(turned) < 2 {
+		t.Errorf("no hole has turned: %v", turned)
+	}
+	if len(mapped) != 1 || !mapped[1<<20] {
+		t.Errorf("the disk held %v bytes", mapped)
+	}
+	l.img("resize", "-q", "-f", "qcow2", "--shrink", "a", "512k")
+	l.img("resize", "-q", "-f", "qcow2", "a", "1M")
+	_, err = l.changesSince(last, l.disk("a"))
+	var refused *backup.NotTrustedError
+	if !errors.As(err, &refused) || refused.Code != trust.ReasonMap {
+		t.Errorf("what was cut off is not missed: %v", err)
+	}
+}
+
+// punch makes a hole of a range of a disk in its image's file, behind which zeros lie.
+func (l *lab) punch(name string, f *os.File, at, length int64) error {
+	image, err := qcow2.Open(l.path(name), qcow2.Qcow2, qcow2.OpenOptions{})
+	l.must(err)
+	defer image.Close()
+	for p, err := range image.Places(l.t.Context(), 0, at, at+length) {
+		if err == nil {
+			err = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, p.Host, p.Length)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // unpublished is a receiver that fails the test if it is told to publish.

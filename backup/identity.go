@@ -40,8 +40,11 @@ func (s *session) rememberIdentity() {
 
 // compareIdentity fails when any file of any chain is no longer what it was
 // when reading began. A loop mount, or a program without QEMU's locks, is seen
-// only so.
+// only so. Of images that were cloned it is asked of the clones.
 func (s *session) compareIdentity(consequence string) error {
+	if s.released {
+		return s.compareClones()
+	}
 	for _, d := range s.disks {
 		at := 0
 		for _, layer := range d.image.Layers {

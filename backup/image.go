@@ -54,7 +54,7 @@ func GuardImage(ctx context.Context, path string, noLock bool) (*qemu.ImageFlock
 // reports whether the image held the bitmap.
 func RemoveBitmap(ctx context.Context, guard *qemu.ImageFlock, path, name string) (held bool, err error) {
 	var before []qcow2.BitmapState
-	err = qcow2.WithTopLayer(path, func(l *qcow2.Layer) error {
+	err = lockedTopLayer(ctx, path, qemu.LockWait, func(l *qcow2.Layer) error {
 		held = l.Bitmap(name) != nil
 		if !held {
 			return nil
@@ -79,6 +79,19 @@ func RemoveBitmap(ctx context.Context, guard *qemu.ImageFlock, path, name string
 		return held, err
 	}
 	return held, qcow2.VerifyBitmapRemoved(path, before, name)
+}
+
+// lockedTopLayer lets look see an image that no program has open for writing: one that a QEMU is
+// just opening or closing may seem to have no bitmaps. Where there are no locks it goes without.
+func lockedTopLayer(ctx context.Context, path string, wait time.Duration, look func(*qcow2.Layer) error) error {
+	hold, err := qemu.HoldImage(ctx, path, wait)
+	if errors.As(err, new(*qemu.NoLockError)) {
+		return qcow2.WithTopLayer(path, look)
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(qcow2.WithTopLayer(path, look), hold.Close())
 }
 
 // CheckRefcounts returns the reason why a QEMU that stores bitmaps in the image might do it over

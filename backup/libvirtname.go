@@ -90,22 +90,31 @@ func recordTheSame(a, b *qcow2.Bitmap) (bool, error) {
 // removeOurs removes a checkpoint's bitmap from a disk's image, and before it the one that
 // was made beside it.
 func (s *session) removeOurs(ctx context.Context, d *disk, name string) error {
-	if twin := s.besides(name); twin != "" {
-		removed, held, err := RemoveLibvirtBitmap(ctx, d.guard, d.active, twin, name)
-		if err != nil {
-			return err
-		}
-		if held && !removed {
-			s.hooks.note("disk %s: the bitmap %s is no longer the one that was made beside %s, and stays", d.req.Disk, twin, name)
-		}
+	twin := besides(s.withGone(), name)
+	_, stays, err := removeBoth(ctx, d.guard, d.active, name, twin)
+	if stays {
+		s.hooks.note("disk %s: the bitmap %s is no longer the one that was made beside %s, and stays", d.req.Disk, twin, name)
 	}
-	_, err := RemoveBitmap(ctx, d.guard, d.active, name)
 	return err
 }
 
+// removeBoth removes a checkpoint's bitmap from an image, and before it the one that was made
+// beside it, if any was; stays: another one has its name by now.
+func removeBoth(ctx context.Context, guard *qemu.ImageFlock, path, name, twin string) (removed, stays bool, err error) {
+	if twin != "" {
+		gone, held, err := RemoveLibvirtBitmap(ctx, guard, path, twin, name)
+		if err != nil {
+			return false, false, err
+		}
+		stays = held && !gone
+	}
+	removed, err = RemoveBitmap(ctx, guard, path, name)
+	return removed, stays, err
+}
+
 // besides is the bitmap that was made for libvirt beside one of ours; empty: none was.
-func (s *session) besides(name string) string {
-	for _, m := range s.withGone() {
+func besides(all []*chain.Manifest, name string) string {
+	for _, m := range all {
 		for i := range m.Disks {
 			if d := &m.Disks[i]; d.Bitmap == name && d.LibvirtBitmap != "" {
 				return d.LibvirtBitmap

@@ -21,6 +21,8 @@ import (
 	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/local"
+	"github.com/imgbackup/imgbackup/objstore/s3"
+	"github.com/imgbackup/imgbackup/objstore/s3test"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
 
@@ -31,6 +33,7 @@ type life struct {
 	rng          *rand.Rand
 	dir          string
 	store        objstore.Store
+	locked       bool // what is in it can't be removed for good
 	repo, writer *chain.Repository
 	events       []*event
 	count        *tally
@@ -39,7 +42,8 @@ type life struct {
 	points []*point
 	files  int
 	log    []string
-	over   bool // nothing more can be expected of it
+	over   bool   // nothing more can be expected of it
+	clones string // where copies are made for most backups of it, which a VM does not wait for; empty: none are
 }
 
 // lifeDisk is a disk of the domain. Only the test's own doings are noted here;
@@ -118,12 +122,17 @@ func newLife(t *testing.T, seed uint64, events []*event, count *tally) *life {
 		t.Cleanup(func() { local.Close() })
 		l.store = local
 	}
+	var o chain.InitOptions
+	if count.minio != nil {
+		l.store, o.Lock = l.bucket(count.minio)
+	}
 	var keys *chaintest.Keys // of every fourth life
 	if seed%4 == 2 {
 		keys = chaintest.NewKeys(t)
 		count.add("encrypted")
 	}
-	repo, err := chaintest.Init(context.Background(), l.store, keys)
+	o.Encrypt = keys.Options().Encrypt
+	repo, err := chain.Init(context.Background(), l.store, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,11 +143,40 @@ func newLife(t *testing.T, seed uint64, events []*event, count *tally) *life {
 			t.Fatal(err)
 		}
 	}
+	if seed%4 == 1 && os.Getenv("IMGBACKUP_SOAK") != "" { // in soaks, so far
+		l.clones = t.TempDir()
+		count.add("with clones")
+	}
 	// One disk's name is the beginning of the other's.
 	for _, target := range []string{"vda", "vdaa"}[:1+l.rng.IntN(2)] {
 		l.addDisk(target)
 	}
 	return l
+}
+
+// bucket is where a life is led: of some, all of which are encrypted, a bucket, which may have object lock; of the
+// others where it is anyhow.
+func (l *life) bucket(minio func() *s3test.Server) (objstore.Store, *chain.ObjectLock) {
+	l.t.Helper()
+	var name string
+	var lock *chain.ObjectLock
+	switch l.seed % 16 {
+	case 6: // by a host, as seed%8 == 6 is
+		l.count.add("in a bucket with object lock")
+		name, lock = minio().LockedBucket(), &chain.ObjectLock{Mode: objstore.Compliance.String(), Days: 1}
+	case 10:
+		l.count.add("in a bucket")
+		name = minio().Bucket()
+	default:
+		return l.store, nil
+	}
+	l.locked = lock != nil
+	store, err := s3.Open(minio().Config(name, "lives"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { store.Close() })
+	return store, lock
 }
 
 func (l *life) addDisk(target string) {

@@ -5,7 +5,6 @@ package backup_test
 import (
 	"bytes"
 	"context"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -108,9 +107,7 @@ func (a *attempt) excuse(d *lifeDisk, rec *chain.Disk, diff []bitmapstore.Run) s
 // recorded reads a bitmap as a manifest recorded it.
 func (l *life) recorded(w *chain.BitmapRecord) bitmapstore.Runs {
 	l.t.Helper()
-	_, runs, err := bitmapstore.Decode(func() (io.ReadCloser, error) {
-		return l.store.Get(context.Background(), archive.BitmapKey(w.Object.Name), 0, -1)
-	})
+	runs, err := archive.OpenBitmap(context.Background(), l.repo.Store, w.Object, w.Header())
 	if err != nil {
 		l.t.Fatal(err)
 	}

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/imgbackup/imgbackup/objstore/s3test"
 )
 
 // The tests in life_*_test.go let disks live at random: real images, made and
@@ -38,6 +40,7 @@ const defaultSeed = 1
 type tally struct {
 	mu     sync.Mutex
 	counts map[string]int
+	minio  func() *s3test.Server // for lives in a bucket; nil: there are none
 }
 
 func (c *tally) add(what string) {
@@ -90,6 +93,7 @@ func TestLives(t *testing.T) {
 	t.Parallel()
 	count := &tally{counts: make(map[string]int)}
 	seeds := lives(t, defaultLives)
+	count.minio = sync.OnceValue(func() *s3test.Server { return s3test.Start(t, s3test.MinIO) })
 	events := allEvents()
 	t.Run("life", func(t *testing.T) {
 		for _, seed := range seeds {

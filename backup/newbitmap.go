@@ -17,6 +17,9 @@ import (
 // data that is to be saved. A checkpoint without data is its bitmaps.
 func (s *session) chooseBitmap(ctx context.Context, d *disk, p *DiskPlan) error {
 	switch {
+	case s.req.Import != nil:
+		p.NoBitmapReason = "it was imported: nothing is written into what others have left, so that the domain's next backup reads everything"
+		return nil
 	case s.req.NoCheckpoint:
 		p.NoBitmapReason = "no bitmap was wanted (--no-checkpoint)"
 		return nil
@@ -45,8 +48,10 @@ func (s *session) chooseBitmap(ctx context.Context, d *disk, p *DiskPlan) error 
 
 // wantsBitmap reports whether the image of a disk gets a bitmap, unless something that takes long
 // to be found out speaks against it.
-func (s *session) wantsBitmap(d *disk) bool {
-	return s.records && !s.req.NoCheckpoint && !d.req.NoCheckpoint && d.image.Layers[0].CheckAddBitmap() == nil
+func (s *session) wantsBitmap(d *disk) bool { return s.wantsBitmapIn(d, d.image) }
+
+func (s *session) wantsBitmapIn(d *disk, image *qcow2.Image) bool {
+	return s.records && !s.req.NoCheckpoint && !d.req.NoCheckpoint && image.Layers[0].CheckAddBitmap() == nil
 }
 
 // refusesBitmap returns the reason why a bitmap cannot be added to an image whose
@@ -141,13 +146,13 @@ func (s *session) addBitmaps(ctx context.Context, plan *Plan) error {
 // left the image's bitmaps as they were, an archive goes on without a new one.
 func (s *session) addBitmap(ctx context.Context, d *disk, p *DiskPlan, name string) error {
 	err := qcow2.WithTopLayer(d.active, func(l *qcow2.Layer) error { return l.CheckRoom(d.granularity) })
-	if err == nil {
+	if d.asked = err == nil; d.asked {
 		err = d.guard.BitmapAdd(ctx, d.active, name, d.granularity)
 	}
 	if err == nil || s.onlyBitmaps || ctx.Err() != nil {
 		return err
 	}
-	if !untouched(err) {
+	if d.asked && !untouched(err) {
 		if _, rerr := RemoveBitmap(ctx, d.guard, d.active, name); rerr != nil {
 			return errors.Join(err, rerr)
 		}
@@ -175,8 +180,4 @@ func (s *session) addForLibvirt(ctx context.Context, d *disk) error {
 // untouched reports whether a bitmap could not be added because qemu-img did not
 // come to the image. If somebody else has it, and does more than read, then it will
 // not be locked for reading, either.
-func untouched(err error) bool {
-	var noRoom *qcow2.NoBitmapError
-	var inUse *qemu.InUseError
-	return errors.As(err, &noRoom) || errors.As(err, &inUse)
-}
+func untouched(err error) bool { return errors.As(err, new(*qemu.InUseError)) }

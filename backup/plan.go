@@ -85,6 +85,11 @@ func (s *session) makePlan(ctx context.Context, before *Plan) (*Plan, error) {
 	if before == nil {
 		s.noteRenamed()
 	}
+	if a, ok := s.to.(asker); ok && len(s.disks) > 1 && !s.req.SkipUnchanged {
+		for _, d := range s.disks {
+			a.ask(ctx, d)
+		}
+	}
 	for i, d := range s.disks {
 		p, err := s.planDisk(ctx, d, before == nil)
 		if err != nil {

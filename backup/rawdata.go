@@ -10,6 +10,9 @@ import (
 // look describes a disk's open image. What was seen once of a raw data file counts until
 // the end: our own bitmap, when it is added, covers it.
 func (s *session) look(d *disk) *trust.Image {
+	if d.seen != nil {
+		return d.seen
+	}
 	image := trust.Look(d.image)
 	d.lateData = d.lateData || image.RawData.Late
 	image.RawData.Late = d.lateData

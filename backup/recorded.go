@@ -62,12 +62,12 @@ func (s *session) recordBitmap(ctx context.Context, w *archive.Writer, layer *qc
 		s.hooks.note("bitmap %s of %s cannot be read and is not recorded: %v", b.Name, layer.Path, err)
 		return nil, nil
 	}
-	ref, err := w.PutBitmap(ctx, headerOf(b, layer), b.Runs())
+	ref, content, err := w.PutBitmap(ctx, headerOf(b, layer), b.Runs())
 	if err != nil {
 		return nil, fmt.Errorf("recording bitmap %s: %w", b.Name, err)
 	}
 	return &chain.BitmapRecord{
 		Name: b.Name, Layer: index, LayerPath: layer.Path, Granularity: b.Granularity,
-		Size: layer.Size, DirtyBytes: dirty, Enabled: b.Enabled, Object: ref,
+		Size: layer.Size, DirtyBytes: dirty, Enabled: b.Enabled, Object: ref, Content: content,
 	}, nil
 }

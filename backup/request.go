@@ -8,10 +8,11 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/foreign"
-	"github.com/imgbackup/imgbackup/internal/memory"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -20,11 +21,12 @@ import (
 type Request struct {
 	Domain     string
 	DomainUUID string // from the domain's definition; empty if unknown
+	Autostart  bool   // libvirt starts it with its host, as far as is known
 	Adopt      bool   // take over a domain that another host began
 
 	Disks   []DiskRequest
 	LeftOut []chain.LeftOut // of the domain's disks; recorded in the manifest
-	Files   []FileRequest   // archived beside the disks; at most one of each role
+	Files   []FileRequest   // archived beside the disks; at most one of each role, and of each name
 
 	Mode   Mode
 	Since  string // for disks that name none; empty: the newest that can be trusted
@@ -42,6 +44,10 @@ type Request struct {
 	Audit         bool // read everything, and compare what changed with what the bitmaps say
 	SkipUnchanged bool // make no checkpoint if nothing has changed since the newest
 
+	Clone  Clone   // of an archive only; empty: never
+	Cloner Cloner  // makes clones where the kernel makes none; nil: nobody does
+	Import *Import // nil: the disks are a VM's images
+
 	ImageOptions
 	StoreOptions
 }
@@ -56,8 +62,16 @@ type ImageOptions struct {
 	LockWait  time.Duration // how long to wait for another holder of an image's locks
 	MaxLock   time.Duration // the longest time the images may stay locked; 0: no limit
 	RateLimit int64         // bytes of guest data read per second; 0: no limit
+	// Limiter, if any, is what several runs share instead: see [NewLimiter].
+	Limiter *rate.Limiter
 
 	TrustRawData bool // only QEMU writes to raw data files: their images' bitmaps are examined
+}
+
+// NewLimiter limits how many bytes of guest data are read per second, by all runs that share it.
+func NewLimiter(bytes int64) *rate.Limiter {
+	// A burst of one cell, which is the largest read.
+	return rate.NewLimiter(rate.Limit(bytes), archive.GridSize)
 }
 
 // StoreOptions say how objects are written.
@@ -71,9 +85,10 @@ type StoreOptions struct {
 	IndexEvery int64
 }
 
-func (o StoreOptions) writer(m memory.Budget) archive.WriterOptions {
-	return archive.WriterOptions{Level: o.Level, SkipVerify: o.NoVerify, TempDir: o.TempDir, Memory: m,
-		Known: o.Known, KnownLimit: o.KnownLimit, IndexEvery: o.IndexEvery}
+func (o StoreOptions) writer(repo *chain.Repository) (archive.WriterOptions, error) {
+	own, err := repo.Indexing()
+	return archive.WriterOptions{Level: o.Level, SkipVerify: o.NoVerify, TempDir: o.TempDir, Memory: repo.Memory, Indexing: own,
+		Known: o.Known, KnownLimit: o.KnownLimit, IndexEvery: o.IndexEvery}, err
 }
 
 // DiskRequest names one disk of the domain and how it is to be backed up.
@@ -92,7 +107,10 @@ type DiskRequest struct {
 	TrustRawData *bool         // nil: as the request
 	NoCheckpoint bool          // add no bitmap to this disk
 	AllowDirs    []string      // folders, besides the request's, for its backing and data files
-	Defined      *DefinedChain // what the domain's definition says lies below the image; nil: nothing
+	Over         []qcow2.Named // what lies below the image, topmost first, whatever it says itself; none: what it says
+	// Open opens an image of a format that no other package reads, for [qcow2.OpenOptions].
+	Open    func(path string, format qcow2.Format) (qcow2.Foreign, error)
+	Defined *DefinedChain // what the domain's definition says lies below the image; nil: nothing
 }
 
 // check refuses what makes no sense, whatever the disks are.
@@ -107,6 +125,12 @@ func (req *Request) check() error {
 	}
 	if _, err := chain.Tags(req.Tags); err != nil {
 		return usage.Wrap(err)
+	}
+	if err := req.checkClone(); err != nil {
+		return err
+	}
+	if req.Import != nil && (!req.NoCheckpoint || req.SkipUnchanged || req.Audit || req.Since != "") {
+		return usage.Errorf("what is imported gets no bitmap, and none of it is asked")
 	}
 	if len(req.Disks) == 0 {
 		return usage.Errorf("no disk is named: give --disk TARGET=PATH,format=qcow2|raw")
@@ -146,7 +170,7 @@ func (r *DiskRequest) check() error {
 	if r.Path == "" {
 		return errors.New("no path")
 	}
-	if r.Format != qcow2.Raw && r.Format != qcow2.Qcow2 && !slices.Contains(foreign.Formats(), r.Format) {
+	if r.Format != qcow2.Raw && r.Format != qcow2.Qcow2 && !slices.Contains(foreign.Formats(), r.Format) && r.Open == nil {
 		return errors.New("the format must be given as format=raw or format=qcow2; it is never guessed, since a guest can write any header into its disk")
 	}
 	if r.Mode == Full && r.Since != "" {

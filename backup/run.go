@@ -20,6 +20,8 @@ const (
 	StepIntent    = "intent"    // the intent is about to be written
 	StepAdd       = "add"       // a bitmap is about to be added to an image
 	StepAdded     = "added"     // every bitmap stands
+	StepClone     = "clone"     // the images are about to be cloned
+	StepReleased  = "released"  // a VM may have the images, and the clones are read
 	StepRead      = "read"      // guest data is about to be read
 	StepStored    = "stored"    // every pack, map, bitmap and index is durable
 	StepCommit    = "commit"    // the manifest is about to be created
@@ -35,7 +37,8 @@ const attempts = 3
 
 // Run backs up the domain's disks. On any error but an [*chain.UnknownOutcomeError]
 // the repository's chain is as it was, and so are the images' bitmaps, unless
-// the error says that an intent was left to be settled by the next run.
+// the error says that an intent was left to be settled by the next run: which it is
+// where the images were cloned, and a VM may have them.
 func Run(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks) (*Result, error) {
 	return run(ctx, repo, req, hooks, toArchive)
 }
@@ -67,6 +70,7 @@ func run(ctx context.Context, repo *chain.Repository, req Request, hooks Hooks, 
 
 func (s *session) run(ctx context.Context) (*Result, error) {
 	if s.records {
+		s.lookEarly(ctx)
 		if err := s.settle(ctx); err != nil {
 			return nil, err
 		}
@@ -74,7 +78,7 @@ func (s *session) run(ctx context.Context) (*Result, error) {
 	for try := 1; ; try++ {
 		result, err := s.attempt(ctx)
 		var changed *changedError
-		if try == attempts || !errors.As(err, &changed) && !errors.As(err, new(*baseGone)) {
+		if try == attempts || s.released || !errors.As(err, &changed) && !errors.As(err, new(*baseGone)) {
 			return result, err
 		}
 		s.hooks.note("%v; beginning again", err)
@@ -96,6 +100,7 @@ func (s *session) attempt(ctx context.Context) (*Result, error) {
 	// What the plan has to read is read until the very end.
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
+	s.lockedSince = time.Time{}
 	s.hooks.step(StepPlan)
 	plan, err := s.decide(ctx)
 	if err != nil {
@@ -157,6 +162,7 @@ func (a *attempt) record(ctx context.Context) (*Result, error) {
 	var result *Result
 	err = a.underLease(ctx, "backup", true, func(ctx context.Context) error {
 		a.intent.UUID = a.lease.UUID() // so that whoever settles the one finds the other
+		a.nameClones()
 		result, err = a.underIntent(ctx)
 		return err
 	})
@@ -219,25 +225,39 @@ func (s *session) underLease(ctx context.Context, what string, announced bool, w
 // underIntent writes while an intent says which bitmaps are added to which images.
 func (a *attempt) underIntent(ctx context.Context) (*Result, error) {
 	a.hooks.step(StepIntent)
-	if len(a.intent.Images) > 0 {
+	if !a.intent.Empty() {
 		if err := a.repo.PutIntent(ctx, a.intent); err != nil {
 			return nil, err
 		}
 	}
+	stored := !a.intent.Empty()
 	result, err := a.write(ctx)
+	a.dropClones(ctx)
 	if err != nil {
 		return nil, a.giveBack(ctx, err)
 	}
 	a.hooks.step(StepRetired)
-	if len(a.intent.Images) > 0 {
-		tidying, cancel := chain.Tidying(ctx)
-		defer cancel()
-		if err := a.repo.DeleteIntent(tidying, a.intent.Domain, a.intent.UUID); err != nil {
-			a.stays("the backup is complete, but its intent could not be removed", err)
-		}
+	if stored {
+		a.endIntent(ctx)
 	}
 	a.hooks.step(StepDone)
 	return result, nil
+}
+
+// endIntent removes the intent of an attempt whose checkpoint stands, or leaves of it what the
+// next run is to do.
+func (a *attempt) endIntent(ctx context.Context) {
+	tidying, cancel := chain.Tidying(ctx)
+	defer cancel()
+	if rest := a.rest(); rest != nil {
+		if err := a.repo.PutIntent(tidying, rest); err != nil {
+			a.stays("the backup is complete, but which old bitmaps the next one is to remove could not be stored", err)
+		}
+		return
+	}
+	if err := a.repo.DeleteIntent(tidying, a.intent.Domain, a.intent.UUID); err != nil {
+		a.stays("the backup is complete, but its intent could not be removed", err)
+	}
 }
 
 // giveBack undoes what an attempt that failed has done to the images; unless the checkpoint
@@ -248,7 +268,10 @@ func (a *attempt) giveBack(ctx context.Context, err error) error {
 	if a.stands || errors.As(err, &unknown) {
 		return err
 	}
-	if uerr := a.undo(context.WithoutCancel(ctx), a.intent); uerr != nil {
+	if a.released {
+		return a.leave(err)
+	}
+	if uerr := a.undo(context.WithoutCancel(ctx), a.intent, err); uerr != nil {
 		return errors.Join(err, uerr)
 	}
 	return err
@@ -266,8 +289,9 @@ func (a *attempt) write(ctx context.Context) (*Result, error) {
 	if err := a.open(ctx); err != nil {
 		return nil, err
 	}
-	defer a.boundLockTime()()
-	result, err := a.writeLocked(ctx)
+	stop := a.boundLockTime()
+	defer stop()
+	result, err := a.writeLocked(ctx, stop)
 	if err != nil && !a.stands {
 		err = lockTime(ctx, err)
 	}
@@ -311,8 +335,8 @@ func (a *attempt) add(ctx context.Context) error {
 	return errors.Join(err, added) // a qemu-img that did harm must be told of, whatever came first
 }
 
-// writeLocked reads, stores and commits.
-func (a *attempt) writeLocked(ctx context.Context) (*Result, error) {
+// writeLocked reads, stores and commits. stop ends the limit on the time under locks.
+func (a *attempt) writeLocked(ctx context.Context, stop func()) (*Result, error) {
 	if err := a.verifyAdded(a.plan); err != nil {
 		return nil, err
 	}
@@ -320,6 +344,9 @@ func (a *attempt) writeLocked(ctx context.Context) (*Result, error) {
 		d.clusters.keep(a.plan.Disks[i].AddsBitmap && slices.ContainsFunc(d.before, recorded))
 	}
 	a.rememberIdentity()
+	if err := a.release(ctx, stop); err != nil {
+		return nil, err
+	}
 	if err := a.planAgain(ctx); err != nil {
 		return nil, err
 	}
@@ -345,7 +372,10 @@ func (a *attempt) writeLocked(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	a.stands = true
-	return &Result{Manifest: m, Plan: a.plan, Stats: stats, Audits: a.audits()}, nil
+	return &Result{
+		Manifest: m, Plan: a.plan, Stats: stats, Audits: a.audits(),
+		Cloned: a.released, NotCloned: a.notCloned, Locked: a.locked,
+	}, nil
 }
 
 // checkBases sees that what the plan builds on stands as it was read, now that our lease

@@ -27,6 +27,7 @@ import (
 type disk struct {
 	req   DiskRequest
 	image *qcow2.Image     // opened anew for each look at the image
+	fresh bool             // it was opened before its turn, which comes next
 	guard *qemu.ImageFlock // from the plan to the end
 
 	before []qcow2.BitmapState // the image's bitmaps before ours was added
@@ -38,6 +39,7 @@ type disk struct {
 	former trust.Former // what it is called in them, if it has been renamed since
 
 	active      string // where the new bitmap goes
+	asked       bool   // qemu-img was asked to put it there
 	granularity int64  // of the new bitmap, bytes
 
 	likened  bool // it was looked at whether it resembles another format than raw
@@ -54,6 +56,9 @@ type disk struct {
 	changed bool              // something was found that the state that it is compared with has not
 	id      []qcow2.FileID    // of every file of the chain, when reading began
 	backing []chain.Layer     // as the manifest records it
+
+	seen   *trust.Image // the original as it was when it was cloned; nil: it was not
+	retire []string     // bitmaps in it that the next run is to remove
 }
 
 // amount is how much of the guest's data is to be read and has been, bytes.
@@ -102,9 +107,18 @@ type session struct {
 	listed  map[string]bool   // names of the domain's checkpoints, also of what cannot be read
 	states  *archives
 	disks   []*disk
+	early   *early // images that are looked at before their turn; nil: none
 	files   []*file
 	limiter *rate.Limiter
 	read    amount
+
+	clones    bool                // the images are to be cloned
+	commanded []chain.IntentClone // those of them that req.Cloner makes; the intent has their names
+	notCloned string              // why they are not, though it was asked for
+	released  bool                // they were, and a VM may have the images: nothing is written to them
+
+	lockedSince time.Time     // zero: no image is
+	locked      time.Duration // for how long they were
 }
 
 // newSession checks a request; to sets the destination.
@@ -126,9 +140,11 @@ func newSession(repo *chain.Repository, req Request, hooks Hooks, to func(*sessi
 		point:  point{uuid: chain.NewUUID(), created: time.Now().UTC().Truncate(time.Second)},
 		states: newArchives(repo),
 	}
-	if req.RateLimit > 0 {
-		// A burst of one cell, which is the largest read.
-		s.limiter = rate.NewLimiter(rate.Limit(req.RateLimit), archive.GridSize)
+	if req.Import != nil {
+		s.point.created = req.Import.Made.UTC().Truncate(time.Second)
+	}
+	if s.limiter = req.Limiter; s.limiter == nil && req.RateLimit > 0 {
+		s.limiter = NewLimiter(req.RateLimit)
 	}
 	if s.req.Mode == "" {
 		s.req.Mode = Auto
@@ -222,18 +238,15 @@ func (s *session) checkOwner() error {
 func (s *session) open(ctx context.Context) error {
 	type fileKey struct{ dev, inode uint64 }
 	seen := make(map[fileKey]string)
+	s.takeEarly()
+	if s.lockedSince.IsZero() {
+		s.lockedSince = time.Now()
+	}
 	for _, d := range s.disks {
-		if d.image != nil {
-			if err := d.image.Close(); err != nil {
-				return err
-			}
-			d.image = nil
-		}
-		c, err := s.openImage(ctx, d.req.Path, d.req.Format, d.req.AllowDirs, d.req.KeyFile)
-		if err != nil {
+		if err := s.openDisk(ctx, d); err != nil {
 			return &chain.DiskError{Disk: d.req.Disk, Err: err}
 		}
-		d.image = c
+		c := d.image
 		if err := s.noteLikeness(ctx, d); err != nil {
 			return &chain.DiskError{Disk: d.req.Disk, Err: err}
 		}
@@ -251,7 +264,33 @@ func (s *session) open(ctx context.Context) error {
 		}
 		seen[key] = d.req.Disk
 	}
-	return s.openFiles(ctx)
+	if err := s.openFiles(ctx); err != nil || s.hooks.Opened == nil {
+		return err
+	}
+	var images []*qcow2.Image
+	for _, d := range s.disks {
+		images = append(images, d.image)
+	}
+	return s.hooks.Opened(images)
+}
+
+// openDisk opens a disk's image anew.
+func (s *session) openDisk(ctx context.Context, d *disk) error {
+	if d.fresh {
+		d.fresh = false
+		return nil
+	}
+	if d.image != nil {
+		if err := d.image.Close(); err != nil {
+			return err
+		}
+		d.image = nil
+	}
+	c, err := s.openImage(ctx, d)
+	if err == nil {
+		d.image = c
+	}
+	return err
 }
 
 // noteLikeness tells of a raw image that begins like one of another format. It is taken as
@@ -286,27 +325,48 @@ func (r readerAt) ReadAt(p []byte, off int64) (int, error) {
 	return int(n), nil
 }
 
-// openImage opens an image; allow are folders for its backing and data files.
-func (s *session) openImage(ctx context.Context, path string, format qcow2.Format, allow []string, keyFile string) (*qcow2.Image, error) {
-	if keyFile != "" && format == qcow2.Raw {
-		return nil, usage.Errorf("%s: a raw image has no passphrase: leave keyfile= out, or name the format luks", path)
+// openImage opens a disk's image.
+func (s *session) openImage(ctx context.Context, d *disk) (*qcow2.Image, error) {
+	o := s.req.ImageOptions
+	o.Limiter = s.limiter
+	return o.Open(ctx, d.req)
+}
+
+// Open opens a disk's image, under QEMU's locks unless that is not wanted. It must be closed, and what
+// other programs read of it cannot be read any more when ctx has ended.
+func (o *ImageOptions) Open(ctx context.Context, r DiskRequest) (*qcow2.Image, error) {
+	if r.KeyFile != "" && r.Format == qcow2.Raw {
+		return nil, usage.Errorf("%s: a raw image has no passphrase: leave keyfile= out, or name the format luks", r.Path)
 	}
-	options := qcow2.OpenOptions{
-		AllowDirs: slices.Concat(s.req.AllowDirs, allow), ReadLimit: s.limiter, Salvage: s.req.Salvage,
-		Foreign: foreign.Opener(ctx, foreign.Options{KeyFile: keyFile}),
+	options := o.openOptions(ctx, r)
+	if o.NoLock {
+		return qcow2.Open(r.Path, r.Format, options)
 	}
-	if s.req.NoLock {
-		return qcow2.Open(path, format, options)
+	return lockedImage(ctx, r.Path, r.Format, options, o.LockWait)
+}
+
+func (o *ImageOptions) openOptions(ctx context.Context, r DiskRequest) qcow2.OpenOptions {
+	open := r.Open
+	if open == nil {
+		open = foreign.Opener(ctx, foreign.Options{KeyFile: r.KeyFile})
 	}
+	return qcow2.OpenOptions{
+		AllowDirs: slices.Concat(o.AllowDirs, r.AllowDirs), ReadLimit: o.Limiter, Salvage: o.Salvage,
+		Foreign: open, Over: r.Over,
+	}
+}
+
+// lockedImage opens an image under QEMU's locks, which it waits for.
+func lockedImage(ctx context.Context, path string, format qcow2.Format, options qcow2.OpenOptions, wait time.Duration) (*qcow2.Image, error) {
 	// The image is locked before anything is read out of it: a VM that ends
 	// in between would leave us with its old tables.
-	hold, err := qemu.HoldImage(ctx, path, s.req.LockWait)
+	hold, err := qemu.HoldImage(ctx, path, wait)
 	if err != nil {
 		return nil, err
 	}
 	c, err := qcow2.Open(path, format, options)
 	if err == nil {
-		if err = c.Lock(ctx, s.req.LockWait); err != nil {
+		if err = c.Lock(ctx, wait); err != nil {
 			err = errors.Join(err, c.Close())
 		}
 	}
@@ -336,6 +396,7 @@ func (s *session) unlock() error {
 
 // close gives up everything.
 func (s *session) close() {
+	s.early.drop()
 	s.states.close()
 	// Descriptors that only read: closing them can lose nothing.
 	_ = s.unlock()

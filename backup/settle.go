@@ -18,6 +18,7 @@ import (
 // SettleOptions are what a person says about an intent.
 type SettleOptions struct {
 	Images []string // that may be touched, by path, beside those of the domain's manifests
+	Cloner Cloner   // releases copies that a run has left; nil: nobody does
 	Gone   bool     // images that are not there any more will not come back
 }
 
@@ -46,7 +47,7 @@ func Settle(ctx context.Context, repo *chain.Repository, in *chain.Intent, o Set
 	if err != nil {
 		return nil, err
 	}
-	s.gone, s.ended = o.Gone, true
+	s.gone, s.ended, s.cloner = o.Gone, true, o.Cloner
 	return s.settle(ctx, in)
 }
 
@@ -61,6 +62,7 @@ func (s *session) settle(ctx context.Context) error {
 		s.past = &past
 		return nil
 	}
+	s.early.drop() // to settle takes the images for itself
 	intents, damaged, err := s.repo.Intents(ctx, s.req.Domain)
 	if err != nil {
 		return err
@@ -74,10 +76,15 @@ func (s *session) settle(ctx context.Context) error {
 			s.hooks.note("host %s left a backup of %s unfinished (checkpoint %s): it tidies up, or a person does (imgbackup leases)", in.Host.Name, in.Domain, in.Checkpoint)
 			continue
 		}
+		if in.Foreign {
+			s.hooks.note("an unfinished backup of %s (checkpoint %s) is signed by %s: another key's is not tidied up (imgbackup leases)", in.Domain, in.Checkpoint, in.By)
+			continue
+		}
 		if by == nil {
 			if by, err = newSettler(ctx, s.repo, s.req.Domain, s.paths()); err != nil {
 				return err
 			}
+			by.cloner = s.req.Cloner
 		}
 		_, err := by.settle(ctx, in)
 		var disk *chain.DiskError
@@ -147,13 +154,16 @@ func (s *session) mustSettle(err error) bool {
 
 // settler settles intents of one domain.
 type settler struct {
-	repo *chain.Repository
-	self chain.Process
+	repo   *chain.Repository
+	self   chain.Process
+	domain string
 	// images are those that an intent can make us touch. An intent proves nothing: whoever
 	// can write to the repository can store one, or move one here from another domain.
-	images map[string]bool
-	gone   bool // what is not there will not come back
-	ended  bool // the run has ended: a person knows it
+	images  map[string]bool
+	history []*chain.Manifest // of the domain
+	gone    bool              // what is not there will not come back
+	ended   bool              // the run has ended: a person knows it
+	cloner  Cloner            // nil: none
 }
 
 // newSettler also takes the images that the domain's manifests name. Manifests that
@@ -167,7 +177,7 @@ func newSettler(ctx context.Context, repo *chain.Repository, domain string, imag
 	if err != nil {
 		return nil, err
 	}
-	s := &settler{repo: repo, self: self, images: make(map[string]bool)}
+	s := &settler{repo: repo, self: self, domain: domain, images: make(map[string]bool), history: history}
 	for _, path := range images {
 		s.images[ImagePath(path)] = true
 	}
@@ -180,7 +190,7 @@ func newSettler(ctx context.Context, repo *chain.Repository, domain string, imag
 }
 
 // settle breaks the lease of an intent's run, and removes the bitmaps of an intent whose
-// checkpoint does not stand, and the intent. What is wrong with an image is a [*chain.DiskError], after
+// checkpoint does not stand, or the old ones that it was complete but for, and the intent. What is wrong with an image is a [*chain.DiskError], after
 // which the intent stays; its other images are settled all the same.
 func (s *settler) settle(ctx context.Context, in *chain.Intent) ([]Settled, error) {
 	guards := make(map[string]*qemu.ImageFlock)
@@ -198,7 +208,7 @@ func (s *settler) settle(ctx context.Context, in *chain.Intent) ([]Settled, erro
 		// All that the run had under its locks is free: it has ended. But an intent proves
 		// nothing: another writer's lease, which may be at work, is not its. A request of
 		// the run that is still on its way commits nothing from here on.
-		if err := s.repo.BreakLeaseOf(ctx, in.UUID, in.Process); err != nil {
+		if err := s.repo.BreakLeaseOf(ctx, in); err != nil {
 			return done, err
 		}
 	}
@@ -206,12 +216,28 @@ func (s *settler) settle(ctx context.Context, in *chain.Intent) ([]Settled, erro
 	if err != nil {
 		return nil, err
 	}
-	for i, image := range in.Images {
-		g := guards[image.Path]
-		if stands || g == nil {
+	for _, k := range in.Clones {
+		if guards[k.Image] == nil {
 			continue
 		}
-		if done[i].Removed, err = takeOut(ctx, g, in, image); err != nil {
+		if err := s.releaseClone(ctx, in, k); err != nil {
+			left = append(left, &chain.DiskError{Disk: k.Disk, Err: err})
+		}
+	}
+	for i, image := range in.Images {
+		g := guards[image.Path]
+		if g == nil || stands != in.Complete {
+			continue
+		}
+		err := checkFree(ctx, image.Path)
+		if err == nil && in.Complete {
+			var more []Settled
+			more, err = s.retire(ctx, g, in, image)
+			done = append(done, more...)
+		} else if err == nil {
+			done[i].Removed, err = takeOut(ctx, g, in, image)
+		}
+		if err != nil {
 			left = append(left, &chain.DiskError{Disk: image.Disk, Err: err})
 		}
 	}
@@ -219,6 +245,19 @@ func (s *settler) settle(ctx context.Context, in *chain.Intent) ([]Settled, erro
 		return done, errors.Join(left...)
 	}
 	return done, s.repo.DeleteIntent(ctx, in.Domain, in.UUID)
+}
+
+// checkFree returns an error if a program has the image open for writing: a VM may have had it since
+// the run ended. No qemu-img of the run's has, since that would hold the flock.
+func checkFree(ctx context.Context, path string) error {
+	hold, err := qemu.HoldImage(ctx, path, FlockWait)
+	if errors.As(err, new(*qemu.NoLockError)) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return hold.Close()
 }
 
 // guardAll takes the flocks of an intent's images, which show whether its run has ended,
@@ -234,6 +273,11 @@ func (s *settler) guardAll(ctx context.Context, in *chain.Intent, guards map[str
 			left = append(left, &chain.DiskError{Disk: image.Disk, Err: err})
 		}
 		done = append(done, one)
+	}
+	for _, k := range in.Clones {
+		if err := s.guard(ctx, in, chain.IntentImage{Disk: k.Disk, Path: k.Image}, guards); err != nil && (!s.gone || !errors.Is(err, fs.ErrNotExist)) {
+			left = append(left, &chain.DiskError{Disk: k.Disk, Err: err})
+		}
 	}
 	return done, left
 }

@@ -16,6 +16,8 @@ import (
 type RunOptions struct {
 	ImagesGone bool // images that are not there any more will not come back
 	Ended      bool // it has ended, though that cannot be seen from here
+	// Cloner releases copies that it has left; nil: nobody does.
+	Cloner Cloner
 }
 
 // AliveError says that a run is at work, or may be.
@@ -44,7 +46,7 @@ func SettleRun(ctx context.Context, repo *chain.Repository, run *chain.Run, o Ru
 		if err != nil {
 			return all, err
 		}
-		done, err := Settle(ctx, repo, in, SettleOptions{Images: images, Gone: o.ImagesGone})
+		done, err := Settle(ctx, repo, in, SettleOptions{Images: images, Gone: o.ImagesGone, Cloner: o.Cloner})
 		all = append(all, done...)
 		if err != nil {
 			return all, goneHint(err, o)
@@ -82,6 +84,9 @@ func namedBy(ctx context.Context, repo *chain.Repository, in *chain.Intent) ([]s
 	var paths []string
 	for _, image := range in.Images {
 		paths = append(paths, image.Path)
+	}
+	for _, k := range in.Clones {
+		paths = append(paths, k.Image)
 	}
 	for _, domain := range domains {
 		history, damaged, err := repo.Manifests(ctx, domain)

@@ -140,13 +140,17 @@ func (s *archiver) checkSomethingNew(ctx context.Context, plan *Plan) error {
 	return err
 }
 
-// filesAreThoseOf reports whether the domain's files are those that a checkpoint has.
+// filesAreThoseOf reports whether the domain's files, and whether it starts with its host, are those that a
+// checkpoint has.
 func (s *session) filesAreThoseOf(_ context.Context, m *chain.Manifest) (bool, error) {
+	if m.Autostart != s.req.Autostart {
+		return false, nil
+	}
 	var now []chain.File
 	for _, f := range s.files {
 		if f.req.Data != nil {
 			ref := archive.FileRef{Size: int64(len(f.req.Data)), SHA256: archive.Sum(f.req.Data)}
-			now = append(now, chain.File{Role: f.req.Role, Path: f.req.Path, FileRef: ref})
+			now = append(now, chain.File{Role: f.req.Role, Name: f.req.Name, Path: f.req.Path, FileRef: ref})
 		}
 		for _, o := range f.opened {
 			parts, err := o.describe(f.req.Role)

@@ -186,7 +186,11 @@ func sameRef(a, b *chain.CheckpointRef) bool {
 // images: what they and the others of ours show, where the disks hold data, and the
 // domain's definition, if there is one.
 func (s *session) storeStanding(ctx context.Context, m *chain.Manifest, found Standing) error {
-	w, err := archive.NewWriter(ctx, s.lease.Store(), s.req.writer(s.repo.Memory))
+	o, err := s.req.writer(s.repo)
+	if err != nil {
+		return err
+	}
+	w, err := archive.NewWriter(ctx, s.lease.Store(), o)
 	if err != nil {
 		return err
 	}

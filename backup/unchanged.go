@@ -191,7 +191,8 @@ func (s *session) samplesAgree(ctx context.Context, d *disk, st *archived) (bool
 				continue // there is no data
 			}
 			run.End = min(run.End, run.Start+sampleBytes)
-			if same, _, err := st.Compare(ctx, d.image, run); !same || err != nil {
+			all := func(bitmapstore.Run) (bool, error) { return true, nil }
+			if found, err := st.Compare(ctx, d.image, run, all); !found.Same || err != nil {
 				return false, err
 			}
 		}

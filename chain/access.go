@@ -10,6 +10,7 @@ import (
 	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/internal/seal"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/hidden"
 )
 
 // EncryptionScheme is the one way in which repositories are encrypted: age files, HMAC-SHA-256,
@@ -40,6 +41,9 @@ func knownEncryption(field json.RawMessage) bool {
 type Access struct {
 	Keys      *crypt.Keys
 	Authority Authority
+	Lowered   []Lowered // of the keys
+	// Names turns names in keys of objects into digests; nil: they are not hidden.
+	Names *hidden.Names
 }
 
 // Unlock opens the keys of an encrypted repository; see [OpenWith].
@@ -53,6 +57,8 @@ type Authority interface {
 	// Check proves a signature of the object under a key that has this seal (the digest in
 	// its last line), and says whose it is. What does not count is an archive.DamageError.
 	Check(key, seal string, s *seal.Signature) (Author, error)
+	// Self is who has opened the repository.
+	Self() Author
 	// CheckNotRotated returns an error if there are newer keys than these by now: what was
 	// stored since with these does not count.
 	CheckNotRotated(ctx context.Context) error
@@ -67,4 +73,18 @@ type Author interface {
 	Manages() bool
 	// Covers reports whether they may store a domain.
 	Covers(domain string) bool
+	// Rehearses reports whether records of drills count from them.
+	Rehearses() bool
+}
+
+// CheckKeyFiles looks, as far as that can be seen without them, whether what others open the repository with is
+// there. What is wrong is damage; the error is the store's.
+func (r *Repository) CheckKeyFiles(ctx context.Context) (wrong []error, err error) {
+	looks, ok := r.authority().(interface {
+		CheckFiles(ctx context.Context) ([]error, error)
+	})
+	if !ok {
+		return nil, nil
+	}
+	return looks.CheckFiles(ctx)
 }

@@ -3,6 +3,7 @@
 package chain
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +35,23 @@ func (e *RenewedError) Error() string {
 // none that was prepared under it can succeed; with the third it is gone. Who is
 // interrupted in between, or another, does the same again. One that is gone already is
 // no error.
+//
+// Who does not manage ends only leases of its own that need no slot to be spent, and who is no admin none by
+// which keys are rotated, whose commit is the next revision of the roster: else the error is a *RoleError.
 func (r *Repository) BreakLease(ctx context.Context, l *Lease) error {
+	if l.Rotates && !l.Broken && r.authority() != nil {
+		if err := r.spendRotation(ctx); err != nil {
+			return fmt.Errorf("break the lease of run %s: %w", l.UUID, err)
+		}
+	}
+	return r.breakLease(ctx, l)
+}
+
+// breakLease is BreakLease of a lease whose writer can rotate no keys any more.
+func (r *Repository) breakLease(ctx context.Context, l *Lease) error {
+	if err := r.manages(); err != nil {
+		return r.endOwn(ctx, l)
+	}
 	l, err := r.markBroken(ctx, l)
 	if errors.Is(err, objstore.ErrNotFound) {
 		return nil
@@ -46,6 +63,20 @@ func (r *Repository) BreakLease(ctx context.Context, l *Lease) error {
 		if err := r.spendAnnounced(ctx, l.Announces); err != nil {
 			return fmt.Errorf("break the lease of run %s: %w", l.UUID, err)
 		}
+	}
+	return r.deleteLease(ctx, l.Key())
+}
+
+// endOwn removes the lease of a run of this host, which has certainly ended. What a host puts
+// into a slot spends nothing; so where a request of that run may still arrive the lease stays
+// for the next prune, and guards it until then.
+func (r *Repository) endOwn(ctx context.Context, l *Lease) error {
+	folder, err := r.Folder()
+	if err != nil {
+		return err
+	}
+	if l.folder != folder || l.Broken || l.Announces != nil && objstore.MaxDelay(r.Store) > 0 {
+		return r.CheckManages("end run " + l.UUID + ", a request of which may still arrive at the store (the next prune does)")
 	}
 	return r.deleteLease(ctx, l.Key())
 }
@@ -108,8 +139,11 @@ func (r *Repository) spendAnnounced(ctx context.Context, a *Announced) error {
 
 // mayDelete reports whether a request of a run that has ended may still be on its way to the
 // store, which deletes the void by which it has forgotten what its lease announces: then the
-// name must not be taken yet.
+// name must not be taken yet; or which rotates the keys: then nobody must write yet.
 func (r *Repository) mayDelete(ctx context.Context, l *Lease) (bool, error) {
+	if l.Rotates && r.authority() != nil && objstore.MaxDelay(r.Store) > 0 {
+		return true, nil
+	}
 	a := l.Announces
 	if a == nil || a.SHA256 == nil || objstore.MaxDelay(r.Store) == 0 {
 		return false, nil
@@ -160,9 +194,10 @@ func (r *Repository) cleanLeases(ctx context.Context, leases []*Lease) ([]*Lease
 			continue
 		}
 		if err == nil {
-			err = r.BreakLease(ctx, l)
+			err = r.breakLease(ctx, l)
 		}
 		switch {
+		case errors.As(err, new(*RoleError)): // it has ended, and is a manager's to break
 		case errors.Is(err, fs.ErrPermission):
 			return append(left, leases[i:]...), nil
 		case errors.As(err, new(*RenewedError)):
@@ -174,22 +209,26 @@ func (r *Repository) cleanLeases(ctx context.Context, leases []*Lease) ([]*Lease
 	return left, nil
 }
 
-// BreakLeaseOf breaks a lease if it is one of that process; one that is gone, another's,
-// too new or damaged is left, and is no error.
-func (r *Repository) BreakLeaseOf(ctx context.Context, id string, writer Process) error {
-	if err := validUUID(id); err != nil {
+// BreakLeaseOf breaks the lease of the run that has left an intent; one that is gone,
+// another's, too new or damaged is left, and is no error.
+func (r *Repository) BreakLeaseOf(ctx context.Context, in *Intent) error {
+	if err := validUUID(in.UUID); err != nil {
 		return err
 	}
-	l, err := r.readLease(ctx, leaseKey(writer.Host.folder(), id))
+	l, err := r.readLease(ctx, leaseKey(cmp.Or(in.By, in.Host.folder()), in.UUID))
 	switch {
 	case errors.Is(err, objstore.ErrNotFound), unusable(err):
 		return nil
 	case err != nil:
 		return err
-	case l.Process != writer:
+	case l.Process != in.Process:
 		return nil
 	}
-	return r.BreakLease(ctx, l)
+	err = r.BreakLease(ctx, l)
+	if errors.As(err, new(*RoleError)) {
+		return nil // if its commit arrives after all the checkpoint is whole: it stands for all that it needs
+	}
+	return err
 }
 
 // ListLeases lists the leases once more, and records in the mark those that there are:
@@ -285,7 +324,8 @@ func (r *Repository) breakIfEnded(ctx context.Context, l *Lease, unchanged time.
 	if err != nil {
 		return false, err
 	}
-	if unchanged < unchangedFor && !l.Broken && !r.ended(ctx, self, l.Process, l.UUID) {
+	ended := l.Broken || r.ended(ctx, self, l.Process, l.UUID)
+	if unchanged < unchangedFor && !ended {
 		return false, nil
 	}
 	if unchanged < objstore.MaxDelay(r.Store) {
@@ -293,8 +333,12 @@ func (r *Repository) breakIfEnded(ctx context.Context, l *Lease, unchanged time.
 			return false, err
 		}
 	}
-	err = r.BreakLease(ctx, l)
-	if errors.As(err, new(*RenewedError)) {
+	end := r.BreakLease
+	if ended {
+		end = r.breakLease
+	}
+	err = end(ctx, l)
+	if errors.As(err, new(*RenewedError)) || errors.As(err, new(*RoleError)) { // an admin has to end it
 		return false, nil
 	}
 	return err == nil, err

@@ -13,6 +13,8 @@ type ClusterMap struct {
 	Unit  int64         `json:"unit"`  // bytes that are looked at as one
 	Span  int64         `json:"span"`  // bytes of the disk that a part covers; the last one's may be fewer
 	Parts []archive.Ref `json:"parts"` // in order
+	// Contents are, in an encrypted repository, the keyed digests of what the parts hold.
+	Contents []archive.Digest `json:"contents,omitempty"`
 }
 
 // The most parts of a cluster map, and the least that each covers, bytes.
@@ -60,6 +62,7 @@ func (d *Disk) validateClusters(c *checker, m *Manifest) {
 		return
 	}
 	c.that(int64(len(k.Parts)) == partsOf(d.Size, k.Span), "a cluster map of %d parts for %d bytes", len(k.Parts), d.Size)
+	c.that(len(k.Contents) == 0 || len(k.Contents) == len(k.Parts), "a cluster map of %d parts with %d digests of their content", len(k.Parts), len(k.Contents))
 	for _, p := range k.Parts {
 		c.ref("cluster map", p)
 		c.that(p.Length <= archive.MaxClusters, "a part of the cluster map has %d bytes", p.Length)

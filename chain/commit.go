@@ -244,7 +244,13 @@ func (r *Repository) putOnce(ctx context.Context, key string, data []byte, o obj
 // parseManifest proves a manifest and that it belongs under its key.
 func (r *Repository) parseManifest(data []byte, domain, name string) (*Manifest, error) {
 	key := ManifestKey(domain, name)
-	return parseAs(r, data, key, ManifestFormat, func(m *Manifest) error {
+	return parseAs(r, data, key, ManifestFormat, func(m *Manifest, who Author) error {
+		if who != nil {
+			m.By, m.ByHost = who.AuthorName(), !who.Manages()
+		}
+		if err := checkSlotRole(m, who); err != nil {
+			return fmt.Errorf("it does not count: %w", err)
+		}
 		switch {
 		case m.RepositoryID != r.Config.ID:
 			return fmt.Errorf("it belongs to repository %s", m.RepositoryID)

@@ -22,8 +22,8 @@ const (
 	// MaxDrill is the longest record of a drill, bytes; maxSignature the longest
 	// signature of one.
 	MaxDrill = 4 << 20
-	// maxStoredDrill is what is stored of it, which may be encrypted.
-	maxStoredDrill = MaxDrill + MaxDrill/1024 + crypt.MaxHeader
+	// maxStoredDrill is what is stored of it: encrypted, in base64, and encrypted again.
+	maxStoredDrill = (MaxDrill+MaxDrill/1024+crypt.MaxHeader)/3*4 + MaxDrill/512 + 4*crypt.MaxHeader
 	maxSignature   = 64 << 10
 )
 
@@ -35,50 +35,137 @@ func DrillSignatureKey(domain, id string) string { return drillsOf(domain) + id 
 
 func drillsOf(domain string) string { return drillsPrefix + EncodeDomain(domain) + "/" }
 
-// PutDrill stores a record, sealed as it is, and before it its signature, if there is
-// one. It takes the place of nothing.
-func (r *Repository) PutDrill(ctx context.Context, domain, id string, record, signature []byte) error {
-	if err := errors.Join(r.CheckWritable(), CheckDomain(domain), validUUID(id)); err != nil {
-		return err
-	}
-	if len(record) > MaxDrill || len(signature) > maxSignature {
-		return fmt.Errorf("the drill's record has %d bytes, its signature %d: too many", len(record), len(signature))
-	}
-	if len(signature) > 0 {
-		if err := r.createSame(ctx, DrillSignatureKey(domain, id), signature); err != nil {
-			return err
-		}
-	}
-	stored, err := r.encrypt(crypt.Data, record)
-	if err != nil {
-		return err
-	}
-	err = r.createSame(ctx, DrillKey(domain, id), stored)
-	if errors.Is(err, objstore.ErrExists) && r.keys() != nil {
-		if there, _, rerr := r.Drill(ctx, domain, id); rerr == nil && bytes.Equal(there, record) {
-			return nil // a copy; an encrypted one has other bytes
-		}
+// DrillRecord is the record of a drill, as it is stored.
+type DrillRecord struct {
+	Domain, ID     string
+	CheckpointUUID string // of what was drilled
+	Data           []byte // sealed, and as a signer of its own signs it
+	Signature      []byte // of that signer; none: there is none
+	By             string // whose key has signed it, in an encrypted repository
+}
+
+func (d *DrillRecord) check() error {
+	err := errors.Join(CheckDomain(d.Domain), validUUID(d.ID), validUUID(d.CheckpointUUID))
+	if len(d.Data) > MaxDrill || len(d.Signature) > maxSignature {
+		err = errors.Join(err, fmt.Errorf("the drill's record has %d bytes, its signature %d: too many", len(d.Data), len(d.Signature)))
 	}
 	return err
 }
 
-// MendDrill puts a record and its signature, as another repository has them, in the place
-// of one of which anything is damaged.
-func (r *Repository) MendDrill(ctx context.Context, domain, id string, record, signature []byte) error {
-	if err := errors.Join(r.CheckWritable(), CheckDomain(domain), validUUID(id)); err != nil {
+// DrilledFormat is the value of the field "format" of [Drilled].
+const DrilledFormat = "imgbackup-drilled"
+
+// Drilled is what stands under the key of a drill's record in an encrypted repository: signed,
+// for who has the metadata key, so that who can't read the record knows whether to believe its name;
+// and the record, for who has the data key.
+type Drilled struct {
+	Head
+	CheckpointUUID string `json:"checkpoint_uuid"`
+	Record         []byte `json:"record"` // an age file
+
+	By string `json:"-"` // who has signed it
+}
+
+// sealsDrills reports whether records are stored as a [Drilled].
+func (r *Repository) sealsDrills() bool { return r.authority() != nil }
+
+// storedDrill is what is stored of a record.
+func (r *Repository) storedDrill(d *DrillRecord) ([]byte, error) {
+	record, err := r.encrypt(crypt.Data, d.Data)
+	if err != nil || !r.sealsDrills() {
+		return record, err
+	}
+	return r.sealDrilled(DrillKey(d.Domain, d.ID), d.CheckpointUUID, record)
+}
+
+func (r *Repository) sealDrilled(key, checkpoint string, record []byte) ([]byte, error) {
+	return r.seal(key, &Drilled{Head: Head{Format: DrilledFormat, Version: 1}, CheckpointUUID: checkpoint, Record: record})
+}
+
+// PutDrill stores a record, and before it its signature, if there is one. It takes the place of
+// nothing. Where only some may record drills it is a *RoleError for others.
+func (r *Repository) PutDrill(ctx context.Context, d *DrillRecord) error {
+	if err := errors.Join(r.CheckWritable(), d.check()); err != nil {
 		return err
 	}
-	o := objstore.PutOptions{Mode: objstore.Replace}
-	if len(signature) > 0 {
-		if err := r.Store.Put(ctx, DrillSignatureKey(domain, id), bytes.NewReader(signature), o); err != nil {
-			return err
-		}
-	}
-	stored, err := r.encrypt(crypt.Data, record)
+	stored, err := r.storedDrill(d)
 	if err != nil {
 		return err
 	}
-	return r.Store.Put(ctx, DrillKey(domain, id), bytes.NewReader(stored), o)
+	return r.createDrill(ctx, d, stored, func() bool {
+		there, err := r.Drill(ctx, d.Domain, d.ID)
+		return err == nil && bytes.Equal(there.Data, d.Data)
+	})
+}
+
+// createDrill stores a record. One that is encrypted has other bytes each time: so same says whether
+// what stands there already is this record. A drill takes hours and has no lease, so that the keys may have
+// been rotated meanwhile: then it would not count.
+func (r *Repository) createDrill(ctx context.Context, d *DrillRecord, stored []byte, same func() bool) error {
+	if r.authority() != nil {
+		if err := r.authority().CheckNotRotated(ctx); err != nil {
+			return err
+		}
+	}
+	if len(d.Signature) > 0 {
+		if err := r.createSame(ctx, DrillSignatureKey(d.Domain, d.ID), d.Signature); err != nil {
+			return err
+		}
+	}
+	err := r.createSame(ctx, DrillKey(d.Domain, d.ID), stored)
+	if errors.Is(err, objstore.ErrExists) && r.keys() != nil && same() {
+		return nil
+	}
+	return err
+}
+
+// TakeDrill copies a record of from, which has the same keys: it takes no key that reads it, and
+// proves who has signed it. Here it is signed by who copies it.
+func (r *Repository) TakeDrill(ctx context.Context, from *Repository, domain, id string) error {
+	if err := errors.Join(r.CheckWritable(), CheckDomain(domain), validUUID(id)); err != nil {
+		return err
+	}
+	key := DrillKey(domain, id)
+	theirs, err := from.Drilled(ctx, domain, id)
+	if err != nil {
+		return fmt.Errorf("the source: %w", err)
+	}
+	if from.keys().Opens(crypt.Data) {
+		if _, err := from.open(crypt.Data, key, theirs.Record); err != nil {
+			return fmt.Errorf("the source: %w", err)
+		}
+	}
+	d := &DrillRecord{Domain: domain, ID: id}
+	if d.Signature, err = from.drillSignature(ctx, domain, id); err != nil {
+		return fmt.Errorf("the source: %w", err)
+	}
+	stored, err := r.sealDrilled(key, theirs.CheckpointUUID, theirs.Record)
+	if err != nil {
+		return err
+	}
+	return r.createDrill(ctx, d, stored, func() bool {
+		there, err := r.Drilled(ctx, domain, id)
+		return err == nil && bytes.Equal(there.Record, theirs.Record)
+	})
+}
+
+// MendDrill puts a record and its signature, as another repository has them, in the place
+// of one of which anything is damaged.
+func (r *Repository) MendDrill(ctx context.Context, d *DrillRecord) error {
+	if err := errors.Join(r.CheckWritable(), d.check()); err != nil {
+		return err
+	}
+	stored, err := r.storedDrill(d)
+	if err != nil {
+		return err
+	}
+	o := objstore.PutOptions{Mode: objstore.Replace}
+	if len(d.Signature) > 0 {
+		if err := r.Store.Put(ctx, DrillSignatureKey(d.Domain, d.ID), bytes.NewReader(d.Signature), o); err != nil {
+			return err
+		}
+	}
+	return r.Store.Put(ctx, DrillKey(d.Domain, d.ID), bytes.NewReader(stored), o)
 }
 
 // createSame creates an object, unless its very bytes stand there already.
@@ -94,24 +181,70 @@ func (r *Repository) createSame(ctx context.Context, key string, data []byte) er
 	return errors.Join(err, rerr)
 }
 
-// Drill reads a record, sealed, and its signature; none: it has none.
-func (r *Repository) Drill(ctx context.Context, domain, id string) (record, signature []byte, err error) {
+// Drilled reads what stands under the key of a record in an encrypted repository, and proves who
+// has signed it. What nobody has signed who may is an archive.DamageError.
+func (r *Repository) Drilled(ctx context.Context, domain, id string) (*Drilled, error) {
 	key := DrillKey(domain, id)
-	if record, err = objstore.ReadAll(ctx, r.Store, key, maxStoredDrill); err != nil {
-		return nil, nil, tooLarge(key, err)
+	stored, err := objstore.ReadAll(ctx, r.Store, key, maxStoredDrill)
+	if err != nil {
+		return nil, tooLarge(key, err)
 	}
-	if record, err = r.open(crypt.Data, key, record); err != nil {
-		return nil, nil, err
+	return r.openDrilled(key, stored)
+}
+
+func (r *Repository) openDrilled(key string, stored []byte) (*Drilled, error) {
+	d := new(Drilled)
+	who, err := r.openBy(stored, key, DrilledFormat, d)
+	if err == nil {
+		if verr := validUUID(d.CheckpointUUID); verr != nil {
+			err = archive.Damaged(key, fmt.Errorf("checkpoint_uuid: %w", verr))
+		}
 	}
-	if len(record) > MaxDrill {
-		return nil, nil, archive.Damaged(key, fmt.Errorf("it has %d bytes", len(record)))
+	if err != nil {
+		return nil, err
 	}
-	key = DrillSignatureKey(domain, id)
-	signature, err = objstore.ReadAll(ctx, r.Store, key, maxSignature)
+	d.By = who.AuthorName()
+	return d, nil
+}
+
+// ProvesDrills reports whether records are signed, so that [Repository.Drilled] tells whether to
+// believe a record's name.
+func (r *Repository) ProvesDrills() bool { return r.sealsDrills() }
+
+// Drill reads a record and its signature. Where records are signed it is proven that somebody has
+// signed it who may.
+func (r *Repository) Drill(ctx context.Context, domain, id string) (*DrillRecord, error) {
+	key := DrillKey(domain, id)
+	stored, err := objstore.ReadAll(ctx, r.Store, key, maxStoredDrill)
+	if err != nil {
+		return nil, tooLarge(key, err)
+	}
+	d := &DrillRecord{Domain: domain, ID: id}
+	if r.sealsDrills() {
+		drilled, err := r.openDrilled(key, stored)
+		if err != nil {
+			return nil, err
+		}
+		d.CheckpointUUID, d.By, stored = drilled.CheckpointUUID, drilled.By, drilled.Record
+	}
+	if d.Data, err = r.open(crypt.Data, key, stored); err != nil {
+		return nil, err
+	}
+	if len(d.Data) > MaxDrill {
+		return nil, archive.Damaged(key, fmt.Errorf("it has %d bytes", len(d.Data)))
+	}
+	d.Signature, err = r.drillSignature(ctx, domain, id)
+	return d, err
+}
+
+// drillSignature reads the signature of a record; none: it has none.
+func (r *Repository) drillSignature(ctx context.Context, domain, id string) ([]byte, error) {
+	key := DrillSignatureKey(domain, id)
+	signature, err := objstore.ReadAll(ctx, r.Store, key, maxSignature)
 	if errors.Is(err, objstore.ErrNotFound) {
-		return record, nil, nil
+		return nil, nil
 	}
-	return record, signature, tooLarge(key, err)
+	return signature, tooLarge(key, err)
 }
 
 func tooLarge(key string, err error) error {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 
@@ -56,9 +57,10 @@ type ForgottenDisk struct {
 // maxForgotten bounds the checkpoints of a list.
 const maxForgotten = 1 << 16
 
-func domainPrefix(domain string) string { return domainsPrefix + EncodeDomain(domain) + "/" }
+// DomainPrefix is what the keys of all that belongs to a domain begin with.
+func DomainPrefix(domain string) string { return domainsPrefix + EncodeDomain(domain) + "/" }
 
-func forgottenKey(domain string) string { return domainPrefix(domain) + forgottenName }
+func forgottenKey(domain string) string { return DomainPrefix(domain) + forgottenName }
 
 // Forgotten reads what a domain's forgotten checkpoints left; nothing, if none was. The
 // error is an archive.DamageError, a NewerError, or the store's.
@@ -77,7 +79,7 @@ func (r *Repository) readForgotten(ctx context.Context, domain string) (*Forgott
 	if err != nil {
 		return nil, nil, fmt.Errorf("what forgotten checkpoints of domain %s left: %w", domain, err)
 	}
-	f, err := parseAs(r, data, key, ForgottenFormat, func(f *Forgotten) error {
+	f, err := parseAs(r, data, key, ForgottenFormat, func(f *Forgotten, _ Author) error {
 		if f.RepositoryID != r.Config.ID || f.Domain != domain {
 			return fmt.Errorf("it is that of domain %s of repository %s", f.Domain, f.RepositoryID)
 		}
@@ -103,7 +105,7 @@ func (r *Repository) Past(ctx context.Context, domain string) (p Past, err error
 	p.Left = &Forgotten{Domain: domain}
 	g, gctx := errgroup.WithContext(ctx)
 	manifests := func(yield func(listed, error) bool) {
-		for l, err := range r.eachListed(gctx, domainPrefix(domain), KeyManifest, KeyForgotten, KeyIntent) {
+		for l, err := range r.eachListed(gctx, DomainPrefix(domain), KeyManifest, KeyForgotten, KeyIntent) {
 			switch {
 			case err == nil && l.Kind == KeyIntent:
 				p.Intents++
@@ -144,14 +146,24 @@ func (r *Repository) AllForgotten(ctx context.Context) iter.Seq2[*Forgotten, err
 			yield(nil, err)
 			return
 		}
-		for _, k := range keys {
-			f, err := r.Forgotten(ctx, k.Domain)
-			if !yield(f, err) || err != nil && !unusable(err) {
-				return
+		for part := range slices.Chunk(keys, forgottenAtOnce) {
+			lists, errs := make([]*Forgotten, len(part)), make([]error, len(part))
+			var reading sync.WaitGroup
+			for i, k := range part {
+				reading.Go(func() { lists[i], errs[i] = r.Forgotten(ctx, k.Domain) })
+			}
+			reading.Wait()
+			for i := range part {
+				if !yield(lists[i], errs[i]) || errs[i] != nil && !unusable(errs[i]) {
+					return
+				}
 			}
 		}
 	}
 }
+
+// forgottenAtOnce is how many lists are read at once: a far store answers each as late as all.
+const forgottenAtOnce = 32
 
 // References yields the objects that the list names: what was seen of bitmaps.
 func (f *Forgotten) References() iter.Seq[Reference] {

@@ -32,6 +32,11 @@ type marks struct {
 	mark   *Mark            // nil: none stands
 	list   archive.Ref      // whose names these are
 	names  []archive.Digest // of the objects in the list, sorted
+
+	// What a host has struck from a mark, which stays as it is: see [Strike].
+	run        string // whose that is
+	struck     map[string]bool
+	struckFrom string // the uuid of the mark
 }
 
 // read reads the mark, and its list if it is another one.
@@ -136,6 +141,9 @@ func (k *marks) has(key string) bool {
 	if _, ok := slices.BinarySearchFunc(k.names, keyDigest(key), compareDigests); !ok {
 		return false
 	}
+	if k.struckFrom == k.mark.UUID && k.struck[key] {
+		return false
+	}
 	_, struck := slices.BinarySearch(k.mark.Struck, key)
 	return !struck
 }
@@ -161,6 +169,9 @@ func (k *marks) rely(ctx context.Context, keys []string) error {
 			return fmt.Errorf("%s is being deleted since %s by a prune on host %s (process %d), which does not come to an end; imgbackup prune takes it over once it has ended",
 				marked[0], wait.Since.Format(time.RFC3339), wait.Host.Name, wait.PID)
 		}
+		if try == 0 {
+			k.repo.tell("a prune on host %s (process %d) is deleting what this run would use: it is waited for, up to %s", wait.Host.Name, wait.PID, deletingTries*deletingPause)
+		}
 		if err := protocol.Pause(ctx, deletingPause); err != nil {
 			return err
 		}
@@ -181,6 +192,9 @@ func (k *marks) strike(ctx context.Context, keys []string) (wait *Mark, err erro
 	if m == nil {
 		return nil, nil
 	}
+	if m.State == MarkDeleting && k.repo.manages() != nil {
+		return m, nil // a manager ends it
+	}
 	if m.State == MarkDeleting {
 		done, err := k.finish(ctx, m)
 		if err == nil && done {
@@ -192,6 +206,9 @@ func (k *marks) strike(ctx context.Context, keys []string) (wait *Mark, err erro
 	keys = slices.DeleteFunc(keys, func(key string) bool { return !k.has(key) })
 	if len(keys) == 0 {
 		return nil, nil
+	}
+	if k.repo.manages() != nil {
+		return nil, k.strikeBeside(ctx, m, keys)
 	}
 	m, err = k.repo.Strike(ctx, m, keys)
 	if errors.Is(err, ErrMarkChanged) {
@@ -226,6 +243,11 @@ func (k *marks) finishAll(ctx context.Context, m *Mark) error {
 	if err != nil {
 		return err
 	}
+	struck, err := k.repo.Struck(ctx, m)
+	if err != nil {
+		return err
+	}
+	list.Objects = slices.DeleteFunc(list.Objects, func(key string) bool { return struck[key] != "" })
 	d := &Deleting{Repo: k.repo, Mark: m}
 	for batch := range slices.Chunk(list.Objects, objstore.MaxBatch) {
 		refused, err := d.Batch(ctx, batch)

@@ -4,6 +4,7 @@ package chain
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,8 +34,10 @@ type Lease struct {
 	RenewedAt time.Time  `json:"renewed_at"` // by its writer\'s clock, UTC; for people
 	Broken    bool       `json:"broken,omitempty"`
 	Announces *Announced `json:"announces,omitempty"` // the next commit
+	Rotates   bool       `json:"rotates,omitempty"`   // it makes new keys: nobody else is to write
 
-	data []byte // as it stands
+	data   []byte // as it stands
+	folder string // of its key; empty: its host's
 }
 
 // Announced is a commit that a lease announces: to which slot, and what stands there.
@@ -54,9 +57,18 @@ func (r *Repository) NewLease(purpose string) (*Lease, error) {
 	if err != nil {
 		return nil, err
 	}
+	sign, err := r.signer()
+	if err != nil {
+		return nil, err
+	}
+	folder := ""
+	if sign != nil {
+		folder = sign.States("").By
+	}
 	begun := now()
 	return &Lease{
-		Head: Head{Format: LeaseFormat, Version: 1}, UUID: NewUUID(), Process: self,
+		folder: folder,
+		Head:   Head{Format: LeaseFormat, Version: 1}, UUID: NewUUID(), Process: self,
 		Started: begun, RenewedAt: begun, Purpose: readable(purpose, maxText), MinWriter: writerVersion,
 	}, nil
 }
@@ -82,7 +94,7 @@ func (l *Lease) Validate() error {
 }
 
 // Key returns the key that the lease is stored under.
-func (l *Lease) Key() string { return leaseKey(l.Host.folder(), l.UUID) }
+func (l *Lease) Key() string { return leaseKey(cmp.Or(l.folder, l.Host.folder()), l.UUID) }
 
 // Digest is that of the lease as it stands: who sees the same one again has seen no
 // sign of life.
@@ -192,12 +204,20 @@ func (r *Repository) readLease(ctx context.Context, key string) (*Lease, error) 
 
 func (r *Repository) parseLease(data []byte, key string) (*Lease, error) {
 	var l Lease
-	if err := r.openAs(data, key, LeaseFormat, &l); err != nil {
+	who, err := r.openBy(data, key, LeaseFormat, &l)
+	if err != nil {
 		return nil, err
 	}
-	err := l.Validate()
-	if err == nil && l.Key() != key {
+	if who != nil {
+		l.folder = ParseKey(key).Host
+	}
+	err = l.Validate()
+	switch {
+	case err != nil:
+	case l.Key() != key:
 		err = errors.New("it is another lease's")
+	case l.Rotates && who != nil && !who.Manages():
+		err = fmt.Errorf("it does not count: %w", &RoleError{Name: who.AuthorName(), What: "rotate the keys"})
 	}
 	if err != nil {
 		return nil, archive.Damaged(key, err)

@@ -59,6 +59,7 @@ type Manifest struct {
 	RepositoryID string          `json:"repository_id"` // Commit fills it in
 	Domain       string          `json:"domain"`
 	DomainUUID   string          `json:"domain_uuid,omitempty"`
+	Autostart    bool            `json:"autostart,omitempty"` // libvirt started it with its host
 	Host         Host            `json:"host"`
 	Checkpoint   string          `json:"checkpoint"`
 	UUID         string          `json:"uuid"`
@@ -78,6 +79,34 @@ type Manifest struct {
 	Disks       []Disk          `json:"disks"`
 	Files       []File          `json:"files,omitempty"` // that belong to the domain beside its disks
 	LeftOut     []LeftOut       `json:"left_out,omitempty"`
+	// CopiedFrom is of what a copy has made, whose objects are others than those that it was
+	// copied from: it was in a repository with other keys, or none. Only a later copy asks.
+	CopiedFrom *CopiedFrom `json:"copied_from,omitempty"`
+	// Imported is of what somebody else had left. nil: it was made of a VM's images.
+	Imported *Imported `json:"imported,omitempty"`
+
+	// Origin is what is known of the first revision, where a host had signed it and this is
+	// another's.
+	Origin *Origin `json:"origin,omitempty"`
+
+	// By is whose key has signed this revision; empty: nothing is signed here.
+	By string `json:"-"`
+	// ByHost says that this is a host's key, and Stored, where a listing has told, when the store
+	// took the object then.
+	ByHost bool      `json:"-"`
+	Stored time.Time `json:"-"`
+}
+
+// CopiedFrom says which objects of another repository those of a manifest were made of.
+type CopiedFrom struct {
+	Repository string         `json:"repository_id"`
+	Objects    []CopiedObject `json:"objects"` // those that the manifest no longer names mean nothing
+}
+
+// CopiedObject is one object here, and the one there.
+type CopiedObject struct {
+	Name archive.Digest `json:"name"`
+	Of   archive.Digest `json:"of"`
 }
 
 // LeftOut is a disk of the domain that is not in the checkpoint, and why.
@@ -103,7 +132,17 @@ const (
 
 	RoleTPM         = "tpm"          // state of an emulated TPM: a file of it
 	RoleManagedSave = "managed-save" // the memory of a domain that libvirt has saved: a part of it
+
+	RoleLima = "lima-yaml" // the definition of an instance of Lima's
+	RolePVE  = "pve-conf"  // the configuration of a VM of Proxmox VE's
+
+	RoleFile = "file" // any other that has a name: a person, or the VM's manager, named it
 )
+
+// Defines reports whether a file of the role is a domain's definition, whoever manages it.
+func Defines(role string) bool {
+	return role == RoleDomainXML || role == RoleLima || role == RolePVE
+}
 
 // MaxDomainXML bounds a domain's definition, bytes; other files have at most
 // [archive.MaxFile].
@@ -113,11 +152,21 @@ const MaxDomainXML = 8 << 20
 type File struct {
 	Role string `json:"role"`
 	Path string `json:"path,omitempty"` // where it was; a definition may have come from nowhere
-	// Name is the file's place in a TPM's state: slash-separated names.
+	// Name is the file's place in a TPM's state: slash-separated names; or what a person
+	// has called a RoleFile: one name.
 	Name string `json:"name,omitempty"`
 	// Offset is where a part of a saved memory begins, bytes.
 	Offset int64 `json:"offset,omitempty"`
 	archive.FileRef
+}
+
+// Called is what a file is called where it is told of: its role, and of those that are
+// named its name.
+func (f *File) Called() string {
+	if f.Role == RoleFile {
+		return f.Role + " " + f.Name
+	}
+	return f.Role
 }
 
 // CheckpointRef names another checkpoint of the same domain.
@@ -242,6 +291,8 @@ type BitmapRecord struct {
 	// such a bitmap is no identity. Empty: it is ours.
 	Adopted string      `json:"adopted_checkpoint,omitempty"`
 	Object  archive.Ref `json:"object"`
+	// Content is, in an encrypted repository, the keyed digest of what the object holds.
+	Content archive.Digest `json:"content,omitzero"`
 }
 
 // Header returns the header that the stored bitmap has.
@@ -323,6 +374,14 @@ func (m *Manifest) mapTexts(f func(string) (string, error)) (*Manifest, error) {
 	}
 	for i := range c.Files {
 		texts = append(texts, &c.Files[i].Path)
+	}
+	if c.Imported != nil {
+		im := *c.Imported
+		im.Files = slices.Clone(im.Files)
+		c.Imported = &im
+		for i := range im.Files {
+			texts = append(texts, &im.Files[i].Path)
+		}
 	}
 	return &c, mapAll(texts, f)
 }

@@ -114,6 +114,37 @@ func TestValidateState(t *testing.T) {
 	}
 }
 
+// Files that a person has named, and what is no such name.
+func TestValidateNamedFiles(t *testing.T) {
+	t.Parallel()
+	m := sample("web", "one")
+	named := func(names ...string) {
+		m = sample("web", "one")
+		stateFiles(m, names...)
+		for i := range m.Files {
+			m.Files[i].Role = RoleFile
+		}
+	}
+	named("a", "b.sh", "-x")
+	if err := m.Validate(); err != nil {
+		t.Error(err)
+	}
+	if got := m.Files[1].Called(); got != "file b.sh" {
+		t.Error(got)
+	}
+	for _, wrong := range [][]string{{""}, {"a", "a"}, {"a/b"}, {".."}, {".a"}, {"a\x00"}, {strings.Repeat("a", MaxName+1)}} {
+		named(wrong...)
+		if err := m.Validate(); err == nil {
+			t.Errorf("%q: valid", wrong)
+		}
+	}
+	named("a")
+	m.Files[0].Offset = 1
+	if err := m.Validate(); err == nil {
+		t.Error("a file that begins at 1")
+	}
+}
+
 func TestValidate(t *testing.T) {
 	t.Parallel()
 	if err := sample("web", "one").Validate(); err != nil {
@@ -223,11 +254,15 @@ func TestValidate(t *testing.T) {
 		"two of a role":       func(m *Manifest) { m.Files[1].Role = RoleDomainXML },
 		"file without path":   func(m *Manifest) { m.Files[1].Path = "" },
 		"definition's size":   func(m *Manifest) { m.Files[0].Size = 8<<20 + 1 },
-		"file's size":         func(m *Manifest) { m.Files[1].Size = 64<<20 + 1 },
-		"negative file":       func(m *Manifest) { m.Files[1].Size = -1 },
-		"file's digest":       func(m *Manifest) { m.Files[1].SHA256 = archive.Digest{} },
-		"file's name":         func(m *Manifest) { m.Files[1].Object.Name = archive.Digest{} },
-		"file's object":       func(m *Manifest) { m.Files[1].Object.Length = 100 << 20 },
+		"configuration's size": func(m *Manifest) {
+			m.Files[0].Role, m.Files[0].Path, m.Files[0].Size = RolePVE, "/etc/pve/qemu-server/100.conf", 8<<20+1
+		},
+		"instance without path": func(m *Manifest) { m.Files[0].Role, m.Files[0].Path = RoleLima, "" },
+		"file's size":           func(m *Manifest) { m.Files[1].Size = 64<<20 + 1 },
+		"negative file":         func(m *Manifest) { m.Files[1].Size = -1 },
+		"file's digest":         func(m *Manifest) { m.Files[1].SHA256 = archive.Digest{} },
+		"file's name":           func(m *Manifest) { m.Files[1].Object.Name = archive.Digest{} },
+		"file's object":         func(m *Manifest) { m.Files[1].Object.Length = 100 << 20 },
 	} {
 		m := sample("web", "one")
 		break_(m)

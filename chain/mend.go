@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/objstore"
@@ -41,6 +42,19 @@ func (r *Repository) MendManifest(ctx context.Context, m *Manifest) error {
 	return r.swap(ctx, key, old, data, nil)
 }
 
+// ErrWasEncrypted says that a repository was encrypted which has lost its configuration.
+var ErrWasEncrypted = errors.New("the repository was encrypted, and its manifests prove nothing without its keys")
+
+// EncryptedConfig is the configuration of an encrypted repository that has lost it, of whose id and
+// roster key there is proof elsewhere.
+func EncryptedConfig(id, rosterKey string, created time.Time) *Config {
+	return &Config{
+		Head: Head{Format: ConfigFormat, Version: readerVersion}, ID: id, ChunkSize: archive.GridSize,
+		MinReader: readerVersion, MinWriter: writerVersion, Created: created,
+		Encryption: &Encryption{Scheme: EncryptionScheme, RosterKey: rosterKey},
+	}
+}
+
 // FindConfig finds out what the configuration of a repository was that has lost it, or of
 // which it is damaged: every manifest has the repository's id, and all must agree. Where
 // there is no manifest, or one of a newer version, it fails.
@@ -58,7 +72,7 @@ func FindConfig(ctx context.Context, store objstore.Store) (*Config, error) {
 			return nil, err
 		}
 		// One without encryption would have others store what they have for everybody to read.
-		return nil, fmt.Errorf("%s is there: the repository was encrypted, and no configuration can be made for it from its manifests; its key kit has it", info.Key)
+		return nil, fmt.Errorf("%s is there: %w", info.Key, ErrWasEncrypted)
 	}
 	c := &Config{
 		Head: Head{Format: ConfigFormat, Version: readerVersion}, ChunkSize: archive.GridSize,
@@ -113,8 +127,8 @@ func (c *Config) learn(ctx context.Context, store objstore.Store, key string) er
 }
 
 // RestoreConfig stores the configuration that [FindConfig] found, if it is still missing
-// or damaged, and opens the repository.
-func RestoreConfig(ctx context.Context, store objstore.Store, c *Config) (*Repository, error) {
+// or damaged, and opens the repository, as [OpenWith] does.
+func RestoreConfig(ctx context.Context, store objstore.Store, c *Config, unlock Unlock) (*Repository, error) {
 	single, err := probe(ctx, store, InitOptions{SingleWriter: true})
 	if err != nil {
 		return nil, err
@@ -143,5 +157,5 @@ func RestoreConfig(ctx context.Context, store objstore.Store, c *Config) (*Repos
 	if err != nil {
 		return nil, fmt.Errorf("store %s: %w", ConfigKey, err)
 	}
-	return Open(ctx, store)
+	return OpenWith(ctx, store, unlock)
 }

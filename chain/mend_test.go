@@ -50,14 +50,14 @@ func TestFindConfig(t *testing.T) {
 		if err != nil || c.ID != r.Config.ID || !c.Created.Equal(one.Created) {
 			t.Fatalf("damaged %v: %+v, %v", damaged, c, err)
 		}
-		again, err := RestoreConfig(t.Context(), r.Store, c)
+		again, err := RestoreConfig(t.Context(), r.Store, c, nil)
 		if err != nil || again.Config.ID != r.Config.ID {
 			t.Fatalf("damaged %v: %+v, %v", damaged, again, err)
 		}
 		if _, err := again.Manifest(t.Context(), "web", "one"); err != nil {
 			t.Error(err)
 		}
-		if _, err := RestoreConfig(t.Context(), r.Store, c); !errors.Is(err, objstore.ErrExists) {
+		if _, err := RestoreConfig(t.Context(), r.Store, c, nil); !errors.Is(err, objstore.ErrExists) {
 			t.Errorf("over a sound one: %v", err)
 		}
 		if err := r.Store.Delete(t.Context(), ConfigKey); err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/hidden"
 )
 
 // MaxName is the longest name of a checkpoint, a disk or a domain, bytes.
@@ -70,54 +71,46 @@ func CheckDomain(s string) error {
 		return fmt.Errorf("a domain's name must not be longer than %d bytes, and %d where others than letters, digits and _ . - count three: %.40q…", MaxName, maxEncoded, s)
 	case s[0] == '.':
 		return fmt.Errorf("a domain's name must not begin with a dot: %q", s)
+	case hidden.Is(s):
+		return fmt.Errorf("no domain can be called as hidden names are stored: %q", s)
 	case !utf8.ValidString(s) || strings.Contains(s, "/") || strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }):
 		return fmt.Errorf("a domain's name may have all characters that can be printed, but no slash: %q", s)
 	}
 	return nil
 }
 
-const hexDigits = "0123456789ABCDEF"
-
-// EncodeDomain returns the part of a key that stands for a domain: bytes other
-// than [A-Za-z0-9_.-], and a dot at the beginning, become %XX with upper-case
-// hex digits.
+// EncodeDomain returns the part of a key that stands for a domain, as [objstore.EncodePart] does.
+// What stands for a name that is hidden, and not known, stays.
 func EncodeDomain(s string) string {
-	var b strings.Builder
-	for i := range len(s) {
-		if c := s[i]; nameByte(c) && (c != '.' || i > 0) {
-			b.WriteByte(c)
-		} else {
-			b.WriteByte('%')
-			b.WriteByte(hexDigits[c>>4])
-			b.WriteByte(hexDigits[c&15])
-		}
+	if hidden.Is(s) {
+		return s
 	}
-	return b.String()
+	return objstore.EncodePart(s)
 }
 
 // DecodeDomain is the reverse of EncodeDomain, and refuses what that does not write.
 func DecodeDomain(part string) (string, error) {
-	var b strings.Builder
-	for i := 0; i < len(part); i++ {
-		c := part[i]
-		if c == '%' {
-			if i+2 >= len(part) {
-				return "", fmt.Errorf("not an encoded domain name: %.300q", part)
-			}
-			hi, lo := strings.IndexByte(hexDigits, part[i+1]), strings.IndexByte(hexDigits, part[i+2])
-			if hi < 0 || lo < 0 {
-				return "", fmt.Errorf("not an encoded domain name: %.300q", part)
-			}
-			c = byte(hi<<4 | lo)
-			i += 2
-		}
-		b.WriteByte(c)
+	if hidden.Is(part) {
+		return part, nil
 	}
-	s := b.String()
-	if s == "" || EncodeDomain(s) != part {
+	s, ok := objstore.DecodePart(part)
+	if !ok {
 		return "", fmt.Errorf("not an encoded domain name: %.300q", part)
 	}
 	return s, nil
+}
+
+// checkSlotNames says why no manifest can stand where these names lead: what a listing shows of
+// one that tells no name leads there, too.
+func checkSlotNames(domain, checkpoint string) error {
+	var err error
+	if !hidden.Is(domain) {
+		err = CheckDomain(domain)
+	}
+	if !hidden.Is(checkpoint) {
+		err = errors.Join(err, CheckName(checkpoint))
+	}
+	return err
 }
 
 // BitmapName is the name of the bitmap that a checkpoint adds to its images: the
@@ -174,6 +167,7 @@ const (
 	KeyAccess         // of an encrypted repository: who may open it
 	KeyDrill          // the record of a drill
 	KeyDrillSignature // what signs it
+	KeyStrike         // what a host's run needs of what is marked
 )
 
 // Key is a key that has been taken apart.
@@ -181,7 +175,7 @@ type Key struct {
 	Kind   KeyKind
 	Domain string // of a manifest, an intent, a forgotten list, a drill or what was seen
 	Name   string // of a checkpoint; the uuid of an intent, a lease or a drill
-	Host   string // of a lease: the part that stands for its host
+	Host   string // of a lease or a strike: the part that stands for its host
 }
 
 // ParseKey takes the key of any object of a repository apart. What it does not
@@ -214,10 +208,14 @@ func ParseKey(key string) Key {
 	}
 	if rest, ok := strings.CutPrefix(base, leasesPrefix); ok {
 		host, id, _ := strings.Cut(rest, "/")
+		kind := KeyLease
+		if run, ok := strings.CutPrefix(id, strikesFolder+"/"); ok {
+			kind, id = KeyStrike, run
+		}
 		if host == "" || host != EncodeDomain(host) || validUUID(id) != nil {
 			return Key{}
 		}
-		return Key{Kind: KeyLease, Host: host, Name: id}
+		return Key{Kind: kind, Host: host, Name: id}
 	}
 	parts := strings.Split(base, "/")
 	if len(parts) < 3 || len(parts) > 4 || parts[0]+"/" != domainsPrefix {
@@ -238,7 +236,7 @@ func ParseKey(key string) Key {
 	}
 	k := Key{Domain: domain, Name: parts[3]}
 	switch {
-	case parts[2] == checkpointsFolder && CheckName(k.Name) == nil:
+	case parts[2] == checkpointsFolder && (CheckName(k.Name) == nil || hidden.Is(k.Name)):
 		k.Kind = KeyManifest
 	case parts[2] == intentsFolder && validUUID(k.Name) == nil:
 		k.Kind = KeyIntent
@@ -258,7 +256,7 @@ func parseDrillKey(rest string) Key {
 		id, ok = strings.CutSuffix(name, signatureSuffix)
 	}
 	domain, err := DecodeDomain(part)
-	if !ok || err != nil || CheckDomain(domain) != nil || validUUID(id) != nil {
+	if !ok || err != nil || CheckDomain(domain) != nil && !hidden.Is(domain) || validUUID(id) != nil {
 		return Key{}
 	}
 	k.Domain, k.Name = domain, id

@@ -118,8 +118,12 @@ func FuzzKeys(f *testing.F) {
 	id := "7b0f8f1e-6a2c-4a52-9a53-0a3a4a4a4a4a"
 	seeds := map[string]KeyKind{
 		ConfigKey: KeyConfig, ManifestKey("a/b", "cp"): KeyManifest, intentKey("web", id): KeyIntent, leaseKey("host", id): KeyLease,
+		strikeKey("host", id): KeyStrike, "leases/host/strikes/" + id: KeyUnknown,
 		forgottenKey("a/b"): KeyForgotten, "domains/web/other.json": KeyUnknown, "domains/%61/forgotten.json": KeyUnknown,
 		"packs/ab/" + strings.Repeat("ab", 32) + ".zst": KeyData, "domains/web/checkpoints/.json": KeyUnknown, "domains/%61/checkpoints/a.json": KeyUnknown,
+		"index/host_1.a-b/ab/" + strings.Repeat("ab", 32) + ".zst": KeyData, "index/ab/" + strings.Repeat("ab", 32) + ".zst": KeyUnknown,
+		"index/.host/ab/" + strings.Repeat("ab", 32) + ".zst": KeyUnknown, "index/%41/ab/" + strings.Repeat("ab", 32) + ".zst": KeyUnknown,
+		"index//ab/" + strings.Repeat("ab", 32) + ".zst": KeyUnknown, "index/a/b/ab/" + strings.Repeat("ab", 32) + ".zst": KeyUnknown,
 		"leases/" + strings.ToUpper(id) + ".json": KeyUnknown, "domains/../checkpoints/a.json": KeyUnknown,
 	}
 	for key, kind := range seeds {
@@ -138,6 +142,8 @@ func FuzzKeys(f *testing.F) {
 			again = intentKey(k.Domain, k.Name)
 		case KeyLease:
 			again = leaseKey(k.Host, k.Name)
+		case KeyStrike:
+			again = strikeKey(k.Host, k.Name)
 		case KeyForgotten:
 			again = forgottenKey(k.Domain)
 		default:

@@ -38,6 +38,16 @@ func (l *ObjectLock) Slices() int { return min(max(1, l.Days/3), 30) }
 // until its turn comes again, and a gap between runs.
 func (l *ObjectLock) KeptDays() int { return l.Days + l.Slices() + LockGap }
 
+// Young is for how long rules about which checkpoints stay are not asked about one, by the times in
+// manifests: for the days, and as much more as a host's clock may be off in either direction before
+// it is not believed. nil: not at all.
+func (l *ObjectLock) Young() time.Duration {
+	if l == nil {
+		return 0
+	}
+	return time.Duration(l.Days)*24*time.Hour + 2*clockTrust
+}
+
 func (l *ObjectLock) validate() error {
 	if l.Days < 1 || l.Days > MaxLockDays {
 		return fmt.Errorf("%d days: 1 to %d", l.Days, MaxLockDays)
@@ -87,8 +97,8 @@ const LockedFormat = "imgbackup-locked"
 
 const lockedKey = "proofs/locked.json"
 
-// Locked says when what checkpoints need was last kept on. Nothing believes it but who chooses
-// what is due: without it, all is.
+// Locked says when what checkpoints need was last kept on. It is believed only as far as what
+// the store says of some objects bears it out: where it says too much, more is done.
 type Locked struct {
 	Head
 	RepositoryID string    `json:"repository_id"`
@@ -105,7 +115,11 @@ func (r *Repository) LastLocked(ctx context.Context) (time.Time, error) {
 		return time.Time{}, err
 	}
 	var l Locked
-	if err := unsealAs(data, lockedKey, LockedFormat, &l); err != nil || l.RepositoryID != r.Config.ID {
+	err = r.openAs(data, lockedKey, LockedFormat, &l)
+	if err != nil && !unusable(err) {
+		return time.Time{}, err
+	}
+	if err != nil || l.RepositoryID != r.Config.ID {
 		return time.Time{}, nil
 	}
 	return l.At, nil

@@ -11,6 +11,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // Process is who wrote a lease or an intent: a process, on one boot of one host.
@@ -102,9 +103,10 @@ func (p Process) fateOfPID(root fs.FS, other Process) Fate {
 	stat, err := statProcess(root, other.PID)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		// With hidepid, others' processes don't show: believe it only where
-		// something that is always there does.
-		if _, err := statProcess(root, 1); err != nil {
+		// With hidepid, others' processes don't show, nor do ours, which nobody may trace:
+		// believe it only where something that is always there does, and the kernel knows
+		// none by that number, either.
+		if _, err := statProcess(root, 1); err != nil || !errors.Is(syscall.Kill(other.PID, 0), syscall.ESRCH) {
 			return FateUnknown
 		}
 		return FateEnded

@@ -167,6 +167,10 @@ func TestFate(t *testing.T) {
 		"another namespace":     {func(_, p *Process, _ fstest.MapFS) { p.PIDNamespace, p.PID = "pid:[1]", 9000018 }, FateUnknown},
 		"no namespace":          {func(me, p *Process, _ fstest.MapFS) { me.PIDNamespace, p.PIDNamespace, p.PID = "", "", 9000018 }, FateUnknown},
 		"no process shows":      {func(_, p *Process, root fstest.MapFS) { p.PID = 9000018; delete(root, "proc/1/task/1/stat") }, FateUnknown},
+		"it is hidden": {func(_, p *Process, root fstest.MapFS) {
+			p.PID = os.Getpid()
+			delete(root, "proc/"+pidText()+"/task/"+pidText()+"/stat")
+		}, FateUnknown},
 		"its entry is broken": {func(_, _ *Process, root fstest.MapFS) {
 			root["proc/9000017/task/9000017/stat"] = &fstest.MapFile{Data: []byte("9000017 x")}
 		}, FateUnknown},

@@ -57,11 +57,12 @@ func (r *Repository) putForgotten(ctx context.Context, f *Forgotten, old []byte)
 	if err != nil || r.sameContent(key, data, old) {
 		return false, err
 	}
-	if old == nil {
-		err = r.create(ctx, key, data, nil)
-	} else {
-		err = r.swap(ctx, key, old, data, nil)
-	}
+	err = r.unlessRotating(ctx, "forget", func(ctx context.Context) error {
+		if old == nil {
+			return r.create(ctx, key, data, nil)
+		}
+		return r.swap(ctx, key, old, data, nil)
+	})
 	if errors.As(err, new(*standsError)) {
 		return true, nil
 	}

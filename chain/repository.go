@@ -3,18 +3,23 @@
 package chain
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/internal/memory"
 	"github.com/imgbackup/imgbackup/internal/seal"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/below"
 )
 
 // ConfigFormat is the value of a configuration's field "format".
@@ -50,8 +55,16 @@ type Repository struct {
 	HostID string
 	// Memory is how much working with the repository may take.
 	Memory memory.Budget
+	// Told, unless nil, is told what is waited for.
+	Told func(msg string)
 	// Access is what encrypts and signs here; nil: nothing does.
 	Access *Access
+	// Lowered is what of the configuration and the keys has something on top that is not it, and was read
+	// from below.
+	Lowered []Lowered
+
+	base    objstore.Store // what Store stands on: there objects are as they are stored
+	beneath *beneath       // nil: what is on top counts
 }
 
 // InitOptions say how to make a repository.
@@ -99,6 +112,9 @@ func Init(ctx context.Context, store objstore.Store, o InitOptions) (*Repository
 	if err != nil {
 		return nil, err
 	}
+	if err := checkBelow(ctx, store); err != nil {
+		return nil, err
+	}
 	if single {
 		store = objstore.SingleWriter(store)
 	}
@@ -115,26 +131,84 @@ func Init(ctx context.Context, store objstore.Store, o InitOptions) (*Repository
 		return nil, err
 	}
 	r := &Repository{Store: store}
+	begun := &recording{Store: store}
 	if o.Encrypt != nil {
-		if c.Encryption, r.Access, err = o.Encrypt(ctx, store, c.ID); err != nil {
-			return nil, err
+		if c.Encryption, r.Access, err = o.Encrypt(ctx, begun, c.ID); err != nil {
+			return nil, begun.undo(ctx, err)
 		}
 	}
 	r.Config = c
-	r.Store = archive.Encrypted(r.Store, r.keys())
+	r.layer(store)
 	data, err := Seal(c)
 	if err != nil {
-		return nil, err
+		return nil, begun.undo(ctx, err)
 	}
 	err = r.create(ctx, ConfigKey, data, nil)
 	var taken *standsError
-	if errors.As(err, &taken) {
+	var unknown *unknownError
+	switch {
+	case err == nil:
+		return r, nil
+	case errors.As(err, &taken):
 		return nil, fmt.Errorf("another program made a repository here just now: %w", objstore.ErrExists)
+	case errors.As(err, &unknown):
+		return nil, fmt.Errorf("make the repository: %w", errors.Join(ErrMadeOrNot, err))
 	}
+	return nil, begun.undo(ctx, fmt.Errorf("make the repository: %w", err))
+}
+
+// ErrMadeOrNot says that nobody knows whether there is a new repository: what opens it must be kept.
+var ErrMadeOrNot = errors.New("it is not known whether there is a repository now")
+
+// recording is a store that knows what it was given, to take it back.
+type recording struct {
+	objstore.Store
+	mu    sync.Mutex
+	given []given
+}
+
+type given struct {
+	key  string
+	data []byte
+}
+
+// Unwrap returns the store that is written to.
+func (r *recording) Unwrap() objstore.Store { return r.Store }
+
+// Put implements [objstore.Store].
+func (r *recording) Put(ctx context.Context, key string, body objstore.Body, o objstore.PutOptions) error {
+	data, err := io.ReadAll(io.NewSectionReader(body, 0, body.Size())) // all of it is small
 	if err != nil {
-		return nil, fmt.Errorf("make the repository: %w", err)
+		return err
 	}
-	return r, nil
+	r.mu.Lock()
+	r.given = append(r.given, given{key, data})
+	r.mu.Unlock()
+	return r.Store.Put(ctx, key, body, o)
+}
+
+// undo removes what was stored for a repository that err kept from being made, unless that was
+// another program, which may have made one of the same things. Of each object it looks whether it
+// is this program's: also where err is something else, another may be at it.
+func (r *recording) undo(ctx context.Context, err error) error {
+	if errors.Is(err, objstore.ErrExists) {
+		return err
+	}
+	ctx, cancel := Tidying(ctx)
+	defer cancel()
+	for _, g := range r.given {
+		stands, derr := objstore.ReadAll(ctx, r.Store, g.key, int64(len(g.data)))
+		switch {
+		case errors.Is(derr, objstore.ErrNotFound), errors.Is(derr, objstore.ErrTooLarge), derr == nil && !bytes.Equal(stands, g.data):
+			continue
+		case derr == nil:
+			derr = r.Delete(ctx, g.key)
+		}
+		if derr != nil {
+			return errors.Join(err, fmt.Errorf("what was begun stays (%s and others under the same folder): remove it before init is run again: %w", g.key, derr))
+		}
+	}
+	return err
 }
 
 // checkEnclosing refuses a place within another repository, whose objects these would
@@ -152,6 +226,26 @@ func checkEnclosing(ctx context.Context, store objstore.Store) error {
 		default:
 			return fmt.Errorf("look whether this place lies in another repository: %w", err)
 		}
+	}
+	return nil
+}
+
+// checkBelow refuses a place from which a repository was removed and that still has versions of it: the
+// oldest configuration counts for all who open one there (see findFirst), whoever has put that there.
+// Where nobody may ask for versions it is not known.
+func checkBelow(ctx context.Context, store objstore.Store) error {
+	versions, ok := objstore.As[objstore.Versions](store)
+	if !ok || !objstore.KeepsVersions(store) { // as probe has seen
+		return nil
+	}
+	all, err := below.List(ctx, versions, ConfigKey)
+	switch {
+	case err != nil && objstore.Permanent(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look whether there was a repository before: %w", err)
+	case slices.ContainsFunc(all, func(v objstore.ObjectVersion) bool { return !v.Marker }):
+		return &InitError{What: fmt.Sprintf("there was a repository here, of which the bucket still has versions (of %s), and these would count: choose another prefix, or remove all versions under this one", ConfigKey)}
 	}
 	return nil
 }
@@ -191,22 +285,54 @@ func Open(ctx context.Context, store objstore.Store) (*Repository, error) {
 // c.Encryption is nil, and else returns nil.
 func OpenWith(ctx context.Context, store objstore.Store, unlock Unlock) (*Repository, error) {
 	c, err := readConfig(ctx, store)
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrNotRepository) && !unusable(err) {
 		return nil, err
 	}
+	first := make(chan firstConfig, 1)
+	switch {
+	case err == nil && objstore.KeepsVersions(store):
+		go func() { first <- findFirst(ctx, store, c) }() // beside the keys
+	case err == nil:
+		first <- firstConfig{}
+	default:
+		first <- findFirst(ctx, store, nil)
+	}
+	if err != nil {
+		f := <-first
+		if f.config == nil {
+			return nil, err
+		}
+		return openWith(ctx, store, f.config, unlock, f.lowered)
+	}
+	r, err := openWith(ctx, store, c, unlock)
+	switch f := <-first; {
+	case f.err != nil:
+		return nil, f.err
+	case f.config != nil:
+		return openWith(ctx, store, f.config, unlock, f.lowered)
+	}
+	return r, err
+}
+
+// openWith opens a repository that has a configuration.
+func openWith(ctx context.Context, store objstore.Store, c *Config, unlock Unlock, lowered ...Lowered) (*Repository, error) {
 	if c.SingleWriter {
 		store = objstore.SingleWriter(store)
 	}
-	r := &Repository{Store: store, Config: *c}
+	r := &Repository{Store: store, Config: *c, Lowered: lowered}
 	switch {
 	case unlock != nil:
+		var err error
 		if r.Access, err = unlock(ctx, store, c); err != nil {
 			return nil, err
+		}
+		if r.Access != nil {
+			r.Lowered = append(r.Lowered, r.Access.Lowered...)
 		}
 	case c.Encryption != nil:
 		return nil, ErrEncrypted
 	}
-	r.Store = archive.Encrypted(r.Store, r.keys())
+	r.layer(store)
 	return r, nil
 }
 
@@ -216,6 +342,7 @@ func (r *Repository) Reopen(ctx context.Context) (*Repository, error) {
 	return OpenWith(ctx, r.Store, func(context.Context, objstore.Store, *Config) (*Access, error) { return r.Access, nil })
 }
 
+// readConfig reads what is on top.
 func readConfig(ctx context.Context, store objstore.Store) (*Config, error) {
 	data, err := readSealed(ctx, store, ConfigKey)
 	if errors.Is(err, objstore.ErrNotFound) {
@@ -224,6 +351,10 @@ func readConfig(ctx context.Context, store objstore.Store) (*Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the repository: %w", err)
 	}
+	return parseConfig(data)
+}
+
+func parseConfig(data []byte) (*Config, error) {
 	plain, err := unsealed(data)
 	if err != nil {
 		return nil, archive.Damaged(ConfigKey, err)
@@ -269,10 +400,19 @@ func (c *Config) validate() error {
 	return k.err
 }
 
+func (r *Repository) tell(format string, args ...any) {
+	if r.Told != nil {
+		r.Told(fmt.Sprintf(format, args...))
+	}
+}
+
 // CheckWritable returns the reason why this program may not write to the repository, or nil.
-func (r *Repository) CheckWritable() error {
-	if r.Config.MinWriter > writerVersion {
-		return &NewerError{Object: ConfigKey, What: fmt.Sprintf("its writers need version %d, this program has %d", r.Config.MinWriter, writerVersion)}
+func (r *Repository) CheckWritable() error { return r.Config.CheckWritable() }
+
+// CheckWritable is [Repository.CheckWritable] of the repository that has this configuration.
+func (c *Config) CheckWritable() error {
+	if c.MinWriter > writerVersion {
+		return &NewerError{Object: ConfigKey, What: fmt.Sprintf("its writers need version %d, this program has %d", c.MinWriter, writerVersion)}
 	}
 	return nil
 }

@@ -3,6 +3,7 @@
 package chain
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"reflect"
@@ -278,5 +279,27 @@ func TestTree(t *testing.T) {
 	}
 	if tree.Find("none") != nil {
 		t.Error("found what is not there")
+	}
+}
+
+// TestInitBeside: what another init has made meanwhile is not taken back with what this one began.
+func TestInitBeside(t *testing.T) {
+	t.Parallel()
+	store := objstore.NewMem()
+	const roster, files = "keys/roster/1.json", "keys/signing/alice.age"
+	_, err := Init(t.Context(), store, InitOptions{Encrypt: func(ctx context.Context, s objstore.Store, _ string) (*Encryption, *Access, error) {
+		put(t, s, files, []byte("mine"))
+		put(t, store, roster, []byte("another's")) // arrives first
+		_ = s.Put(ctx, roster, strings.NewReader("mine"), objstore.PutOptions{})
+		return nil, nil, errOutage
+	}})
+	if !errors.Is(err, errOutage) {
+		t.Error(err)
+	}
+	if got := get(t, store, roster); string(got) != "another's" {
+		t.Errorf("%q", got)
+	}
+	if _, err := store.Stat(t.Context(), files); !errors.Is(err, objstore.ErrNotFound) {
+		t.Errorf("what it began: %v", err)
 	}
 }

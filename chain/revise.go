@@ -77,6 +77,9 @@ func (r *Repository) reviseSlot(ctx context.Context, slot *Slot, m *Manifest, la
 	next := *m
 	next.OverVoid = slot.Manifest.OverVoid
 	next.Revision = m.Revision + 1
+	if err := r.keepOrigin(ctx, slot, &next); err != nil {
+		return err
+	}
 	next.fill(r)
 	data, err := r.sealManifest(&next)
 	if err != nil {

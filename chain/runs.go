@@ -95,5 +95,10 @@ func (r *Repository) RemoveRun(ctx context.Context, run *Run) error {
 	if run.Lease == nil {
 		return nil
 	}
+	if run.Fate != FateEnded {
+		if err := r.CheckManages("break the lease of a run that may be at work"); err != nil {
+			return err
+		}
+	}
 	return r.BreakLease(ctx, run.Lease)
 }

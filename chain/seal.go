@@ -37,7 +37,7 @@ func (r *Repository) seal(key string, v any) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := r.checkMayStore(key, data); err != nil {
+	if err := r.checkMayStore(key, v, data); err != nil {
 		return nil, err
 	}
 	return r.encrypt(crypt.Metadata, data)
@@ -65,11 +65,17 @@ func (r *Repository) open(half crypt.Half, key string, stored []byte) ([]byte, e
 
 // openAs opens and proves what stands under a key, and decodes it into v, as unsealAs does.
 func (r *Repository) openAs(stored []byte, key, format string, v headed) error {
-	data, err := r.openSigned(key, stored)
+	_, err := r.openBy(stored, key, format, v)
+	return err
+}
+
+// openBy is openAs, and says who has signed it; nil: nothing is signed here.
+func (r *Repository) openBy(stored []byte, key, format string, v headed) (Author, error) {
+	data, who, err := r.openSigned(key, stored)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return unsealAs(data, key, format, v)
+	return who, unsealAs(data, key, format, v)
 }
 
 // Seal writes v, which must encode to a JSON object with at least one field, as
@@ -94,11 +100,12 @@ type withTexts[T any] interface {
 }
 
 // parseAs opens and proves the bytes of an object under a key and that it belongs there, as belongs
-// says, and takes the escapes out of its texts. The error is an archive.DamageError or a
+// says (who: who has signed it), and takes the escapes out of its texts. The error is an archive.DamageError or a
 // NewerError.
-func parseAs[T any, P withTexts[T]](r *Repository, data []byte, key, format string, belongs func(P) error) (P, error) {
+func parseAs[T any, P withTexts[T]](r *Repository, data []byte, key, format string, belongs func(v P, who Author) error) (P, error) {
 	var stored T
-	if err := r.openAs(data, key, format, P(&stored)); err != nil {
+	who, err := r.openBy(data, key, format, P(&stored))
+	if err != nil {
 		return nil, err
 	}
 	v, err := P(&stored).mapTexts(unescapeText)
@@ -106,7 +113,7 @@ func parseAs[T any, P withTexts[T]](r *Repository, data []byte, key, format stri
 		err = P(v).Validate()
 	}
 	if err == nil {
-		err = belongs(v)
+		err = belongs(v, who)
 	}
 	if err != nil {
 		return nil, archive.Damaged(key, err)

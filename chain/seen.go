@@ -119,7 +119,7 @@ func (r *Repository) Seen(ctx context.Context, domain string) (*Seen, error) {
 	if err != nil {
 		return nil, fmt.Errorf("what was seen of domain %s: %w", domain, err)
 	}
-	return parseAs(r, data, key, SeenFormat, func(s *Seen) error {
+	return parseAs(r, data, key, SeenFormat, func(s *Seen, _ Author) error {
 		if s.RepositoryID != r.Config.ID || s.Domain != domain {
 			return fmt.Errorf("it is that of domain %s of repository %s", s.Domain, s.RepositoryID)
 		}

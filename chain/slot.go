@@ -38,8 +38,11 @@ func (s *Slot) Digest() *archive.Digest {
 // Slot looks at a manifest's key. What stands there and can't be read is the
 // error: an archive.DamageError, a NewerError, or the store's.
 func (r *Repository) Slot(ctx context.Context, domain, checkpoint string) (*Slot, error) {
-	if err := errors.Join(CheckDomain(domain), CheckName(checkpoint)); err != nil {
+	if err := checkSlotNames(domain, checkpoint); err != nil {
 		return nil, err
+	}
+	if s, err := r.beneathSlot(ctx, domain, checkpoint); s != nil || err != nil {
+		return s, err
 	}
 	data, err := readSealed(ctx, r.Store, ManifestKey(domain, checkpoint))
 	return r.takeSlot(data, err, domain, checkpoint)
@@ -48,11 +51,18 @@ func (r *Repository) Slot(ctx context.Context, domain, checkpoint string) (*Slot
 // listedSlot is Slot as a listing has just shown it, or as it is by now: good enough to
 // know what there is, and not to commit to.
 func (r *Repository) listedSlot(ctx context.Context, l listed) (*Slot, error) {
+	if s, err := r.beneathSlot(ctx, l.Domain, l.Name); s != nil || err != nil {
+		return s, err
+	}
 	data, err := objstore.ReadListed(ctx, r.Store, l.info, maxStored)
 	if errors.Is(err, objstore.ErrTooLarge) {
 		err = archive.Damaged(l.info.Key, err)
 	}
-	return r.takeSlot(data, err, l.Domain, l.Name)
+	s, err := r.takeSlot(data, err, l.Domain, l.Name)
+	if err == nil && s.Manifest != nil && s.Manifest.ByHost {
+		s.Manifest.Stored = l.info.Stored
+	}
+	return s, err
 }
 
 // takeSlot takes what was read of a slot.
@@ -91,6 +101,9 @@ func (r *Repository) spend(ctx context.Context, s *Slot) error {
 		next := *s.Manifest
 		next.Revision++
 		next.OverVoid = v.UUID
+		if err := r.keepOrigin(ctx, s, &next); err != nil {
+			return err
+		}
 		data, err = r.sealManifest(&next)
 	}
 	if err != nil {

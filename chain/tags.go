@@ -78,7 +78,7 @@ func (r *Repository) Retag(ctx context.Context, domain, checkpoint string, add, 
 		if next.Tags, err = Tags(tags); err != nil || slices.Equal(next.Tags, m.Tags) {
 			return m, err
 		}
-		err = r.Revise(ctx, &next)
+		err = r.unlessRotating(ctx, "tag", func(ctx context.Context) error { return r.Revise(ctx, &next) })
 		var revised *RevisedError
 		switch {
 		case err == nil:

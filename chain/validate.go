@@ -21,6 +21,7 @@ const (
 	maxFiles       = 1 << 16
 	maxFileDepth   = 4 // names in the place of a file within a folder
 	maxLayers      = 1024
+	maxCopied      = 1 << 20 // objects in copied_from
 	maxSnapshots   = 65536
 	maxWitnesses   = 65535 // QEMU's limit of bitmaps in an image
 	maxClusterSize = 2 << 20
@@ -124,6 +125,10 @@ func (m *Manifest) Validate() error {
 	if m.OverVoid != "" {
 		c.nilErr("over_void", validUUID(m.OverVoid))
 	}
+	if m.Origin != nil {
+		c.text("origin.by", m.Origin.By, maxShort)
+		c.time("origin.stored", m.Origin.Stored)
+	}
 	c.that(m.Sequence >= 1 && m.Sequence < maxSequence, "sequence is %d", m.Sequence)
 	m.Parent.validate(&c, "parent", m.UUID)
 	c.time("created", m.Created)
@@ -159,14 +164,21 @@ func (m *Manifest) Validate() error {
 		c.word("reason_code of a disk left out", l.Code, true)
 		c.text("reason of a disk left out", l.Reason, maxText)
 	}
+	if f := m.CopiedFrom; f != nil {
+		c.nilErr("copied_from.repository_id", validUUID(f.Repository))
+		c.that(len(f.Objects) <= maxCopied, "copied_from has %d objects", len(f.Objects))
+	}
+	if m.Imported != nil {
+		m.Imported.validate(&c, m)
+	}
 	if c.err != nil {
 		return fmt.Errorf("invalid manifest: %w", c.err)
 	}
 	return nil
 }
 
-// validateFiles: one of each role, but for a TPM's state, which is a folder, and a
-// saved memory, which is in parts.
+// validateFiles: one of each role, but for a TPM's state, which is a folder, a saved memory,
+// which is in parts, and files that have names.
 func (m *Manifest) validateFiles(c *checker) {
 	c.that(len(m.Files) <= maxFiles, "%d files", len(m.Files))
 	seen := make(map[string]bool, len(m.Files))
@@ -178,6 +190,9 @@ func (m *Manifest) validateFiles(c *checker) {
 		case RoleTPM:
 			c.nilErr("name of a file of the TPM", CheckFileName(f.Name))
 			c.that(f.Offset == 0, "the TPM's file %s begins at %d", f.Name, f.Offset)
+		case RoleFile:
+			c.nilErr("name of a file", CheckName(f.Name))
+			c.that(f.Offset == 0, "the file %s begins at %d", f.Name, f.Offset)
 		case RoleManagedSave:
 			c.that(f.Offset == saved && saved%archive.MaxFile == 0, "a part of the saved memory begins at %d", f.Offset)
 			saved += f.Size
@@ -199,9 +214,9 @@ func (m *Manifest) validateFiles(c *checker) {
 }
 
 func (f *File) validate(c *checker) {
-	c.oneOf("role of a file", f.Role, RoleDomainXML, RoleNVRAM, RoleLoader, RoleTPM, RoleManagedSave)
+	c.oneOf("role of a file", f.Role, RoleDomainXML, RoleNVRAM, RoleLoader, RoleTPM, RoleManagedSave, RoleLima, RolePVE, RoleFile)
 	limit := int64(archive.MaxFile)
-	if f.Role == RoleDomainXML {
+	if Defines(f.Role) {
 		limit = MaxDomainXML
 	}
 	if f.Path != "" || f.Role != RoleDomainXML {

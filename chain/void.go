@@ -50,7 +50,7 @@ func (r *Repository) parseVoid(data []byte, key string) (*Void, error) {
 	if int64(len(data)) > r.maxVoid() {
 		return nil, nil
 	}
-	data, err := r.openSigned(key, data)
+	data, who, err := r.openSigned(key, data)
 	if err != nil || len(data) > maxVoid {
 		return nil, err
 	}
@@ -71,6 +71,9 @@ func (r *Repository) parseVoid(data []byte, key string) (*Void, error) {
 	err = validUUID(v.UUID)
 	if err == nil && v.RepositoryID != r.Config.ID {
 		err = fmt.Errorf("it belongs to repository %s", v.RepositoryID)
+	}
+	if rerr := checkSlotRole(&v, who); err == nil && rerr != nil {
+		err = fmt.Errorf("it does not count: %w", rerr)
 	}
 	if again, serr := Seal(v); err == nil && (serr != nil || !bytes.Equal(again, data)) {
 		err = errors.New("it is not as voids are written")

@@ -26,11 +26,11 @@ func run(t *testing.T, a Access, dir, name string, args ...string) (string, erro
 	var out bytes.Buffer
 	cmd := exec.Command(path, args...)
 	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = []string{}, dir, &out, &out
-	started, ended := Start(cmd, a)
-	if err := <-started; err != nil {
+	p, err := Start(cmd, a)
+	if err != nil {
 		t.Fatal(err)
 	}
-	err = <-ended
+	err = p.Wait()
 	return out.String(), err
 }
 
@@ -161,13 +161,15 @@ func TestOthersAreFree(t *testing.T) {
 	for range cap(failed) {
 		go func() {
 			cmd := exec.Command("/bin/true")
-			started, ended := Start(cmd, Access{})
-			<-started
-			if err := <-ended; err != nil {
+			p, err := Start(cmd, Access{})
+			if err == nil {
+				err = p.Wait()
+			}
+			if err != nil {
 				failed <- err
 				return
 			}
-			_, err := os.ReadFile(path)
+			_, err = os.ReadFile(path)
 			if err == nil {
 				err = os.Chmod(path, 0o600)
 			}

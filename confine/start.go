@@ -17,16 +17,25 @@ import (
 	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
-// Start starts a process that may do no more than a says, and waits for it; it is as
-// [sys.StartChild] is in what comes through started and ended. cmd's environment is the
+// Start starts a process that may do no more than a says. cmd's environment is the
 // caller's affair: nil is ours, so set it.
 //
 // What is started has to be a program that is safe to start from a bound thread: cmd must
 // ask for no other user and no namespaces.
-func Start(cmd *exec.Cmd, a Access) (started, ended <-chan error) {
+func Start(cmd *exec.Cmd, a Access) (*Process, error) {
+	begin := startBound
 	if Off() {
-		return sys.StartChild(cmd)
+		begin = func(cmd *exec.Cmd, _ Access) (_, _ <-chan error) { return sys.StartChild(cmd) }
 	}
+	started, ended := begin(cmd, a)
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	return newProcess(cmd, ended), nil
+}
+
+// startBound is as [sys.StartChild], from a thread that is bound by what a says.
+func startBound(cmd *exec.Cmd, a Access) (started, ended <-chan error) {
 	begun, done := make(chan error, 1), make(chan error, 1)
 	go func() {
 		defer close(done)

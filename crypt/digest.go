@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"hash"
+	"sync"
 )
 
 // PartSize is the size of the parts of a chunk that have a digest of their own, bytes;
@@ -20,7 +21,33 @@ type Part [8]byte
 // Digests makes keyed digests: HMAC-SHA-256, each kind under a key of its own, which is
 // the HMAC of its label under the secret. It is safe for concurrent use.
 type Digests struct {
+	digestKeys
+	parts, chunks hashes // of the kinds that there are many of
+}
+
+type digestKeys struct {
 	part, chunk, content, name [sha256.Size]byte
+}
+
+// hashes are those of one key which are not in use: what the key does to a hash is done once.
+type hashes struct{ sync.Pool }
+
+type keyedHash struct {
+	hash.Hash
+	sum [sha256.Size]byte
+}
+
+func (h *hashes) of(key *[sha256.Size]byte) {
+	h.New = func() any { return &keyedHash{Hash: hmac.New(sha256.New, key[:])} }
+}
+
+func (h *hashes) mac(data []byte) [sha256.Size]byte {
+	k := h.Get().(*keyedHash)
+	defer h.Put(k)
+	k.Reset()
+	_, _ = k.Write(data) // a hash never fails
+	k.Sum(k.sum[:0])
+	return k.sum
 }
 
 func newSecret() (s [SecretLength]byte) {
@@ -30,10 +57,13 @@ func newSecret() (s [SecretLength]byte) {
 
 func newDigests(secret [SecretLength]byte) *Digests {
 	derive := func(label string) [sha256.Size]byte { return mac(secret[:], []byte(label)) }
-	return &Digests{
+	d := &Digests{digestKeys: digestKeys{
 		part: derive("imgbackup part 1"), chunk: derive("imgbackup chunk 1"),
 		content: derive("imgbackup content 1"), name: derive("imgbackup name 1"),
-	}
+	}}
+	d.parts.of(&d.part)
+	d.chunks.of(&d.chunk)
+	return d
 }
 
 func mac(key, data []byte) (sum [sha256.Size]byte) {
@@ -58,7 +88,7 @@ func (k *Keys) DigestsOf(generation int) (*Digests, error) {
 
 // Part is the digest of a part of a chunk: the first 8 bytes of its HMAC.
 func (d *Digests) Part(data []byte) Part {
-	sum := mac(d.part[:], data)
+	sum := d.parts.mac(data)
 	return Part(sum[:8])
 }
 
@@ -80,7 +110,7 @@ func (d *Digests) Chunk(length int, parts []Part) [sha256.Size]byte {
 	for i := range parts {
 		b = append(b, parts[i][:]...)
 	}
-	return mac(d.chunk[:], b)
+	return d.chunks.mac(b)
 }
 
 // Content is the digest of content that is no chunk.
@@ -88,6 +118,9 @@ func (d *Digests) Content() hash.Hash { return hmac.New(sha256.New, d.content[:]
 
 // Name is the digest that stands for a name.
 func (d *Digests) Name(name string) [sha256.Size]byte { return mac(d.name[:], []byte(name)) }
+
+// First are those of the first generation: what they stand for keeps its digest for ever.
+func (k *Keys) First() *Digests { return k.digests[len(k.digests)-1] }
 
 // String hides the keys from whoever prints them.
 func (d *Digests) String() string { return "keyed digests" }

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"sync"
 
 	"filippo.io/age"
 )
@@ -38,8 +40,15 @@ func (k *Keys) Writer(h Half, w io.Writer) (io.WriteCloser, error) {
 
 // Append appends an age file with this content.
 func (k *Keys) Append(dst []byte, h Half, content ...[]byte) ([]byte, error) {
-	b := bytes.NewBuffer(dst)
-	w, err := k.Writer(h, b)
+	n := 0
+	for _, c := range content {
+		n += len(c)
+	}
+	b := appender{slices.Grow(dst, typicalHeader+nonceSize+n+(n/blockSize+1)*blockMore)}
+	w, err := k.Writer(h, &b)
+	if err == nil && n > firstWrite {
+		content, err = writeFirst(w, content)
+	}
 	for i := 0; i < len(content) && err == nil; i++ {
 		_, err = w.Write(content[i])
 	}
@@ -49,25 +58,65 @@ func (k *Keys) Append(dst []byte, h Half, content ...[]byte) ([]byte, error) {
 	if err != nil {
 		return dst, fmt.Errorf("encrypt: %w", err)
 	}
-	return b.Bytes(), nil
+	return b.to, nil
+}
+
+// firstWrite is how much age is given first of a file that has more, bytes: the buffer of a block
+// grows to twice what that takes, once, and not when it is full to twice a block.
+const firstWrite = 40_000
+
+var firsts = sync.Pool{New: func() any { return new([firstWrite]byte) }}
+
+// writeFirst writes the first of the content together, and returns what is left.
+func writeFirst(w io.Writer, content [][]byte) ([][]byte, error) {
+	first := firsts.Get().(*[firstWrite]byte)
+	defer firsts.Put(first)
+	content = slices.Clone(content)
+	for n := 0; n < firstWrite; {
+		took := copy(first[n:], content[0])
+		if content[0] = content[0][took:]; len(content[0]) == 0 {
+			content = content[1:]
+		}
+		n += took
+	}
+	_, err := w.Write(first[:])
+	return content, err
+}
+
+// typicalHeader is how long the header of a file is to one recipient that is no hybrid.
+const typicalHeader = 200
+
+type appender struct{ to []byte }
+
+func (a *appender) Write(p []byte) (int, error) {
+	a.to = append(a.to, p...)
+	return len(p), nil
 }
 
 // Open decrypts all of an age file into dst[:0], which is replaced where it is too small.
 // No byte counts unless the error is nil. One that is a [KeyError] is no damage, all
 // others are.
 func (k *Keys) Open(dst []byte, h Half, file []byte) ([]byte, error) {
-	r, err := k.Reader(h, bytes.NewReader(file))
+	ids, err := k.identities(h)
 	if err != nil {
 		return nil, err
 	}
-	b := bytes.NewBuffer(dst[:0])
-	if n := len(file); cap(dst) < n+bytes.MinRead {
-		b = bytes.NewBuffer(make([]byte, 0, n+bytes.MinRead))
+	if !bytes.Contains(file[:min(len(file), MaxHeader)], endHeader) {
+		return nil, errHeader
 	}
-	if _, err := b.ReadFrom(r); err != nil {
+	// In place of a stream, since that copies and allocates more.
+	r, size, err := age.DecryptReaderAt(bytes.NewReader(file), int64(len(file)), ids...)
+	if err != nil {
 		return nil, fmt.Errorf("decrypt: %w", err)
 	}
-	return b.Bytes(), nil
+	if dst = dst[:0]; int64(cap(dst)) < size {
+		dst = make([]byte, 0, size)
+	}
+	dst = dst[:size]
+	if n, err := r.ReadAt(dst, 0); int64(n) < size {
+		return nil, fmt.Errorf("decrypt: %w", err)
+	}
+	return dst, nil
 }
 
 // Reader decrypts an age file as it comes. What was read counts only when it ended with

@@ -202,5 +202,5 @@ func (k *Keys) Same(other *Keys) bool {
 	if k == nil || other == nil {
 		return k == other
 	}
-	return k.generations[0].Number == other.generations[0].Number && *k.digests[0] == *other.digests[0]
+	return k.generations[0].Number == other.generations[0].Number && k.digests[0].digestKeys == other.digests[0].digestKeys
 }

@@ -35,10 +35,14 @@ type Adjusted struct {
 	OtherDisks, Shared []string
 }
 
-// Image is a file that is a disk, without a backing chain.
+// Image is a file that is a disk, without a backing chain, or an export of an NBD server.
 type Image struct {
 	Path   string // absolute
 	Format string // raw or qcow2
+	// Socket is the path of the Unix socket of a server whose export is named as the disk's
+	// target; Path and Format are empty then. A guest that cannot be served is stopped until it
+	// can be, instead of being told of errors.
+	Socket string
 }
 
 // Adjust rewrites a definition so that it names the files where they are now.
@@ -93,6 +97,12 @@ func (m Moved) holds(data []byte) (*Domain, error) {
 		disk, ok := d.Disk(target)
 		if !ok {
 			return nil, fmt.Errorf("it has no disk %s", target)
+		}
+		if im.Socket != "" {
+			if disk.Type != "network" || disk.Protocol != "nbd" || disk.Socket != im.Socket || disk.Format != "raw" || len(disk.Backing) > 0 {
+				return nil, fmt.Errorf("disk %s cannot be pointed to the NBD server at %s", target, im.Socket)
+			}
+			continue
 		}
 		if disk.Type != TypeFile || disk.Path != im.Path || disk.Format != im.Format || len(disk.Backing) > 0 {
 			return nil, fmt.Errorf("disk %s cannot be pointed to %s", target, im.Path)
@@ -209,6 +219,11 @@ func (e *editor) disk(n *element) {
 	if !ok {
 		return
 	}
+	if im.Socket != "" {
+		e.served(n, attrOf(target, "dev"), im.Socket)
+		e.noChain(n)
+		return
+	}
 	e.tag(n, "type", TypeFile)
 	if driver := n.kid("driver"); driver != nil {
 		e.tag(driver, "type", im.Format)
@@ -220,10 +235,31 @@ func (e *editor) disk(n *element) {
 	} else {
 		e.insert(n, "<source file='"+quote(im.Path)+"'/>")
 	}
+	e.noChain(n)
+}
+
+// noChain takes out what a disk was made of.
+func (e *editor) noChain(n *element) {
 	for _, k := range n.kids {
 		if k.name == "backingStore" || k.name == "mirror" {
 			e.remove(k)
 		}
+	}
+}
+
+// served points a disk to an export of an NBD server.
+func (e *editor) served(n *element, export, socket string) {
+	e.tag(n, "type", "network")
+	if driver := n.kid("driver"); driver != nil {
+		e.tags(driver, [][2]string{{"type", "raw"}, {"error_policy", "stop"}, {"rerror_policy", "stop"}}, "io")
+	} else {
+		e.insert(n, "<driver name='qemu' type='raw' error_policy='stop' rerror_policy='stop'/>")
+	}
+	text := "<source protocol='nbd' name='" + quote(export) + "'><host transport='unix' socket='" + quote(socket) + "'/></source>"
+	if source := n.kid("source"); source != nil {
+		e.edits = append(e.edits, edit{source.start, source.end, text})
+	} else {
+		e.insert(n, text)
 	}
 }
 
@@ -257,19 +293,28 @@ func attrOf(n *element, name string) string {
 
 // tag sets one attribute of an element, and takes others away.
 func (e *editor) tag(n *element, name, value string, drop ...string) {
+	e.tags(n, [][2]string{{name, value}}, drop...)
+}
+
+// tags sets attributes of an element, and takes others away.
+func (e *editor) tags(n *element, set [][2]string, drop ...string) {
 	var a attrList
-	found := false
+	found := make(map[string]bool)
 	for _, at := range n.attrs {
-		switch key := rawName(at.Name); {
-		case key == name:
-			a.add(key, value)
-			found = true
+		key := rawName(at.Name)
+		i := slices.IndexFunc(set, func(s [2]string) bool { return s[0] == key })
+		switch {
+		case i >= 0:
+			a.add(key, set[i][1])
+			found[key] = true
 		case !slices.Contains(drop, key):
 			a.add(key, at.Value)
 		}
 	}
-	if !found {
-		a.add(name, value)
+	for _, s := range set {
+		if !found[s[0]] {
+			a.add(s[0], s[1])
+		}
 	}
 	closing := ">"
 	if n.end == n.inner {

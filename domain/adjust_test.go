@@ -110,3 +110,31 @@ func adjusted(t *testing.T, data []byte, d *domain.Domain) {
 		}
 	}
 }
+
+// A disk that an NBD server has in its place is raw, reads of nothing else, and stops the guest where it fails.
+func TestAdjustToSockets(t *testing.T) {
+	t.Parallel()
+	moved := domain.Moved{Disks: map[string]domain.Image{"vda": {Socket: "/r/it's"}}}
+	const want = "<source protocol='nbd' name='vda'><host transport='unix' socket='/r/it&apos;s'/></source>"
+	for name, in := range map[string]string{
+		"file": "<disk type='file' device='disk'><driver name='qemu' type='qcow2' io='native' cache='none'/>" +
+			"<source file='/a'><seclabel model='dac' relabel='no'/></source><backingStore type='file'><format type='raw'/><source file='/b'/></backingStore><target dev='vda'/></disk>",
+		"empty": "<disk><target dev='vda'/></disk>",
+	} {
+		got, err := adjust([]byte("<domain><name>web</name><devices>"+in+"</devices></domain>"), moved)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		for _, text := range []string{want, "type='raw'", " error_policy='stop'", "rerror_policy='stop'", "type='network'"} {
+			if !strings.Contains(string(got), text) {
+				t.Errorf("%s: there is no %s in %s", name, text, got)
+			}
+		}
+		for _, text := range []string{"native", "backingStore", "seclabel", "file="} {
+			if strings.Contains(string(got), text) {
+				t.Errorf("%s: there is %s in %s", name, text, got)
+			}
+		}
+	}
+}

@@ -46,6 +46,7 @@ type Disk struct {
 	Type     string // of the source: file, block, network, …
 	Path     string // of a file or block device; empty when there is no medium
 	Protocol string // of a network source
+	Socket   string // of a network source: the Unix socket of its only host; empty: it has none
 	Volume   Volume // of a source of type volume
 	Format   string // of the image; empty when the definition does not say
 	ReadOnly bool
@@ -241,6 +242,9 @@ func newDisk(x *diskXML) (Disk, error) {
 	}
 	if x.Source != nil {
 		d.Path, d.Protocol = sourcePath(x.Source)
+		if n := x.Source.Network; n != nil && len(n.Hosts) == 1 {
+			d.Socket = n.Hosts[0].Socket
+		}
 		if v := x.Source.Volume; v != nil {
 			d.Volume = Volume{Pool: v.Pool, Name: v.Volume}
 		}

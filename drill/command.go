@@ -26,6 +26,7 @@ type Command struct {
 	Run     []string       // program and arguments
 	Expect  *regexp.Regexp // shows in what it writes; nil: nothing is asked for
 	Timeout time.Duration  // 0: 10 minutes
+	Hidden  []string       // variables of the environment that it does not get, beside credentials
 }
 
 // command is the step that runs it.
@@ -55,10 +56,10 @@ func (c command) Run(ctx context.Context, s *Subject) (Result, error) {
 	}
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	out := &head{limit: maxOutput}
+	out, before := &head{limit: maxOutput}, s.Read()
 	cmd := exec.CommandContext(limited, c.Command.Run[0], c.Command.Run[1:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.Scratch, out, out
-	cmd.Env = append(confine.Environment(), c.environment(s, served)...)
+	cmd.Env = append(confine.Environment(c.Hidden...), c.environment(s, served)...)
 	// A group of its own, which ends with it, and with us.
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
@@ -78,6 +79,7 @@ func (c command) Run(ctx context.Context, s *Subject) (Result, error) {
 	if res.Status == record.Failed && s.Fault() != nil {
 		return s.Damage(ctx, s.Fault())
 	}
+	res.Bytes = s.Read() - before
 	res.Details = map[string]string{"output_bytes": fmt.Sprint(out.total)}
 	return res, nil
 }

@@ -66,36 +66,23 @@ func (r *restored) Run(ctx context.Context, s *Subject) (Result, error) {
 	return r.readBack(ctx, s)
 }
 
-// readBack has what was written read back: by qemu-img, if the step image follows, which asks
-// it; and by us, if that has not happened, or not found all as it should be. So what is wrong
-// with the medium is told from what qemu-img makes of the image.
+// readBack reads what was written, from the medium. What QEMU makes of it is the step image's.
 func (r *restored) readBack(ctx context.Context, s *Subject) (Result, error) {
 	begun := time.Now()
-	images, err := r.open(s)
-	defer images.close()
-	if err != nil {
-		return Fail(err.Error(), todoMedium), nil
-	}
 	var all []Restored
-	for _, d := range r.result.Disks {
-		all = append(all, Restored{Disk: d.Disk, Path: d.Path, Format: d.Format})
-	}
 	res := Pass("written and read back")
-	if s.second {
-		s.agreed = agree(ctx, s, all, images.read)
-		if ctx.Err() != nil {
-			return Result{}, context.Cause(ctx)
+	for i, d := range r.result.Disks {
+		one, err := r.open(s, i)
+		if err != nil {
+			return Fail(fmt.Sprintf("disk %s, restored, %v", d.Disk, err), todoMedium), nil
 		}
-	}
-	if s.agreed != nil && s.agreed.passed() {
-		res.Reason = "written and read back, by qemu-img and by what it was compared with"
-	} else if one, err := r.compare(ctx, s, images); err != nil || one.Status != record.Passed {
-		return one, err
-	}
-	s.Restored = all
-	for _, d := range r.result.Disks {
+		if res, err := r.compare(ctx, s, i, one); err != nil || res.Status != record.Passed {
+			return res, err
+		}
+		all = append(all, *one)
 		res.Bytes += d.Data
 	}
+	s.Restored = all
 	ms := r.written.Milliseconds()
 	s.restoreTook(ms)
 	res.Details = map[string]string{
@@ -107,52 +94,32 @@ func (r *restored) readBack(ctx context.Context, s *Subject) (Result, error) {
 
 const todoMedium = "look at the medium and the memory of this host: what the repository holds is proven"
 
-// compare reads the images by ourselves.
-func (r *restored) compare(ctx context.Context, s *Subject, images written) (Result, error) {
-	for i, d := range r.result.Disks {
-		w := images[d.Disk]
-		err := restore.Compare(ctx, s.Repo, s.Disks[i], w.Image, d.Path, w.Sums, func(int64) {})
-		var different *restore.VerifyError
-		switch {
-		case errors.As(err, &different):
-			return Fail(different.Error(), todoMedium), nil
-		case archive.IsDamage(err):
-			return s.Damage(ctx, err)
-		case err != nil:
-			return Result{}, err
-		}
+// open opens a disk that was restored.
+func (r *restored) open(s *Subject, i int) (*Restored, error) {
+	d := &r.result.Disks[i]
+	img, err := qcow2.Open(d.Path, qcow2.Qcow2, qcow2.OpenOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("cannot be opened: %w", err)
 	}
-	return Pass(""), nil
+	s.atEnd(func() { _ = img.Close() }) // it is only read
+	img.ReadDirect()
+	if img.Size() != s.Disks[i].Size || len(img.Layers) != 1 {
+		return nil, fmt.Errorf("has %d bytes and %d layers", img.Size(), len(img.Layers))
+	}
+	return &Restored{Disk: d.Disk, Path: d.Path, Format: d.Format, written: &restore.Written{Image: img, Sums: d.Sums}}, nil
 }
 
-// written are the restored disks, open, by their names.
-type written map[string]*restore.Written
-
-// open opens what was restored.
-func (r *restored) open(s *Subject) (written, error) {
-	images := make(written)
-	for i, d := range r.result.Disks {
-		img, err := qcow2.Open(d.Path, qcow2.Qcow2, qcow2.OpenOptions{})
-		if err != nil {
-			return images, fmt.Errorf("disk %s, restored, cannot be opened: %w", d.Disk, err)
-		}
-		images[d.Disk] = &restore.Written{Image: img, Sums: d.Sums}
-		if img.Size() != s.Disks[i].Size || len(img.Layers) != 1 { // which qemu-img compare does not mind
-			return images, fmt.Errorf("disk %s, restored, has %d bytes and %d layers", d.Disk, img.Size(), len(img.Layers))
-		}
+// compare reads a disk.
+func (r *restored) compare(ctx context.Context, s *Subject, i int, one *Restored) (Result, error) {
+	err := restore.Compare(ctx, s.Repo, s.Disks[i], one.written.Image, one.Path, one.written.Sums, func(int64) {})
+	var different *restore.VerifyError
+	switch {
+	case errors.As(err, &different):
+		return Fail(different.Error(), todoMedium), nil
+	case archive.IsDamage(err):
+		return s.Damage(ctx, err)
 	}
-	return images, nil
-}
-
-func (w written) close() {
-	for _, one := range w {
-		_ = one.Image.Close() // only read
-	}
-}
-
-// read is the [nearby] of the disks.
-func (w written) read(ctx context.Context, disk string, e *archive.Entry, p []byte) bool {
-	return w[disk].ReadEntry(ctx, e, p)
+	return Pass(""), err
 }
 
 // inFlight proves what chunks has not: the files beside the disks.
@@ -162,7 +129,7 @@ func (r *restored) inFlight(ctx context.Context, s *Subject) (Result, error) {
 		f := &s.Manifest.Files[i]
 		err := archive.CopyFile(ctx, s.Repo.Store, f.FileRef, io.Discard)
 		if archive.IsDamage(err) {
-			return s.Damage(ctx, fmt.Errorf("%s: %w", f.Role, err))
+			return s.Damage(ctx, fmt.Errorf("%s: %w", f.Called(), err))
 		}
 		if err != nil {
 			return Result{}, err
@@ -188,7 +155,7 @@ func (e *roomError) Error() string {
 // restore restores the disks and files to scratch space. What kept it from that is noted.
 func (r *data) restore(ctx context.Context, s *Subject) {
 	r.result, r.err, r.written = nil, nil, 0
-	dir, err := r.d.folder.sub("restored")
+	dir, err := r.d.folder.Sub("restored")
 	if err == nil {
 		err = r.room(ctx, s, dir)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/drill/record"
+	"github.com/imgbackup/imgbackup/internal/scratch"
 	"github.com/imgbackup/imgbackup/qemu"
 	"github.com/imgbackup/imgbackup/restore"
 	"github.com/imgbackup/imgbackup/view"
@@ -27,7 +28,7 @@ type Options struct {
 	Resume  *State // what it has proven before it was cut off; nil: it begins
 	Note    func(text string)
 	// Told is told of progress: so many more bytes of the guest in a step. It may be
-	// called by several goroutines at once.
+	// called by several goroutines at once, and may call [Drill.Save].
 	Told func(step string, n int64)
 	// Kept is told of the files that a step has left in its folder, before they are
 	// removed; nil: nobody wants them. It returns them as they are recorded.
@@ -46,6 +47,9 @@ type Target struct {
 	History  []*chain.Manifest // all of the domain's, oldest first
 }
 
+// folderPrefix begins the names of a drill's folders.
+const folderPrefix = "imgbackup-drill."
+
 // Drill is a run of drills, which share what they have proven. It must be closed.
 type Drill struct {
 	repo   *chain.Repository
@@ -53,8 +57,7 @@ type Drill struct {
 	self   chain.Process
 	prover *prover
 	img    qemu.Img
-	folder *folder
-	short  *folder // for sockets; nil: folder itself
+	folder *scratch.Folder
 
 	restore func(context.Context, *chain.Repository, *chain.Manifest, []restore.Target, restore.Options) (*restore.Result, error)
 }
@@ -71,35 +74,17 @@ func New(repo *chain.Repository, o Options) (*Drill, error) {
 			return nil, err
 		}
 	}
-	if d.folder, err = makeFolder(o.Dir); err != nil {
+	if d.folder, err = scratch.Make(o.Dir, folderPrefix); err != nil {
 		return nil, err
 	}
 	return d, nil
 }
 
 // Close removes all that the run has made.
-func (d *Drill) Close() error {
-	err := d.folder.remove()
-	if d.short != nil {
-		err = errors.Join(err, d.short.remove())
-	}
-	return err
-}
+func (d *Drill) Close() error { return d.folder.Remove() }
 
-// socketDir is a folder whose path is short enough for sockets.
-func (d *Drill) socketDir() (string, error) {
-	if len(d.folder.path) <= maxSocketFolder {
-		return d.folder.sub("nbd")
-	}
-	if d.short == nil {
-		short, err := makeFolder("/tmp")
-		if err != nil {
-			return "", err
-		}
-		d.short = short
-	}
-	return d.short.sub("nbd")
-}
+// socketDir is an empty folder for sockets.
+func (d *Drill) socketDir() (string, error) { return d.folder.SocketDir("nbd") }
 
 // Run drills one checkpoint. The record is complete whatever the verdict is. An error
 // says that the run cannot go on: it was interrupted, and the record is of what was done.
@@ -122,7 +107,6 @@ type under struct {
 	s *server
 
 	restored []Restored
-	agreed   *agreement
 	ends     []func()        // what is to be done at the end
 	skipped  map[string]bool // steps to which nothing applied
 	cut      error           // why the chunks could not be had; nil: they could, or are damaged
@@ -145,7 +129,7 @@ func (u *under) run(ctx context.Context) (err error) {
 			end()
 		}
 		u.s.stop()
-		_, serr := u.d.folder.sub("restored") // the next one needs its room
+		_, serr := u.d.folder.Sub("restored") // the next one needs its room
 		err = errors.Join(err, serr)
 	}()
 	u.r.RPO = rpo(u.t.History, u.r.Begun)
@@ -295,28 +279,27 @@ func (u *under) step(ctx context.Context, step Step) error {
 func (u *under) try(ctx context.Context, step Step, one *record.Step) (res Result, err error) {
 	s := &Subject{
 		Repo: u.d.repo, Manifest: u.m, Disks: u.disks(), Restored: u.restored, Limits: u.t.Limits,
-		Note: u.d.o.Note, Told: u.d.o.Told, serve: u.serve(ctx), view: u.view(ctx), fault: u.s.fault, read: u.s.read.Load,
+		Note: u.d.o.Note, Told: u.d.o.Told, serve: u.serve(ctx), view: u.view(ctx), fault: u.s.fault, read: u.s.read,
 		restoreTook: func(ms int64) { u.r.RTO.Restore = &ms },
-		agreed:      u.agreed, second: slices.ContainsFunc(u.t.Steps, isImage),
-		qemuImg: u.d.img, atEnd: func(end func()) { u.ends = append(u.ends, end) },
+		qemuImg:     u.d.img, atEnd: func(end func()) { u.ends = append(u.ends, end) },
 		near: func(near nearby) *server {
 			return &server{repo: u.d.repo, m: u.m, disks: u.disks(), dir: u.d.socketDir, note: u.d.o.Note, near: near}
 		},
 	}
-	if s.Scratch, err = u.d.folder.sub("scratch"); err != nil {
+	if s.Scratch, err = u.d.folder.Sub("scratch"); err != nil {
 		return Result{}, err
 	}
-	if s.Keep, err = u.d.folder.sub("keep"); err != nil {
+	if s.Keep, err = u.d.folder.Sub("keep"); err != nil {
 		return Result{}, err
 	}
 	u.s.forget() // what the step before has met
 	res, err = step.Run(ctx, s)
-	u.restored, u.agreed = s.Restored, s.agreed
+	u.restored = s.Restored
 	if u.d.o.Kept != nil {
 		kept, kerr := u.d.o.Kept(u.t, step.Name(), s.Keep)
 		one.Kept, err = kept, errors.Join(err, kerr)
 	}
-	_, serr := u.d.folder.sub("scratch")
+	_, serr := u.d.folder.Sub("scratch")
 	return res, errors.Join(err, serr)
 }
 

@@ -275,6 +275,11 @@ func TestCompare(t *testing.T) {
 	compare(other, record.Contradict)
 	other.RepositoryID = chain.NewUUID()
 	compare(other, record.Copied)
+	other.Disks = slices.Clone(r.Disks)
+	other.Disks[0].Maps = slices.Repeat([]string{strings.Repeat("1", 64)}, len(r.Disks[0].Maps))
+	compare(other, record.Repacked)
+	other.Disks[0].Size++
+	compare(other, record.Contradict)
 	other.CheckpointUUID = chain.NewUUID()
 	compare(other, record.Forgotten)
 	h.Repack(3)

@@ -13,22 +13,25 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/qemu"
 )
 
-// image is the step in which a second program agrees: qemu-img checks the restored images,
-// and compares them with the disks as they are served.
+// image is the step in which a second program agrees.
 //
-// It is done as soon as they are written, since it reads them back in the same go: qemu-img by
-// its own code, and the server that it compares them with by ours. That one takes the bytes
-// from the image, too, and proves them once more, by the digests that the maps have, so that
-// nothing is fetched twice; what is not proven there it takes from the repository.
+// What was restored has been read back before, by our own reader, at the places where its
+// tables have the disk's bytes. So it is enough that QEMU finds each byte at the same place:
+// qemu-img check says that the tables are sound, and qemu-img map what they say. That QEMU reads
+// what lies there, as the disk is served, is shown by qemu-img compare: of all of a small disk,
+// and of parts of a large one, since to read it all again costs as much as to restore it.
+//
+// The server takes the bytes from the image, too, and proves them once more, so that nothing is
+// fetched twice; what is not proven there it takes from the repository.
 type image struct{}
 
 // Image is that step. It needs what the step restore has written.
@@ -36,42 +39,15 @@ func Image() Step { return image{} }
 
 func (image) Name() string { return record.StepImage }
 
-func isImage(s Step) bool { return s.Name() == record.StepImage }
-
-func (image) Run(_ context.Context, s *Subject) (Result, error) {
-	if len(s.Restored) == 0 {
-		return Skip("nothing was restored that could be checked", "see what the step restore says"), nil
-	}
-	return s.agreed.result, s.agreed.err
-}
-
-// agreement is what qemu-img has found.
-type agreement struct {
-	result Result
-	err    error // why it could not be asked
-}
-
-// passed reports whether all was read, and is as it should be.
-func (a *agreement) passed() bool { return a.err == nil && a.result.Status == record.Passed }
-
-// agree asks qemu-img about what was restored.
-func agree(ctx context.Context, s *Subject, restored []Restored, near nearby) *agreement {
-	begun := time.Now()
-	server := s.near(near)
-	defer server.stop()
-	res, err := askQemu(ctx, s, restored, server)
-	if err == nil && res.Status == record.Passed {
-		res.Details = map[string]string{"read_back_ms": strconv.FormatInt(time.Since(begun).Milliseconds(), 10)}
-	}
-	return &agreement{res, err}
-}
-
 // differs is the status of qemu-img compare for images that differ.
 const differs = 1
 
 const installQemu = "install qemu-utils (Debian, Ubuntu) or qemu-img (Fedora)"
 
-func askQemu(ctx context.Context, s *Subject, restored []Restored, server *server) (Result, error) {
+func (image) Run(ctx context.Context, s *Subject) (Result, error) {
+	if len(s.Restored) == 0 {
+		return Skip("nothing was restored that could be checked", "see what the step restore says"), nil
+	}
 	said, err := s.qemuImg.Run(ctx, s.Scratch, "--version")
 	if err != nil {
 		if ctx.Err() != nil {
@@ -79,13 +55,16 @@ func askQemu(ctx context.Context, s *Subject, restored []Restored, server *serve
 		}
 		return Skip("there is no qemu-img: "+err.Error(), installQemu), nil
 	}
+	server := s.near(s.readRestored)
+	defer server.stop()
 	served, err := server.start(ctx)
 	if err != nil {
 		return Result{}, err
 	}
-	res := Pass("qemu-img check is content, and finds what is restored equal to what is served")
+	res := Pass("qemu-img check is content, qemu-img map finds each byte where it was read back, and qemu-img compare what it read equal to what is served")
 	res.Programs = map[string]string{"qemu_img": versionOf(string(said))}
-	for i, r := range restored {
+	var compared int64
+	for i, r := range s.Restored {
 		q := comparison{img: s.qemuImg, restored: r, size: s.Disks[i].Size, socket: served.Socket}
 		one, err := q.run(ctx, s, server)
 		if err != nil || one.Status != record.Passed {
@@ -93,8 +72,20 @@ func askQemu(ctx context.Context, s *Subject, restored []Restored, server *serve
 			return one, err
 		}
 		res.Bytes += q.size
+		compared += q.compared
 	}
+	res.Details = map[string]string{"compared_bytes": strconv.FormatInt(compared, 10)}
 	return res, nil
+}
+
+// readRestored is the [nearby] of what was restored.
+func (s *Subject) readRestored(ctx context.Context, disk string, e *archive.Entry, p []byte) bool {
+	for i := range s.Restored {
+		if r := &s.Restored[i]; r.Disk == disk {
+			return r.written.ReadEntry(ctx, e, p)
+		}
+	}
+	return false
 }
 
 // comparison is one disk that qemu-img is asked about.
@@ -104,10 +95,11 @@ type comparison struct {
 	size     int64  // of the disk, bytes
 	socket   string // where it is served
 
-	checked qemu.CheckResult
+	checked  qemu.CheckResult
+	compared int64 // bytes
 }
 
-// run has the disk checked, and compared meanwhile.
+// run has the disk checked, mapped, and compared meanwhile.
 func (q *comparison) run(ctx context.Context, s *Subject, server *server) (Result, error) {
 	differing, err := q.ask(ctx, s)
 	switch fault := server.fault(); {
@@ -123,31 +115,54 @@ func (q *comparison) run(ctx context.Context, s *Subject, server *server) (Resul
 }
 
 const (
-	// partUnit is what parts of a disk that are compared at once are multiples of, bytes: a
-	// chunk lies in one.
-	partUnit = 128 << 20
-	// mostParts bounds them: qemu-img waits for one read after the other.
-	mostParts = 4
+	// compareUnit is how much of a large disk is compared in one place, bytes.
+	compareUnit = 16 << 20
+	// comparePlaces is in how many; a disk that has no more than these is compared whole.
+	comparePlaces = 4
 )
 
 // ask runs the programs. It returns what says that something differs, and else what kept
 // them from telling.
 func (q *comparison) ask(ctx context.Context, s *Subject) (differing, err error) {
-	parts := int64(s.Repo.Memory.Count(min(runtime.GOMAXPROCS(0), mostParts), 1))
-	length := max((q.size/parts+partUnit-1)/partUnit*partUnit, partUnit)
-	var all errgroup.Group
-	all.Go(func() (err error) {
+	var both errgroup.Group
+	both.Go(func() (err error) {
 		q.checked, err = q.img.CheckRefcounts(ctx, q.restored.Path)
 		return err
 	})
+	t := readTables(ctx, q.restored.written.Image, q.size)
+	defer t.close()
+	both.Go(func() error { return q.img.Map(ctx, q.restored.Path, t.agree) })
+	err = both.Wait()
+	var elsewhere *elsewhereError
+	if errors.As(err, &elsewhere) {
+		return elsewhere, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := t.end(); err != nil {
+		return err, nil
+	}
+	return q.compareIn(ctx, t.places(), s.Repo.Memory.Count(min(runtime.GOMAXPROCS(0), comparePlaces), 1))
+}
+
+// compareIn compares the disk from some places on, so many at once.
+func (q *comparison) compareIn(ctx context.Context, places []int64, atOnce int) (differing, err error) {
+	length := int64(compareUnit)
+	if q.size <= comparePlaces*compareUnit {
+		places, length = []int64{0}, q.size
+	}
+	var all errgroup.Group
+	all.SetLimit(atOnce)
 	var mu sync.Mutex
-	for start := int64(0); start == 0 || start < q.size; start += length {
+	for _, start := range places {
 		all.Go(func() error {
 			err := q.compare(ctx, start, length)
+			mu.Lock()
+			defer mu.Unlock()
+			q.compared += min(length, q.size-start)
 			var exit *qemu.ExitError
 			if errors.As(err, &exit) && exit.Status == differs {
-				mu.Lock()
-				defer mu.Unlock()
 				differing = errors.Join(differing, err)
 				return nil
 			}

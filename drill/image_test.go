@@ -68,7 +68,7 @@ func between(t *testing.T, d *Drill, to *Target, what func(path string)) *record
 	to.Steps = []Step{stub{record.StepChunks, func(ctx context.Context, s *Subject) (Result, error) {
 		res, err := data[0].Run(ctx, s)
 		if err == nil {
-			what(filepath.Join(d.folder.path, "restored", "vda.qcow2"))
+			what(filepath.Join(d.folder.Path(), "restored", "vda.qcow2"))
 		}
 		return res, err
 	}}, data[1], Image()}
@@ -122,6 +122,9 @@ func TestWhatIsWrittenWrong(t *testing.T) {
 		"case $1 in compare) echo differs; exit 1;; esac; exec qemu-img \"$@\"": "failed chunks=passed restore=passed image=failed",
 		"case $1 in check) echo no >&2; exit 1;; esac; exec qemu-img \"$@\"":    "incomplete chunks=passed restore=passed image=skipped",
 		"exit 1": "incomplete chunks=passed restore=passed image=skipped",
+		"case $1 in map) qemu-img \"$@\" | sed 's/\"offset\": /&1/';; *) exec qemu-img \"$@\";; esac": "failed chunks=passed restore=passed image=failed",
+		"case $1 in map) echo '[]';; *) exec qemu-img \"$@\";; esac":                                  "failed chunks=passed restore=passed image=failed",
+		"case $1 in map) echo no >&2; exit 1;; *) exec qemu-img \"$@\";; esac":                        "incomplete chunks=passed restore=passed image=skipped",
 	} {
 		d := begin(t, h.Repo)
 		d.img = qemu.Img{Program: filepath.Join(t.TempDir(), "qemu-img")}

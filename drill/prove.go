@@ -220,15 +220,17 @@ func (p *prover) fetch(ctx context.Context, entries []archive.Entry, pr *proof, 
 			part[k] = entries[i]
 		}
 		err := p.fetcher.Batch(ctx, part, func(indexes []int, chunk []byte) error {
+			var length int64
 			p.mu.Lock()
-			defer p.mu.Unlock()
 			pr.Chunks++
 			pr.Stored += int64(part[indexes[0]].FrameLength)
 			p.remember(&part[indexes[0]], len(chunk))
 			for _, k := range indexes {
 				done[left[k]] = true
-				tell(part[k].Length)
+				length += part[k].Length
 			}
+			p.mu.Unlock()
+			tell(length) // who may save what was proven so far
 			return nil
 		})
 		var in *archive.EntryError

@@ -252,3 +252,36 @@ func TestState(t *testing.T) {
 		t.Errorf("%v, %v", s, err)
 	}
 }
+
+// TestSavedMeanwhile: what was proven of a checkpoint is saved while more of it is, so that who
+// is killed there goes on from there.
+func TestSavedMeanwhile(t *testing.T) {
+	t.Parallel()
+	h := grown(t, 0)
+	d := &Drill{repo: h.Repo, prover: newProver(h.Repo), o: Options{Run: chain.NewUUID()}}
+	disk := &h.Checkpoints[0].Disks[0]
+	path := filepath.Join(t.TempDir(), "state")
+	var told, saved atomic.Int64
+	_, err := d.prover.prove(t.Context(), disk, func(n int64) {
+		if told.Add(n) >= 3*mib && saved.CompareAndSwap(0, told.Load()) {
+			if err := d.Save(path); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if err != nil || saved.Load() == 0 {
+		t.Fatalf("%v, saved after %d bytes", err, saved.Load())
+	}
+	s, err := LoadState(path)
+	if err != nil || len(s.lists) > 0 {
+		t.Fatalf("%v: a list counts as proven: %v", err, s.lists)
+	}
+	again := &Drill{repo: h.Repo, prover: newProver(h.Repo)}
+	if err := again.resume(s); err != nil {
+		t.Fatal(err)
+	}
+	pr, err := again.prover.prove(t.Context(), disk, quietly)
+	if err != nil || pr.Chunks == 0 || pr.Chunks > 48 { // of 96
+		t.Errorf("%v, %d chunks were proven again", err, pr.Chunks)
+	}
+}

@@ -4,16 +4,10 @@ package drill
 
 import (
 	"context"
-	"errors"
 	"net/url"
-	"os"
-	"path/filepath"
-	"sync"
-	"sync/atomic"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/serve"
 	"github.com/imgbackup/imgbackup/view"
 )
@@ -29,13 +23,7 @@ type server struct {
 
 	served *Served
 	view   *view.Checkpoint
-	cancel context.CancelFunc
-	ended  chan struct{}
-
-	read atomic.Int64 // by clients, bytes
-
-	mu    sync.Mutex
-	first error // that a client was answered with
+	local  *serve.Local // nil: nobody has asked for it
 }
 
 // nearby is where the bytes of an entry of a disk may be had: see [view.Options].
@@ -63,83 +51,45 @@ func (s *server) start(ctx context.Context) (_ *Served, err error) {
 	if s.view, err = view.Open(ctx, s.repo, s.m, names, view.Options{Near: s.near, NoAhead: s.near != nil}); err != nil {
 		return nil, err
 	}
-	served := &Served{Socket: filepath.Join(dir, "nbd.sock")}
-	var exports []nbd.Export
-	for _, d := range s.view.Disks {
-		e, err := serve.Export(ctx, s.view, d, nil, nil)
-		if err != nil {
-			return nil, err
-		}
-		e.Device = counted{e.Device, &s.read}
-		exports = append(exports, e)
-		uri := "nbd+unix:///" + url.PathEscape(d.Name) + "?socket=" + url.QueryEscape(served.Socket)
-		served.Disks = append(served.Disks, ServedDisk{Disk: d.Name, Size: d.Size(), URI: uri})
-	}
-	n, err := nbd.NewServer(exports, nbd.ServerOptions{Notify: s.notify})
+	local, err := serve.StartLocal(ctx, s.view, dir, s.note)
 	if err != nil {
 		return nil, err
 	}
-	l, err := nbd.ListenUnix(ctx, served.Socket)
-	if err != nil {
-		return nil, err
+	s.local, s.served = local, &Served{Socket: local.Socket}
+	for _, e := range local.Exports {
+		uri := "nbd+unix:///" + url.PathEscape(e.Name) + "?socket=" + url.QueryEscape(local.Socket)
+		s.served.Disks = append(s.served.Disks, ServedDisk{Disk: e.Name, Size: e.Size, URI: uri})
 	}
-	ctx, s.cancel = context.WithCancel(ctx)
-	ended := make(chan struct{})
-	s.ended = ended
-	go func() {
-		defer close(ended)
-		_ = n.Serve(ctx, l) // how it ended its clients say
-		_ = l.Close()       // nothing is lost with it
-	}()
-	s.served = served
-	return served, nil
+	return s.served, nil
 }
 
-// counted counts what is read of a disk.
-type counted struct {
-	nbd.Device
-	read *atomic.Int64
-}
-
-func (c counted) ReadAt(ctx context.Context, p []byte, off int64) error {
-	c.read.Add(int64(len(p)))
-	return c.Device.ReadAt(ctx, p, off)
-}
-
-// notify keeps the first read that failed; that a client has gone is no news.
-func (s *server) notify(err error) {
-	var failed *nbd.DeviceError
-	if !errors.As(err, &failed) {
-		return
+// read is how much clients have read so far, bytes.
+func (s *server) read() int64 {
+	if s.local == nil {
+		return 0
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.first == nil {
-		s.first = failed.Err
-		s.note(err.Error())
-	}
+	return s.local.Read()
 }
 
 // fault is the first read that failed.
 func (s *server) fault() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.first
+	if s.local == nil {
+		return nil
+	}
+	return s.local.Fault()
 }
 
 // forget forgets the first read that failed.
 func (s *server) forget() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.first = nil
+	if s.local != nil {
+		s.local.Forget()
+	}
 }
 
 // stop ends it; nobody can connect afterwards.
 func (s *server) stop() {
-	if s.cancel != nil {
-		s.cancel()
-		<-s.ended
-		_ = os.Remove(s.served.Socket) // closing it has, most often
+	if s.local != nil {
+		s.local.Stop()
 	}
 	if s.view != nil {
 		s.view.Close()

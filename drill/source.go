@@ -43,6 +43,8 @@ func (c *source) Run(ctx context.Context, s *Subject) (Result, error) {
 	switch {
 	case c.newest == nil || c.newest.UUID != s.Manifest.UUID:
 		return notHere("it is not the newest checkpoint"), nil
+	case s.Manifest.Imported != nil:
+		return notHere("it was imported from what others had left, and not made of a VM's images"), nil
 	case !c.self.Host.Same(s.Manifest.Host):
 		return notHere("its images are on another host, %s", s.Manifest.Host.Name), nil
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/qemu"
+	"github.com/imgbackup/imgbackup/restore"
 	"github.com/imgbackup/imgbackup/view"
 )
 
@@ -72,8 +73,6 @@ type Subject struct {
 	Note   func(text string)          // told what a person should know at once
 	Told   func(step string, n int64) // told of progress: so many more bytes of the guest
 
-	agreed      *agreement   // what qemu-img has found of what was restored; nil: it was not asked
-	second      bool         // the step image follows, in which it is
 	atEnd       func(func()) // something that is to be done when the checkpoint's drill ends
 	near        func(near nearby) *server
 	qemuImg     qemu.Img
@@ -89,6 +88,8 @@ type Restored struct {
 	Disk   string
 	Path   string
 	Format string // qcow2
+
+	written *restore.Written // open until the checkpoint's drill ends
 }
 
 // Served is the checkpoint's disks over NBD, read-only, each as an export named by its

@@ -96,7 +96,7 @@ func TestImageDies(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.end(im)
-		<-im.process.Ended()
+		<-im.process.Ended
 		if err := im.ReadAt(t.Context(), make([]byte, 512), 0); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("read: %v", err)
 		}

@@ -104,8 +104,8 @@ func connect(ctx context.Context, p *qemu.NBD, socket string) (*nbd.Client, erro
 		}
 		select {
 		case <-tick.C:
-		case <-p.Ended():
-			return nil, p.Explain(fmt.Errorf("it ended: %v", p.State()))
+		case <-p.Ended:
+			return nil, p.Explain(fmt.Errorf("it ended: %v", p.Cmd.ProcessState))
 		case <-ctx.Done():
 			return nil, p.Explain(context.Cause(ctx))
 		}

@@ -18,13 +18,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imgbackup/imgbackup/internal/confine"
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // How the appliance, and the programs that drive it, are kept apart.
 type apart struct {
-	confine.Confinement
+	confine.Apart
 	// alone: as a user that nobody else is, in a mount namespace in which the session's
 	// folder has another place, and all is hidden that people keep on a host.
 	alone bool
@@ -36,18 +36,18 @@ func ways(emulate bool) []apart {
 	if os.Geteuid() != 0 {
 		// A user namespace of its own takes with it nothing but the right to the others.
 		all := apart{note: "libguestfs's appliance runs without namespaces of its own, which this host does not allow"}
-		own := apart{Confinement: confine.Confinement{Namespaces: unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWPID}}
+		own := apart{Apart: confine.Apart{Namespaces: unix.CLONE_NEWUSER | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWPID}}
 		return []apart{own, all}
 	}
-	c := confine.Possible(nil)[0]
+	c := confine.WaysApart(nil)[0]
 	if !emulate {
 		c.Groups = confine.KVMGroup(confine.KVM)
 	}
 	c.Namespaces |= unix.CLONE_NEWNS | unix.CLONE_NEWPID
 	root := "libguestfs's appliance runs as root, %s, since this host does not allow it to be kept apart; run the drill as an ordinary user, or with --skip filesystems,files"
 	return []apart{
-		{Confinement: c, alone: true},
-		{Confinement: confine.Confinement{Namespaces: unix.CLONE_NEWNET | unix.CLONE_NEWIPC}, note: fmt.Sprintf(root, "without a network")},
+		{Apart: c, alone: true},
+		{Apart: confine.Apart{Namespaces: unix.CLONE_NEWNET | unix.CLONE_NEWIPC}, note: fmt.Sprintf(root, "without a network")},
 		{note: fmt.Sprintf(root, "in the network of this host")},
 	}
 }

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imgbackup/imgbackup/internal/confine"
+	"github.com/imgbackup/imgbackup/confine"
 )
 
 // applianceFiles are what an appliance consists of, as guestfs(3) describes a fixed one.
@@ -68,13 +68,13 @@ func build(ctx context.Context, program, dir string) (path, said string, err err
 	env := append(environment(dir, cacheDir(), false), "LIBGUESTFS_HV="+nothing)
 	env = append(env, settings("LIBGUESTFS_PATH", "SUPERMIN_KERNEL", "SUPERMIN_MODULES", "SUPERMIN_KERNEL_VERSION")...)
 	out, text := &bounded{}, &bounded{}
-	p, _, err := confine.Start(func(confine.Confinement) *exec.Cmd {
+	p, _, err := confine.StartApart(func(confine.Apart) *exec.Cmd {
 		cmd := exec.Command(program)
 		cmd.Dir, cmd.Env = dir, env
 		cmd.Stdin = strings.NewReader("-get-path\n-add-drive /dev/null readonly:true\n-run\n")
 		cmd.Stdout, cmd.Stderr = out, text
 		return cmd
-	}, []confine.Confinement{{}})
+	}, []confine.Apart{{}})
 	if err != nil {
 		return "", "", err
 	}

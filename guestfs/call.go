@@ -20,14 +20,19 @@ func (e *CallError) Error() string { return fmt.Sprintf("%s: %s", e.Command, e.S
 
 // call runs a command of guestfish and returns what it prints.
 func (s *Session) call(ctx context.Context, name string, args ...string) ([]byte, error) {
-	out, err := s.ask(ctx, name, args...)
+	return s.callTo(ctx, nil, name, args...)
+}
+
+// callTo is call of a command whose output may be long: it goes to w as it comes.
+func (s *Session) callTo(ctx context.Context, w io.Writer, name string, args ...string) ([]byte, error) {
+	out, err := s.ask(ctx, w, name, args...)
 	var failed *CallError
 	if !errors.As(err, &failed) {
 		return out, err
 	}
 	// Is it the disk's fault, or is there nobody any more who could answer?
 	if name != "run" && name != "add-drive" {
-		if _, ping := s.ask(ctx, "ping-daemon"); ping != nil {
+		if _, ping := s.ask(ctx, nil, "ping-daemon"); ping != nil {
 			return nil, fmt.Errorf("%w: %s", ErrEnded, failed.Error())
 		}
 	}
@@ -36,7 +41,7 @@ func (s *Session) call(ctx context.Context, name string, args ...string) ([]byte
 
 // ask sends one command, and waits for both ends of its answer: guestfish prints the
 // mark because it is told to, and complains of it because it knows no such command.
-func (s *Session) ask(ctx context.Context, name string, args ...string) ([]byte, error) {
+func (s *Session) ask(ctx context.Context, w io.Writer, name string, args ...string) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -48,17 +53,23 @@ func (s *Session) ask(ctx context.Context, name string, args ...string) ([]byte,
 	fmt.Fprintf(&b, "\n-%s\necho %s\n", s.mark, s.mark)
 	stop := context.AfterFunc(ctx, s.kill)
 	defer stop()
+	s.out.pass(w)
+	defer s.out.pass(nil)
 	if _, err := io.WriteString(s.in, b.String()); err != nil {
 		return nil, s.gone(ctx)
 	}
 	out, ok := <-s.out.next
+	if out.unsent != nil { // and nobody knows what comes next
+		s.kill()
+		return nil, out.unsent
+	}
 	said, ok2 := <-s.err.next
 	switch {
-	case !ok || !ok2:
-		return nil, s.gone(ctx)
 	case out.tooLong || said.tooLong:
 		s.kill()
 		return nil, fmt.Errorf("%s: the answer has more than %d bytes", name, maxReply)
+	case !ok || !ok2:
+		return nil, s.gone(ctx)
 	}
 	if text := complaint(string(said.b)); text != "" {
 		return nil, &CallError{Command: name, Said: text}

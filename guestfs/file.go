@@ -22,14 +22,22 @@ var ErrNoFile = errors.New("there is no such file in the guest")
 type Info struct {
 	Mode     uint32 // as in stat(2), with the type
 	Size     int64  // bytes
+	Taken    int64  // bytes that it takes on its disk, about
 	Modified time.Time
+	Changed  time.Time // of the inode
 	UID, GID int64
 	Inode    int64
+	Links    int64 // names that it has
 }
 
-// Dir reports whether it is a folder, Regular whether it is a plain file.
+// Type is what it is, as in stat(2).
+func (i *Info) Type() uint32 { return i.Mode & unix.S_IFMT }
+
+// Dir reports whether it is a folder, Regular whether it is a plain file, Symlink whether
+// it is a symbolic link.
 func (i *Info) Dir() bool     { return i.Mode&unix.S_IFMT == unix.S_IFDIR }
 func (i *Info) Regular() bool { return i.Mode&unix.S_IFMT == unix.S_IFREG }
+func (i *Info) Symlink() bool { return i.Mode&unix.S_IFMT == unix.S_IFLNK }
 
 // Stat is about a path among what is mounted, symbolic links followed, as they lead in
 // the guest. Nothing there is [ErrNoFile].
@@ -57,8 +65,8 @@ func (s *Session) stat(ctx context.Context, call, path string) (*Info, error) {
 		}
 		return v
 	}
-	i := &Info{Mode: uint32(n("st_mode")), Size: n("st_size"), UID: n("st_uid"), GID: n("st_gid"), Inode: n("st_ino"),
-		Modified: time.Unix(n("st_mtime_sec"), n("st_mtime_nsec")).UTC()}
+	i := &Info{Mode: uint32(n("st_mode")), Size: n("st_size"), Taken: n("st_blocks") << 9, UID: n("st_uid"), GID: n("st_gid"), Inode: n("st_ino"), Links: n("st_nlink"),
+		Modified: time.Unix(n("st_mtime_sec"), n("st_mtime_nsec")).UTC(), Changed: time.Unix(n("st_ctime_sec"), n("st_ctime_nsec")).UTC()}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}

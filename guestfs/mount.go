@@ -45,6 +45,7 @@ func (s *Session) MountVolume(ctx context.Context, device string) error {
 
 // Unmount unmounts all that is mounted.
 func (s *Session) Unmount(ctx context.Context) error {
+	s.entered = nil
 	if !s.mounted {
 		return nil
 	}

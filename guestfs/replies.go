@@ -4,6 +4,7 @@ package guestfs
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"sync"
 )
@@ -14,7 +15,8 @@ const maxReply = 16 << 20
 // reply is what came before a mark.
 type reply struct {
 	b       []byte
-	tooLong bool // and nothing comes any more
+	tooLong bool  // and nothing comes any more
+	unsent  error // why it could not be passed on; likewise
 }
 
 // replies cuts a stream at its marks.
@@ -23,7 +25,21 @@ type replies struct {
 	done chan struct{}
 
 	mu   sync.Mutex
-	left []byte // the beginning of what came after the last mark
+	left []byte    // the beginning of what came after the last mark
+	to   io.Writer // where the next reply goes as it comes; nil: it is kept until it is whole
+}
+
+// pass lets the next reply go somewhere as it comes; nil: it is kept.
+func (r *replies) pass(to io.Writer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.to = to
+}
+
+func (r *replies) passedTo() io.Writer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.to
 }
 
 func readReplies(from *os.File, mark string) *replies {
@@ -49,10 +65,21 @@ func (r *replies) cut(from *os.File, mark []byte) {
 			if i < 0 {
 				break
 			}
-			r.next <- reply{b: bytes.Clone(held[:seen+i])}
+			whole := r.end(held[:seen+i])
+			r.next <- whole
+			if whole.unsent != nil {
+				return
+			}
 			held, seen = held[seen+i+len(mark):], 0
 		}
 		seen = max(0, len(held)-len(mark))
+		if to := r.passedTo(); to != nil && seen > 0 {
+			if _, werr := to.Write(held[:seen]); werr != nil {
+				r.next <- reply{unsent: werr}
+				return
+			}
+			held, seen = append(held[:0], held[seen:]...), 0
+		}
 		if len(held) > maxReply {
 			r.next <- reply{tooLong: true}
 			err = os.ErrInvalid
@@ -64,6 +91,16 @@ func (r *replies) cut(from *os.File, mark []byte) {
 			return
 		}
 	}
+}
+
+// end is the reply that ends so.
+func (r *replies) end(b []byte) reply {
+	to := r.passedTo()
+	if to == nil {
+		return reply{b: bytes.Clone(b)}
+	}
+	_, err := to.Write(b)
+	return reply{unsent: err}
 }
 
 // rest is the beginning of what no mark came after, once the stream has ended.

@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/imgbackup/imgbackup/internal/confine"
+	"github.com/imgbackup/imgbackup/confine"
 )
 
 // Packages tells a person where libguestfs is.
@@ -61,7 +61,10 @@ type Session struct {
 	os      []OS     // what inspection found, once it was asked
 	asked   bool
 	volumes []Volume
-	mounted bool // something may be
+	mounted bool     // something may be
+	entered *Mounted // what is, by Enter; nil: something else
+	place   Place    // where that is
+	pipes   int      // that were made
 
 	opened   map[string][]string // encrypted volumes that are open → the disks they lie on
 	unlocked map[string]bool     // the devices of these
@@ -221,8 +224,8 @@ func (s *Session) startProgram(ctx context.Context, o *Options, appliance string
 		return err
 	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = pipes[0].r, pipes[1].w, pipes[2].w
-	how := confine.Confinement{Namespaces: way.Namespaces} // it changes its user by itself
-	s.process, _, err = confine.Start(func(confine.Confinement) *exec.Cmd { return cmd }, []confine.Confinement{how})
+	how := confine.Apart{Namespaces: way.Namespaces} // it changes its user by itself
+	s.process, _, err = confine.StartApart(func(confine.Apart) *exec.Cmd { return cmd }, []confine.Apart{how})
 	_, _, _ = pipes[0].r.Close(), pipes[1].w.Close(), pipes[2].w.Close() // the child has its own
 	if err != nil {
 		_, _, _ = pipes[0].w.Close(), pipes[1].r.Close(), pipes[2].r.Close()

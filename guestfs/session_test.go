@@ -282,7 +282,7 @@ func inner(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	tool(t, "zstd", "-q", "-d", "-f", "--sparse", "testdata/inner.zst", "-o", plain)
-	tool(t, "qemu-img", "convert", "-f", "raw", "-O", "luks", "--object", "secret,id=key,file="+key, "-o", "key-secret=key,iter-time=10", plain, path)
+	tool(t, "qemu-img", "convert", "-f", "raw", "-O", "luks", "--object", "secret,id=key,file="+key, "-o", "key-secret=key,iter-time=1", plain, path)
 	tool(t, "truncate", "-s", "36M", path)
 }
 

@@ -97,6 +97,9 @@ const (
 	Quiet     = "quiet"     // nothing has changed for long
 )
 
+// Codes are the kinds of findings.
+func Codes() []string { return []string{Rewritten, Quiet} }
+
 // Finding is something unusual.
 type Finding struct {
 	Code string `json:"code"`

@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"filippo.io/age/plugin"
 
@@ -51,10 +53,7 @@ func (k *Keyring) Remove(ctx context.Context, name string) (*Member, error) {
 
 // removeFiles removes what a member had. That revokes nothing: it may have copies.
 func (k *Keyring) removeFiles(ctx context.Context, m *Member) error {
-	var all []string
-	if m.Role.Signs() {
-		all = append(all, signingKey(m.Name))
-	}
+	all := []string{signingKey(m.Name)}
 	if m.Passphrase {
 		all = append(all, identityKey(m.Name))
 	}
@@ -98,6 +97,10 @@ func (k *Keyring) Rotate(ctx context.Context, stands []Stands, ui *plugin.Client
 		files = append(files, more...)
 	}
 	public := publicOf(&fresh)
+	stands = slices.Clone(stands)
+	for i := range stands { // the list is for everybody to read
+		stands[i].Key = k.storedKey(stands[i].Key)
+	}
 	if public.Standing, err = k.storeStanding(ctx, stands); err != nil {
 		return err
 	}
@@ -105,16 +108,92 @@ func (k *Keyring) Rotate(ctx context.Context, stands []Stands, ui *plugin.Client
 		return err
 	}
 	next.Generations = append(next.Generations, public)
+	before := k.Roster.clone()
 	if err := k.commit(ctx, next); err != nil {
-		return err
+		if objstore.Permanent(err) {
+			return err
+		}
+		if err := k.settle(ctx, before, next, err); err != nil {
+			return err
+		}
 	}
 	k.generations = append(k.generations, fresh)
 	k.standing = make(standingSet)
 	for _, s := range stands {
 		k.standing[lineSum(s.Seal, s.Key)] = struct{}{}
 	}
-	k.Keys, err = crypt.New(k.generations...)
-	return err
+	return k.opened()
+}
+
+// CheckRotates says why [Keyring.Rotate] can't be, as far as that can be known before.
+func (k *Keyring) CheckRotates(ui *plugin.ClientUI) error {
+	if err := k.checkAdmin("rotate the keys"); err != nil {
+		return err
+	}
+	if k.Roster.Generation() == maxGenerations {
+		return fmt.Errorf("the keys were rotated %d times, and that is as often as they can be", maxGenerations-1)
+	}
+	for _, m := range k.Roster.standing() {
+		if _, err := ParseRecipient(m.Recipient, ui); err != nil {
+			return fmt.Errorf("the key of %s: %w", m.Name, err)
+		}
+	}
+	return nil
+}
+
+// settleTime bounds how long it may take to find out what became of a rotation.
+const settleTime = time.Minute
+
+// UnsettledError says that nobody knows whether the keys have been rotated: the request may
+// still arrive at the store, and what is signed with the older keys after what stands was
+// recorded will not count then.
+type UnsettledError struct{ Err error }
+
+func (e *UnsettledError) Error() string {
+	return fmt.Sprintf("it is not known whether the keys have been rotated, or will be when a request arrives late: %v", e.Err)
+}
+
+// Unwrap returns what was wrong with the request.
+func (e *UnsettledError) Unwrap() error { return e.Err }
+
+// Unsettled tells who guards the repository meanwhile that it has to stay so.
+func (e *UnsettledError) Unsettled() bool { return true }
+
+// settle decides a rotation of which no answer came, and returns nil if it has been: the revision
+// of the roster that it was to have is taken by one that changes nothing, unless it stands. So
+// the request can't succeed any more when it arrives late.
+func (k *Keyring) settle(ctx context.Context, before, rotated *Roster, why error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
+	defer cancel()
+	err := k.commit(ctx, before)
+	if err == nil {
+		return why
+	}
+	if !errors.Is(err, objstore.ErrExists) {
+		return &UnsettledError{why}
+	}
+	r, rerr := ReadRoster(ctx, Place{Store: k.store, Repository: k.Roster.RepositoryID, RosterKey: k.rosterKey})
+	switch {
+	case rerr != nil:
+		return &UnsettledError{errors.Join(why, rerr)}
+	case r.Revision != rotated.Revision || r.Generations[len(r.Generations)-1].DataKey != rotated.Generations[len(rotated.Generations)-1].DataKey:
+		return err // another's, or the one that changes nothing
+	}
+	data, rerr := read(ctx, k.store, rosterKey(r.Revision), maxRoster)
+	if rerr != nil {
+		return &UnsettledError{errors.Join(why, rerr)}
+	}
+	k.Roster, k.digests = rotated, append(k.digests, digestOf(data))
+	return nil
+}
+
+// SettleRoster takes the next revision of the roster by one that changes nothing: a request that was to
+// store another there, and whose program was killed, can't succeed any more. An admin does.
+func (k *Keyring) SettleRoster(ctx context.Context) error {
+	if err := k.checkAdmin("end a rotation of the keys"); err != nil {
+		return err
+	}
+	return k.commit(ctx, k.Roster.clone())
 }
 
 func (k *Keyring) storeStanding(ctx context.Context, stands []Stands) (*Standing, error) {

@@ -91,6 +91,9 @@ func ParseIdentities(data []byte, from string, ways Ways) (*Identities, error) {
 		ids.all = []age.Identity{id}
 		return ids, nil
 	}
+	if len(plain) > 0 && &plain[0] != &data[0] { // it was decrypted, and all that is kept of it is copied
+		defer wipe(plain)
+	}
 	pin, err := ParsePin(plain)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", from, err)
@@ -184,7 +187,7 @@ func parseIdentity(line string, ways Ways) (id age.Identity, recipient string, e
 		if id, err = plugin.NewIdentity(line, ways.Plugin); err != nil {
 			return nil, "", errors.New("this is no identity of a plugin")
 		}
-		return id, "", nil
+		return pluginIdentity{id}, "", nil
 	case strings.HasPrefix(line, "AGE-SECRET-KEY-PQ-1"):
 		h, err := age.ParseHybridIdentity(line)
 		if err != nil {
@@ -201,6 +204,19 @@ func parseIdentity(line string, ways Ways) (id age.Identity, recipient string, e
 		return nil, "", errors.New("this is a recipient, the public half of a key; the identity is needed")
 	}
 	return nil, "", errors.New("this is no identity of age")
+}
+
+// pluginIdentity is one of a plugin, whose failure, as that it is not installed, is no damage of
+// what it was to open.
+type pluginIdentity struct{ age.Identity }
+
+// Unwrap implements [age.Identity].
+func (p pluginIdentity) Unwrap(stanzas []*age.Stanza) ([]byte, error) {
+	key, err := p.Identity.Unwrap(stanzas)
+	if err != nil && !errors.Is(err, age.ErrIncorrectIdentity) {
+		return nil, &Error{What: err.Error()}
+	}
+	return key, err
 }
 
 // wipe overwrites what was secret.

@@ -37,9 +37,7 @@ func Kit(ctx context.Context, p Place, r *Roster) ([]Kept, error) {
 			g := &r.Generations[i]
 			names = append(names, dataKey(g, m.Name), metadataKey(g, m.Name))
 		}
-		if m.Role.Signs() {
-			names = append(names, signingKey(m.Name))
-		}
+		names = append(names, signingKey(m.Name))
 		for _, key := range names {
 			data, err := read(ctx, p.Store, key, maxFile)
 			if errors.Is(err, objstore.ErrNotFound) {
@@ -66,4 +64,20 @@ func armored(data []byte) (string, error) {
 		return "", err
 	}
 	return b.String(), nil
+}
+
+// Revision is a revision of a roster, as it is stored: text.
+type Revision struct{ Key, Text string }
+
+// Revisions are all of a roster's, without which the program opens nothing, though age does.
+func Revisions(ctx context.Context, p Place, r *Roster) ([]Revision, error) {
+	var all []Revision
+	for n := 1; n <= r.Revision; n++ {
+		data, err := read(ctx, p.Store, rosterKey(n), maxRoster)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, Revision{Key: rosterKey(n), Text: string(data)})
+	}
+	return all, nil
 }

@@ -14,8 +14,10 @@ import (
 	"time"
 
 	"filippo.io/age"
+	"filippo.io/age/plugin"
 
 	"github.com/imgbackup/imgbackup/crypt"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -31,6 +33,8 @@ type Joining struct {
 	Passphrase []byte
 	// WorkFactor is scrypt's, as a logarithm; 0: age's.
 	WorkFactor int
+	// locked is the identity of Recipient, as it lies under its passphrase in another repository.
+	locked []byte
 }
 
 // Joined is what came of it.
@@ -52,35 +56,72 @@ func CheckPassphrase(phrase []byte) error {
 	return nil
 }
 
+// Features are what the keys of a repository are to be like, for ever.
+type Features struct {
+	PostQuantum bool // all recipients are hybrid
+	HideNames   bool // names in keys of objects are hidden: see Roster.HideNames
+}
+
 // Make makes the keys of a new repository: of generation 1, for members of which the
 // first is an admin, whose signature the roster's first revision has.
-func Make(ctx context.Context, store objstore.Store, repository string, postQuantum bool, members []Joining) (*Keyring, []Joined, error) {
+func Make(ctx context.Context, store objstore.Store, repository string, f Features, members []Joining) (*Keyring, []Joined, error) {
 	if len(members) == 0 || members[0].Role != Admin {
 		return nil, nil, errors.New("the first key of a repository is an admin's")
 	}
-	first, err := crypt.Generate(1, postQuantum)
+	first, err := crypt.Generate(1, f.PostQuantum)
 	if err != nil {
 		return nil, nil, err
 	}
-	return begin(ctx, store, repository, postQuantum, members, []crypt.Generation{first})
+	return begin(ctx, store, repository, f, members, []crypt.Generation{first})
 }
 
 // MakeLike is Make with the keys of another repository, so that packs can be copied between
-// the two as they are. The members are new: nobody has a key of both unless named for both.
-func (k *Keyring) MakeLike(ctx context.Context, store objstore.Store, repository string, members []Joining) (*Keyring, []Joined, error) {
+// the two as they are, and names hidden or not. The members are new: nobody has a key of both unless
+// named for both.
+func (k *Keyring) MakeLike(ctx context.Context, store objstore.Store, repository string, hideNames bool, members []Joining) (*Keyring, []Joined, error) {
 	if len(members) == 0 || members[0].Role != Admin {
 		return nil, nil, errors.New("the first key of a repository is an admin's")
 	}
 	if err := k.checkAdmin("give its keys to another repository"); err != nil {
 		return nil, nil, err
 	}
-	return begin(ctx, store, repository, k.Roster.PostQuantum, members, k.generations)
+	return begin(ctx, store, repository, Features{PostQuantum: k.Roster.PostQuantum, HideNames: hideNames}, members, k.generations)
 }
 
-func begin(ctx context.Context, store objstore.Store, repository string, postQuantum bool, members []Joining, generations []crypt.Generation) (*Keyring, []Joined, error) {
+// SameMembers are who can open the repository, but for hosts, whose files are for one repository
+// only: to have the same keys in another one. The first is whose identity opened this one.
+func (k *Keyring) SameMembers(ctx context.Context, ui *plugin.ClientUI) ([]Joining, error) {
+	var all []Joining
+	for _, m := range k.Roster.standing() {
+		if m.Role == Host {
+			continue
+		}
+		to, err := ParseRecipient(m.Recipient, ui)
+		if err != nil {
+			return nil, fmt.Errorf("the key of %s: %w", m.Name, err)
+		}
+		j := Joining{Name: m.Name, Role: m.Role, Recipient: to}
+		if m.Passphrase {
+			if j.locked, err = read(ctx, k.store, identityKey(m.Name), maxFile); err != nil {
+				return nil, err
+			}
+		}
+		if m.Name == k.Member.Name {
+			all = slices.Insert(all, 0, j)
+		} else {
+			all = append(all, j)
+		}
+	}
+	return all, nil
+}
+
+func begin(ctx context.Context, store objstore.Store, repository string, f Features, members []Joining, generations []crypt.Generation) (*Keyring, []Joined, error) {
 	k := &Keyring{
 		store: store, generations: slices.Clone(generations),
-		Roster: &Roster{Format: RosterFormat, Version: rosterVersion, RepositoryID: repository, PostQuantum: postQuantum},
+		Roster: &Roster{Format: RosterFormat, Version: rosterVersion, RepositoryID: repository, PostQuantum: f.PostQuantum, HideNames: f.HideNames},
+	}
+	if err := k.opened(); err != nil {
+		return nil, nil, err
 	}
 	next := k.Roster.clone()
 	for i := range k.generations {
@@ -101,8 +142,7 @@ func begin(ctx context.Context, store objstore.Store, repository string, postQua
 	if err := k.commit(ctx, next); err != nil {
 		return nil, nil, err
 	}
-	k.Keys, err = crypt.New(k.generations...)
-	return k, joined, err
+	return k, joined, nil
 }
 
 func publicOf(g *crypt.Generation) Generation {
@@ -185,7 +225,10 @@ type file struct {
 
 // newMember makes a member and its files.
 func (k *Keyring) newMember(r *Roster, j *Joining) (files []file, one *Joined, private ed25519.PrivateKey, err error) {
-	one = &Joined{Member: Member{Name: j.Name, Role: j.Role, Domains: slices.Clone(j.Domains), Since: len(r.Generations)}}
+	one = &Joined{Member: Member{Name: j.Name, Role: j.Role, Since: len(r.Generations)}}
+	if one.Domains, err = k.patterns(j.Domains); err != nil {
+		return nil, nil, nil, err
+	}
 	to := j.Recipient
 	if to == nil {
 		if to, one.Identity, err = newIdentity(r.PostQuantum); err != nil {
@@ -201,22 +244,24 @@ func (k *Keyring) newMember(r *Roster, j *Joining) (files []file, one *Joined, p
 		files = append(files, file{identityKey(j.Name), locked})
 		one.Identity, one.Passphrase = "", true
 	}
-	if j.Role.Signs() {
-		public, key, err := ed25519.GenerateKey(nil)
-		if err != nil {
-			return nil, nil, nil, err
-		}
-		one.SigningKey, private = formatPublic(public), key
-		text, err := signingText(r.RepositoryID, j.Name, key)
-		if err != nil {
-			return nil, nil, nil, err
-		}
-		signing, err := encryptTo(to.To, text)
-		if err != nil {
-			return nil, nil, nil, err
-		}
-		files = append(files, file{signingKey(j.Name), signing})
+	if j.locked != nil {
+		files = append(files, file{identityKey(j.Name), j.locked})
+		one.Passphrase = true
 	}
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	one.SigningKey = formatPublic(public)
+	text, err := signingText(r.RepositoryID, j.Name, private)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	signing, err := encryptTo(to.To, text)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	files = append(files, file{signingKey(j.Name), signing})
 	for i := range k.generations {
 		more, err := keyFiles(r.RepositoryID, &k.generations[i], &one.Member, to.To)
 		if err != nil {
@@ -225,6 +270,27 @@ func (k *Keyring) newMember(r *Roster, j *Joining) (files []file, one *Joined, p
 		files = append(files, more...)
 	}
 	return files, one, private, nil
+}
+
+// patterns are those of a host's domains as the roster has them, which everybody can read: where
+// names are hidden the digests of names.
+func (k *Keyring) patterns(domains []string) ([]string, error) {
+	all := slices.Clone(domains)
+	for i := range all {
+		switch {
+		case k.names == nil:
+		case strings.ContainsAny(all[i], `*?[\`):
+			return nil, usage.Errorf("names are hidden here, and everybody can read the roster: name each domain in place of %q, or none, which are all", all[i])
+		default:
+			all[i] = k.names.Domain(objstore.EncodePart(all[i]))
+		}
+	}
+	return all, nil
+}
+
+// Covers reports whether a member may write a domain.
+func (k *Keyring) Covers(m *Member, domain string) bool {
+	return m.Covers(domain) || m.Role == Host && k.names != nil && slices.Contains(m.Domains, k.names.Domain(objstore.EncodePart(domain)))
 }
 
 // keyFiles are what a member has of a generation.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"filippo.io/age"
 	"golang.org/x/sync/errgroup"
@@ -16,6 +17,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/hidden"
 )
 
 // Keyring is a repository's keys as one of its members has them, open. It is safe for
@@ -31,6 +33,9 @@ type Keyring struct {
 	signing     ed25519.PrivateKey
 	generations []crypt.Generation // the oldest first
 	standing    standingSet
+	names       *hidden.Names // nil: they are not hidden
+	ahead       ahead         // while it is opened
+	lowered     *lowered
 }
 
 // Place is where keys are read.
@@ -38,6 +43,10 @@ type Place struct {
 	Store      objstore.Store
 	Repository string // its id, as the configuration has it
 	RosterKey  string // likewise
+	// Listing was asked for before; nil: it was not.
+	Listing *Listing
+
+	lowered *lowered
 }
 
 // parallel is how many small objects are fetched at once.
@@ -54,33 +63,80 @@ func readRoster(ctx context.Context, p Place) (*Roster, []string, error) {
 	if err != nil {
 		return nil, nil, archive.Damaged(objstore.Marker, fmt.Errorf("roster_key: %w", err))
 	}
-	last := 0
-	for info, err := range p.Store.List(ctx, rosterPrefix) {
-		if err != nil {
-			return nil, nil, fmt.Errorf("read the roster: %w", err)
-		}
-		if k := ParseKey(info.Key); k.Kind == RosterObject {
-			last = max(last, k.Number)
-		}
+	var versions versionedRoster
+	var unlisted error
+	var looked sync.WaitGroup
+	looked.Go(func() { versions, unlisted = versionsOfRoster(ctx, p.Store) }) // beside the rest
+	defer looked.Wait()
+	last, err := p.lastRoster(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the roster: %w", err)
 	}
-	revisions := make([][]byte, last)
-	g, ctx := errgroup.WithContext(ctx)
+	revisions, wrong := make([][]byte, last), make([]error, last)
+	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
 	for i := range revisions {
 		g.Go(func() error {
-			key := rosterKey(i + 1)
-			data, err := read(ctx, p.Store, key, maxRoster)
-			if errors.Is(err, objstore.ErrNotFound) {
-				err = archive.Damaged(key, errors.New("it is missing, and later ones are there"))
+			revisions[i], wrong[i] = p.readRevision(gctx, i+1)
+			if wrong[i] != nil && !archive.IsDamage(wrong[i]) {
+				return wrong[i]
 			}
-			revisions[i] = data
-			return err
+			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, nil, err
 	}
-	return rosters(revisions, p.Repository, root)
+	if looked.Wait(); unlisted != nil {
+		return nil, nil, fmt.Errorf("read the roster: %w", unlisted)
+	}
+	c := &rosterChain{repository: p.Repository, root: root}
+	for i := range max(last, versions.last) {
+		var top []byte
+		why := error(archive.Damaged(rosterKey(i+1), errors.New("it is missing, and later ones are there")))
+		if i < last {
+			top, why = revisions[i], wrong[i]
+		}
+		err := p.addRevision(ctx, c, top, why, versions.several[i+1])
+		if archive.IsDamage(err) && i >= last {
+			break // what is hidden, and proves itself not, is nothing
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	return c.end()
+}
+
+func (p Place) readRevision(ctx context.Context, number int) ([]byte, error) {
+	key := rosterKey(number)
+	data, err := read(ctx, p.Store, key, maxRoster)
+	if errors.Is(err, objstore.ErrNotFound) {
+		err = archive.Damaged(key, errors.New("it is missing, and later ones are there"))
+	}
+	return data, err
+}
+
+// lastRoster is the number of the newest revision of the roster; 0: there is none.
+func (p Place) lastRoster(ctx context.Context) (last int, err error) {
+	see := func(key string) {
+		if k := ParseKey(key); k.Kind == RosterObject {
+			last = max(last, k.Number)
+		}
+	}
+	if listed := p.Listing.wait(ctx); listed != nil {
+		for _, info := range listed {
+			see(info.Key)
+		}
+		return last, nil
+	}
+	for info, err := range p.Store.List(ctx, rosterPrefix) {
+		if err != nil {
+			return 0, err
+		}
+		see(info.Key)
+	}
+	return last, nil
 }
 
 // read reads a small object; a longer one is damage.
@@ -101,6 +157,17 @@ func Open(ctx context.Context, p Place, ids *Identities) (*Keyring, error) {
 			return nil, err
 		}
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // what was read ahead, and not wanted
+	var files ahead
+	if ids != nil {
+		member := ""
+		if ids.Pin != nil {
+			member = ids.Pin.Name
+		}
+		files = readAhead(ctx, p.Store, p.Listing.wait(ctx), member)
+	}
+	p.lowered = new(lowered)
 	r, digests, err := readRoster(ctx, p)
 	if err != nil {
 		return nil, err
@@ -113,13 +180,15 @@ func Open(ctx context.Context, p Place, ids *Identities) (*Keyring, error) {
 			return nil, err
 		}
 	}
-	k := &Keyring{Roster: r, store: p.Store, rosterKey: p.RosterKey, digests: digests}
+	k := &Keyring{Roster: r, store: p.Store, rosterKey: p.RosterKey, digests: digests, ahead: files, lowered: p.lowered}
 	m, ids, err := k.find(ctx, ids)
 	if err != nil {
 		return nil, err
 	}
 	k.Member = *m
-	return k, k.openAll(ctx, ids)
+	err = k.openAll(ctx, ids)
+	k.ahead = nil
+	return k, err
 }
 
 // whose names the members whose identities open a repository.
@@ -181,7 +250,7 @@ func (k *Keyring) try(ctx context.Context, m *Member, ids *Identities) (*Identit
 	if r, err := parseNative(m.Recipient); err == nil && r != nil {
 		return nil, nil // and it is none of the native ones
 	}
-	_, err := k.openFile(ctx, metadataKey(&k.Roster.Generations[k.Roster.Generation()-1], m.Name), ids)
+	err := k.openFile(ctx, metadataKey(&k.Roster.Generations[k.Roster.Generation()-1], m.Name), ids, func([]byte) error { return nil })
 	switch {
 	case errors.Is(err, errOther):
 		return nil, nil
@@ -194,38 +263,51 @@ func (k *Keyring) try(ctx context.Context, m *Member, ids *Identities) (*Identit
 // unlock opens the identity of a member that has a passphrase.
 func (k *Keyring) unlock(ctx context.Context, m *Member, ids *Identities) (*Identities, error) {
 	key := identityKey(m.Name)
-	text, err := k.openFile(ctx, key, ids)
+	var id age.Identity
+	err := k.openFile(ctx, key, ids, func(text []byte) (err error) {
+		id, err = oneIdentity(text, m.Recipient)
+		return err
+	})
 	if errors.Is(err, errOther) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	defer wipe(text)
-	id, err := oneIdentity(text, m.Recipient)
-	if err != nil {
-		return nil, archive.Damaged(key, err)
-	}
 	return &Identities{From: ids.From, all: []age.Identity{id}, native: []string{m.Recipient}}, nil
 }
 
-// openFile reads and decrypts an object under keys/. Where it does not open with these
-// identities the error is errOther; all but that and what a store says is damage.
-func (k *Keyring) openFile(ctx context.Context, key string, ids *Identities) ([]byte, error) {
-	data, err := read(ctx, k.store, key, maxFile)
-	if errors.Is(err, objstore.ErrNotFound) {
-		return nil, archive.Damaged(key, errors.New("it is missing, and the roster says whose it is"))
+// openFile reads and decrypts an object under keys/, and gives its content to use, which proves it, and
+// keeps none of it. Where it does not open with these identities the error is errOther; all but that and
+// what a store says is damage.
+func (k *Keyring) openFile(ctx context.Context, key string, ids *Identities, use func(text []byte) error) error {
+	prove := func(data []byte) error {
+		text, err := decrypt(data, ids.all)
+		if err == nil {
+			err = use(text)
+			wipe(text)
+		}
+		var told *Error
+		if err != nil && !errors.Is(err, errOther) && !errors.As(err, &told) {
+			err = archive.Damaged(key, err)
+		}
+		return err
 	}
-	if err != nil {
-		return nil, err
+	data, err := k.ahead.read(ctx, k.store, key, maxFile)
+	switch {
+	case errors.Is(err, objstore.ErrNotFound):
+		err = archive.Damaged(key, errors.New("it is missing, and the roster says whose it is"))
+	case err == nil:
+		err = prove(data)
 	}
-	text, err := decrypt(data, ids.all)
-	var told *Error
-	if err != nil && !errors.Is(err, errOther) && !errors.As(err, &told) {
-		err = archive.Damaged(key, err)
+	if err == nil {
+		return nil
 	}
-	return text, err
+	return k.lowered.find(ctx, k.store, key, maxFile, err, prove)
 }
+
+// Lowered is what lies below something that was put on top of it, and was read all the same.
+func (k *Keyring) Lowered() []Lowered { return k.lowered.sorted() }
 
 // openAll opens all files of the member. Whose identity it is, is known: what does not open
 // is damaged.
@@ -236,14 +318,7 @@ func (k *Keyring) openAll(ctx context.Context, ids *Identities) error {
 	g.SetLimit(parallel)
 	open := func(key string, use func(text []byte) error) {
 		g.Go(func() error {
-			text, err := k.openFile(ctx, key, ids)
-			if err == nil {
-				err = use(text)
-				wipe(text)
-				if err != nil {
-					return archive.Damaged(key, err)
-				}
-			}
+			err := k.openFile(ctx, key, ids, use)
 			if errors.Is(err, errOther) {
 				return archive.Damaged(key, fmt.Errorf("the identity of %s, whose it is, does not open it", m.Name))
 			}
@@ -254,12 +329,10 @@ func (k *Keyring) openAll(ctx context.Context, ids *Identities) error {
 		k.standing, err = k.loadStanding(ctx)
 		return err
 	})
-	if m.Role.Signs() {
-		open(signingKey(m.Name), func(text []byte) (err error) {
-			k.signing, err = parseSigning(text, m)
-			return err
-		})
-	}
+	open(signingKey(m.Name), func(text []byte) (err error) {
+		k.signing, err = parseSigning(text, m)
+		return err
+	})
 	for i := range k.generations {
 		public, gen := &k.Roster.Generations[i], &k.generations[i]
 		if err := setPublic(gen, public); err != nil {
@@ -279,9 +352,32 @@ func (k *Keyring) openAll(ctx context.Context, ids *Identities) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	var err error
-	k.Keys, err = crypt.New(k.generations...)
-	return err
+	return k.opened()
+}
+
+// opened is called when the generations are known.
+func (k *Keyring) opened() (err error) {
+	if k.Keys, err = crypt.New(k.generations...); err != nil {
+		return err
+	}
+	if k.Roster.HideNames && k.names == nil {
+		k.names = hidden.New(k.Keys.First().Name)
+		for i := range k.Roster.Members {
+			k.names.Host(k.Roster.Members[i].Name) // so it is met
+		}
+	}
+	return nil
+}
+
+// Names hides names in keys of objects; nil: they are not hidden.
+func (k *Keyring) Names() *hidden.Names { return k.names }
+
+// storedKey is the key under which is stored what belongs under a key.
+func (k *Keyring) storedKey(key string) string {
+	if k.names == nil {
+		return key
+	}
+	return k.names.Stored(key)
 }
 
 // setPublic takes the public halves from the roster.

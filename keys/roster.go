@@ -25,7 +25,7 @@ const (
 	Admin   Role = "admin"   // all
 	Host    Role = "host"    // store its domains; read no data
 	Manager Role = "manager" // keep order; read no data
-	Drill   Role = "drill"   // read all; sign nothing
+	Drill   Role = "drill"   // read all; store nothing but records of drills
 )
 
 // Roles are all of them.
@@ -34,8 +34,9 @@ func Roles() []Role { return []Role{Admin, Host, Manager, Drill} }
 // ReadsData reports whether the role has the private half of the data key.
 func (r Role) ReadsData() bool { return r == Admin || r == Drill }
 
-// Signs reports whether the role has a key to sign with.
-func (r Role) Signs() bool { return r != Drill }
+// Rehearses reports whether records of drills count from the role: from who reads the data, and
+// from who copies them.
+func (r Role) Rehearses() bool { return r.ReadsData() || r.Manages() }
 
 // Manages reports whether the role may change what others have stored: revisions, voids
 // and marks count from such only.
@@ -51,6 +52,7 @@ type Roster struct {
 	Previous     string       `json:"previous,omitempty"`
 	Created      time.Time    `json:"created"`
 	PostQuantum  bool         `json:"post_quantum,omitempty"` // all recipients are hybrid
+	HideNames    bool         `json:"hide_names,omitempty"`   // keys of objects have digests of names
 	Generations  []Generation `json:"generations"`            // the first is 1
 	Members      []Member     `json:"members"`                // in the order in which they came
 }
@@ -77,10 +79,10 @@ type Member struct {
 	Name       string   `json:"name"`
 	Role       Role     `json:"role"`
 	Recipient  string   `json:"recipient"`
-	Passphrase bool     `json:"passphrase,omitempty"`  // opens keys/identities/NAME.age
-	SigningKey string   `json:"signing_key,omitempty"` // base64, Ed25519
-	Domains    []string `json:"domains,omitempty"`     // of a host: patterns; none: all
-	Since      int      `json:"since"`                 // the generation in which it came
+	Passphrase bool     `json:"passphrase,omitempty"` // opens keys/identities/NAME.age
+	SigningKey string   `json:"signing_key"`          // base64, Ed25519
+	Domains    []string `json:"domains,omitempty"`    // of a host: patterns; none: all
+	Since      int      `json:"since"`                // the generation in which it came
 	// Until is the generation in which it was removed; 0: it was not. What it signed in
 	// later ones counts for nothing.
 	Until int `json:"until,omitempty"`
@@ -89,7 +91,7 @@ type Member struct {
 // Removed reports whether the member was removed.
 func (m *Member) Removed() bool { return m.Until != 0 }
 
-// Covers reports whether the member may write a domain.
+// Covers reports whether the member may write a domain, of a repository that does not hide names.
 func (m *Member) Covers(domain string) bool {
 	switch {
 	case m.Role.Manages():
@@ -105,7 +107,7 @@ func (m *Member) Covers(domain string) bool {
 	})
 }
 
-// public is the key that proves what the member signs; nil: it has none.
+// public is the key that proves what the member signs.
 func (m *Member) public() ed25519.PublicKey {
 	key, err := parsePublic(m.SigningKey)
 	if err != nil {
@@ -228,8 +230,6 @@ func (m *Member) validate(generations int) error {
 		return fmt.Errorf("role %.80q", m.Role)
 	case m.Recipient == "" || len(m.Recipient) > maxRecipient:
 		return errors.New("it has no recipient")
-	case m.Role.Signs() != (m.SigningKey != ""):
-		return errors.New("signing_key is of all roles but drill")
 	case m.Since < 1 || m.Since > generations || m.Until != 0 && (m.Until < m.Since || m.Until > generations):
 		return fmt.Errorf("since %d, until %d of %d generations", m.Since, m.Until, generations)
 	case len(m.Domains) > 0 && m.Role != Host:
@@ -237,10 +237,8 @@ func (m *Member) validate(generations int) error {
 	case len(m.Domains) > maxDomains:
 		return fmt.Errorf("%d patterns of domains", len(m.Domains))
 	}
-	if m.SigningKey != "" {
-		if _, err := parsePublic(m.SigningKey); err != nil {
-			return err
-		}
+	if _, err := parsePublic(m.SigningKey); err != nil {
+		return fmt.Errorf("signing_key: %w", err)
 	}
 	for _, p := range m.Domains {
 		if err := CheckPattern(p); err != nil {
@@ -261,7 +259,7 @@ func CheckPattern(p string) error {
 // checkFollows says why the roster can't be the next revision of another one.
 func (r *Roster) checkFollows(before *Roster) error {
 	switch {
-	case r.RepositoryID != before.RepositoryID || r.PostQuantum != before.PostQuantum:
+	case r.RepositoryID != before.RepositoryID || r.PostQuantum != before.PostQuantum || r.HideNames != before.HideNames:
 		return errors.New("it is of another repository than the one before")
 	case r.Revision != before.Revision+1:
 		return fmt.Errorf("revision %d follows %d", r.Revision, before.Revision)
@@ -286,4 +284,10 @@ func (r *Roster) checkFollows(before *Roster) error {
 		}
 	}
 	return nil
+}
+
+// CheckRosterKey says why a text is no roster's key, or nil.
+func CheckRosterKey(text string) error {
+	_, err := parsePublic(text)
+	return err
 }

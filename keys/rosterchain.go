@@ -3,6 +3,7 @@
 package keys
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/internal/seal"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // sealRoster signs a roster as one of its members.
@@ -44,7 +46,7 @@ func parseRoster(data []byte, revision int) (*Roster, *seal.Signature, error) {
 		return nil, nil, archive.Damaged(key, fmt.Errorf("its JSON is not valid: %w", err))
 	}
 	if head.Format == RosterFormat && head.Version > rosterVersion {
-		return nil, nil, fmt.Errorf("%s needs a newer imgbackup: it has version %d, this program knows version %d", key, head.Version, rosterVersion)
+		return nil, nil, fmt.Errorf("%s %w: it has version %d, this program knows version %d", key, errNewer, head.Version, rosterVersion)
 	}
 	var r Roster
 	if err := seal.Decode(plain, &r); err != nil {
@@ -64,42 +66,73 @@ func parseRoster(data []byte, revision int) (*Roster, *seal.Signature, error) {
 	return &r, sig, nil
 }
 
-// rosters proves all revisions of a repository's roster, which are numbered from 1, and
-// returns the newest, and the digests of all. root is the key that the first one is signed by.
-func rosters(revisions [][]byte, repository string, root ed25519.PublicKey) (*Roster, []string, error) {
-	var newest *Roster
-	var digests []string
-	for i, data := range revisions {
-		r, sig, err := parseRoster(data, i+1)
-		if err != nil {
-			return nil, nil, err
-		}
-		damaged := func(err error) error { return archive.Damaged(rosterKey(i+1), err) }
-		signers := newest // an admin of the one before has signed it
-		if newest == nil {
-			if signers = r; r.RepositoryID != repository {
-				return nil, nil, damaged(fmt.Errorf("it is of repository %.80s", r.RepositoryID))
-			}
-		} else if err := r.checkFollows(newest); err != nil {
-			return nil, nil, damaged(err)
-		} else if r.Previous != digests[i-1] {
-			return nil, nil, damaged(errors.New("it does not follow the one before it"))
-		}
-		by := signers.Member(sig.By)
-		switch {
-		case by == nil || by.Role != Admin || by.Removed():
-			return nil, nil, damaged(fmt.Errorf("%.80q, who signed it, was no admin", sig.By))
-		case newest == nil && !by.public().Equal(root):
-			return nil, nil, damaged(errors.New("it is not signed by the key that the configuration names"))
-		case !sig.ProvenBy(by.public()):
-			return nil, nil, damaged(fmt.Errorf("the signature of %s is wrong", sig.By))
-		}
-		newest, digests = r, append(digests, digestOf(data))
-	}
-	if newest == nil {
+// errNewer is of what says that another version of the program has made it, which nothing proves: whoever opens
+// the repository stops at it, and takes no older roster in its place.
+var errNewer = errors.New("needs a newer imgbackup")
+
+// rosterChain proves the revisions of a repository's roster, which are numbered from 1, one after the
+// other. root is the key that the first one is signed by.
+type rosterChain struct {
+	repository string
+	root       ed25519.PublicKey
+
+	newest  *Roster
+	digests []string
+}
+
+func (c *rosterChain) end() (*Roster, []string, error) {
+	if c.newest == nil {
 		return nil, nil, archive.Damaged(rosterKey(1), errors.New("it is missing"))
 	}
-	return newest, digests, nil
+	return c.newest, c.digests, nil
+}
+
+// add proves the next revision.
+func (c *rosterChain) add(data []byte) error {
+	number := len(c.digests) + 1
+	r, sig, err := parseRoster(data, number)
+	if err != nil {
+		return err
+	}
+	damaged := func(err error) error { return archive.Damaged(rosterKey(number), err) }
+	signers := c.newest // an admin of the one before has signed it
+	if c.newest == nil {
+		if signers = r; r.RepositoryID != c.repository {
+			return damaged(fmt.Errorf("it is of repository %.80s", r.RepositoryID))
+		}
+	} else if err := r.checkFollows(c.newest); err != nil {
+		return damaged(err)
+	} else if r.Previous != c.digests[number-2] {
+		return damaged(errors.New("it does not follow the one before it"))
+	}
+	by := signers.Member(sig.By)
+	switch {
+	case by == nil || by.Role != Admin || by.Removed():
+		return damaged(fmt.Errorf("%.80q, who signed it, was no admin", sig.By))
+	case c.newest == nil && !by.public().Equal(c.root):
+		return damaged(errors.New("it is not signed by the key that the configuration names"))
+	case !sig.ProvenBy(by.public()):
+		return damaged(fmt.Errorf("the signature of %s is wrong", sig.By))
+	}
+	c.newest, c.digests = r, append(c.digests, digestOf(data))
+	return nil
+}
+
+// RosterOf is whose roster the first revision says that it is, which nothing proves.
+func RosterOf(ctx context.Context, store objstore.Store) (repository string, err error) {
+	key := rosterKey(1)
+	data, err := read(ctx, store, key, maxRoster)
+	if errors.Is(err, objstore.ErrNotFound) {
+		return "", archive.Damaged(key, errors.New("it is missing"))
+	}
+	if err != nil {
+		return "", err
+	}
+	first, _, err := parseRoster(data, 1)
+	if err != nil {
+		return "", err
+	}
+	return first.RepositoryID, nil
 }
 
 func digestOf(data []byte) string {

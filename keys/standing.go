@@ -17,6 +17,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/imgbackup/imgbackup/archive"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // Bounds of a list of what stands.
@@ -33,13 +34,15 @@ type Stands struct {
 	Seal string // the digest in its last line: 64 hex digits
 }
 
-// writeStanding makes a list: zstd of lines as sha256sum has them, sorted by key.
+// writeStanding makes a list: zstd of lines as sha256sum has them, sorted by key, then by seal:
+// where a store keeps versions, several may stand under a key.
 func writeStanding(all []Stands) ([]byte, error) {
 	if len(all) > maxStandingLines {
 		return nil, fmt.Errorf("%d objects are more than the %d that a list of what stands can have", len(all), maxStandingLines)
 	}
 	all = slices.Clone(all)
-	slices.SortFunc(all, func(a, b Stands) int { return cmp.Compare(a.Key, b.Key) })
+	slices.SortFunc(all, func(a, b Stands) int { return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Seal, b.Seal)) })
+	all = slices.Compact(all)
 	var b bytes.Buffer
 	z, err := zstd.NewWriter(&b, zstd.WithEncoderConcurrency(1))
 	if err != nil {
@@ -71,10 +74,10 @@ func readStanding(data []byte, each func(line string)) error {
 	last := ""
 	for n := 0; lines.Scan(); n++ {
 		line := lines.Text()
-		if len(line) < 67 || !isDigest(line[:64]) || line[64:66] != "  " || n > 0 && line[66:] <= last || n >= maxStandingLines {
+		if len(line) < 67 || !isDigest(line[:64]) || line[64:66] != "  " || n > 0 && line[66:]+line[:64] <= last || n >= maxStandingLines {
 			return fmt.Errorf("line %d is none, or not in order", n+1)
 		}
-		last = line[66:]
+		last = line[66:] + line[:64]
 		each(line)
 	}
 	return lines.Err()
@@ -96,12 +99,27 @@ func (k *Keyring) loadStanding(ctx context.Context) (standingSet, error) {
 		return nil, nil // the first generation
 	}
 	key := standingKey(list.SHA256)
-	data, err := read(ctx, k.store, key, list.Length)
+	prove := func(data []byte) error {
+		if digestOf(data) != list.SHA256 {
+			return archive.Damaged(key, errors.New("its bytes have another digest"))
+		}
+		return nil
+	}
+	data, err := k.ahead.read(ctx, k.store, key, list.Length)
+	switch {
+	case errors.Is(err, objstore.ErrNotFound):
+		err = archive.Damaged(key, err)
+	case err == nil:
+		err = prove(data)
+	}
+	if err != nil {
+		err = k.lowered.find(ctx, k.store, key, list.Length, err, func(old []byte) error {
+			data = old
+			return prove(old)
+		})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read what stands: %w", err)
-	}
-	if digestOf(data) != list.SHA256 {
-		return nil, archive.Damaged(key, errors.New("its bytes have another digest"))
 	}
 	lines := make(standingSet)
 	if err := readStanding(data, func(line string) { lines[lineSum(line[:64], line[66:])] = struct{}{} }); err != nil {

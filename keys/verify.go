@@ -20,9 +20,6 @@ func (e *UntrustedError) Error() string { return e.What }
 
 // Signer signs as the member that has opened the repository.
 func (k *Keyring) Signer() (seal.Signer, error) {
-	if k.signing == nil {
-		return nil, &Error{What: fmt.Sprintf("%s is a %s, which signs nothing: to store here takes the identity of an admin, a host or a manager", k.Member.Name, k.Member.Role)}
-	}
 	return signer{by: k.Member.Name, generation: k.Roster.Generation(), repository: k.Roster.RepositoryID, key: k.signing}, nil
 }
 
@@ -34,7 +31,7 @@ func (k *Keyring) CheckNotRotated(ctx context.Context) error {
 	}
 	r, err := ReadRoster(ctx, Place{Store: k.store, Repository: k.Roster.RepositoryID, RosterKey: k.rosterKey})
 	if err == nil && r.Generation() > k.Roster.Generation() {
-		err = &Error{What: "the keys of the repository were rotated while this ran, so what it stored may not count: run it again (imgbackup check tells)"}
+		err = &Error{What: "the keys of the repository have been rotated since this run opened it, so what it stored would not count: run it again"}
 	}
 	return err
 }
@@ -50,7 +47,7 @@ func (k *Keyring) Verify(key, seal string, s *seal.Signature) (*Member, error) {
 	if s.Generation == k.Roster.Generation() {
 		return m, nil
 	}
-	if _, stood := k.standing[lineSum(seal, key)]; !stood {
+	if _, stood := k.standing[lineSum(seal, k.storedKey(key))]; !stood {
 		return nil, archive.Damaged(key, &UntrustedError{What: fmt.Sprintf("%s signed it with keys of generation %d, and it did not stand when they were rotated", m.Name, s.Generation)})
 	}
 	return m, nil

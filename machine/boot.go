@@ -12,8 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/domain"
-	"github.com/imgbackup/imgbackup/internal/confine"
 )
 
 // errKVM says that KVM is there and can't run this guest.
@@ -112,16 +112,16 @@ func begin(ctx context.Context, o *Options, accel string, disks []Disk) (_ *runn
 	if accel == KVM {
 		groups = confine.KVMGroup(o.kvmDevice())
 	}
-	how := confine.Possible(groups)
+	how := confine.WaysApart(groups)
 	if err := r.build(ctx, disks, how); err != nil {
 		return nil, err
 	}
-	var used confine.Confinement
+	var used confine.Apart
 	l := confine.Limits{Memory: r.c.memory + overhead, File: maxFile, CPU: (o.timeout(accel) + time.Minute) * time.Duration(2*maxCPUs)}
-	program := func(confine.Confinement) *exec.Cmd {
+	program := func(confine.Apart) *exec.Cmd {
 		return confine.Program("/bin/sh", append(append(l.Shell(), o.Program), r.c.args...), r.c.files, &r.said)
 	}
-	if r.qemu, used, err = confine.Start(program, how); err != nil {
+	if r.qemu, used, err = confine.StartApart(program, how); err != nil {
 		return nil, fmt.Errorf("%s: %w", o.Program, err)
 	}
 	r.c.close() // QEMU has its own: when it ends, that is the end of what it says
@@ -165,7 +165,7 @@ func (r *running) explain(ctx context.Context, err error) error {
 }
 
 // build makes the command line, and our ends of all the sockets.
-func (r *running) build(ctx context.Context, disks []Disk, how []confine.Confinement) error {
+func (r *running) build(ctx context.Context, disks []Disk, how []confine.Apart) error {
 	all := disks
 	var flash *firmware
 	var err error
@@ -243,7 +243,7 @@ func (r *running) channels() error {
 }
 
 // addTPM gives the machine an emulated TPM, if it has one.
-func (r *running) addTPM(how []confine.Confinement) error {
+func (r *running) addTPM(how []confine.Apart) error {
 	m := r.o.Definition
 	if m.TPM == "" {
 		return nil

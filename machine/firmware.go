@@ -119,3 +119,22 @@ func (f *flash) WriteZeroes(_ context.Context, off, length int64, _ bool) error 
 
 func (f *flash) Trim(context.Context, int64, int64) error { return nil }
 func (f *flash) Flush(context.Context) error              { return nil }
+
+// HostFirmware returns where this host has UEFI's code for x86_64, without and with secure boot; empty: it
+// has none.
+func HostFirmware() (plain, secure string) {
+	for _, flash := range flashes {
+		if _, err := os.Stat(flash.vars); err != nil {
+			continue
+		}
+		if _, err := os.Stat(flash.code); err != nil {
+			continue
+		}
+		if flash.secure && secure == "" {
+			secure = flash.code
+		} else if !flash.secure && plain == "" {
+			plain = flash.code
+		}
+	}
+	return plain, secure
+}

@@ -9,8 +9,8 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/domain"
-	"github.com/imgbackup/imgbackup/internal/confine"
 	"github.com/imgbackup/imgbackup/nbd"
 )
 

@@ -11,12 +11,12 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/imgbackup/imgbackup/internal/confine"
+	"github.com/imgbackup/imgbackup/confine"
 )
 
 // startTPM starts swtpm on a folder, which becomes the user's that it runs as: its
 // descriptor 4. Descriptor 3 is its socket.
-func startTPM(path string, args []string, dir string, socket *os.File, how []confine.Confinement) (_ *confine.Process, err error) {
+func startTPM(path string, args []string, dir string, socket *os.File, how []confine.Apart) (_ *confine.Process, err error) {
 	folder, err := os.Open(dir)
 	if err != nil {
 		return nil, err
@@ -29,7 +29,7 @@ func startTPM(path string, args []string, dir string, socket *os.File, how []con
 	}
 	// Its state is a few KiB, and it has nothing to work out for long.
 	l := confine.Limits{Memory: 1 << 30, File: maxFile, CPU: time.Hour}
-	p, used, err := confine.Start(func(confine.Confinement) *exec.Cmd {
+	p, used, err := confine.StartApart(func(confine.Apart) *exec.Cmd {
 		return confine.Program("/bin/sh", append(append(l.Shell(), path), args...), []*os.File{socket, folder}, new(confine.Said))
 	}, how)
 	if err == nil && used.UID != how[0].UID {

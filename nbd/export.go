@@ -94,7 +94,11 @@ type Export struct {
 	Size        int64  // bytes
 	Device      Device
 	ReadOnly    bool // even though the device is a [Writer]
-	Contexts    []Context
+	// Lend, if it is set, may return what [Device.ReadAt] would read, at most 1 MiB, as it lies
+	// in the device's memory: in pieces, in their order, which stay as they are until giveBack is
+	// called, once they have been sent, however long the client takes. None: ReadAt is asked.
+	Lend     func(ctx context.Context, off int64, length int) (pieces [][]byte, giveBack func())
+	Contexts []Context
 	// BlockSize is the unit in which the device works best, bytes: a power of two
 	// from 512 to 32 MiB; 0: 64 KiB.
 	BlockSize int64

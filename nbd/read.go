@@ -5,6 +5,7 @@ package nbd
 import (
 	"context"
 	"encoding/binary"
+	"slices"
 	"sync"
 
 	"github.com/imgbackup/imgbackup/internal/zero"
@@ -62,17 +63,13 @@ type readJob struct {
 // piece reads and sends n bytes at off, for which memory has been acquired.
 func (j *readJob) piece(ctx context.Context, off int64, n int) {
 	c := j.c
-	p := c.buf.get(n)
-	defer func() {
-		c.buf.put(p)
-		c.memory.Release(bufferSize(n))
-	}()
-	data := (*p)[:n]
-	err := c.e.Device.ReadAt(ctx, data, off)
+	defer c.memory.Release(bufferSize(n))
+	data, giveBack, err := c.bytes(ctx, off, n)
+	defer giveBack()
 	if err != nil {
 		err = c.failed(ctx, "read", off, int64(n), err)
 	}
-	zeros := err == nil && zero.Is(data)
+	zeros := err == nil && !slices.ContainsFunc(data, func(part []byte) bool { return !zero.Is(part) })
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	flags := uint16(0)
@@ -84,15 +81,38 @@ func (j *readJob) piece(ctx context.Context, off int64, n int) {
 	case !c.structured && err != nil:
 		c.send(simpleReply(j.r, errnoOf(err)))
 	case !c.structured:
-		c.send(simpleReply(j.r, 0), data)
+		c.send(slices.Insert(data, 0, simpleReply(j.r, 0))...)
 	case err != nil:
 		c.send(errorChunk(j.r, flags, errnoOf(err), err.Error(), off))
 	case zeros && j.r.flags&cmdFlagDF == 0:
 		b := binary.BigEndian.AppendUint64(chunkHead(j.r, flags, replyOffsetHole, 12), uint64(off))
 		c.send(binary.BigEndian.AppendUint32(b, uint32(n)))
 	default:
-		c.send(binary.BigEndian.AppendUint64(chunkHead(j.r, flags, replyOffsetData, 8+n), uint64(off)), data)
+		c.send(slices.Insert(data, 0, binary.BigEndian.AppendUint64(chunkHead(j.r, flags, replyOffsetData, 8+n), uint64(off)))...)
 	}
+}
+
+// bytes are what n bytes at off read as: lent by the device, or copied into a buffer.
+func (c *conn) bytes(ctx context.Context, off int64, n int) (data [][]byte, giveBack func(), err error) {
+	if c.e.Lend != nil {
+		switch data, giveBack = c.e.Lend(ctx, off, n); {
+		case data == nil:
+		case lengthOf(data) == n:
+			return data, giveBack, nil
+		default: // what follows would be taken for something else
+			giveBack()
+		}
+	}
+	p := c.buf.get(n)
+	part := (*p)[:n]
+	return [][]byte{part}, func() { c.buf.put(p) }, c.e.Device.ReadAt(ctx, part, off)
+}
+
+func lengthOf(parts [][]byte) (n int) {
+	for _, part := range parts {
+		n += len(part)
+	}
+	return n
 }
 
 // stream answers a read longer than a piece with one part. While it goes on, the

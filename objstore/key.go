@@ -19,6 +19,9 @@ const (
 	LostFound  = "lost+found" // what fsck of ext file systems makes
 )
 
+// KeysFolder begins the keys of what opens an encrypted repository.
+const KeysFolder = "keys"
+
 // CheckKey says why a string can't be a key. A key is relative, at most
 // MaxKeyLength bytes of [A-Za-z0-9_.%~+/-], and has no part that is empty,
 // "." or "..", or longer than 255 bytes. The first part is not "tmp" or

@@ -101,6 +101,8 @@ type Info struct {
 	// SHA256 is what the store has checked the bytes against when it took them, and
 	// has kept; zero: nothing. Stat gives it, where PutOptions had it.
 	SHA256 [sha256.Size]byte
+	// Stored is when the store took the object, by its clock; zero: not known. Listings give it.
+	Stored time.Time
 }
 
 // Store holds objects. See the package documentation for what it promises.

@@ -35,7 +35,8 @@ func (e *UnsupportedError) Permanent() bool { return true }
 
 // As returns what of a store can do what T says: the store itself, or one that
 // it wraps. Wrappers have a method Unwrap() Store; one that keeps an ability
-// from being used on what it wraps has it itself.
+// from being used on what it wraps has it itself. What a [Renaming] store wraps
+// is asked by that one's keys.
 func As[T any](s Store) (T, bool) {
 	for {
 		if t, ok := s.(T); ok {
@@ -46,8 +47,22 @@ func As[T any](s Store) (T, bool) {
 			var none T
 			return none, false
 		}
+		if r, is := s.(Renaming); is {
+			t, ok := As[T](w.Unwrap())
+			if ok {
+				t, ok = r.Offer((*T)(nil), t).(T)
+			}
+			return t, ok
+		}
 		s = w.Unwrap()
 	}
+}
+
+// Renaming is a store that knows the objects of the one that it wraps by other keys.
+type Renaming interface {
+	// Offer returns what an ability of the wrapped store is by this store's keys; nil: it is not
+	// offered. want is a pointer to the ability's type, and nil.
+	Offer(want, ability any) any
 }
 
 // Prober is a store whose abilities are not known beforehand.
@@ -98,10 +113,15 @@ type Remembering interface {
 
 // ReadListed reads a whole object that a listing has described, as [Remembering] says.
 func ReadListed(ctx context.Context, s Store, info Info, limit int64) ([]byte, error) {
-	if r, ok := As[Remembering](s); ok {
+	if r, ok := As[listedReader](s); ok {
 		return r.ReadListed(ctx, info, limit)
 	}
 	return readSized(ctx, s, info.Key, info.Size, limit)
+}
+
+// listedReader may have what a listing has described without being a [Remembering] store.
+type listedReader interface {
+	ReadListed(ctx context.Context, info Info, limit int64) ([]byte, error)
 }
 
 // Direct is the store to be asked where what it holds is to be proven.
@@ -147,6 +167,13 @@ func Connections(s Store) int {
 	return 0
 }
 
+// Clocked is a store that has a clock of its own.
+type Clocked interface {
+	// Clock is what that showed when the store answered last, and what this machine's did
+	// then; zero: it has not answered yet, or does not tell.
+	Clock() (theirs, ours time.Time)
+}
+
 // Delayed is a store to which a request may still arrive when its client has given it up,
 // or was killed: also one that deletes.
 type Delayed interface {
@@ -173,4 +200,22 @@ type Versioned interface {
 func KeepsVersions(s Store) bool {
 	v, ok := As[Versioned](s)
 	return ok && v.KeepsVersions()
+}
+
+// Doubter is a store that may have other bytes of an object than those that it gives.
+type Doubter interface {
+	// Doubt tells it that an object is not what its name says. It reports whether there is
+	// one that is, which is given from now on.
+	Doubt(ctx context.Context, key string) (bool, error)
+}
+
+// Doubted reports whether an object that proved to be wrong is to be read again: then other
+// bytes are given, which are right.
+func Doubted(ctx context.Context, s Store, key string) bool {
+	d, ok := As[Doubter](s)
+	if !ok || ctx.Err() != nil {
+		return false
+	}
+	other, err := d.Doubt(ctx, key)
+	return err == nil && other // else what was found wrong is
 }

@@ -18,6 +18,7 @@ type ObjectVersion struct {
 	Stored time.Time // by the store's clock
 	Latest bool      // it is what the key gives now: nothing, if it is a marker
 	Marker bool      // it says that the object was removed
+	Tag    string    // the same only for the same bytes; "" when it can't be told
 }
 
 // Versions is a store that may keep what was replaced and removed, each under an ID of its

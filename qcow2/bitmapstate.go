@@ -181,3 +181,13 @@ func WithTopLayer(path string, do func(*Layer) error) (err error) {
 	l.loadBitmaps()
 	return do(l)
 }
+
+// BackingOf is what the header of a qcow2 image names as its backing file, as it names it; of the zero
+// value: nothing. It opens no other file.
+func BackingOf(path string) (named Named, err error) {
+	err = WithTopLayer(path, func(l *Layer) error {
+		named = Named{Path: l.Header.BackingFile, Format: Format(l.Header.BackingFormat)}
+		return nil
+	})
+	return named, err
+}

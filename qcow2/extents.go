@@ -52,17 +52,23 @@ const minFileHole = 64 << 10
 // is long enough to matter. An error comes last: a [*DamageError], or one of
 // the operating system's.
 func (c *Image) Extents(start, end int64) iter.Seq2[Extent, error] {
-	return c.extents(0, start, end, true)
+	return c.extents(0, start, end, whole{below: true, holes: true})
 }
 
 // LayerExtents yields what the range [start, end) of one layer's own disk is
 // made of, without regard to other layers: what is not allocated in it is a
 // Hole. All of a raw layer is allocated. Otherwise it is like [Image.Extents].
 func (c *Image) LayerExtents(layer int, start, end int64) iter.Seq2[Extent, error] {
-	return c.extents(layer, start, end, false)
+	return c.extents(layer, start, end, whole{holes: true})
 }
 
-func (c *Image) extents(layer int, start, end int64, descend bool) iter.Seq2[Extent, error] {
+// whole says what a walk over a disk takes into account beside a layer's tables.
+type whole struct {
+	below bool // the layers below
+	holes bool // holes of files
+}
+
+func (c *Image) extents(layer int, start, end int64, of whole) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
 		if layer < 0 || layer >= len(c.Layers) {
 			yield(Extent{}, fmt.Errorf("the backing chain of %s has no layer %d", c.Layers[0].Path, layer))
@@ -72,8 +78,8 @@ func (c *Image) extents(layer int, start, end int64, descend bool) iter.Seq2[Ext
 			yield(Extent{}, fmt.Errorf("%s: the range %d to %d does not lie in the disk of %d bytes", c.Layers[layer].Path, start, end, size))
 			return
 		}
-		c.surveyFor(layer, end-start, descend)
-		w := newWalker(c, descend, yield)
+		c.surveyFor(layer, end-start, of.below)
+		w := newWalker(c, of, yield)
 		err := w.walk(layer, start, end)
 		if w.stopped || !w.flush() {
 			return
@@ -107,7 +113,7 @@ func (c *Image) Data(ctx context.Context) bitmapstore.Runs {
 // maps them is read.
 func (c *Image) DataIn(ctx context.Context, set bitmapstore.Runs) bitmapstore.Runs {
 	return bitmapstore.Join(func(yield func(bitmapstore.Run, error) bool) {
-		w := newWalker(c, true, func(e Extent, err error) bool {
+		w := newWalker(c, whole{below: true, holes: true}, func(e Extent, err error) bool {
 			if err == nil && e.Kind != Data && e.Kind != Compressed {
 				return true
 			}
@@ -136,6 +142,19 @@ func (c *Image) Empty(ctx context.Context) bitmapstore.Runs {
 	return runsOf(ctx, c.Extents(0, c.Size()), func(k Kind) bool { return k == Hole || k == Zero })
 }
 
+// Mapped is where the disk has data by its images' formats alone: in clusters that a table names,
+// whatever their bytes, and in all of a raw image. Unlike those of Data, its answers stay the same
+// until somebody writes to the disk: whether a range of a file is a hole is up to its file system,
+// to which zeros that are only allocated are data as long as they happen to be in the page cache.
+func (c *Image) Mapped(ctx context.Context) bitmapstore.Runs {
+	return runsOf(ctx, c.extents(0, 0, c.Size(), whole{below: true}), func(k Kind) bool { return k == Data || k == Compressed })
+}
+
+// Unmapped is what Mapped leaves out: it is allocated nowhere, or a table says that it is zeros.
+func (c *Image) Unmapped(ctx context.Context) bitmapstore.Runs {
+	return runsOf(ctx, c.extents(0, 0, c.Size(), whole{below: true}), func(k Kind) bool { return k == Hole || k == Zero })
+}
+
 func runsOf(ctx context.Context, extents iter.Seq2[Extent, error], keep func(Kind) bool) bitmapstore.Runs {
 	return bitmapstore.Join(func(yield func(bitmapstore.Run, error) bool) {
 		for e, err := range extents {
@@ -152,7 +171,7 @@ func runsOf(ctx context.Context, extents iter.Seq2[Extent, error], keep func(Kin
 // walker turns the mappings of layers into extents.
 type walker struct {
 	c       *Image
-	descend bool
+	of      whole
 	yield   func(Extent, error) bool
 	stopped bool // the consumer has enough
 	pending Extent
@@ -164,8 +183,8 @@ type walker struct {
 // lies between from and start is a hole.
 type dataRegion struct{ from, start, end int64 }
 
-func newWalker(c *Image, descend bool, yield func(Extent, error) bool) *walker {
-	w := &walker{c: c, descend: descend, yield: yield}
+func newWalker(c *Image, of whole, yield func(Extent, error) bool) *walker {
+	w := &walker{c: c, of: of, yield: yield}
 	w.cursors = make([]cursor, len(c.Layers))
 	w.regions = make([]dataRegion, len(c.Layers))
 	for i, l := range c.Layers {
@@ -237,7 +256,7 @@ func (w *walker) foreign(layer int, start, end int64) error {
 
 // below emits a range that the layers above do not map.
 func (w *walker) below(layer int, start, end int64) error {
-	if w.descend && layer < len(w.c.Layers) {
+	if w.of.below && layer < len(w.c.Layers) {
 		if covered := min(end, w.c.Layers[layer].Size); start < covered {
 			if err := w.walk(layer, start, covered); err != nil {
 				return err
@@ -252,6 +271,10 @@ func (w *walker) below(layer int, start, end int64) error {
 // file emits guest data that lies at offset host of the layer's data file,
 // with the holes that are in the file.
 func (w *walker) file(layer int, start, host, end int64) {
+	if !w.of.holes {
+		w.emit(Extent{Offset: start, Length: end - start, Kind: Data, Layer: layer})
+		return
+	}
 	f := w.c.Layers[layer].data
 	region := &w.regions[layer]
 	toGuest := start - host

@@ -23,9 +23,11 @@ type File struct {
 	f       *os.File
 	size    int64 // bytes, when it was opened
 	opened  FileID
-	device  bool // block device
+	clone   FileID // of the clone that is read in its place, when it was made; zero: none is
+	device  bool   // block device
 	caching atomic.Int32
 	filled  atomic.Pointer[[]fileRange] // all that is no hole; nil: not known
+	direct  *sys.Direct                 // nil: guest data is read through the page cache, or not kept there
 }
 
 // fileRange is a range of a file, bytes.
@@ -147,7 +149,23 @@ func checkFileType(path string, info fs.FileInfo) error {
 // Path is absolute, with symlinks resolved.
 func (f *File) Path() string { return f.path }
 
-func (f *File) close() error { return f.f.Close() }
+// OpenFile opens a regular file or a block device for reading, as those of images are. It must be
+// closed.
+func OpenFile(path string) (*File, error) {
+	resolved, _, err := locate(path)
+	if err != nil {
+		return nil, err
+	}
+	return openFile(resolved, false)
+}
+
+// Close closes a file of [OpenFile].
+func (f *File) Close() error { return f.close() }
+
+func (f *File) close() error {
+	f.direct.Close()
+	return f.f.Close()
+}
 
 // ReadAt reads metadata, through the page cache.
 func (f *File) ReadAt(p []byte, off int64) (int, error) { return f.f.ReadAt(p, off) }
@@ -183,6 +201,9 @@ const smallRead = 128 << 10
 // readData fills p with guest data from offset off, without leaving it in the
 // page cache where the kernel can do so at no cost.
 func (f *File) readData(p []byte, off int64) error {
+	if f.direct.Read(p, off) {
+		return nil
+	}
 	conn, err := f.f.SyscallConn()
 	if err != nil {
 		return f.readError(err, off, len(p), "guest data")

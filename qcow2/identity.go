@@ -71,6 +71,16 @@ func (f *File) fileID(st *unix.Stat_t, open *os.File) (FileID, error) {
 	return id, nil
 }
 
+// stateOf is the present state of an open file, which may be a block device.
+func stateOf(open *os.File) (FileID, error) {
+	st, err := sys.Stat(open)
+	if err != nil {
+		return FileID{}, err
+	}
+	f := File{path: open.Name(), device: st.Mode&unix.S_IFMT == unix.S_IFBLK}
+	return f.fileID(&st, open)
+}
+
 // ID identifies the file for as long as it is open, whatever its name.
 func (f *File) ID() (sys.ID, error) {
 	st, err := sys.Stat(f.f)
@@ -93,6 +103,9 @@ func (l *Layer) PathStat() (FileID, error) { return l.file.PathStat() }
 // Files are the files that the layer consists of: the image, and its external
 // data file if it has one.
 func (l *Layer) Files() []*File {
+	if s, ok := l.foreign.(Sourced); ok {
+		return s.Sources()
+	}
 	if l.data != l.file {
 		return []*File{l.file, l.data}
 	}

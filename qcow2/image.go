@@ -33,6 +33,9 @@ type OpenOptions struct {
 	// ReadLimit bounds the bytes of guest data read from files per second; nil:
 	// no limit.
 	ReadLimit *rate.Limiter
+	// Over is what lies below the active layer, topmost first, in place of what its header says. A
+	// person says so: these may lie anywhere. What the last of them names lies below that.
+	Over []Named
 	// Salvage is for an image that can no longer be read everywhere: where its tables
 	// can't be, it holds data, as far as [Image.Extents] and the sets know, which
 	// [Image.ReadAt] fails for. Tables are read in smaller parts.
@@ -40,6 +43,12 @@ type OpenOptions struct {
 	// Foreign opens images that this package does not read itself: those of other
 	// formats than raw and qcow2, and encrypted ones. nil: they are refused.
 	Foreign func(path string, format Format) (Foreign, error)
+}
+
+// Named is an image file, and how it is to be read.
+type Named struct {
+	Path   string
+	Format Format
 }
 
 // Foreign is an image that another program reads. It has no backing file.
@@ -53,6 +62,13 @@ type Foreign interface {
 	// How says for people what reads the image.
 	How() string
 	Close() error
+}
+
+// Sourced is a [Foreign] that reads files of its own, all of which are the layer's then: they are
+// locked, and whether they change is looked at. It closes them.
+type Sourced interface {
+	// Sources are its files; the first counts as the image itself.
+	Sources() []*File
 }
 
 // Image is one disk's image with its backing chain, opened read-only. It is
@@ -134,6 +150,15 @@ func Open(path string, format Format, o OpenOptions) (*Image, error) {
 	return c, nil
 }
 
+// locate makes a path absolute, and resolves its symbolic links, too.
+func locate(path string) (resolved, named string, err error) {
+	if named, err = sys.Abs(path); err != nil {
+		return "", "", err
+	}
+	resolved, err = filepath.EvalSymlinks(named)
+	return resolved, named, err
+}
+
 // open opens the active layer and then, layer by layer, what lies below.
 func (c *Image) open(next namedFile, format Format, rules *policy) error {
 	seen := map[sys.ID]string{}
@@ -157,6 +182,18 @@ func (c *Image) open(next namedFile, format Format, rules *policy) error {
 				return &PolicyError{Path: l.Path, What: fmt.Sprintf("the backing chain comes back to the same file, which it also names %s", quote(before))}
 			}
 			seen[key] = f.path
+		}
+		if i := l.index; i < len(c.opts.Over) {
+			if l.Header == nil {
+				return &UnsupportedError{Path: l.Path, What: "it is put over another, and only qcow2 images can be"}
+			}
+			resolved, named, err := locate(c.opts.Over[i].Path)
+			if err != nil {
+				return fmt.Errorf("backing file of %s: %w", l.Path, err)
+			}
+			next, format = namedFile{path: named, resolved: resolved}, c.opts.Over[i].Format
+			l.BackingPath, l.BackingFormat = resolved, format
+			continue
 		}
 		if l.Header == nil || l.Header.BackingFile == "" {
 			return nil
@@ -277,8 +314,9 @@ func (c *Image) Close() error {
 		if l.file == nil {
 			continue
 		}
-		for _, f := range l.Files() {
-			errs = append(errs, f.close())
+		errs = append(errs, l.file.close())
+		if l.data != l.file {
+			errs = append(errs, l.data.close())
 		}
 	}
 	return errors.Join(errs...)

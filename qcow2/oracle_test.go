@@ -165,6 +165,23 @@ func (o *oracle) check(t rapid.TB, c *Image, rnd *rand.Rand) {
 		}
 	}
 	o.checkMap(t, c)
+	checkMapped(t, c)
+}
+
+// checkMapped checks that what is mapped and what is not are the whole disk, that all data is
+// mapped, and that nothing else holds any.
+func checkMapped(t rapid.TB, c *Image) {
+	t.Helper()
+	ctx := context.Background()
+	for what, set := range map[string]bitmapstore.Runs{
+		"is neither mapped nor unmapped": bitmapstore.Subtract(bitmapstore.Between(0, c.Size()), bitmapstore.Union(c.Mapped(ctx), c.Unmapped(ctx))),
+		"is both mapped and unmapped":    bitmapstore.Intersect(c.Mapped(ctx), c.Unmapped(ctx)),
+		"is data and unmapped":           bitmapstore.Intersect(c.Data(ctx), c.Unmapped(ctx)),
+	} {
+		if runs, err := set.Collect(); err != nil || len(runs) > 0 {
+			t.Fatalf("%v, %v %s", runs, err, what)
+		}
+	}
 }
 
 // checkDataIn compares the data in a set with the extents of its runs.

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"sync"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // Compressed clusters that lie close together in the file are read at once, up
@@ -111,6 +113,16 @@ func (r *segmentReader) next() (segment, error) {
 		r.off += next.length
 	}
 	return s, nil
+}
+
+// ReadDirect lets guest data be read past the page cache from now on, wherever that is possible:
+// of an image that was just written, what the medium has. Nothing is read meanwhile.
+func (c *Image) ReadDirect() {
+	for _, l := range c.Layers {
+		if l.data != nil && l.data.direct == nil {
+			l.data.direct = sys.OpenDirect(l.data.f)
+		}
+	}
 }
 
 // readHost fills p from a file that holds guest data. What lies beyond the end

@@ -136,5 +136,5 @@ func refcountAt(block []byte, i int64, order uint) uint64 {
 	}
 	// Refcounts of less than a byte begin with its lowest bits.
 	perByte := int64(8) >> order
-	return uint64(block[i/perByte]) >> (i % perByte << order) & (1<<(1<<order) - 1)
+	return uint64(block[i/perByte]) >> (i & (perByte - 1) << order) & (1<<(1<<order) - 1)
 }

@@ -246,7 +246,7 @@ func (c *cursor) load(off int64) error {
 		return &DamageError{Path: c.l.Path, Offset: at, What: fmt.Sprintf("the L2 table at offset %d (%d bytes) lies beyond the end of the file, which has %d bytes", table, cs, c.l.file.size)}
 	}
 	n := min(cs, c.l.cache.unit())
-	guestPerSlice := n / h.l2EntryBytes() << h.ClusterBits
+	guestPerSlice := h.mappedBy(n)
 	slice := (off - index*span) / guestPerSlice
 	data, err := c.l.cache.get(c.l, table+slice*n, n, "an L2 table")
 	if err != nil {
@@ -277,7 +277,7 @@ func (c *cursor) unmapped(off int64) int64 {
 	if table%cs != 0 || table > c.l.file.size-cs {
 		return (index + 1) * span
 	}
-	perSlice := min(cs, unit) / h.l2EntryBytes() << h.ClusterBits
+	perSlice := h.mappedBy(min(cs, unit))
 	return off - off%span%perSlice + perSlice
 }
 

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // lockHolders names the processes that hold a lock on byte b of the file: " (qemu-nbd, process
@@ -21,7 +23,53 @@ func lockHolders(file *os.File, b int64) string {
 
 // flockHolders names the processes that hold a flock on the file, likewise.
 func flockHolders(file *os.File) string {
-	return holders(file, "", func(kind string, _, _ int64) bool { return kind == "FLOCK" })
+	if names := holders(file, "", func(kind string, _, _ int64) bool { return kind == "FLOCK" }); names != "" {
+		return names
+	}
+	return ownHolders(file)
+}
+
+// ownHolders names other runs of this program that hold a flock on the file: they let
+// nobody look at their open files. The kernel's list of locks tells whose they are, and of
+// what inode; the name of the program has to do for the device.
+func ownHolders(file *os.File) string {
+	st, err := sys.Stat(file)
+	if err != nil {
+		return ""
+	}
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return ""
+	}
+	self := command(strconv.Itoa(os.Getpid()))
+	var names []string
+	for line := range strings.Lines(string(locks)) {
+		// As "12: FLOCK  ADVISORY  WRITE 4711 fe:01:1234 0 EOF".
+		fields := strings.Fields(line)
+		if len(fields) != 8 || fields[1] != "FLOCK" || !strings.HasSuffix(fields[5], ":"+strconv.FormatUint(st.Ino, 10)) {
+			continue
+		}
+		if pid := fields[4]; self != "" && command(pid) == self {
+			names = append(names, self+", process "+pid)
+		}
+	}
+	return parenthesize(names)
+}
+
+// command is the name of the program that a process runs, or "".
+func command(pid string) string {
+	comm, err := os.ReadFile("/proc/" + pid + "/comm")
+	if err != nil {
+		return ""
+	}
+	return strings.Trim(strconv.Quote(strings.TrimSuffix(string(comm), "\n")), `"`)
+}
+
+func parenthesize(names []string) string {
+	if len(names) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%s)", strings.Join(names, "; "))
 }
 
 // holders looks into the open files of all processes. It compares the files themselves: the device
@@ -54,16 +102,12 @@ func holders(file *os.File, but string, match func(kind string, start, end int64
 		}
 		seen[pid] = true
 		name := "process " + pid
-		if comm, err := os.ReadFile("/proc/" + pid + "/comm"); err == nil {
-			command := strconv.Quote(strings.TrimSuffix(string(comm), "\n"))
-			name = strings.Trim(command, `"`) + ", " + name
+		if program := command(pid); program != "" {
+			name = program + ", " + name
 		}
 		names = append(names, name)
 	}
-	if len(names) == 0 {
-		return ""
-	}
-	return fmt.Sprintf(" (%s)", strings.Join(names, "; "))
+	return parenthesize(names)
 }
 
 // hasLock looks for a lock in the text of a /proc/PID/fdinfo/FD, whose lines are like

@@ -114,18 +114,16 @@ const imageFile = "\x00image"
 
 // onImage runs qemu-img on the image at path. A writer is not ended with ctx.
 func (q Img) onImage(ctx context.Context, path string, writer bool, args ...string) (run result, err error) {
-	image, err := nodeAt(path)
+	if !writer {
+		p, err := q.reader(path, args...)
+		if err != nil {
+			return run, err
+		}
+		return p.run(ctx)
+	}
+	p, _, err := q.at(path, args...)
 	if err != nil {
 		return run, err
-	}
-	if args, err = image.arguments(args); err != nil {
-		return run, err
-	}
-	p := q.program(args...)
-	p.dir = filepath.Dir(path)
-	if !writer {
-		p.access.Read, p.access.Memory = append(p.access.Read, path), ReadMemory(image.size)
-		return p.run(ctx)
 	}
 	// No limit of any kind.
 	p.access.Write, p.access.Memory = append(p.access.Write, path), 0
@@ -133,6 +131,26 @@ func (q Img) onImage(ctx context.Context, path string, writer bool, args ...stri
 		p.files = []*os.File{q.Flock.file}
 	}
 	return p.runDetached(ctx)
+}
+
+// at is qemu-img with arguments that name the image at path.
+func (q Img) at(path string, args ...string) (p program, image node, err error) {
+	if image, err = nodeAt(path); err != nil {
+		return p, image, err
+	}
+	if args, err = image.arguments(args); err != nil {
+		return p, image, err
+	}
+	p = q.program(args...)
+	p.dir = filepath.Dir(path)
+	return p, image, nil
+}
+
+// reader is a qemu-img that only reads the image at path.
+func (q Img) reader(path string, args ...string) (program, error) {
+	p, image, err := q.at(path, args...)
+	p.access.Read, p.access.Memory = append(p.access.Read, path), ReadMemory(image.size)
+	return p, err
 }
 
 func (q Img) program(args ...string) program {

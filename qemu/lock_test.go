@@ -4,7 +4,9 @@ package qemu
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -54,6 +56,25 @@ func TestHasLock(t *testing.T) {
 		if hasLock(bad, func(string, int64, int64) bool { return true }) {
 			t.Errorf("%q", bad)
 		}
+	}
+}
+
+// Other runs of this program are named also where nobody may look at them.
+func TestOwnHolders(t *testing.T) {
+	t.Parallel()
+	file, err := os.Create(filepath.Join(t.TempDir(), "image"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if got := ownHolders(file); got != "" {
+		t.Errorf("nobody holds it: %q", got)
+	}
+	if err := flock(file); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := ownHolders(file), fmt.Sprintf(", process %d)", os.Getpid()); !strings.HasSuffix(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 

@@ -31,19 +31,19 @@ func TestNBD(t *testing.T) {
 		t.Fatal(err)
 	}
 	select {
-	case <-n.Ended():
+	case <-n.Ended:
 		t.Error("it has ended")
 	default:
 	}
 	n.Kill()
 	n.Kill() // once more is no harm
-	<-n.Ended()
-	if n.State() == nil {
+	<-n.Ended
+	if n.Cmd.ProcessState == nil {
 		t.Error("it has no state")
 	}
 	cause := errors.New("cause")
 	got := n.Explain(cause)
-	if !errors.Is(got, cause) || !strings.Contains(got.Error(), "first; second") || len(got.Error()) > maxHead+100 {
+	if !errors.Is(got, cause) || !strings.Contains(got.Error(), "first; second") || len(got.Error()) > 2<<10+100 {
 		t.Errorf("%.300q", got)
 	}
 	if _, err := StartNBD("qemu-nbd-that-is-nowhere", confine.Access{}); err == nil || !strings.Contains(err.Error(), "qemu-utils") {

@@ -94,23 +94,68 @@ func (p program) runAs(ctx context.Context, detached bool) (run result, err erro
 		return run, err
 	}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
-	started, ended := confine.Start(cmd, p.access)
-	if err := <-started; err != nil {
+	process, err := confine.Start(cmd, p.access)
+	if err != nil {
 		return run, err
 	}
 	if !detached {
 		stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() }) // it may have ended already
 		defer stop()
 	}
-	var exit *exec.ExitError
-	if err := <-ended; err != nil && !errors.As(err, &exit) {
+	if err := run.end(cmd, process.Wait()); err != nil {
 		return run, err
 	}
-	run.status = cmd.ProcessState.ExitCode()
-	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-		run.signal = ws.Signal()
-	}
 	if run.stdout, err = readOutput(stdout); err != nil {
+		return run, err
+	}
+	text, err := readOutput(stderr)
+	run.stderr = string(text)
+	return run, err
+}
+
+// end notes how a program ended, of which err came.
+func (r *result) end(cmd *exec.Cmd, err error) error {
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return err
+	}
+	r.status = cmd.ProcessState.ExitCode()
+	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		r.signal = ws.Signal()
+	}
+	return nil
+}
+
+// stream runs the program, which only reads, and hands fn what it writes while it does. It is
+// killed when fn returns an error, or ctx ends.
+func (p program) stream(ctx context.Context, fn func(out io.Reader) error) (run result, err error) {
+	cmd, err := p.command(false)
+	if err != nil {
+		return run, err
+	}
+	stderr, err := memoryFile("stderr")
+	if err != nil {
+		return run, err
+	}
+	defer closeRead(stderr)
+	r, w, err := os.Pipe()
+	if err != nil {
+		return run, err
+	}
+	defer closeRead(r)
+	cmd.Stdout, cmd.Stderr = w, stderr
+	process, err := confine.Start(cmd, p.access)
+	closeRead(w) // which it has by now
+	if err != nil {
+		return run, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() }) // it may have ended already
+	defer stop()
+	if fn(r) != nil {
+		_ = cmd.Process.Kill()
+	}
+	closeRead(r) // whatever it still has to say
+	if err := run.end(cmd, process.Wait()); err != nil {
 		return run, err
 	}
 	text, err := readOutput(stderr)

@@ -80,18 +80,23 @@ func (d *Domain) addCheckpoints(ms []*chain.Manifest, o Options) {
 // newest is the newest checkpoint that holds data; nil: none does. Bitmaps alone restore
 // nothing.
 func (d *Domain) newest() *Checkpoint {
+	var doubted *Checkpoint
 	for _, c := range slices.Backward(d.Checkpoints) {
-		if c.Kind == chain.KindArchive {
+		switch {
+		case c.Kind != chain.KindArchive:
+		case c.Doubt == "":
 			return c
+		case doubted == nil:
+			doubted = c
 		}
 	}
-	return nil
+	return doubted // whose time is not believed, but there is none other
 }
 
 func viewCheckpoint(m *chain.Manifest, o Options) *Checkpoint {
 	c := &Checkpoint{
 		Checkpoint: m.Checkpoint, UUID: m.UUID, Created: m.Created, Kind: m.Kind, Tags: m.Tags,
-		LostBytes: m.LostBytes(), Disks: []Disk{},
+		LostBytes: m.LostBytes(), Doubt: m.Doubt(), Disks: []Disk{},
 	}
 	for i := range m.Disks {
 		s := &m.Disks[i]

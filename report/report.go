@@ -80,6 +80,7 @@ type Checkpoint struct {
 	LostBytes   int64     `json:"lost_bytes,omitempty"`
 	Disks       []Disk    `json:"disks"`
 	Drilled     string    `json:"drilled,omitempty"` // how its newest drill ended
+	Doubt       string    `json:"doubt,omitempty"`   // why its time is not believed: rules neither remove nor count it
 }
 
 // Disk is a disk of a checkpoint.
@@ -119,9 +120,13 @@ func Make(ctx context.Context, repo *chain.Repository, o Options) (*Report, erro
 		Place: o.Place, RepositoryID: repo.Config.ID, Domains: make([]*Domain, len(o.Domains)),
 	}
 	drills, err := record.List(ctx, repo, "")
+	if err == nil {
+		drills, err = record.Proven(ctx, repo, drills)
+	}
 	if err != nil {
 		return nil, err
 	}
+	o.Rules.Young = repo.Config.ObjectLock.Young()
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(workers)
 	for i, name := range o.Domains {

@@ -44,7 +44,7 @@ func (d *Domain) retain(o Options) error {
 	}
 	var all []retention.Checkpoint
 	for _, c := range d.Checkpoints {
-		if c.Kind == chain.KindArchive {
+		if c.Kind == chain.KindArchive && c.Doubt == "" {
 			all = append(all, retention.Checkpoint{Name: c.Checkpoint, Time: c.Created, Tags: c.Tags, Drilled: d.hasPassed(c)})
 		}
 	}

@@ -79,6 +79,7 @@ func (d *Domain) judge(o Options) {
 		return
 	}
 	d.judgeAge(o)
+	d.judgeDoubt()
 	d.judgeLost()
 	for _, disk := range newest.Disks {
 		for _, f := range disk.Unusual {
@@ -106,6 +107,15 @@ func (d *Domain) judgeLost() {
 		more = fmt.Sprintf(", and %d before it have lost some, too", n-1)
 	}
 	d.Verdict.add(Bad, "lost", "%s has lost %s of its data%s", last.Checkpoint, humanize.IBytes(uint64(last.LostBytes)), more)
+}
+
+// judgeDoubt tells of which checkpoints the time is not believed.
+func (d *Domain) judgeDoubt() {
+	for _, c := range d.Checkpoints {
+		if c.Doubt != "" {
+			d.Verdict.add(Warning, "time-doubt", "the time of %s is not believed: %s", c.Checkpoint, c.Doubt)
+		}
+	}
 }
 
 func (d *Domain) judgeAge(o Options) {

@@ -9,6 +9,7 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/push"
+	"github.com/imgbackup/imgbackup/domain/manager"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -18,6 +19,7 @@ type Backup struct {
 	XML         Files                // libvirt's
 	Disks       []string             // TARGET=PATH,format=FORMAT…; beside a definition what differs from it
 	Known       []backup.DiskRequest // more disks, that nobody need read
+	WithFiles   []string             // NAME=PATH: files that are archived beside the disks
 	Targets     []string             // TARGET=PATH…: push mode
 	Mode        string               // empty: auto, or incremental if a checkpoint is named
 	Compression string               // a level of [archive.LevelNames]; empty: the fastest
@@ -39,9 +41,15 @@ type Job struct {
 func (b *Backup) NamesNone() bool { return namesNone(b.Domain, b.Disks, b.XML) }
 
 // Take takes the disks that were found.
-func (b *Backup) Take(l *Last) { b.XML.Domain, b.Disks, b.Known = l.Definition, l.Disks, l.Known }
+func (b *Backup) Take(l *Last) {
+	b.XML.Domain, b.Disks, b.Known = l.Definition, l.Disks, l.Known
+	b.WithFiles = takeFiles(b.WithFiles, l.Files)
+}
 
 func namesNone(domain string, disks []string, x Files) bool {
+	if _, _, ok := manager.Split(domain); ok {
+		return false // its manager knows them
+	}
 	return domain != "" && len(disks) == 0 && x.Domain+x.Backup+x.Checkpoint == ""
 }
 
@@ -95,7 +103,7 @@ func (b *Backup) Job(stdin io.Reader) (Job, error) {
 	if err != nil {
 		return Job{}, err
 	}
-	in, err := b.XML.Read(stdin)
+	in, err := b.XML.readOf(b.Domain, stdin)
 	if err != nil {
 		return Job{}, err
 	}
@@ -111,6 +119,11 @@ func (b *Backup) Job(stdin io.Reader) (Job, error) {
 	if err := in.fill(&j.Request, disks, toBackUp); err != nil {
 		return j, err
 	}
+	files, err := parseFiles(b.WithFiles)
+	if err != nil {
+		return j, err
+	}
+	j.Request.Files = append(j.Request.Files, files...)
 	j.Notes = in.notes
 	if err := checkNewName(j.Request.Checkpoint); err != nil {
 		return j, err
@@ -150,6 +163,8 @@ func (b *Backup) targets(in *XML, req *backup.Request) ([]push.Target, error) {
 		return nil, usage.Errorf("--libvirt-names with --target belongs to a checkpoint: name it with --checkpoint")
 	case req.Audit:
 		return nil, usage.Errorf("--audit compares with the archive in the repository, to which a backup with --target adds nothing")
+	case len(b.WithFiles) > 0:
+		return nil, usage.Errorf("--with-file goes into the repository, and a backup with --target does not")
 	case req.SkipUnchanged:
 		return nil, usage.Errorf("--skip-unchanged is about checkpoints in the repository: a disk goes to a --target all the same")
 	case req.NoCheckpoint && req.Checkpoint != "":

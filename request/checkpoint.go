@@ -35,7 +35,7 @@ func (c *Checkpoint) Take(l *Last) { c.XML.Domain, c.Disks, c.Known = l.Definiti
 // Request reads what is named and makes the request of it, with notes for a person.
 func (c *Checkpoint) Request(stdin io.Reader) (backup.Request, []string, error) {
 	req := c.Engine
-	in, err := c.XML.Read(stdin)
+	in, err := c.XML.readOf(c.Domain, stdin)
 	if err != nil {
 		return req, nil, err
 	}
@@ -137,6 +137,9 @@ func Recorded(ms []*chain.Manifest) []backup.DiskRequest {
 	var all []backup.DiskRequest
 	former := make(map[string]bool)
 	for _, m := range slices.Backward(ms) {
+		if m.Imported != nil {
+			continue // its files were no VM's images
+		}
 		for i := range m.Disks {
 			d := &m.Disks[i]
 			if !former[d.Name] && !slices.ContainsFunc(all, func(r backup.DiskRequest) bool { return r.Disk == d.Name }) {

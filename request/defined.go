@@ -46,7 +46,7 @@ func (in *XML) fill(req *backup.Request, disks []disk, p purpose) error {
 }
 
 func (in *XML) fillDefined(req *backup.Request, disks []disk, p purpose) (err error) {
-	req.DomainUUID = in.domain.UUID
+	req.DomainUUID, req.Autostart = in.domain.UUID, in.autostart()
 	if req.Files, err = in.files(); err != nil {
 		return err
 	}
@@ -61,9 +61,10 @@ func (in *XML) fillDefined(req *backup.Request, disks []disk, p purpose) (err er
 	for i := range in.domain.Disks {
 		d := &in.domain.Disks[i]
 		c := choices[d.Target]
+		in.leaveOut(d, &c)
 		code, reason := c.skips(d)
 		if reason == "" {
-			r, err := c.request(d)
+			r, err := in.request(d, &c)
 			if err != nil {
 				return &chain.DiskError{Disk: d.Target, Err: err}
 			}
@@ -93,6 +94,27 @@ func (in *XML) fillDefined(req *backup.Request, disks []disk, p purpose) (err er
 	return in.applyCheckpoint(req)
 }
 
+// leaveOut leaves out what a VM's manager says is not to be backed up, unless it is named.
+func (in *XML) leaveOut(d *dom.Disk, c *choice) {
+	if in.vm == nil || c.wanted || c.dropped != "" || in.vm.except[d.Target] == "" {
+		return
+	}
+	c.dropped = in.vm.except[d.Target]
+	in.note("disk %s of %s is left out: %s (--disk %s takes it)", d.Target, in.domain.Name, c.dropped, d.Target)
+}
+
+// request is how one disk is backed up.
+func (in *XML) request(d *dom.Disk, c *choice) (backup.DiskRequest, error) {
+	r, err := c.request(d)
+	if in.vm != nil && in.vm.still {
+		r.NoCheckpoint = true
+	}
+	if in.vm != nil && c.Path == "" {
+		r.AllowDirs = append(r.AllowDirs, in.vm.dirs[d.Target]...)
+	}
+	return r, err
+}
+
 // excluding is what leaves a disk out of a backup.
 func (in *XML) excluding(disk string) string {
 	if in.backup != nil {
@@ -101,8 +123,11 @@ func (in *XML) excluding(disk string) string {
 	return fmt.Sprintf("--disk %s,backup=no", disk)
 }
 
-// files are the definition itself and what it names of firmware.
+// files are the definition itself and what it names of firmware, or what the VM's manager has.
 func (in *XML) files() ([]backup.FileRequest, error) {
+	if in.vm != nil {
+		return slices.Clone(in.vm.files), nil
+	}
 	files := []backup.FileRequest{{Role: chain.RoleDomainXML, Path: in.domainPath, Data: in.domainXML}}
 	for role, path := range map[string]string{chain.RoleNVRAM: in.domain.NVRAM, chain.RoleLoader: in.domain.Loader} {
 		if path == "" {

@@ -53,7 +53,7 @@ type ScratchFile struct{ Disk, Path string }
 // Job reads what is named and makes the request of it.
 func (e *Export) Job(stdin io.Reader) (ExportJob, error) {
 	j := ExportJob{Request: e.Engine}
-	in, err := e.XML.Read(stdin)
+	in, err := e.XML.readOf(e.Domain, stdin)
 	if err != nil {
 		return j, err
 	}

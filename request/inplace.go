@@ -38,6 +38,7 @@ type InPlace struct {
 	file       string      // the definition's; empty: there is none
 	definition *dom.Domain // nil: there is none
 	doubts     []string    // that Force overrides
+	notes      []string    // what a person should know besides
 }
 
 // ErrNotInPlace says why disks are not put back where they were.
@@ -46,7 +47,10 @@ var ErrNotInPlace = errors.New("not restored in place")
 // Targets are where the disks that are named, or all disks of the checkpoint, are to
 // go. The notes are for a person.
 func (p *InPlace) Targets(m *chain.Manifest, disks []string) (targets []restore.Target, notes []string, err error) {
-	p.m = m
+	if p.m = m; m.Imported != nil {
+		return nil, nil, usage.Errorf("checkpoint %s was imported: what it was read from is others' (%s), and where the disks were nobody has recorded: --to TARGET=PATH says where they go",
+			m.Checkpoint, m.Imported.Files[0].Path)
+	}
 	if targets, err = restore.TargetsInPlace(m, disks); err != nil {
 		return nil, nil, err
 	}
@@ -68,7 +72,7 @@ func (p *InPlace) Targets(m *chain.Manifest, disks []string) (targets []restore.
 		return nil, nil, fmt.Errorf("%w: %s (--force does it all the same; --to says where else a disk goes)",
 			ErrNotInPlace, strings.Join(p.doubts, "; "))
 	}
-	return targets, p.doubts, nil
+	return targets, append(p.doubts, p.notes...), nil
 }
 
 func (p *InPlace) doubt(format string, args ...any) {
@@ -133,7 +137,7 @@ func (p *InPlace) place(t *restore.Target) error {
 // asSeenLast compares with the newest checkpoint. What became a backing file since (by an
 // external snapshot) is part of another image: that one would be another disk afterwards.
 func (p *InPlace) asSeenLast(t *restore.Target) {
-	if p.Newest == nil || !p.Newest.Host.Is(p.Host) {
+	if p.Newest == nil || p.Newest.Imported != nil || !p.Newest.Host.Is(p.Host) {
 		return
 	}
 	for i := range p.Newest.Disks {
@@ -147,7 +151,18 @@ func (p *InPlace) asSeenLast(t *restore.Target) {
 			p.doubt("disk %s was %s, and at checkpoint %s it was %s", t.Disk, t.Path, p.Newest.Checkpoint, d.Source.Path)
 		case d.Name != t.Disk && d.Source.Path == t.Path:
 			p.doubt("disk %s: at checkpoint %s %s was disk %s", t.Disk, p.Newest.Checkpoint, t.Path, d.Name)
+		case d.Name == t.Disk:
+			p.noteChanged(&d.Source)
 		}
+	}
+}
+
+// noteChanged tells that a file is replaced that was written to since the newest checkpoint.
+func (p *InPlace) noteChanged(then *chain.Source) {
+	fi, err := os.Stat(then.Path)
+	if err == nil && fi.Mode().IsRegular() && then.Mtime != 0 && fi.ModTime().UnixNano() != then.Mtime {
+		p.notes = append(p.notes, fmt.Sprintf("%s was changed since checkpoint %s: what was written to it since then is in no backup, and is replaced",
+			then.Path, p.Newest.Checkpoint))
 	}
 }
 

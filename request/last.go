@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/imgbackup/imgbackup/backup"
@@ -27,6 +28,7 @@ type Last struct {
 	Definition string               // a file; empty: Known are the disks
 	Disks      []string             // values of --disk beside it
 	Known      []backup.DiskRequest // as the checkpoint recorded them
+	Files      []string             // values of --with-file
 	Notes      []string             // what is taken, for a person
 }
 
@@ -59,7 +61,7 @@ func FindLast(ctx context.Context, repo *chain.Repository, domain, definitions s
 	return &Last{Definition: file, Notes: []string{"no disk is named: taking the definition " + file}}, nil
 }
 
-// newestHere is the domain's newest checkpoint that this host has made; nil: none.
+// newestHere is the domain's newest checkpoint that this host has made of its images; nil: none.
 func newestHere(ctx context.Context, repo *chain.Repository, domain string) (*chain.Manifest, error) {
 	self, err := repo.Self()
 	if err != nil {
@@ -75,7 +77,7 @@ func newestHere(ctx context.Context, repo *chain.Repository, domain string) (*ch
 	}
 	var here []*chain.Manifest
 	for _, m := range ms {
-		if m.Host.Is(self.Host) {
+		if m.Host.Is(self.Host) && m.Imported == nil {
 			here = append(here, m)
 		}
 	}
@@ -98,7 +100,7 @@ func lastOf(m *chain.Manifest) (*Last, error) {
 				}
 			}
 			l.note("no disk is named: taking the definition %s, as checkpoint %s did", f.Path, m.Checkpoint)
-			return l, nil
+			return l, l.files(m)
 		}
 	}
 	var names []string
@@ -108,10 +110,10 @@ func lastOf(m *chain.Manifest) (*Last, error) {
 		names = append(names, fmt.Sprintf("%s (%s)", d.Name, d.Source.Path))
 	}
 	l.note("no disk is named: taking those of checkpoint %s: %s", m.Checkpoint, strings.Join(names, ", "))
-	if len(m.Files) > 0 {
+	if slices.ContainsFunc(m.Files, func(f chain.File) bool { return f.Role != chain.RoleFile }) {
 		l.note("the domain's definition is no longer where it was, and is left out with what belongs to it (--domain-xml FILE takes it)")
 	}
-	return l, nil
+	return l, l.files(m)
 }
 
 func (l *Last) note(format string, args ...any) {

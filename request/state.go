@@ -71,6 +71,16 @@ func (in *XML) saved() ([]backup.FileRequest, error) {
 	return []backup.FileRequest{{Role: chain.RoleManagedSave, Path: path}}, nil
 }
 
+// autostart reports whether libvirt starts the domain with its host, which is not in the definition: it keeps a
+// link in a folder beside.
+func (in *XML) autostart() bool {
+	if in.domainPath == "" {
+		return false
+	}
+	_, err := os.Lstat(filepath.Join(filepath.Dir(in.domainPath), "autostart", filepath.Base(in.domainPath)))
+	return err == nil
+}
+
 // note keeps something that a person should know.
 func (in *XML) note(format string, args ...any) {
 	in.notes = append(in.notes, fmt.Sprintf(format, args...))

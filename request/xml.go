@@ -12,6 +12,7 @@ import (
 	"time"
 
 	dom "github.com/imgbackup/imgbackup/domain"
+	"github.com/imgbackup/imgbackup/domain/manager"
 	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
@@ -31,6 +32,8 @@ type Files struct {
 	Saved    string // the folder with the memory of saved domains, NAME.save
 
 	AllowSaved bool // a saved memory is archived with the domain; else the domain is refused
+
+	Managers manager.Places // whose VMs are domains, too
 }
 
 // Where libvirt keeps the definitions of storage pools, the state of TPMs (in a folder
@@ -45,6 +48,7 @@ const (
 type XML struct {
 	from Files
 
+	vm         *vm // of another manager's, which domain is made of; nil: it is libvirt's
 	domain     *dom.Domain
 	domainXML  []byte
 	domainPath string // absolute; empty: standard input
@@ -61,6 +65,21 @@ type XML struct {
 func (f Files) Read(stdin io.Reader) (*XML, error) {
 	in, err := f.read(stdin)
 	return in, usage.Wrap(err)
+}
+
+// readOf is Read for a domain that was named, which may be a VM of another manager's.
+func (f Files) readOf(domain string, stdin io.Reader) (*XML, error) {
+	if _, _, ok := manager.Split(domain); !ok {
+		return f.Read(stdin)
+	}
+	if f.Domain+f.Backup+f.Checkpoint+f.TPMState != "" {
+		return nil, usage.Errorf("%s is no domain of libvirt's: it goes without --domain-xml, --backup-xml, --checkpoint-xml and --tpm-state", domain)
+	}
+	v, err := managed(f.Managers, domain)
+	if err != nil {
+		return nil, err
+	}
+	return &XML{from: f, vm: v, domain: v.domain, notes: v.notes}, nil
 }
 
 func (f Files) read(stdin io.Reader) (*XML, error) {

@@ -107,13 +107,11 @@ func (s *source) copyTo(ctx context.Context, out *outfile.Output, limit *rate.Li
 	flush := func() error {
 		defer b.reset()
 		parts := s.sums.begin(len(b.entries))
-		err := s.fetch(ctx, b.entries, func(i int, data []byte, whole bool) error {
+		err := s.fetch(ctx, b.entries, func(i int, data []byte, _ bool) error {
 			if err := wait(ctx, limit, len(data)); err != nil {
 				return err
 			}
-			if s.sums.wants(whole) {
-				parts.take(i, data)
-			}
+			s.sums.take(parts, i, data)
 			e := &b.entries[i]
 			for _, run := range b.of(i) {
 				from := run.Guest - e.Offset

@@ -33,24 +33,30 @@ type FileTarget struct {
 // FileResult is one restored file.
 type FileResult struct {
 	Role     string `json:"role"`
+	Name     string `json:"name,omitempty"` // of one that a person has named
 	Path     string `json:"path"`
 	Size     int64  `json:"size"` // bytes
 	Adjusted bool   `json:"adjusted,omitempty"`
 	Damage   string `json:"damage,omitempty"` // why it was left out
 }
 
+// Called is as that of [chain.File].
+func (r *FileResult) Called() string { return (&chain.File{Role: r.Role, Name: r.Name}).Called() }
+
 // FilesIn makes targets in a folder for all files of a checkpoint, as those of a domain
 // of that name: DOMAIN.xml, the firmware's files under their own names, if these name
-// nothing else there, the state of a TPM in DOMAIN.tpm, and a saved memory as
-// DOMAIN.save. A manifest is not trusted to name files.
+// nothing else there, the state of a TPM in DOMAIN.tpm, a saved memory as DOMAIN.save, and
+// files that a person has named under these names, or behind DOMAIN.file. where these are
+// taken. A manifest is not trusted to name files.
 func FilesIn(m *chain.Manifest, domain, dir string, disks []Target) []FileTarget {
 	taken := make(map[string]bool)
 	for _, t := range disks {
 		taken[filepath.Base(t.Path)] = true
 	}
-	for _, suffix := range []string{".xml", ".tpm", ".save", "." + chain.RoleNVRAM, "." + chain.RoleLoader} {
+	for _, suffix := range []string{".xml", ".tpm", ".save", "." + chain.RoleNVRAM, "." + chain.RoleLoader, "." + chain.RoleLima, "." + chain.RolePVE} {
 		taken[domain+suffix] = true
 	}
+	named := namesOf(m, domain, taken)
 	var all []FileTarget
 	saved := -1 // where in all the saved memory is
 	for i := range m.Files {
@@ -69,7 +75,9 @@ func FilesIn(m *chain.Manifest, domain, dir string, disks []Target) []FileTarget
 			continue
 		}
 		name := domain + ".xml"
-		if f.Role != chain.RoleDomainXML {
+		if f.Role == chain.RoleFile {
+			name = named[f.Name]
+		} else if f.Role != chain.RoleDomainXML {
 			if name = filepath.Base(f.Path); chain.CheckName(name) != nil || taken[name] {
 				name = domain + "." + f.Role
 			}
@@ -78,6 +86,23 @@ func FilesIn(m *chain.Manifest, domain, dir string, disks []Target) []FileTarget
 		all = append(all, FileTarget{File: f, Path: filepath.Join(dir, name)})
 	}
 	return all
+}
+
+// namesOf finds a place for each file that a person has named, and takes it.
+func namesOf(m *chain.Manifest, domain string, taken map[string]bool) map[string]string {
+	at := make(map[string]string)
+	for i := range m.Files {
+		f := &m.Files[i]
+		if f.Role != chain.RoleFile {
+			continue
+		}
+		name := f.Name
+		for taken[name] {
+			name = domain + ".file." + name
+		}
+		at[f.Name], taken[name] = name, true
+	}
+	return at
 }
 
 // stateTarget places a file of a TPM's state into the folder that is that state.
@@ -124,8 +149,8 @@ func (j *fileJob) leaveOut(damage error) error {
 // claimFiles checks the files' targets.
 func (r *restoring) claimFiles(places *outfile.Places) error {
 	for _, t := range r.o.Files {
-		what := "the " + t.File.Role
-		if t.File.Name != "" {
+		what := "the " + t.File.Called()
+		if t.File.Role == chain.RoleTPM {
 			what += "'s " + t.File.Name
 		}
 		if err := r.checkState(t); err != nil {
@@ -136,7 +161,7 @@ func (r *restoring) claimFiles(places *outfile.Places) error {
 			err = usage.Errorf("%s is a block device", at.Path)
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", t.File.Role, err)
+			return fmt.Errorf("%s: %w", t.File.Called(), err)
 		}
 		r.files = append(r.files, &fileJob{target: t, place: at})
 	}
@@ -172,13 +197,13 @@ func (j *fileJob) do(ctx context.Context, kernel *outfile.System, repo *chain.Re
 		}
 		var err error
 		if j.content, err = j.target.Adjust(content.Bytes()); err != nil {
-			return fmt.Errorf("%s: %w", f.Role, err)
+			return fmt.Errorf("%s: %w", f.Called(), err)
 		}
 		size = int64(len(j.content))
 	}
 	out, err := outfile.Open(ctx, kernel, j.place, outfile.Spec{Size: size, NoLock: o.NoLock})
 	if err != nil {
-		return fmt.Errorf("%s: %w", f.Role, err)
+		return fmt.Errorf("%s: %w", f.Called(), err)
 	}
 	j.out = out
 	if j.content != nil {
@@ -190,7 +215,7 @@ func (j *fileJob) do(ctx context.Context, kernel *outfile.System, repo *chain.Re
 		err = out.Finish()
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", f.Role, err)
+		return fmt.Errorf("%s: %w", f.Called(), err)
 	}
 	if !o.Verify && !o.Sums {
 		return nil
@@ -227,10 +252,10 @@ func (j *fileJob) verify() error {
 func (j *fileJob) verifyRange(start, size int64, want archive.Digest) error {
 	h := sha256.New()
 	if _, err := io.Copy(h, io.NewSectionReader(j.out.File(), start, size)); err != nil {
-		return fmt.Errorf("%s: read it back: %w", j.target.File.Role, err)
+		return fmt.Errorf("%s: read it back: %w", j.target.File.Called(), err)
 	}
 	if archive.Digest(h.Sum(nil)) != want {
-		return &VerifyError{Disk: j.target.File.Role, Path: j.place.Path, Start: start, End: start + size, What: "it has another SHA-256"}
+		return &VerifyError{Disk: j.target.File.Called(), Path: j.place.Path, Start: start, End: start + size, What: "it has another SHA-256"}
 	}
 	return nil
 }
@@ -251,6 +276,9 @@ func (w *outputWriter) Write(p []byte) (int, error) {
 
 func (j *fileJob) result() FileResult {
 	r := FileResult{Role: j.target.File.Role, Path: j.place.Path, Size: j.target.size(), Damage: j.damage}
+	if j.target.File.Role == chain.RoleFile {
+		r.Name = j.target.File.Name
+	}
 	if j.content != nil {
 		r.Size, r.Adjusted = int64(len(j.content)), true
 	}

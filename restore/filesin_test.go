@@ -37,6 +37,27 @@ func TestFilesIn(t *testing.T) {
 	}
 }
 
+// What a person has named keeps its name, whatever the others were called, unless something
+// of another name must stand there.
+func TestFilesInNamed(t *testing.T) {
+	t.Parallel()
+	m := &chain.Manifest{Domain: "web", Files: []chain.File{
+		{Role: chain.RoleNVRAM, Path: "/n/vars.fd"},
+		{Role: chain.RoleFile, Name: "vars.fd", Path: "/etc/x"},
+		{Role: chain.RoleFile, Name: "vda.raw"},
+		{Role: chain.RoleFile, Name: "web.file.vda.raw"},
+		{Role: chain.RoleFile, Name: "web.xml"},
+	}}
+	var paths []string
+	for _, target := range restore.FilesIn(m, "web", "out", []restore.Target{{Disk: "vda", Path: "out/vda.raw"}}) {
+		paths = append(paths, target.Path)
+	}
+	want := []string{"out/web.nvram", "out/vars.fd", "out/web.file.vda.raw", "out/web.file.web.file.vda.raw", "out/web.file.web.xml"}
+	if !slices.Equal(paths, want) {
+		t.Errorf("got %q, want %q", paths, want)
+	}
+}
+
 // Whatever the files were called, no two of them go to one place.
 func TestFilesInApart(t *testing.T) {
 	t.Parallel()

@@ -17,12 +17,14 @@ type job struct {
 	outfile.Amounts
 	o    *Options
 	disk *chain.Disk
-	how  writer
-	at   *outfile.Place  // nil: stdout
-	out  *outfile.Output // nil: stdout, or not open yet
-	size int64           // of what is written as a disk, bytes
-	lost *chain.LossSet  // nil: nothing may be
-	sums *Sums           // of what was written; nil: nobody wants them
+	// continues: it gets the checkpoint's bitmap.
+	continues bool
+	how       writer
+	at        *outfile.Place  // nil: stdout
+	out       *outfile.Output // nil: stdout, or not open yet
+	size      int64           // of what is written as a disk, bytes
+	lost      *chain.LossSet  // nil: nothing may be
+	sums      *Sums           // of what was written; nil: nobody wants them
 }
 
 // writer is a way in which a disk gets to where it goes. Its methods are called in
@@ -44,7 +46,7 @@ func (r *restoring) newJob(t Target) (*job, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &job{Target: t, o: &r.o, disk: d, size: d.Size}
+	j := &job{Target: t, o: &r.o, disk: d, size: d.Size, continues: r.o.Continue && r.o.checkContinue(t, d) == nil}
 	switch {
 	case r.o.SkipDamaged:
 		j.lost = chain.NewLossSet(d.Size)
@@ -69,7 +71,7 @@ func (j *job) open(ctx context.Context, kernel *outfile.System) (err error) {
 		return nil
 	}
 	create := qcow2.CreateOptions{ClusterSize: j.disk.ClusterSize}
-	if j.o.Continue {
+	if j.continues {
 		create.Bitmap = &qcow2.CreateBitmap{Name: j.disk.Bitmap, Granularity: j.disk.Granularity}
 	}
 	j.out, err = outfile.Open(ctx, kernel, j.at, outfile.Spec{Size: j.disk.Size, Create: &create, NoLock: j.o.NoLock})
@@ -135,7 +137,7 @@ func (j *job) result() DiskResult {
 	if j.at != nil {
 		d.Path, d.Device = j.at.Path, j.at.Device
 	}
-	if j.o.Continue {
+	if j.continues {
 		d.Bitmap = j.disk.Bitmap
 	}
 	if j.o.Sums {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
 // folders are those that a restore makes, each after what it lies in.
@@ -44,6 +45,19 @@ func makeFolders(repo *chain.Repository, folders *sys.FolderSyncer, paths []stri
 		undos = append(undos, u)
 	}
 	return undo, nil
+}
+
+// checkFolders refuses a link in the place of a folder that files of the checkpoint have: they
+// would go elsewhere.
+func (o *Options) checkFolders() error {
+	for _, t := range o.Files {
+		for _, path := range t.Folders {
+			if info, err := os.Lstat(path); err == nil && info.Mode()&fs.ModeSymlink != 0 {
+				return usage.Errorf("%s: %s is a symbolic link, which is not followed: remove it first", t.File.Role, path)
+			}
+		}
+	}
+	return nil
 }
 
 // makeDir makes a folder if it is missing. undo removes it, if it was made and is

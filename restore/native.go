@@ -6,7 +6,6 @@ import (
 	"context"
 	"runtime"
 
-	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/outfile"
 	"github.com/imgbackup/imgbackup/view"
@@ -36,7 +35,7 @@ func (n *native) prove(ctx context.Context) (outfile.Amounts, error) {
 
 func (n *native) write(ctx context.Context, j *job, p *progress) error {
 	if n.o.Verify || n.o.Sums {
-		j.sums = &Sums{all: archive.KeysOf(n.repo.Store) != nil}
+		j.sums = newSums()
 		n.src.sums = j.sums
 	}
 	return n.src.copyTo(ctx, j.out, n.o.Limit, p)
@@ -45,9 +44,12 @@ func (n *native) write(ctx context.Context, j *job, p *progress) error {
 func (n *native) verify(ctx context.Context, j *job, p *progress) error {
 	workers := n.o.Workers
 	if workers == 0 {
-		workers = n.repo.Memory.Count(runtime.GOMAXPROCS(0), 2)
+		workers = readers(n.repo)
 	}
 	return n.src.verify(ctx, j, workers, p)
 }
 
 func (*native) close() {}
+
+// readers is how many read a target back at once: each waits for the medium most of the time.
+func readers(repo *chain.Repository) int { return repo.Memory.Count(max(4, runtime.GOMAXPROCS(0)), 2) }

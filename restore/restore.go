@@ -20,7 +20,9 @@ import (
 type Options struct {
 	Force    bool // replace files that exist, and write to block devices
 	Continue bool // give each qcow2 the checkpoint's bitmap, empty
-	Verify   bool // read the targets back before they get their names
+	// ContinueSome lets disks go without that cannot have it: else that is an error.
+	ContinueSome bool
+	Verify       bool // read the targets back before they get their names
 	// Sums hands the sums of raw and qcow2 targets over, to whoever reads these back: see
 	// [DiskResult]. Files beside the disks are read back all the same.
 	Sums bool
@@ -56,8 +58,8 @@ type DiskResult struct {
 	Verified bool   `json:"verified"`
 	// Lost is where zeros were written in the place of what is damaged or lost.
 	Lost []chain.Lost `json:"lost,omitempty"`
-	// Sums, with [Options.Sums], prove what of the disk is part of a chunk. They must be
-	// closed. nil: there are none.
+	// Sums, with [Options.Sums], are what the disk is read back by. They must be closed. nil:
+	// there are none.
 	Sums *Sums `json:"-"`
 }
 
@@ -95,6 +97,9 @@ func run(ctx context.Context, kernel *outfile.System, repo *chain.Repository, m 
 		fetcher: archive.NewFetcher(repo.Store, archive.FetcherOptions{Parallel: o.Workers, Memory: repo.Memory})}
 	kernel.Folders.Note = r.p.warn
 	if err := r.check(targets); err != nil {
+		return nil, err
+	}
+	if err := o.checkFolders(); err != nil {
 		return nil, err
 	}
 	undo, err := makeFolders(repo, kernel.Folders, o.folders())

@@ -76,7 +76,7 @@ func findDisk(m *chain.Manifest, name string) (*chain.Disk, error) {
 
 // check refuses what makes no sense whatever stands at the targets.
 func (r *restoring) check(targets []Target) error {
-	if len(targets) == 0 {
+	if len(targets) == 0 && len(r.o.Files) == 0 {
 		return usage.Errorf("there is no disk to restore")
 	}
 	for _, t := range targets {
@@ -104,7 +104,7 @@ func (r *restoring) checkTarget(t Target, d *chain.Disk, targets int) error {
 	if t.Path == Stdout {
 		return r.o.checkStdout(t, targets)
 	}
-	if r.o.Continue {
+	if r.o.Continue && !r.o.ContinueSome {
 		return r.o.checkContinue(t, d)
 	}
 	return nil

@@ -29,14 +29,16 @@ type written interface {
 }
 
 // verify reads the finished target and compares it with what the repository
-// says: chunks by their digests, parts of chunks by the sums that were taken when they
-// were written, or by their bytes, all else with zeros. It reads what is on the medium, not what is still in memory, as far
-// as the kernel gives up its cache.
+// says: by the fingerprints that were taken when it was proven and written, else by digests or
+// by bytes, and all else with zeros. It reads what is on the medium, not what is still in
+// memory, as far as the kernel gives up its cache.
 func (s *source) verify(ctx context.Context, j *job, workers int, p *progress) error {
 	out := j.out
 	var w written
 	if out.Creator == nil {
-		w = rawTarget{out.File()}
+		raw := rawTarget{out.File(), sys.OpenDirect(out.File())}
+		defer raw.direct.Close()
+		w = raw
 		if st, err := out.File().Stat(); err != nil || !out.Device && st.Size() != s.Size() {
 			return errors.Join(err, &VerifyError{Disk: s.Name, Path: out.Path, End: s.Size(), What: "the file's length is not the disk's"})
 		}
@@ -46,6 +48,7 @@ func (s *source) verify(ctx context.Context, j *job, workers int, p *progress) e
 			return &VerifyError{Disk: s.Name, Path: out.Path, End: s.Size(), What: err.Error()}
 		}
 		defer func() { _ = c.Close() }()
+		c.ReadDirect()
 		if err := checkImage(c, j); err != nil {
 			return &VerifyError{Disk: s.Name, Path: out.Path, End: s.Size(), What: err.Error()}
 		}
@@ -64,7 +67,7 @@ func checkImage(c *qcow2.Image, j *job) error {
 	if l.BitmapsErr != nil {
 		return l.BitmapsErr
 	}
-	if !j.o.Continue {
+	if !j.continues {
 		return nil
 	}
 	if len(l.Bitmaps) != 1 {
@@ -97,20 +100,31 @@ func (v *verifier) run(ctx context.Context) error {
 	v.pool.New = func() any { b := make([]byte, archive.GridSize); return &b }
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(v.workers, 1))
+	var next []archive.Entry // that lie together
+	flush := func() {
+		if group := next; len(group) > 0 {
+			next = nil
+			g.Go(func() error { return v.digests(gctx, group) })
+		}
+	}
 	err := v.each(gctx, func(e archive.Entry) error {
 		if err := gctx.Err(); err != nil {
 			return err
 		}
+		if n := len(next); n > 0 && (e.Zero || e.Offset != next[n-1].End() || e.End()-next[0].Offset > archive.GridSize) {
+			flush()
+		}
 		if e.Zero {
 			return v.zeros(gctx, e.Offset, e.End())
 		}
-		g.Go(func() error { return v.digest(gctx, e) })
+		next = append(next, e)
 		if v.pending() < batchEntries {
 			return nil
 		}
 		// Entries that are still at work go into the next round.
 		return v.compare(gctx)
 	})
+	flush()
 	// A worker's error is the cause of the cancellation that the other sees.
 	if werr := g.Wait(); werr != nil {
 		return werr
@@ -169,24 +183,26 @@ func (v *verifier) zeros(ctx context.Context, start, end int64) error {
 	return nil
 }
 
-// digest proves an entry that is a whole chunk, or of which there is a sum; others are left
-// for compare.
-func (v *verifier) digest(ctx context.Context, e archive.Entry) error {
-	if sum, ok := v.sums.of(&e); ok {
-		buf := v.pool.Get().(*[]byte)
-		defer v.pool.Put(buf)
-		p := (*buf)[:e.Length]
-		if err := v.read(ctx, p, e.Offset); err != nil {
-			return err
-		}
-		if archive.Sum(p) == sum {
-			v.tell(e.Length)
-			return nil
-		}
+// digests proves entries that lie together, and are read at once. Those that are not known by a
+// fingerprint or digest, or do not have it, are left for compare.
+func (v *verifier) digests(ctx context.Context, entries []archive.Entry) error {
+	buf := v.pool.Get().(*[]byte)
+	defer v.pool.Put(buf)
+	start, end := entries[0].Offset, entries[len(entries)-1].End()
+	p := (*buf)[:end-start]
+	if err := v.read(ctx, p, start); err != nil {
+		return err
 	}
-	v.mu.Lock()
-	v.slow = append(v.slow, e)
-	v.mu.Unlock()
+	for i := range entries {
+		e := &entries[i]
+		if known, ok := v.sums.of(e); ok && known.is(p[e.Offset-start:e.End()-start]) {
+			v.tell(e.Length)
+			continue
+		}
+		v.mu.Lock()
+		v.slow = append(v.slow, *e)
+		v.mu.Unlock()
+	}
 	return nil
 }
 
@@ -213,9 +229,15 @@ func (v *verifier) compare(ctx context.Context) error {
 }
 
 // rawTarget is a raw file or a device.
-type rawTarget struct{ *os.File }
+type rawTarget struct {
+	*os.File
+	direct *sys.Direct
+}
 
 func (r rawTarget) ReadAt(_ context.Context, p []byte, off int64) error {
+	if r.direct.Read(p, off) {
+		return nil
+	}
 	n, err := r.File.ReadAt(p, off)
 	if n == len(p) {
 		return nil

@@ -305,3 +305,73 @@ func TestMoreKeepsMore(t *testing.T) {
 		}
 	}
 }
+
+// TestYoung: what goes is the same whatever there is that is younger, and nothing of that goes.
+func TestYoung(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(17, 3))
+	young, gone := 0, 0
+	for n := range 1000 {
+		all, rules := history(rng, time.UTC), drawRules(rng)
+		for i := range all {
+			all[i].Drilled = rng.IntN(2) == 0
+		}
+		rules.Drilled = rng.IntN(3)
+		old, newest := slices.Clone(all), time.Time{}
+		for _, c := range all {
+			if c.Time.After(newest) {
+				newest = c.Time
+			}
+		}
+		without, err := rules.Apply(old, time.UTC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rules.Young = time.Duration(1+rng.IntN(40*24)) * time.Hour
+		// A stranger adds as many as he likes, wherever in the order: the times may contradict it.
+		for range rng.IntN(30) {
+			c := retention.Checkpoint{Name: "forged", Time: newest.Add(time.Duration(rng.IntN(3600)) * time.Second), Drilled: rng.IntN(2) == 0}
+			all = append(all, c)
+		}
+		got, err := rules.Apply(all, time.UTC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		limit := newest
+		for _, c := range all {
+			if c.Time.After(limit) {
+				limit = c.Time
+			}
+		}
+		limit = limit.Add(-rules.Young)
+		expect := rules
+		expect.Young = 0
+		old = slices.DeleteFunc(old, func(c retention.Checkpoint) bool { return c.Time.After(limit) })
+		want, err := expect.Apply(old, time.UTC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := 0
+		for i, d := range got {
+			switch {
+			case d.Time.After(limit):
+				young++
+				if !slices.Contains(d.Reasons, retention.YoungReason) {
+					t.Fatalf("history %d: %s is young, and stays by %v", n, d.Name, d.Reasons)
+				}
+				continue
+			case !slices.Equal(d.Reasons, want[at].Reasons):
+				t.Fatalf("history %d: %s stays by %v, and without younger ones by %v", n, d.Name, d.Reasons, want[at].Reasons)
+			case !d.Keep():
+				gone++
+				if without[i].Keep() {
+					t.Fatalf("history %d: %s goes, and stays where nothing is young", n, d.Name)
+				}
+			}
+			at++
+		}
+	}
+	if young < 1000 || gone < 1000 {
+		t.Errorf("%d were young, %d went", young, gone)
+	}
+}

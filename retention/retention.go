@@ -13,6 +13,9 @@
 //   - What is newest is the order in which checkpoints were made, and never a time.
 //     Where times contradict it, a clock was wrong, and no rule about times is applied:
 //     [ClockError].
+//   - Where there is a time before which nothing can be deleted anyway ([Rules.Young]), what goes
+//     does not depend on anything that is younger: who can only add checkpoints pushes none out of
+//     what the rules keep before that time is over.
 //   - "Now" is the newest checkpoint's time: where no backups are made any more,
 //     nothing grows too old.
 package retention
@@ -53,7 +56,15 @@ type Rules struct {
 	Tags []string // all that have any of these
 
 	Drilled int // so many of those of which a drill passed: the newest
+
+	// Young is how old checkpoints are at the least, counted back from the newest time, before the
+	// rules are asked about them: younger ones stay, and the rules decide about the others as if
+	// there were no younger ones. 0: rules are asked about all.
+	Young time.Duration
 }
+
+// YoungReason is why a checkpoint stays that is younger than [Rules.Young].
+const YoungReason = "younger than the lock"
 
 // None reports whether there is no rule at all.
 func (r Rules) None() bool { return len(r.Tags) == 0 && len(r.list(time.UTC)) == 0 }
@@ -95,6 +106,8 @@ func (r Rules) Apply(all []Checkpoint, zone *time.Location) ([]Decision, error) 
 		}
 	}
 	decisions := make([]Decision, len(all))
+	young := r.youngSince(all)
+	var newest time.Time // of those that the rules are asked about
 	for i, c := range slices.Backward(all) {
 		d := Decision{Checkpoint: c}
 		for _, tag := range r.tags() {
@@ -102,15 +115,33 @@ func (r Rules) Apply(all []Checkpoint, zone *time.Location) ([]Decision, error) 
 				d.Reasons = append(d.Reasons, "tag "+tag)
 			}
 		}
-		newest := all[len(all)-1].Time
-		for i := range rules {
-			if rules[i].keeps(c, newest) {
-				d.Reasons = append(d.Reasons, rules[i].reason)
+		decisions[i] = d
+		if r.Young > 0 && c.Time.After(young) {
+			decisions[i].Reasons = append(d.Reasons, YoungReason)
+			continue
+		}
+		if newest.IsZero() {
+			newest = c.Time
+		}
+		for n := range rules {
+			if rules[n].keeps(c, newest) {
+				decisions[i].Reasons = append(decisions[i].Reasons, rules[n].reason)
 			}
 		}
-		decisions[i] = d
 	}
 	return decisions, nil
+}
+
+// youngSince is the time since which checkpoints are young. The newest time counts, not that of the
+// last in the order, which who adds one can choose to be the last.
+func (r Rules) youngSince(all []Checkpoint) time.Time {
+	var newest time.Time
+	for _, c := range all {
+		if c.Time.After(newest) {
+			newest = c.Time
+		}
+	}
+	return newest.Add(-r.Young)
 }
 
 // tags are those whose checkpoints stay, each once.

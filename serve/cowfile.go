@@ -17,20 +17,28 @@ import (
 	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
-// A scratch file is two files: FILE has the blocks that were written at their
+// A scratch file is two files: FILE has the blocks that were written, or filled, at their
 // places in the disk and is sparse; FILE.map says which they are. FILE.map begins
 // with a header of headerSize bytes, one line of JSON filled up with spaces and
 // newlines, that names the checkpoint and the disk; a bitmap follows, one bit per
-// block, the lowest bit of a byte first.
+// block, the lowest bit of a byte first, filled up to a page; then what a [session] keeps.
 //
 // A bit is set on the medium only when its block is durable, and is never cleared:
 // so the map is written in place, and a crash at any moment leaves one that is
-// right.
+// right. When all are set FILE is the disk, a raw image that needs nothing else.
 const (
 	headerSize = 4096
 	pageSize   = 4096 // of the bitmap, the unit of writing it, bytes
 	mapSuffix  = ".map"
 )
+
+// bitmapSpace is how many bytes of the map the bits of so many blocks take.
+func bitmapSpace(blocks int64) int64 {
+	return ((blocks+7)/8 + pageSize - 1) / pageSize * pageSize
+}
+
+// mapSize is the size of a whole map, bytes.
+func mapSize(blocks int64) int64 { return 2*headerSize + 2*bitmapSpace(blocks) }
 
 // cowHeader says what a scratch file belongs to.
 type cowHeader struct {
@@ -71,6 +79,7 @@ func (e *InUseError) Error() string {
 // cowFile is the pair of files.
 type cowFile struct {
 	data, bits *os.File
+	sync       func(f *os.File) error // syncData, but for tests
 }
 
 // openCowFile opens or makes the files, for this process alone, and returns the
@@ -80,7 +89,7 @@ func openCowFile(path string, h *cowHeader, blocks int64, folders *sys.FolderSyn
 	if err != nil {
 		return nil, nil, err
 	}
-	f := &cowFile{}
+	f := &cowFile{sync: syncData}
 	defer func() {
 		if err != nil {
 			f.close()
@@ -120,7 +129,7 @@ func openCowFile(path string, h *cowHeader, blocks int64, folders *sys.FolderSyn
 	case err != nil:
 		return nil, nil, err
 	default:
-		bitmap, err = f.resume(h, header, st.Size(), blocks)
+		bitmap, err = f.resume(h, header, st.Size(), blocks, folders)
 	}
 	if err != nil && made {
 		_ = os.Remove(path) // it is empty
@@ -147,7 +156,7 @@ func (f *cowFile) create(path string, h *cowHeader, header []byte, blocks int64,
 	}
 	bitmap := make([]byte, (blocks+7)/8)
 	_, err = f.bits.Write(header)
-	err = errors.Join(err, f.bits.Truncate(headerSize+int64(len(bitmap))), f.bits.Sync(), f.data.Sync())
+	err = errors.Join(err, f.bits.Truncate(mapSize(blocks)), reserve(f.bits, mapSize(blocks)), f.bits.Sync(), f.data.Sync())
 	if err == nil {
 		err = os.Rename(part, path+mapSuffix)
 	}
@@ -162,8 +171,18 @@ func (f *cowFile) create(path string, h *cowHeader, header []byte, blocks int64,
 	return bitmap, nil
 }
 
-// resume reads what an earlier server has left.
-func (f *cowFile) resume(h *cowHeader, header []byte, size, blocks int64) ([]byte, error) {
+// reserve sees to it that a full file system keeps no bit from being written.
+func reserve(f *os.File, size int64) error {
+	err := sys.Control(f, func(fd int) error { return unix.Fallocate(fd, 0, 0, size) })
+	if sys.Unsupported(err) {
+		return nil
+	}
+	return err
+}
+
+// resume reads what an earlier server has left, and makes the names of both files durable: that
+// one may have been killed before.
+func (f *cowFile) resume(h *cowHeader, header []byte, size, blocks int64, folders *sys.FolderSyncer) ([]byte, error) {
 	was := make([]byte, headerSize)
 	if _, err := io.ReadFull(f.bits, was); err != nil {
 		return nil, fmt.Errorf("%s: the scratch file's map is cut off: %w", f.bits.Name(), err)
@@ -180,14 +199,14 @@ func (f *cowFile) resume(h *cowHeader, header []byte, size, blocks int64) ([]byt
 	if err != nil {
 		return nil, err
 	}
-	if n := (blocks + 7) / 8; size != h.Size || st.Size() != headerSize+n {
-		return nil, fmt.Errorf("%s and its map have %d and %d bytes instead of %d and %d: one of them was cut off", f.data.Name(), size, st.Size(), h.Size, headerSize+n)
+	if size != h.Size || st.Size() != mapSize(blocks) {
+		return nil, fmt.Errorf("%s and its map have %d and %d bytes instead of %d and %d: one of them was cut off", f.data.Name(), size, st.Size(), h.Size, mapSize(blocks))
 	}
 	bitmap := make([]byte, (blocks+7)/8)
 	if _, err := io.ReadFull(f.bits, bitmap); err != nil {
 		return nil, err
 	}
-	return bitmap, nil
+	return bitmap, folders.SyncPath(filepath.Dir(f.data.Name()))
 }
 
 func (f *cowFile) close() {

@@ -7,5 +7,8 @@
 //
 //   - The repository is only read. What clients write goes into a scratch file
 //     beside it ([Cow]), which knows the checkpoint that it belongs to.
-//   - What a flush has saved is there when a server begins again with the same file.
+//   - What a flush has saved is there when a server begins again with the same file. So is
+//     what was only written, as long as the kernel lives that has it.
+//   - A file is told as complete ([Filler]) when all of it is proven or a guest's own, and
+//     durable; what a guest has written is never written over.
 package serve

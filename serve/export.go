@@ -18,12 +18,12 @@ import (
 // nil: then it is read-only. What was written into the scratch file counts as changed.
 func Export(ctx context.Context, c *view.Checkpoint, d *view.Disk, cow *Cow, older []chain.DiskState) (nbd.Export, error) {
 	e := nbd.Export{
-		Name: d.Name, Size: d.Size(), Device: d, BlockSize: blockSize,
+		Name: d.Name, Size: d.Size(), Device: d, Lend: d.Lend, BlockSize: blockSize,
 		Description: fmt.Sprintf("disk %s of %s at checkpoint %s", d.Name, c.Manifest.Domain, c.Manifest.Checkpoint),
 	}
 	zeros := d.Zeros
 	if cow != nil {
-		e.Device, zeros = cow, cow.zeros
+		e.Device, e.Lend, zeros = cow, nil, cow.zeros
 	}
 	e.Contexts = []nbd.Context{nbd.Allocation(zeros)}
 	for _, st := range older {

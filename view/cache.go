@@ -37,8 +37,11 @@ type chunks struct {
 	ahead   int64     // bytes of unread
 	held    int64     // bytes in memory, or to come
 	inUse   int64     // of held, what has users
+	idle    int64     // of unread, what has none
+	lent    int64     // of inUse, what is lent
 	waiting list.List // of *waiter: batches that wait for room, in order
 	bufs    sync.Pool // of *gridBuffer
+	zeros   []byte    // as many as a chunk has
 	work    sync.WaitGroup
 }
 
@@ -66,6 +69,7 @@ type batch struct {
 	parts  []part
 	chunks []*chunk
 	cost   int64 // bytes that it added to what is in memory
+	lent   bool
 }
 
 // chunk is one that is fetched or there.
@@ -77,6 +81,7 @@ type chunk struct {
 
 	// Under the lock of chunks.
 	users int
+	lent  int           // of users, to whom it is lent
 	want  int64         // up to where it was asked for
 	ahead bool          // it is among the unread
 	short bool          // it is longer than data
@@ -89,7 +94,7 @@ type chunk struct {
 type gridBuffer [archive.GridSize]byte
 
 func newChunks(ctx context.Context, store objstore.Store, limit int64, parallel int) *chunks {
-	c := &chunks{ctx: ctx, limit: limit, loads: make(chan struct{}, parallel), byKey: make(map[place]*chunk)}
+	c := &chunks{ctx: ctx, limit: limit, loads: make(chan struct{}, parallel), byKey: make(map[place]*chunk), zeros: make([]byte, archive.GridSize)}
 	c.bufs.New = func() any { return new(gridBuffer) }
 	c.fetcher = archive.NewFetcher(store, archive.FetcherOptions{Parallel: parallel, Buffer: func() []byte { return c.bufs.Get().(*gridBuffer)[:] }})
 	return c
@@ -135,7 +140,8 @@ func (c *chunks) tryAcquire(parts []part) *batch {
 	b := newBatch(parts)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.waiting.Len() > 0 || !c.fits(b, c.limit/8*7) || !c.take(b, true) {
+	// What was fetched ahead before is to be there when it is read.
+	if c.waiting.Len() > 0 || !c.fits(b, c.limit/8*7-c.idle) || !c.take(b, true) {
 		return nil
 	}
 	return b
@@ -249,6 +255,7 @@ func (c *chunks) fresh(e *part, ahead bool) *chunk {
 		c.drop(old)
 	}
 	k := &chunk{key: key, ready: make(chan struct{}), size: roomFor(e)}
+	c.use(k)
 	if k.ahead = ahead; ahead {
 		k.elem = c.unread.PushFront(k)
 		c.ahead += k.size
@@ -257,7 +264,6 @@ func (c *chunks) fresh(e *part, ahead bool) *chunk {
 	}
 	c.byKey[key] = k
 	c.held += k.size
-	c.use(k)
 	return k
 }
 
@@ -267,10 +273,31 @@ func (c *chunks) touch(k *chunk) {
 		c.used.MoveToFront(k.elem)
 		return
 	}
+	c.noMoreAhead(k)
+	k.elem = c.used.PushFront(k)
+}
+
+// noMoreAhead takes a chunk from the unread ones.
+func (c *chunks) noMoreAhead(k *chunk) {
 	c.unread.Remove(k.elem)
 	c.ahead -= k.size
+	if k.users == 0 {
+		c.idle -= k.size
+	}
 	k.ahead = false
-	k.elem = c.used.PushFront(k)
+}
+
+// abandon is of chunks that were fetched ahead and that nobody will read, it seems: they are
+// the first to be dropped.
+func (c *chunks) abandon(list []*chunk) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range list {
+		if k.ahead {
+			c.noMoreAhead(k)
+			k.elem = c.used.PushBack(k)
+		}
+	}
 }
 
 // resize changes what a chunk counts for.
@@ -285,6 +312,9 @@ func (c *chunks) resize(k *chunk, size int64) {
 func (c *chunks) use(k *chunk) {
 	if k.users++; k.users == 1 {
 		c.inUse += k.size
+		if k.ahead {
+			c.idle -= k.size
+		}
 	}
 }
 
@@ -292,6 +322,9 @@ func (c *chunks) use(k *chunk) {
 func (c *chunks) leave(k *chunk) {
 	if k.users--; k.users == 0 {
 		c.inUse -= k.size
+		if k.ahead {
+			c.idle += k.size
+		}
 		c.forget(k)
 	}
 }
@@ -346,14 +379,47 @@ func (k *chunk) wait(ctx context.Context, e *archive.Entry) ([]byte, error) {
 	return e.In(k.data)
 }
 
+// lend reports whether the chunks of a batch, all of which are there, may stay in use for as
+// long as somebody else likes. A quarter of the memory may: so those who wait for their
+// bytes always find room, however slowly clients take theirs.
+func (c *chunks) lend(b *batch) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	more := int64(0)
+	for _, k := range b.chunks {
+		if k != nil && k.lent == 0 {
+			more += k.size
+		}
+	}
+	if c.lent+more > c.limit/4 {
+		return false
+	}
+	b.lent = true
+	for _, k := range b.chunks {
+		if k == nil {
+			continue
+		}
+		if k.lent++; k.lent == 1 {
+			c.lent += k.size
+		}
+	}
+	return true
+}
+
 // release gives a batch up.
 func (c *chunks) release(b *batch) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, k := range b.chunks {
-		if k != nil {
-			c.leave(k)
+		if k == nil {
+			continue
 		}
+		if b.lent {
+			if k.lent--; k.lent == 0 {
+				c.lent -= k.size
+			}
+		}
+		c.leave(k)
 	}
 	c.shrink()
 	c.next()
@@ -367,16 +433,14 @@ func (c *chunks) forget(k *chunk) {
 	c.held -= k.size
 	if k.buf != nil {
 		c.bufs.Put(k.buf)
-		k.buf, k.data = nil, nil
 	}
+	k.buf, k.data = nil, nil
 }
 
 // drop takes a chunk out of those that are kept.
 func (c *chunks) drop(k *chunk) {
 	if k.ahead {
-		c.unread.Remove(k.elem)
-		c.ahead -= k.size
-		k.ahead = false
+		c.noMoreAhead(k)
 	} else {
 		c.used.Remove(k.elem)
 	}
@@ -389,19 +453,20 @@ func (c *chunks) drop(k *chunk) {
 // fetched ahead, since of what lies before a stream's end not all need have been read.
 func (c *chunks) mostAhead() int64 { return c.limit / 8 * 7 }
 
-// shrink drops what is over the limit and not in use, oldest first: of what was fetched
-// ahead what is too much of that, then what was used, then the rest.
+// shrink drops what is over the limit and not in use: of what was fetched ahead what is too
+// much of that, then what was used, then the rest. Of what was used the oldest goes first; of
+// what was fetched ahead the newest, which will be read last.
 func (c *chunks) shrink() {
-	c.trim(&c.unread, func() bool { return c.held > c.limit && c.ahead > c.mostAhead() })
-	c.trim(&c.used, func() bool { return c.held > c.limit })
-	c.trim(&c.unread, func() bool { return c.held > c.limit })
+	c.trim(&c.unread, (*list.List).Front, (*list.Element).Next, func() bool { return c.held > c.limit && c.ahead > c.mostAhead() })
+	c.trim(&c.used, (*list.List).Back, (*list.Element).Prev, func() bool { return c.held > c.limit })
+	c.trim(&c.unread, (*list.List).Front, (*list.Element).Next, func() bool { return c.held > c.limit })
 }
 
 // trim drops chunks of a list that are not in use as long as there are too many.
-func (c *chunks) trim(l *list.List, tooMany func() bool) {
-	for e := l.Back(); e != nil && tooMany(); {
+func (c *chunks) trim(l *list.List, first func(*list.List) *list.Element, next func(*list.Element) *list.Element, tooMany func() bool) {
+	for e := first(l); e != nil && tooMany(); {
 		k := e.Value.(*chunk)
-		e = e.Prev()
+		e = next(e)
 		if k.users == 0 {
 			c.drop(k)
 		}
@@ -413,7 +478,7 @@ func (c *chunks) dropAll() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, l := range []*list.List{&c.used, &c.unread} {
-		c.trim(l, func() bool { return true })
+		c.trim(l, (*list.List).Back, (*list.Element).Prev, func() bool { return true })
 	}
 }
 

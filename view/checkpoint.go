@@ -18,6 +18,7 @@ type Checkpoint struct {
 	Disks    []*Disk
 
 	reader *Reader
+	own    bool // the reader is of this checkpoint alone
 }
 
 // ErrUnknownDisk says that the checkpoint has no disk of that name. It is wrong usage
@@ -28,12 +29,25 @@ var ErrUnknownDisk = errors.New("no such disk in the checkpoint")
 // as long as ctx lasts, or until Close; also where it was repacked since m was read. One that
 // was forgotten since is a *chain.GoneError.
 func Open(ctx context.Context, repo *chain.Repository, m *chain.Manifest, names []string, o Options) (*Checkpoint, error) {
+	r := NewReader(ctx, repo, o)
+	c, err := r.Checkpoint(ctx, m, names)
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	c.own = true
+	return c, nil
+}
+
+// Checkpoint is [Open] of a checkpoint whose disks share what the reader keeps with all
+// others of it, and are of no use after it is closed.
+func (r *Reader) Checkpoint(ctx context.Context, m *chain.Manifest, names []string) (*Checkpoint, error) {
 	for try := 0; ; try++ {
-		c, err := openAsRead(ctx, repo, m, names, o)
+		c, err := r.openAsRead(ctx, m, names)
 		if err == nil || try == renewals {
 			return c, err
 		}
-		newer, err := repo.Reread(ctx, m, err)
+		newer, err := r.repo.Reread(ctx, m, err)
 		if newer == nil {
 			return nil, err
 		}
@@ -41,14 +55,12 @@ func Open(ctx context.Context, repo *chain.Repository, m *chain.Manifest, names 
 	}
 }
 
-// openAsRead is Open of what the manifest names.
-func openAsRead(
-	ctx context.Context, repo *chain.Repository, m *chain.Manifest, names []string, o Options,
-) (*Checkpoint, error) {
+// openAsRead is Checkpoint of what the manifest names.
+func (r *Reader) openAsRead(ctx context.Context, m *chain.Manifest, names []string) (*Checkpoint, error) {
 	if m.Kind != chain.KindArchive {
 		return nil, fmt.Errorf("checkpoint %s holds no data: it is only in the images", m.Checkpoint)
 	}
-	c := &Checkpoint{Manifest: m, reader: NewReader(ctx, repo, o)}
+	c := &Checkpoint{Manifest: m, reader: r}
 	if len(names) == 0 {
 		for i := range m.Disks {
 			names = append(names, m.Disks[i].Name)
@@ -56,7 +68,6 @@ func openAsRead(
 	}
 	for _, name := range names {
 		if err := c.open(ctx, name); err != nil {
-			c.Close()
 			return nil, err
 		}
 	}
@@ -105,8 +116,13 @@ func (c *Checkpoint) reopen(name string) func(context.Context, error) (*Layout, 
 	}
 }
 
-// Close ends all that is at work. No disk of the checkpoint may be read any more.
-func (c *Checkpoint) Close() { c.reader.Close() }
+// Close ends all that is at work for a checkpoint that [Open] opened: no disk of it may be
+// read any more. Of another one, its [Reader] is closed.
+func (c *Checkpoint) Close() {
+	if c.own {
+		c.reader.Close()
+	}
+}
 
 // Older opens the layout of a disk as another checkpoint of the domain has it, to be
 // compared with: see [Layout.ChangedSince].

@@ -77,6 +77,40 @@ func (d *Disk) readAt(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
+// Lend returns what [off, off+length) reads as, as it lies in the memory for chunks: in
+// pieces, in their order, which stay there until giveBack is called. None where ReadAt has to be
+// asked: since so much is lent already, or since it may fail.
+func (d *Disk) Lend(ctx context.Context, off int64, length int) (pieces [][]byte, giveBack func()) {
+	end := off + int64(length)
+	if length <= 0 || d.near != nil || d.lose != nil || d.checkLost(off, end) != nil {
+		return nil, nil
+	}
+	parts, err := d.windows.next(ctx, off, end, d.chunks.batchEntries())
+	if err != nil || parts[len(parts)-1].End() < end {
+		return nil, nil
+	}
+	if d.ahead != nil {
+		d.ahead.read(d, off, end)
+	}
+	b, err := d.chunks.acquire(ctx, parts)
+	if err != nil {
+		return nil, nil
+	}
+	err = b.each(ctx, func(e *archive.Entry, data []byte) {
+		for left := e.Length - int64(len(data)); left > 0; left -= archive.GridSize { // there are no data of zeros
+			pieces = append(pieces, d.chunks.zeros[:min(left, archive.GridSize)])
+		}
+		if len(data) > 0 {
+			pieces = append(pieces, data)
+		}
+	}, nil)
+	if err != nil || !d.chunks.lend(b) {
+		d.chunks.release(b)
+		return nil, nil
+	}
+	return pieces, func() { d.chunks.release(b) }
+}
+
 // readNear fills p, which begins at off, with the parts that are to be had near, and returns
 // the others.
 func (d *Disk) readNear(ctx context.Context, p []byte, off int64, parts []part) (far []part) {
@@ -151,8 +185,17 @@ func (d *Disk) Prefetch(ctx context.Context, parts []bitmapstore.Run) error {
 	return ctx.Err()
 }
 
-// Zeros is where the repository holds the part of the disk in [start, end) as zeros.
+// Zeros is where the repository holds the part of the disk in [start, end) as zeros. What the
+// checkpoint has lost is none: who is told of zeros does not read them, and would never learn of it.
 func (d *Disk) Zeros(ctx context.Context, start, end int64) bitmapstore.Runs {
+	if d.lost == nil || len(d.lost.Lost) == 0 {
+		return d.zeros(ctx, start, end)
+	}
+	return bitmapstore.Subtract(d.zeros(ctx, start, end), d.lost.LostRuns())
+}
+
+// zeros is Zeros by the maps, in which what is lost is zeros, too.
+func (d *Disk) zeros(ctx context.Context, start, end int64) bitmapstore.Runs {
 	return bitmapstore.Join(func(yield func(bitmapstore.Run, error) bool) {
 		for pos := start; pos < end; {
 			w, err := d.windows.at(ctx, pos)

@@ -28,10 +28,10 @@ type Options struct {
 // How much is kept of a store, and how much is asked of it at once.
 const (
 	usualCache   = 64 << 20
-	farCache     = 96 << 20 // what is on its way takes room, too
+	farCache     = 144 << 20 // what is on its way takes room, too
 	leastCache   = 12 << 20
 	nearRequests = 8
-	mostRequests = 16 // each of which may have 4 MiB on its way
+	mostRequests = 18 // each of which may have 4 MiB on its way
 )
 
 // Reader opens disks that share one cache. It is safe for concurrent use, and must be
@@ -57,7 +57,7 @@ func NewReader(ctx context.Context, repo *chain.Repository, o Options) *Reader {
 		}
 		o.Cache = repo.Memory.Part(o.Cache, leastCache)
 	}
-	parallel := repo.Memory.Count(min(max(nearRequests, far), mostRequests), 2)
+	parallel := repo.Memory.Count(min(max(nearRequests, far+2), mostRequests), 2)
 	ctx, cancel := context.WithCancel(ctx)
 	r := &Reader{repo: repo, ctx: ctx, cancel: cancel, chunks: newChunks(ctx, repo.Store, o.Cache, parallel), lose: o.Lose, near: o.Near}
 	if !o.NoAhead {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -18,7 +19,7 @@ import (
 // isData reports whether an object is one that a disk is read from, or a bitmap or a file.
 func isData(key string) bool {
 	prefix, _, ok := archive.ParseKey(key)
-	return ok && prefix != archive.IndexPrefix
+	return ok && !strings.HasPrefix(prefix, archive.IndexPrefix)
 }
 
 // Whatever is damaged: what is not said to be lost is the truth, the rest is zeros or the
@@ -100,6 +101,39 @@ func TestLostIsNotRead(t *testing.T) {
 		if err := d.ReadAt(ctx, make([]byte, 512), off); (err != nil) != is {
 			t.Errorf("at %d: %v", off, err)
 		}
+	}
+}
+
+// TestLostIsNotZero: whoever skips what is told to be zeros reads what is lost all the same, and meets
+// the error.
+func TestLostIsNotZero(t *testing.T) {
+	t.Parallel()
+	h := chaintest.NewHistory(t)
+	content := make([]byte, 1<<20)
+	copy(content, bytes.Repeat([]byte{7}, 4096))
+	h.Commit(content, true, nil)
+	disk := h.Checkpoints[0].Disks[0]
+	disk.Lost = []chain.Lost{{Offset: 65536, Length: 4096}, {Offset: 131072, Length: 512}}
+	reader := NewReader(t.Context(), h.Repo, Options{})
+	defer reader.Close()
+	d, err := reader.Open(t.Context(), &disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var zeros int64
+	for run, err := range d.Zeros(t.Context(), 0, d.Size()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		zeros += run.Len()
+		for _, l := range disk.Lost {
+			if run.Start < l.End() && l.Offset < run.End {
+				t.Errorf("bytes %d to %d are zeros, of which %d to %d are lost", run.Start, run.End, l.Offset, l.End())
+			}
+		}
+	}
+	if zeros == 0 {
+		t.Error("nothing is zeros")
 	}
 }
 

@@ -139,6 +139,9 @@ func (k *Known) readRepository(ctx context.Context, p Place) error {
 	k.Doubts = append(k.Doubts, unusable...)
 	for _, run := range runs {
 		for _, in := range run.Intents {
+			if in.Complete {
+				continue // its checkpoint has the bitmap
+			}
 			for _, image := range in.Images {
 				k.add(image.Add, Owner{Kind: Unfinished, Domain: in.Domain, Checkpoint: in.Checkpoint, Repository: p.Name})
 			}

@@ -21,14 +21,22 @@ type Archive interface {
 	Delta(ctx context.Context, disk *chain.Disk) (bitmapstore.Runs, error)
 }
 
+// NamedError says that the maps of an archive name what is missing or damaged, be it for its own
+// data or only for that of older checkpoints. What builds on it would name that again.
+type NamedError struct{ Err error }
+
+func (e *NamedError) Error() string { return e.Err.Error() }
+func (e *NamedError) Unwrap() error { return e.Err }
+
 // State is the content of a disk as it was archived. Beyond its end it reads as
 // zeros.
 type State interface {
 	// Data is where it holds data in [0, size).
 	Data(ctx context.Context, size int64) bitmapstore.Runs
-	// Compare reports whether a disk reads in a range as the state does, and
-	// whether both are all zeros there.
-	Compare(ctx context.Context, disk Reader, run bitmapstore.Run) (same, zeros bool, err error)
+	// Compare compares a disk with the state in a range. A state that can't be read is compared
+	// in pieces, by their digests. Of one that differs and reaches beyond the range, counts tells
+	// whether all of it should be as it was; if not, nobody knows what differs in it.
+	Compare(ctx context.Context, disk Reader, run bitmapstore.Run, counts func(bitmapstore.Run) (bool, error)) (Comparison, error)
 	// Prefetch fetches what Compare will need for some runs, all at once. What
 	// cannot be had is asked for again, and told of then.
 	Prefetch(ctx context.Context, runs []bitmapstore.Run) error
@@ -68,15 +76,18 @@ func (w *witness) askArchivedData(ctx context.Context) (*Objection, error) {
 func (w *witness) askVanished(ctx context.Context, archived State, clean bitmapstore.Runs) (*Objection, error) {
 	wasData := archived.Data(ctx, w.Image.Size())
 	vanished := bitmapstore.Intersect(bitmapstore.Intersect(clean, wasData), w.Image.Content.Empty(ctx))
+	look := w.comparer(archived, clean)
+	defer look.close()
 	for run, err := range vanished {
 		if err != nil {
 			return nil, err
 		}
-		same, _, err := archived.Compare(ctx, w.Image.Content, run)
+		found, err := look.compare(ctx, run)
 		if err != nil {
 			return nil, err
 		}
-		if !same {
+		w.readAnew(found.Untold)
+		if !found.Same {
 			return objectAll(ReasonMap, "the archive of %s has data at %d that is gone from the image without a mark in bitmap %s (a shrunk and regrown disk or an exchanged backing file does this)",
 				w.st.Manifest.Checkpoint, run.Start, w.st.Disk.Bitmap), nil
 		}
@@ -85,7 +96,8 @@ func (w *witness) askVanished(ctx context.Context, archived State, clean bitmaps
 }
 
 // askHeldData looks for data that vanished without a mark since a checkpoint of
-// which no archive tells the content.
+// which no archive tells the content. There are no bytes to compare, so that nothing
+// counts that changes without a write.
 func (w *witness) askHeldData(ctx context.Context) (*Objection, error) {
 	rec := w.st.Disk.Held
 	if rec == nil {
@@ -96,7 +108,7 @@ func (w *witness) askHeldData(ctx context.Context) (*Objection, error) {
 		return nil, err
 	}
 	clean := bitmapstore.Subtract(bitmapstore.Between(0, w.Image.Size()), w.dirty)
-	for run, err := range bitmapstore.Intersect(bitmapstore.Intersect(clean, held), w.Image.Content.Empty(ctx)) {
+	for run, err := range bitmapstore.Intersect(bitmapstore.Intersect(clean, held), w.Image.Content.Unmapped(ctx)) {
 		if err != nil {
 			return nil, err
 		}

@@ -18,24 +18,29 @@ import (
 func (w *witness) askEnd(ctx context.Context, archived State, clean bitmapstore.Runs) (*Objection, error) {
 	end := w.Image.Size()
 	wasData := bitmapstore.Intersect(clean, archived.Data(ctx, end))
+	look := w.comparer(archived, clean)
+	defer look.close()
 	for count := sampleRuns; end > 0; count *= 2 {
 		last, err := lastOf(wasData.Clip(end), count)
 		if err != nil {
 			return nil, err
 		}
 		for _, run := range slices.Backward(last) {
-			same, zero, err := archived.Compare(ctx, w.Image.Content, run)
+			found, err := look.compare(ctx, run)
+			if err == nil {
+				err = look.cutBehind(ctx, run, &found)
+			}
 			switch {
 			case err != nil:
 				return nil, err
-			case !same:
+			case !found.Same:
 				return objectAll(ReasonMap, "the last bytes that bitmap %s calls unchanged, up to %d, are not those in the archive of %s (a shrunk and regrown disk does this)",
 					w.st.Disk.Bitmap, run.End, w.st.Manifest.Checkpoint), nil
-			case !zero:
+			case !found.Zeros:
 				return nil, nil
 			}
 		}
-		// All of these are zeros within chunks that hold more.
+		// All of these are zeros within chunks that hold more, or can't be told.
 		if end = 0; len(last) == count {
 			end = last[0].Start
 		}

@@ -69,8 +69,11 @@ type Content interface {
 	Reader
 	// Data is where the chain holds data.
 	Data(ctx context.Context) bitmapstore.Runs
-	// Empty is where the chain reads as zeros without holding any data.
+	// Empty is where the chain reads as zeros without holding any data. Holes of files come
+	// and go: that it is empty there now proves no write.
 	Empty(ctx context.Context) bitmapstore.Runs
+	// Unmapped is where the chain has no data by its images' tables, which only writes change.
+	Unmapped(ctx context.Context) bitmapstore.Runs
 	// Allocated is what a layer itself holds, as data or as zeros.
 	Allocated(ctx context.Context, layer int) bitmapstore.Runs
 }

@@ -4,6 +4,7 @@ package trust
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -61,7 +62,7 @@ func (j *Judge) Verdict(ctx context.Context, q Question) (Verdict, error) {
 		w := &witness{Judge: j, st: st}
 		o, err := w.examine(ctx)
 		if archive.IsDamage(err) {
-			o, err = object(ReasonArchive, "the archive of checkpoint %s is damaged: %v", st.Manifest.Checkpoint, err), nil
+			o, err = damaged(st, err), nil
 		}
 		if err != nil {
 			return Verdict{}, err
@@ -100,6 +101,15 @@ func (j *Judge) Verdict(ctx context.Context, q Question) (Verdict, error) {
 		first = object(ReasonMissing, "no earlier backup of this disk added a bitmap")
 	}
 	return first.verdict(), nil
+}
+
+// damaged is the objection to an archive of which something is damaged.
+func damaged(st chain.DiskState, err error) *Objection {
+	if errors.As(err, new(*NamedError)) {
+		return object(ReasonArchive, "nothing can be built on the archive of checkpoint %s: its maps name what is damaged, if perhaps only for older checkpoints"+
+			" (imgbackup check says which are affected): %v", st.Manifest.Checkpoint, err)
+	}
+	return object(ReasonArchive, "the archive of checkpoint %s is damaged: %v", st.Manifest.Checkpoint, err)
 }
 
 // askOlderArchive examines the newest of the older archived states whose bitmap
@@ -163,7 +173,7 @@ func (j *Judge) judgeLine(ctx context.Context, since string, newest *witness) (V
 	}
 	size := j.Image.Size()
 	v := newest.verdict(goal)
-	v.Dirty = bitmapstore.Union(append(line, newest.dirty)...).Clip(size)
+	v.Dirty = bitmapstore.Union(append(line, newest.changed())...).Clip(size)
 	v.Dirty = bitmapstore.Union(v.Dirty, bitmapstore.Between(j.SmallestSince(goal, size), size), goal.Disk.LostRuns().Clip(size))
 	v.Reason = fmt.Sprintf("the recorded changes from %s to %s and the bitmap since then agree with every witness",
 		goal.Manifest.Checkpoint, newest.st.Manifest.Checkpoint)
@@ -251,7 +261,7 @@ func (j *Judge) Since(ctx context.Context, st chain.DiskState) (bitmapstore.Runs
 	if o != nil || err != nil {
 		return nil, o, err
 	}
-	return w.dirty, nil, nil
+	return w.changed(), nil, nil
 }
 
 // Sound examines the bitmaps of ours in the active layer, so that their records

@@ -13,11 +13,12 @@ import (
 // play lets a world live as the bytes say, two for each event. Whatever they do to
 // images and bitmaps, no backup may archive anything but what the disk holds; and
 // as long as they do nothing but what a VM and QEMU do, none may have to read all.
-func play(t *testing.T, life []byte, found map[trust.Reason]int) {
+func play(t *testing.T, life []byte, piece int, found map[trust.Reason]int) {
 	if len(life) < 2 {
 		return
 	}
 	w := newWorld(t, 4+int(life[0])%(maxSectors-4), found)
+	w.piece = piece
 	clusterBits := 9 + uint(life[1])%3
 	for life = life[2:]; len(life) >= 2; life = life[2:] {
 		w.event(life[0], life[1], clusterBits)
@@ -128,7 +129,7 @@ func TestJudge(t *testing.T) {
 	t.Parallel()
 	found := make(map[trust.Reason]int)
 	for seed := range uint64(4_000) {
-		play(t, life(seed), found)
+		play(t, life(seed), 0, found)
 		if t.Failed() {
 			t.Fatalf("in life %d", seed)
 		}
@@ -144,11 +145,49 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// TestJudgeWithoutKey lives lives in which a host can't read its archive, and compares pieces of
+// some sectors by their digests: it must believe each bitmap that tells all, whatever has changed
+// beside what the bitmap calls clean, and still convict others.
+func TestJudgeWithoutKey(t *testing.T) {
+	t.Parallel()
+	found := make(map[trust.Reason]int)
+	for seed := range uint64(1_500) {
+		play(t, life(seed), 2+int(seed%4), found)
+		if t.Failed() {
+			t.Fatalf("in life %d", seed)
+		}
+	}
+	for _, code := range []trust.Reason{trust.ReasonTrusted, trust.ReasonMap, trust.ReasonContent} {
+		if found[code] == 0 {
+			t.Errorf("no backup came to %s: %v", code, found)
+		}
+	}
+}
+
+// TestEndWithoutKey: a disk was cut in its last piece, of which the guest has written another part
+// since. What the host can't tell there is read.
+func TestEndWithoutKey(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 8, make(map[trust.Reason]int))
+	w.piece = 4
+	for i := range 8 {
+		w.put(i, 1, data, true)
+	}
+	w.backup(true, 1, 9, 2)
+	w.put(7, 0, data, false) // the rest of a cluster in which it was cut
+	w.put(4, 2, data, true)
+	v, err := w.judge(9).Verdict(t.Context(), trust.Question{WithData: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.checkVerdict(v)
+}
+
 func FuzzJudge(f *testing.F) {
 	for seed := range uint64(20) {
 		f.Add(life(seed))
 	}
 	f.Fuzz(func(t *testing.T, life []byte) {
-		play(t, life[:min(len(life), 400)], make(map[trust.Reason]int))
+		play(t, life[:min(len(life), 400)], 0, make(map[trust.Reason]int))
 	})
 }

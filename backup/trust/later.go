@@ -105,14 +105,18 @@ func (w *witness) readsAsArchived(ctx context.Context, runs bitmapstore.Runs) (b
 	if err != nil {
 		return false, err
 	}
-	for run, err := range runs.Clip(w.Image.Size()) {
+	size := w.Image.Size()
+	look := w.comparer(archived, bitmapstore.Subtract(bitmapstore.Between(0, size), w.dirty))
+	defer look.close()
+	for run, err := range runs.Clip(size) {
 		if err != nil {
 			return false, err
 		}
-		same, _, err := archived.Compare(ctx, w.Image.Content, run)
-		if err != nil || !same {
+		found, err := look.compare(ctx, run)
+		if err != nil || !found.Same {
 			return false, err
 		}
+		w.readAnew(found.Untold)
 	}
 	return true, nil
 }

@@ -14,12 +14,17 @@ import (
 // Clusters tells where the clusters of an image lie, and lay.
 type Clusters interface {
 	// Moved is where a layer's data does not lie as it did when its map was recorded, of a
-	// disk of size bytes: in what both sizes have. What has been settled is left out, and
-	// settled is how many bytes of it were compared.
-	Moved(ctx context.Context, layer int, then *chain.ClusterMap, size int64) (moved bitmapstore.Runs, settled int64, err error)
-	// Settle says that all of that reads as it did then, or may have changed; so many bytes
-	// were compared. It need not be asked for again unless more moves.
-	Settle(layer int, then *chain.ClusterMap, compared int64)
+	// disk of size bytes: in what both sizes have. What has been settled is left out.
+	Moved(ctx context.Context, layer int, then *chain.ClusterMap, size int64) (moved bitmapstore.Runs, settled Settled, err error)
+	// Settle says that all of that reads as it did then, or may have changed. It need not be
+	// asked for again unless more moves.
+	Settle(layer int, then *chain.ClusterMap, settled Settled)
+}
+
+// Settled is what is known of what has moved.
+type Settled struct {
+	Bytes  int64             // so many were compared
+	Untold []bitmapstore.Run // of these nobody can tell
 }
 
 // askMoved compares all that is called clean and lies elsewhere in the file than it did, or in
@@ -40,12 +45,13 @@ func (w *witness) askMoved(ctx context.Context, archived State, clean bitmapstor
 	if err != nil {
 		return nil, err
 	}
-	o, bytes, err := w.compareAll(ctx, archived, bitmapstore.Intersect(clean, moved))
+	w.readAnew(before.Untold)
+	o, bytes, err := w.compareAll(ctx, archived, clean, moved)
 	if o != nil || err != nil {
 		return o, err
 	}
-	if bytes += before; bytes > before {
-		w.Clusters.Settle(w.layer, then, bytes)
+	if bytes += before.Bytes; bytes > before.Bytes {
+		w.Clusters.Settle(w.layer, then, Settled{bytes, w.untold})
 	}
 	if bytes > 0 {
 		w.proof += fmt.Sprintf("; %d bytes that it calls unchanged lie elsewhere in the image than they did, and are those of the archive", bytes)
@@ -60,17 +66,19 @@ func (w *witness) askAppeared(ctx context.Context, archived State, clean bitmaps
 	size := w.Image.Size()
 	cluster := w.Image.Layers[w.layer].Header.ClusterSize()
 	written := archived.Data(ctx, size).Round(cluster, size)
-	appeared := bitmapstore.Subtract(bitmapstore.Intersect(clean, w.Image.Content.Data(ctx)), written)
-	o, _, err := w.compareAll(ctx, archived, appeared)
+	appeared := bitmapstore.Subtract(w.Image.Content.Data(ctx), written)
+	o, _, err := w.compareAll(ctx, archived, clean, appeared)
 	if o == nil && err == nil {
 		w.proof += "; it lies where a restore put it"
 	}
 	return o, err
 }
 
-// compareAll reads ranges that are called clean, all of them, and counts their bytes. They are
-// fetched from the archive some at once.
-func (w *witness) compareAll(ctx context.Context, archived State, set bitmapstore.Runs) (*Objection, int64, error) {
+// compareAll reads all of a set that is called clean, and counts its bytes. It is fetched from the
+// archive in pieces, some at once.
+func (w *witness) compareAll(ctx context.Context, archived State, clean, set bitmapstore.Runs) (*Objection, int64, error) {
+	look := w.comparer(archived, clean)
+	defer look.close()
 	var batch []bitmapstore.Run
 	var bytes int64
 	compare := func() (*Objection, error) {
@@ -78,11 +86,12 @@ func (w *witness) compareAll(ctx context.Context, archived State, set bitmapstor
 			return nil, err
 		}
 		for _, run := range batch {
-			same, _, err := archived.Compare(ctx, w.Image.Content, run)
+			found, err := look.compare(ctx, run)
 			if err != nil {
 				return nil, err
 			}
-			if !same {
+			w.readAnew(found.Untold)
+			if !found.Same {
 				return objectAll(ReasonMoved, "the image differs from the archive of %s in bytes %d to %d, which were written to in another place of the file and which bitmap %s calls unchanged: it was cleared or recreated",
 					w.st.Manifest.Checkpoint, run.Start, run.End, w.st.Disk.Bitmap), nil
 			}
@@ -90,7 +99,7 @@ func (w *witness) compareAll(ctx context.Context, archived State, set bitmapstor
 		batch = batch[:0]
 		return nil, nil
 	}
-	for run, err := range set {
+	for run, err := range bitmapstore.Intersect(clean, set) {
 		if err != nil {
 			return nil, 0, err
 		}

@@ -35,6 +35,7 @@ const (
 	ReasonForgotten    Reason = "forgotten-damaged"       // what forgotten checkpoints left can't be read
 	ReasonRecordsLost  Reason = "records-lost"            // what testified for the bitmap was damaged
 	ReasonUnreadable   Reason = "image-unreadable"        // a disk that fails, in a salvage
+	ReasonImported     Reason = "imported"                // somebody else has left it, and no bitmap is asked
 	ReasonNoCheckpoint Reason = "no-such-checkpoint"
 	ReasonNoData       Reason = "checkpoint-without-data"
 	ReasonBrokenLine   Reason = "line-broken" // recorded bitmaps do not link the checkpoints

@@ -30,20 +30,25 @@ func (w *witness) askRegrown(ctx context.Context, archived State, clean bitmapst
 	if err != nil {
 		return nil, err
 	}
+	look := w.comparer(archived, clean)
+	defer look.close()
 	var stop int64
 	for _, run := range slices.Backward(last) {
 		if run.End <= stop {
 			break
 		}
-		same, zero, err := archived.Compare(ctx, w.Image.Content, run)
+		found, err := look.compare(ctx, run)
+		if err == nil && stop == 0 {
+			err = look.cutBehind(ctx, run, &found)
+		}
 		if err != nil {
 			return nil, err
 		}
-		if !same {
+		if !found.Same {
 			return objectAll(ReasonMap, "the last data that bitmap %s calls unchanged is not that in the archive of %s (a shrunk and regrown disk does this)",
 				w.st.Disk.Bitmap, w.st.Manifest.Checkpoint), nil
 		}
-		if !zero && stop == 0 {
+		if !found.Zeros && stop == 0 {
 			stop = max(1, run.Start/cluster*cluster) // the rest of its cluster, too
 		}
 	}

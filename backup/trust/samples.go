@@ -23,6 +23,8 @@ const (
 func (w *witness) askSamples(ctx context.Context, archived State, clean bitmapstore.Runs) (*Objection, error) {
 	isData := bitmapstore.Intersect(clean, w.Image.Content.Data(ctx))
 	wasData := archived.Data(ctx, w.Image.Size())
+	look := w.comparer(archived, clean)
+	defer look.close()
 	random := rand.New(rand.NewPCG(w.Seed, w.Seed))
 	for _, set := range []bitmapstore.Runs{
 		bitmapstore.Subtract(isData, wasData),
@@ -36,11 +38,11 @@ func (w *witness) askSamples(ctx context.Context, archived State, clean bitmapst
 			return nil, err
 		}
 		for _, run := range sample {
-			same, _, err := archived.Compare(ctx, w.Image.Content, run)
+			found, err := look.compare(ctx, run)
 			if err != nil {
 				return nil, err
 			}
-			if !same {
+			if !found.Same {
 				return objectAll(ReasonContent, "the image differs from the archive of %s in bytes %d to %d, which bitmap %s calls unchanged",
 					w.st.Manifest.Checkpoint, run.Start, run.End, w.st.Disk.Bitmap), nil
 			}

@@ -18,14 +18,15 @@ type witness struct {
 	flat   bool    // the layer was restored from the checkpoint, flat
 	bitmap *Bitmap // as it is now
 	dirty  bitmapstore.Runs
-	proof  string // what confirmed the bitmap, for people
-	older  string // see [Verdict]
+	untold []bitmapstore.Run // called clean, and to be read: see comparer
+	proof  string            // what confirmed the bitmap, for people
+	older  string            // see [Verdict]
 }
 
 // verdict trusts the bitmap.
 func (w *witness) verdict(base chain.DiskState) Verdict {
 	return Verdict{
-		Trusted: true, Base: base, Dirty: w.dirty, Alone: w.tellsAlone(),
+		Trusted: true, Base: base, Dirty: w.changed(), Alone: w.tellsAlone(),
 		Code: ReasonTrusted, Reason: w.proof, OlderThan: w.older,
 	}
 }
@@ -33,7 +34,7 @@ func (w *witness) verdict(base chain.DiskState) Verdict {
 // tellsAlone reports whether all that may have changed is in the bitmap itself.
 func (w *witness) tellsAlone() bool {
 	size := w.Image.Size()
-	return w.layer == 0 && w.SmallestSince(w.st, size) == size
+	return w.layer == 0 && w.SmallestSince(w.st, size) == size && len(w.untold) == 0
 }
 
 // examine returns nil when the bitmap tells every change since its state was

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -16,6 +17,9 @@ import (
 func Harm(t TB, store objstore.Store, r *rand.Rand, want, mayRemove func(key string) bool) string {
 	t.Helper()
 	ctx := context.Background()
+	if below, ok := store.(interface{ Unwrap() objstore.Store }); ok && archive.KeysOf(store) != nil {
+		store = below.Unwrap() // which takes what is no age file any more
+	}
 	var keys []string
 	for info, err := range store.List(ctx, "") {
 		if err != nil {

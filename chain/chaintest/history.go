@@ -79,7 +79,10 @@ func (c *Counting) Of(prefix string) (n int) {
 }
 
 // NewHistory makes an empty repository in memory.
-func NewHistory(t TB) *History { return NewHistoryIn(t, objstore.NewMem(), chain.InitOptions{}) }
+func NewHistory(t TB) *History { return NewHistoryOf(t, nil) }
+
+// NewHistoryOf makes an empty repository in memory, with keys; nil: a plain one.
+func NewHistoryOf(t TB, k *Keys) *History { return NewHistoryIn(t, objstore.NewMem(), k.Options()) }
 
 // NewHistoryIn makes an empty repository in a store.
 func NewHistoryIn(t TB, s objstore.Store, o chain.InitOptions) *History {

@@ -34,16 +34,29 @@ func NewKeys(t TB) *Keys {
 	return k
 }
 
-// Init makes a repository; with nil keys a plain one.
-func Init(ctx context.Context, store objstore.Store, k *Keys) (*chain.Repository, error) {
+// Options have a repository made with these keys; nil: a plain one.
+func (k *Keys) Options() chain.InitOptions {
 	if k == nil {
-		return chain.Init(ctx, store, chain.InitOptions{})
+		return chain.InitOptions{}
 	}
-	return chain.Init(ctx, store, chain.InitOptions{
+	return chain.InitOptions{
 		Encrypt: func(context.Context, objstore.Store, string) (*chain.Encryption, *chain.Access, error) {
 			return &chain.Encryption{Scheme: chain.EncryptionScheme, RosterKey: "none"}, &chain.Access{Keys: k.All}, nil
 		},
-	})
+	}
+}
+
+// Init makes a repository; with nil keys a plain one.
+func Init(ctx context.Context, store objstore.Store, k *Keys) (*chain.Repository, error) {
+	return chain.Init(ctx, store, k.Options())
+}
+
+// Whole opens it with both halves of the keys; nil: it is plain.
+func (k *Keys) Whole(ctx context.Context, store objstore.Store) (*chain.Repository, error) {
+	if k == nil {
+		return Open(ctx, store, nil)
+	}
+	return Open(ctx, store, k.All)
 }
 
 // Open opens it with these keys; nil: it is plain.

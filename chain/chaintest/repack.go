@@ -20,7 +20,7 @@ func (h *History) Repack(i int) {
 	h.t.Helper()
 	ctx := context.Background()
 	h.remove(ctx, archive.IndexPrefix) // so that nothing is found in the old packs
-	w, err := archive.NewWriter(ctx, h.Store, archive.WriterOptions{Level: archive.LevelNone})
+	w, err := archive.NewWriter(ctx, h.Repo.Store, archive.WriterOptions{Level: archive.LevelNone})
 	if err != nil {
 		h.t.Fatal(err)
 	}

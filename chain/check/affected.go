@@ -121,10 +121,9 @@ func (c *check) findAffectedByPacks(ctx context.Context, byKey map[string]*Findi
 		}
 	}
 	t := &trial{
-		byKey:   byKey,
-		fetcher: archive.NewFetcher(c.repo.Store, archive.FetcherOptions{Parallel: 1}),
-		lost:    make(map[frameID]bool),
-		buf:     make([]byte, 0, archive.GridSize),
+		byKey:  byKey,
+		prover: archive.NewProver(c.repo.Store),
+		lost:   make(map[frameID]bool),
 	}
 	ids := make([]int32, 0, len(disks))
 	for id := range disks {
@@ -152,10 +151,9 @@ func (c *check) findAffectedByPacks(ctx context.Context, byKey map[string]*Findi
 
 // trial tries the frames of damaged packs, each one once.
 type trial struct {
-	byKey   map[string]*Finding
-	fetcher *archive.Fetcher
-	lost    map[frameID]bool
-	buf     []byte
+	byKey  map[string]*Finding
+	prover *archive.Prover
+	lost   map[frameID]bool
 }
 
 type frameID struct {
@@ -171,7 +169,7 @@ func (t *trial) isLost(ctx context.Context, e archive.Entry) (bool, error) {
 	if known {
 		return lost, nil
 	}
-	_, err := t.fetcher.Chunk(ctx, e, t.buf)
+	err := t.prover.Prove(ctx, e)
 	if err != nil && !archive.IsDamage(err) {
 		return false, err
 	}

@@ -78,7 +78,7 @@ type Affected struct {
 	Domain     string  `json:"domain"`
 	Checkpoint string  `json:"checkpoint"`
 	Disk       string  `json:"disk,omitempty"` // empty, and so is File: all of the checkpoint
-	File       string  `json:"file,omitempty"` // the role of a file
+	File       string  `json:"file,omitempty"` // what a file is called: its role, or file NAME
 	Ranges     []Range `json:"ranges,omitempty"`
 	MoreRanges int     `json:"more_ranges,omitempty"` // beyond the ones listed
 	Bytes      int64   `json:"bytes"`                 // of the guest that are lost
@@ -91,6 +91,12 @@ type Lost struct {
 	Disk       string `json:"disk"`
 	Ranges     int    `json:"ranges"`
 	Bytes      int64  `json:"bytes"`
+}
+
+// Signed is how many sound checkpoints somebody has signed.
+type Signed struct {
+	By          string `json:"by"`
+	Checkpoints int    `json:"checkpoints"`
 }
 
 // Range is a range of guest bytes.
@@ -113,8 +119,9 @@ type Report struct {
 	UnreferencedLength int64 `json:"unreferenced_bytes"`
 	// Proofs is nil where the check did not come so far as to find out.
 	Proofs   *Proofs   `json:"proven,omitempty"`
-	Lost     []Lost    `json:"lost"`     // what is known to be lost: no findings
-	Findings []Finding `json:"findings"` // sorted by object
+	Lost     []Lost    `json:"lost"`             // what is known to be lost: no findings
+	Findings []Finding `json:"findings"`         // sorted by object
+	Signed   []Signed  `json:"signed,omitempty"` // who has signed them; none: nothing is signed
 	Notes    []string  `json:"notes,omitempty"`
 }
 
@@ -126,7 +133,8 @@ const (
 )
 
 // Run checks a repository. Without ReadData it proves the manifests, maps,
-// bitmaps and cluster maps in full, and of packs that they are there with their lengths.
+// bitmaps and cluster maps in full, and of packs that they are there with their lengths; where the store
+// keeps versions also that nothing else lies on top of them.
 // With it, everything: no flipped bit in any object of the repository escapes it. With
 // NoDecode neither, but a chunk that its writer made wrongly, in a pack of the right name,
 // does.
@@ -143,16 +151,12 @@ const (
 // anew.
 func Run(ctx context.Context, repo *chain.Repository, o Options) (*Report, error) {
 	for try := 0; ; try++ {
-		before, err := repo.PruneState(ctx)
-		if err != nil {
-			return &Report{ReadData: o.ReadData, Lost: []Lost{}, Findings: []Finding{}}, err
-		}
 		c, err := runOnce(ctx, repo, o)
 		if err != nil || !c.missing || try == prunesMeanwhile {
 			return c.report, err
 		}
 		after, err := repo.PruneState(ctx)
-		if err != nil || before == after {
+		if err != nil || c.state == after {
 			c.report.Complete = err == nil
 			return c.report, err
 		}
@@ -174,7 +178,6 @@ func runOnce(ctx context.Context, repo *chain.Repository, o Options) (*check, er
 	c := &check{
 		repo:     repo,
 		o:        o,
-		source:   split.New(repo.Store, repo.Memory),
 		report:   &Report{ReadData: o.ReadData, NoDecode: o.ReadData && (o.NoDecode || !archive.OpensChunks(repo.Store)), Lost: []Lost{}, Findings: []Finding{}},
 		begun:    time.Now().UTC().Truncate(time.Second),
 		maps:     make(map[archive.MapRef]*use),
@@ -183,10 +186,15 @@ func runOnce(ctx context.Context, repo *chain.Repository, o Options) (*check, er
 		files:    make(map[archive.FileRef]*use),
 		packs:    make(map[archive.Ref]bool),
 		bad:      make(map[string]struct{}),
+
+		mapLengths: make(map[archive.Digest]int64),
 	}
+	c.source = split.New(objstore.Direct(repo.Store), repo.Memory)
+	c.stated = stated{objstore.Direct(repo.Store), c.mapLength}
 	err := c.run(ctx)
 	c.remember(ctx)
 	c.report.Complete = err == nil
+	c.sumSigned()
 	slices.SortFunc(c.report.Lost, func(a, b Lost) int {
 		return cmp.Or(strings.Compare(a.Domain, b.Domain), strings.Compare(a.Checkpoint, b.Checkpoint), strings.Compare(a.Disk, b.Disk))
 	})
@@ -199,7 +207,9 @@ type check struct {
 	repo *chain.Repository
 	o    Options
 
-	disks    []diskID // all disks of all checkpoints
+	disks    []diskID       // all disks of all checkpoints
+	doubts   []string       // whose time is not believed
+	signed   map[string]int // checkpoints, by whose key has signed them
 	maps     map[archive.MapRef]*use
 	bitmaps  map[bitmapUse]*use
 	clusters map[chain.ClusterPart]*use
@@ -207,12 +217,19 @@ type check struct {
 	packs    map[archive.Ref]bool // true: seen with the right length
 	drills   []chain.Key          // records of drills, and signatures, that are listed
 	loose    []objstore.Info      // data objects that nothing refers to, as listed
-	names    []archive.Digest     // of all data objects that are listed
+	listed   []listed             // data objects, and those about them
+	unlisted error                // why the listing is not believed; nil: it is
+	domains  []string             // that are checked
+	state    string               // of prunes, before anything was read
 	newer    []error
-	source   objstore.Store       // the repository's, from which packs are read
-	read     map[archive.Ref]bool // packs whose data was read
-	begun    time.Time
-	proofs   *chain.Proofs // before this check
+	source   objstore.Store // the repository's, from which packs are read
+	stated   objstore.Store // the repository's, which knows the lengths that are listed
+
+	mapLengths map[archive.Digest]int64 // as they are listed
+
+	read   map[archive.Ref]bool // packs whose data was read
+	begun  time.Time
+	proofs *chain.Proofs // before this check
 
 	mu              sync.Mutex // guards what is below, and packs while maps are read
 	missing         bool       // something was found to be missing
@@ -247,14 +264,16 @@ type bitmapUse struct {
 func (c *check) run(ctx context.Context) error {
 	// Those that are together wait for the store at the same time.
 	steps := []step{
-		together(c.checkConfig, c.readManifests, c.readForgotten),
-		c.checkMaps, c.checkBitmaps, c.checkClusters, c.checkFiles,
-		together(c.listObjects, c.loadProofs), c.checkLengths,
+		// What a prune has done is looked at before any manifest is read.
+		together(c.checkConfig, c.checkKeyFiles, c.readState, c.listObjects, c.loadProofs, c.listDomains),
+		together(c.readManifests, c.readForgotten),
+		together(c.checkMaps, c.checkWriters, c.checkMark), c.checkBitmaps, c.checkClusters, c.checkFiles,
+		c.compareListed, c.checkLengths,
 	}
 	if c.o.ReadData {
 		steps = append(steps, c.readData, c.checkReferences)
 	}
-	steps = append(steps, c.countUnread, c.checkDrills, together(c.checkWriters, c.checkMark), c.findAffected)
+	steps = append(steps, c.checkOnTop, c.countUnread, c.checkDrills, c.findAffected)
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return fmt.Errorf("the check is not complete: %w", err)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/chain/check"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/objstoretest"
@@ -24,9 +25,12 @@ const diskSize = 4 << 20
 
 // whole returns a repository with a bit of everything: a chain of two, another
 // domain, a lease, an intent, and what a backup that failed left.
-func whole(t *testing.T) (r *chain.Repository, full, delta *chain.Manifest) {
+func whole(t *testing.T) (r *chain.Repository, full, delta *chain.Manifest) { return wholeOf(t, nil) }
+
+// wholeOf is whole with these keys; nil: a plain one.
+func wholeOf(t *testing.T, own *chaintest.Keys) (r *chain.Repository, full, delta *chain.Manifest) {
 	t.Helper()
-	r = newRepository(t)
+	r = newRepositoryOf(t, own)
 	full = backup(t, r, "web", "full", diskSize, nil, piece{0, random(1, 200<<10)}, piece{1 << 20, random(2, 100<<10)}, piece{3 << 20, random(3, 5000)})
 	delta = backup(t, r, "web", "delta", diskSize, full, piece{1 << 20, random(4, 100<<10)})
 	backup(t, r, "db", "one", 1<<20, nil, piece{0, random(5, 20<<10)})
@@ -80,7 +84,11 @@ func found(t *testing.T, r *chain.Repository, o check.Options) []string {
 
 func TestCheckClean(t *testing.T) {
 	t.Parallel()
-	r, _, _ := whole(t)
+	plainAndEncrypted(t, checkClean)
+}
+
+func checkClean(t *testing.T, own *chaintest.Keys) {
+	r, _, _ := wholeOf(t, own)
 	for _, o := range []check.Options{{}, {ReadData: true}, {Domains: []string{"web", "db"}}, {ReadData: true, Domains: []string{"db"}}, {ReadData: true, Workers: 1}} {
 		phases := map[string]check.Event{}
 		o.Progress = func(e check.Event) {
@@ -130,13 +138,21 @@ func TestCheckUnknownDomain(t *testing.T) {
 // TestCheckFindsFlippedBits flips bits all over every object.
 func TestCheckFindsFlippedBits(t *testing.T) {
 	t.Parallel()
-	r, _, _ := whole(t)
+	plainAndEncrypted(t, checkFindsFlippedBits)
+}
+
+func checkFindsFlippedBits(t *testing.T, own *chaintest.Keys) {
+	r, _, _ := wholeOf(t, own)
 	rnd := rand.New(rand.NewPCG(1, 2))
 	kinds := map[string]int{}
+	flips := 11
+	if own != nil { // each of its bytes is proven by one and the same
+		flips = 6
+	}
 	for _, key := range keys(t, r.Store, "") {
 		data := get(t, r.Store, key)
 		ats := []int{0, 1, len(data) / 2, len(data) - 2, len(data) - 1}
-		for range 6 {
+		for range flips - len(ats) {
 			ats = append(ats, rnd.IntN(len(data)))
 		}
 		for _, at := range ats {
@@ -152,7 +168,7 @@ func TestCheckFindsFlippedBits(t *testing.T) {
 		put(t, r.Store, key, data)
 	}
 	for _, kind := range []string{check.KindConfig, check.KindManifest, check.KindMap, check.KindPack, check.KindBitmap, check.KindClusters, check.KindFile, check.KindIndex, check.KindIntent, check.KindLease, check.KindForgotten} {
-		if kinds[kind] < 11 {
+		if kinds[kind] < flips {
 			t.Errorf("%d findings of kind %s", kinds[kind], kind)
 		}
 	}
@@ -165,7 +181,11 @@ func TestCheckFindsFlippedBits(t *testing.T) {
 // the same.
 func TestCheckWithoutReadingData(t *testing.T) {
 	t.Parallel()
-	r, full, delta := whole(t)
+	plainAndEncrypted(t, checkWithoutReadingData)
+}
+
+func checkWithoutReadingData(t *testing.T, own *chaintest.Keys) {
+	r, full, delta := wholeOf(t, own)
 	all := []string{chain.ConfigKey, chain.ManifestKey("web", "full"), keys(t, r.Store, "leases/")[0], keys(t, r.Store, "domains/web/intents/")[0]}
 	for _, m := range []*chain.Manifest{full, delta} {
 		all = append(all, archive.MapKey(m.Disks[0].Maps[0].Name), archive.BitmapKey(m.Disks[0].Witnesses[0].Object.Name))
@@ -211,7 +231,11 @@ func usedObjects(t *testing.T, r *chain.Repository, ms ...*chain.Manifest) []str
 
 func TestCheckFindsMissingAndCut(t *testing.T) {
 	t.Parallel()
-	r, full, delta := whole(t)
+	plainAndEncrypted(t, checkFindsMissingAndCut)
+}
+
+func checkFindsMissingAndCut(t *testing.T, own *chaintest.Keys) {
+	r, full, delta := wholeOf(t, own)
 	used := usedObjects(t, r, full, delta)
 	if len(used) < 6 {
 		t.Fatalf("only %q", used)
@@ -342,6 +366,10 @@ func equalAffected(a, b check.Affected) bool {
 // TestCheckMapsMatchPacks has sound objects that do not fit together.
 func TestCheckMapsMatchPacks(t *testing.T) {
 	t.Parallel()
+	plainAndEncrypted(t, checkMapsMatchPacks)
+}
+
+func checkMapsMatchPacks(t *testing.T, own *chaintest.Keys) {
 	for name, change := range map[string]func(e *archive.Entry){
 		"another frame":   func(e *archive.Entry) { e.FrameOffset++ },
 		"another length":  func(e *archive.Entry) { e.FrameLength-- },
@@ -349,7 +377,7 @@ func TestCheckMapsMatchPacks(t *testing.T) {
 		"beyond its end":  func(e *archive.Entry) { e.ChunkOffset++ },
 		"beyond the pack": func(e *archive.Entry) { e.FrameOffset += 50 },
 	} {
-		r, full, _ := whole(t)
+		r, full, _ := wholeOf(t, own)
 		m, err := archive.OpenMap(t.Context(), r.Store, full.Disks[0].Maps[0], 0)
 		if err != nil {
 			t.Fatal(err)
@@ -383,6 +411,10 @@ func TestCheckMapsMatchPacks(t *testing.T) {
 // maps and bitmaps that they name.
 func TestCheckManifestsMatchMaps(t *testing.T) {
 	t.Parallel()
+	plainAndEncrypted(t, checkManifestsMatchMaps)
+}
+
+func checkManifestsMatchMaps(t *testing.T, own *chaintest.Keys) {
 	for name, change := range map[string]func(d *chain.Disk){
 		"another size":   func(d *chain.Disk) { d.Size++ },
 		"no full map":    func(d *chain.Disk) { d.Maps = d.Maps[:1] },
@@ -394,7 +426,7 @@ func TestCheckManifestsMatchMaps(t *testing.T) {
 		"directory":      func(d *chain.Disk) { d.Maps[0].DirDigest[3] ^= 8 },
 		"map's length":   func(d *chain.Disk) { d.Maps[1].Length++ },
 	} {
-		r, _, delta := whole(t)
+		r, _, delta := wholeOf(t, own)
 		m := *delta
 		m.Checkpoint, m.UUID = "bad", chain.NewUUID()
 		m.Disks = slices.Clone(m.Disks)
@@ -414,7 +446,11 @@ func TestCheckManifestsMatchMaps(t *testing.T) {
 // clean repository, and never damage.
 func TestCheckOutage(t *testing.T) {
 	t.Parallel()
-	r, full, _ := whole(t)
+	plainAndEncrypted(t, checkOutage)
+}
+
+func checkOutage(t *testing.T, own *chaintest.Keys) {
+	r, full, _ := wholeOf(t, own)
 	// With damage, more is read.
 	key := usedObjects(t, r, full)[0]
 	data := get(t, r.Store, key)
@@ -526,7 +562,11 @@ func (v *vanishing) Get(ctx context.Context, key string, offset, length int64) (
 // not complete.
 func TestCheckListing(t *testing.T) {
 	t.Parallel()
-	r, full, _ := whole(t)
+	plainAndEncrypted(t, checkListing)
+}
+
+func checkListing(t *testing.T, own *chaintest.Keys) {
+	r, full, _ := wholeOf(t, own)
 	for name, c := range map[string]struct {
 		hidden func(key string) bool
 		object string

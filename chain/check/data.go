@@ -6,8 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
+	"unique"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
@@ -16,22 +19,16 @@ import (
 
 // The part of a check that is about packs, and about what nothing refers to.
 
-// listObjects compares what the store lists with what the manifests refer to.
-// A listing proves what is there, not what is absent.
+// listed is an object of data, or about it, as the store lists it.
+type listed struct {
+	prefix string
+	name   archive.Digest
+	size   int64
+}
+
+// listObjects asks the store for what it has. A listing proves what is there, not what is
+// absent.
 func (c *check) listObjects(ctx context.Context) error {
-	known := make(map[string]struct{}, len(c.maps)+len(c.bitmaps)+len(c.clusters)+len(c.files))
-	for ref := range c.maps {
-		known[archive.MapKey(ref.Name)] = struct{}{}
-	}
-	for b := range c.bitmaps {
-		known[archive.BitmapKey(b.object.Name)] = struct{}{}
-	}
-	for p := range c.clusters {
-		known[archive.ClustersKey(p.Object.Name)] = struct{}{}
-	}
-	for f := range c.files {
-		known[archive.FileKey(f.Object.Name)] = struct{}{}
-	}
 	var n int64
 	whole := false // the listing has what is certainly there
 	for info, err := range c.repo.Store.List(ctx, "") {
@@ -47,20 +44,48 @@ func (c *check) listObjects(ctx context.Context) error {
 			c.takeOther(info.Key)
 			continue
 		}
-		ref := archive.Ref{Name: name, Length: info.Size}
-		if c.all() {
-			c.names = append(c.names, name)
-		}
-		if _, used := c.packs[ref]; used && prefix == archive.PackPrefix {
-			c.packs[ref] = true
-			continue
-		}
-		if _, used := known[info.Key]; !used && c.all() {
-			c.loose = append(c.loose, info)
+		prefix = unique.Make(strings.Clone(prefix)).Value() // so that the key is not kept
+		c.listed = append(c.listed, listed{prefix, name, info.Size})
+		if prefix == archive.MapPrefix {
+			c.mapLengths[name] = info.Size
 		}
 	}
 	if !whole && !c.damagedKey(chain.ConfigKey) {
-		return &chain.ListingError{Object: chain.ConfigKey}
+		// What manifests name is asked for all the same, and damage told that is found by that.
+		c.unlisted = &chain.ListingError{Object: chain.ConfigKey}
+	}
+	return nil
+}
+
+// compareListed compares what is listed with what the manifests refer to.
+func (c *check) compareListed(context.Context) error {
+	if c.unlisted != nil {
+		return c.unlisted
+	}
+	known := make(map[string]struct{}, len(c.maps)+len(c.bitmaps)+len(c.clusters)+len(c.files))
+	for ref := range c.maps {
+		known[archive.MapKey(ref.Name)] = struct{}{}
+	}
+	for b := range c.bitmaps {
+		known[archive.BitmapKey(b.object.Name)] = struct{}{}
+	}
+	for p := range c.clusters {
+		known[archive.ClustersKey(p.Object.Name)] = struct{}{}
+	}
+	for f := range c.files {
+		known[archive.FileKey(f.Object.Name)] = struct{}{}
+	}
+	for _, l := range c.listed {
+		ref := archive.Ref{Name: l.name, Length: l.size}
+		if _, used := c.packs[ref]; used && l.prefix == archive.PackPrefix {
+			c.packs[ref] = true
+			continue
+		}
+		if key := archive.KeyOf(l.prefix, l.name); c.all() {
+			if _, used := known[key]; !used {
+				c.loose = append(c.loose, objstore.Info{Key: key, Size: l.size})
+			}
+		}
 	}
 	return nil
 }
@@ -104,13 +129,14 @@ func (c *check) checkLengths(ctx context.Context) error {
 		return is && prefix == archive.PackPrefix
 	})
 	for _, info := range c.loose {
-		if prefix, _, _ := archive.ParseKey(info.Key); prefix != archive.IndexPrefix {
+		prefix, _, _ := archive.ParseKey(info.Key)
+		if _, is := archive.IsIndex(prefix); !is {
 			c.report.Unreferenced++
 			c.report.UnreferencedLength += info.Size
 		}
 	}
 	if n := c.report.Unreferenced; n > 0 {
-		c.note("%d objects of %d bytes are used by no checkpoint: left by backups that did not finish,"+
+		c.note("objects that no checkpoint uses: %d, of %d bytes: left by backups that did not finish,"+
 			" by checkpoints that were removed, or by a backup that is running", n, c.report.UnreferencedLength)
 	}
 	return nil
@@ -138,10 +164,14 @@ func (c *check) readDatum(ctx context.Context, d datum) error {
 	prefix, _, _ := archive.ParseKey(key)
 	undecoded := c.report.NoDecode && prefix == archive.PackPrefix
 	var err error
-	if undecoded && c.o.NoDecode {
-		err = archive.VerifyName(ctx, c.source, key, d.ref.Length)
-	} else {
-		err = archive.VerifyObject(ctx, c.source, key, d.ref.Length, true)
+	_, isIndex := archive.IsIndex(prefix)
+	switch {
+	case isIndex && c.repo.IndexSeals() != nil:
+		err = c.readIndex(ctx, key)
+	case undecoded && c.o.NoDecode:
+		err = archive.VerifyName(ctx, c.sourceOf(d), key, d.ref.Length)
+	default:
+		err = archive.VerifyObject(ctx, c.sourceOf(d), key, d.ref.Length, true)
 	}
 	kind := KindPack
 	if d.loose != nil {
@@ -150,9 +180,12 @@ func (c *check) readDatum(ctx context.Context, d datum) error {
 		}
 		kind = map[string]string{
 			archive.PackPrefix: KindPack, archive.MapPrefix: KindMap,
-			archive.BitmapPrefix: KindBitmap, archive.IndexPrefix: KindIndex,
-			archive.FilePrefix: KindFile, archive.ClustersPrefix: KindClusters,
+			archive.BitmapPrefix: KindBitmap,
+			archive.FilePrefix:   KindFile, archive.ClustersPrefix: KindClusters,
 		}[prefix]
+		if isIndex {
+			kind = KindIndex
+		}
 	}
 	if rerr := c.record(kind, key, d.ref.Length, err); rerr != nil {
 		return rerr
@@ -168,6 +201,16 @@ func (c *check) readDatum(ctx context.Context, d datum) error {
 		c.unsound = append(c.unsound, d.ref.Name)
 	}
 	return nil
+}
+
+// readIndex proves an index, and who has signed it.
+func (c *check) readIndex(ctx context.Context, key string) error {
+	every := func(archive.Ref, []archive.PackChunk) error { return nil }
+	_, err := archive.ReadIndex(ctx, objstore.Direct(c.repo.Store), key, archive.Indexing{Seals: c.repo.IndexSeals()}, every)
+	if errors.Is(err, archive.ErrOldIndex) {
+		return nil
+	}
+	return err
 }
 
 // countUnread counts the packs of which only the length was looked at.
@@ -188,36 +231,54 @@ func (c *check) countUnread(context.Context) error {
 // maxTableChunks bounds the tables of packs that are kept at once.
 const maxTableChunks = 1 << 19
 
+// mapsAtOnce is how many maps are opened at once to be compared with packs.
+const mapsAtOnce = 32
+
 // checkReferences proves that each run of each map names a frame that its pack
 // has: that all packs and all maps are sound does not say yet that they match.
 func (c *check) checkReferences(ctx context.Context) error {
 	tables := &packTables{store: c.repo.Store, atOnce: c.o.Workers, tables: make(map[archive.Digest]map[framePlace]archive.PackChunk)}
+	refs := slices.DeleteFunc(slices.Collect(maps.Keys(c.maps)), func(ref archive.MapRef) bool { return c.damagedKey(archive.MapKey(ref.Name)) })
 	var n int64
-	for ref := range c.maps {
-		c.progress("references of maps", n, int64(len(c.maps)))
-		n++
-		key := archive.MapKey(ref.Name)
-		if c.damagedKey(key) {
-			continue
+	for part := range slices.Chunk(refs, c.repo.Memory.Count(mapsAtOnce, 1)) {
+		opened, errs := c.openMaps(ctx, part)
+		tables.wanted = tables.wanted[:0]
+		for _, m := range opened {
+			if m != nil {
+				tables.wanted = append(tables.wanted, slices.DeleteFunc(slices.Clone(m.Packs()), func(pack archive.Ref) bool { return !c.sound(pack) })...)
+			}
 		}
-		err := c.checkReferencesOf(ctx, ref, tables)
-		if archive.IsDamage(err) {
-			c.mu.Lock()
-			c.found(KindMap, key, err)
-			c.mu.Unlock()
-		} else if err != nil {
-			return err
+		for i, ref := range part {
+			c.progress("references of maps", n, int64(len(refs)))
+			n++
+			err := errs[i]
+			if err == nil {
+				err = c.checkReferencesOf(ctx, ref, opened[i], tables)
+			}
+			if archive.IsDamage(err) {
+				c.mu.Lock()
+				c.found(KindMap, archive.MapKey(ref.Name), err)
+				c.mu.Unlock()
+			} else if err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-func (c *check) checkReferencesOf(ctx context.Context, ref archive.MapRef, tables *packTables) error {
-	m, err := archive.OpenMap(ctx, c.repo.Store, ref, 0)
-	if err != nil {
-		return err
+// openMaps opens maps, all at once.
+func (c *check) openMaps(ctx context.Context, refs []archive.MapRef) ([]*archive.Map, []error) {
+	opened, errs := make([]*archive.Map, len(refs)), make([]error, len(refs))
+	var work sync.WaitGroup
+	for i, ref := range refs {
+		work.Go(func() { opened[i], errs[i] = archive.OpenMap(ctx, c.repo.Store, ref, 0) })
 	}
-	tables.wanted = slices.DeleteFunc(slices.Clone(m.Packs()), func(pack archive.Ref) bool { return !c.sound(pack) })
+	work.Wait()
+	return opened, errs
+}
+
+func (c *check) checkReferencesOf(ctx context.Context, ref archive.MapRef, m *archive.Map, tables *packTables) error {
 	for e, err := range m.Entries(ctx, 0, m.Size()) {
 		if err != nil {
 			return err
@@ -277,7 +338,7 @@ func (p *packTables) next(ref archive.Ref) (next []archive.Ref) {
 		if len(next) == p.atOnce-1 {
 			break
 		}
-		if _, ok := p.tables[other.Name]; !ok {
+		if _, ok := p.tables[other.Name]; !ok && other != ref && !slices.Contains(next, other) {
 			next = append(next, other)
 		}
 	}

@@ -13,24 +13,43 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/clustermap"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
 var errOutage = errors.New("outage")
 
-func newRepository(t *testing.T) *chain.Repository {
+func newRepository(t *testing.T) *chain.Repository { return newRepositoryOf(t, nil) }
+
+// newRepositoryOf makes one with these keys; nil: a plain one.
+func newRepositoryOf(t *testing.T, keys *chaintest.Keys) *chain.Repository {
 	t.Helper()
-	r, err := chain.Init(t.Context(), objstore.NewMem(), chain.InitOptions{})
+	r, err := chaintest.Init(t.Context(), objstore.NewMem(), keys)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return r
 }
 
+// plainAndEncrypted does a test with repositories of both kinds.
+func plainAndEncrypted(t *testing.T, do func(t *testing.T, keys *chaintest.Keys)) {
+	t.Run("plain", func(t *testing.T) {
+		t.Parallel()
+		do(t, nil)
+	})
+	t.Run("encrypted", func(t *testing.T) {
+		t.Parallel()
+		do(t, chaintest.NewKeys(t))
+	})
+}
+
 // with returns the same repository through another store.
 func with(r *chain.Repository, s objstore.Store) *chain.Repository {
-	return &chain.Repository{Store: s, Config: r.Config}
+	if archive.KeysOf(s) == nil {
+		s = archive.Encrypted(s, archive.KeysOf(r.Store))
+	}
+	return &chain.Repository{Store: s, Config: r.Config, Access: r.Access}
 }
 
 func commit(t *testing.T, r *chain.Repository, m *chain.Manifest) {
@@ -40,9 +59,12 @@ func commit(t *testing.T, r *chain.Repository, m *chain.Manifest) {
 	}
 }
 
-// put stores raw bytes.
+// put stores raw bytes, also where an encrypted store would refuse them.
 func put(t *testing.T, s objstore.Store, key string, data []byte) {
 	t.Helper()
+	if below, ok := s.(interface{ Unwrap() objstore.Store }); ok && archive.KeysOf(s) != nil {
+		s = below.Unwrap()
+	}
 	if err := s.Put(t.Context(), key, strings.NewReader(string(data)), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +145,7 @@ func backup(t *testing.T, r *chain.Repository, domain, checkpoint string, size i
 	}
 	h := bitmapstore.Header{Name: "first.0123456789abcdef", Granularity: 65536, Size: size}
 	dirty := bitmapstore.Of(bitmapstore.Run{Start: 0, End: min(size, 65536)})
-	bitmap, err := w.PutBitmap(ctx, h, dirty)
+	bitmap, content, err := w.PutBitmap(ctx, h, dirty)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +153,7 @@ func backup(t *testing.T, r *chain.Repository, domain, checkpoint string, size i
 	_, _, part := clusters.Part(0, size)
 	c, err := archive.EncodeClusters(part, func(yield func(clustermap.Run, error) bool) {
 		yield(clustermap.Run{Kind: clustermap.Data, Count: part.Units, Host: 1 << 20}, nil)
-	}, t.TempDir(), nil)
+	}, t.TempDir(), archive.KeysOf(r.Store))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +173,7 @@ func backup(t *testing.T, r *chain.Repository, domain, checkpoint string, size i
 	m := manifest(domain, checkpoint, size)
 	m.Files = []chain.File{{Role: chain.RoleDomainXML, FileRef: definition}}
 	d := &m.Disks[0]
-	d.Witnesses = []chain.BitmapRecord{{Name: h.Name, Granularity: h.Granularity, Size: size, DirtyBytes: min(size, 65536), Object: bitmap}}
+	d.Witnesses = []chain.BitmapRecord{{Name: h.Name, Granularity: h.Granularity, Size: size, DirtyBytes: min(size, 65536), Object: bitmap, Content: content}}
 	d.Maps, d.ClusterMap = refs, clusters
 	if parent != nil {
 		m.Parent, m.Sequence = parent.Ref(), parent.Sequence+1

@@ -9,9 +9,13 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // The part of a check that reads what the repository says about its data.
@@ -24,50 +28,152 @@ func (c *check) checkConfig(ctx context.Context) error {
 	case errors.Is(err, chain.ErrNotRepository):
 		err = archive.Damaged(chain.ConfigKey, err)
 	}
-	return c.record(KindConfig, chain.ConfigKey, 0, err)
-}
-
-// readManifests proves the manifests and notes what they refer to.
-func (c *check) readManifests(ctx context.Context) error {
-	domains := c.o.Domains
-	if c.all() {
-		var err error
-		if domains, err = c.repo.Domains(ctx); err != nil {
-			return err
-		}
+	if rerr := c.record(KindConfig, chain.ConfigKey, 0, err); rerr != nil || again == nil {
+		return rerr
 	}
-	for _, domain := range domains {
-		names, err := c.repo.Checkpoints(ctx, domain)
-		if err != nil {
-			return err
-		}
-		if len(names) == 0 && !c.all() {
-			return &chain.NoDomainError{Domain: domain}
-		}
-		var parents []chain.CheckpointRef
-		err = each(ctx, c, "checkpoints of "+domain, names, one, func(ctx context.Context, name string) error {
-			m, err := c.repo.Manifest(ctx, domain, name)
-			if errors.Is(err, chain.ErrNoCheckpoint) {
-				return nil // forgotten since it was listed
-			}
-			if err == nil {
-				c.refer(m)
-			}
-			if err == nil && m.Parent != nil {
-				c.mu.Lock()
-				parents = append(parents, *m.Parent)
-				c.mu.Unlock()
-			}
-			return c.record(KindManifest, chain.ManifestKey(domain, name), 0, err)
-		})
-		if err != nil {
-			return err
-		}
-		if err := c.repo.CheckParents(ctx, domain, names, parents); err != nil {
+	for _, l := range again.Lowered {
+		err := archive.Damaged(l.Key, fmt.Errorf("somebody has put something on top of it: version %s is what counts", l.ID))
+		if err := c.record(KindConfig, l.Key, 0, err); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// checkKeyFiles looks at what others open the repository with.
+func (c *check) checkKeyFiles(ctx context.Context) error {
+	wrong, err := c.repo.CheckKeyFiles(ctx)
+	if err != nil {
+		return err
+	}
+	return c.recordUnusable(KindConfig, wrong)
+}
+
+// readState sees what prunes have done until now.
+func (c *check) readState(ctx context.Context) (err error) {
+	c.state, err = c.repo.PruneState(ctx)
+	return err
+}
+
+func (c *check) listDomains(ctx context.Context) (err error) {
+	if c.domains = c.o.Domains; c.all() {
+		c.domains, err = c.repo.Domains(ctx)
+	}
+	return err
+}
+
+// domainsAtOnce is how many domains are listed at once: a far store answers each as late as all.
+const domainsAtOnce = 32
+
+// named is a checkpoint that is listed.
+type named struct {
+	of   *listedDomain
+	name string
+}
+
+// listedDomain is a domain with what a listing shows of it, and what its manifests name.
+type listedDomain struct {
+	domain  string
+	names   []string
+	times   map[string]time.Time
+	parents []chain.CheckpointRef
+}
+
+// readManifests proves the manifests and notes what they refer to.
+func (c *check) readManifests(ctx context.Context) error {
+	covered, err := c.covered(ctx)
+	if err != nil {
+		return err
+	}
+	domains := make([]*listedDomain, len(c.domains))
+	for i, domain := range c.domains {
+		domains[i] = &listedDomain{domain: domain}
+	}
+	if err := c.eachDomain(ctx, domains, c.listCheckpoints); err != nil {
+		return err
+	}
+	var all []named
+	for _, d := range domains {
+		for _, name := range d.names {
+			all = append(all, named{d, name})
+		}
+	}
+	err = each(ctx, c, "checkpoints", all, one, func(ctx context.Context, n named) error { return c.readManifest(ctx, n, covered) })
+	if err != nil {
+		return err
+	}
+	return c.eachDomain(ctx, domains, func(ctx context.Context, d *listedDomain) error {
+		return c.repo.CheckParents(ctx, d.domain, d.names, d.parents)
+	})
+}
+
+// eachDomain does something with every domain, several at once.
+func (c *check) eachDomain(ctx context.Context, domains []*listedDomain, do func(context.Context, *listedDomain) error) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(domainsAtOnce)
+	for _, d := range domains {
+		g.Go(func() error { return do(gctx, d) })
+	}
+	return g.Wait()
+}
+
+func (c *check) listCheckpoints(ctx context.Context, d *listedDomain) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		d.names, err = c.repo.Checkpoints(gctx, d.domain)
+		return err
+	})
+	g.Go(func() (err error) {
+		d.times, err = c.repo.StoredTimes(gctx, d.domain)
+		return err
+	})
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if len(d.names) == 0 && !c.all() {
+		return &chain.NoDomainError{Domain: d.domain}
+	}
+	return nil
+}
+
+func (c *check) readManifest(ctx context.Context, n named, covered map[string]chain.Revision) error {
+	key := chain.ManifestKey(n.of.domain, n.name)
+	m, err := c.repo.Manifest(ctx, n.of.domain, n.name)
+	below, is := covered[key]
+	if is {
+		m = below.Manifest
+		err = archive.Damaged(below.Key, fmt.Errorf("somebody has put something on top of it: version %s is what counts", below.ID))
+	}
+	if errors.Is(err, chain.ErrNoCheckpoint) {
+		return nil // forgotten since it was listed
+	}
+	if err == nil || is && m != nil {
+		m.Stored = n.of.times[n.name]
+		c.refer(m)
+	}
+	if err == nil && m.Parent != nil {
+		c.mu.Lock()
+		n.of.parents = append(n.of.parents, *m.Parent)
+		c.mu.Unlock()
+	}
+	return c.record(KindManifest, key, 0, err)
+}
+
+// covered are the manifests with something on top that does not count, by key, where the store
+// keeps versions for as long as it matters.
+func (c *check) covered(ctx context.Context) (map[string]chain.Revision, error) {
+	if c.repo.Config.ObjectLock == nil {
+		return nil, nil
+	}
+	all, err := c.repo.Covered(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	covered := make(map[string]chain.Revision)
+	for _, v := range all {
+		covered[v.Key] = v
+	}
+	return covered, nil
 }
 
 // refer notes what a manifest refers to.
@@ -75,6 +181,7 @@ func (c *check) refer(m *chain.Manifest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.report.Checkpoints++
+	c.seeSigner(m)
 	disks := make(map[*chain.Disk]int32, len(m.Disks))
 	for i := range m.Disks {
 		d := &m.Disks[i]
@@ -94,7 +201,7 @@ func (c *check) refer(m *chain.Manifest) {
 			addUse(c.clusters, *ref.Part, by)
 		case ref.File != nil:
 			// What a file is for stands where a disk's name stands.
-			by.disk = c.addDisk(diskID{domain: m.Domain, checkpoint: m.Checkpoint, disk: ref.File.Role})
+			by.disk = c.addDisk(diskID{domain: m.Domain, checkpoint: m.Checkpoint, disk: ref.File.Called()})
 			addUse(c.files, ref.File.FileRef, by)
 		}
 	}
@@ -118,16 +225,19 @@ func addUse[K comparable](uses map[K]*use, key K, by usedBy) {
 func (c *check) checkMaps(ctx context.Context) error {
 	refs := slices.Collect(maps.Keys(c.maps))
 	return each(ctx, c, "maps", refs, one, func(ctx context.Context, ref archive.MapRef) error {
-		err := archive.VerifyMap(ctx, c.repo.Store, ref, true)
+		store, err := c.mapStore(ctx, ref)
 		if err == nil {
-			err = c.gatherPacks(ctx, ref)
+			err = archive.VerifyMap(ctx, store, ref, true)
+		}
+		if err == nil {
+			err = c.gatherPacks(ctx, store, ref)
 		}
 		return c.record(KindMap, archive.MapKey(ref.Name), ref.Length, err)
 	})
 }
 
-func (c *check) gatherPacks(ctx context.Context, ref archive.MapRef) error {
-	m, err := archive.OpenMap(ctx, c.repo.Store, ref, 0)
+func (c *check) gatherPacks(ctx context.Context, store objstore.Store, ref archive.MapRef) error {
+	m, err := archive.OpenMap(ctx, store, ref, 0)
 	if err != nil {
 		return err
 	}
@@ -190,14 +300,23 @@ func (c *check) checkIntents(ctx context.Context) error {
 		if !c.wants(in.Domain) {
 			continue
 		}
-		c.note("a backup of domain %s on host %s (checkpoint %s, begun %v) has not finished:"+
-			" it is running, or the next one settles it (imgbackup leases)",
-			in.Domain, in.Host.Name, in.Checkpoint, in.Created)
+		if in.Complete {
+			c.note("the next backup of domain %s on host %s removes bitmaps that the one of checkpoint %s has left in images which a VM could have",
+				in.Domain, in.Host.Name, in.Checkpoint)
+		} else {
+			c.noteUnfinished(in)
+		}
 		if err := c.record(KindIntent, in.Key(), 0, nil); err != nil {
 			return err
 		}
 	}
 	return c.recordUnusable(KindIntent, unusable)
+}
+
+func (c *check) noteUnfinished(in *chain.Intent) {
+	c.note("a backup of domain %s on host %s (checkpoint %s, begun %v) has not finished:"+
+		" it is running, or the next one settles it (imgbackup leases)",
+		in.Domain, in.Host.Name, in.Checkpoint, in.Created)
 }
 
 func (c *check) checkLeases(ctx context.Context) error {

@@ -163,7 +163,14 @@ func (c *check) remember(ctx context.Context) {
 	}
 	ctx, cancel := chain.Tidying(ctx)
 	defer cancel()
-	err := c.repo.RememberProven(ctx, chain.News{At: c.begun, Proven: c.proven, Bad: c.unsound, Names: c.names})
+	var names []archive.Digest
+	if c.all() {
+		names = make([]archive.Digest, 0, len(c.listed))
+		for i := range c.listed {
+			names = append(names, c.listed[i].name)
+		}
+	}
+	err := c.repo.RememberProven(ctx, chain.News{At: c.begun, Proven: c.proven, Bad: c.unsound, Names: names})
 	if err != nil {
 		c.note("later checks will not know what was proven now: %v", err)
 	}

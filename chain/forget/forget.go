@@ -9,6 +9,7 @@
 package forget
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,6 +38,7 @@ type Plan struct {
 	Remove  []Decision
 	Notes   []string // what a person should know before
 	Refused []error  // domains of which nothing goes, and why
+	Left    int      // the checkpoints of these, which are in neither list
 
 	domains []domainPlan
 }
@@ -88,7 +90,11 @@ func Make(ctx context.Context, repo *chain.Repository, req Request) (*Plan, erro
 			return nil, err
 		case err != nil:
 			p.Refused = append(p.Refused, fmt.Errorf("nothing of domain %s is forgotten: %w", domain, err))
+			p.Left += len(h.Names)
 			continue
+		}
+		if req.Checkpoints == nil {
+			p.Notes = append(p.Notes, inDoubt(h.Manifests)...)
 		}
 		p.add(h.Manifests, decisions)
 	}
@@ -134,6 +140,21 @@ func byName(h chain.History, domain string, names []string) ([]Decision, error) 
 		all = append(all, d)
 	}
 	return all, nil
+}
+
+// Stands is what stays of what the plan keeps and removes, when only these are gone; as Keep, sorted.
+func (p *Plan) Stands(gone []Decision) []Decision {
+	all := slices.Clone(p.Keep)
+	for _, d := range p.Remove {
+		if !slices.ContainsFunc(gone, func(g Decision) bool { return g.UUID == d.UUID }) {
+			d.Reasons = []string{"could not be forgotten"}
+			all = append(all, d)
+		}
+	}
+	slices.SortStableFunc(all, func(x, y Decision) int {
+		return cmp.Or(cmp.Compare(x.Domain, y.Domain), cmp.Compare(x.Sequence, y.Sequence))
+	})
+	return all
 }
 
 // Run carries the plan out. tell is called for each checkpoint that is gone. After an

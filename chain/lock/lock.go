@@ -14,9 +14,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -65,6 +65,9 @@ func Run(ctx context.Context, repo *chain.Repository, o Options) (*Result, error
 	if rule == nil {
 		return nil, errors.New("this repository was made without --object-lock: nothing keeps its objects")
 	}
+	if err := repo.CheckWritable(); err != nil {
+		return nil, err // what that keeps besides is not known here, and would not be kept on
+	}
 	k := &keeper{repo: repo, rule: rule, o: o, now: time.Now}
 	if o.Now != nil {
 		k.now = o.Now
@@ -78,23 +81,33 @@ type keeper struct {
 	o    Options
 	now  func() time.Time
 
-	begun, last time.Time // of this run, and of the one before; zero: not known
-	locker      objstore.Locker
-	versions    objstore.Versions
-	keyFiles    []keyFile // of an encrypted repository
+	begun    time.Time // this run
+	last     time.Time // the run before; zero: none is known
+	sure     time.Time // one before this run, which the store bears out; zero: none
+	locker   objstore.Locker
+	versions objstore.Versions
+	singles  []single
+	wrong    []error // of what checkpoints need and can't be kept on
 }
 
-// keyFile is a version of an object under keys/, without which nothing can be read. All of them
-// are kept: which one is right takes a key to know.
-type keyFile struct {
+// single is a version that is kept whatever else stands under its key: of what can't be told
+// apart without reading all of it, or a key.
+type single struct {
 	key string
+	wanted
 	version
+}
+
+// claim is what a manifest says of an object that it needs. What another says of one under the
+// same key may be wrong, or a lie.
+type claim struct {
+	key    string
+	length int64 // -1: whatever stands there
 }
 
 // wanted is an object that is to be kept.
 type wanted struct {
-	length int64 // -1: whatever stands there
-	before bool  // a checkpoint needs it that did so, and was young, at the last run
+	since time.Time // a young checkpoint has needed it
 }
 
 // version is the one of an object that is to be kept.
@@ -121,18 +134,19 @@ func (k *keeper) run(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	k.begun = k.now().UTC()
-	if k.last, err = k.repo.LastLocked(ctx); err != nil {
-		return nil, err
-	}
-	if k.last.After(k.begun) {
-		k.last = time.Time{} // a clock was wrong, or somebody lies: all is due
-	}
 	r := &Result{Until: k.begun.Add(time.Duration(k.rule.KeptDays()) * day).Truncate(time.Second)}
 	want, err := k.needed(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	found, err := k.find(ctx, want)
+	if err != nil {
+		return nil, err
+	}
+	recorded, err := k.repo.LastLocked(ctx)
+	if err == nil {
+		err = k.findLast(ctx, recorded, want, found)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -154,60 +168,70 @@ func (k *keeper) checkRule(ctx context.Context, how objstore.Retention) error {
 	return nil
 }
 
-// needed are the objects that the checkpoints need that are younger than the period, by key.
-func (k *keeper) needed(ctx context.Context, r *Result) (map[string]wanted, error) {
-	want := map[string]wanted{chain.ConfigKey: {-1, true}}
-	var young []*chain.Manifest
-	_, err := k.repo.Census(ctx, nil, func(m *chain.Manifest) error {
-		if k.begun.Sub(m.Created) < time.Duration(k.rule.Days)*day {
-			young = append(young, m)
-		}
-		return nil
-	})
+// needed are the objects that the checkpoints need that are younger than the period, by key: of
+// all versions of their manifests, so that nobody makes less needed by what he puts on top, or
+// by taking a checkpoint away. What can't be read keeps nothing else from being kept on.
+func (k *keeper) needed(ctx context.Context, r *Result) (map[claim]wanted, error) {
+	want := map[claim]wanted{{chain.ConfigKey, -1}: {}}
+	young, err := k.repo.YoungRevisions(ctx, k.begun.Add(-time.Duration(k.rule.Days)*day))
 	if err != nil {
 		return nil, fmt.Errorf("what every checkpoint needs has to be known: %w", err)
 	}
-	r.Checkpoints = len(young)
-	// Those that the last run knew first, so that what they need is known to be so.
-	slices.SortFunc(young, func(a, b *chain.Manifest) int { return a.Created.Compare(b.Created) })
-	for _, m := range young {
-		before := !k.last.IsZero() && m.Created.Before(k.last)
-		want[chain.ManifestKey(m.Domain, m.Checkpoint)] = wanted{-1, before}
-		objects, err := k.repo.Needs(ctx, m, func(key string) bool { _, known := want[key]; return known })
-		if err != nil {
+	// The oldest first, so that it is known since when something is needed: since the store has
+	// had a manifest that says so. A backup may take days after it was begun, a copy has the time of
+	// what it was copied from, and the run before this one knew of neither.
+	slices.SortStableFunc(young, func(a, b chain.Revision) int { return a.Stored.Compare(b.Stored) })
+	claims := k.repo.Beneath(nil).NewClaims()
+	checkpoints := make(map[string]bool)
+	for i := range young {
+		v := &young[i]
+		w := wanted{v.Stored}
+		k.singles = append(k.singles, single{v.Key, w, version{id: v.ID, stored: v.Stored, latest: v.Latest}})
+		m := v.Manifest
+		if m == nil {
+			if v.Latest {
+				k.wrong = append(k.wrong, fmt.Errorf("what checkpoint %s of %s needs is not known: %w", v.Checkpoint, v.Domain, v.Err))
+			}
+			continue
+		}
+		checkpoints[m.UUID] = true
+		objects, err := claims.Add(ctx, m)
+		switch {
+		case err != nil && !chain.Unusable(err):
 			return nil, fmt.Errorf("what checkpoint %s of %s needs has to be known: %w", m.Checkpoint, m.Domain, err)
+		case err != nil && v.Latest:
+			k.wrong = append(k.wrong, fmt.Errorf("what checkpoint %s of %s needs is not known: %w", m.Checkpoint, m.Domain, err))
 		}
 		for _, obj := range objects {
-			want[obj.Key] = wanted{obj.Ref.Length, before}
+			want[claim{obj.Key, obj.Ref.Length}] = w
 		}
 	}
-	r.Needed = len(want)
+	r.Checkpoints, r.Needed = len(checkpoints), len(want)+len(k.singles)
 	return want, nil
 }
 
-// find finds the version of each object that is to be kept: of what is named by its digest,
-// or never changes, the oldest of the right length; else the newest.
-func (k *keeper) find(ctx context.Context, want map[string]wanted) (map[string]version, error) {
-	found := make(map[string]version, len(want))
+// find finds the version of each object that is to be kept: the oldest of the right length.
+func (k *keeper) find(ctx context.Context, want map[claim]wanted) (map[claim]version, error) {
+	found := make(map[claim]version, len(want))
 	for v, err := range k.versions.ListVersions(ctx, "", "") {
 		if err != nil {
 			return nil, err
 		}
+		// Which of these is right takes a key to know.
 		if k.repo.Config.Encryption != nil && !v.Marker && strings.HasPrefix(v.Key, "keys/") {
-			k.keyFiles = append(k.keyFiles, keyFile{v.Key, version{id: v.ID, stored: v.Stored, latest: v.Latest}})
+			k.singles = append(k.singles, single{v.Key, wanted{}, version{id: v.ID, stored: v.Stored, latest: v.Latest}})
 		}
-		w, needed := want[v.Key]
-		if !needed || v.Marker {
+		if v.Marker {
 			continue
 		}
-		_, _, named := archive.ParseKey(v.Key)
-		constant := named || v.Key == chain.ConfigKey
-		if constant && w.length >= 0 && v.Size != w.length {
-			continue
-		}
-		f, has := found[v.Key] // of those of one time the newest come first
-		if !has || constant && !v.Stored.After(f.stored) || !constant && v.Stored.After(f.stored) {
-			found[v.Key] = version{id: v.ID, stored: v.Stored, latest: v.Latest}
+		for _, c := range []claim{{v.Key, v.Size}, {v.Key, -1}} {
+			if _, needed := want[c]; !needed {
+				continue
+			}
+			f, has := found[c] // of those of one time the newest come first
+			if !has || !v.Stored.After(f.stored) {
+				found[c] = version{id: v.ID, stored: v.Stored, latest: v.Latest}
+			}
 		}
 	}
 	return found, nil
@@ -218,56 +242,81 @@ func (k *keeper) due(key string, w wanted, v version) bool {
 	switch {
 	case k.begun.Sub(v.stored) < day:
 		return false // the bucket's rule has just begun
-	case k.o.All || k.last.IsZero():
+	case k.o.All:
 		return true
-	case k.begun.Sub(v.stored) < time.Duration(k.rule.Slices())*day:
-		return false // the bucket's rule keeps it, until its turn comes
-	case !w.before:
-		return true
+	case !w.since.Before(k.sure) && v.stored.Before(w.since.Add(-day)):
+		return true // it is older than who needs it, and perhaps nobody did before
 	}
-	return turn(key, k.rule.Slices(), k.last, k.begun)
+	since := k.last
+	if v.stored.After(since) {
+		since = v.stored
+	}
+	return turn(key, k.rule.Slices(), since, k.begun)
 }
 
 // turn reports whether the turn of a key is on a day after that of last, up to that of now.
 func turn(key string, slices int, last, now time.Time) bool {
-	from, to := last.Unix()/86400, now.Unix()/86400
-	if to-from >= int64(slices) {
-		return true
-	}
-	sum := archive.Sum([]byte(key))
-	of := (int64(sum[0])<<8 | int64(sum[1])) % int64(slices)
-	for d := from + 1; d <= to; d++ {
-		if d%int64(slices) == of {
-			return true
-		}
-	}
-	return false
+	from, to, n := dayOf(last), dayOf(now), int64(slices)
+	of := sliceOf(key, n)
+	return to-from >= n || to > from && (to-of+n)/n > (from-of+n)/n
 }
 
-// extend keeps on what is due, several at once.
-func (k *keeper) extend(ctx context.Context, how objstore.Retention, want map[string]wanted, found map[string]version, r *Result) error {
-	missing := &MissingError{}
-	var due []string
-	for _, key := range slices.Sorted(maps.Keys(want)) {
-		v, ok := found[key]
+// sliceOf is which of n slices a key is in: its turn is on the days (since 1970) that leave the
+// same rest.
+func sliceOf(key string, n int64) int64 {
+	sum := archive.Sum([]byte(key))
+	return (int64(sum[0])<<8 | int64(sum[1])) % n
+}
+
+// kept is an object that is to be kept on.
+type kept struct {
+	key string
+	version
+}
+
+// dueNow are those whose turn it is.
+func (k *keeper) dueNow(want map[claim]wanted, found map[claim]version, r *Result) (due []kept, missing []string) {
+	for c, w := range want {
+		v, ok := found[c]
 		if !ok {
-			missing.Keys = append(missing.Keys, key)
+			missing = append(missing, c.key)
 			continue
 		}
 		if !v.latest {
-			r.Covered = append(r.Covered, Covered{Key: key, ID: v.id})
+			r.Covered = append(r.Covered, Covered{Key: c.key, ID: v.id})
 		}
-		if k.due(key, want[key], v) {
-			due = append(due, key)
+		if k.due(c.key, w, v) {
+			due = append(due, kept{c.key, v})
 		}
 	}
+	slices.Sort(missing)
+	missing = slices.Compact(missing)
+	slices.SortFunc(r.Covered, func(a, b Covered) int { return strings.Compare(a.Key, b.Key) })
+	for _, s := range k.singles {
+		if k.due(s.key, s.wanted, s.version) {
+			due = append(due, kept{s.key, s.version})
+		}
+	}
+	return due, missing
+}
+
+// extend keeps on what is due, several at once. Where one can't be kept, the others are.
+func (k *keeper) extend(ctx context.Context, how objstore.Retention, want map[claim]wanted, found map[claim]version, r *Result) error {
+	due, missing := k.dueNow(want, found, r)
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(1, objstore.Connections(k.repo.Store)))
-	var done atomic.Int64
-	for _, key := range due {
+	var done, refused atomic.Int64
+	var mu sync.Mutex
+	for _, o := range due {
 		g.Go(func() error {
-			if err := k.retain(gctx, key, found[key], r.Until, how); err != nil {
-				return err
+			if err := k.retain(gctx, o.key, o.version, r.Until, how); err != nil {
+				if n := refused.Add(1); n > maxRefused || gctx.Err() != nil {
+					return err
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				k.wrong = append(k.wrong, err)
+				return nil
 			}
 			n := done.Add(1)
 			if k.o.Progress != nil {
@@ -276,21 +325,20 @@ func (k *keeper) extend(ctx context.Context, how objstore.Retention, want map[st
 			return nil
 		})
 	}
-	for _, f := range k.keyFiles {
-		if k.due(f.key, wanted{-1, true}, f.version) {
-			g.Go(func() error { return k.retain(gctx, f.key, f.version, r.Until, how) })
-		}
-	}
 	err := g.Wait()
 	r.Extended = int(done.Load())
-	if i := slices.IndexFunc(due, func(key string) bool { return found[key].latest }); err == nil && i >= 0 {
-		err = k.prove(ctx, due[i], found[due[i]], r.Until)
+	i := slices.IndexFunc(due, func(o kept) bool { return o.latest })
+	if err == nil && len(k.wrong) == 0 && i >= 0 {
+		err = k.prove(ctx, due[i].key, due[i].version, r.Until)
 	}
-	if len(missing.Keys) > 0 {
-		err = errors.Join(err, missing)
+	if len(missing) > 0 {
+		err = errors.Join(err, &MissingError{Keys: missing})
 	}
-	return err
+	return errors.Join(append(k.wrong, err)...)
 }
+
+// maxRefused is how many objects may fail to be kept on before it is the store that fails.
+const maxRefused = 100
 
 // retain keeps an object until then. One that is kept longer already, as after a clock was
 // set back, can't be kept shorter, and need not.

@@ -3,16 +3,19 @@
 package lock
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"pgregory.net/rapid"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/objstore"
@@ -67,6 +70,9 @@ func (w *world) safe(m *chain.Manifest) {
 		for v, err := range w.server.ListVersions(w.t.Context(), o.Key, "") {
 			if err != nil {
 				w.t.Fatal(err)
+			}
+			if v.Marker {
+				continue
 			}
 			until, _, err := w.server.Retained(w.t.Context(), o.Key, v.ID)
 			told := !until.IsZero() // versitygw does not tell of what its rule keeps, and lets that be shortened
@@ -194,4 +200,115 @@ func TestTurn(t *testing.T) {
 			last = now
 		}
 	})
+}
+
+// TestLockDamaged: a manifest that is damaged on top, or was taken away, keeps nothing from
+// being kept on, of its own checkpoint neither: what lies below tells what it needs. It is told.
+func TestLockDamaged(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, s3test.StartVersioned(t, s3test.MinIO))
+	content := make([]byte, 2<<20)
+	chaintest.Fill(rng(), content)
+	var all []*chain.Manifest
+	for range 3 {
+		all = append(all, w.Commit(content, true, nil))
+	}
+	key := func(i int) string { return chain.ManifestKey(all[i].Domain, all[i].Checkpoint) }
+	if err := errors.Join(
+		w.server.Put(t.Context(), key(0), strings.NewReader("junk"), objstore.PutOptions{Mode: objstore.Replace}),
+		w.server.Delete(t.Context(), key(1)),
+	); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		w.now = w.now.Add(24 * time.Hour)
+		r, err := Run(t.Context(), w.Repo, Options{Now: func() time.Time { return w.now }})
+		if !chain.Unusable(err) || !strings.Contains(err.Error(), all[0].Checkpoint) || r == nil || r.Checkpoints != 3 {
+			t.Errorf("%+v, %v", r, err)
+		}
+		for _, m := range all {
+			w.safe(m)
+		}
+	}
+}
+
+// TestForgedLast: whoever says each night that lock has just run keeps nothing from being kept on.
+func TestForgedLast(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, s3test.StartVersioned(t, s3test.MinIO))
+	content := make([]byte, 2<<20)
+	chaintest.Fill(rng(), content)
+	m := w.Commit(content, true, nil)
+	extended := 0
+	for range 5 {
+		w.now = w.now.Add(24 * time.Hour)
+		if err := w.Repo.PutLocked(t.Context(), w.now); err != nil {
+			t.Fatal(err)
+		}
+		extended += w.lock().Extended
+		w.safe(m)
+	}
+	if extended == 0 {
+		t.Error("nothing was kept on")
+	}
+}
+
+// TestLockForged: a manifest that somebody has made, and that names what others need wrongly,
+// keeps none of that from being kept on.
+func TestLockForged(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, s3test.StartVersioned(t, s3test.MinIO))
+	content := make([]byte, 2<<20)
+	chaintest.Fill(rng(), content)
+	m := w.Commit(content, true, nil)
+	forge := func(name string, change func(*archive.MapRef)) {
+		t.Helper()
+		f := *m
+		f.Checkpoint, f.UUID, f.Parent = name, chain.NewUUID(), nil
+		f.Created = w.now.Add(-days*24*time.Hour + time.Hour).UTC().Truncate(time.Second)
+		f.Disks = slices.Clone(m.Disks)
+		f.Disks[0].Maps = slices.Clone(m.Disks[0].Maps)
+		change(&f.Disks[0].Maps[0])
+		data, err := chain.Seal(&f)
+		if err == nil {
+			err = w.server.Put(t.Context(), chain.ManifestKey(f.Domain, name), bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Replace})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	forge("a", func(r *archive.MapRef) { r.DirDigest[0] ^= 1 })
+	forge("b", func(r *archive.MapRef) { r.Length++ })
+	m = w.Commit(content, false, []chaintest.Change{{Start: 0, End: 4096, Zero: true}})
+	k := &keeper{repo: w.Repo, rule: w.Repo.Config.ObjectLock, begun: w.now}
+	want, err := k.needed(t.Context(), &Result{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(k.wrong) != 2 {
+		t.Errorf("told: %v", k.wrong)
+	}
+	objects, err := w.Repo.Needs(t.Context(), m, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range objects {
+		if _, ok := want[claim{o.Key, o.Ref.Length}]; !ok {
+			t.Errorf("%s is not kept on", o.Key)
+		}
+	}
+}
+
+// What a repository needs kept on that a newer version writes to is not known here.
+func TestNewerWriter(t *testing.T) {
+	t.Parallel()
+	repo, err := chain.Init(t.Context(), objstore.NewMem(), chain.InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	repo.Config.ObjectLock, repo.Config.MinWriter = &chain.ObjectLock{Mode: "compliance", Days: 30}, 2
+	var newer *chain.NewerError
+	if _, err := Run(t.Context(), repo, Options{}); !errors.As(err, &newer) {
+		t.Error(err)
+	}
 }

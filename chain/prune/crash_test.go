@@ -104,7 +104,7 @@ func TestCrash(t *testing.T) {
 	for _, done := range []bool{false, true} {
 		for n := 0; ; n++ {
 			crash := &crashing{Store: copyStore(t, w.Store), after: n, done: done}
-			_, err := Run(t.Context(), open(t, crash), Options{packSize: 64 << 10, retry: time.Microsecond})
+			_, err := Run(t.Context(), w.open(t, crash), Options{packSize: 64 << 10, retry: time.Microsecond})
 			if !crash.ended {
 				if err != nil {
 					t.Fatal(err)
@@ -118,7 +118,7 @@ func TestCrash(t *testing.T) {
 				t.Fatalf("write %d failed, and nobody said so", n)
 			}
 			w.verify(t, crash.Store)
-			repo := open(t, crash.Store)
+			repo := w.open(t, crash.Store)
 			allHaveEnded(t, repo)
 			if result := prune(t, repo, Options{packSize: 64 << 10}); len(result.Waiting) > 0 {
 				t.Fatalf("crash at %d: waiting for %+v", n, result.Waiting)
@@ -135,7 +135,7 @@ func TestCrash(t *testing.T) {
 func (w *world) readBytesAfter(t *testing.T, o Options) int64 {
 	t.Helper()
 	store := copyStore(t, w.Store)
-	prune(t, open(t, store), o)
+	prune(t, w.open(t, store), o)
 	return packBytes(objects(t, store))
 }
 

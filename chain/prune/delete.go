@@ -7,6 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore"
@@ -27,7 +30,10 @@ func (p *pruner) delete(ctx context.Context, m *chain.Mark, list *chain.MarkList
 		Deleting: &chain.Deleting{Repo: p.repo, Mark: m, Now: p.o.now, Retry: p.o.retry},
 		v:        v, removed: Amounts{},
 	}
-	keys := list.Objects
+	keys, err := p.unstruck(ctx, m, list)
+	if err != nil {
+		return nil, err
+	}
 	total := int64(len(keys))
 	for n := int64(0); len(keys) > 0; {
 		p.progress("deleting", n, total)
@@ -54,11 +60,36 @@ func (p *pruner) delete(ctx context.Context, m *chain.Mark, list *chain.MarkList
 		p.result.Unanswered = true
 		p.note("the store did not answer all that was to be deleted, and a request may still be on its way: until the next prune has seen to that, these objects count as being deleted")
 	}
+	if settled {
+		if err := p.repo.RemoveStrikes(ctx, m); err != nil {
+			p.note("what hosts have struck from the mark stays, and counts for nothing any more: %v", err)
+		}
+	}
 	if d.refused > 0 {
 		return d.removed, fmt.Errorf("the store refuses to delete %d objects that no checkpoint needs: %w", d.refused, d.why)
 	}
 	p.progress("deleting", total, total)
 	return d.removed, nil
+}
+
+// unstruck is what of a list no host has struck: see [chain.Strike].
+func (p *pruner) unstruck(ctx context.Context, m *chain.Mark, list *chain.MarkList) ([]string, error) {
+	struck, err := p.repo.Struck(ctx, m)
+	if err != nil || len(struck) == 0 {
+		return list.Objects, err
+	}
+	hosts := make(map[string]bool)
+	keys := slices.DeleteFunc(slices.Clone(list.Objects), func(key string) bool {
+		host, is := struck[key]
+		if is {
+			hosts[host] = true
+		}
+		return is
+	})
+	if n := len(list.Objects) - len(keys); n > 0 {
+		p.note("%d objects stay, since runs of %s need them", n, strings.Join(slices.Sorted(maps.Keys(hosts)), ", "))
+	}
+	return keys, nil
 }
 
 func (d *deleter) refuse(n int64, err error) {

@@ -21,7 +21,7 @@ func TestForgottenLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	seen := bitmapstore.Header{Name: "b", Granularity: 65536, Size: 1 << 20}
-	ref, err := writer.PutBitmap(t.Context(), seen, bitmapstore.Between(0, 65536))
+	ref, _, err := writer.PutBitmap(t.Context(), seen, bitmapstore.Between(0, 65536))
 	if err == nil {
 		_, _, err = writer.Finish(t.Context())
 	}

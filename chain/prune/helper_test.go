@@ -24,6 +24,7 @@ var errOutage = errors.New("the store is away")
 // world is a repository whose checkpoints are known.
 type world struct {
 	*chaintest.History
+	keys      *chaintest.Keys // nil: it is plain
 	forgotten map[string]bool
 }
 
@@ -34,7 +35,13 @@ func newWorld(t *testing.T, seed uint64, checkpoints int) *world {
 
 func newSmallWorld(t *testing.T, seed uint64, checkpoints int, size int64) *world {
 	t.Helper()
-	w := &world{History: chaintest.NewHistory(t), forgotten: make(map[string]bool)}
+	return newWorldOf(t, seed, checkpoints, size, nil)
+}
+
+// newWorldOf is a world whose repository has keys; nil: it is plain.
+func newWorldOf(t *testing.T, seed uint64, checkpoints int, size int64, keys *chaintest.Keys) *world {
+	t.Helper()
+	w := &world{History: chaintest.NewHistoryOf(t, keys), keys: keys, forgotten: make(map[string]bool)}
 	w.Random(rand.New(rand.NewPCG(seed, 1)), checkpoints, size)
 	return w
 }
@@ -58,10 +65,7 @@ func (w *world) forget(t *testing.T, repo *chain.Repository, numbers ...int) {
 // that the repository is whole.
 func (w *world) verify(t *testing.T, store objstore.Store) {
 	t.Helper()
-	repo, err := chain.Open(t.Context(), store)
-	if err != nil {
-		t.Fatal(err)
-	}
+	repo := w.open(t, store)
 	for i, m := range w.Checkpoints {
 		if w.forgotten[m.Checkpoint] {
 			continue
@@ -151,9 +155,10 @@ func copyStore(t *testing.T, from objstore.Store) objstore.Store {
 	return to
 }
 
-func open(t *testing.T, store objstore.Store) *chain.Repository {
+// open opens the repository in a store, with its keys.
+func (w *world) open(t *testing.T, store objstore.Store) *chain.Repository {
 	t.Helper()
-	repo, err := chain.Open(t.Context(), store)
+	repo, err := w.keys.Whole(t.Context(), store)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,7 +32,8 @@ func (p *pruner) indexReaders() int { return max(nearReaders, objstore.Connectio
 
 // index is what is known of one.
 type index struct {
-	number int      // in the inventory
+	kind   *kind    // those of one folder
+	number int      // in that
 	packs  []uint32 // that it lists and that are needed, by their numbers in the inventory
 	bytes  []int64  // of what each of them has beside its table, in an encrypted repository
 	chunks int      // in these packs
@@ -40,20 +41,24 @@ type index struct {
 	odd    bool     // it can't be read here, and stays
 }
 
+func (in *index) key() string {
+	return archive.ObjectKey(in.kind.prefix, in.kind.objects[in.number].name)
+}
+
 // readIndexes reads all indexes. One that is damaged, or of a newer version, stays as it
 // is, since it tells nothing: check finds it.
 func (p *pruner) readIndexes(ctx context.Context, v *inventory) ([]index, error) {
-	k := v.of(archive.IndexPrefix)
-	indexes := make([]index, len(k.objects))
+	all := v.indexes()
+	indexes := make([]index, len(all))
 	var done int64
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(p.indexReaders())
-	for i := range k.objects {
+	for i := range all {
 		if gctx.Err() != nil {
 			break
 		}
 		g.Go(func() error {
-			in, err := p.readIndex(gctx, v, i)
+			in, err := p.readIndex(gctx, v, all[i])
 			if err != nil {
 				return err
 			}
@@ -61,7 +66,7 @@ func (p *pruner) readIndexes(ctx context.Context, v *inventory) ([]index, error)
 			defer p.mu.Unlock()
 			indexes[i] = in
 			done++
-			p.progress("reading indexes", done, int64(len(k.objects)))
+			p.progress("reading indexes", done, int64(len(all)))
 			return nil
 		})
 	}
@@ -71,12 +76,11 @@ func (p *pruner) readIndexes(ctx context.Context, v *inventory) ([]index, error)
 	return indexes, context.Cause(ctx)
 }
 
-func (p *pruner) readIndex(ctx context.Context, v *inventory, i int) (index, error) {
-	in := index{number: i}
+func (p *pruner) readIndex(ctx context.Context, v *inventory, empty index) (index, error) {
+	in := empty
 	packs := v.of(archive.PackPrefix)
-	ref := v.of(archive.IndexPrefix).ref(i)
 	var err error
-	in.time, err = archive.ReadIndex(ctx, p.repo.Store, ref, func(pack archive.Ref, chunks []archive.PackChunk) error {
+	in.time, err = archive.ReadIndex(ctx, p.repo.Store, in.key(), p.indexing, func(pack archive.Ref, chunks []archive.PackChunk) error {
 		n := packs.find(pack.Name)
 		if n >= 0 && packs.objects[n].size == pack.Length && packs.needed[n] {
 			in.packs = append(in.packs, uint32(n))
@@ -88,11 +92,12 @@ func (p *pruner) readIndex(ctx context.Context, v *inventory, i int) (index, err
 		return nil
 	})
 	switch {
-	case errors.Is(err, objstore.ErrNotFound):
-		return index{number: i}, nil // removed since it was listed
+	case errors.Is(err, objstore.ErrNotFound), errors.Is(err, archive.ErrOldIndex):
+		return empty, nil // removed since it was listed, or of no use
 	case archive.IsDamage(err):
 		p.note("an index stays as it is: %v", err)
-		return index{number: i, odd: true}, nil
+		empty.odd = true
+		return empty, nil
 	}
 	return in, err
 }
@@ -100,7 +105,6 @@ func (p *pruner) readIndex(ctx context.Context, v *inventory, i int) (index, err
 // useIndexes marks the indexes that are needed: those that list most first, until all
 // packs are listed that are listed anywhere.
 func (pl *plan) useIndexes() {
-	k := pl.inventory.of(archive.IndexPrefix)
 	listed := make([]bool, len(pl.inventory.of(archive.PackPrefix).objects))
 	order := make([]int, len(pl.indexes))
 	for i := range order {
@@ -117,18 +121,17 @@ func (pl *plan) useIndexes() {
 			needed = needed || !listed[pack]
 			listed[pack] = true
 		}
-		k.needed[in.number] = needed
+		in.kind.needed[in.number] = needed
 	}
 }
 
 // chooseMerge decides which indexes are merged: the small ones, when there are many.
 func (pl *plan) chooseMerge() {
-	k := pl.inventory.of(archive.IndexPrefix)
 	var small []int
 	chunks := 0
 	for i := range pl.indexes {
 		in := &pl.indexes[i]
-		if k.needed[in.number] && !in.odd && in.chunks < smallIndex {
+		if in.kind.needed[in.number] && !in.odd && in.chunks < smallIndex {
 			small = append(small, i)
 			chunks += in.chunks
 		}
@@ -146,20 +149,23 @@ func (p *pruner) mergeIndexes(ctx context.Context, pl *plan, skip func(archive.R
 	if len(pl.merge) == 0 {
 		return Merge{}, nil
 	}
-	k, packs := pl.inventory.of(archive.IndexPrefix), pl.inventory.of(archive.PackPrefix)
+	packs := pl.inventory.of(archive.PackPrefix)
 	var newest int64
 	for _, i := range pl.merge {
 		newest = max(newest, pl.indexes[i].time)
 	}
-	w, err := archive.NewIndexWriter(p.repo.Store, newest, p.o.TempDir)
+	own, err := p.repo.Indexing()
+	if err != nil {
+		return Merge{}, err
+	}
+	w, err := archive.NewIndexWriter(p.repo.Store, newest, p.o.TempDir, own)
 	if err != nil {
 		return Merge{}, err
 	}
 	defer w.Close()
 	listed := make(map[archive.Digest]bool)
 	for _, i := range pl.merge {
-		ref := k.ref(pl.indexes[i].number)
-		_, err := archive.ReadIndex(ctx, p.repo.Store, ref, func(pack archive.Ref, chunks []archive.PackChunk) error {
+		_, err := archive.ReadIndex(ctx, p.repo.Store, pl.indexes[i].key(), p.indexing, func(pack archive.Ref, chunks []archive.PackChunk) error {
 			n := packs.find(pack.Name)
 			if n < 0 || !packs.needed[n] || listed[pack.Name] || skip(pack) {
 				return nil

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -55,6 +56,20 @@ func (v *inventory) of(prefix string) *kind {
 		return k
 	}
 	return &kind{prefix: prefix}
+}
+
+// indexes are those of all folders, none read yet.
+func (v *inventory) indexes() []index {
+	var all []index
+	for _, prefix := range slices.Sorted(maps.Keys(v.kinds)) {
+		if _, is := archive.IsIndex(prefix); !is {
+			continue
+		}
+		for i := range v.kinds[prefix].objects {
+			all = append(all, index{kind: v.kinds[prefix], number: i})
+		}
+	}
+	return all
 }
 
 // takeInventory lists the store. A listing without the configuration, which is there, is
@@ -143,7 +158,7 @@ func (v *inventory) look(key string) (kind string, size int64, ok bool) {
 
 // kindName names what lies under a prefix, for people and programs.
 func kindName(prefix string) string {
-	if prefix == archive.IndexPrefix {
+	if _, is := archive.IsIndex(prefix); is {
 		return "indexes"
 	}
 	return strings.TrimSuffix(prefix, "/")

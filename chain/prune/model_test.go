@@ -73,15 +73,15 @@ type model struct {
 	did        map[string]int
 }
 
-func newModelRepository(t *rapid.T) *modelRepository {
+func newModelRepository(t *rapid.T, keys *chaintest.Keys) *modelRepository {
 	store := objstore.NewMem()
-	first, err := chain.Init(t.Context(), store, chain.InitOptions{})
+	first, err := chaintest.Init(t.Context(), store, keys)
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := &modelRepository{users: []*chain.Repository{first}, stands: make(map[string]standing)}
 	for range 2 {
-		user, err := chain.Open(t.Context(), store)
+		user, err := keys.Whole(t.Context(), store)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,8 +96,9 @@ func newModelRepository(t *rapid.T) *modelRepository {
 func TestModel(t *testing.T) {
 	t.Parallel()
 	did := make(map[string]int)
+	var keys *chaintest.Keys // of both repositories of the world
 	world := rapid.MakeFuzz(func(t *rapid.T) {
-		m := &model{T: t, main: newModelRepository(t), twin: newModelRepository(t), did: did, left: make(map[string]bool)}
+		m := &model{T: t, main: newModelRepository(t, keys), twin: newModelRepository(t, keys), did: did, left: make(map[string]bool)}
 		m.ctx = protocol.WithTest(t.Context(), &protocol.Test{
 			Ended: func(run string) bool {
 				return !slices.ContainsFunc(m.pending, func(p *pending) bool { return p.hold.UUID() == run })
@@ -139,13 +140,17 @@ func TestModel(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			choices := make([]byte, 64<<10)
 			chaintest.Fill(rand.New(rand.NewPCG(uint64(seed), 17)), choices)
+			if keys = nil; seed%4 == 3 {
+				keys = chaintest.NewKeys(t)
+				did["encrypted"]++
+			}
 			world(t, choices)
 		})
 	}
 	t.Log(did)
 	for _, what := range []string{
 		"full", "increment", "commit", "broken", "late", "crash", "forget", "kept", "tag", "prune", "waiting", "removed", "repacked",
-		"copy", "back", "damage", "told", "repair", "again", "spanned a prune", "spanned a repair",
+		"copy", "back", "damage", "told", "repair", "again", "spanned a prune", "spanned a repair", "encrypted",
 	} {
 		if did[what] == 0 {
 			t.Errorf("it never came to %q: %v", what, did)

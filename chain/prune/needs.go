@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
@@ -20,6 +21,7 @@ type needs struct {
 	lists   *lists
 	parts   []segment
 	live    *liveFrames      // nil: not asked for
+	young   map[int]bool     // packs that stay whole, since young checkpoints have needed them in some version
 	missing map[string]int64 // needed, and not in the inventory: its length
 }
 
@@ -28,7 +30,7 @@ type needs struct {
 // are. What is needed and was not listed was stored since; or it is missing, which is an
 // error, as is a listing that leaves out what is there.
 func (p *pruner) findNeeds(ctx context.Context, v *inventory, known []string, frames bool) (*needs, error) {
-	n := &needs{missing: make(map[string]int64), lists: newLists()}
+	n := &needs{missing: make(map[string]int64), lists: newLists(), young: make(map[int]bool)}
 	var read int64
 	census, err := p.repo.Census(ctx, append(known, v.manifests...), func(m *chain.Manifest) error {
 		read++
@@ -54,7 +56,42 @@ func (p *pruner) findNeeds(ctx context.Context, v *inventory, known []string, fr
 	if err := p.readMaps(ctx, v, n); err != nil {
 		return nil, err
 	}
+	if err := p.young(ctx, v, n); err != nil {
+		return nil, err
+	}
 	return n, p.checkMissing(ctx, n)
+}
+
+// young marks what young checkpoints have needed in any version of their manifests, where the
+// store keeps all of it for a time: so whoever has described one anew, forgotten it or put
+// something in its place has taken nothing away from it yet.
+func (p *pruner) young(ctx context.Context, v *inventory, n *needs) error {
+	rule := p.repo.Config.ObjectLock
+	if rule == nil {
+		return nil
+	}
+	since := time.Now().Add(-time.Duration(rule.Days) * 24 * time.Hour)
+	revisions, err := p.repo.YoungRevisions(ctx, since)
+	if err != nil {
+		return err
+	}
+	claims := p.repo.Beneath(nil).NewClaims()
+	for _, r := range revisions {
+		if r.Manifest == nil {
+			continue // a damaged one that counts is an error of the census
+		}
+		objects, err := claims.Add(ctx, r.Manifest)
+		if err != nil && !chain.Unusable(err) {
+			return err
+		}
+		for _, o := range objects {
+			n.wanted(v, o.Key, o.Ref)
+			if prefix, name, _ := archive.ParseKey(o.Key); prefix == archive.PackPrefix {
+				n.young[v.of(prefix).find(name)] = true
+			}
+		}
+	}
+	return nil
 }
 
 // need marks an object. mu need not be held by who is alone.

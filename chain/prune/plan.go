@@ -92,6 +92,9 @@ func (pl *plan) chooseRepack(limit Limit, most int64, damaged map[archive.Digest
 			continue
 		}
 		total += o.size
+		if pl.needs.young[i] {
+			continue // to empty it frees nothing before the store lets it go
+		}
 		waste := o.size // if none of it is read
 		switch {
 		case len(use.offsets) == 0:

@@ -176,14 +176,14 @@ func TestPowerCut(t *testing.T) {
 	for seed := range soak(1) {
 		w := newSmallWorld(t, 3+seed, 6, 200<<10)
 		begin := copyStore(t, w.Store)
-		(&world{History: w.History, forgotten: make(map[string]bool)}).forget(t, open(t, begin), len(w.Checkpoints)-1)
+		(&world{History: w.History, keys: w.keys, forgotten: make(map[string]bool)}).forget(t, w.open(t, begin), len(w.Checkpoints)-1)
 		for _, lies := range []string{"", "files", "folders"} {
 			at := 0
 			disk, store := onDisk(t, begin, func(folder bool) bool {
 				return at == repacks && lies == map[bool]string{false: "files", true: "folders"}[folder]
 			})
 			for _, d := range life() {
-				if err := d.do(t.Context(), w, open(t, store)); err != nil {
+				if err := d.do(t.Context(), w, w.open(t, store)); err != nil {
 					t.Fatal(err)
 				}
 				at++
@@ -214,7 +214,7 @@ func (w *world) goesOn(ctx context.Context, store objstore.Store, step int) erro
 		return err
 	}
 	ctx = restarted(ctx)
-	repo, err := chain.Open(ctx, store)
+	repo, err := w.keys.Whole(ctx, store)
 	if err != nil {
 		return err
 	}
@@ -229,7 +229,7 @@ func (w *world) goesOn(ctx context.Context, store objstore.Store, step int) erro
 
 // stands returns what is wrong when the steps before step are done, and that one perhaps.
 func (w *world) stands(ctx context.Context, store objstore.Store, step int) error {
-	repo, err := chain.Open(ctx, store)
+	repo, err := w.keys.Whole(ctx, store)
 	if err != nil {
 		return err
 	}
@@ -279,7 +279,7 @@ func TestPowerCutInRepair(t *testing.T) {
 	for seed := range soak(1) {
 		for _, lies := range []bool{false, true} {
 			w := newSmallWorld(t, seed, 4, 300<<10)
-			twin := repair.Options{From: []repair.Source{{Name: "twin", Repo: open(t, copyStore(t, w.Store))}}}
+			twin := repair.Options{From: []repair.Source{{Name: "twin", Repo: w.open(t, copyStore(t, w.Store))}}}
 			r := rand.New(rand.NewPCG(seed, 7))
 			isData := func(key string) bool { return chain.ParseKey(key).Kind == chain.KeyData }
 			for range 4 {
@@ -305,13 +305,13 @@ func TestPowerCutInRepair(t *testing.T) {
 					continue // nothing was to be had again
 				}
 				disk, store := onDisk(t, w.Store, func(bool) bool { return lies })
-				if err := mend(t.Context(), open(t, store), o); err != nil {
+				if err := mend(t.Context(), w.open(t, store), o); err != nil {
 					t.Fatal(err)
 				}
 				disk.Next()
 				lefts, err := eachLeft(t, disk, seed, func(step int, store objstore.Store) error {
 					ctx := restarted(t.Context())
-					repo, err := chain.Open(ctx, store)
+					repo, err := w.keys.Whole(ctx, store)
 					if err != nil {
 						return err
 					}

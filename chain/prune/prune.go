@@ -46,9 +46,10 @@ type Options struct {
 const maxRounds = 1000
 
 type pruner struct {
-	repo   *chain.Repository
-	o      Options
-	result *Result
+	repo     *chain.Repository
+	o        Options
+	result   *Result
+	indexing archive.Indexing // whose indexes count
 
 	mu      sync.Mutex              // guards what several goroutines of one step fill
 	damaged map[archive.Digest]bool // packs that can't be repacked
@@ -77,10 +78,11 @@ func Run(ctx context.Context, repo *chain.Repository, o Options) (*Result, error
 		o.now = sys.SinceBoot
 	}
 	p := &pruner{
-		repo: repo, o: o, damaged: make(map[archive.Digest]bool),
+		repo: repo, o: o, indexing: archive.Indexing{Seals: repo.IndexSeals()}, damaged: make(map[archive.Digest]bool),
 		result: &Result{DryRun: o.DryRun, Removed: Amounts{}, Resumed: Amounts{}, Left: Amounts{}, Waiting: []Waiting{}},
 	}
 	err := p.run(ctx)
+	p.result.Freed = max(0, p.result.Removed.Total().Bytes+p.result.Resumed.Total().Bytes-p.result.Repack.Moves)
 	p.result.VersionsKept = objstore.KeepsVersions(repo.Store) // its mark was stored
 	return p.result, errors.Join(append([]error{err}, p.failed...)...)
 }
@@ -175,7 +177,7 @@ func (p *pruner) prunedMeanwhile(ctx context.Context, state string, err error) b
 // checkpoints that one knew of.
 func (p *pruner) before(ctx context.Context) ([]string, error) {
 	if !p.o.DryRun {
-		if err := p.repo.CheckWritable(); err != nil {
+		if err := errors.Join(p.repo.CheckWritable(), p.repo.CheckManages("prune")); err != nil {
 			return nil, err
 		}
 	}

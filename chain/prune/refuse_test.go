@@ -63,7 +63,7 @@ func TestListingsThatLie(t *testing.T) {
 			t.Parallel()
 			store := copyStore(t, w.Store)
 			before := objects(t, store)
-			_, err := Run(t.Context(), open(t, &hiding{store, c.hidden}), Options{packSize: 64 << 10})
+			_, err := Run(t.Context(), w.open(t, &hiding{store, c.hidden}), Options{packSize: 64 << 10})
 			var lie *chain.ListingError
 			if !errors.As(err, &lie) || c.object != "" && lie.Object != c.object {
 				t.Errorf("%v, want that %s is not listed", err, c.object)
@@ -119,7 +119,7 @@ func TestUnreadable(t *testing.T) {
 			store := copyStore(t, w.Store)
 			harm(t, store)
 			before := objects(t, store)
-			_, err := Run(t.Context(), open(t, store), Options{packSize: 64 << 10})
+			_, err := Run(t.Context(), w.open(t, store), Options{packSize: 64 << 10})
 			if !archive.IsDamage(err) {
 				t.Errorf("%v is no damage", err)
 			}
@@ -138,7 +138,7 @@ func TestUnreadable(t *testing.T) {
 		store := copyStore(t, w.Store)
 		before := objects(t, store)
 		faulty := objstoretest.NewFaulty(t, store, f)
-		if _, err := Run(t.Context(), open(t, faulty), Options{packSize: 64 << 10}); !errors.Is(err, errOutage) || archive.IsDamage(err) {
+		if _, err := Run(t.Context(), w.open(t, faulty), Options{packSize: 64 << 10}); !errors.Is(err, errOutage) || archive.IsDamage(err) {
 			t.Errorf("%s of %q fails: %v", f.Op, f.Prefix, err)
 		}
 		if !maps.Equal(objects(t, store), before) {
@@ -154,7 +154,7 @@ func TestDamagedPack(t *testing.T) {
 	w := newWorld(t, 3, 5)
 	w.forget(t, w.Repo, 0, 1, 3)
 	store := copyStore(t, w.Store)
-	plan, err := Run(t.Context(), open(t, store), Options{DryRun: true})
+	plan, err := Run(t.Context(), w.open(t, store), Options{DryRun: true})
 	if err != nil || plan.Plan.Repack.Moves == 0 {
 		t.Fatalf("%+v, %v", plan, err)
 	}
@@ -173,7 +173,7 @@ func TestDamagedPack(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	result, err := Run(t.Context(), open(t, store), Options{packSize: 64 << 10})
+	result, err := Run(t.Context(), w.open(t, store), Options{packSize: 64 << 10})
 	if !archive.IsDamage(err) || result.Repack.Moves != 0 {
 		t.Errorf("%v, %+v", err, result)
 	}
@@ -185,11 +185,11 @@ func TestDamagedPack(t *testing.T) {
 		if w.forgotten[m.Checkpoint] {
 			continue
 		}
-		m, err := open(t, store).Manifest(t.Context(), "web", m.Checkpoint)
+		m, err := w.open(t, store).Manifest(t.Context(), "web", m.Checkpoint)
 		if err != nil {
 			t.Fatal(err)
 		}
-		needs, err := open(t, store).Needs(t.Context(), m, nil)
+		needs, err := w.open(t, store).Needs(t.Context(), m, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -288,7 +288,7 @@ func TestNeededMeanwhile(t *testing.T) {
 			}
 		}
 	}
-	prune(t, open(t, h), Options{})
+	prune(t, w.open(t, h), Options{})
 	if !committed {
 		t.Fatal("there was no mark")
 	}
@@ -325,17 +325,17 @@ func TestLostMark(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, err := Run(t.Context(), open(t, h), Options{batch: 1}); !errors.Is(err, ErrLostMark) || len(deleted) != 1 {
+	if _, err := Run(t.Context(), w.open(t, h), Options{batch: 1}); !errors.Is(err, ErrLostMark) || len(deleted) != 1 {
 		t.Errorf("%v, deleted %q", err, deleted)
 	}
-	allHaveEnded(t, open(t, w.Store))
+	allHaveEnded(t, w.open(t, w.Store))
 	var now, deletes, looks atomic.Int64
 	h.deleted = func(string) {
 		deletes.Add(1)
 		now.Add(int64(time.Hour)) // and so it is at the next one
 	}
 	o := Options{now: func() time.Duration { return time.Duration(now.Load()) }}
-	if _, err := Run(t.Context(), open(t, &counting{Store: h, looks: &looks}), o); err != nil {
+	if _, err := Run(t.Context(), w.open(t, &counting{Store: h, looks: &looks}), o); err != nil {
 		t.Error(err)
 	}
 	if deletes.Load() < batchDeletes || looks.Load() < deletes.Load()/batchDeletes {
@@ -365,7 +365,7 @@ func TestMayNotDelete(t *testing.T) {
 	w := newWorld(t, 9, 3)
 	w.forget(t, w.Repo, 2)
 	faulty := objstoretest.NewFaulty(t, w.Store, objstoretest.Fault{Op: objstoretest.Delete, Prefix: "", Err: fs.ErrPermission})
-	result, err := Run(t.Context(), open(t, faulty), Options{MaxUnused: Limit{Unlimited: true}})
+	result, err := Run(t.Context(), w.open(t, faulty), Options{MaxUnused: Limit{Unlimited: true}})
 	if !errors.Is(err, fs.ErrPermission) || result.Removed.Total().Objects != 0 {
 		t.Errorf("%v, %+v", err, result)
 	}
@@ -385,14 +385,14 @@ func TestFull(t *testing.T) {
 	for _, prefix := range []string{archive.PackPrefix, archive.MapPrefix, archive.IndexPrefix, "domains/"} {
 		store := copyStore(t, w.Store)
 		faulty := objstoretest.NewFaulty(t, store, objstoretest.Fault{Op: objstoretest.Put, Prefix: prefix, After: 0, Err: full})
-		if _, err := Run(t.Context(), open(t, faulty), Options{packSize: 64 << 10}); !errors.Is(err, full) {
+		if _, err := Run(t.Context(), w.open(t, faulty), Options{packSize: 64 << 10}); !errors.Is(err, full) {
 			t.Errorf("%s: %v", prefix, err)
 		}
 		w.verify(t, store)
 		if left := keys(objects(t, store), "leases/"); len(left) > 0 {
 			t.Errorf("%s: %q are left", prefix, left)
 		}
-		if result := prune(t, open(t, store), Options{packSize: 64 << 10}); slices.ContainsFunc(result.Waiting, func(Waiting) bool { return true }) {
+		if result := prune(t, w.open(t, store), Options{packSize: 64 << 10}); slices.ContainsFunc(result.Waiting, func(Waiting) bool { return true }) {
 			t.Errorf("%s: %+v", prefix, result)
 		}
 		w.verify(t, store)
@@ -406,12 +406,12 @@ func TestFullMakesRoom(t *testing.T) {
 	for _, times := range []int32{1, 0} { // the disk is full once; for good
 		w := newWorld(t, 3, 5)
 		w.forget(t, w.Repo, 0, 1, 3)
-		plan, err := Run(t.Context(), open(t, w.Store), Options{DryRun: true})
+		plan, err := Run(t.Context(), w.open(t, w.Store), Options{DryRun: true})
 		if err != nil || plan.Plan.Repack.Moves == 0 || plan.Plan.Remove.Total().Objects == 0 {
 			t.Fatalf("%+v, %v", plan, err)
 		}
 		full := &fullStore{Store: w.Store, times: times}
-		result, err := Run(t.Context(), open(t, full), Options{packSize: 64 << 10})
+		result, err := Run(t.Context(), w.open(t, full), Options{packSize: 64 << 10})
 		if refused := full.refused.Load(); refused == 0 || (times == 1) != (err == nil) || err != nil && !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("full %d times: %v, %d puts refused", times, err, refused)
 		}
@@ -459,7 +459,7 @@ func TestDamagedMark(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		repo, before := open(t, store), objects(t, store)
+		repo, before := w.open(t, store), objects(t, store)
 		report, err := check.Run(t.Context(), repo, check.Options{})
 		if err != nil || len(report.Findings) != 1 || report.Findings[0].Kind != check.KindMark || report.Findings[0].Object != chain.MarkKey {
 			t.Errorf("%s: %v, %+v", name, err, report.Findings)
@@ -496,7 +496,7 @@ func TestNoConditions(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 3, 5)
 	w.forget(t, w.Repo, 0, 1, 3)
-	repo := open(t, ignoring{w.Store})
+	repo := w.open(t, ignoring{w.Store})
 	if _, err := Run(t.Context(), repo, Options{MaxUnused: Limit{Unlimited: true}}); err == nil || !strings.Contains(err.Error(), "without looking") {
 		t.Errorf("%v", err)
 	}

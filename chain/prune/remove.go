@@ -27,7 +27,7 @@ func (p *pruner) remove(ctx context.Context, pl *plan) (more bool, err error) {
 	if err := p.checkReplaces(ctx); err != nil {
 		return false, err
 	}
-	m, err := p.repo.CreateMark(ctx, list)
+	m, err := p.createMark(ctx, list)
 	if errors.Is(err, chain.ErrMarkChanged) {
 		return true, nil // another prune was faster, and is over: what there is to do is seen anew
 	}
@@ -39,6 +39,19 @@ func (p *pruner) remove(ctx context.Context, pl *plan) (more bool, err error) {
 		p.result.Removed.add(a.Kind, a.Objects, a.Bytes)
 	}
 	return more && len(p.result.Waiting) == 0 && !p.result.Unanswered, err
+}
+
+// createMark stores the mark. Where things are signed that is done under a lease, so that nobody
+// rotates the keys meanwhile: who does looks for leases and then for a mark.
+func (p *pruner) createMark(ctx context.Context, list *chain.MarkList) (m *chain.Mark, err error) {
+	if p.repo.Access == nil {
+		return p.repo.CreateMark(ctx, list)
+	}
+	err = p.repo.Under(ctx, "prune", func(h *chain.Hold) error {
+		m, err = p.repo.CreateMark(h.Context(), list)
+		return err
+	})
+	return m, err
 }
 
 // unneededKeys are the keys of what is unneeded, and older lists of marks, sorted; more

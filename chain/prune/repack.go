@@ -62,7 +62,12 @@ func (p *pruner) move(ctx context.Context, pl *plan) (*archive.Mover, error) {
 	total := pl.summary.Repack.Moves
 	var stored int64
 	p.progress("repacking", 0, total)
+	own, err := p.repo.Indexing()
+	if err != nil {
+		return nil, err
+	}
 	m, err := archive.NewMover(ctx, p.repo.Store, archive.MoveOptions{
+		Indexing: own,
 		PackSize: p.o.packSize, TempDir: p.o.TempDir, Memory: p.repo.Memory,
 		Stored: func(n int64) { // one at a time
 			stored += n

@@ -77,6 +77,8 @@ type Result struct {
 	Resumed Amounts `json:"resumed"`
 	Repack  Repack  `json:"repacked"`
 	Indexes Merge   `json:"indexes"`
+	// Freed is what was won: what was deleted, without what has moved to new packs, bytes.
+	Freed int64 `json:"freed_bytes"`
 	// Left is marked, and waits for the runs in Waiting: the next prune goes on.
 	Left    Amounts   `json:"left"`
 	Waiting []Waiting `json:"waiting"`

@@ -92,12 +92,12 @@ func (p *pruner) rescueIndexes(ctx context.Context, r *rescued) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(p.indexReaders())
 	for i, key := range r.list.Objects {
-		prefix, name, ok := archive.ParseKey(key)
-		if !ok || prefix != archive.IndexPrefix || gctx.Err() != nil {
+		prefix, _, _ := archive.ParseKey(key)
+		if _, is := archive.IsIndex(prefix); !is || gctx.Err() != nil {
 			continue
 		}
 		g.Go(func() error {
-			_, err := archive.ReadIndex(gctx, p.repo.Store, archive.Ref{Name: name}, func(pack archive.Ref, _ []archive.PackChunk) error {
+			_, err := archive.ReadIndex(gctx, p.repo.Store, key, p.indexing, func(pack archive.Ref, _ []archive.PackChunk) error {
 				if r.packs[pack.Name] {
 					return errRescue
 				}
@@ -107,7 +107,7 @@ func (p *pruner) rescueIndexes(ctx context.Context, r *rescued) error {
 				r.has[i] = true // nobody else's
 				return nil
 			}
-			if err != nil && !archive.IsDamage(err) && !errors.Is(err, objstore.ErrNotFound) {
+			if err != nil && !archive.IsDamage(err) && !errors.Is(err, objstore.ErrNotFound) && !errors.Is(err, archive.ErrOldIndex) {
 				return err
 			}
 			return nil

@@ -74,7 +74,7 @@ func (w *world) foreignMark(t *testing.T, state string) *chain.Mark {
 			crash.end()
 		}
 	}}
-	_, err := Run(t.Context(), open(t, h), Options{MaxUnused: Limit{Unlimited: true}, retry: time.Microsecond})
+	_, err := Run(t.Context(), w.open(t, h), Options{MaxUnused: Limit{Unlimited: true}, retry: time.Microsecond})
 	if !errors.Is(err, errOutage) {
 		t.Fatalf("it was not cut off: %v", err)
 	}

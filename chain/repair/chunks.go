@@ -12,6 +12,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -37,7 +38,8 @@ type place struct {
 type found struct {
 	fetcher *archive.Fetcher // of an entry
 	entry   archive.Entry
-	image   *Image // else
+	image   *Image      // else
+	keys    *crypt.Keys // by which the digest is made; nil: it is a SHA-256
 	off     int64
 	length  int32
 }
@@ -63,7 +65,7 @@ func (f *found) read(ctx context.Context, chunk archive.Digest) ([]byte, error) 
 	if err := f.image.Reader.ReadAt(ctx, data, f.off); err != nil {
 		return nil, fmt.Errorf("%s: %w", f.image.Name, err)
 	}
-	if archive.Sum(data) != chunk {
+	if !archive.ProvesChunk(f.keys, data, chunk) {
 		return nil, fmt.Errorf("%s has changed while it was read", f.image.Name)
 	}
 	return data, nil
@@ -170,6 +172,9 @@ func (l *planner) findChunks(ctx context.Context) error {
 	if err := l.readTables(ctx); err != nil {
 		return err
 	}
+	if keys := archive.KeysOf(l.repo.Store); keys != nil && !keys.Opens(crypt.Data) {
+		return l.findWithoutKey(ctx)
+	}
 	// What is left in the damaged packs; then the same chunks elsewhere: a backup stores
 	// again what it finds to be damaged.
 	if err := l.tryFrames(ctx, l.overlaid()); err != nil {
@@ -185,6 +190,20 @@ func (l *planner) findChunks(ctx context.Context) error {
 	}
 	if err := l.tryImages(ctx); err != nil {
 		return err
+	}
+	l.countChunks()
+	return nil
+}
+
+// findWithoutKey is findChunks for who can't read the data: images tell what they have. What is
+// not found there is not lost, as somebody else may read it.
+func (l *planner) findWithoutKey(ctx context.Context) error {
+	if err := l.tryImages(ctx); err != nil {
+		return err
+	}
+	if n := len(l.wants.open()); n > 0 {
+		return &crypt.KeyError{Half: crypt.Data, What: fmt.Sprintf(
+			"is needed to see which of %d chunks of damaged packs are left, and these keys have only its public half: what is damaged was not repaired", n)}
 	}
 	l.countChunks()
 	return nil
@@ -294,7 +313,7 @@ func (l *planner) tryImages(ctx context.Context) error {
 				if p.disk != im.Disk || p.off < 0 || p.off+int64(c.length) > im.Size {
 					continue
 				}
-				f := &found{image: im, off: p.off, length: c.length}
+				f := &found{image: im, off: p.off, length: c.length, keys: archive.KeysOf(l.repo.Store)}
 				if _, err := f.read(ctx, d); err == nil {
 					c.found = f
 					return nil

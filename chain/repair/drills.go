@@ -8,6 +8,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/crypt"
 	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/objstore"
 )
@@ -19,7 +20,11 @@ func (l *planner) fetchDrill(ctx context.Context, a Action) error {
 	a.Why = "no other repository has it: nothing depends on it, and what it proved is no longer proven; drill again, and remove this object"
 	for _, from := range l.o.From {
 		r, err := record.Read(ctx, from.Repo, k.Domain, k.Name)
-		if archive.IsDamage(err) || errors.Is(err, objstore.ErrNotFound) {
+		switch {
+		case archive.IsDamage(err), errors.Is(err, objstore.ErrNotFound):
+			continue
+		case errors.As(err, new(*crypt.KeyError)):
+			a.Why = from.Name + " has it, and to take it from there takes the data key (an admin's identity)"
 			continue
 		}
 		if err != nil {
@@ -39,7 +44,7 @@ func (l *planner) fetchDrill(ctx context.Context, a Action) error {
 // mendDrills stores records of drills in the place of damaged ones.
 func (e *execution) mendDrills(ctx context.Context) error {
 	for _, r := range e.drills {
-		if err := e.repo.MendDrill(ctx, r.Domain, r.UUID, r.Data, r.Signature); err != nil {
+		if err := e.repo.MendDrill(ctx, r.Drill()); err != nil {
 			return err
 		}
 		e.result.Fetched++

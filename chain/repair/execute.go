@@ -37,7 +37,7 @@ func (p *Plan) Execute(ctx context.Context) (r *Result, err error) {
 	}
 	defer func() { err = errors.Join(w.Explain(err), w.End(ctx)) }()
 	e := &execution{Plan: p, w: w, result: &Result{}}
-	for _, step := range []func(context.Context) error{e.fetchObjects, e.writeMaps, e.mendManifests, e.mendDrills, e.revise, e.index} {
+	for _, step := range []func(context.Context) error{e.fetchObjects, e.writeMaps, e.mendManifests, e.mendDrills, e.revise, e.index, e.raiseAll} {
 		if err := step(w.Context()); err != nil {
 			return e.result, err
 		}
@@ -120,11 +120,27 @@ func (e *execution) fetchEach(ctx context.Context, objects []object, before int)
 
 // mendManifests stores manifests in the place of damaged ones.
 func (e *execution) mendManifests(ctx context.Context) error {
+	for _, v := range e.uncover {
+		if err := e.repo.Uncover(ctx, v); err != nil {
+			return err
+		}
+		e.result.Manifests++
+	}
 	for _, m := range e.mend {
 		if err := e.repo.MendManifest(ctx, m.manifest); err != nil {
 			return err
 		}
 		e.result.Manifests++
+	}
+	return nil
+}
+
+// raiseAll puts what the configuration and the keys are on top again: last, since not all who repair may.
+func (e *execution) raiseAll(ctx context.Context) error {
+	for _, l := range e.raise {
+		if err := e.repo.Raise(ctx, l); err != nil {
+			return fmt.Errorf("put version %s of %s on top again: %w", l.ID, l.Key, err)
+		}
 	}
 	return nil
 }
@@ -242,22 +258,26 @@ func (e *execution) index(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, ref := range e.indexes {
-		if slices.ContainsFunc(made, func(r archive.Ref) bool { return r.Name == ref.Name }) {
+	for _, key := range e.indexes {
+		if slices.Contains(made, key) {
 			continue
 		}
-		if err := e.repo.Store.Delete(ctx, archive.IndexKey(ref.Name)); err != nil {
+		if err := e.repo.Store.Delete(ctx, key); err != nil {
 			return fmt.Errorf("remove a damaged index: %w", err)
 		}
 	}
 	return nil
 }
 
-func (e *execution) indexPacks(ctx context.Context) ([]archive.Ref, error) {
+func (e *execution) indexPacks(ctx context.Context) ([]string, error) {
 	if len(e.unlisted) == 0 {
 		return nil, nil
 	}
-	w, err := archive.NewIndexWriter(e.repo.Store, time.Now().Unix(), e.o.TempDir)
+	own, err := e.repo.Indexing()
+	if err != nil {
+		return nil, err
+	}
+	w, err := archive.NewIndexWriter(e.repo.Store, time.Now().Unix(), e.o.TempDir, own)
 	if err != nil {
 		return nil, err
 	}

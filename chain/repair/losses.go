@@ -173,23 +173,22 @@ func (l *planner) regainDisk(ctx context.Context, m *chain.Manifest, d *chain.Di
 
 // planIndexes finds the packs that checkpoints need and that no sound index lists.
 func (l *planner) planIndexes(ctx context.Context) error {
-	damaged := make(map[archive.Digest]bool)
-	for _, ref := range l.indexes {
-		damaged[ref.Name] = true
-	}
 	listed := make(map[archive.Ref]bool)
 	for info, err := range l.repo.Store.List(ctx, archive.IndexPrefix) {
 		if err != nil {
 			return err
 		}
-		_, name, ok := archive.ParseKey(info.Key)
-		if !ok || damaged[name] {
+		if _, _, ok := archive.ParseKey(info.Key); !ok || slices.Contains(l.indexes, info.Key) {
 			continue
 		}
-		_, err := archive.ReadIndex(ctx, l.repo.Store, archive.Ref{Name: name, Length: info.Size}, func(pack archive.Ref, _ []archive.PackChunk) error {
+		note := func(pack archive.Ref, _ []archive.PackChunk) error {
 			listed[pack] = true
 			return nil
-		})
+		}
+		_, err := archive.ReadIndex(ctx, l.repo.Store, info.Key, archive.Indexing{Seals: l.repo.IndexSeals()}, note)
+		if errors.Is(err, archive.ErrOldIndex) { // of use to nobody, and so would another one be
+			_, err = archive.ReadIndex(ctx, l.repo.Store, info.Key, archive.Indexing{}, note)
+		}
 		if err != nil && !archive.IsDamage(err) && !errors.Is(err, objstore.ErrNotFound) {
 			return err
 		}

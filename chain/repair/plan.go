@@ -4,6 +4,7 @@ package repair
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/check"
 	"github.com/imgbackup/imgbackup/drill/record"
+	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
 // Options of a repair.
@@ -47,6 +49,7 @@ const (
 	Rewrite = "rewrite" // maps and manifests will do without it
 	Rebuild = "rebuild" // of what other objects say
 	Drop    = "drop"    // what testified for bitmaps: no manifest names it any more
+	Uncover = "uncover" // an earlier version of it counts, and is put on top again
 	Leave   = "leave"   // nothing can be done
 )
 
@@ -96,6 +99,8 @@ type Plan struct {
 	over     *overlay
 	fetch    []object                // whole objects
 	mend     []mended                // manifests
+	uncover  []chain.Revision        // manifests that lie below something else
+	raise    []chain.Lowered         // of the configuration and the keys
 	drills   []*record.Stored        // out of other repositories
 	maps     map[archive.MapRef]bool // are written anew
 	lostMaps map[archive.MapRef]bool // cannot be had
@@ -104,7 +109,7 @@ type Plan struct {
 	lost     map[diskOf]*chain.LossSet
 	regain   map[diskOf]regain
 	drop     map[string]bool // keys of records that are taken out
-	indexes  []archive.Ref   // damaged ones
+	indexes  []string        // keys of damaged ones
 	unlisted []archive.Ref   // packs
 }
 
@@ -145,6 +150,14 @@ type regain struct {
 // Make looks at the whole repository, reads all of its data, and plans. It writes nothing,
 // but what a check remembers.
 func Make(ctx context.Context, repo *chain.Repository, o Options) (*Plan, error) {
+	for _, from := range o.From {
+		if !archive.KeysOf(from.Repo.Store).Same(archive.KeysOf(repo.Store)) {
+			return nil, usage.Errorf("%s has other keys, or only one of the two is encrypted: none of its objects has a name of one here; imgbackup copy from it to here brings back what checkpoints lack that it has", from.Name)
+		}
+		if err := repo.MeetNames(ctx, from.Repo); err != nil {
+			return nil, fmt.Errorf("%s: %w", from.Name, err)
+		}
+	}
 	report, err := check.Run(ctx, repo, check.Options{ReadData: true, Progress: o.Progress})
 	if err != nil {
 		return nil, err
@@ -155,7 +168,15 @@ func Make(ctx context.Context, repo *chain.Repository, o Options) (*Plan, error)
 		maps: make(map[archive.MapRef]bool), lostMaps: make(map[archive.MapRef]bool),
 		lost: make(map[diskOf]*chain.LossSet), regain: make(map[diskOf]regain), drop: make(map[string]bool),
 	}
-	l := &planner{Plan: p, findings: report.Findings, refs: make(map[string]archive.Ref)}
+	l := &planner{Plan: p, findings: report.Findings, refs: make(map[string]archive.Ref), whole: o.From}
+	under, err := repo.Underneath(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if under != nil {
+		l.under = true
+		l.whole = append([]Source{{Name: earlier, Repo: under}}, o.From...)
+	}
 	for _, step := range []func(context.Context) error{
 		l.readManifests, l.mendManifests, l.fetchWhole, l.findMaps, l.findChunks, l.findLost, l.findRegained, l.planIndexes,
 	} {
@@ -167,10 +188,15 @@ func Make(ctx context.Context, repo *chain.Repository, o Options) (*Plan, error)
 	return p, nil
 }
 
+// earlier is the store itself, of which older versions are asked for.
+const earlier = "an earlier version"
+
 // planner makes a plan.
 type planner struct {
+	under bool // what lies below other things can be looked at
 	*Plan
 	findings  []check.Finding
+	whole     []Source          // of whole objects
 	manifests []*chain.Manifest // the sound ones, and those that will be
 	refs      map[string]archive.Ref
 	badPacks  map[archive.Ref]*Action
@@ -179,6 +205,6 @@ type planner struct {
 // plain is the repository as it will be when whole objects have been fetched.
 func (p *Plan) plain() *chain.Repository {
 	r := *p.repo
-	r.Store = p.over
+	r.Store = p.overlaid()
 	return &r
 }

@@ -35,16 +35,21 @@ func soak(n int) uint64 {
 type world struct {
 	t    *testing.T
 	h    *chaintest.History
+	keys *chaintest.Keys // of both; nil: they are plain
 	twin *chain.Repository
 	rand *rand.Rand
 }
 
 func newWorld(t *testing.T, seed uint64, sectors int64) *world {
 	t.Helper()
-	w := &world{t: t, h: chaintest.NewHistory(t), rand: rand.New(rand.NewPCG(seed, 11))}
+	w := &world{t: t, rand: rand.New(rand.NewPCG(seed, 11))}
+	if seed%3 == 1 {
+		w.keys = chaintest.NewKeys(t)
+	}
+	w.h = chaintest.NewHistoryOf(t, w.keys)
 	w.h.Random(w.rand, 1+w.rand.IntN(4), (1+w.rand.Int64N(sectors))*512)
 	var err error
-	if w.twin, err = chain.Init(t.Context(), objstore.NewMem(), chain.InitOptions{}); err != nil {
+	if w.twin, err = chaintest.Init(t.Context(), objstore.NewMem(), w.keys); err != nil {
 		t.Fatal(err)
 	}
 	if _, err = transfer.Copy(t.Context(), w.h.Repo, w.twin, transfer.Options{}); err != nil {

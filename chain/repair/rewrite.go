@@ -9,6 +9,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/view"
 )
 
@@ -31,7 +32,12 @@ func (e *execution) writeMaps(ctx context.Context) error {
 	if err != nil || len(todo) == 0 {
 		return err
 	}
-	w, err := archive.NewWriter(ctx, archive.Encrypted(&hiding{e.repo.Store, e.hidden()}, archive.KeysOf(e.repo.Store)), archive.WriterOptions{TempDir: e.o.TempDir, Memory: e.repo.Memory})
+	own, err := e.repo.Indexing()
+	if err != nil {
+		return err
+	}
+	store := archive.Encrypted(objstore.Without(e.repo.Store, e.hidden()), archive.KeysOf(e.repo.Store))
+	w, err := archive.NewWriter(ctx, store, archive.WriterOptions{TempDir: e.o.TempDir, Memory: e.repo.Memory, Indexing: own})
 	if err != nil {
 		return err
 	}

@@ -43,10 +43,19 @@ func (l *planner) refer(m *chain.Manifest) {
 
 // mendManifests looks for damaged manifests in other repositories.
 func (l *planner) mendManifests(ctx context.Context) error {
+	covered, err := l.covered(ctx)
+	if err != nil {
+		return err
+	}
 	for i := range l.findings {
 		f := &l.findings[i]
 		k := chain.ParseKey(f.Object)
 		if k.Kind != chain.KeyManifest {
+			continue
+		}
+		if v, ok := covered[f.Object]; ok {
+			l.takeUncovered(v)
+			l.Actions = append(l.Actions, Action{Object: f.Object, Kind: f.Kind, Wrong: f.What, Do: Uncover, From: earlier})
 			continue
 		}
 		a := Action{Object: f.Object, Kind: f.Kind, Wrong: f.What, Do: Leave, Why: "no other repository has it: the checkpoint can only be forgotten, by removing this object"}
@@ -73,6 +82,30 @@ func (l *planner) mendManifests(ctx context.Context) error {
 		l.Actions = append(l.Actions, a)
 	}
 	return nil
+}
+
+// covered are the manifests that lie below something else, by key, if any is found wrong.
+func (l *planner) covered(ctx context.Context) (map[string]chain.Revision, error) {
+	wrong := slices.ContainsFunc(l.findings, func(f check.Finding) bool { return chain.ParseKey(f.Object).Kind == chain.KeyManifest })
+	if !wrong || !l.under {
+		return nil, nil
+	}
+	all, err := l.repo.Covered(ctx, "")
+	covered := make(map[string]chain.Revision)
+	for _, v := range all {
+		covered[v.Key] = v
+	}
+	return covered, err
+}
+
+// takeUncovered plans to put a manifest on top again. What is on top now may have been taken for it.
+func (l *planner) takeUncovered(v chain.Revision) {
+	l.uncover = append(l.uncover, v)
+	l.manifests = slices.DeleteFunc(l.manifests, func(m *chain.Manifest) bool { return m.Domain == v.Domain && m.Checkpoint == v.Checkpoint })
+	if v.Manifest != nil {
+		l.manifests = append(l.manifests, v.Manifest)
+		l.refer(v.Manifest)
+	}
 }
 
 // takeNeeds has all fetched that a checkpoint of another repository needs and that is not
@@ -150,12 +183,13 @@ func (l *planner) fetchWhole(ctx context.Context) error {
 // fetchOne looks for one object.
 func (l *planner) fetchOne(ctx context.Context, f check.Finding) error {
 	prefix, name, isData := archive.ParseKey(f.Object)
+	_, isIndex := archive.IsIndex(prefix)
 	a := Action{Object: f.Object, Kind: f.Kind, Wrong: f.What, Do: Leave}
 	switch {
 	case chain.ParseKey(f.Object).Kind == chain.KeyManifest:
 		return nil // dealt with
-	case prefix == archive.IndexPrefix:
-		l.indexes = append(l.indexes, archive.Ref{Name: name})
+	case isIndex:
+		l.indexes = append(l.indexes, f.Object)
 		a.Do = Rebuild
 		l.Actions = append(l.Actions, a)
 		return nil
@@ -167,6 +201,14 @@ func (l *planner) fetchOne(ctx context.Context, f check.Finding) error {
 		return l.fetchDrill(ctx, a)
 	case chain.ParseKey(f.Object).Kind == chain.KeyMark:
 		a.Why = "it says what a prune deletes; when no prune is at work any more, on any host, imgbackup prune --take-over puts another in its place"
+		l.Actions = append(l.Actions, a)
+		return nil
+	case l.lowered(f.Object):
+		a.Do, a.From = Uncover, earlier
+		l.Actions = append(l.Actions, a)
+		return nil
+	case f.Kind == check.KindConfig:
+		a.Why = "it opens the repository for its member: put it back from the key kit, or have an admin remove that key, and add another one"
 		l.Actions = append(l.Actions, a)
 		return nil
 	case !isData:
@@ -199,6 +241,16 @@ func (l *planner) fetchOne(ctx context.Context, f check.Finding) error {
 	}
 	l.Actions = append(l.Actions, a)
 	return nil
+}
+
+// lowered plans to put what the configuration and the keys are on top again, and reports whether something
+// lies on it.
+func (l *planner) lowered(key string) bool {
+	i := slices.IndexFunc(l.repo.Lowered, func(low chain.Lowered) bool { return low.Key == key })
+	if i >= 0 {
+		l.raise = append(l.raise, l.repo.Lowered[i])
+	}
+	return i >= 0
 }
 
 // doWithoutMap plans to do without a map.
@@ -266,8 +318,8 @@ func (l *planner) allMaps() map[archive.MapRef]bool {
 
 // whoHas is the first of the other repositories that has an object whole; nil: none.
 func (l *planner) whoHas(ctx context.Context, key string, ref archive.Ref) (*Source, archive.Ref, error) {
-	for i := range l.o.From {
-		from := &l.o.From[i]
+	for i := range l.whole {
+		from := &l.whole[i]
 		if ref.Length < 0 {
 			info, err := from.Repo.Store.Stat(ctx, key)
 			if errors.Is(err, objstore.ErrNotFound) {

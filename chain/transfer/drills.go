@@ -17,6 +17,10 @@ import (
 // that are copied whole, else those of the checkpoints that were asked for. They stay byte
 // by byte what they are. Where the source has none, that costs one listing.
 func (c *copier) copyDrills(ctx context.Context) error {
+	if err := c.to.CheckRehearses(); err != nil {
+		c.note(fmt.Sprintf("records of drills are not copied: %v", err))
+		return nil
+	}
 	of := ""
 	if len(c.o.Domains) == 1 {
 		of = c.o.Domains[0]
@@ -58,6 +62,9 @@ func (c *copier) copyDrill(ctx context.Context, domain, id string) error {
 		c.result.Drills++
 		return nil
 	}
+	if c.recode == nil && archive.KeysOf(c.from.Store) != nil {
+		return c.copySealedDrill(ctx, domain, id)
+	}
 	r, err := record.Read(ctx, c.from, domain, id)
 	switch {
 	case errors.Is(err, objstore.ErrNotFound):
@@ -68,7 +75,23 @@ func (c *copier) copyDrill(ctx context.Context, domain, id string) error {
 	case err != nil:
 		return fmt.Errorf("the source: %w", err)
 	}
-	if err := c.to.PutDrill(ctx, domain, id, r.Data, r.Signature); err != nil {
+	if err := c.to.PutDrill(ctx, r.Drill()); err != nil {
+		return err
+	}
+	c.result.Drills++
+	return nil
+}
+
+// copySealedDrill copies a record as it is stored, which takes no key to read the data.
+func (c *copier) copySealedDrill(ctx context.Context, domain, id string) error {
+	err := c.to.TakeDrill(ctx, c.from, domain, id)
+	switch {
+	case errors.Is(err, objstore.ErrNotFound):
+		return nil // removed since it was listed
+	case archive.IsDamage(err):
+		c.damaged = append(c.damaged, err)
+		return nil
+	case err != nil:
 		return err
 	}
 	c.result.Drills++

@@ -34,6 +34,9 @@ type Options struct {
 	// empty: all. Newest, if not 0, are that many of each domain, by sequence.
 	Checkpoints []string
 	Newest      int
+	// Choose, if any, returns the uuids of those of a domain's checkpoints that are to be
+	// copied.
+	Choose func(ctx context.Context, domain string) (uuids []string, err error)
 
 	// ReadData proves what the destination has by reading all of it, and brings back
 	// what is damaged; else only its length is looked at.
@@ -128,7 +131,7 @@ func Copy(ctx context.Context, from, to *chain.Repository, o Options) (result *R
 		return nil, err
 	}
 	if !archive.KeysOf(from.Store).Same(archive.KeysOf(to.Store)) {
-		return nil, errors.New("the two repositories are encrypted with different keys, or only one of them is: objects are copied as they are stored, and nobody could read these")
+		c.recode = newRecoding()
 	}
 	if err := checkApart(from.Store, to.Store); err != nil {
 		return nil, err
@@ -221,6 +224,7 @@ type copier struct {
 	lease    *chain.Hold    // in to; nil in a dry run
 	o        Options
 	result   *Result
+	recode   *recoding           // nil: objects are copied as they are stored
 	heal     []*chain.Manifest   // the source's, of checkpoints that are not whole in to
 	chosen   map[string][]string // by domain: the uuids of the checkpoints that are asked for
 	retag    []tagging
@@ -280,10 +284,20 @@ func (c *copier) missing(ctx context.Context, domain string) ([]*chain.Manifest,
 		if err != nil {
 			return nil, err
 		}
+		if c.recode != nil {
+			var same *chain.Manifest
+			if whole && at >= 0 {
+				same = theirs[at]
+			}
+			c.learn(m, same)
+		}
 		if whole {
 			continue
 		}
 		switch {
+		case at >= 0 && c.recode != nil && losesMore(theirs[at], m):
+			// Its place would be taken by what the source has left, and both may have what the other has not.
+			c.note(fmt.Sprintf("checkpoint %s of %s in the destination lacks objects, and stays as it is: the source has lost some of it, too", m.Checkpoint, m.Domain))
 		case at >= 0:
 			c.heal = append(c.heal, theirs[at])
 		case c.o.Note != nil:
@@ -305,6 +319,15 @@ func (c *copier) missing(ctx context.Context, domain string) ([]*chain.Manifest,
 		missing = append(missing, m)
 	}
 	return missing, nil
+}
+
+// losesMore reports whether one of a checkpoint's disks has lost something that it may have in
+// another repository.
+func losesMore(m, other *chain.Manifest) bool {
+	return slices.ContainsFunc(m.Disks, func(d chain.Disk) bool {
+		o, ok := other.Disk(d.Name)
+		return len(d.Lost) > 0 && (!ok || !slices.Equal(d.Lost, o.Lost))
+	})
 }
 
 // brokenThere are the manifests in to that are damaged, which keep back nothing else.
@@ -348,6 +371,13 @@ func (c *copier) wanted(ctx context.Context, domain string, all []*chain.Manifes
 	if len(c.o.Checkpoints) > 0 {
 		all = slices.DeleteFunc(all, func(m *chain.Manifest) bool { return !slices.Contains(c.o.Checkpoints, m.Checkpoint) })
 	}
+	if c.o.Choose != nil {
+		uuids, err := c.o.Choose(ctx, domain)
+		if err != nil {
+			return nil, err
+		}
+		all = slices.DeleteFunc(all, func(m *chain.Manifest) bool { return !slices.Contains(uuids, m.UUID) })
+	}
 	if n := c.o.Newest; n > 0 {
 		all = all[max(0, len(all)-n):]
 	}
@@ -375,6 +405,9 @@ func (c *copier) remember(ctx context.Context, m *chain.Manifest) (whole bool, e
 			stand = append(stand, o)
 		}
 		whole = whole && ok
+		if c.recode != nil && !ok && err == nil {
+			c.recode.bad[o.Key] = true
+		}
 		return err
 	})
 	if err != nil {
@@ -404,7 +437,8 @@ func (c *copier) each(
 	ctx context.Context, objects []chain.Object, do func(context.Context, chain.Object) error,
 ) error {
 	g, gctx := errgroup.WithContext(ctx)
-	atOnce := max(copies, objstore.Connections(c.from.Store), objstore.Connections(c.to.Store))
+	// Some are proven and stored while others come.
+	atOnce := max(copies, objstore.Connections(c.from.Store)*3/2, objstore.Connections(c.to.Store))
 	g.SetLimit(c.from.Memory.Count(atOnce, 2))
 	for _, o := range objects {
 		if gctx.Err() != nil {
@@ -420,6 +454,14 @@ func (c *copier) each(
 
 // checkpoint copies one checkpoint, or what one lacks that is there.
 func (c *copier) checkpoint(ctx context.Context, m *chain.Manifest, there bool) error {
+	if c.recode != nil {
+		var old *chain.Manifest
+		if there {
+			at := slices.IndexFunc(c.standing[m.Domain], func(s *chain.Manifest) bool { return s.UUID == m.UUID })
+			old = c.standing[m.Domain][at]
+		}
+		return c.makeAnew(ctx, m, old)
+	}
 	todo, err := c.from.Needs(ctx, m, c.known)
 	if err != nil {
 		return err
@@ -451,11 +493,17 @@ func (c *copier) checkpoint(ctx context.Context, m *chain.Manifest, there bool) 
 	if !c.o.DryRun && !there {
 		// The manifest is the same checkpoint's, described in another repository.
 		copied := *m
-		copied.RepositoryID, copied.OverVoid = c.to.Config.ID, ""
+		copied.RepositoryID, copied.OverVoid, copied.Origin = c.to.Config.ID, "", m.FirstOrigin()
 		if err := c.lease.Commit(ctx, &copied); err != nil {
 			return err
 		}
 	}
+	c.count(m, done, there)
+	return nil
+}
+
+// count takes what was done for a checkpoint into the result.
+func (c *copier) count(m *chain.Manifest, done Checkpoint, there bool) {
 	switch {
 	case !there:
 		c.standing[m.Domain] = append(c.standing[m.Domain], m)
@@ -465,7 +513,6 @@ func (c *copier) checkpoint(ctx context.Context, m *chain.Manifest, there bool) 
 	}
 	c.result.Objects += done.Objects
 	c.result.Bytes += done.Bytes
-	return nil
 }
 
 func isPack(key string) bool {

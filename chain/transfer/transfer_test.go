@@ -12,6 +12,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/chain/chaintest"
 	"github.com/imgbackup/imgbackup/chain/transfer"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/objstoretest"
@@ -19,13 +20,31 @@ import (
 )
 
 // newRepo makes a repository in a store.
-func newRepo(t *testing.T, store objstore.Store) *chain.Repository {
+func newRepo(t *testing.T, store objstore.Store) *chain.Repository { return keyedRepo(t, store, nil) }
+
+// keyedRepo makes one with keys; nil: a plain one.
+func keyedRepo(t *testing.T, store objstore.Store, k *chaintest.Keys) *chain.Repository {
 	t.Helper()
-	repo, err := chain.Init(t.Context(), store, chain.InitOptions{})
+	repo, err := chaintest.Init(t.Context(), store, k)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return repo
+}
+
+// eachPair tests with a source and a destination that have the same keys or none, other keys, or
+// of which only one has keys.
+func eachPair(t *testing.T, test func(t *testing.T, from, to *chaintest.Keys)) {
+	t.Helper()
+	one, two := chaintest.NewKeys(t), chaintest.NewKeys(t)
+	for name, pair := range map[string][2]*chaintest.Keys{
+		"plain": {}, "same keys": {one, one}, "other keys": {one, two}, "to plain": {one, nil}, "from plain": {nil, one},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, pair[0], pair[1])
+		})
+	}
 }
 
 // commit archives data as a checkpoint of a raw disk, on top of base if it is
@@ -113,107 +132,115 @@ func read(t *testing.T, repo *chain.Repository, name string) []byte {
 // next one completes it, and what had arrived is whole.
 func TestResume(t *testing.T) {
 	t.Parallel()
-	from := newRepo(t, objstore.NewMem())
-	c1 := commit(t, from, "c1", content(1), nil)
-	commit(t, from, "c2", content(2), c1)
-	broken := errors.New("the store broke")
-	for _, op := range []objstoretest.Op{objstoretest.Put, objstoretest.Stat, objstoretest.List} {
-		for n := 0; ; n++ {
-			store := objstore.NewMem()
-			to := newRepo(t, store)
-			counted := objstoretest.NewFaulty(t, store)
-			to.Store = counted
-			if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {
-				t.Fatal(err)
-			}
-			if n >= counted.Count(op) {
-				if n == 0 {
-					t.Fatalf("a copy does no %v", op)
+	eachPair(t, func(t *testing.T, fromKeys, toKeys *chaintest.Keys) {
+		from := keyedRepo(t, objstore.NewMem(), fromKeys)
+		c1 := commit(t, from, "c1", content(1), nil)
+		commit(t, from, "c2", content(2), c1)
+		broken := errors.New("the store broke")
+		for _, op := range []objstoretest.Op{objstoretest.Put, objstoretest.Stat, objstoretest.List} {
+			for n := 0; ; n++ {
+				store := objstore.NewMem()
+				to := keyedRepo(t, store, toKeys)
+				counted := objstoretest.NewFaulty(t, store)
+				to.Store = archive.Encrypted(counted, archive.KeysOf(to.Store))
+				if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {
+					t.Fatal(err)
 				}
-				break
-			}
+				if n >= counted.Count(op) {
+					if n == 0 && (op != objstoretest.Stat || fromKeys == toKeys) { // nothing stands there to be looked at
+						t.Fatalf("a copy does no %v", op)
+					}
+					break
+				}
 
-			store = objstore.NewMem()
-			to = newRepo(t, store)
-			to.Store = objstoretest.NewFaulty(t, store, objstoretest.Fault{Op: op, After: n, Times: 1, Err: broken})
-			if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); !errors.Is(err, broken) {
-				t.Fatalf("%v %d: got %v", op, n, err)
-			}
-			to.Store = store
-			left, _, err := to.Manifests(t.Context(), "web")
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, m := range left {
-				read(t, to, m.Checkpoint)
-			}
-			if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {
-				t.Fatalf("%v %d: gone on with: %v", op, n, err)
-			}
-			if !bytes.Equal(read(t, to, "c1"), content(1)) || !bytes.Equal(read(t, to, "c2"), content(2)) {
-				t.Fatalf("%v %d: the copy differs", op, n)
+				store = objstore.NewMem()
+				to = keyedRepo(t, store, toKeys)
+				var met string // no copy fails for want of an index
+				to.Store = archive.Encrypted(objstoretest.NewFaulty(t, store, objstoretest.Fault{
+					Op: op, After: n, Times: 1, Err: broken, Hook: func(key string) { met = key },
+				}), archive.KeysOf(to.Store))
+				_, err := transfer.Copy(t.Context(), from, to, transfer.Options{})
+				if index := strings.HasPrefix(met, archive.IndexPrefix); index && err != nil || !index && !errors.Is(err, broken) {
+					t.Fatalf("%v %d of %s: got %v", op, n, met, err)
+				}
+				to.Store = archive.Encrypted(store, archive.KeysOf(to.Store))
+				left, _, err := to.Manifests(t.Context(), "web")
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, m := range left {
+					read(t, to, m.Checkpoint)
+				}
+				if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {
+					t.Fatalf("%v %d: gone on with: %v", op, n, err)
+				}
+				if !bytes.Equal(read(t, to, "c1"), content(1)) || !bytes.Equal(read(t, to, "c2"), content(2)) {
+					t.Fatalf("%v %d: the copy differs", op, n)
+				}
 			}
 		}
-	}
+	})
 }
 
 // TestDamageStaysBehind: what is damaged in the source, or left damaged in the
 // destination by somebody else, does not become part of a copied checkpoint.
 func TestDamageStaysBehind(t *testing.T) {
 	t.Parallel()
-	flip := func(t *testing.T, s objstore.Store, prefix string) string {
-		t.Helper()
-		for info, err := range s.List(t.Context(), prefix) {
-			if err != nil {
-				t.Fatal(err)
+	eachPair(t, func(t *testing.T, fromKeys, toKeys *chaintest.Keys) {
+		flip := func(t *testing.T, s objstore.Store, prefix string) string {
+			t.Helper()
+			for info, err := range s.List(t.Context(), prefix) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				data, err := objstore.ReadAll(t.Context(), s, info.Key, 1<<20)
+				if err != nil {
+					t.Fatal(err)
+				}
+				data[len(data)/2] ^= 1
+				if err := s.Put(t.Context(), info.Key, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
+					t.Fatal(err)
+				}
+				return info.Key
 			}
-			data, err := objstore.ReadAll(t.Context(), s, info.Key, 1<<20)
-			if err != nil {
-				t.Fatal(err)
+			t.Fatalf("no object under %s", prefix)
+			return ""
+		}
+		for _, prefix := range []string{archive.PackPrefix, archive.MapPrefix} {
+			store := objstore.NewMem()
+			from := keyedRepo(t, store, fromKeys)
+			commit(t, from, "c1", content(1), nil)
+			key := flip(t, store, prefix)
+			to := keyedRepo(t, objstore.NewMem(), toKeys)
+			_, err := transfer.Copy(t.Context(), from, to, transfer.Options{})
+			if !archive.IsDamage(err) || !strings.Contains(err.Error(), key) {
+				t.Errorf("%s: got %v", prefix, err)
 			}
-			data[len(data)/2] ^= 1
-			if err := s.Put(t.Context(), info.Key, bytes.NewReader(data), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
-				t.Fatal(err)
+			if names, err := to.Checkpoints(t.Context(), "web"); err != nil || len(names) > 0 {
+				t.Errorf("%s: the destination has %v, %v", prefix, names, err)
 			}
-			return info.Key
 		}
-		t.Fatalf("no object under %s", prefix)
-		return ""
-	}
-	for _, prefix := range []string{archive.PackPrefix, archive.MapPrefix} {
-		store := objstore.NewMem()
-		from := newRepo(t, store)
-		commit(t, from, "c1", content(1), nil)
-		key := flip(t, store, prefix)
-		to := newRepo(t, objstore.NewMem())
-		_, err := transfer.Copy(t.Context(), from, to, transfer.Options{})
-		if !archive.IsDamage(err) || !strings.Contains(err.Error(), key) {
-			t.Errorf("%s: got %v", prefix, err)
-		}
-		if names, err := to.Checkpoints(t.Context(), "web"); err != nil || len(names) > 0 {
-			t.Errorf("%s: the destination has %v, %v", prefix, names, err)
-		}
-	}
 
-	// A pack that was left damaged in the destination is put right.
-	from := newRepo(t, objstore.NewMem())
-	commit(t, from, "c1", content(1), nil)
-	for info, err := range from.Store.List(t.Context(), archive.PackPrefix) {
-		if err != nil {
-			t.Fatal(err)
+		// A pack that was left damaged in the destination is put right.
+		from := keyedRepo(t, objstore.NewMem(), fromKeys)
+		commit(t, from, "c1", content(1), nil)
+		for info, err := range from.Store.List(t.Context(), archive.PackPrefix) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			store := objstore.NewMem()
+			to := keyedRepo(t, store, toKeys)
+			if err := store.Put(t.Context(), info.Key, bytes.NewReader(make([]byte, info.Size)), objstore.PutOptions{Mode: objstore.Create}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(read(t, to, "c1"), content(1)) {
+				t.Error("a damaged pack was taken for a good one")
+			}
 		}
-		store := objstore.NewMem()
-		to := newRepo(t, store)
-		if err := store.Put(t.Context(), info.Key, bytes.NewReader(make([]byte, info.Size)), objstore.PutOptions{Mode: objstore.Create}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {
-			t.Fatal(err)
-		}
-		if !bytes.Equal(read(t, to, "c1"), content(1)) {
-			t.Error("a damaged pack was taken for a good one")
-		}
-	}
+	})
 }
 
 // TestHidden: a checkpoint that the source has and does not list is missed.
@@ -238,70 +265,71 @@ func TestHidden(t *testing.T) {
 // back, and proves what still stands of it.
 func TestHeal(t *testing.T) {
 	t.Parallel()
-	from := newRepo(t, objstore.NewMem())
-	c1 := commit(t, from, "c1", content(1), nil)
-	commit(t, from, "c2", content(2), c1)
-	store := objstore.NewMem()
-	to := newRepo(t, store)
-	if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	var keys []string
-	for _, prefix := range []string{archive.PackPrefix, archive.MapPrefix} {
-		for info, err := range store.List(t.Context(), prefix) {
+	eachPair(t, func(t *testing.T, fromKeys, toKeys *chaintest.Keys) {
+		from := keyedRepo(t, objstore.NewMem(), fromKeys)
+		c1 := commit(t, from, "c1", content(1), nil)
+		commit(t, from, "c2", content(2), c1)
+		store := objstore.NewMem()
+		to := keyedRepo(t, store, toKeys)
+		if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 4 {
+			m, err := to.Manifest(t.Context(), "web", "c2")
 			if err != nil {
 				t.Fatal(err)
 			}
-			keys = append(keys, info.Key)
-		}
-	}
-	if len(keys) < 4 {
-		t.Fatalf("only %q", keys)
-	}
-	for _, key := range keys {
-		if err := store.Delete(t.Context(), key); err != nil {
-			t.Fatal(err)
+			needs, err := to.Needs(t.Context(), m, nil) // other objects each time, with other keys
+			if err != nil || len(needs) != 4 {
+				t.Fatalf("%v, %v", needs, err)
+			}
+			key := needs[i].Key
+			if err := store.Delete(t.Context(), key); err != nil {
+				t.Fatal(err)
+			}
+			result, err := transfer.Copy(t.Context(), from, to, transfer.Options{})
+			if err != nil || len(result.Healed) == 0 || len(result.Checkpoints) != 0 || result.Objects < 1 {
+				t.Errorf("%s: got %+v, %v", key, result, err)
+			}
+			if !bytes.Equal(read(t, to, "c1"), content(1)) || !bytes.Equal(read(t, to, "c2"), content(2)) {
+				t.Errorf("%s: it was not brought back", key)
+			}
 		}
 		result, err := transfer.Copy(t.Context(), from, to, transfer.Options{})
-		if err != nil || len(result.Healed) == 0 || len(result.Checkpoints) != 0 || result.Objects < 1 {
-			t.Errorf("%s: got %+v, %v", key, result, err)
+		if err != nil || len(result.Healed) != 0 || result.Objects != 0 || result.Present != 2 {
+			t.Errorf("nothing is missing: got %+v, %v", result, err)
 		}
-		if !bytes.Equal(read(t, to, "c1"), content(1)) || !bytes.Equal(read(t, to, "c2"), content(2)) {
-			t.Errorf("%s: it was not brought back", key)
-		}
-	}
-	result, err := transfer.Copy(t.Context(), from, to, transfer.Options{})
-	if err != nil || len(result.Healed) != 0 || result.Objects != 0 || result.Present != 2 {
-		t.Errorf("nothing is missing: got %+v, %v", result, err)
-	}
+	})
 }
 
 // TestDamageKeepsNothingBack: one damaged checkpoint is named, and the others arrive.
 func TestDamageKeepsNothingBack(t *testing.T) {
 	t.Parallel()
-	store := objstore.NewMem()
-	from := newRepo(t, store)
-	first := commit(t, from, "c1", content(1), nil)
-	commit(t, from, "c2", content(2), nil)
-	if err := store.Delete(t.Context(), chain.ManifestKey("web", "c2")); err != nil {
-		t.Fatal(err)
-	}
-	commit(t, from, "c3", content(3), nil)
-	needs, err := from.Needs(t.Context(), first, func(string) bool { return false })
-	if err != nil || len(needs) == 0 {
-		t.Fatal(err)
-	}
-	if err := store.Delete(t.Context(), needs[0].Key); err != nil {
-		t.Fatal(err)
-	}
-	to := newRepo(t, objstore.NewMem())
-	result, err := transfer.Copy(t.Context(), from, to, transfer.Options{})
-	if !archive.IsDamage(err) || !strings.Contains(err.Error(), "checkpoint c1 of web") || result == nil || len(result.Checkpoints) != 1 {
-		t.Fatalf("got %+v, %v", result, err)
-	}
-	if names, err := to.Checkpoints(t.Context(), "web"); err != nil || len(names) != 1 || !bytes.Equal(read(t, to, "c3"), content(3)) {
-		t.Errorf("the destination has %q, %v", names, err)
-	}
+	eachPair(t, func(t *testing.T, fromKeys, toKeys *chaintest.Keys) {
+		store := objstore.NewMem()
+		from := keyedRepo(t, store, fromKeys)
+		first := commit(t, from, "c1", content(1), nil)
+		commit(t, from, "c2", content(2), nil)
+		if err := store.Delete(t.Context(), chain.ManifestKey("web", "c2")); err != nil {
+			t.Fatal(err)
+		}
+		commit(t, from, "c3", content(3), nil)
+		needs, err := from.Needs(t.Context(), first, func(string) bool { return false })
+		if err != nil || len(needs) == 0 {
+			t.Fatal(err)
+		}
+		if err := store.Delete(t.Context(), needs[0].Key); err != nil {
+			t.Fatal(err)
+		}
+		to := keyedRepo(t, objstore.NewMem(), toKeys)
+		result, err := transfer.Copy(t.Context(), from, to, transfer.Options{})
+		if !archive.IsDamage(err) || !strings.Contains(err.Error(), "checkpoint c1 of web") || result == nil || len(result.Checkpoints) != 1 {
+			t.Fatalf("got %+v, %v", result, err)
+		}
+		if names, err := to.Checkpoints(t.Context(), "web"); err != nil || len(names) != 1 || !bytes.Equal(read(t, to, "c3"), content(3)) {
+			t.Errorf("the destination has %q, %v", names, err)
+		}
+	})
 }
 
 // TestHealRotten: bytes that have changed where they stand are found when they are read,
@@ -352,27 +380,29 @@ func TestHealRotten(t *testing.T) {
 // nothing else back.
 func TestBrokenThere(t *testing.T) {
 	t.Parallel()
-	from := newRepo(t, objstore.NewMem())
-	c1 := commit(t, from, "c1", content(1), nil)
-	store := objstore.NewMem()
-	to := newRepo(t, store)
-	if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {
-		t.Fatal(err)
-	}
-	commit(t, from, "c2", content(2), c1)
-	key := chain.ManifestKey("web", "c1")
-	broken := []byte("{")
-	if err := store.Put(t.Context(), key, bytes.NewReader(broken), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
-		t.Fatal(err)
-	}
-	result, err := transfer.Copy(t.Context(), from, to, transfer.Options{})
-	if !archive.IsDamage(err) || !strings.Contains(err.Error(), "the destination: "+key) || result == nil || len(result.Checkpoints) != 1 || result.Present != 0 {
-		t.Fatalf("got %+v, %v", result, err)
-	}
-	if got, err := objstore.ReadAll(t.Context(), store, key, 1<<20); err != nil || !bytes.Equal(got, broken) {
-		t.Errorf("what was damaged is %q now, %v", got, err)
-	}
-	if !bytes.Equal(read(t, to, "c2"), content(2)) {
-		t.Error("the other checkpoint is not there")
-	}
+	eachPair(t, func(t *testing.T, fromKeys, toKeys *chaintest.Keys) {
+		from := keyedRepo(t, objstore.NewMem(), fromKeys)
+		c1 := commit(t, from, "c1", content(1), nil)
+		store := objstore.NewMem()
+		to := keyedRepo(t, store, toKeys)
+		if _, err := transfer.Copy(t.Context(), from, to, transfer.Options{}); err != nil {
+			t.Fatal(err)
+		}
+		commit(t, from, "c2", content(2), c1)
+		key := chain.ManifestKey("web", "c1")
+		broken := []byte("{")
+		if err := store.Put(t.Context(), key, bytes.NewReader(broken), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
+			t.Fatal(err)
+		}
+		result, err := transfer.Copy(t.Context(), from, to, transfer.Options{})
+		if !archive.IsDamage(err) || !strings.Contains(err.Error(), "the destination: "+key) || result == nil || len(result.Checkpoints) != 1 || result.Present != 0 {
+			t.Fatalf("got %+v, %v", result, err)
+		}
+		if got, err := objstore.ReadAll(t.Context(), store, key, 1<<20); err != nil || !bytes.Equal(got, broken) {
+			t.Errorf("what was damaged is %q now, %v", got, err)
+		}
+		if !bytes.Equal(read(t, to, "c2"), content(2)) {
+			t.Error("the other checkpoint is not there")
+		}
+	})
 }

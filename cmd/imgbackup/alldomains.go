@@ -42,7 +42,7 @@ type domainOutcome struct {
 	Backup  *backupJSON `json:"backup,omitempty"`
 }
 
-// backupAll backs up every domain whose definition lies in a folder. One that
+// backupAll backs up every domain whose definition lies in a folder, some at once. One that
 // fails does not keep the others from being backed up.
 func (a *app) backupAll(ctx context.Context, b backupOptions) error {
 	files, err := request.Definitions(b.folder)
@@ -53,18 +53,13 @@ func (a *app) backupAll(ctx context.Context, b backupOptions) error {
 	if err != nil {
 		return err
 	}
-	var all []domainOutcome
+	all, err := a.backupEach(ctx, repo, b, files)
+	if err != nil {
+		return err
+	}
 	code := exitDone
-	for _, file := range files {
-		o := a.backupDefinition(ctx, repo, b, file)
-		if err := ctx.Err(); err != nil && o.Status != exitDone {
-			return fmt.Errorf("%d of %d domains were dealt with: %w", len(all), len(files), err)
-		}
-		if o.Error != "" && !o.Skipped {
-			a.events.tell(event{Event: "error", Domain: o.Domain, Error: o.Error})
-			a.say("%s (%s): %s", o.name(), file, o.Error)
-		}
-		all, code = append(all, o), worst(code, o.Status)
+	for _, o := range all {
+		code = worst(code, o.Status)
 	}
 	failed, err := a.printOutcomes(all, code)
 	if err != nil {
@@ -77,7 +72,7 @@ func (a *app) backupAll(ctx context.Context, b backupOptions) error {
 }
 
 // backupDefinition deals with one definition; a person sees the result at once.
-func (a *app) backupDefinition(ctx context.Context, repo *chain.Repository, b backupOptions, file string) domainOutcome {
+func (a *app) backupDefinition(ctx context.Context, repo *chain.Repository, b backupOptions, file string, others *others) domainOutcome {
 	o := domainOutcome{File: file}
 	err := func() error {
 		b.XML.Domain = filepath.Join(b.folder, file)
@@ -85,7 +80,8 @@ func (a *app) backupDefinition(ctx context.Context, repo *chain.Repository, b ba
 		if o.Domain = job.Request.Domain; err != nil {
 			return err
 		}
-		plan, result, err := a.carryOut(ctx, repo, job.Request, b.dryRun)
+		defer others.enter(&job.Request)()
+		plan, result, err := a.carryOut(ctx, repo, job.Request, b.dryRun, true)
 		switch {
 		case err != nil:
 			return err
@@ -154,7 +150,7 @@ func (a *app) printOutcomes(all []domainOutcome, code int) (failed int, err erro
 	if a.json {
 		return out.Failed, a.printJSON(out)
 	}
-	w.printf("\n%d domains: %d done, %d failed, %d skipped\n", len(all), out.Done, out.Failed, out.Skipped)
+	w.printf("\n%s: %d done, %d failed, %d skipped\n", count(len(all), "domain"), out.Done, out.Failed, out.Skipped)
 	if w.err == nil {
 		w.err = t.print()
 	}

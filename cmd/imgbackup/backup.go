@@ -16,6 +16,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/request"
 )
 
@@ -28,9 +29,11 @@ stores what differs from the newest archived state, and says why. --mode increme
 status 4 instead. While a VM runs, the backup ends with 5; while it reads, no VM can be started.
 
 Where no disk is named, they are those of the domain's newest checkpoint from this host, or of its
-definition in /etc/libvirt/qemu. Formats are never guessed; a comma in a path is doubled.`
+definition in /etc/libvirt/qemu. lima:NAME and pve:VMID are VMs of Lima and Proxmox VE.`
 
-const backupManual = `--mode full reads everything, and relies on nothing of an older checkpoint: what the repository
+const backupManual = `Formats are never guessed; a comma in a path is doubled.
+
+--mode full reads everything, and relies on nothing of an older checkpoint: what the repository
 has already is read back and proven before it counts, and else stored again.
 
 --audit reads everything, as though there were no bitmap, and reports every range that changed and that the
@@ -47,6 +50,14 @@ that was seen last.
 An image to which no bitmap can be added (no room, a quota or limit, read-only, no qemu-img) is archived
 without one, and what the next backup has to read because of it is said. A disk that has another name than
 before goes on, if the bitmap in its image shows which one it was.
+
+--clone reads clones of the images, so that the VM may start again at once: where the file system clones
+files (XFS with reflink=1, Btrfs, bcachefs), every image with all that lies below it is cloned under the locks,
+when the new bitmap stands, and the locks are given up. always fails where that can't be done, before anything is
+written; auto goes on under the locks then, and where less than 16 MiB are to be read, and says so. For how long no
+VM could have the images is printed. Clones have no names and go with the process; what the guest writes
+meanwhile takes space of its own. From then on nothing is written to the images: old bitmaps, or the new one if the
+backup fails, are taken out by the next backup, before it adds its own.
 
 --salvage saves what can be read of an image on a disk that fails. Around what cannot be read it asks for
 smaller and smaller pieces, down to 4 KiB; the rest is stored as zeros, recorded as lost, listed, and the
@@ -78,19 +89,31 @@ what differs: --disk vdb,backup=no. Volumes of storage pools are found through -
 --checkpoint-xml describe the backup as libvirt's domainbackup and domaincheckpoint do. Disks to which the
 backup XML gives targets are written there, and else into the repository. A FILE of - is standard input.
 --print-xml prints the XML with all that was left out filled in, as libvirt fills it in, and stops: it needs no
-repository and no images. --all-domains takes every definition (*.xml) in a folder, one after the other.
+repository and no images. --all-domains takes every definition (*.xml) in a folder, --parallel of them at once: each is a
+transaction of its own, and one that fails keeps no other from being done. Together they take no more memory than --parallel
+times 256 MiB, nor than there is (of less than 96 MiB for each, fewer go on at once), and read no more than --limit-rate.
+
+lima:NAME is an instance of Lima's (in LIMA_HOME, or ~/.lima), pve:VMID a VM of this node's Proxmox VE. Their disks, with formats and backing
+files, and whether they run, are found as their managers have them, and the definition is archived; --disk says what differs. A disk that can't be
+read from here fails the backup, by name. docs/vms.md has which storages are read, and how a VM is brought back.
+
+--with-file archives any other file of up to 64 MiB beside the disks, read at the same instant: a script, a key, what another program
+knows of the VM. restore --output DIR puts it into DIR under its NAME, a plain name without a slash. A backup that names no disk takes
+those of the last one again.
 
 --compression takes a number as well, from 0 (none) to 4 (best).`
 
 const backupExamples = `  imgbackup backup web --disk vda=/vm/a.qcow2,format=qcow2 --disk vdb=/dev/vg/web,format=raw
   imgbackup backup web --disk vda=/vm/web.qcow2,format=qcow2 --target vda=/b/full.qcow2 --checkpoint c1
   virsh dumpxml web | imgbackup backup --domain-xml -
+  imgbackup backup pve:100 --with-file storage.cfg=/etc/pve/storage.cfg
   imgbackup backup --all-domains /etc/libvirt/qemu`
 
 // backupOptions are the command line of backup.
 type backupOptions struct {
 	request.Backup
 	folder   string // of definitions: all of them are taken
+	parallel int    // of these at once; 0: as usual
 	printXML bool
 	force    bool
 	dryRun   bool
@@ -122,7 +145,9 @@ func (a *app) backupCommand() *cobra.Command {
 func (o *backupOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.Disks, "disk", nil, "`TARGET=PATH`,format=qcow2|raw, and more (man page); may be repeated")
 	addXMLFlags(f, &o.XML)
+	f.StringArrayVar(&o.WithFiles, "with-file", nil, "archive this file, too: `NAME=PATH`; may be repeated")
 	f.StringVar(&o.folder, "all-domains", "", "every domain whose definition (*.xml) is in this `DIR`")
+	f.IntVar(&o.parallel, "parallel", 0, parallelUsage)
 	f.BoolVar(&o.printXML, "print-xml", false, "print the completed XML and do nothing else")
 	f.StringVar(&o.Mode, "mode", string(backup.Auto), "`MODE`: auto, full or incremental")
 	f.StringVar(&o.Engine.Since, "incremental", "", "since this `CHECKPOINT` (default: the newest that can be trusted)")
@@ -134,6 +159,7 @@ func (o *backupOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.Targets, "target", nil, "write a disk to a file: `TARGET=PATH`[,driver=qcow2|raw]…; all or none")
 	f.BoolVar(&o.force, "force", false, "replace files that exist, and write to block devices")
 	f.StringVar(&o.Compression, "compression", "fastest", "`LEVEL`: none, fastest, default, better or best")
+	f.StringVar((*string)(&o.Engine.Clone), "clone", "", "`WHEN` to clone the images, so that the VM may start while they are read: auto, always or never (default)")
 	f.StringVar(&o.LimitRate, "limit-rate", "", "read at most this many `BYTES` per second, as 50M")
 	f.DurationVar(&o.Engine.MaxLock, "max-lock", 0, "give up after this `TIME` under the images' locks, as 30m")
 	f.BoolVar(&o.Engine.NoCheckpoint, "no-checkpoint", false, "write nothing into the images, so that no bitmap begins here")
@@ -147,11 +173,10 @@ func (o *backupOptions) addFlags(f *pflag.FlagSet) {
 	addImageFlags(f, &o.Engine)
 	addAdoptFlag(f, &o.Engine)
 	section(f, whichDisks, "disk", "domain-xml", "all-domains", "allow-dir")
-	section(f, whatIsDone, "mode", "incremental", "checkpoint", "no-checkpoint", "audit", "skip-unchanged", "adopt", "salvage", "dry-run")
-	section(f, whatIsDone, "tag")
+	section(f, whatIsDone, "mode", "incremental", "checkpoint", "no-checkpoint", "audit", "skip-unchanged", "salvage", "dry-run")
 	section(f, byXML, "backup-xml", "checkpoint-xml")
 	section(f, toFiles, "target", "force")
-	section(f, howItRuns, "compression", "limit-rate")
+	section(f, howItRuns, "clone", "compression")
 }
 
 // complete takes what is no flag, and refuses flags that exclude each other.
@@ -162,9 +187,17 @@ func (o *backupOptions) complete(f *pflag.FlagSet, args []string) (err error) {
 	if o.Domain, err = givenDomain(args); err != nil {
 		return err
 	}
+	switch {
+	case f.Changed("parallel") && o.folder == "":
+		return usage.Errorf("--parallel is for several domains: --all-domains DIR")
+	case f.Changed("parallel") && o.parallel < 1:
+		return usage.Errorf("--parallel %d: want a number from 1 on", o.parallel)
+	}
 	err = errors.Join(
 		exclude(f, "all-domains", "disk", "tpm-state", "incremental", "domain-xml", "backup-xml", "checkpoint-xml", "print-xml", "target"),
 		exclude(f, "salvage", "target"),
+		exclude(f, "clone", "target"),
+		notEmpty(f, "clone"),
 		exclude(f, "backup-xml", "disk", "mode", "incremental", "target", "bitmap"),
 		exclude(f, "bitmap", "incremental", "all-domains"),
 		notEmpty(f, "checkpoint", "incremental", "bitmap"),
@@ -199,14 +232,15 @@ func (a *app) runBackup(ctx context.Context, o backupOptions) error {
 	case o.force:
 		return usage.Errorf("--force replaces files that --target names, and there is none")
 	}
-	repo, err := a.openCached(ctx)
+	defer a.dropAhead()
+	repo, err := a.openCachedFor(ctx, job.Request.Domain)
 	if err == nil {
 		err = resolveLatest(ctx, repo, &job.Request)
 	}
 	if err != nil {
 		return err
 	}
-	plan, result, err := a.carryOut(ctx, repo, job.Request, o.dryRun)
+	plan, result, err := a.carryOut(ctx, repo, job.Request, o.dryRun, false)
 	switch {
 	case err != nil:
 		return err
@@ -228,6 +262,7 @@ func (a *app) tellBackup(r *backup.Result, left []chain.LeftOut) error {
 
 // backupJob makes the request, and passes on what a person should know of it.
 func (a *app) backupJob(b request.Backup) (request.Job, error) {
+	b.XML.Managers.Root = a.managersRoot
 	job, err := b.Job(a.in)
 	a.noteAll(job.Notes)
 	return job, err
@@ -270,12 +305,22 @@ func (a *app) printXML(b request.Backup) error {
 	return err
 }
 
-// carryOut returns a plan, in a dry run, or else a result.
-func (a *app) carryOut(ctx context.Context, repo *chain.Repository, req backup.Request, dryRun bool) (*backup.Plan, *backup.Result, error) {
+// carryOut returns a plan, in a dry run, or else a result. several: others come after it.
+func (a *app) carryOut(ctx context.Context, repo *chain.Repository, req backup.Request, dryRun, several bool) (*backup.Plan, *backup.Result, error) {
 	bar := a.newBar("backing up " + req.Domain)
 	req.Tool, req.TempDir, req.IndexEvery = tool(), spool.TempDir(), a.indexEvery
 	req.Known, req.KnownLimit = a.knownFolder()
 	hooks := a.hooks(bar)
+	var err error
+	if req.Cloner, err = a.cloner(req.Clone); err != nil {
+		return nil, nil, err
+	}
+	if !several && (req.Cloner == nil || !wantsClone(&req)) {
+		hooks.Opened = func(images []*qcow2.Image) error {
+			a.makeCache(ctx, repo)
+			return a.restrict(backupNeeds(&req, images), writes(repo))
+		}
+	}
 	if dryRun {
 		plan, err := backup.DryRun(ctx, repo, req, hooks)
 		return plan, nil, sayCheckpoints(ctx, repo, req.Domain, err)
@@ -363,6 +408,9 @@ type backupJSON struct {
 	Packs      int64           `json:"packs"`
 	PackBytes  int64           `json:"pack_bytes"`
 	Seconds    float64         `json:"seconds"`
+	Locked     float64         `json:"locked_seconds"`       // for how long no VM could have the images
+	Cloned     bool            `json:"cloned"`               // they were read from clones
+	NotCloned  string          `json:"not_cloned,omitempty"` // why not, though it was asked for
 	Notes      []string        `json:"notes,omitempty"`
 	Unchanged  *unchangedJSON  `json:"unchanged,omitempty"`
 }
@@ -385,6 +433,7 @@ func (a *app) viewBackup(r *backup.Result, left []chain.LeftOut) *backupJSON {
 	out := &backupJSON{
 		Domain: m.Domain, Checkpoint: m.Checkpoint, UUID: m.UUID, LeftOut: left, Packs: r.Stats.Packs,
 		PackBytes: r.Stats.PackBytes, Seconds: r.Elapsed.Seconds(), Notes: r.Notes,
+		Locked: r.Locked.Seconds(), Cloned: r.Cloned, NotCloned: r.NotCloned,
 	}
 	if m.Parent != nil {
 		out.Parent = m.Parent.Name
@@ -396,6 +445,17 @@ func (a *app) viewBackup(r *backup.Result, left []chain.LeftOut) *backupJSON {
 	}
 	addAudits(out, r.Audits)
 	return out
+}
+
+// printLocked says for how long no VM could have the images, if that was asked for.
+func printLocked(w *checkedWriter, r *backup.Result) {
+	locked := r.Locked.Round(time.Millisecond)
+	switch {
+	case r.Cloned:
+		w.printf("  the images were locked for %s, and read from clones\n", locked)
+	case r.NotCloned != "":
+		w.printf("  the images were locked for %s, and not cloned: %s\n", locked, r.NotCloned)
+	}
 }
 
 // printBackup prints a result, which may be that a bitmap has lied.
@@ -436,6 +496,7 @@ func (a *app) printBackup(r *backup.Result, left []chain.LeftOut) error {
 			w.printf("  %s\n", lostLine(m.Disks[i].Name, &m.Disks[i].Lost[k]))
 		}
 	}
+	printLocked(w, r)
 	printUnusual(w, m, a.unusual)
 	printAudits(w, r.Audits)
 	w.printf("done in %s: %s of data, %s stored\n", r.Elapsed.Round(10*time.Millisecond), size(data), size(stored))

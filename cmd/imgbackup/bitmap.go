@@ -38,9 +38,11 @@ func (a *app) places(o ownerFlags) []string {
 func (a *app) owners(ctx context.Context, o ownerFlags) (*owner.Known, error) {
 	var places []owner.Place
 	for _, name := range a.places(o) {
-		other := *a
+		other, err := a.at(name)
+		if err != nil {
+			return nil, err
+		}
 		other.second = true
-		other.repoFlag = name
 		repo, err := other.openCached(ctx)
 		if err != nil {
 			return nil, err

@@ -27,6 +27,7 @@ type bucket struct {
 	proxy  string   // URL of the proxy that programs talk to, if any
 	query  string   // of the name, with its ?
 	more   []string // of the environment of programs
+	init   []string // flags of init
 	copies *atomic.Int64
 }
 
@@ -35,6 +36,14 @@ func newBucket(server *s3test.Server) *bucket {
 }
 
 func (b *bucket) String() string { return "s3://" + b.name + "/" + b.prefix + b.query }
+
+// inits is the command line of init.
+func (b *bucket) inits() []string {
+	if b == nil {
+		return []string{"init"}
+	}
+	return append([]string{"init"}, b.init...)
+}
 
 // env is what programs find in their environment.
 func (b *bucket) env() []string {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/cache"
+	"github.com/imgbackup/imgbackup/objstore/open"
 )
 
 const (
@@ -29,13 +31,27 @@ const (
 // openCached is openRepo for commands that read what a repository holds and do not prove
 // it: what this host has read or written before it need not be fetched again.
 func (a *app) openCached(ctx context.Context) (*chain.Repository, error) {
-	repo, err := a.openRepo(ctx)
+	return a.openCachedFor(ctx, "")
+}
+
+// openCachedFor is openCached for who asks at once what the repository has of a domain. A store
+// that is far away is asked for that beside the configuration, where that tells nobody what it may
+// not know. Whoever has opened it calls dropAhead in the end.
+func (a *app) openCachedFor(ctx context.Context, domain string) (*chain.Repository, error) {
+	store, err := a.store(open.Options{})
 	if err != nil {
 		return nil, err
 	}
-	dir, err := a.cacheDir(repo.Store)
-	if err != nil || dir == nil {
-		return repo, err
+	dir, dirErr := a.cacheDir(store)
+	if _, near := objstore.As[objstore.Placed](store); !near && dir != nil && domain != "" {
+		a.ahead = dir.Ahead(ctx, store, a.place(), chain.DomainPrefix(domain))
+	}
+	repo, err := a.openIn(ctx, store)
+	if err != nil {
+		return nil, err
+	}
+	if dirErr != nil || dir == nil {
+		return repo, dirErr
 	}
 	a.cached = &cachedRepo{dir: dir, id: repo.Config.ID, place: a.place()}
 	// A folder answers as fast as what would be remembered of it.
@@ -43,8 +59,36 @@ func (a *app) openCached(ctx context.Context) (*chain.Repository, error) {
 		a.cached.place = p.Dir()
 		return repo, nil
 	}
-	repo.Store = cache.New(repo.Store, dir, cache.Options{ID: repo.Config.ID, Place: a.cached.place, Kind: kindOf})
+	repo.Wrap(func(s objstore.Store) objstore.Store {
+		return cache.New(s, dir, cache.Options{
+			ID: repo.Config.ID, Place: a.cached.place, Kind: kindOf,
+			// The names of domains may be hidden in an encrypted one, and its keys take longer to open than a listing.
+			Plain: repo.Config.Encryption == nil, Ahead: a.ahead,
+		})
+	})
 	return repo, nil
+}
+
+// dropAhead ends what was asked ahead and not used.
+func (a *app) dropAhead() {
+	a.ahead.Drop()
+	a.ahead = nil
+}
+
+// openReading is openCached for commands that read and write nothing: what somebody has put on
+// top of what is needed does not hide it, where the store keeps versions, and is told.
+func (a *app) openReading(ctx context.Context) (*chain.Repository, error) {
+	repo, err := a.openCached(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return a.beneath(repo), nil
+}
+
+func (a *app) beneath(repo *chain.Repository) *chain.Repository {
+	return repo.Beneath(func(key, id string) {
+		a.note(fmt.Sprintf("somebody has put something on top of %s: version %s, which is right, is read (imgbackup repair puts it on top again)", key, id))
+	})
 }
 
 // cachedRepo is where something is kept of the repository that was opened.
@@ -62,11 +106,24 @@ func (a *app) knownFolder() (string, int64) {
 	return a.cached.dir.Folder(a.cached.id, a.cached.place)
 }
 
+// makeCache makes the cache's folder where a backup is going to keep what the repository has of chunks, since a
+// process that has restricted itself can't. Of a small repository in a folder nothing is kept.
+func (a *app) makeCache(ctx context.Context, repo *chain.Repository) {
+	if a.cached == nil || !a.alone {
+		return
+	}
+	if _, err := os.Stat(a.cached.dir.Path()); !errors.Is(err, fs.ErrNotExist) || !archive.FillsTable(ctx, repo.Store) {
+		return
+	}
+	_ = os.MkdirAll(a.cached.dir.Path(), 0o700) // a backup goes on without, and tells of it
+}
+
 // kindOf says what of a repository is kept. Packs are too many, and files may be secret.
 func kindOf(key string) (cache.Kind, [32]byte) {
 	prefix, name, ok := archive.ParseKey(key)
+	_, isIndex := archive.IsIndex(prefix)
 	switch {
-	case ok && prefix == archive.IndexPrefix:
+	case isIndex:
 		return cache.Own, name // what others' say is in the table of chunks
 	case ok && prefix != archive.PackPrefix && prefix != archive.FilePrefix:
 		return cache.Digested, name

@@ -14,6 +14,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup/checkpoint"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/request"
 )
@@ -92,6 +93,9 @@ func (a *app) changesBetween(ctx context.Context, o changesOptions) error {
 		return usage.Errorf("--disk is for the changes until now: between two checkpoints no image is opened")
 	}
 	repo, from, err := a.openCheckpoint(ctx, o.domain, o.from)
+	if err == nil {
+		err = a.restrict(confine.Self{}, reads(repo))
+	}
 	if err != nil {
 		return err
 	}

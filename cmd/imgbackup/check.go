@@ -11,6 +11,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/check"
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/drill/plan"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
@@ -50,6 +51,9 @@ It ends with exit status 3 when it finds damage, and says what is affected.`,
 				return err
 			}
 			repo, err := a.openRepo(cmd.Context())
+			if err == nil {
+				err = a.restrict(confine.Self{}, writes(repo))
+			}
 			if err != nil {
 				return err
 			}
@@ -121,7 +125,7 @@ func printProofs(w *checkedWriter, p *check.Proofs) {
 	if p.Oldest != nil {
 		w.printf("of the data, %s were read and proven since %s", size(p.Bytes), p.Oldest.Local().Format("2006-01-02 15:04"))
 		if p.Never > 0 {
-			w.printf(", %s never", size(p.Unread))
+			w.printf(", %s not, or are not any more what was proven", size(p.Unread))
 		}
 		w.printf("\n")
 	}
@@ -150,6 +154,9 @@ func (a *app) printReport(r *check.Report) error {
 			w.printf("note: %s\n", oneLine(n))
 		}
 		w.printf("checked %s, %s, %s\n", count(r.Checkpoints, "checkpoint"), count(r.Objects, "object"), size(r.Bytes-r.UnreadBytes))
+		for _, s := range r.Signed {
+			w.printf("signed by %s: %s\n", s.By, count(s.Checkpoints, "checkpoint"))
+		}
 		for _, l := range r.Lost {
 			w.printf("known to be lost: %s/%s/%s: %s in %s\n", l.Domain, l.Checkpoint, l.Disk, size(l.Bytes), count(l.Ranges, "range"))
 		}

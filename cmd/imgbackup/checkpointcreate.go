@@ -77,6 +77,7 @@ func (a *app) createCheckpoint(ctx context.Context, o checkpointCreateOptions) e
 	if err := a.takeLast(ctx, &o.Checkpoint, o.Domain); err != nil {
 		return err
 	}
+	o.XML.Managers.Root = a.managersRoot
 	req, notes, err := o.Request(a.in)
 	a.noteAll(notes)
 	if err != nil {

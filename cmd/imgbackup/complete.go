@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/domain/manager"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/request"
 	"github.com/imgbackup/imgbackup/retention"
@@ -69,6 +70,19 @@ func (a *app) domains(cmd *cobra.Command, _ []string, _ string) []cobra.Completi
 	return all
 }
 
+// backedUp completes the name of a domain that is to be backed up: one that the repository
+// has, or a VM of another manager's on this host.
+func (a *app) backedUp(cmd *cobra.Command, args []string, typed string) []cobra.Completion {
+	all := a.domains(cmd, args, typed)
+	for _, of := range manager.All() {
+		if vms, err := (manager.Places{Root: a.managersRoot}).Domains(of); err == nil { // who types is not told
+			all = append(all, vms...)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
 // checkpoints completes the name of a checkpoint of the domain that is the first
 // argument.
 func (a *app) checkpoints(cmd *cobra.Command, args []string, _ string) []cobra.Completion {
@@ -109,21 +123,31 @@ func (a *app) tags(cmd *cobra.Command, args []string, _ string) []cobra.Completi
 
 // allTags completes a tag of any checkpoint of the domains that are named.
 func (a *app) allTags(cmd *cobra.Command, args []string, _ string) []cobra.Completion {
+	return a.ofAll(cmd, args, func(m *chain.Manifest) []string { return m.Tags }, retention.KeepTag)
+}
+
+// hosts are those that made checkpoints.
+func (a *app) hosts(cmd *cobra.Command, args []string, _ string) []cobra.Completion {
+	return a.ofAll(cmd, args, func(m *chain.Manifest) []string { return []string{m.Host.Name} })
+}
+
+// ofAll is what all checkpoints of some domains have, or of all domains, sorted, with more.
+func (a *app) ofAll(cmd *cobra.Command, domains []string, what func(*chain.Manifest) []string, more ...string) []cobra.Completion {
 	repo := a.completionRepo(cmd)
 	if repo == nil {
 		return nil
 	}
-	if len(args) == 0 {
-		args = a.domains(cmd, nil, "")
+	if len(domains) == 0 {
+		domains = a.domains(cmd, nil, "")
 	}
-	all := []string{retention.KeepTag}
-	for _, domain := range args {
+	all := more
+	for _, domain := range domains {
 		ms, _, err := repo.Manifests(cmd.Context(), domain)
 		if err != nil {
 			return nil
 		}
 		for _, m := range ms {
-			all = append(all, m.Tags...)
+			all = append(all, what(m)...)
 		}
 	}
 	slices.Sort(all)
@@ -161,7 +185,7 @@ func (a *app) disks(cmd *cobra.Command, args []string, _ string) []cobra.Complet
 	if err != nil {
 		return nil
 	}
-	if len(args) > 1 {
+	if len(args) > 1 && !strings.HasPrefix(args[1], "/") { // which is a guest's path
 		name = args[1]
 	}
 	m, err := find(cmd.Context(), repo, args[0], name, withData)
@@ -192,11 +216,15 @@ func positions(each ...completer) cobra.CompletionFunc {
 // addCompletion lets the arguments and flags of all commands be completed.
 func (a *app) addCompletion(root *cobra.Command) {
 	arguments := map[string][]completer{
-		"backup": {a.domains}, "export": {a.domains}, "list": {a.domains}, "check": {a.domains},
+		"backup": {a.backedUp}, "export": {a.backedUp}, "list": {a.domains}, "check": {a.domains},
 		"restore": {a.domains, a.checkpoints}, "serve": {a.domains, a.checkpoints}, "show": {a.domains, a.checkpoints}, "tag": {a.domains, a.checkpoints},
 		"changes":           {a.domains, a.checkpoints, a.checkpoints},
-		"checkpoint create": {a.domains}, "checkpoint list": {a.domains}, "checkpoint redefine": {a.domains, nil},
+		"checkpoint create": {a.backedUp}, "checkpoint list": {a.domains}, "checkpoint redefine": {a.domains, nil},
 		"checkpoint delete": {a.domains, a.checkpoints}, "checkpoint dumpxml": {a.domains, a.checkpoints},
+	}
+	arguments["files diff"], arguments["files shell"] = []completer{a.domains, a.checkpoints, a.checkpoints}, []completer{a.domains}
+	for _, c := range filesCommands() {
+		arguments["files "+c.name] = []completer{a.domains}
 	}
 	flags := map[string]map[string]completer{
 		"": { // of every command that has them
@@ -212,12 +240,17 @@ func (a *app) addCompletion(root *cobra.Command) {
 		"show":               {"checkpoint": a.checkpoints},
 		"tag":                {"checkpoint": a.checkpoints, "remove": a.tags},
 		"forget":             {"checkpoint": a.checkpoints, "keep-tag": a.allTags},
-		"list":               {"tag": a.allTags},
+		"list":               {"tag": a.allTags, "host": a.hosts},
 		"changes":            {"checkpoint": a.checkpoints},
 		"checkpoint delete":  {"checkpoint": a.checkpoints},
 		"checkpoint dumpxml": {"checkpoint": a.checkpoints},
 		"inspect":            {"format": words(request.Formats()...)},
 	}
+	for _, c := range filesCommands() {
+		flags["files "+c.name] = map[string]completer{"checkpoint": a.checkpoints, "disk": a.disks}
+	}
+	flags["files shell"] = flags["files ls"]
+	flags["files diff"] = map[string]completer{"content": words("needed", "all", "none")}
 	var visit func(cmd *cobra.Command)
 	visit = func(cmd *cobra.Command) {
 		name := strings.TrimPrefix(cmd.CommandPath(), root.Name()+" ")

@@ -27,8 +27,11 @@ type scene struct {
 func scenes(t *testing.T, disks int) []scene { return scenesIn(t, disks, nil) }
 
 // scenesIn is scenes with repositories in a bucket, if it is not nil.
-func scenesIn(t *testing.T, disks int, b *bucket) []scene {
-	first := newWorldIn(t, disks, b)
+func scenesIn(t *testing.T, disks int, b *bucket) []scene { return scenesOf(t, disks, b, plain) }
+
+// scenesOf is scenesIn with encrypted repositories, or not.
+func scenesOf(t *testing.T, disks int, b *bucket, secret encrypted) []scene {
+	first := newWorldOf(t, disks, b, secret)
 	chained := first.copy(t)
 	chained.commit("c1")
 	chained.guest("vda", "write -P 4 64k 100k", "write -z 0 64k")
@@ -80,7 +83,9 @@ func (s scene) steps(t *testing.T) []string {
 func TestKilledAtEachStep(t *testing.T) {
 	t.Parallel()
 	reached := make(map[string]bool)
-	for _, s := range scenes(t, 2) {
+	all := scenes(t, 2)
+	all[2] = scenesOf(t, 2, nil, keyed)[2]
+	for _, s := range all {
 		seen := make(map[string]int)
 		for _, step := range s.steps(t) {
 			marks := strings.Repeat(".", seen[step])
@@ -110,7 +115,7 @@ func TestKilledAtEachStep(t *testing.T) {
 // Killed at any of its operations on the repository, likewise.
 func TestKilledAtEachStoreOperation(t *testing.T) {
 	t.Parallel()
-	for _, s := range scenes(t, 1)[:2] {
+	for _, s := range []scene{scenesOf(t, 1, nil, keyed)[0], scenes(t, 1)[1]} {
 		for i, op := range s.operations(t) {
 			t.Run(fmt.Sprintf("%s/%d-%s", s.name, i+1, op), func(t *testing.T) {
 				t.Parallel()
@@ -170,10 +175,9 @@ func TestKilledInARow(t *testing.T) {
 // images, or it commits; never anything between.
 func TestStoreFailsAtEachOperation(t *testing.T) {
 	t.Parallel()
-	s := scenes(t, 1)[1]
-	ops := s.operations(t)
-	for _, how := range []failure{failsOnce, failsLost, failsOutage} {
-		for i, op := range ops {
+	open, secret := scenes(t, 1)[1], scenesOf(t, 1, nil, keyed)[1]
+	for how, s := range map[failure]scene{failsOnce: open, failsLost: secret, failsOutage: open} {
+		for i, op := range s.operations(t) {
 			if how != failsOnce && op != "put" && op != "delete" {
 				continue // nothing but what failsOnce does
 			}

@@ -19,6 +19,7 @@ import (
 	"github.com/imgbackup/imgbackup/drill/guest"
 	"github.com/imgbackup/imgbackup/drill/plan"
 	"github.com/imgbackup/imgbackup/drill/record"
+	"github.com/imgbackup/imgbackup/guestfs"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -107,7 +108,9 @@ it has to be something else than what the firmware shows of a machine without di
 A program (--command by /bin/sh, or command: run: as it is) has in its environment IMGBACKUP_DRILL_DOMAIN,
 IMGBACKUP_DRILL_CHECKPOINT, IMGBACKUP_DRILL_CHECKPOINT_UUID, IMGBACKUP_DRILL_DISKS (their names),
 IMGBACKUP_DRILL_SOCKET (of the NBD server), and for each disk IMGBACKUP_DRILL_URI_vda and, if it was restored,
-IMGBACKUP_DRILL_PATH_vda, a qcow2 file to be read only. It is ended when it takes too long.
+IMGBACKUP_DRILL_PATH_vda, a qcow2 file to be read only. It is ended when it takes too long. What opens a repository is
+taken out of its environment: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN,
+AWS_CONTAINER_AUTHORIZATION_TOKEN and IMGBACKUP_IDENTITY.
 
 --report DIR writes drill.json, drill.xml (JUnit), drill.html (a page to look at), the records, and what steps have kept: consoles, screens, output.
 --sign-key FILE signs each record by ssh-keygen, for the namespace imgbackup-drill:
@@ -229,7 +232,7 @@ func (r *drillRequest) complete() error {
 		}
 		look := &guest.Look{Expect: expected, Emulate: p.Emulate}
 		if r.meant(name) {
-			if look.Keys, err = guest.ParseKeys(p.LUKSKeys); err != nil {
+			if look.Keys, err = guestfs.ParseKeys(p.LUKSKeys); err != nil {
 				return err
 			}
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/imgbackup/imgbackup/drill"
 	"github.com/imgbackup/imgbackup/drill/plan"
 	"github.com/imgbackup/imgbackup/drill/record"
+	"github.com/imgbackup/imgbackup/internal/suggest"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/request"
@@ -27,14 +28,16 @@ import (
 // restored, since that fetches all of it. Of several domains one that cannot be drilled keeps
 // none of the others from it: failed says why.
 func (a *app) chooseDrills(ctx context.Context, repo *chain.Repository, r *drillRequest) (all []*drill.Target, failed, err error) {
-	known, err := repo.Domains(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	a.notePlans(r, known)
 	domains := r.domains
-	if len(domains) == 0 {
-		domains = known
+	if len(domains) == 0 || len(r.plans.Names()) > 0 { // else nobody needs to know
+		known, err := repo.Domains(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		a.notePlans(r, known)
+		if len(domains) == 0 {
+			domains = known
+		}
 	}
 	if len(domains) == 0 {
 		return nil, nil, errors.New("the repository is empty: there is nothing to drill")
@@ -74,7 +77,7 @@ func (e *noDataError) Error() string {
 func (a *app) notePlans(r *drillRequest, known []string) {
 	for _, name := range r.plans.Names() {
 		if !slices.Contains(known, name) {
-			a.note(fmt.Sprintf("--plan: domain %s is not in the repository%s", name, didYouMean(near(name, known))))
+			a.note(fmt.Sprintf("--plan: domain %s is not in the repository%s", name, suggest.DidYouMean(suggest.Near(name, known))))
 		}
 	}
 }

@@ -31,19 +31,25 @@ type drillFailed struct {
 type drilling struct {
 	noting sync.Mutex
 
-	a      *app
-	r      *drillRequest
-	repo   *chain.Repository
-	run    record.Run
-	report *drillReport            // nil: none is wanted
-	resume *drill.State            // nil: the run begins
-	saved  time.Time               // when its state was
-	drills map[string]*drill.Drill // by the folder for scratch data
+	a       *app
+	r       *drillRequest
+	repo    *chain.Repository
+	run     record.Run
+	report  *drillReport            // nil: none is wanted
+	resume  *drill.State            // nil: the run begins
+	saved   time.Time               // when its state was
+	saving  sync.Mutex              // held by who saves it
+	unsaved error                   // why it could not be
+	drills  map[string]*drill.Drill // by the folder for scratch data
 }
 
 func (a *app) drill(ctx context.Context, r *drillRequest) (err error) {
 	repo, err := a.openRepo(ctx)
 	if err != nil {
+		return err
+	}
+	repo = a.beneath(repo)
+	if err := checkReadsData(repo, "a drill"); err != nil {
 		return err
 	}
 	d := &drilling{a: a, r: r, repo: repo, drills: make(map[string]*drill.Drill)}
@@ -96,16 +102,24 @@ func (a *app) drill(ctx context.Context, r *drillRequest) (err error) {
 // saveEvery is how often what was proven is saved while a run goes on.
 const saveEvery = time.Minute
 
-// save keeps what was proven, if that is asked for, and it is time or the run is over.
+// save keeps what was proven, if that is asked for, and it is time or the run is over. Of two
+// that call it at once one does it.
 func (d *drilling) save(over bool) error {
-	if d.r.state == "" || !over && time.Since(d.saved) < saveEvery {
+	if d.r.state == "" || !d.saving.TryLock() {
 		return nil
+	}
+	defer d.saving.Unlock()
+	if d.unsaved != nil || !over && time.Since(d.saved) < saveEvery {
+		return d.unsaved
 	}
 	d.saved = time.Now()
 	for _, one := range d.drills { // of one folder, most often: what others prove is proven again
-		return one.Save(d.r.state)
+		if err := one.Save(d.r.state); err != nil {
+			d.unsaved = fmt.Errorf("--state: %w", err)
+		}
+		break
 	}
-	return nil
+	return d.unsaved
 }
 
 // notYet leaves out what has passed already in the same run. What failed is drilled again:
@@ -152,12 +166,16 @@ func (d *drilling) all(ctx context.Context, chosen []*drill.Target, bar *bar) er
 			}
 		}
 	}
+	progress := told
+	told = func(step string, n int64) {
+		progress(step, n)
+		if step == record.StepChunks { // of a large checkpoint, too, which may take hours
+			_ = d.save(false) // an error is told when the checkpoint is done
+		}
+	}
 	for _, t := range chosen {
 		err := d.one(ctx, t, told)
-		if serr := d.save(false); serr != nil {
-			err = errors.Join(err, fmt.Errorf("--state: %w", serr))
-		}
-		if err != nil {
+		if err = errors.Join(err, d.save(false)); err != nil {
 			return err
 		}
 	}
@@ -256,7 +274,7 @@ func (d *drilling) steps(engine *drill.Drill, t *drill.Target, p *plan.Plan) []d
 	}
 	steps = append(steps, d.guestSteps(t.Manifest.Domain, p)...)
 	if len(p.Command.Run) > 0 {
-		c := drill.Command{Run: p.Command.Run, Timeout: time.Duration(p.Command.Timeout)}
+		c := drill.Command{Run: p.Command.Run, Timeout: time.Duration(p.Command.Timeout), Hidden: d.a.secretVariables()}
 		if p.Command.Expect != "" {
 			c.Expect = regexp.MustCompile(p.Command.Expect) // it was checked
 		}
@@ -295,7 +313,7 @@ func (d *drilling) keep(ctx context.Context, drilled *record.Drilled) error {
 	if d.r.noRecord {
 		return nil
 	}
-	if err := d.repo.PutDrill(ctx, drilled.Domain, drilled.UUID, data, sig); err != nil {
+	if err := d.repo.PutDrill(ctx, &chain.DrillRecord{Domain: drilled.Domain, ID: drilled.UUID, CheckpointUUID: drilled.CheckpointUUID, Data: data, Signature: sig}); err != nil {
 		return fmt.Errorf("the record of the drill of %s at %s could not be stored: %w", drilled.Domain, drilled.Checkpoint, err)
 	}
 	drilled.Stored = true
@@ -342,8 +360,8 @@ func (d *drilling) end(ctx context.Context, err error) error {
 	switch {
 	case d.r.state == "":
 	case err != nil || run.Status == exitFailed:
-		if serr := d.save(true); serr != nil {
-			return fmt.Errorf("--state: %w", serr)
+		if serr := d.save(true); serr != nil && !errors.Is(err, serr) {
+			return serr
 		}
 	default:
 		if rerr := os.Remove(d.r.state); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {

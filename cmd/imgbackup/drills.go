@@ -14,6 +14,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
@@ -28,7 +29,7 @@ func (a *app) drillsCommand() *cobra.Command {
 		Example:     "  imgbackup drills web\n  imgbackup drills verify --allowed-signers ~/.ssh/allowed_signers",
 		Args:        takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			_, all, broken, err := a.readDrills(cmd.Context(), args)
+			_, all, broken, err := a.readDrills(cmd.Context(), args, true)
 			if err != nil {
 				return err
 			}
@@ -57,11 +58,14 @@ func (a *app) drillsVerifyCommand() *cobra.Command {
 
     stands      the checkpoint is just as it was drilled
     revised     its description or tags have changed since, and its data is the same
-    repacked    a prune or a repair has given it other maps since: a new drill proves these
-    copied      it was drilled in another repository, of which this has a copy
+    repacked    a prune or a repair has given it other maps since, or it is a copy with others: a new drill proves these
+    copied      it was drilled in another repository, of which this has a copy: the same maps, or made of them
     forgotten   the checkpoint is gone; the record stays as evidence
     unread      nothing of the checkpoint could be read then: the record says nothing of its data
     contradict  the repository holds something else than was drilled
+
+A record that is not signed proves that it is whole, not who made it: --signed wants a signature of each. In an encrypted
+repository records are read with the data key: by roles admin and drill.
 
 It ends with exit status 3 if anything is contradicted or damaged, or a signature is not good.`,
 		Annotations: exits(exitDamage, exitInterrupted),
@@ -87,8 +91,8 @@ It ends with exit status 3 if anything is contradicted or damaged, or a signatur
 const recordsAtOnce = 32
 
 // readDrills reads the records of a domain, or of all, oldest first; and what is wrong
-// with those that cannot be read.
-func (a *app) readDrills(ctx context.Context, args []string) (*chain.Repository, []*record.Stored, []error, error) {
+// with those that cannot be read. alone: that is all that is done.
+func (a *app) readDrills(ctx context.Context, args []string, alone bool) (*chain.Repository, []*record.Stored, []error, error) {
 	domain := ""
 	if len(args) > 0 {
 		if domain = args[0]; chain.CheckDomain(domain) != nil {
@@ -96,6 +100,9 @@ func (a *app) readDrills(ctx context.Context, args []string) (*chain.Repository,
 		}
 	}
 	repo, err := a.openRepo(ctx)
+	if err == nil && alone {
+		err = a.restrict(confine.Self{}, reads(repo))
+	}
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -143,18 +150,22 @@ func (a *app) readDrills(ctx context.Context, args []string) (*chain.Repository,
 // storedDrillJSON is a record as drills --json shows it.
 type storedDrillJSON struct {
 	*record.Record
-	Signed bool `json:"signed"`
+	Signed     bool   `json:"signed"`
+	RecordedBy string `json:"recorded_by,omitempty"` // whose key of the repository has signed it
 }
 
 func (a *app) printDrills(all []*record.Stored) error {
 	if a.json {
 		out := []storedDrillJSON{}
 		for _, r := range all {
-			out = append(out, storedDrillJSON{r.Record, len(r.Signature) > 0})
+			out = append(out, storedDrillJSON{r.Record, len(r.Signature) > 0, r.By})
 		}
 		return a.printJSON(map[string]any{"drills": out})
 	}
 	t := &table{out: a.out}
+	if len(all) == 0 {
+		a.note("there are no records of drills")
+	}
 	t.row("DOMAIN", "CHECKPOINT", "DRILLED", "VERDICT", "RESTORED IN", "BY", "SIGNED", "RECORD")
 	for _, r := range all {
 		took, signed := "-", "no"
@@ -184,7 +195,7 @@ type verifiedDrill struct {
 }
 
 func (a *app) verifyDrills(ctx context.Context, args []string, o verifyOptions) error {
-	repo, all, broken, err := a.readDrills(ctx, args)
+	repo, all, broken, err := a.readDrills(ctx, args, false)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -57,6 +58,7 @@ const (
 // methods may be called concurrently, and on nil. A reader that goes away does not
 // stop the work.
 type events struct {
+	saying sync.Mutex // one line to a person at a time, from several goroutines
 	mu     sync.Mutex
 	out    io.Writer // nil: nothing is written
 	own    io.Closer // of out, to be closed at the end; nil: it is not ours
@@ -68,6 +70,9 @@ type events struct {
 	domain string // what is at work
 	disks  []*diskProgress
 	whole  progressNow
+
+	of    *events // nil: it is a stream of its own, else what it tells goes there
+	forks []*events
 }
 
 type progressNow struct {
@@ -92,6 +97,46 @@ func (e *events) start(out io.Writer, own io.Closer, stderr bool, command string
 	go e.tick(e.stop)
 }
 
+// fork returns a stream for the work on one of several domains, which goes on beside the
+// others: what it tells goes to e. It is to be joined.
+func (e *events) fork(domain string) *events {
+	f := &events{of: e, domain: domain}
+	if e == nil {
+		return f
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.out == nil || e.ended {
+		return f
+	}
+	f.out, f.stop = e.out, make(chan struct{})
+	e.forks = append(e.forks, f)
+	go f.tick(f.stop)
+	return f
+}
+
+// join ends a fork, of which all is told.
+func (e *events) join() {
+	of := e.of
+	if of == nil || e.stop == nil {
+		return
+	}
+	of.mu.Lock()
+	defer of.mu.Unlock()
+	of.forks = slices.DeleteFunc(of.forks, func(f *events) bool { return f == e })
+	close(e.stop)
+}
+
+// settleForks writes the outcome of what is still at work in forks.
+func (e *events) settleForks(exit int, err error, text string) {
+	e.mu.Lock()
+	forks := slices.Clone(e.forks)
+	e.mu.Unlock()
+	for _, f := range forks {
+		f.settle(exit, err, text)
+	}
+}
+
 func (e *events) tick(stop chan struct{}) {
 	t := time.NewTicker(eventInterval)
 	defer t.Stop()
@@ -107,11 +152,30 @@ func (e *events) tick(stop chan struct{}) {
 	}
 }
 
+// alone calls what writes a line for a person, when no other is being written.
+func (e *events) alone(write func()) {
+	if e != nil {
+		of := e.top()
+		of.saying.Lock()
+		defer of.saying.Unlock()
+	}
+	write()
+}
+
+// top is the stream that all goes to in the end; nil: to none.
+func (e *events) top() *events {
+	if e.of != nil {
+		return e.of
+	}
+	return e
+}
+
 // hasStderr reports whether nothing but events may be written to stderr.
 func (e *events) hasStderr() bool {
 	if e == nil {
 		return false
 	}
+	e = e.top()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.stderr
@@ -129,13 +193,24 @@ func (e *events) tell(v event) {
 
 // write needs mu.
 func (e *events) write(v event) {
+	if v.Disk != "" || v.Event == "progress" || v.Event == "step" || v.Domain == "" && e.of != nil {
+		v.Domain = e.domain
+	}
+	if e.of != nil {
+		e.of.mu.Lock()
+		defer e.of.mu.Unlock()
+		e.of.put(v)
+		return
+	}
+	e.put(v)
+}
+
+// put needs mu.
+func (e *events) put(v event) {
 	if e.out == nil || e.ended || e.err != nil {
 		return
 	}
 	v.Time = time.Now().UTC()
-	if v.Disk != "" || v.Event == "progress" || v.Event == "step" {
-		v.Domain = e.domain
-	}
 	line, err := json.Marshal(v)
 	if err == nil {
 		_, err = e.out.Write(append(line, '\n'))
@@ -229,6 +304,18 @@ func (e *events) setDisk(name, phase string, done, total int64) {
 	}
 }
 
+// diskDone writes that what a disk was for has succeeded, while others are at work.
+func (e *events) diskDone(name string) {
+	if e == nil {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.tellProgress(false)
+	e.write(event{Event: "disk", Disk: name, State: diskDone})
+	e.disks = slices.DeleteFunc(e.disks, func(d *diskProgress) bool { return d.name == name })
+}
+
 // settle writes the outcome of each disk that was expected last, if that has not
 // been done: the work on them has ended, with the status that an exit would have.
 // err may be nil; text is what a person is told of it.
@@ -261,7 +348,9 @@ func (e *events) outcomes(exit int, err error, text string) {
 		}
 		e.write(v)
 	}
-	e.domain, e.disks, e.whole = "", nil, progressNow{}
+	if e.disks, e.whole = nil, (progressNow{}); e.of == nil {
+		e.domain = ""
+	}
 }
 
 // end settles what is not settled, and writes the last event.
@@ -269,6 +358,7 @@ func (e *events) end(exit int, err error, text string) error {
 	if e == nil {
 		return nil
 	}
+	e.settleForks(exit, err, text)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.out == nil || e.ended {

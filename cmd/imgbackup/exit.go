@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
@@ -110,8 +111,9 @@ func wrongKey(err error) bool {
 		wrong  *keys.Error
 		unable *crypt.KeyError
 		other  *chain.NotYoursError
+		role   *chain.RoleError
 	)
-	return errors.As(err, &wrong) || errors.As(err, &other) || errors.As(err, &unable) || errors.Is(err, chain.ErrEncrypted)
+	return errors.As(err, &role) || errors.As(err, &wrong) || errors.As(err, &other) || errors.As(err, &unable) || errors.Is(err, chain.ErrEncrypted)
 }
 
 // somethingInUse reports whether another program or run has what err is about.
@@ -121,9 +123,10 @@ func somethingInUse(err error) bool {
 		busy    *qemu.BusyError
 		scratch *serve.InUseError
 		alive   *backup.AliveError
-		atWork  *atWorkError
+		writers *chain.WritersError
+		rotates *chain.RotatingError
 	)
-	return errors.As(err, &image) || errors.As(err, &busy) || errors.As(err, &scratch) || errors.As(err, &alive) || errors.As(err, &atWork) || errors.Is(err, nbd.ErrSocketInUse)
+	return errors.As(err, &image) || errors.As(err, &busy) || errors.As(err, &scratch) || errors.As(err, &alive) || errors.As(err, &writers) || errors.As(err, &rotates) || errors.Is(err, nbd.ErrSocketInUse) || errors.Is(err, syscall.EADDRINUSE)
 }
 
 // explain is what a person is told, in one line.

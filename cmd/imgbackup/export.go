@@ -13,6 +13,8 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/pull"
 	"github.com/imgbackup/imgbackup/backup/trust"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/request"
 )
@@ -57,8 +59,8 @@ type exportOptions struct {
 func (a *app) exportCommand() *cobra.Command {
 	var o exportOptions
 	cmd := &cobra.Command{
-		Use:         "export [DOMAIN] [--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE] {--socket PATH | --listen ADDRESS}",
-		Short:       "Offer a shut-down domain's disks over NBD, for a client to pull",
+		Use:         "export [DOMAIN] [--disk TARGET=PATH,format=FORMAT … | --domain-xml FILE] {--socket PATH | --listen ADDRESS | --http ADDRESS}",
+		Short:       "Offer a shut-down domain's disks over NBD or HTTP, for a client to pull",
 		SuggestFor:  []string{"pull"},
 		Long:        exportHelp,
 		Annotations: exits(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
@@ -66,7 +68,7 @@ func (a *app) exportCommand() *cobra.Command {
 		Args:        takes(cobra.MaximumNArgs(1), "at most one DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			err = errors.Join(
-				exclude(cmd.Flags(), "backup-xml", "disk", "incremental", "bitmap", "socket", "listen"),
+				exclude(cmd.Flags(), "backup-xml", "disk", "incremental", "bitmap", "socket", "listen", "http"),
 				exclude(cmd.Flags(), "bitmap", "incremental"),
 				notEmpty(cmd.Flags(), "checkpoint", "incremental", "bitmap"),
 			)
@@ -104,6 +106,7 @@ func (o *exportOptions) addFlags(f *pflag.FlagSet) {
 // exportJob makes the request, and tells a person what it leaves out.
 func (a *app) exportJob(o *exportOptions) (request.ExportJob, error) {
 	o.TLS = o.listen.cert != ""
+	o.XML.Managers.Root = a.managersRoot
 	job, err := o.Job(a.in)
 	a.noteAll(job.Notes)
 	if err != nil {
@@ -146,7 +149,17 @@ func (a *app) runExport(ctx context.Context, o exportOptions) error {
 			return err
 		}
 		defer offers.Close()
-		if err := service.announce(func() error { return a.printOffers(req, offers, service) }); err != nil {
+		service.under(chain.NewUUID(), req.Domain)
+		err = service.announce(
+			func() error {
+				var s confine.Self
+				for _, d := range disks {
+					addImage(&s, d.Image, true)
+				}
+				return a.restrict(service.needs(s), writes(repo))
+			},
+			func() error { return a.printOffers(req, offers, service) })
+		if err != nil {
 			return err
 		}
 		served = true

@@ -146,3 +146,21 @@ func (f *failingStore) Delete(ctx context.Context, key string) error {
 	}
 	return fault
 }
+
+// Contains implements [objstore.Placed]: the process may use the folder. Nothing else of the store
+// is reached past the one that dies.
+func (s *deadlyStore) Contains(path string) (bool, error) {
+	p, ok := objstore.As[objstore.Placed](s.Store)
+	if !ok {
+		return false, nil
+	}
+	return p.Contains(path)
+}
+
+// Dir implements [objstore.Placed].
+func (s *deadlyStore) Dir() string {
+	if p, ok := objstore.As[objstore.Placed](s.Store); ok {
+		return p.Dir()
+	}
+	return ""
+}

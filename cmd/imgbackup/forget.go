@@ -18,6 +18,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/forget"
 	"github.com/imgbackup/imgbackup/chain/prune"
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/request"
 )
@@ -40,6 +41,9 @@ Rules are about archives. A checkpoint without data takes none's place, and stay
 checkpoint delete, which also takes its bitmap out of the image. What is newest is the order in which checkpoints
 were made: where their times contradict that, a clock was wrong, and rules about times are refused for the
 domain. With --all-domains, or several, the others are worked on, and the exit status tells.
+
+In a repository with object lock (init --object-lock) rules are asked only about checkpoints that are older than
+the lock, and two days more: younger ones stay, and take no place of older ones.
 
 If the newest checkpoint goes, the next backup may have less to build on. That is said, by --dry-run, too.`
 
@@ -85,7 +89,7 @@ func (o *forgetOptions) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.dryRun, "dry-run", false, "say what would go and what would stay, and forget nothing")
 	section(f, whatIsDone, "checkpoint", "all-domains", "dry-run")
 	section(f, whatStays, addRules(f, &o.Rules)...)
-	f.StringVar(&o.timezone, "timezone", "", "the `ZONE` of days and hours, as Europe/Berlin (default: the system's)")
+	f.StringVar(&o.timezone, "timezone", "", zoneUsage)
 	f.BoolVar(&o.AllowEmpty, "allow-empty", false, "rules may leave a domain without any archive")
 	section(f, whatStays, "timezone", "allow-empty")
 	f.BoolVar(&o.prune, "prune", false, "prune afterwards")
@@ -102,6 +106,8 @@ func (o *forgetOptions) complete(f *pflag.FlagSet) (err error) {
 		return usage.Errorf("no domain is named: give a DOMAIN, or --all-domains")
 	case len(o.named) > 0 && len(o.names) != 1:
 		return usage.Errorf("--checkpoint needs the one DOMAIN it belongs to")
+	case o.Rules.None() && slices.ContainsFunc(keepNames(f), f.Changed):
+		return usage.Errorf("these rules keep nothing, and 0 is no rule: want one as --keep-daily 7, or the name of a checkpoint")
 	case o.Rules.None() && (o.allDomains || len(o.names) < 2 && len(o.named) == 0):
 		return usage.Errorf("nothing is forgotten without a rule, as --keep-daily 7, or the name of a checkpoint")
 	case !o.Rules.None() && len(o.named) > 0:
@@ -123,6 +129,16 @@ func (o *forgetOptions) complete(f *pflag.FlagSet) (err error) {
 	}
 	_, err = o.pruning.options()
 	return err
+}
+
+// keepNames are the flags of rules.
+func keepNames(f *pflag.FlagSet) (names []string) {
+	f.VisitAll(func(f *pflag.Flag) {
+		if strings.HasPrefix(f.Name, "keep-") {
+			names = append(names, f.Name)
+		}
+	})
+	return names
 }
 
 // choose finds out what the names are: with rules domains, without them a domain and
@@ -189,6 +205,9 @@ func (o *forgetOptions) findCheckpoints(ctx context.Context, repo *chain.Reposit
 
 func (a *app) forget(ctx context.Context, o forgetOptions) error {
 	repo, err := a.openCached(ctx)
+	if err == nil && !o.prune {
+		err = a.restrict(confine.Self{}, writes(repo))
+	}
 	if err != nil {
 		return err
 	}
@@ -206,7 +225,7 @@ func (a *app) forget(ctx context.Context, o forgetOptions) error {
 	for _, note := range plan.Notes {
 		a.note(note)
 	}
-	gone := plan.Remove
+	keep, gone := plan.Keep, plan.Remove
 	if !o.dryRun {
 		gone = nil
 		err = plan.Run(ctx, repo, func(m *chain.Manifest) {
@@ -217,27 +236,31 @@ func (a *app) forget(ctx context.Context, o forgetOptions) error {
 			return slices.IndexFunc(plan.Remove, func(d forget.Decision) bool { return d.UUID == x.UUID }) -
 				slices.IndexFunc(plan.Remove, func(d forget.Decision) bool { return d.UUID == y.UUID })
 		})
+		keep = plan.Stands(gone)
 	}
 	refused := errors.Join(plan.Refused...)
 	if !o.prune || o.dryRun || err != nil {
-		return errors.Join(a.printForgotten(plan.Keep, gone, o.dryRun), err, refused)
+		return errors.Join(a.printForgotten(keep, gone, plan.Left, o.dryRun), err, refused)
 	}
-	return errors.Join(a.pruneAfter(ctx, o, plan.Keep, gone), refused)
+	return errors.Join(a.pruneAfter(ctx, o, keep, gone, plan.Left), refused)
 }
 
 // pruneAfter prunes when checkpoints have been forgotten. (What a dry run would forget is
 // there still, so that it can't tell what a prune would win.)
-func (a *app) pruneAfter(ctx context.Context, o forgetOptions, keep, gone []forget.Decision) error {
+func (a *app) pruneAfter(ctx context.Context, o forgetOptions, keep, gone []forget.Decision, left int) error {
 	opts, err := o.pruning.options()
 	if err != nil {
 		return err
 	}
 	if !a.json {
-		if err := a.printForgotten(keep, gone, false); err != nil {
+		if err := a.printForgotten(keep, gone, left, false); err != nil {
 			return err
 		}
 	}
 	repo, err := a.openRepo(ctx) // what a prune goes by is not remembered
+	if err == nil {
+		err = a.restrictPrune(ctx, repo, opts)
+	}
 	if err != nil {
 		return err
 	}
@@ -271,8 +294,9 @@ func viewDecisions(all []forget.Decision) []decisionJSON {
 	return out
 }
 
-// printForgotten says which checkpoints stay and why, and which are gone, or would be.
-func (a *app) printForgotten(keep, gone []forget.Decision, dry bool) error {
+// printForgotten says which checkpoints stay and why, and which are gone, or would be; left are
+// those of domains of which nothing could be decided.
+func (a *app) printForgotten(keep, gone []forget.Decision, left int, dry bool) error {
 	if a.json {
 		return a.printJSON(forgottenJSON{Keep: viewDecisions(keep), Remove: viewDecisions(gone)})
 	}
@@ -295,9 +319,16 @@ func (a *app) printForgotten(keep, gone []forget.Decision, dry bool) error {
 	}
 	w := &checkedWriter{w: a.out}
 	err := t.print()
-	w.printf("%s %s; %d stay\n", total, count(len(gone), "checkpoint"), len(keep))
+	w.printf("%s %s; %d stay", total, count(len(gone), "checkpoint"), len(keep))
+	if left > 0 {
+		w.printf(", and %d of domains of which nothing is forgotten", left)
+	}
+	w.printf("\n")
 	return errors.Join(err, w.err)
 }
+
+// zoneUsage describes the flag of the zone that rules go by.
+const zoneUsage = "the `ZONE` of days and hours, as Europe/Berlin (default: the system's)"
 
 // zoneFlag is the zone that --timezone names, or else the system's.
 func zoneFlag(f *pflag.FlagSet, name string) (*time.Location, error) {

@@ -29,8 +29,8 @@ func crashedCommands() []crashed {
 }
 
 // remembered is a world with four checkpoints.
-func remembered(t *testing.T, b *bucket) *world {
-	w := newWorldIn(t, 1, b)
+func remembered(t *testing.T, b *bucket, secret encrypted) *world {
+	w := newWorldOf(t, 1, b, secret)
 	for i, name := range []string{"c1", "c2", "c3", "c4"} {
 		w.guest("vda", fmt.Sprintf("write -P %d %dk 150k", 20+i, 100*i))
 		w.look("vda")
@@ -89,10 +89,10 @@ func (c crashed) breakLeft(w *world) {
 }
 
 // Killed at any of its operations on a folder, forget loses no checkpoint that it was not
-// told of, and tag none of its tags.
+// told of, and tag none of its tags. This repository is encrypted, those in buckets are not.
 func TestForgetKilled(t *testing.T) {
 	t.Parallel()
-	w := remembered(t, nil)
+	w := remembered(t, nil, keyed)
 	for _, c := range crashedCommands() {
 		var store failingStore
 		if o := w.copy(t).runWith(program{wrap: store.around}, c.args...); o.code != exitDone {
@@ -118,7 +118,7 @@ func TestForgetKilledAtRequestsToS3(t *testing.T) {
 	t.Parallel()
 	var worlds []*world
 	for _, kind := range s3test.Kinds() {
-		worlds = append(worlds, remembered(t, newBucket(s3test.Start(t, kind))))
+		worlds = append(worlds, remembered(t, newBucket(s3test.Start(t, kind)), plain))
 	}
 	n := 0
 	for _, c := range crashedCommands() {

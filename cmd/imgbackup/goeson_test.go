@@ -24,9 +24,13 @@ const (
 
 // longWorld is a domain with a raw disk that takes several packs, which ought not to be
 // stored twice.
-func longWorld(t *testing.T, b *bucket) *world {
+func longWorld(t *testing.T, b *bucket, secret encrypted) *world {
 	w := &world{TB: t, dir: t.TempDir(), bucket: b, want: make(map[string]map[string]digest)}
-	w.must("init")
+	if secret {
+		w.encrypt(t)
+	} else {
+		w.must("init")
+	}
 	noise(t, w.raw(), longSize)
 	return w
 }
@@ -81,10 +85,11 @@ func (w *world) goOn() {
 	w.verifyChain("whole")
 }
 
-// A backup that was killed near its end goes on there, also where the disk has changed.
+// A backup that was killed near its end goes on there, also where the disk has changed: that of
+// a host, too, which can read nothing of what it has stored.
 func TestKilledGoesOn(t *testing.T) {
 	t.Parallel()
-	w := longWorld(t, nil)
+	w := longWorld(t, nil, keyed)
 	cmd := w.child([]string{someIndex, fmt.Sprintf("%s=%d:packs/", killAtOp, longPacks)}, w.longBackup()...)
 	if out, err := cmd.CombinedOutput(); !diedBy(err, syscall.SIGKILL) {
 		t.Fatalf("was to be killed: %v\n%s", err, out)
@@ -96,7 +101,7 @@ func TestKilledGoesOn(t *testing.T) {
 func TestKilledGoesOnInS3(t *testing.T) {
 	t.Parallel()
 	server := s3test.Start(t, s3test.MinIO)
-	w := longWorld(t, newBucket(server))
+	w := longWorld(t, newBucket(server), plain)
 	fault := s3test.Fault{How: s3test.ResetUpload, Method: http.MethodPut, Key: "/packs/", After: longPacks - 1} // one pack after the other
 	w.killedWhen(fault, func() *exec.Cmd { return w.child([]string{someIndex}, append(w.longBackup(), "--connections", "1")...) })
 	w.awaitOrphans()

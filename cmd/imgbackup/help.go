@@ -17,6 +17,7 @@ import (
 // Annotations of commands and flags: what their help is made of.
 const (
 	exitsKey   = "exits"   // the exit statuses that a command has besides those of all
+	meansKey   = "means"   // what a command's exit statuses mean, where that is not what all others mean by them
 	manualKey  = "manual"  // text that only the man page has
 	sectionKey = "section" // of flags: the title, and the place under it
 )
@@ -28,6 +29,20 @@ func exits(codes ...int) map[string]string {
 		all = append(all, strconv.Itoa(c))
 	}
 	return map[string]string{exitsKey: strings.Join(all, ",")}
+}
+
+// ownExits are the annotations of a command whose exit statuses mean something else than
+// other commands'; each line is a status and what it means.
+func ownExits(lines ...string) map[string]string {
+	return map[string]string{meansKey: "    " + strings.Join(lines, "\n    ")}
+}
+
+// exitTableOf explains a command's exit statuses.
+func exitTableOf(cmd *cobra.Command) string {
+	if own := cmd.Annotations[meansKey]; own != "" {
+		return own
+	}
+	return exitTable(exitsOf(cmd))
 }
 
 // exitsOf is what exits has noted.
@@ -80,7 +95,7 @@ const (
 // man pages.
 func showHelp(cmd *cobra.Command, _ []string) {
 	w := &checkedWriter{w: cmd.OutOrStdout()}
-	w.printf("%s\n\nUsage:\n  %s\n", strings.TrimSpace(cmd.Long), cmd.UseLine())
+	w.printf("%s\n\nUsage:\n  %s\n", strings.TrimSpace(cmd.Long), useLine(cmd))
 	if subs := commandLines(cmd); subs != "" {
 		w.printf("\nCommands:\n%s", subs)
 	}
@@ -91,7 +106,19 @@ func showHelp(cmd *cobra.Command, _ []string) {
 	if cmd.HasParent() {
 		w.printf("\nFlags of every command, as --repo and --json: imgbackup --help. More: man %s\n", strings.ReplaceAll(cmd.CommandPath(), " ", "-"))
 	}
-	w.printf("\nExit status:\n%s\n", exitTable(exitsOf(cmd)))
+	table, more := exitTableOf(cmd), ""
+	if !cmd.HasParent() {
+		table, more = exitTable([]int{exitInterrupted}), " (each command's help has its others)"
+	}
+	w.printf("\nExit status%s:\n%s\n", more, table)
+}
+
+// useLine is how a command is called.
+func useLine(cmd *cobra.Command) string {
+	if cmd.HasAvailableSubCommands() {
+		return cmd.CommandPath() + " COMMAND [flags]"
+	}
+	return cmd.UseLine()
 }
 
 func widthOf(out io.Writer) int {
@@ -171,18 +198,19 @@ func flagLines(set *pflag.FlagSet, width int) string {
 
 // The titles that flags can be under.
 const (
-	whichDisks = "Disks"
-	whatIsDone = "What is done"
-	byXML      = "As libvirt's XML says"
-	toFiles    = "To files instead of the repository"
-	howItRuns  = "How it runs"
-	whereTo    = "Where to"
-	whereHeard = "Where it is offered"
-	whatStays  = "What stays"
+	whichDisks   = "Disks"
+	whatIsDone   = "What is done"
+	byXML        = "As libvirt's XML says"
+	toFiles      = "To files instead of the repository"
+	howItRuns    = "How it runs"
+	whereTo      = "Where to"
+	whereHeard   = "Where it is offered"
+	whatStays    = "What stays"
+	whatIsCopied = "What is copied, instead of everything"
 )
 
 func sectionOrder() []string {
-	return []string{whichDisks, whereTo, whatIsDone, whatStays, byXML, toFiles, whereHeard, howItRuns}
+	return []string{whichDisks, whereTo, whatIsDone, whatStays, whatIsCopied, byXML, toFiles, whereHeard, howItRuns}
 }
 
 func newFlagLine(f *pflag.Flag) flagLine {

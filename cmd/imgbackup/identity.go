@@ -5,10 +5,15 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"strings"
 
 	"filippo.io/age/plugin"
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/imgbackup/imgbackup/chain"
@@ -24,6 +29,27 @@ const identityVar = "IMGBACKUP_IDENTITY" // an identity file
 type keyFlags struct {
 	identities     []string
 	passphraseFile string
+	passphrase     []byte // from the configuration; nil: none
+	configured     bool   // the configuration has said so, for one repository
+}
+
+// add adds the flags for a repository beside the one of --repo, which flag names.
+func (k *keyFlags) add(f *pflag.FlagSet, prefix, flag string) {
+	f.StringArrayVar(&k.identities, prefix+"identity", nil, "the `FILE` with the key of the repository of "+flag+"; may be repeated\n(default: --identity)")
+	f.StringVar(&k.passphraseFile, prefix+"passphrase-file", "", "the first line of `FILE` is the passphrase of the repository of "+flag+",\nor of its identity")
+}
+
+// openOther opens a repository beside the one of --repo, with keys of its own if they are given.
+func (a *app) openOther(ctx context.Context, place string, own keyFlags) (*chain.Repository, error) {
+	other, err := a.at(place)
+	if err != nil {
+		return nil, err
+	}
+	other.second = true
+	if len(own.identities) > 0 || own.passphraseFile != "" {
+		other.keyFlags, other.opened, other.second = own, &opened{}, false
+	}
+	return other.openRepo(ctx)
 }
 
 // opened are identities that were read once, since a person was perhaps asked.
@@ -70,22 +96,35 @@ func (a *app) readIdentities() ([]*keys.Identities, error) {
 	}
 	var all []*keys.Identities
 	for _, path := range paths {
+		if strings.HasPrefix(strings.ToUpper(strings.TrimSpace(path)), "AGE-SECRET-KEY-") {
+			return nil, usage.Errorf("--identity, or %s, is the name of a file that holds the key, and not the key itself, which others can see there", identityVar)
+		}
 		data, err := readSmall(path, keys.MaxIdentityFile)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, &keys.Error{What: fmt.Sprintf("--identity: %v", err)}
+		}
 		if err != nil {
 			return nil, fmt.Errorf("--identity: %w", err)
 		}
 		ids, err := keys.ParseIdentities(data, path, a.ways())
+		if !bytes.Contains(data, []byte("-----BEGIN ")) { // of which a key for SSH is kept as it is
+			clear(data)
+		}
 		if err != nil {
 			return nil, err
 		}
 		all = append(all, ids)
 	}
-	if len(all) == 0 && a.keyFlags.passphraseFile != "" {
-		phrase, err := readPassphrase(a.keyFlags.passphraseFile)
+	if from := a.keyFlags.passphraseFile; len(all) == 0 && (from != "" || a.keyFlags.passphrase != nil) {
+		phrase, err := a.keyFlags.readPassphrase()
 		if err != nil {
 			return nil, err
 		}
-		ids, err := keys.Passphrase(phrase, a.keyFlags.passphraseFile)
+		if from == "" {
+			from = "the configuration"
+		}
+		ids, err := keys.Passphrase(phrase, from)
+		clear(phrase)
 		if err != nil {
 			return nil, err
 		}
@@ -98,10 +137,10 @@ func (a *app) readIdentities() ([]*keys.Identities, error) {
 func (a *app) ways() keys.Ways {
 	w := keys.Ways{Plugin: plugin.NewTerminalUI(func(format string, v ...any) { a.note(fmt.Sprintf(format, v...)) }, func(format string, v ...any) { a.note(fmt.Sprintf(format, v...)) })}
 	switch {
-	case a.keyFlags.passphraseFile != "":
-		w.Passphrase = func(string) ([]byte, error) { return readPassphrase(a.keyFlags.passphraseFile) }
+	case a.keyFlags.passphraseFile != "", a.keyFlags.passphrase != nil:
+		w.Passphrase = func(string) ([]byte, error) { return a.keyFlags.readPassphrase() }
 	case a.asks():
-		w.Passphrase = func(what string) ([]byte, error) { return askSecret("passphrase of " + what + ": ") }
+		w.Passphrase = func(what string) ([]byte, error) { return a.askSecret("passphrase of " + what + ": ") }
 	}
 	return w
 }
@@ -112,19 +151,56 @@ func (a *app) asks() bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// askSecret asks on the terminal, which does not show what is typed.
-func askSecret(prompt string) ([]byte, error) {
+// askSecret asks on the terminal, which does not show what is typed. One Ctrl-C ends it.
+func (a *app) askSecret(prompt string) ([]byte, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = tty.Close() }() // nothing was written that must last
+	// Not even what is typed before the program reads it is shown.
+	shown, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+	if err != nil {
+		return nil, err
+	}
+	hidden := *shown
+	hidden.Lflag &^= unix.ECHO
+	if err := unix.IoctlSetTermios(int(tty.Fd()), unix.TCSETS, &hidden); err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.IoctlSetTermios(int(tty.Fd()), unix.TCSETS, shown) }() // it was ours to set before
 	if _, err := fmt.Fprint(tty, prompt); err != nil {
 		return nil, err
 	}
-	secret, err := term.ReadPassword(int(tty.Fd()))
+	var secret []byte
+	if err := a.unlessInterrupted(func() (err error) {
+		secret, err = term.ReadPassword(int(tty.Fd()))
+		return err
+	}); err != nil {
+		return nil, err
+	}
 	fmt.Fprintln(tty)
-	return secret, err
+	return secret, nil
+}
+
+// unlessInterrupted waits for a person. Who has pressed Ctrl-C is not asked on.
+func (a *app) unlessInterrupted(ask func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- ask() }()
+	select {
+	case err := <-done:
+		return err
+	case <-a.interrupted:
+		return errInterrupted
+	}
+}
+
+// readPassphrase is the passphrase that was given, as a copy.
+func (k *keyFlags) readPassphrase() ([]byte, error) {
+	if k.passphraseFile != "" {
+		return readPassphrase(k.passphraseFile)
+	}
+	return bytes.Clone(k.passphrase), nil
 }
 
 // readPassphrase reads the first line of a file.
@@ -143,15 +219,40 @@ func readPassphrase(path string) ([]byte, error) {
 
 // unlock opens the keys of a repository, or sees that it needs none.
 func (a *app) unlock(ctx context.Context, store objstore.Store, c *chain.Config) (*chain.Access, error) {
-	ring, err := a.keyring(ctx, store, c)
+	ring, err := a.keyring(ctx, store, c, nil)
 	if err != nil || ring == nil {
 		return nil, err
 	}
-	return &chain.Access{Keys: ring.Keys, Authority: authority{ring}}, nil
+	return accessOf(ring), nil
 }
 
-// keyring opens the keys of a repository; nil: it is not encrypted.
-func (a *app) keyring(ctx context.Context, store objstore.Store, c *chain.Config) (*keys.Keyring, error) {
+// accessOf is what open keys are for a repository.
+func accessOf(ring *keys.Keyring) *chain.Access {
+	access := &chain.Access{Keys: ring.Keys, Authority: authority{ring}, Names: ring.Names()}
+	for _, l := range ring.Lowered() {
+		access.Lowered = append(access.Lowered, chain.Lowered(l))
+	}
+	return access
+}
+
+// unlockAhead is unlock, which has its first question asked already where the user gives a key.
+func (a *app) unlockAhead(ctx context.Context, store objstore.Store) chain.Unlock {
+	if len(a.keyFlags.identities) == 0 && (os.Getenv(identityVar) == "" || a.keyFlags.configured) {
+		return a.unlock
+	}
+	listing := keys.List(ctx, store)
+	return func(ctx context.Context, store objstore.Store, c *chain.Config) (*chain.Access, error) {
+		ring, err := a.keyring(ctx, store, c, listing)
+		if err != nil || ring == nil {
+			return nil, err
+		}
+		return accessOf(ring), nil
+	}
+}
+
+// keyring opens the keys of a repository; nil: it is not encrypted. listing was asked for before;
+// nil: it was not.
+func (a *app) keyring(ctx context.Context, store objstore.Store, c *chain.Config, listing *keys.Listing) (*keys.Keyring, error) {
 	ids, err := a.identity(c.ID)
 	if err != nil {
 		return nil, err
@@ -162,9 +263,9 @@ func (a *app) keyring(ctx context.Context, store objstore.Store, c *chain.Config
 		}
 		return nil, ids.Pin.CheckAbsent()
 	}
-	place := keys.Place{Store: store, Repository: c.ID, RosterKey: c.Encryption.RosterKey}
+	place := keys.Place{Store: store, Repository: c.ID, RosterKey: c.Encryption.RosterKey, Listing: listing}
 	if ids == nil && a.asks() {
-		phrase, err := askSecret("passphrase of the repository (or Ctrl-C, and --identity FILE): ")
+		phrase, err := a.askSecret("passphrase of the repository (or Ctrl-C, and --identity FILE): ")
 		if err != nil {
 			return nil, err
 		}
@@ -187,10 +288,27 @@ func (a authority) Check(key, seal string, s *seal.Signature) (chain.Author, err
 	if err != nil {
 		return nil, err
 	}
-	return author{m}, nil
+	return author{m, a.Keyring}, nil
 }
 
-type author struct{ *keys.Member }
+// SettleRoster has who is no admin told so.
+func (a authority) SettleRoster(ctx context.Context) error {
+	if a.Member.Role != keys.Admin {
+		return &chain.RoleError{Name: a.Member.Name, What: "end a rotation of the keys", Admin: true}
+	}
+	return a.Keyring.SettleRoster(ctx)
+}
+
+func (a authority) Self() chain.Author { return author{&a.Member, a.Keyring} }
+
+type author struct {
+	*keys.Member
+	ring *keys.Keyring
+}
 
 func (a author) AuthorName() string { return a.Name }
 func (a author) Manages() bool      { return a.Role.Manages() }
+func (a author) Rehearses() bool    { return a.Role.Rehearses() }
+
+// Covers asks the keyring, which knows names that are hidden.
+func (a author) Covers(domain string) bool { return a.ring.Covers(a.Member, domain) }

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -27,7 +26,8 @@ S3 store is tried first: it must be able to create an object only if there is no
 (If-None-Match: *), to read back what was written, and to check checksums.
 
 With --encrypt all that is stored is encrypted, and signed by who stores it. Who has no key reads
-nothing, and nobody can help who has lost all of them.`,
+nothing, and nobody can help who has lost all of them. --hide-names also keeps the names of domains,
+checkpoints and hosts out of the keys of objects, where they would be seen.`,
 		Annotations: exits(exitKey),
 		Example:     "  imgbackup init -r /backup\n  imgbackup init -r s3://vm-backups/host1\n  imgbackup init -r /backup --encrypt --recipient age1…",
 		Args:        takes(cobra.ExactArgs(0), "no arguments"),
@@ -48,13 +48,13 @@ nothing, and nobody can help who has lost all of them.`,
 			}
 			store, err := a.store(open.Options{Create: true, Shared: shared == "group"})
 			if err != nil {
-				return errors.Join(err, done())
+				return done(err)
 			}
 			repo, err := chain.Init(cmd.Context(), store, o)
 			if err != nil {
-				return errors.Join(fmt.Errorf("%s: %w", a.repoFlag, err), done())
+				return done(fmt.Errorf("%s: %w", a.repoFlag, err))
 			}
-			if err := done(); err != nil {
+			if err := done(nil); err != nil {
 				return err
 			}
 			if a.json {

@@ -7,15 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/keys"
 	"github.com/imgbackup/imgbackup/objstore"
@@ -24,6 +20,7 @@ import (
 // encryptOptions are the flags of init that make an encrypted repository.
 type encryptOptions struct {
 	encrypt, postQuantum bool
+	hideNames            bool
 	recipients           []string
 	out, keysOf          string
 }
@@ -35,13 +32,14 @@ func (o *encryptOptions) add(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.recipients, "recipient", nil, "who can open it, as an admin: age1…, age1pq1…, an SSH public key, or a\nplugin's (`[NAME=]R`); may be repeated")
 	f.StringVar(&o.out, "out", "", "make a new identity, and write it to `FILE`, which must not exist")
 	f.BoolVar(&o.postQuantum, "post-quantum", false, "keys that a quantum computer does not break either, which age before 1.3\ndoes not know; all recipients must be such, too")
-	f.StringVar(&o.keysOf, "keys-of", "", "have the same keys as `REPO`, whose admin's identity is given: so copies\nbetween the two need not read the data")
+	f.BoolVar(&o.hideNames, "hide-names", false, "put keyed digests in the place of the names of domains, checkpoints and\nhosts in the keys of objects (names of keys are still seen)")
+	f.StringVar(&o.keysOf, "keys-of", "", "have the same keys as `REPO`, whose admin's identity is given: so copies\nbetween the two need not read the data; its admins, managers and drills\ncan open the new one, unless --recipient or --out say who can")
 }
 
 // complete checks the flags.
 func (o *encryptOptions) complete(a *app, f *pflag.FlagSet) error {
 	if !o.encrypt {
-		for _, flag := range []string{"recipient", "out", "post-quantum", "keys-of"} {
+		for _, flag := range []string{"recipient", "out", "post-quantum", "hide-names", "keys-of"} {
 			if f.Changed(flag) {
 				return usage.Errorf("--%s is for --encrypt", flag)
 			}
@@ -54,7 +52,7 @@ func (o *encryptOptions) complete(a *app, f *pflag.FlagSet) error {
 	switch {
 	case o.keysOf != "" && o.postQuantum:
 		return usage.Errorf("--post-quantum: the keys are those of --keys-of")
-	case len(o.recipients) == 0 && o.out == "" && a.keyFlags.passphraseFile == "" && !a.asks():
+	case o.keysOf == "" && len(o.recipients) == 0 && o.out == "" && a.keyFlags.passphraseFile == "" && !a.asks():
 		return usage.Errorf("who can open it? give --recipient R (age-keygen makes one), --passphrase-file FILE, or --out FILE for a new key")
 	}
 	return nil
@@ -111,14 +109,14 @@ func (a *app) newPassphrase(o *encryptOptions) (phrase []byte, made string, err 
 	case a.keyFlags.passphraseFile != "":
 		phrase, err = readPassphrase(a.keyFlags.passphraseFile)
 	case len(o.recipients) == 0 && o.out == "":
-		phrase, err = askSecret(fmt.Sprintf("passphrase, of at least %d characters (empty: one is made up): ", keys.MinPassphrase))
+		phrase, err = a.askSecret(fmt.Sprintf("passphrase, of at least %d characters (empty: one is made up): ", keys.MinPassphrase))
 		if err == nil && len(phrase) == 0 {
 			made = keys.NewPassphrase()
 			return []byte(made), made, nil
 		}
 		if err == nil {
 			var again []byte
-			if again, err = askSecret("once more: "); err == nil && string(again) != string(phrase) {
+			if again, err = a.askSecret("once more: "); err == nil && string(again) != string(phrase) {
 				err = usage.Errorf("these are two passphrases")
 			}
 		}
@@ -132,22 +130,28 @@ func (a *app) newPassphrase(o *encryptOptions) (phrase []byte, made string, err 
 }
 
 // encrypting returns what makes the keys of the new repository, and what is to be done
-// once it is there.
-func (a *app) encrypting(ctx context.Context, o *encryptOptions, init *chain.InitOptions) (done func() error, err error) {
+// once it is there, or why it is not.
+func (a *app) encrypting(ctx context.Context, o *encryptOptions, init *chain.InitOptions) (done func(failed error) error, err error) {
 	if !o.encrypt {
-		return func() error { return nil }, nil
-	}
-	members, made, err := a.firstMembers(o)
-	if err != nil {
-		return nil, err
+		return func(failed error) error { return failed }, nil
 	}
 	var like *keys.Keyring
 	if o.keysOf != "" {
-		if like, err = a.ringOf(ctx, o.keysOf); err != nil {
+		if like, err = a.ringOf(ctx, o); err != nil {
 			return nil, err
 		}
 	}
-	out, err := a.newIdentityFile(o.out)
+	var members []keys.Joining
+	var made string
+	if o.sameMembers() {
+		members, err = like.SameMembers(ctx, a.ways().Plugin)
+	} else {
+		members, made, err = a.firstMembers(o)
+	}
+	if err != nil {
+		return nil, err
+	}
+	out, err := a.newSecretFile("--out", o.out)
 	if err != nil {
 		return nil, err
 	}
@@ -159,31 +163,36 @@ func (a *app) encrypting(ctx context.Context, o *encryptOptions, init *chain.Ini
 	init.Encrypt = func(ctx context.Context, store objstore.Store, id string) (*chain.Encryption, *chain.Access, error) {
 		var err error
 		if like != nil {
-			ring, joined, err = like.MakeLike(ctx, store, id, members)
+			ring, joined, err = like.MakeLike(ctx, store, id, o.hideNames, members)
 		} else {
-			ring, joined, err = keys.Make(ctx, store, id, o.postQuantum, members)
+			ring, joined, err = keys.Make(ctx, store, id, keys.Features{PostQuantum: o.postQuantum, HideNames: o.hideNames}, members)
 		}
 		if err != nil {
 			return nil, nil, err
 		}
 		// The file is durable before the repository is one.
-		if err := out.write(ring, &joined[len(joined)-1]); err != nil {
-			return nil, nil, err
+		if out != nil {
+			if err := out.finish(identityFileText(ring, &joined[len(joined)-1])); err != nil {
+				return nil, nil, err
+			}
 		}
 		return &chain.Encryption{Scheme: chain.EncryptionScheme, RosterKey: ring.RosterKey()},
-			&chain.Access{Keys: ring.Keys, Authority: authority{ring}}, nil
+			accessOf(ring), nil
 	}
-	return func() error {
-		if ring == nil {
-			return out.discard()
+	return func(failed error) error {
+		if failed != nil && !errors.Is(failed, chain.ErrMadeOrNot) {
+			return errors.Join(failed, out.discard()) // it opens nothing
 		}
 		if made != "" {
 			if _, err := fmt.Fprintf(a.err, "The passphrase, which is shown once: %s\n", made); err != nil {
 				return err
 			}
 		}
+		if o.sameMembers() && len(a.opened.all) > 0 && a.opened.all[0].Pin != nil {
+			a.note("the identity file that was given is pinned to " + o.keysOf + " and refuses all others: its line AGE-SECRET-KEY-…, in a file of its own, opens both")
+		}
 		a.note("without a key everything in this repository is lost: keep " + kept(ring, o.out) + " in another place, too; imgbackup key kit prints what to lay into a safe")
-		return nil
+		return failed
 	}, nil
 }
 
@@ -212,8 +221,11 @@ func (a *app) confirmKept() error {
 	if _, err := fmt.Fprint(a.err, "Without a key everything in this repository is lost, and nobody can help.\nIs, or will be, a copy of the key kept in another place than this machine? [y/N] "); err != nil {
 		return err
 	}
-	answer, err := bufio.NewReader(a.in).ReadString('\n')
-	if err != nil && answer == "" {
+	var answer string
+	if err := a.unlessInterrupted(func() (err error) {
+		answer, err = bufio.NewReader(a.in).ReadString('\n')
+		return err
+	}); err != nil && answer == "" {
 		return err
 	}
 	if !strings.HasPrefix(strings.ToLower(strings.TrimSpace(answer)), "y") {
@@ -222,10 +234,21 @@ func (a *app) confirmKept() error {
 	return nil
 }
 
-// ringOf opens the keys of another repository.
-func (a *app) ringOf(ctx context.Context, place string) (*keys.Keyring, error) {
-	other := *a
-	other.repoFlag, other.keyFlags.passphraseFile = place, ""
+// sameMembers reports whether those can open the new repository that can open that of --keys-of.
+func (o *encryptOptions) sameMembers() bool {
+	return o.keysOf != "" && len(o.recipients) == 0 && o.out == ""
+}
+
+// ringOf opens the keys of the repository of --keys-of. A passphrase is the new repository's, if
+// that has a key of its own.
+func (a *app) ringOf(ctx context.Context, o *encryptOptions) (*keys.Keyring, error) {
+	other, err := a.at(o.keysOf)
+	if err != nil {
+		return nil, fmt.Errorf("--keys-of: %w", err)
+	}
+	if !o.sameMembers() {
+		other.keyFlags.passphraseFile = ""
+	}
 	ring, _, err := other.openKeys(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("--keys-of: %w", err)
@@ -233,68 +256,14 @@ func (a *app) ringOf(ctx context.Context, place string) (*keys.Keyring, error) {
 	return ring, nil
 }
 
-// identityFile is a file for an identity that is yet to be made; nil: none is wanted.
-type identityFile struct {
-	f    *os.File
-	path string
-}
-
-// newIdentityFile makes an empty file, which only its owner reads.
-func (a *app) newIdentityFile(path string) (*identityFile, error) {
-	if path == "" {
-		return nil, nil
-	}
-	if err := a.checkOutside("--out", path); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("--out: %s is there already, and is not replaced", path)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("--out: %w", err)
-	}
-	return &identityFile{f, path}, nil
-}
-
-// write writes an identity with what is pinned for it; without one, what is pinned only.
-func (o *identityFile) write(ring *keys.Keyring, j *keys.Joined) error {
-	if o == nil {
-		return nil
-	}
+// identityFileText is an identity file: an identity with what is pinned for it; without one, what is
+// pinned only.
+func identityFileText(ring *keys.Keyring, j *keys.Joined) []byte {
 	text := fmt.Sprintf("# %s of an imgbackup repository: %s\n# public key: %s\n%s", roleName(j.Role), j.Name, j.Recipient, ring.Pin(j.Name))
 	if j.Identity != "" {
 		text += j.Identity + "\n"
 	}
-	_, err := o.f.WriteString(text)
-	if err == nil {
-		err = o.f.Sync()
-	}
-	if err = errors.Join(err, o.f.Close()); err == nil {
-		err = syncFolderOf(o.path)
-	}
-	if err != nil {
-		return fmt.Errorf("--out: %w", err)
-	}
-	return nil
-}
-
-// syncFolderOf makes the name of a new file durable.
-func syncFolderOf(path string) error {
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join((&sys.FolderSyncer{}).Sync(dir), dir.Close())
-}
-
-// discard removes the file, of which nothing came.
-func (o *identityFile) discard() error {
-	if o == nil {
-		return nil
-	}
-	_ = o.f.Close() // it may be so already
-	return os.Remove(o.path)
+	return []byte(text)
 }
 
 func roleName(r keys.Role) string {

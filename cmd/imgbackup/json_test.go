@@ -14,6 +14,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain/check"
 	"github.com/imgbackup/imgbackup/chain/prune"
 	"github.com/imgbackup/imgbackup/chain/transfer"
+	"github.com/imgbackup/imgbackup/jobs"
 )
 
 // TestJSONIsDocumented: docs/json.md names every field that a command prints with
@@ -31,26 +32,36 @@ func TestJSONIsDocumented(t *testing.T) {
 	}
 	disk := sections["A disk of a checkpoint"]
 	for what, v := range map[string]any{
-		"list":                 checkpointJSON{},
-		"backup":               backupJSON{},
-		"backup --dry-run":     pushPlanJSON{},
-		"backup --target":      pushJSON{},
-		"checkpoint list":      listedCheckpoint{},
-		"checkpoint delete":    deletedJSON{},
-		"restore":              restoreJSON{},
-		"serve":                servedJSON{},
-		"export":               offerJSON{},
-		"init":                 initJSON{},
-		"key list":             keysJSON{},
-		"key rotate":           rotatedJSON{},
-		"check":                check.Report{},
-		"copy":                 transfer.Result{},
-		"prune":                prune.Result{},
-		"leases":               runJSON{},
-		"inspect":              inspectJSON{},
-		"bitmap remove":        removedBitmapsJSON{},
-		"forget":               decisionJSON{},
-		"backup --all-domains": domainOutcome{},
+		"list":                  checkpointJSON{},
+		"backup":                backupJSON{},
+		"backup --dry-run":      pushPlanJSON{},
+		"import":                importJSON{},
+		"backup --target":       pushJSON{},
+		"checkpoint list":       listedCheckpoint{},
+		"checkpoint delete":     deletedJSON{},
+		"restore":               restoreJSON{},
+		"restore --all-domains": restoredAllJSON{},
+		"serve":                 servedJSON{},
+		"serve --fill":          filledJSON{},
+		"recover":               recoveredJSON{},
+		"export":                offerJSON{},
+		"init":                  initJSON{},
+		"version":               versionJSON{},
+		"doctor":                doctorJSON{},
+		"config check":          configCheckJSON{},
+		"run":                   jobs.Run{},
+		"status":                statusJSON{},
+		"run --dry-run":         plannedJSON{},
+		"key list":              keysJSON{},
+		"key rotate":            rotatedJSON{},
+		"check":                 check.Report{},
+		"copy":                  transfer.Result{},
+		"prune":                 prune.Result{},
+		"leases":                runJSON{},
+		"inspect":               inspectJSON{},
+		"bitmap remove":         removedBitmapsJSON{},
+		"forget":                decisionJSON{},
+		"backup --all-domains":  domainOutcome{},
 	} {
 		section, ok := sections[what]
 		if !ok {
@@ -83,7 +94,7 @@ func jsonFields(v reflect.Type) (all []string) {
 		if name != "" {
 			all = append(all, name)
 		}
-		if !slices.Contains([]string{"backup", "plan"}, name) {
+		if !slices.Contains([]string{"backup", "plan", "restore"}, name) {
 			all = append(all, jsonFields(f.Type)...)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -33,7 +34,7 @@ identity that has a passphrase is asked for it, unless it is in --passphrase-fil
   imgbackup key add web1 --role host --domain 'web*' --out web1.key
   imgbackup key add safe --role admin --recipient age1…`,
 	}
-	cmd.AddCommand(a.keyListCommand(), a.keyAddCommand(), a.keyRemoveCommand(), a.keyRotateCommand(), a.keyKitCommand())
+	cmd.AddCommand(a.keyListCommand(), a.keyAddCommand(), a.keyRemoveCommand(), a.keyRotateCommand(), a.keyKitCommand(), a.keyPolicyCommand())
 	return group(cmd)
 }
 
@@ -73,8 +74,20 @@ func (a *app) openKeys(ctx context.Context) (*keys.Keyring, keys.Place, error) {
 	if err != nil {
 		return nil, place, err
 	}
-	ring, err := a.keyring(ctx, place.Store, c)
+	ring, err := a.keyring(ctx, place.Store, c, nil)
 	return ring, place, err
+}
+
+// openKeysToChange is openKeys for commands that change them.
+func (a *app) openKeysToChange(ctx context.Context) (*keys.Keyring, error) {
+	c, place, err := a.openConfig(ctx)
+	if err == nil {
+		err = c.CheckWritable()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return a.keyring(ctx, place.Store, c, nil)
 }
 
 // keyJSON is a key in key list --json.
@@ -92,7 +105,7 @@ type keyJSON struct {
 
 func viewKey(m *keys.Member) keyJSON {
 	return keyJSON{
-		Name: m.Name, Role: m.Role, Recipient: m.Recipient, Passphrase: m.Passphrase, Domains: m.Domains,
+		Name: m.Name, Role: m.Role, Recipient: m.Recipient, Passphrase: m.Passphrase, Domains: slices.Clone(m.Domains),
 		SigningKey: m.SigningKey, Since: m.Since, Until: m.Until,
 	}
 }
@@ -106,5 +119,6 @@ type keysJSON struct {
 	PostQuantum  bool      `json:"post_quantum"`
 	DataKey      string    `json:"data_key"`
 	MetadataKey  string    `json:"metadata_key"`
+	OpenedBy     string    `json:"opened_by,omitempty"` // whose identity was given; empty: nothing is proven
 	Keys         []keyJSON `json:"keys"`
 }

@@ -46,7 +46,7 @@ admin.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.role, "role", "", "what it may do: admin, host, manager or drill (`ROLE`)")
-	f.StringArrayVar(&o.domains, "domain", nil, "a host may store domains of this `PATTERN` only, as 'web*'; may be repeated")
+	f.StringArrayVar(&o.domains, "domain", nil, "a host may store domains of this `PATTERN` only, as 'web*' (a whole name where\nnames are hidden, of which key list shows the digest); may be repeated")
 	f.StringVar(&o.recipient, "recipient", "", "to whom the keys are encrypted: `R`, as age takes it")
 	f.StringVar(&o.passphraseFile, "new-passphrase-file", "", "the first line of `FILE` is a passphrase that opens it")
 	f.StringVar(&o.out, "out", "", "write an identity file, which must not exist: `FILE`")
@@ -104,11 +104,11 @@ func (a *app) keyAdd(ctx context.Context, o *keyAddOptions) error {
 			return err
 		}
 	}
-	ring, _, err := a.openKeys(ctx)
+	ring, err := a.openKeysToChange(ctx)
 	if err != nil {
 		return err
 	}
-	out, err := a.newIdentityFile(o.out)
+	out, err := a.newSecretFile("--out", o.out)
 	if err != nil {
 		return err
 	}
@@ -116,12 +116,12 @@ func (a *app) keyAdd(ctx context.Context, o *keyAddOptions) error {
 	if err != nil {
 		return errors.Join(err, out.discard())
 	}
-	if err := out.write(ring, &joined[0]); err != nil {
+	if err := out.finish(identityFileText(ring, &joined[0])); err != nil {
 		return fmt.Errorf("the key of %s was added, but its identity file could not be written (remove it: imgbackup key remove %s): %w", o.name, o.name, err)
 	}
 	if a.json {
 		view := viewKey(&joined[0].Member)
-		view.Identity = o.out
+		view.Identity, view.Domains = o.out, o.domains // also where the roster has digests of them
 		return a.printJSON(view)
 	}
 	w := &checkedWriter{w: a.out}
@@ -179,16 +179,19 @@ func (a *app) keyNames(cmd *cobra.Command, args []string, _ string) []cobra.Comp
 }
 
 func (a *app) keyRemove(ctx context.Context, name string, rotate bool) error {
-	ring, _, err := a.openKeys(ctx)
-	if err != nil {
-		return err
-	}
-	m, err := ring.Remove(ctx, name)
+	ring, err := a.openKeysToChange(ctx)
 	if err != nil {
 		return err
 	}
 	if rotate {
-		return a.rotateKeys(ctx, ring, "removed "+name)
+		return a.rotateKeys(ctx, ring, func(ctx context.Context) (string, error) {
+			_, err := ring.Remove(ctx, name)
+			return "removed " + name, err
+		})
+	}
+	m, err := ring.Remove(ctx, name)
+	if err != nil {
+		return err
 	}
 	a.note(fmt.Sprintf("this revokes nothing yet: %s opens what is stored, and signs, until imgbackup key rotate has made new keys", name))
 	if a.json {

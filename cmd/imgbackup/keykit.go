@@ -3,13 +3,15 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	_ "embed"
 	"errors"
 	"fmt"
 	htmltemplate "html/template"
-	"io"
 	"os"
+	"path/filepath"
+	"strings"
 	texttemplate "text/template"
 	"time"
 
@@ -34,6 +36,9 @@ type kit struct {
 	Members              []kitMember
 	Config               string // imgbackup.json
 	Kept                 []keys.Kept
+	Roster               []keys.Revision
+	Rotated              bool
+	Hidden               bool   // names are
 	Identity             string // the content of an identity file; empty: it is not printed
 	Program              string
 	FirstData, FirstMeta string // names of files, for the steps
@@ -84,19 +89,30 @@ func (a *app) keyKit(ctx context.Context, html string, identity bool) error {
 	if err != nil {
 		return err
 	}
-	if err := a.checkOutside("--html", html); err != nil {
+	var page bytes.Buffer
+	if err := t.Execute(&page, k); err != nil {
 		return err
 	}
-	// Never readable by others, not for a moment: it may have the identity.
-	out, err := os.OpenFile(html, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	out, err := a.newSecretFile("--html", html)
 	if err != nil {
-		return fmt.Errorf("--html: %w", err)
+		return err
 	}
-	if err := errors.Join(t.Execute(io.Writer(out), k), out.Sync(), out.Close()); err != nil {
-		return fmt.Errorf("--html: %w", errors.Join(err, os.Remove(html)))
+	if err := out.finish(page.Bytes()); err != nil {
+		return errors.Join(err, out.discard())
 	}
 	a.note(fmt.Sprintf("wrote %s: print it, lay it into a safe, and remove the file", html))
 	return nil
+}
+
+// wherever is a place as it can be found from anywhere: a folder by its whole path.
+func wherever(place string) string {
+	if strings.Contains(place, "://") {
+		return place
+	}
+	if abs, err := filepath.Abs(place); err == nil {
+		return abs
+	}
+	return place
 }
 
 func (a *app) makeKit(ctx context.Context, identity bool) (*kit, error) {
@@ -109,7 +125,7 @@ func (a *app) makeKit(ctx context.Context, identity bool) (*kit, error) {
 		return nil, err
 	}
 	k := &kit{
-		Place: a.place(), ID: c.ID, RosterKey: c.Encryption.RosterKey, Made: time.Now().UTC().Format("2006-01-02"),
+		Place: wherever(a.place()), ID: c.ID, RosterKey: c.Encryption.RosterKey, Made: time.Now().UTC().Format("2006-01-02"),
 		Generation: r.Generation(), Program: version(),
 	}
 	config, err := objstore.ReadAll(ctx, place.Store, objstore.Marker, 1<<20)
@@ -120,6 +136,10 @@ func (a *app) makeKit(ctx context.Context, identity bool) (*kit, error) {
 	if k.Kept, err = keys.Kit(ctx, place, r); err != nil {
 		return nil, err
 	}
+	if k.Roster, err = keys.Revisions(ctx, place, r); err != nil {
+		return nil, err
+	}
+	k.Rotated, k.Hidden = r.Generation() > 1, r.HideNames
 	for i := range r.Members {
 		if m := viewKey(&r.Members[i]); m.Until == 0 {
 			k.Members = append(k.Members, kitMember{m.Name, string(m.Role), describeKey(&m)})

@@ -3,13 +3,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/keys"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 func (a *app) keyListCommand() *cobra.Command {
@@ -17,9 +21,14 @@ func (a *app) keyListCommand() *cobra.Command {
 		Use:   "list",
 		Short: "List the keys, and what each may do",
 		Long: `list shows who may open the repository, as the roster in it says, whose signatures it proves. It takes
-no key. --all shows those, too, that were removed: what they have signed is still there.`,
+no key; but then nothing proves that it is the repository that you mean, or that its roster is the newest. An
+identity that is given has to open it: one that key add --out has written proves both, as far as it knew.
+Domains whose names are hidden are shown by digests without a key, and with one by their names, once they
+are in the repository.
+
+--all shows those, too, that were removed: what they have signed is still there.`,
 		Annotations: exits(exitDamage),
-		Example:     "  imgbackup key list\n  imgbackup key list --all --json",
+		Example:     "  imgbackup key list --identity me.key\n  imgbackup key list --all --json",
 		Args:        takes(cobra.ExactArgs(0), "no arguments"),
 	}
 	all := cmd.Flags().Bool("all", false, "removed ones, too")
@@ -32,7 +41,7 @@ func (a *app) keyList(ctx context.Context, all bool) error {
 	if err != nil {
 		return err
 	}
-	r, err := keys.ReadRoster(ctx, place)
+	ring, r, err := a.rosterToShow(ctx, c, place)
 	if err != nil {
 		return err
 	}
@@ -46,6 +55,59 @@ func (a *app) keyList(ctx context.Context, all bool) error {
 			view.Keys = append(view.Keys, viewKey(m))
 		}
 	}
+	var unnamed error // why names are shown by digests
+	if ring == nil {
+		a.note("no key was given, so nothing proves that this is the repository that you mean, or that this is the newest list of its keys (--identity FILE)")
+	} else {
+		view.OpenedBy = ring.Member.Name
+		unnamed = nameDomains(ctx, ring, place, view.Keys)
+	}
+	return errors.Join(a.printKeys(&view), unnamed)
+}
+
+// rosterToShow is the roster, of which the keys are opened if an identity was given; else they are nil.
+func (a *app) rosterToShow(ctx context.Context, c *chain.Config, place keys.Place) (*keys.Keyring, *keys.Roster, error) {
+	ids, err := a.identity(c.ID)
+	if err != nil {
+		return nil, nil, err
+	}
+	if ids == nil { // and nobody is asked for a passphrase
+		r, err := keys.ReadRoster(ctx, place)
+		return nil, r, err
+	}
+	ring, err := a.keyring(ctx, place.Store, c, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	return ring, ring.Roster, nil
+}
+
+// nameDomains puts names in the place of the digests of domains that the repository has, where it hides them.
+func nameDomains(ctx context.Context, ring *keys.Keyring, place keys.Place, all []keyJSON) error {
+	names := ring.Names()
+	if names == nil {
+		return nil
+	}
+	repo, err := chain.OpenWith(ctx, place.Store, func(context.Context, objstore.Store, *chain.Config) (*chain.Access, error) {
+		return accessOf(ring), nil
+	})
+	if err != nil {
+		return err
+	}
+	domains, err := repo.Domains(ctx)
+	byDigest := make(map[string]string)
+	for _, d := range domains {
+		byDigest[names.Domain(objstore.EncodePart(d))] = d
+	}
+	for _, k := range all {
+		for i, d := range k.Domains {
+			k.Domains[i] = cmp.Or(byDigest[d], d)
+		}
+	}
+	return err
+}
+
+func (a *app) printKeys(view *keysJSON) error {
 	if a.json {
 		return a.printJSON(view)
 	}

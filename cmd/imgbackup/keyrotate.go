@@ -5,11 +5,9 @@ package main
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
-	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/keys"
 )
 
@@ -26,46 +24,60 @@ would not count.`,
 		Example:     "  imgbackup key rotate --identity me.key",
 		Args:        takes(cobra.ExactArgs(0), "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ring, _, err := a.openKeys(cmd.Context())
+			ring, err := a.openKeysToChange(cmd.Context())
 			if err != nil {
 				return err
 			}
-			return a.rotateKeys(cmd.Context(), ring, "")
+			return a.rotateKeys(cmd.Context(), ring, nil)
 		},
 	}
 	return cmd
 }
 
-// rotateKeys begins a new generation; done is what was done before.
-func (a *app) rotateKeys(ctx context.Context, ring *keys.Keyring, done string) error {
+// rotateKeys begins a new generation. first, unless nil, is done before, when it is known that
+// nothing stands in the way, and returns what it did.
+func (a *app) rotateKeys(ctx context.Context, ring *keys.Keyring, first func(ctx context.Context) (string, error)) error {
 	repo, err := a.openRepo(ctx)
 	if err != nil {
 		return err
 	}
-	if err := checkQuiet(ctx, repo); err != nil {
+	if err := ring.CheckRotates(a.ways().Plugin); err != nil {
 		return err
 	}
+	done := ""
 	var stands []keys.Stands
-	untrusted, err := repo.Standing(ctx, func(key, seal string) { stands = append(stands, keys.Stands{Key: key, Seal: seal}) })
-	if err != nil {
-		return err
-	}
+	var untrusted []error
+	err = repo.Rotating(ctx, func(ctx context.Context) error {
+		// What ended a rotation that was cut off has changed the roster.
+		if own, ok := repo.Access.Authority.(authority); ok && own.Roster.Revision != ring.Roster.Revision {
+			newer, err := a.openKeysToChange(ctx)
+			if err != nil {
+				return err
+			}
+			*ring = *newer
+		}
+		if untrusted, err = repo.Standing(ctx, func(key, seal string) { stands = append(stands, keys.Stands{Key: key, Seal: seal}) }); err != nil {
+			return err
+		}
+		if first != nil {
+			if done, err = first(ctx); err != nil {
+				return err
+			}
+			done += "; "
+		}
+		return ring.Rotate(ctx, stands, a.ways().Plugin)
+	})
 	for _, err := range untrusted {
 		a.note("it does not stand: " + err.Error())
 	}
-	if err := checkQuiet(ctx, repo); err != nil { // to read what stands takes a while
-		return err
-	}
-	if err := ring.Rotate(ctx, stands, a.ways().Plugin); err != nil {
+	if err != nil {
 		return err
 	}
 	if a.json {
 		return a.printJSON(rotatedJSON{Generation: ring.Roster.Generation(), Standing: len(stands), Untrusted: len(untrusted)})
 	}
-	if done != "" {
-		done += "; "
-	}
-	_, err = fmt.Fprintf(a.out, "%skeys of generation %d; %s\n", done, ring.Roster.Generation(), plural(len(stands), "signed object stands", "signed objects stand"))
+	_, err = fmt.Fprintf(a.out, "%skeys of generation %d; %s, of before; what was stored before is read with the older keys, also by who had them\n",
+		done, ring.Roster.Generation(), plural(len(stands), "signed object goes on counting", "signed objects go on counting"))
 	return err
 }
 
@@ -74,24 +86,4 @@ type rotatedJSON struct {
 	Generation int `json:"generation"`
 	Standing   int `json:"standing"`  // signed objects
 	Untrusted  int `json:"untrusted"` // such that do not count
-}
-
-// checkQuiet sees that nobody has announced to write.
-func checkQuiet(ctx context.Context, repo *chain.Repository) error {
-	for info, err := range repo.Store.List(ctx, "leases/") {
-		if err != nil {
-			return err
-		}
-		if chain.ParseKey(info.Key).Kind == chain.KeyLease {
-			return &atWorkError{strings.TrimSuffix(info.Key, ".json")}
-		}
-	}
-	return nil
-}
-
-// atWorkError says that somebody writes to the repository.
-type atWorkError struct{ lease string }
-
-func (e *atWorkError) Error() string {
-	return "somebody is at work in the repository, or was and left that behind (" + e.lease + "): wait, or see imgbackup leases"
 }

@@ -51,7 +51,7 @@ checkpoint is harmed: what it was about to commit can't be committed any more.`,
   imgbackup leases --break 0f8fad5b-d9cb-469f-a165-70867728950e`,
 		Args: takes(cobra.NoArgs, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if o.settle == "" && (cmd.Flags().Changed("settle") || o.run != backup.RunOptions{}) {
+			if o.settle == "" && (cmd.Flags().Changed("settle") || (o.run.ImagesGone || o.run.Ended)) {
 				return usage.Errorf("which run? give --settle UUID; imgbackup leases lists them")
 			}
 			if o.broken != "" && o.settle != "" {
@@ -147,6 +147,9 @@ func (a *app) settleRun(ctx context.Context, repo *chain.Repository, runs []*cha
 	if err != nil {
 		return err
 	}
+	if o.run.Cloner, err = a.cloner(backup.CloneNever); err != nil {
+		return err
+	}
 	done, err := backup.SettleRun(ctx, repo, run, o.run)
 	if perr := a.printSettled(o.settle, done, err == nil); err == nil {
 		err = perr
@@ -229,13 +232,17 @@ type intentJSON struct {
 	Domain         string            `json:"domain"`
 	Checkpoint     string            `json:"checkpoint"`
 	CheckpointUUID string            `json:"checkpoint_uuid"`
+	Complete       bool              `json:"complete,omitempty"` // its checkpoint was made
 	Images         []intentImageJSON `json:"images"`
+	Clones         []string          `json:"clones,omitempty"` // copies that are to be released, by name
 }
 
 type intentImageJSON struct {
 	Disk   string `json:"disk"`
 	Path   string `json:"path"`
 	Bitmap string `json:"bitmap"` // that the run adds
+	// Retire are old bitmaps that the next run removes.
+	Retire []string `json:"retire,omitempty"`
 }
 
 func viewRun(r *chain.Run, unchanged map[string]time.Duration) runJSON {
@@ -257,9 +264,13 @@ func viewRun(r *chain.Run, unchanged map[string]time.Duration) runJSON {
 	for _, in := range r.Intents {
 		images := []intentImageJSON{}
 		for _, im := range in.Images {
-			images = append(images, intentImageJSON{im.Disk, im.Path, im.Add})
+			images = append(images, intentImageJSON{im.Disk, im.Path, im.Add, im.Retire})
 		}
-		v.Intents = append(v.Intents, intentJSON{in.Domain, in.Checkpoint, in.CheckpointUUID, images})
+		var copies []string
+		for _, k := range in.Clones {
+			copies = append(copies, k.Name)
+		}
+		v.Intents = append(v.Intents, intentJSON{in.Domain, in.Checkpoint, in.CheckpointUUID, in.Complete, images, copies})
 	}
 	return v
 }
@@ -273,19 +284,30 @@ func whatToDo(r *chain.Run) string {
 	}
 	switch {
 	case r.Fate == chain.FateAlive:
-		return "nothing: it is at work"
+		return "to do: nothing, it is at work"
 	case r.Fate == chain.FateEnded && next == "":
 		return "the next backup removes it; or " + settle
 	case r.Fate == chain.FateEnded, r.Here && next != "":
 		return next + settle
 	case r.Here:
-		return "if no container of this machine is at it: " + settle + " --ended"
+		return "if no container of this machine is at it: " + settle + " --ended" + orPrune(r)
 	case len(r.Intents) > 0:
 		return "if its host is gone for good: " + settle + ", where the images are (--images-gone, if they are gone, too)"
 	case len(r.Damaged) > 0 && r.Lease == nil:
 		return "if its host is gone, or is not at work: " + settle
 	}
-	return "if its host is gone for good, or the run has certainly ended: " + settle
+	return "if its host is gone for good, or the run has certainly ended: " + settle + orPrune(r)
+}
+
+// orPrune is what ends a lease that nobody renews, also where nobody can tell what became of its writer.
+func orPrune(r *chain.Run) string {
+	switch {
+	case r.Lease == nil:
+		return ""
+	case r.Lease.Rotates:
+		return ", with an admin's key"
+	}
+	return "; or a prune that has seen it unchanged for a day (by this machine's clock) ends it"
 }
 
 func (a *app) printRuns(runs []*chain.Run, unchanged map[string]time.Duration) error {
@@ -316,7 +338,7 @@ func printRun(w *checkedWriter, v runJSON) {
 		w.printf("  host %s, process %d, since %s\n", oneLine(v.Host.Name), v.PID, v.Since.Format(time.RFC3339))
 	}
 	if v.Announces != nil {
-		w.printf("  about to commit checkpoint %s of domain %s\n", v.Announces.Checkpoint, oneLine(v.Announces.Domain))
+		w.printf("  what it commits in the end: checkpoint %s of domain %s\n", v.Announces.Checkpoint, oneLine(v.Announces.Domain))
 	}
 	if v.RenewedAt != nil && v.State != chain.FateEnded.String() {
 		w.printf("  last sign of life %s, by its host's clock\n", v.RenewedAt.Format(time.RFC3339))
@@ -325,15 +347,32 @@ func printRun(w *checkedWriter, v runJSON) {
 		w.printf("  a prune on this machine has seen its lease unchanged for %s\n", time.Duration(v.Unchanged)*time.Second)
 	}
 	for _, in := range v.Intents {
-		w.printf("  intent: domain %s, checkpoint %s\n", oneLine(in.Domain), in.Checkpoint)
-		for _, im := range in.Images {
-			w.printf("    %s  %s  bitmap %s\n", im.Disk, oneLine(im.Path), im.Bitmap)
-		}
+		printIntent(w, in)
 	}
 	for _, key := range v.Damaged {
 		w.printf("  damaged: %s\n", key)
 	}
 	w.printf("  %s\n  %s\n", stateWords(v), v.WhatToDo)
+}
+
+func printIntent(w *checkedWriter, in intentJSON) {
+	w.printf("  intent: domain %s, checkpoint %s", oneLine(in.Domain), in.Checkpoint)
+	if in.Complete {
+		w.printf(", which was made: what is left of it is still to be removed")
+	}
+	w.printf("\n")
+	for _, im := range in.Images {
+		bitmaps := im.Retire
+		if !in.Complete {
+			bitmaps = []string{im.Bitmap}
+		}
+		for _, name := range bitmaps {
+			w.printf("    %s  %s  bitmap %s\n", im.Disk, oneLine(im.Path), oneLine(name))
+		}
+	}
+	for _, name := range in.Clones {
+		w.printf("    copy %s, to be released\n", name)
+	}
 }
 
 // stateWords say what is known about a run.

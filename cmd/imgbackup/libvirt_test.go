@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -133,8 +134,9 @@ func TestLibvirtLife(t *testing.T) {
 }
 
 // startLibvirtd starts a libvirtd for a process that has the folders of libvirtd for
-// itself; it ends with that process.
-func startLibvirtd(t *testing.T) {
+// itself; it ends with that process, or by stop.
+func startLibvirtd(t *testing.T) (stop func()) {
+	var all []func()
 	l := &libvirt{T: t}
 	l.put("/etc/libvirt/qemu.conf", "user = \"root\"\ngroup = \"root\"\nsecurity_driver = \"none\"\n")
 	for _, program := range []string{"virtlogd", "libvirtd"} {
@@ -144,15 +146,24 @@ func startLibvirtd(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() {
+		end := sync.OnceFunc(func() {
 			_ = cmd.Process.Kill() // it may have ended
 			_ = cmd.Wait()
+		})
+		all = append(all, end)
+		t.Cleanup(func() {
+			end()
 			if t.Failed() {
 				t.Logf("%s said:\n%s", program, said.String())
 			}
 		})
 	}
 	l.until("libvirtd answers", func() bool { return exec.Command("virsh", "-c", "qemu:///system", "list").Run() == nil })
+	return func() {
+		for _, end := range slices.Backward(all) {
+			end()
+		}
+	}
 }
 
 // until asks again and again until something has come about.

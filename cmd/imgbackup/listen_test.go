@@ -59,7 +59,7 @@ func TestServiceURIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if _, err := a.listenNBD(t.Context(), listenFlags{address: l.Addr().String()}); exitCode(t.Context(), err) != exitFailed {
+	if _, err := a.listenNBD(t.Context(), listenFlags{address: l.Addr().String()}); exitCode(t.Context(), err) != exitInUse {
 		t.Errorf("an address in use: %v", err)
 	}
 }

@@ -9,8 +9,11 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/crypt"
+	"github.com/imgbackup/imgbackup/internal/suggest"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/open"
@@ -23,15 +26,32 @@ func (a *app) openRepo(ctx context.Context) (*chain.Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	repo, err := chain.OpenWith(ctx, store, a.unlock)
+	return a.openIn(ctx, store)
+}
+
+// openIn opens the repository in its store.
+func (a *app) openIn(ctx context.Context, store objstore.Store) (*chain.Repository, error) {
+	repo, err := chain.OpenWith(ctx, store, a.unlockAhead(ctx, store))
 	if errors.Is(err, chain.ErrNotRepository) {
 		return nil, fmt.Errorf("%s: %w", a.place(), err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	repo.Memory = a.memory
+	repo.Memory, repo.Told = a.memory, a.note
+	for _, l := range repo.Lowered {
+		a.note(fmt.Sprintf("somebody has put something on top of %s: version %s, which lies below, is what counts (imgbackup repair puts it on top again)", l.Key, l.ID))
+	}
 	return a.identify(repo)
+}
+
+// checkReadsData says that the key which has opened a repository does not read what disks hold, if that is so,
+// before anything else is done. what completes "is needed for …".
+func checkReadsData(repo *chain.Repository, what string) error {
+	if archive.OpensChunks(repo.Store) {
+		return nil
+	}
+	return &crypt.KeyError{Half: crypt.Data, What: "is needed for " + what + ", which reads what disks hold (roles drill and admin have it)"}
 }
 
 // repoIfNeeded opens the repository where one is needed for a push or a pull: to
@@ -66,7 +86,7 @@ func (a *app) openCheckpoint(ctx context.Context, domain, checkpoint string) (*c
 	if err := checkNames(domain, checkpoint); err != nil {
 		return nil, nil, err
 	}
-	repo, err := a.openCached(ctx)
+	repo, err := a.openReading(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -209,7 +229,7 @@ const maxNamed = 8
 // thereIs ends an error about a name with the one that was perhaps meant, and with
 // what there is.
 func thereIs(name string, known []string) string {
-	text, more := didYouMean(near(name, known)), ""
+	text, more := suggest.DidYouMean(suggest.Near(name, known)), ""
 	if n := len(known) - maxNamed; n > 1 {
 		known, more = known[:maxNamed], fmt.Sprintf(" and %d more", n)
 	}

@@ -6,8 +6,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -18,21 +20,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/internal/memory"
+	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/retry"
 )
 
 func main() {
-	dumpNoCore()
-	os.Exit(run(os.Args[1:], program{in: os.Stdin, out: os.Stdout, err: os.Stderr, memory: limitMemory()}))
-}
-
-// dumpNoCore keeps what is in memory, ours and that of programs that we start, out of core
-// dumps. A limit of 1 byte, unlike 0, also keeps the kernel from handing a dump to another
-// program. That there is such a limit already is as well.
-func dumpNoCore() {
-	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1, Max: 1})
+	confine.KeepMemory()
+	os.Exit(run(os.Args[1:], program{in: os.Stdin, out: os.Stdout, err: os.Stderr, memory: limitMemory(), alone: true, journal: newJournal()}))
 }
 
 // limitMemory finds out how much memory there is. The garbage collector is made to work
@@ -68,11 +65,17 @@ type program struct {
 	// workFactor is scrypt's, as a logarithm, for what is made with a passphrase; age's
 	// outside tests.
 	workFactor int
+	// alone: the process is for this command, which may restrict it for good; so it is in main.
+	alone bool
 	// definitions is where libvirt keeps its domains; its own folder outside tests.
 	definitions string
+	// managersRoot stands for / where other managers keep their VMs; empty outside tests.
+	managersRoot string
 	// serving is set as soon as clients can connect: a server ends by a signal as a
 	// matter of course.
 	serving *atomic.Bool
+	// journal, if any, is where messages go instead of err.
+	journal *slog.Logger
 	// events is the stream of --progress json; nil where there can be none.
 	events *events
 }
@@ -100,12 +103,16 @@ func run(args []string, p program) int {
 		return exitDone
 	}
 	code, text := exitCode(ctx, err), explain(ctx, err)
-	p.say("%s", text)
-	if code == exitUsage && !p.events.hasStderr() {
+	p.tell(slog.LevelError, text)
+	if code == exitUsage && errors.Is(err, usage.ErrWrong) && !p.events.hasStderr() {
 		if cmd.Name() == "help" {
 			cmd = cmd.Root()
 		}
-		fmt.Fprintf(p.err, "Run '%s --help' for usage.\n", cmd.CommandPath())
+		hint := fmt.Sprintf("Run '%s --help' for usage.", cmd.CommandPath())
+		if errors.As(err, new(configWrong)) {
+			hint = "imgbackup-config(5) explains every key; imgbackup config example prints a configuration."
+		}
+		fmt.Fprintln(p.err, hint)
 	}
 	// What is wrong with the stream itself is no news after that.
 	_ = p.events.end(code, err, text)
@@ -114,9 +121,15 @@ func run(args []string, p program) int {
 
 // say prints a message to stderr, unless the stream of events is there.
 func (p program) say(format string, args ...any) {
-	if !p.events.hasStderr() {
-		fmt.Fprintf(p.err, "imgbackup: "+format+"\n", args...)
+	p.tell(slog.LevelWarn, fmt.Sprintf(format, args...))
+}
+
+// tell is say of a level, which only the journal has.
+func (p program) tell(level slog.Level, text string) {
+	if p.events.hasStderr() || p.toJournal(level, text) {
+		return
 	}
+	p.events.alone(func() { fmt.Fprintf(p.err, "imgbackup: %s\n", text) })
 }
 
 // tryProcesses lets package os find out how this kernel starts processes, before
@@ -205,7 +218,11 @@ func interruptible(p program) (context.Context, context.CancelFunc) {
 		}
 		select {
 		case <-signals:
-			inTime(func() { p.say("stopping as soon as no qemu-img is writing to an image") })
+			inTime(func() {
+				if !p.serving.Load() {
+					p.say("stopping as soon as no qemu-img is writing to an image")
+				}
+			})
 			waitForChildren()
 			inTime(func() {
 				_ = p.events.end(exitInterrupted, errInterrupted, "stopped at once; the next run tidies up")

@@ -3,10 +3,12 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
@@ -40,12 +43,25 @@ const (
 	patience = "IMGBACKUP_TEST_PATIENCE"
 	// definitions is the folder that stands for libvirt's.
 	definitions = "IMGBACKUP_TEST_DEFINITIONS"
+	// managersRoot is the folder that stands for / where other managers keep their VMs.
+	managersRoot = "IMGBACKUP_TEST_MANAGERS_ROOT"
 	// delay is the mean time before what failed is tried again.
 	delay = "IMGBACKUP_TEST_DELAY"
 	// indexEvery is how many bytes of packs go into an index.
 	indexEvery = "IMGBACKUP_TEST_INDEX_EVERY"
+	// raceVar is how the race detector is told what to do.
+	raceVar = "GORACE"
+	// tryOpen is a file that the program tries to read when its command has ended; it tells
+	// stderr whether it could.
+	tryOpen = "IMGBACKUP_TEST_TRY_OPEN"
 	// tellPeak is a file for the most memory that the program had, bytes.
 	tellPeak = "IMGBACKUP_TEST_TELL_PEAK"
+	// encryptTo is the recipient of all repositories that are made without a word of encryption.
+	encryptTo = "IMGBACKUP_TEST_ENCRYPT_TO"
+	// hostTo is the recipient of a host that each of them has, and hostIdentity the file with its key, by which
+	// backups are made.
+	hostTo       = "IMGBACKUP_TEST_HOST_TO"
+	hostIdentity = "IMGBACKUP_TEST_HOST_IDENTITY"
 )
 
 func TestMain(m *testing.M) {
@@ -56,8 +72,11 @@ func TestMain(m *testing.M) {
 		}
 	}
 	testscript.Main(m, map[string]func(){
+		"age-plugin-imgbackuptest": ourPlugin,
+		"nolandlock":               noLandlock,
 		"imgbackup": func() {
-			p := program{in: os.Stdin, out: os.Stdout, err: os.Stderr, memory: limitMemory(), step: stepHook(), definitions: os.Getenv(definitions), workFactor: 8}
+			confine.KeepMemory()
+			p := program{in: os.Stdin, out: os.Stdout, err: os.Stderr, memory: limitMemory(), alone: true, journal: newJournal(), step: stepHook(), definitions: os.Getenv(definitions), managersRoot: os.Getenv(managersRoot), workFactor: 8}
 			if d, err := time.ParseDuration(os.Getenv(patience)); err == nil {
 				p.retry.Patience = d
 			}
@@ -78,7 +97,20 @@ func TestMain(m *testing.M) {
 				}
 				p.wrap = (&failingStore{at: int64(at), how: failure(how)}).around
 			}
-			code := run(os.Args[1:], p)
+			if os.Getenv("TMPDIR") == "" { // which restricted commands may use; tests' own folders are in /tmp
+				if err := os.Setenv("TMPDIR", "/var/tmp"); err != nil {
+					panic(err)
+				}
+			}
+			backUpByHost(os.Args[1:])
+			code := run(encryptInit(os.Args[1:]), p)
+			if code == exitDone {
+				code = addHost(os.Args[1:])
+			}
+			if path := os.Getenv(tryOpen); path != "" {
+				_, err := os.ReadFile(path)
+				fmt.Fprintf(os.Stderr, "tried to open: %v\n", err)
+			}
 			writePeak()
 			os.Exit(code)
 		},
@@ -106,7 +138,10 @@ func stepHook() func(string) {
 	if step == "" && tell == nil && hold == nil {
 		return nil
 	}
+	var mu sync.Mutex // several domains may be at work
 	return func(name string) {
+		mu.Lock()
+		defer mu.Unlock()
 		if tell != nil {
 			// Nobody may be reading any more.
 			_, _ = io.WriteString(tell, name+"\n")

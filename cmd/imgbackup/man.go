@@ -38,6 +38,9 @@ func (a *app) manCommand(root *cobra.Command) *cobra.Command {
 			date := time.Date(2026, time.November, 1, 0, 0, 0, 0, time.UTC)
 			root.DisableAutoGenTag = true
 			inFull(root)
+			if err := writeConfigPage(args[0]); err != nil {
+				return err
+			}
 			return writePages(root, args[0], doc.GenManHeader{Section: "1", Source: "imgbackup", Date: &date})
 		},
 	}
@@ -83,12 +86,12 @@ func inFull(cmd *cobra.Command) {
 	if more := cmd.Annotations[manualKey]; more != "" {
 		text += "\n\n" + more
 	}
-	text += "\n\n# EXIT STATUS\n\n" + exitTable(exitsOf(cmd))
+	text += "\n\n# EXIT STATUS\n\n" + exitTableOf(cmd)
 	if !cmd.HasParent() {
 		text += "\n\n# ENVIRONMENT\n\n" + environment
 	}
 	if !cmd.HasParent() || readsDomains(cmd) {
-		text += "\n\n# FILES\n\n" + files
+		text += "\n\n# FILES\n\n" + manFiles
 	}
 	cmd.Long = text
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
@@ -105,9 +108,9 @@ func inFull(cmd *cobra.Command) {
 // readsDomains reports whether a command reads the definitions of domains.
 func readsDomains(cmd *cobra.Command) bool { return cmd.Flags().Lookup("domain-xml") != nil }
 
-// files is a part of the program's own man page, and of those of commands that read
+// manFiles is a part of the program's own man page, and of those of commands that read
 // what libvirt keeps.
-const files = `**/etc/libvirt/qemu/DOMAIN.xml**: a domain's definition, where no disk is named.
+const manFiles = `**/etc/libvirt/qemu/DOMAIN.xml**: a domain's definition, where no disk is named.
 
 **/etc/libvirt/storage/POOL.xml**: where the volumes of a storage pool lie (--pools).
 
@@ -115,7 +118,14 @@ const files = `**/etc/libvirt/qemu/DOMAIN.xml**: a domain's definition, where no
 
 **/var/lib/libvirt/qemu/save/DOMAIN.save**: the memory of a saved domain (--save-dir).
 
+**~/.lima/NAME/lima.yaml**, **~/.lima/_disks/DISK/datadisk**: of lima:NAME; LIMA_HOME is another folder than ~/.lima.
+
+**/etc/pve/qemu-server/VMID.conf**, **/etc/pve/storage.cfg**: of pve:VMID.
+
 **/etc/machine-id**: which host this is (--host-id).
+
+**/etc/imgbackup/config.yaml**, **/etc/imgbackup/conf.d/*.yaml**: what is backed up to where, and when
+(--config).
 
 **~/.aws/config**, **~/.aws/credentials**: settings of a repository in S3.
 
@@ -123,6 +133,8 @@ const files = `**/etc/libvirt/qemu/DOMAIN.xml**: a domain's definition, where no
 
 // environment is a part of the program's own man page.
 const environment = `**IMGBACKUP_REPO**: the repository where no --repo names one.
+
+**IMGBACKUP_CONFIG**: the configuration's file where no --config names one.
 
 **IMGBACKUP_HOST_ID**: what this host is known by where no --host-id says so.
 

@@ -73,7 +73,7 @@ func TestHelp(t *testing.T) {
 		if code != exitDone || stderr != "" {
 			t.Errorf("%v --help: exit status %d: %s", path, code, stderr)
 		}
-		wants := []string{"Exit status:", "    2    wrong usage", "Usage:"}
+		wants := []string{"Exit status", "    2    wrong usage", "Usage:"}
 		if !slices.Contains(path, "completion") || len(path) == 1 {
 			wants = append(wants, "Examples:", "  imgbackup ")
 		}

@@ -32,15 +32,7 @@ func TestMemoryFollowsItsLimit(t *testing.T) {
 		if out.code != 0 {
 			t.Fatalf("%s: %d\n%s", limit, out.code, out.err)
 		}
-		text, err := os.ReadFile(repo + ".peak")
-		if err != nil {
-			t.Fatal(err)
-		}
-		n, err := strconv.ParseInt(string(text), 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n, out.err
+		return readPeak(t, repo+".peak"), out.err
 	}
 	few, said := peak("100MiB")
 	if !strings.Contains(said, "memory is limited to 128 MiB (GOMEMLIMIT): slower") {
@@ -88,6 +80,20 @@ func TestMemoryOfControlGroup(t *testing.T) {
 	if out.code != 0 || !strings.Contains(out.err, "memory is limited to 200 MiB ("+group+"/memory.limit_in_bytes): slower") {
 		t.Errorf("%d: %s", out.code, out.err)
 	}
+}
+
+// readPeak reads what [writePeak] has written, bytes.
+func readPeak(t *testing.T, path string) int64 {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.ParseInt(string(text), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // writePeak writes how much memory this process had at most, if the environment asks for

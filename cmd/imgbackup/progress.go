@@ -33,6 +33,8 @@ const plainInterval = 10 * time.Second
 func (a *app) newBar(what string) *bar {
 	f, ok := a.err.(*os.File)
 	switch {
+	case a.beside != nil && a.beside.table != nil:
+		return nil // which shows all of them
 	case a.progress == progressPlain:
 		return &bar{what: what, a: a, plain: true, last: -1}
 	case a.progress == progressBar,
@@ -100,6 +102,7 @@ func (a *app) hooks(bar *bar) backup.Hooks {
 	return backup.Hooks{
 		Progress: func(done, total int64) {
 			bar.set(done, total)
+			a.beside.set(done, total)
 			a.events.set(reading, done, total)
 		},
 		Disk: func(target string, done, total int64) { a.events.setDisk(target, reading, done, total) },

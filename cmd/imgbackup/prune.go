@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/prune"
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/request"
@@ -22,6 +24,7 @@ import (
 // pruneOptions are the command line of prune.
 type pruneOptions struct {
 	dryRun, takeOver    bool
+	purge               bool
 	maxUnused, moveMost string
 }
 
@@ -39,7 +42,9 @@ alone used, and what killed backups have left. Packs of which too much is unused
 chunks in use move to new packs. Indexes are merged when there are many.
 
 It may run beside everything else. What a running backup may still need waits for that to end: the
-next prune deletes it. A prune that was cut off is completed by the next one.`,
+next prune deletes it. A prune that was cut off is completed by the next one.
+
+With object lock, it keeps on what checkpoints need when it is done, as lock does.`,
 		Annotations: exits(exitDamage, exitTaken, exitInterrupted),
 		Example: `  imgbackup prune --dry-run
   imgbackup prune
@@ -50,15 +55,26 @@ next prune deletes it. A prune that was cut off is completed by the next one.`,
 			if err != nil {
 				return err
 			}
+			if o.purge && o.dryRun {
+				return usage.Errorf("--purge-versions and --dry-run exclude each other")
+			}
 			repo, err := a.openRepo(cmd.Context())
+			if err == nil {
+				err = a.restrictPrune(cmd.Context(), repo, opts)
+			}
 			if err != nil {
 				return err
 			}
-			return a.prune(cmd.Context(), repo, opts)
+			err = a.pruneWhole(cmd.Context(), repo, opts, o.purge)
+			if err == nil && !o.dryRun {
+				err = a.lockAfter(cmd.Context(), repo)
+			}
+			return err
 		},
 	}
 	f := cmd.Flags()
 	f.BoolVar(&o.dryRun, "dry-run", false, "say what would be won, and write nothing")
+	f.BoolVar(&o.purge, "purge-versions", false, "in a bucket with versions, remove for good what was deleted or replaced, and\nnobody needs, where no object lock keeps it")
 	f.BoolVar(&o.takeOver, "take-over", false, "go on for a prune that has ended, though that cannot be seen from here")
 	o.addFlags(f)
 	return a.addProgress(cmd)
@@ -84,9 +100,65 @@ func (o *pruneOptions) options() (prune.Options, error) {
 	return p, nil
 }
 
+// restrictPrune restricts this process. What can be seen of writers in other namespaces is
+// looked at before, so that their leases hold nothing up: afterwards it can't be.
+func (a *app) restrictPrune(ctx context.Context, repo *chain.Repository, o prune.Options) error {
+	if !a.alone || o.DryRun {
+		return a.restrict(confine.Self{}, writes(repo))
+	}
+	if err := repo.CleanLeases(ctx); err != nil {
+		return err
+	}
+	return a.restrict(confine.Self{}, writes(repo))
+}
+
 // prune prunes, and tells of it.
 func (a *app) prune(ctx context.Context, repo *chain.Repository, o prune.Options) error {
 	return a.pruneAs(ctx, repo, o, func(r *prune.Result) any { return r })
+}
+
+// prunedJSON is what prune --json prints.
+type prunedJSON struct {
+	*prune.Result
+	Purged *prune.Purged `json:"purged,omitempty"`
+}
+
+// pruneWhole prunes, and then removes versions, if that is asked for.
+func (a *app) pruneWhole(ctx context.Context, repo *chain.Repository, o prune.Options, purge bool) error {
+	if !purge {
+		return a.prune(ctx, repo, o)
+	}
+	var pruned *prune.Result
+	quiet := *a
+	quiet.out = io.Discard
+	if !a.json {
+		quiet.out = a.out
+	}
+	if err := quiet.pruneAs(ctx, repo, o, func(r *prune.Result) any { pruned = r; return r }); err != nil {
+		return err
+	}
+	bar := a.newBar("purging")
+	p, err := prune.Purge(ctx, repo, func(done, total int64) {
+		bar.set(done, total)
+		a.events.set("purging", done, total)
+	})
+	bar.clear()
+	switch {
+	case p == nil:
+		return err
+	case a.json:
+		return errors.Join(a.printJSON(prunedJSON{pruned, p}), err)
+	}
+	w := &checkedWriter{w: a.out}
+	w.printf("removed %s for good: %s\n", count(int(p.Versions), "version"), size(p.Bytes))
+	if p.Kept > 0 {
+		w.printf("%s (%s) that nobody needs are still kept by object lock", count(int(p.Kept), "version"), size(p.KeptBytes))
+		if p.Next != nil {
+			w.printf("; the first may go from %s on", p.Next.Local().Format(time.DateOnly))
+		}
+		w.printf("\n")
+	}
+	return errors.Join(w.err, err)
 }
 
 // pruneAs prunes; view is what --json prints of it.
@@ -110,7 +182,7 @@ func (a *app) pruneAs(ctx context.Context, repo *chain.Repository, o prune.Optio
 	result, err := prune.Run(ctx, repo, o)
 	bar.clear()
 	switch {
-	case result == nil:
+	case result == nil, errors.As(err, new(*chain.RoleError)) && !a.json: // nothing was begun
 	case a.json:
 		err = errors.Join(a.printJSON(view(result)), err)
 	default:
@@ -175,14 +247,13 @@ func printPruned(w *checkedWriter, r *prune.Result) {
 			names = append(names, strings.TrimSpace(oneLine(x.Purpose)+" on "+oneLine(x.Host)))
 		}
 		t := r.Left.Total()
-		w.printf("%s of %s wait for: %s; the next prune goes on\n", size(t.Bytes), count(int(t.Objects), "object"), strings.Join(names, ", "))
+		w.printf("%s of %s wait for: %s; the next prune goes on (imgbackup leases tells which of them have ended, and what to do)\n", size(t.Bytes), count(int(t.Objects), "object"), strings.Join(names, ", "))
 		return
 	}
-	t := r.Removed.Total()
-	bytes := size(t.Bytes + r.Resumed.Total().Bytes)
 	if r.VersionsKept {
-		w.printf("removed %s; the bucket keeps versions, so that they take their space until these expire (a lifecycle rule)\n", bytes)
+		w.printf("removed %s; the bucket keeps versions, so that they take their space until those are removed (prune --purge-versions)\n",
+			size(r.Removed.Total().Bytes+r.Resumed.Total().Bytes))
 		return
 	}
-	w.printf("freed %s\n", bytes)
+	w.printf("freed %s\n", size(r.Freed))
 }

@@ -13,8 +13,10 @@ import (
 )
 
 // pruned is a world in which a prune has something to delete, to merge and to repack.
-func pruned(t *testing.T, b *bucket) *world {
-	w := newWorldIn(t, 1, b)
+func pruned(t *testing.T, b *bucket) *world { return prunedOf(t, b, plain) }
+
+func prunedOf(t *testing.T, b *bucket, secret encrypted) *world {
+	w := newWorldOf(t, 1, b, secret)
 	w.commit("c1", "--mode", "full")
 	for i, name := range []string{"c2", "c3", "c4"} {
 		w.guest("vda", fmt.Sprintf("write -P %d %dk 150k", 20+i, 100*i))
@@ -41,10 +43,10 @@ func (w *world) completed() {
 }
 
 // A prune of the real program is killed at some of its operations on a folder; package
-// prune tries all, within one process.
+// prune tries all, within one process. This repository is encrypted.
 func TestPruneKilled(t *testing.T) {
 	t.Parallel()
-	w := pruned(t, nil)
+	w := prunedOf(t, nil, keyed)
 	var store failingStore
 	whole := w.copy(t)
 	if o := whole.runWith(program{wrap: store.around}, pruneAll...); o.code != exitDone {

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"io"
 	"io/fs"
 	"os"
@@ -19,27 +20,56 @@ import (
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/testkit"
+	"github.com/imgbackup/imgbackup/keys"
+	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/local"
 )
 
-// recovery is a repository that the program made, and what qemu-img read from
+// handRecovery is a repository that the program made, and what qemu-img read from
 // the images when each checkpoint was made.
-type recovery struct {
+type handRecovery struct {
 	*testing.T
 	dir    string
 	script string
 	path   string                                  // of the only programs that the script has
+	key    string                                  // an identity file; empty: the repository is plain
+	hide   bool                                    // names are hidden
 	want   map[string]map[string][sha256.Size]byte // checkpoint → disk → content
 }
 
 // TestRecoverByHand carries out the recovery of docs/format.md, with no program
 // but those that it names, at every checkpoint of a chain with zeros, discards,
-// a disk that shrinks and grows, and runs smaller than a grid cell.
+// a disk that shrinks and grows, and runs smaller than a grid cell; of a plain repository, and of
+// an encrypted one that hides names, and whose keys are rotated in between.
 func TestRecoverByHand(t *testing.T) {
 	t.Parallel()
-	r := newRecovery(t)
+	eachRecovery(t, recoverByHand)
+}
+
+// eachRecovery tests with a repository that is plain, and one that is encrypted.
+func eachRecovery(t *testing.T, test func(r *handRecovery)) {
+	t.Helper()
+	for name, encrypted := range map[string]bool{"plain": false, "encrypted": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRecovery(t)
+			if encrypted {
+				r.tool("age-keygen", "-o", r.dir+"/admin.key")
+				r.key = r.dir + "/admin.key"
+			}
+			test(r)
+		})
+	}
+}
+
+func recoverByHand(r *handRecovery) {
+	t := r.T
+	r.hide = r.key != ""
 	r.history()
 	for checkpoint, disks := range r.want {
+		if r.key != "" && checkpoint == "c1" {
+			continue // it is in the others, and each takes seconds
+		}
 		for disk, want := range disks {
 			out := filepath.Join(r.dir, checkpoint+"-"+disk+".raw")
 			if msg, err := r.recover(r.repo(), checkpoint, disk, out); err != nil {
@@ -50,6 +80,30 @@ func TestRecoverByHand(t *testing.T) {
 			}
 		}
 	}
+	if r.hide {
+		r.moved()
+	}
+}
+
+// moved: where a manifest stands in two places, which may be two revisions, none is believed.
+func (r *handRecovery) moved() {
+	r.Helper()
+	for _, key := range r.objects("domains/") {
+		data, err := os.ReadFile(filepath.Join(r.repo(), key))
+		if err != nil {
+			r.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(r.repo(), filepath.Dir(key), "moved-"+filepath.Base(key)), data, 0o600); err != nil {
+			r.Fatal(err)
+		}
+	}
+	out := filepath.Join(r.dir, "moved.raw")
+	if msg, err := r.recover(r.repo(), "c2", "vda", out); err == nil || !strings.Contains(msg, "are both signed for domains/web/checkpoints/c2.json") {
+		r.Errorf("%v: %s", err, msg)
+	}
+	if _, err := os.Lstat(out); !errors.Is(err, fs.ErrNotExist) {
+		r.Errorf("an image is there: %v", err)
+	}
 }
 
 // TestRecoverByHandSynthetic recovers from a full map that was made of many
@@ -57,7 +111,7 @@ func TestRecoverByHand(t *testing.T) {
 func TestRecoverByHandSynthetic(t *testing.T) {
 	t.Parallel()
 	r := newRecovery(t)
-	r.imgbackup("init")
+	r.init()
 	image := filepath.Join(r.dir, "vda.img")
 	disk := bytes.Repeat([]byte("imgbackup"), 300_000)
 	disk = disk[:len(disk)/512*512]
@@ -85,12 +139,22 @@ func TestRecoverByHandSynthetic(t *testing.T) {
 // image.
 func TestRecoverByHandDamage(t *testing.T) {
 	t.Parallel()
-	r := newRecovery(t)
+	eachRecovery(t, recoverDamage)
+}
+
+func recoverDamage(r *handRecovery) {
+	t := r.T
 	r.history()
 	kinds := []string{"imgbackup.json", "domains/web/checkpoints/c3.json", "maps/", "packs/"}
+	if r.key != "" {
+		kinds = append(kinds, "keys/roster/")
+	}
 	for _, kind := range kinds {
 		hit := 0
 		for _, key := range r.objects(kind) {
+			if r.key != "" && hit > 0 {
+				break // each takes a second
+			}
 			repo := filepath.Join(r.dir, "damaged")
 			if err := os.CopyFS(repo, os.DirFS(r.repo())); err != nil {
 				t.Fatal(err)
@@ -114,11 +178,59 @@ func TestRecoverByHandDamage(t *testing.T) {
 			t.Errorf("checkpoint %s, disk %s: recovered from nothing: %s", c[0], c[1], msg)
 		}
 	}
+	if r.key != "" {
+		r.forged()
+	}
 	r.nothingLeft()
 }
 
+// forged demands that what somebody has put in the place of a manifest who had no key to sign, or
+// another place for it, is refused.
+func (r *handRecovery) forged() {
+	r.Helper()
+	path := filepath.Join(r.repo(), "domains/web/checkpoints/c3.json")
+	kept, err := os.ReadFile(path)
+	if err != nil {
+		r.Fatal(err)
+	}
+	for _, exchange := range []string{"c2.json", "imgbackup.json"} {
+		other, err := os.ReadFile(filepath.Join(filepath.Dir(path), exchange))
+		if exchange == "imgbackup.json" { // a sealed file that anybody could encrypt
+			other, err = r.encrypted(filepath.Join(r.repo(), exchange)), nil
+		}
+		if err == nil {
+			err = os.WriteFile(path, other, 0o600)
+		}
+		if err != nil {
+			r.Fatal(err)
+		}
+		if out := filepath.Join(r.dir, "out.raw"); !r.refuses(r.repo(), "vda", out) {
+			r.Errorf("%s in the place of c3 was recovered", exchange)
+		}
+	}
+	if err := os.WriteFile(path, kept, 0o600); err != nil {
+		r.Fatal(err)
+	}
+	// Another's key opens nothing.
+	out := filepath.Join(r.dir, "other.raw")
+	r.tool("age-keygen", "-o", r.dir+"/other.key")
+	cmd := exec.Command("sh", r.script, r.repo(), "web", "c3", "vda", out, r.dir+"/other.key")
+	cmd.Env = []string{"PATH=" + r.path}
+	if msg, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(msg), "opens nothing") {
+		r.Errorf("another key: %v, %s", err, msg)
+	}
+}
+
+// encrypted is a file encrypted to the repository's metadata key.
+func (r *handRecovery) encrypted(path string) []byte {
+	r.Helper()
+	roster := filepath.Join(r.repo(), "keys/roster/1.json")
+	to := strings.TrimSpace(string(r.tool("jq", "-r", ".generations[-1].metadata_key", roster)))
+	return r.tool("age", "-r", to, path)
+}
+
 // refuses runs the recovery of c3. One that succeeds has to be right.
-func (r *recovery) refuses(repo, disk, out string) bool {
+func (r *handRecovery) refuses(repo, disk, out string) bool {
 	r.Helper()
 	_, err := r.recover(repo, "c3", disk, out)
 	if err != nil {
@@ -137,7 +249,7 @@ func (r *recovery) refuses(repo, disk, out string) bool {
 }
 
 // nothingLeft demands that the script has tidied up after itself.
-func (r *recovery) nothingLeft() {
+func (r *handRecovery) nothingLeft() {
 	r.Helper()
 	entries, err := os.ReadDir(r.dir)
 	if err != nil {
@@ -150,8 +262,8 @@ func (r *recovery) nothingLeft() {
 	}
 }
 
-func newRecovery(t *testing.T) *recovery {
-	r := &recovery{T: t, dir: t.TempDir(), want: make(map[string]map[string][sha256.Size]byte)}
+func newRecovery(t *testing.T) *handRecovery {
+	r := &handRecovery{T: t, dir: t.TempDir(), want: make(map[string]map[string][sha256.Size]byte)}
 	r.script = filepath.Join(r.dir, "recover.sh")
 	if err := os.WriteFile(r.script, recoveryScript(t), 0o600); err != nil {
 		t.Fatal(err)
@@ -160,7 +272,9 @@ func newRecovery(t *testing.T) *recovery {
 	if err := os.Mkdir(r.path, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for _, tool := range []string{"zstd", "jq", "awk", "dd", "sha256sum", "truncate", "mktemp", "mv", "rm"} {
+	for _, tool := range []string{
+		"zstd", "jq", "awk", "dd", "sha256sum", "truncate", "mktemp", "mv", "rm", "age", "openssl", "base64", "od",
+	} {
 		program, err := exec.LookPath(tool)
 		if err != nil {
 			t.Fatal(err)
@@ -187,21 +301,25 @@ func recoveryScript(t *testing.T) []byte {
 	return append([]byte("#!/bin/sh\n# recover.sh "), append(script, '\n')...)
 }
 
-func (r *recovery) recover(repo, checkpoint, disk, out string) (string, error) {
-	cmd := exec.Command("sh", r.script, repo, "web", checkpoint, disk, out)
+func (r *handRecovery) recover(repo, checkpoint, disk, out string) (string, error) {
+	args := []string{r.script, repo, "web", checkpoint, disk, out}
+	if r.key != "" {
+		args = append(args, r.key)
+	}
+	cmd := exec.Command("sh", args...)
 	cmd.Env = []string{"PATH=" + r.path}
 	msg, err := cmd.CombinedOutput()
 	return string(msg), err
 }
 
-func (r *recovery) repo() string             { return filepath.Join(r.dir, "repo") }
-func (r *recovery) image(disk string) string { return filepath.Join(r.dir, disk+".qcow2") }
+func (r *handRecovery) repo() string             { return filepath.Join(r.dir, "repo") }
+func (r *handRecovery) image(disk string) string { return filepath.Join(r.dir, disk+".qcow2") }
 
 // history makes three checkpoints of two disks, and demands that they put the
 // script to the test.
-func (r *recovery) history() {
+func (r *handRecovery) history() {
 	r.Helper()
-	r.imgbackup("init")
+	r.init()
 	r.tool("qemu-img", "create", "-q", "-f", "qcow2", r.image("vda"), "6M")
 	r.tool("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4096", r.image("vdb"), "2561K")
 	r.guest("vda", "write -P 1 0 2M", "write -P 2 2500k 900k", "write -P 3 5M 1M", "write -P 4 1000k 48k")
@@ -212,6 +330,9 @@ func (r *recovery) history() {
 	r.guest("vdb", "write -P 8 100k 3k", "write -z 200k 8k", "write -P 9 1200k 4k", "discard 600k 64k")
 	r.tool("qemu-img", "resize", "-q", "--shrink", "-f", "qcow2", r.image("vda"), "5376K")
 	r.backup("c2")
+	if r.key != "" {
+		r.imgbackup("key", "rotate", "--identity", r.key)
+	}
 
 	r.tool("qemu-img", "resize", "-q", "-f", "qcow2", r.image("vda"), "7M")
 	r.guest("vda", "write -P 10 6300k 7k", "write -P 11 128k 64k", "write -z 3M 64k")
@@ -225,7 +346,7 @@ func (r *recovery) history() {
 // demandMaps demands that a disk is given by maps of these sizes, newest first:
 // with runs smaller than a grid cell, zeros in every delta, and in a single map
 // runs that do not begin where their chunk does.
-func (r *recovery) demandMaps(checkpoint, disk string, sizes []int64) {
+func (r *handRecovery) demandMaps(checkpoint, disk string, sizes []int64) {
 	r.Helper()
 	ctx := context.Background()
 	store, err := local.Open(r.repo(), local.Options{})
@@ -233,7 +354,7 @@ func (r *recovery) demandMaps(checkpoint, disk string, sizes []int64) {
 		r.Fatal(err)
 	}
 	defer store.Close() // only read
-	repo, err := chain.Open(ctx, store)
+	repo, err := chain.OpenWith(ctx, store, r.unlock)
 	if err != nil {
 		r.Fatal(err)
 	}
@@ -276,7 +397,7 @@ func (r *recovery) demandMaps(checkpoint, disk string, sizes []int64) {
 }
 
 // backup makes a checkpoint and notes what it has to restore to.
-func (r *recovery) backup(checkpoint string) {
+func (r *handRecovery) backup(checkpoint string) {
 	r.Helper()
 	args := []string{"backup", "web", "--checkpoint", checkpoint}
 	r.want[checkpoint] = make(map[string][sha256.Size]byte)
@@ -286,10 +407,47 @@ func (r *recovery) backup(checkpoint string) {
 		r.tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", r.image(disk), raw)
 		r.want[checkpoint][disk] = r.sum(raw)
 	}
+	if r.key != "" { // a host, who can't read what lies around a change, stores more and no zeros
+		args = append(args, "--identity", r.key)
+	}
 	r.imgbackup(args...)
 }
 
-func (r *recovery) imgbackup(args ...string) {
+// init makes the repository.
+func (r *handRecovery) init() {
+	r.Helper()
+	if r.key == "" {
+		r.imgbackup("init")
+		return
+	}
+	args := []string{"init", "--encrypt"}
+	if r.hide {
+		args = append(args, "--hide-names")
+	}
+	r.imgbackup(append(args, "--recipient", strings.TrimSpace(string(r.tool("age-keygen", "-y", r.key))))...)
+}
+
+// unlock opens the repository with r.key.
+func (r *handRecovery) unlock(ctx context.Context, store objstore.Store, c *chain.Config) (*chain.Access, error) {
+	if r.key == "" {
+		return nil, nil
+	}
+	data, err := os.ReadFile(r.key)
+	if err != nil {
+		return nil, err
+	}
+	ids, err := keys.ParseIdentities(data, r.key, keys.Ways{})
+	if err != nil {
+		return nil, err
+	}
+	ring, err := keys.Open(ctx, keys.Place{Store: store, Repository: c.ID, RosterKey: c.Encryption.RosterKey}, ids)
+	if err != nil {
+		return nil, err
+	}
+	return accessOf(ring), nil
+}
+
+func (r *handRecovery) imgbackup(args ...string) {
 	r.Helper()
 	var out bytes.Buffer
 	p := program{in: strings.NewReader(""), out: &out, err: &out}
@@ -298,17 +456,17 @@ func (r *recovery) imgbackup(args ...string) {
 	}
 }
 
-func (r *recovery) guest(disk string, commands ...string) {
+func (r *handRecovery) guest(disk string, commands ...string) {
 	r.Helper()
 	testkit.Guest(r, r.image(disk), commands...)
 }
 
-func (r *recovery) tool(name string, args ...string) []byte {
+func (r *handRecovery) tool(name string, args ...string) []byte {
 	r.Helper()
 	return []byte(testkit.Tool(r, name, args...))
 }
 
-func (r *recovery) sum(path string) (digest [sha256.Size]byte) {
+func (r *handRecovery) sum(path string) (digest [sha256.Size]byte) {
 	r.Helper()
 	f, err := os.Open(path)
 	if err != nil {
@@ -323,7 +481,7 @@ func (r *recovery) sum(path string) (digest [sha256.Size]byte) {
 }
 
 // objects lists the keys of a repository that begin with prefix.
-func (r *recovery) objects(prefix string) []string {
+func (r *handRecovery) objects(prefix string) []string {
 	r.Helper()
 	var keys []string
 	err := fs.WalkDir(os.DirFS(r.repo()), ".", func(path string, e fs.DirEntry, err error) error {
@@ -339,7 +497,7 @@ func (r *recovery) objects(prefix string) []string {
 }
 
 // flip flips one bit in the middle of a file.
-func (r *recovery) flip(path string) {
+func (r *handRecovery) flip(path string) {
 	r.Helper()
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -13,9 +13,11 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/chain/check"
 	"github.com/imgbackup/imgbackup/chain/repair"
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/foreign"
 	"github.com/imgbackup/imgbackup/internal/spool"
 	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/keys"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/open"
 	"github.com/imgbackup/imgbackup/qcow2"
@@ -24,9 +26,12 @@ import (
 
 // repairOptions are the command line of repair.
 type repairOptions struct {
-	from   []string
-	images []string
-	dryRun bool
+	from     []string
+	fromKeys keyFlags
+	images   []string
+	// rosterKey proves the keys of a repository that has lost its configuration.
+	rosterKey string
+	dryRun    bool
 }
 
 func (a *app) repairCommand() *cobra.Command {
@@ -38,11 +43,12 @@ func (a *app) repairCommand() *cobra.Command {
 		Long: `repair reads the whole repository, as check --read-data does, says what it is going to do, and does it.
 What is damaged or missing it fetches from other repositories, whole or chunk by chunk, or takes from images
 whose bytes still are what they were: everything is proven by its digest. Indexes and a lost imgbackup.json
-are rebuilt.
+are rebuilt. In a bucket with versions, what lies below something that was put on top of it, or
+below a marker, is put on top again.
 
 What nobody has any more is recorded as lost: such a checkpoint is marked wherever it is shown, restores with
 --skip-damaged, and the next backup reads these ranges again and stores them. Then the exit status is 3.`,
-		Annotations: exits(exitDamage, exitInterrupted),
+		Annotations: exits(exitDamage, exitKey, exitInterrupted),
 		Example: `  imgbackup repair --dry-run
   imgbackup repair --from /mnt/usb/backup
   imgbackup repair --from s3://vm-backups/host1 --image vda=/vm/web.qcow2,format=qcow2`,
@@ -51,6 +57,8 @@ What nobody has any more is recorded as lost: such a checkpoint is marked wherev
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&o.from, "from", nil, "fetch from this repository, a `REPO2` like --repo; may be repeated")
+	o.fromKeys.add(f, "from-", "--from")
+	f.StringVar(&o.rosterKey, "roster-key", "", "the `KEY` that the key kit shows, if imgbackup.json of an encrypted repository\nis lost and --identity is not one that key add has written")
 	f.StringArrayVar(&o.images, "image", nil, "take from this image of a disk: `TARGET=PATH`,format=FORMAT; may be repeated")
 	f.BoolVar(&o.dryRun, "dry-run", false, "say what would be done, and write nothing")
 	addManual(cmd, `A pack of which only some chunks can be had stays as it is, until a prune removes it: its good chunks, and those
@@ -59,6 +67,11 @@ without it. A checkpoint that lost something earlier gets it back from a reposit
 
 Images are only read. One that a VM has open may be given: a chunk that is being written has another digest. No
 image can give back a map, a bitmap or a manifest.
+
+Of an encrypted repository, --from must have the same keys (init --encrypt --keys-of); of one with others, imgbackup copy
+brings back what checkpoints lack. What the repository has itself in damaged packs takes the data key to see; images
+and whole objects do not. Nothing in it proves its imgbackup.json: an identity file that key add or init --out has
+written does, or the roster's key.
 
 Objects of another repository need not be trusted: their digests are known. A manifest is believed, for a
 checkpoint whose own is damaged, or whose disk is whole only there: so name no repository that others may write to.
@@ -73,7 +86,7 @@ func (a *app) repair(ctx context.Context, o repairOptions) error {
 	if err != nil {
 		return err
 	}
-	repo, config, err := a.openDamaged(ctx, store, o.dryRun)
+	repo, config, err := a.openDamaged(ctx, store, &o)
 	if err != nil || repo == nil {
 		return err
 	}
@@ -86,10 +99,7 @@ func (a *app) repair(ctx context.Context, o repairOptions) error {
 		a.events.set(e.Phase, e.Done, e.Total)
 	}}
 	for _, place := range o.from {
-		other := *a
-		other.second = true
-		other.repoFlag = place
-		from, err := other.openRepo(ctx)
+		from, err := a.openOther(ctx, place, o.fromKeys)
 		if err != nil {
 			return fmt.Errorf("--from: %w", err)
 		}
@@ -107,6 +117,9 @@ func (a *app) repair(ctx context.Context, o repairOptions) error {
 	for i, im := range images {
 		disk := im.disk
 		opts.Images = append(opts.Images, repair.Image{Disk: disk, Name: o.images[i], Size: im.Size(), Reader: im})
+	}
+	if err := a.restrictRepair(repo, &opts, images); err != nil {
+		return err
 	}
 	plan, err := repair.Make(ctx, repo, opts)
 	if err != nil {
@@ -136,28 +149,95 @@ func (a *app) repair(ctx context.Context, o repairOptions) error {
 
 // openDamaged opens a repository, and rebuilds its configuration if that is lost. In a dry
 // run it only says so, and there is no repository.
-func (a *app) openDamaged(ctx context.Context, store objstore.Store, dryRun bool) (*chain.Repository, bool, error) {
+func (a *app) openDamaged(ctx context.Context, store objstore.Store, o *repairOptions) (*chain.Repository, bool, error) {
 	repo, err := chain.OpenWith(ctx, store, a.unlock)
 	if err == nil || !errors.Is(err, chain.ErrNotRepository) && !archive.IsDamage(err) {
 		return repo, false, err
 	}
 	config, ferr := chain.FindConfig(ctx, store)
+	proof := "all manifests name it"
+	if errors.Is(ferr, chain.ErrWasEncrypted) {
+		config, proof, ferr = a.encryptedConfig(ctx, store, o.rosterKey)
+	}
 	if ferr != nil {
 		return nil, false, fmt.Errorf("%s: %w", a.place(), errors.Join(err, ferr))
 	}
-	if dryRun {
+	if o.dryRun {
 		if a.json {
 			return nil, true, a.printJSON(repairJSON{DryRun: true, Config: config.ID})
 		}
 		w := &checkedWriter{w: a.out}
-		w.printf("would rebuild %s of repository %s, as all manifests name it; what else is wrong is looked for then\n", chain.ConfigKey, config.ID)
+		w.printf("would rebuild %s of repository %s, as %s; what else is wrong is looked for then\n", chain.ConfigKey, config.ID, proof)
 		return nil, true, w.err
 	}
-	repo, err = chain.RestoreConfig(ctx, store, config)
+	repo, err = chain.RestoreConfig(ctx, store, config, a.unlock)
 	if err == nil {
-		a.note(fmt.Sprintf("rebuilt %s: this is repository %s, as all manifests name it", chain.ConfigKey, config.ID))
+		a.note(fmt.Sprintf("rebuilt %s: this is repository %s, as %s", chain.ConfigKey, config.ID, proof))
 	}
 	return repo, true, err
+}
+
+// encryptedConfig finds out what the configuration of an encrypted repository was, which only what
+// is kept elsewhere can prove: a pinned identity, or the roster's key. All keys are tried before
+// it is believed. proof says what it was.
+func (a *app) encryptedConfig(ctx context.Context, store objstore.Store, rosterKey string) (c *chain.Config, proof string, err error) {
+	id, err := keys.RosterOf(ctx, store)
+	if err != nil {
+		return nil, "", err
+	}
+	proof = "the key that was given signs its roster"
+	if rosterKey == "" {
+		pin, err := a.onePin()
+		if err != nil {
+			return nil, "", err
+		}
+		if pin.Repository != id {
+			return nil, "", &keys.Error{What: fmt.Sprintf("the identity of %s is pinned to repository %s, and the roster here says that it is of %.36q", pin.Name, pin.Repository, id)}
+		}
+		rosterKey, proof = pin.RosterKey, "the identity of "+pin.Name+" pins it"
+	} else if err := keys.CheckRosterKey(rosterKey); err != nil {
+		return nil, "", usage.Errorf("--roster-key: %w", err)
+	}
+	roster, err := keys.ReadRoster(ctx, keys.Place{Store: store, Repository: id, RosterKey: rosterKey})
+	if err != nil {
+		return nil, "", err
+	}
+	c = chain.EncryptedConfig(roster.RepositoryID, rosterKey, roster.Generations[0].Created)
+	_, err = a.unlock(ctx, store, c)
+	return c, proof, err
+}
+
+// onePin is what the identity that was given pins.
+func (a *app) onePin() (*keys.Pin, error) {
+	if _, err := a.identity(""); err != nil { // reads them
+		return nil, err
+	}
+	var pin *keys.Pin
+	for _, ids := range a.opened.all {
+		if pin != nil && ids.Pin != nil && ids.Pin.Repository != pin.Repository {
+			return nil, &keys.Error{What: "the identities that were given are pinned to several repositories: give the one of this repository"}
+		}
+		if ids.Pin != nil {
+			pin = ids.Pin
+		}
+	}
+	if pin == nil {
+		return nil, &keys.Error{What: "the repository was encrypted and has lost " + chain.ConfigKey + ", which nothing in it proves: give an identity file that key add or init --out has written, which pins it, or --roster-key, which the key kit has; or put the " + chain.ConfigKey + " of the key kit there"}
+	}
+	return pin, nil
+}
+
+// restrictRepair restricts this process to the repositories, and to images that are open.
+func (a *app) restrictRepair(repo *chain.Repository, o *repair.Options, images []openedImage) error {
+	all := []used{writes(repo)}
+	for _, from := range o.From {
+		all = append(all, reads(from.Repo))
+	}
+	var s confine.Self
+	for _, im := range images {
+		addImage(&s, im.Image, false)
+	}
+	return a.restrict(s, all...)
 }
 
 // openImage is an image that chunks may be taken from.
@@ -244,6 +324,8 @@ func describeAction(act *repair.Action) string {
 	switch act.Do {
 	case repair.Fetch:
 		return "is fetched from " + act.From
+	case repair.Uncover:
+		return "is put on top again as it counts"
 	case repair.Rebuild:
 		return "is rebuilt"
 	case repair.Drop:

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/drill/plan"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/report"
@@ -93,7 +94,14 @@ func (o *reportOptions) complete(f *pflag.FlagSet) (err error) {
 }
 
 func (a *app) report(ctx context.Context, o reportOptions) error {
-	repo, err := a.openCached(ctx)
+	repo, err := a.openReading(ctx)
+	if err == nil {
+		var s confine.Self
+		if o.html != "" {
+			s.Write = append(s.Write, existing(o.html), existing(filepath.Dir(o.html)))
+		}
+		err = a.restrict(s, reads(repo))
+	}
 	if err != nil {
 		return err
 	}
@@ -136,11 +144,11 @@ func (a *app) reported(ctx context.Context, repo *chain.Repository, named []stri
 
 func (a *app) printVerdicts(r *report.Report) error {
 	w := &checkedWriter{w: a.out}
-	w.printf("%s: %d domains: %d good, %d warning, %d bad; %d checkpoints, %s stored by them\n",
-		r.Verdict.Level, len(r.Domains), r.Good, r.Warning, r.Bad, r.Checkpoints, size(r.StoredBytes))
+	w.printf("%s: %s: %d good, %d warning, %d bad; %s, %s added by them when they were made\n",
+		r.Verdict.Level, count(len(r.Domains), "domain"), r.Good, r.Warning, r.Bad, count(r.Checkpoints, "checkpoint"), size(r.StoredBytes))
 	if w.err == nil && len(r.Domains) > 0 {
 		t := &table{out: a.out}
-		t.row("DOMAIN", "VERDICT", "NEWEST", "AGE", "CHECKPOINTS", "STORED")
+		t.row("DOMAIN", "VERDICT", "NEWEST", "AGE", "CHECKPOINTS", "ADDED")
 		for _, d := range r.Domains {
 			t.row(d.Domain, d.Verdict.Level.String(), d.Newest, (time.Duration(d.NewestAge) * time.Second).String(),
 				fmt.Sprint(len(d.Checkpoints)), size(d.StoredBytes))

@@ -13,15 +13,15 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
-	"golang.org/x/time/rate"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/confine"
 	dom "github.com/imgbackup/imgbackup/domain"
 	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/qcow2"
-	"github.com/imgbackup/imgbackup/request"
 	"github.com/imgbackup/imgbackup/restore"
 )
 
@@ -29,6 +29,7 @@ import (
 type restoreRequest struct {
 	domain     string
 	checkpoint string
+	revision   string // a version of its manifest; empty: what counts
 	disks      []string
 	output     string
 	to         []string
@@ -38,6 +39,7 @@ type restoreRequest struct {
 	identity   bool   // a new one
 	name       string // of the restored domain; empty: as it was
 	limitRate  string
+	all        allOptions
 	options    restore.Options
 }
 
@@ -45,7 +47,7 @@ const restoreHelp = `restore writes the disks of a checkpoint (the newest by def
 Files appear under their final names only when all of them are complete and durable.
 
 What is written is raw unless --format says otherwise. --output DIR writes DIR/TARGET.FORMAT and, of a
-backup with --domain-xml, the domain's definition and its firmware's files. --to names a file, or with
+backup with --domain-xml, the domain's definition, its firmware's files and what --with-file named. --to names a file, or with
 --force a block device; --to TARGET=- writes the raw disk to stdout: look at the exit status, too.`
 
 const restoreManual = `The definition is DIR/DOMAIN.xml, the firmware's files have their own names; with --disk there are none of them.
@@ -61,6 +63,18 @@ the checkpoint says of it, and the domain's definition, if this host has it, has
 it all the same. Devices are overwritten where they are, and always need --force. The firmware's variables, the TPM's state and a
 saved memory are not touched: the result says which, and how to put them back.
 
+--all-domains brings every domain of the repository back on a new host: DIR/DOMAIN has its disks, as raw or qcow2 as they were,
+its firmware's files, and its definition, which names them there. With --before all are taken back to one instant: each
+domain to its newest checkpoint that is not younger. First all is looked at: what the repository holds of each, whether
+there is room for all, whether names are free, and with --define what libvirt has. If anything is in the way nothing is
+restored, and all that is in the way is told. A domain appears under its name when it is whole and durable, some at once
+(--parallel). One that fails keeps no other from being restored: it is told, and the exit status is the worst. A run that was
+interrupted goes on when it is started again: what was restored stays as it is, whatever was written to it since. --continue is of
+those disks that can. --define has libvirt define each domain once it is restored, puts the state of its TPM where libvirt looks
+for it, and has those start with the host that did (as far as the backup saw libvirt's folder autostart beside the definition); it
+starts none now. What libvirt has already is never replaced. Definitions are taken from the repository as they are: who
+can write to a repository that is not encrypted decides what libvirt will run.
+
 --continue gives a restored qcow2 image the checkpoint's bitmap, so that its next backup is incremental from there.
 
 raw and qcow2 are written natively. Formats that only qemu-img writes, and compressed and encrypted images, are
@@ -71,15 +85,18 @@ goes into a file, and has no --continue.
 or a repair, found that they could not be had): zeros stand in their place, each range is listed, files that are
 damaged are left out, and the exit status is 3. Such a disk has no --continue.
 
+--revision gives back what a checkpoint was before it was forgotten, described anew or put on top of, as long as the bucket keeps
+that. Nobody answers for it but who looks at it: list --revisions tells who signed it, and which one counts.
+
 --no-lock goes on where a file system cannot tell whether the target that --force replaces is in use: nobody must
 have it open.`
 
 func (a *app) restoreCommand() *cobra.Command {
 	var r restoreRequest
 	cmd := &cobra.Command{
-		Use:         "restore DOMAIN [CHECKPOINT] {--output DIR | --to TARGET=PATH … | --in-place}",
+		Use:         "restore {DOMAIN [CHECKPOINT] {--output DIR | --to TARGET=PATH … | --in-place} | --all-domains --dir DIR}",
 		Short:       "Restore disks at any checkpoint",
-		SuggestFor:  []string{"extract", "recover"},
+		SuggestFor:  []string{"extract"},
 		Long:        restoreHelp,
 		Annotations: exits(exitDamage, exitInUse, exitInterrupted),
 		Example: `  imgbackup restore web --output /restored
@@ -90,15 +107,29 @@ func (a *app) restoreCommand() *cobra.Command {
   imgbackup restore web monday --in-place --continue
   imgbackup restore web --to vda=/dev/vg/web --force
   imgbackup restore web --to vda=web.vmdk --format vmdk --format-option subformat=streamOptimized
-  imgbackup restore web --to vda=- | ssh host 'cat >web.raw'`,
-		Args: takes(cobra.RangeArgs(1, 2), "a DOMAIN and perhaps a CHECKPOINT"),
+  imgbackup restore web --to vda=- | ssh host 'cat >web.raw'
+  imgbackup restore --all-domains --dir /vm --parallel 4
+  imgbackup restore --all-domains --dir /vm --before '2026-11-28 03:00' --dry-run`,
+		Args: takes(cobra.MaximumNArgs(2), "a DOMAIN and perhaps a CHECKPOINT"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			if err := r.all.complete(cmd.Flags(), args); err != nil {
+				return err
+			}
+			if r.all.all {
+				return a.restoreAll(cmd.Context(), r)
+			}
+			if len(args) == 0 {
+				return usage.Errorf("restore takes a DOMAIN and perhaps a CHECKPOINT, or --all-domains --dir DIR")
+			}
 			r.domain = args[0]
 			if r.checkpoint, err = checkpointArg(args, 1, r.checkpoint); err != nil {
 				return err
 			}
-			if err := notEmpty(cmd.Flags(), "checkpoint", "name"); err != nil {
+			if err := notEmpty(cmd.Flags(), "checkpoint", "name", "revision"); err != nil {
 				return err
+			}
+			if r.revision != "" && r.checkpoint == "" {
+				return usage.Errorf("--revision is of a CHECKPOINT that is named")
 			}
 			if err := exclude(cmd.Flags(), "in-place", "output", "to", "format", "compressed", "secret-file", "format-option", "skip-damaged"); err != nil {
 				return err
@@ -108,6 +139,7 @@ func (a *app) restoreCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&r.checkpoint, "checkpoint", "", checkpointUsage)
+	f.StringVar(&r.revision, "revision", "", "in a bucket with versions, the checkpoint as this `ID` of list --revisions has it")
 	f.StringArrayVar(&r.disks, "disk", nil, "restore only this disk `TARGET`; may be repeated")
 	f.StringVarP(&r.output, "output", "o", "", "write to `DIR`/TARGET.FORMAT; the folder is made if it is not there")
 	f.StringArrayVar(&r.to, "to", nil, "write one disk to a file, block device or stdout (-): `TARGET=PATH`; may be repeated")
@@ -126,8 +158,9 @@ func (a *app) restoreCommand() *cobra.Command {
 	f.BoolVar(&r.options.SkipDamaged, "skip-damaged", false, "write zeros for what is damaged or lost, list it, and end with exit status 3")
 	f.StringVar(&r.limitRate, "limit-rate", "", "restore at most this many `BYTES` of data per second, as 50M")
 	section(f, whichDisks, "checkpoint", "disk")
-	section(f, whereTo, "output", "to", "in-place", "force", "no-lock")
-	section(f, whatIsDone, "format", "continue", "adjust-xml", "new-identity", "name", "compressed", "secret-file", "format-option", "verify", "skip-damaged")
+	section(f, whereTo, "output", "to", "in-place", "force")
+	section(f, whatIsDone, "format", "continue", "adjust-xml", "new-identity", "name", "verify", "skip-damaged")
+	r.all.addFlags(f)
 	section(f, howItRuns, "limit-rate")
 	addManual(cmd, restoreManual)
 	return a.addProgress(cmd)
@@ -144,6 +177,10 @@ func (a *app) restoreNow(
 		result, err := restore.Run(ctx, repo, m, targets, o)
 		if err == nil {
 			return result, nil
+		}
+		var damage *archive.DamageError
+		if errors.As(err, &damage) && o.Stdout == nil && try < rereads && objstore.Doubted(ctx, repo.Store, damage.Object) {
+			continue // another version of it is right
 		}
 		newer, err := repo.Reread(ctx, m, err)
 		switch {
@@ -185,11 +222,16 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 			return usage.Wrap(err)
 		}
 	}
-	repo, err := a.openCached(cmd.Context())
+	repo, err := a.openReading(cmd.Context())
 	if err != nil {
 		return err
 	}
-	m, err := find(cmd.Context(), repo, r.domain, r.checkpoint, withData)
+	var m *chain.Manifest
+	if r.revision != "" {
+		m, err = repo.Revision(cmd.Context(), r.domain, r.checkpoint, r.revision)
+	} else {
+		m, err = find(cmd.Context(), repo, r.domain, r.checkpoint, withData)
+	}
 	if err != nil {
 		return err
 	}
@@ -202,6 +244,9 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 		if r.options.Files, err = restoreFiles(m, r, targets, func(a *dom.Adjusted) { adjusted = a }); err != nil {
 			return err
 		}
+	}
+	if err := a.restrict(r.needs(targets), reads(repo)); err != nil {
+		return err
 	}
 	stdout := slices.ContainsFunc(targets, func(t restore.Target) bool { return t.Path == restore.Stdout })
 	if stdout {
@@ -234,6 +279,22 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 	return errors.Join(a.printRestore(m, result, adjusted), lostSome(result))
 }
 
+// needs are the places where files are to appear, whatever the checkpoint calls them.
+func (r *restoreRequest) needs(targets []restore.Target) (s confine.Self) {
+	if r.output != "" {
+		s.Write = append(s.Write, existing(r.output))
+	}
+	for _, t := range targets {
+		if t.Path != restore.Stdout {
+			addTarget(&s, t.Path)
+		}
+	}
+	if file := r.options.QemuImg.SecretFile; file != "" {
+		s.Read = append(s.Read, file)
+	}
+	return s
+}
+
 // restoring tells of a restore's progress in every way that was asked for.
 func (a *app) restoring(bar *bar) func(restore.Event) {
 	return func(e restore.Event) {
@@ -242,6 +303,7 @@ func (a *app) restoring(bar *bar) func(restore.Event) {
 			a.note(e.Warning)
 		}
 		bar.set(e.Done, e.Total)
+		a.beside.set(e.Done, e.Total)
 		if e.Disk != "" {
 			a.events.setDisk(e.Disk, string(e.Phase), e.DiskDone, e.DiskTotal)
 			a.events.set("", e.Done, e.Total)
@@ -273,21 +335,21 @@ func (r *restoreRequest) checkImage(format qcow2.Format) error {
 
 // setLimit reads --limit-rate.
 func (r *restoreRequest) setLimit() error {
-	if r.limitRate == "" {
-		return nil
-	}
-	n, err := request.ParseRate(r.limitRate)
-	if err != nil {
-		return err
-	}
-	r.options.Limit = rate.NewLimiter(rate.Limit(n), archive.GridSize)
-	return nil
+	limit, err := rateLimiter(r.limitRate)
+	r.options.Limit = limit
+	return err
+}
+
+// toTerminal reports whether stdout is a terminal.
+func (a *app) toTerminal() bool {
+	f, ok := a.data.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // checkStdout refuses to write a disk where it would be mixed with something else, or
 // shown to a person.
 func (a *app) checkStdout() error {
-	if f, ok := a.data.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if a.toTerminal() {
 		return usage.Errorf("--to TARGET=-: stdout is a terminal")
 	}
 	if a.json {
@@ -339,6 +401,7 @@ type restoreJSON struct {
 	Disks      []restoredDiskJSON `json:"disks"`
 	Definition *adjustedJSON      `json:"definition,omitempty"`
 	Untouched  []untouchedJSON    `json:"untouched,omitempty"`
+	signedJSON
 }
 
 type restoredDiskJSON struct {
@@ -347,7 +410,7 @@ type restoredDiskJSON struct {
 }
 
 func viewRestore(m *chain.Manifest, r *restore.Result, adjusted *dom.Adjusted, untouched []untouchedJSON) restoreJSON {
-	out := restoreJSON{Domain: m.Domain, Checkpoint: m.Checkpoint, Result: r, Disks: []restoredDiskJSON{}, Definition: viewAdjusted(adjusted), Untouched: untouched}
+	out := restoreJSON{Domain: m.Domain, Checkpoint: m.Checkpoint, Result: r, Disks: []restoredDiskJSON{}, Definition: viewAdjusted(adjusted), Untouched: untouched, signedJSON: viewSigned(m)}
 	for _, d := range r.Disks {
 		out.Disks = append(out.Disks, restoredDiskJSON{d, d.Disk})
 	}
@@ -363,7 +426,11 @@ func (a *app) printRestore(m *chain.Manifest, r *restore.Result, adjusted *dom.A
 		return a.printJSON(viewRestore(m, r, adjusted, untouched))
 	}
 	w := &checkedWriter{w: a.out}
-	w.printf("restored %s at checkpoint %s\n", m.Domain, m.Checkpoint)
+	signed := ""
+	if s := viewSigned(m); s.By != "" {
+		signed = ", signed " + s.String()
+	}
+	w.printf("restored %s at checkpoint %s%s\n", m.Domain, m.Checkpoint, signed)
 	for _, d := range r.Disks {
 		how := "written"
 		if d.Verified {
@@ -375,16 +442,16 @@ func (a *app) printRestore(m *chain.Manifest, r *restore.Result, adjusted *dom.A
 	for _, f := range r.Files {
 		how := ""
 		if f.Damage != "" {
-			w.printf("  %s  left out: %s\n", f.Role, oneLine(f.Damage))
+			w.printf("  %s  left out: %s\n", f.Called(), oneLine(f.Damage))
 			continue
 		}
 		if f.Adjusted {
 			how = ", adjusted" + whoseDefinition(adjusted)
 		}
-		w.printf("  %s  %s  %s%s\n", f.Role, f.Path, size(f.Size), how)
+		w.printf("  %s  %s  %s%s\n", f.Called(), f.Path, size(f.Size), how)
 	}
 	for _, u := range untouched {
-		w.printf("  %s  not touched: %s (restore %s %s --output DIR writes that of the checkpoint)\n", u.Role, oneLine(u.Path), m.Domain, m.Checkpoint)
+		w.printf("  %s  not touched: %s (restore %s %s --output DIR writes that of the checkpoint)\n", (&chain.File{Role: u.Role, Name: u.Name}).Called(), oneLine(u.Path), m.Domain, m.Checkpoint)
 	}
 	for _, l := range m.LeftOut {
 		if l.Code == chain.LeftOutByRequest {

@@ -36,7 +36,8 @@ func (a *app) targetsInPlace(ctx context.Context, repo *chain.Repository, m *cha
 // untouchedJSON is a file that belongs to the state of the disks, and was not restored.
 type untouchedJSON struct {
 	Role string `json:"role"`
-	Path string `json:"path"` // where it was
+	Name string `json:"name,omitempty"` // of one that a person has named
+	Path string `json:"path"`           // where it was
 }
 
 // untouchedBy are those of a checkpoint of which the disks alone were restored.
@@ -47,8 +48,10 @@ func untouchedBy(m *chain.Manifest) []untouchedJSON {
 		switch f.Role {
 		case chain.RoleNVRAM, chain.RoleTPM, chain.RoleManagedSave:
 			if !slices.ContainsFunc(all, func(u untouchedJSON) bool { return u.Role == f.Role }) {
-				all = append(all, untouchedJSON{f.Role, f.Path})
+				all = append(all, untouchedJSON{Role: f.Role, Path: f.Path})
 			}
+		case chain.RoleFile:
+			all = append(all, untouchedJSON{f.Role, f.Name, f.Path})
 		}
 	}
 	return all

@@ -6,10 +6,13 @@ import (
 	"cmp"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/imgbackup/imgbackup/chain"
 	dom "github.com/imgbackup/imgbackup/domain"
+	"github.com/imgbackup/imgbackup/domain/manager"
+	"github.com/imgbackup/imgbackup/domain/pve"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/request"
 	"github.com/imgbackup/imgbackup/restore"
@@ -21,12 +24,19 @@ func (r *restoreRequest) defines() bool { return r.adjust || r.identity || r.nam
 // restoreFiles are the checkpoint's files beside the disks. A definition that is
 // adjusted is told of.
 func restoreFiles(m *chain.Manifest, r restoreRequest, disks []restore.Target, tell func(*dom.Adjusted)) ([]restore.FileTarget, error) {
-	files := restore.FilesIn(m, cmp.Or(r.name, m.Domain), r.output, disks)
+	files := restore.FilesIn(m, cmp.Or(r.name, manager.Base(m.Domain)), r.output, disks)
 	if !r.defines() {
 		return files, nil
 	}
-	if _, ok := m.File(chain.RoleDomainXML); !ok {
+	at := slices.IndexFunc(files, func(f restore.FileTarget) bool { return chain.Defines(f.File.Role) })
+	switch {
+	case at < 0:
 		return nil, usage.Errorf("--adjust-xml, --new-identity, --name: checkpoint %s holds no definition of the domain", m.Checkpoint)
+	case files[at].File.Role == chain.RoleLima:
+		return nil, usage.Errorf("--adjust-xml, --new-identity, --name: a lima.yaml names neither its instance nor its disks: the folder that it is in does (docs/vms.md)")
+	case files[at].File.Role == chain.RolePVE:
+		files[at].Adjust = adjustPVE(r, disks, tell)
+		return files, nil
 	}
 	moved := dom.Moved{Disks: make(map[string]dom.Image), Name: r.name, NewIdentity: r.identity}
 	for _, d := range disks {
@@ -41,19 +51,31 @@ func restoreFiles(m *chain.Manifest, r restoreRequest, disks []restore.Target, t
 			moved.Loader = path
 		}
 	}
-	for i := range files {
-		if files[i].File.Role == chain.RoleDomainXML {
-			files[i].Adjust = func(data []byte) ([]byte, error) {
-				a, err := dom.Adjust(data, moved)
-				if err != nil {
-					return nil, err
-				}
-				tell(a)
-				return a.XML, nil
-			}
+	files[at].Adjust = func(data []byte) ([]byte, error) {
+		a, err := dom.Adjust(data, moved)
+		if err != nil {
+			return nil, err
 		}
+		tell(a)
+		return a.XML, nil
 	}
 	return files, nil
+}
+
+// adjustPVE is what adjusts a configuration of Proxmox VE's.
+func adjustPVE(r restoreRequest, disks []restore.Target, tell func(*dom.Adjusted)) func([]byte) ([]byte, error) {
+	moved := pve.Moved{Drives: make(map[string]pve.Image), Name: r.name, NewIdentity: r.identity}
+	for _, d := range disks {
+		moved.Drives[d.Disk] = pve.Image{Path: filepath.Join(r.output, filepath.Base(d.Path)), Format: string(d.Format)}
+	}
+	return func(data []byte) ([]byte, error) {
+		a, err := pve.Adjust(data, moved)
+		if err != nil {
+			return nil, usage.Wrap(err)
+		}
+		tell(&dom.Adjusted{XML: a.Config, Name: a.Name, UUID: a.UUID, MACs: a.MACs, OtherDisks: a.OtherDisks, Shared: a.Shared})
+		return a.Config, nil
+	}
 }
 
 // noteAdjusted tells what the restored definition still has in common with the domain
@@ -63,21 +85,18 @@ func (a *app) noteAdjusted(r restoreRequest, d *dom.Adjusted, result *restore.Re
 	if r.identity || r.name != "" {
 		shared = append(shared, d.Shared...)
 	}
-	var files []string
+	has := make(map[string]bool)
 	for _, f := range result.Files {
-		files = append(files, f.Role)
-		if f.Role == chain.RoleDomainXML && len(shared) > 0 {
+		has[f.Role] = true
+		if chain.Defines(f.Role) && len(shared) > 0 {
 			a.note(fmt.Sprintf("%s still names what the original uses: %s. Take out what both must not use at once", f.Path, strings.Join(shared, ", ")))
 		}
 	}
 	if r.name != "" && !r.identity {
-		a.note("it has the UUID and the MAC addresses of the original, which libvirt does not define beside it: --new-identity gives it others")
+		a.note("it has the UUID and the MAC addresses of the original, beside which it must not run: --new-identity gives it others")
 	}
-	for _, role := range files {
-		if role == chain.RoleTPM && d.UUID != "" {
-			a.note(fmt.Sprintf("libvirt looks for the state of the TPM in %s: what was restored belongs there before the domain is started", filepath.Join(request.TPMs, d.UUID)))
-			break
-		}
+	if has[chain.RoleDomainXML] && has[chain.RoleTPM] && d.UUID != "" {
+		a.note(fmt.Sprintf("libvirt looks for the state of the TPM in %s: what was restored belongs there before the domain is started", filepath.Join(request.TPMs, d.UUID)))
 	}
 }
 

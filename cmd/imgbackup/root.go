@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/imgbackup/imgbackup/internal/memory"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/cache"
 	"github.com/imgbackup/imgbackup/objstore/open"
 )
 
@@ -22,32 +24,39 @@ import (
 type app struct {
 	program
 	repoFlag   string
+	configFlag string
+	// getenv is the environment of the repository, where the configuration has one for
+	// it; nil: os.Getenv.
+	getenv     func(string) string
 	hostIDFlag string
 	// connections is how many requests a bucket is asked at once; 0: the default.
 	connections int
 	json        bool
 	quiet       bool
-	cached      *cachedRepo // nil: no repository was opened with the cache
-	progress    string      // how it is shown
+	verbose     bool         // notes also of how it runs
+	cached      *cachedRepo  // nil: no repository was opened with the cache
+	ahead       *cache.Ahead // a listing that was begun before the repository was open; nil: none
+	progress    string       // how it is shown
 	unusual     habit.Limits
 	keyFlags    keyFlags
 	opened      *opened
+	reach       *reach
+	interrupted <-chan struct{} // closed once the run is to end
+	// beside is set of a copy that works on one of several domains at once.
+	beside *beside
 	// second: this is one repository of several, of which the identity may belong to another.
 	second bool
 }
 
 func newRoot(p program) *cobra.Command {
-	a := &app{program: p, opened: &opened{}}
+	a := &app{program: p, opened: &opened{}, reach: &reach{}}
 	root := &cobra.Command{
 		Use:   "imgbackup",
 		Short: "Back up the disks of shut-down QEMU/KVM virtual machines",
-		Long: `imgbackup takes the disks of a shut-down virtual machine into a repository:
-all of them once, then only what changed, as QEMU's own dirty bitmaps in the
-qcow2 images tell. Any checkpoint can be restored, bit for bit.
-
-It needs no libvirtd and no running QEMU. The repository is named by --repo or
-the environment variable IMGBACKUP_REPO. Results go to stdout, notes and
-progress to stderr.`,
+		Long: `imgbackup takes the disks of a shut-down virtual machine into a repository: all of them once, then only
+what changed, as QEMU's own dirty bitmaps tell. Any checkpoint can be restored, bit for bit. It needs no
+libvirtd and no running QEMU. The repository is that of --repo, or IMGBACKUP_REPO. Results go to stdout,
+notes and progress to stderr.`,
 		Annotations: exits(exitDamage, exitNotTrusted, exitInUse, exitTaken, exitInterrupted),
 		Example: `  imgbackup init -r /backup
   imgbackup backup -r /backup web --disk vda=/vm/web.qcow2,format=qcow2
@@ -59,35 +68,54 @@ progress to stderr.`,
 	group(root)
 	a.addVersion(root)
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		a.interrupted = cmd.Context().Done()
 		if f := cmd.Flags().Lookup("repo"); f != nil && f.Changed && f.Value.String() == "" {
 			return usage.Errorf("--repo: the place is empty, as by a variable that is not set")
 		}
 		a.noteMemory(cmd)
+		a.noteKernel()
 		if confine.Off() {
-			a.note("qemu-img and qemu-nbd run unconfined: IMGBACKUP_CONFINE=off")
+			a.note("this process, qemu-img and qemu-nbd run unconfined: IMGBACKUP_CONFINE=off")
 		}
-		return a.checkConnections(cmd)
+		if err := a.checkConnections(cmd); err != nil {
+			return err
+		}
+		if cmd.Annotations[resolvesItself] != "" {
+			return nil
+		}
+		return a.resolve()
 	}
 	flags := root.PersistentFlags()
-	flags.StringVarP(&a.repoFlag, "repo", "r", "", "repository: the `PATH` of a directory, or s3://BUCKET/PREFIX (default: IMGBACKUP_REPO)")
-	flags.StringVar(&a.hostIDFlag, "host-id", "", "what this host is known by, in place of its machine id: a word, or a file's\npath with a slash (`FILE|ID`; default: IMGBACKUP_HOST_ID)")
-	flags.IntVar(&a.connections, "connections", open.DefaultConnections, fmt.Sprintf("ask a bucket for at most `N` things at once, 1 to %d; fewer where it refuses so many", open.MaxConnections))
-	flags.StringArrayVar(&a.keyFlags.identities, "identity", nil, "the `FILE` with the key of an encrypted repository; may be repeated\n(default: IMGBACKUP_IDENTITY)")
-	flags.StringVar(&a.keyFlags.passphraseFile, "passphrase-file", "", "the first line of `FILE` is the passphrase of the repository, or of --identity")
+	flags.StringVarP(&a.repoFlag, "repo", "r", "", "repository: a folder's `PATH`, s3://BUCKET/PREFIX, or a configured name")
+	flags.StringVar(&a.configFlag, "config", "", "the `FILE` of the configuration, else "+defaultConfig)
+	flags.StringVar(&a.hostIDFlag, "host-id", "", "this host is known by `FILE|ID`, a word or a path with a slash")
+	flags.IntVar(&a.connections, "connections", open.DefaultConnections, fmt.Sprintf("ask a bucket for at most `N` things at once, 1 to %d", open.MaxConnections))
+	flags.StringArrayVar(&a.keyFlags.identities, "identity", nil, "the `FILE` with the key of an encrypted repository; may be repeated")
+	flags.StringVar(&a.keyFlags.passphraseFile, "passphrase-file", "", "the first line of `FILE` is the repository's passphrase, or the identity's")
 	flags.BoolVar(&a.json, "json", false, "write results as JSON, for programs")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "no progress and no notes on stderr")
+	flags.BoolVar(&a.verbose, "verbose", false, "notes also of how it runs, as what of it the kernel can't confine")
 	root.SetFlagErrorFunc(flagError)
 	root.SetHelpFunc(showHelp)
 	root.AddCommand(
 		a.initCommand(),
 		a.keyCommand(),
+		a.configCommand(),
+		a.runCommand(),
+		a.runsCommand(),
+		a.statusCommand(),
+		a.systemdCommand(),
 		a.inspectCommand(),
 		a.bitmapCommand(),
 		a.backupCommand(),
+		a.importCommand(),
 		a.listCommand(),
 		a.showCommand(),
 		a.restoreCommand(),
+		a.recoverCommand(),
 		a.serveCommand(),
+		a.mountCommand(),
+		a.filesCommand(),
 		a.checkCommand(),
 		a.reportCommand(),
 		a.drillCommand(),
@@ -102,6 +130,7 @@ progress to stderr.`,
 		a.checkpointCommand(),
 		a.changesCommand(),
 		a.exportCommand(),
+		a.doctorCommand(),
 		a.versionCommand(),
 		a.manCommand(root),
 	)
@@ -188,10 +217,13 @@ func (a *app) openStore(o open.Options) (objstore.Store, error) {
 		return nil, usage.Errorf("no repository: give --repo PATH or set IMGBACKUP_REPO")
 	}
 	o.Retry, o.Note, o.Connections = a.retry, a.note, a.connections
-	o.Retry.Notify = a.retryNote
+	o.Retry.Notify, o.Getenv = a.retryNote, a.getenv
 	store, err := open.Open(a.repoFlag, o)
 	if err != nil {
 		return nil, err // and not a nil store of some type
+	}
+	if a.reach != nil && objstore.Connections(store) > 0 {
+		a.reach.add(a.getenv)
 	}
 	return store, nil
 }
@@ -211,7 +243,11 @@ func (a *app) note(msg string) {
 }
 
 func (a *app) tellNote(msg string) {
-	if !a.quiet {
-		a.say("note: %s", msg)
+	if a.quiet {
+		return
 	}
+	if a.beside != nil {
+		msg = a.beside.domain + ": " + msg
+	}
+	a.tell(slog.LevelInfo, "note: "+msg)
 }

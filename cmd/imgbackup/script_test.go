@@ -7,10 +7,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -23,20 +25,48 @@ import (
 	"github.com/imgbackup/imgbackup/qemu"
 )
 
+const scriptDir = "../../testdata/script"
+
 func TestScripts(t *testing.T) {
 	t.Parallel()
-	testscript.Run(t, testscript.Params{
+	testscript.Run(t, scriptParams(t, plain, scriptNames(t)))
+}
+
+// scriptParams runs scripts with repositories that are encrypted, or not.
+// In those of byHost a host backs up.
+func scriptParams(t *testing.T, secret encrypted, names []string, byHost ...string) testscript.Params {
+	files := make([]string, len(names))
+	for i, name := range names {
+		files[i] = filepath.Join(scriptDir, name+".txtar")
+	}
+	return testscript.Params{
 		WorkdirRoot:         t.TempDir(), // its own is left behind, empty
-		Dir:                 "../../testdata/script",
+		Files:               files,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
+		Condition: func(name string) (bool, error) {
+			switch name {
+			case "encrypted":
+				return bool(secret), nil
+			case "soak":
+				return os.Getenv("IMGBACKUP_SOAK") != "", nil
+			}
+			return false, fmt.Errorf("no condition has the name %q", name)
+		},
 		Setup: func(env *testscript.Env) error {
+			env.Setenv(raceVar, os.Getenv(raceVar))
 			env.Setenv(cacheVar, filepath.Join(env.WorkDir, ".cache"))
 			env.Values[treesKey{}] = make(map[string][sha256.Size]byte)
 			env.Values[vmKey{}] = &vm{}
 			env.Values[serverKey{}] = &server{}
-			source, err := filepath.Abs("../../testdata/script")
+			source, err := filepath.Abs(scriptDir)
 			env.Setenv("SOURCE", source)
+			if secret {
+				err = errors.Join(err, secretRepositories(t, env.Setenv))
+			}
+			if slices.Contains(byHost, strings.TrimPrefix(filepath.Base(env.WorkDir), "script-")) {
+				err = errors.Join(err, secretHost(t, env.Setenv))
+			}
 			return err
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -57,7 +87,7 @@ func TestScripts(t *testing.T) {
 			"vm":        scriptVM,
 			"server":    scriptServer,
 		},
-	})
+	}
 }
 
 func demand(ts *testscript.TestScript, ok bool, usage string) {

@@ -14,8 +14,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/nbd"
+	"github.com/imgbackup/imgbackup/request"
 	"github.com/imgbackup/imgbackup/serve"
 	"github.com/imgbackup/imgbackup/view"
 )
@@ -27,29 +29,34 @@ type serveRequest struct {
 	disks      []string
 	since      []string
 	cow        []string
+	fill       bool
+	limitRate  string
 	listen     listenFlags
 }
+
+const serveManual = `Clients are told what is data and what is zero (base:allocation), and what changed against older checkpoints
+(qemu:dirty-bitmap:NAME): the parent, or those that --changes-since names.
+
+What is written with --cow goes into a scratch file per disk, FILE and FILE.map. A server that is started again with
+the same file goes on from the last flush at least. The scratch file is of use together with the checkpoint only.
+
+With --fill all the rest is copied into it, too, beside the guest, whose requests go first; when it is complete and
+durable, which is told, FILE is the disk, a raw image that needs nothing else. A server that is started again goes on
+with it, and without room it waits. Clients are served as before, until it is stopped.`
 
 func (a *app) serveCommand() *cobra.Command {
 	var r serveRequest
 	cmd := &cobra.Command{
-		Use:        "serve DOMAIN [CHECKPOINT] {--socket PATH | --listen ADDRESS}",
-		Short:      "Offer an archived checkpoint over NBD, at once",
+		Use:        "serve DOMAIN [CHECKPOINT] {--socket PATH | --listen ADDRESS | --http ADDRESS}",
+		Short:      "Offer an archived checkpoint over NBD or HTTP, at once",
 		SuggestFor: []string{"mount", "nbd"},
 		Long: `serve offers the disks of a checkpoint (the newest by default) over NBD, straight
 out of the repository: nothing is restored first. Each disk is an export named by
 its target. What is read is proven by its digest; what is damaged is an I/O error
 of the request that needs it, and of no other.
 
-Clients are told what is data and what is zero (base:allocation), and what changed
-against older checkpoints (qemu:dirty-bitmap:NAME): the parent, or those that
---changes-since names.
-
---cow makes the disks writable, for example to boot a virtual machine from the
-archive: what is written goes into a scratch file per disk, FILE and FILE.map, and
-the archive stays as it is. A server that is started again with the same file goes
-on from the last flush at least. The scratch file holds only what was written: it is of use
-together with the checkpoint only.
+--cow makes the disks writable, for example to boot a virtual machine from the archive, which stays as it
+is; --fill copies everything into FILE beside the guest, until FILE is the disk.
 
 ` + listenHelp + `
 If clients were refused what is damaged, it is 3; if other requests failed, 1.`,
@@ -57,7 +64,8 @@ If clients were refused what is damaged, it is 3; if other requests failed, 1.`,
 		Example: `  imgbackup serve web --socket /run/web.sock
   qemu-img convert -f raw -O qcow2 'nbd+unix:///vda?socket=/run/web.sock' web.qcow2
   nbdcopy -- [ imgbackup serve web --checkpoint monday --disk vda ] web.raw
-  imgbackup serve web --cow vda=/var/tmp/web.cow --socket /run/web.sock
+  imgbackup serve web --http localhost:8080 & curl -r 0-511 http://localhost:8080/web/monday/vda
+  imgbackup serve web --cow vda=/vm/web.raw --fill --limit-rate 100M --socket /run/web.sock
   qemu-system-x86_64 -m 2G -drive file='nbd+unix:///vda?socket=/run/web.sock',format=raw`,
 		Args: takes(cobra.RangeArgs(1, 2), "a DOMAIN and perhaps a CHECKPOINT"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
@@ -77,9 +85,14 @@ If clients were refused what is damaged, it is 3; if other requests failed, 1.`,
 	f.StringArrayVar(&r.disks, "disk", nil, "offer only this disk `TARGET`; may be repeated")
 	f.StringArrayVar(&r.since, "changes-since", nil, "tell what changed since this older `CHECKPOINT` (default: the parent); may be repeated")
 	f.StringArrayVar(&r.cow, "cow", nil, "writable: `TARGET=FILE`, may be repeated, or a folder for TARGET.cow of each disk")
+	f.BoolVar(&r.fill, "fill", false, "copy everything into the files of --cow, beside the guest, until they are the disks")
+	f.StringVar(&r.limitRate, "limit-rate", "", "let --fill copy at most this many `BYTES` of data per second, as 50M")
 	section(f, whichDisks, "checkpoint", "disk", "changes-since", "cow")
+	section(f, whatIsDone, "fill")
+	section(f, howItRuns, "limit-rate")
 	r.listen.add(f)
-	return cmd
+	addManual(cmd, serveManual)
+	return a.addProgress(cmd)
 }
 
 // readPatience is how long a client waits for bytes that the store refuses to give, for
@@ -91,8 +104,18 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 	if err := chain.CheckDomain(r.domain); err != nil {
 		return usage.Wrap(err)
 	}
+	if r.listen.http != "" && len(r.cow) > 0 {
+		return usage.Errorf("--cow needs NBD: over HTTP disks are only read")
+	}
+	filler, err := a.newFiller(r)
+	if err != nil {
+		return err
+	}
 	a.retry.BusyPatience = readPatience
-	repo, err := a.openCached(ctx)
+	repo, err := a.openReading(ctx)
+	if err == nil {
+		err = checkReadsData(repo, "serve")
+	}
 	if err != nil {
 		return err
 	}
@@ -114,6 +137,7 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 		return err
 	}
 	var exports []nbd.Export
+	var cows []*serve.Cow
 	for _, d := range c.Disks {
 		var cow *serve.Cow
 		if path := files[d.Name]; path != "" {
@@ -124,6 +148,7 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 				return err
 			}
 			defer func() { err = errors.Join(err, cow.Close()) }()
+			cows = append(cows, cow)
 		}
 		states, err := older.of(ctx, d.Name)
 		if err != nil {
@@ -140,10 +165,18 @@ func (a *app) serve(cmd *cobra.Command, r serveRequest) (err error) {
 		return err
 	}
 	defer service.close()
-	if err := service.announce(func() error { return a.printServed(m, exports, files, service) }); err != nil {
+	service.under(m.UUID, m.Domain, m.Checkpoint)
+	if service.http && (r.checkpoint == "" || r.checkpoint == request.Latest) {
+		service.latest = m.Domain + "/" + request.Latest + "/"
+	}
+	err = service.announce(
+		func() error { return a.restrict(service.needs(confine.Self{}), reads(repo)) },
+		func() error { return a.printServed(m, exports, files, service) })
+	if err != nil {
 		return err
 	}
-	return service.serve(ctx, exports)
+	filled := filler.start(ctx, repo, m, cows, service)
+	return errors.Join(service.serve(ctx, exports), filled())
 }
 
 // servedJSON is one export as serve --json shows it. Sizes are in bytes.

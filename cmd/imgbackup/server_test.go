@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -20,14 +19,14 @@ import (
 // server is an imgbackup that serves clients in the background.
 type server struct {
 	cmd    *exec.Cmd
-	out    string // what it has said until it began to serve
-	rest   chan string
+	out    string      // what it has said until it began to serve
+	rest   chan string // the lines that followed
 	stderr bytes.Buffer
 }
 
 // start returns when the server has said that it serves.
 func (s *server) start(cmd *exec.Cmd) error {
-	s.cmd, s.rest = cmd, make(chan string, 1)
+	s.cmd, s.rest = cmd, make(chan string, 1000)
 	s.stderr.Reset()
 	cmd.Stderr = &s.stderr
 	r, err := cmd.StdoutPipe()
@@ -42,7 +41,7 @@ func (s *server) start(cmd *exec.Cmd) error {
 	for serves := false; !serves; {
 		line, err := in.ReadString('\n')
 		s.out += line
-		serves = strings.HasPrefix(line, "serving ") || line == "}\n"
+		serves = strings.HasPrefix(line, "serving ") || strings.HasPrefix(line, "mounted ") || line == "}\n"
 		if err != nil {
 			_ = cmd.Wait()
 			s.cmd = nil
@@ -50,10 +49,27 @@ func (s *server) start(cmd *exec.Cmd) error {
 		}
 	}
 	go func() {
-		rest, _ := io.ReadAll(in)
-		s.rest <- string(rest)
+		defer close(s.rest)
+		for {
+			line, err := in.ReadString('\n')
+			s.rest <- line
+			if err != nil {
+				return
+			}
+		}
 	}()
 	return nil
+}
+
+// says waits until the server has said a text since it began to serve.
+func (s *server) says(text string) error {
+	for line := range s.rest {
+		s.out += line
+		if strings.Contains(line, text) {
+			return nil
+		}
+	}
+	return fmt.Errorf("it has ended, and never said %q\n%s", text, s.out)
 }
 
 // end sends a signal, if there is one, and returns the exit status; -1: it died by
@@ -64,7 +80,9 @@ func (s *server) end(sig syscall.Signal) (int, error) {
 			return 0, err
 		}
 	}
-	s.out += <-s.rest
+	for line := range s.rest {
+		s.out += line
+	}
 	err := s.cmd.Wait()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -80,16 +98,17 @@ type serverKey struct{}
 // server start ARG… starts an imgbackup that serves clients, and waits until it
 // does. What it prints is in server.out, and what it says on stderr in server.err
 // once it has ended: server stop STATUS lets it end by SIGTERM, server wait STATUS
-// by itself, and its exit status has to be that. There is at most one at a time.
+// by itself, and its exit status has to be that; server kill -1 kills it; server says TEXT waits for a line with it.
+// There is at most one at a time.
 func scriptServer(ts *testscript.TestScript, neg bool, args []string) {
-	const usage = "server start ARG… | server stop STATUS | server wait STATUS"
+	const usage = "server start ARG… | server stop STATUS | server wait STATUS | server kill -1 | server says TEXT"
 	demand(ts, !neg && len(args) >= 2, usage)
 	s := ts.Value(serverKey{}).(*server)
 	if args[0] == "start" {
 		cmd := exec.Command("imgbackup", args[1:]...)
 		cmd.Dir = ts.MkAbs(".")
 		cmd.Env = os.Environ()
-		for _, name := range []string{"IMGBACKUP_REPO", "IMGBACKUP_HOST_ID", definitions} {
+		for _, name := range []string{"IMGBACKUP_REPO", "IMGBACKUP_HOST_ID", identityVar, definitions} {
 			if val := ts.Getenv(name); val != "" {
 				cmd.Env = append(cmd.Env, name+"="+val)
 			}
@@ -103,7 +122,12 @@ func scriptServer(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(os.WriteFile(ts.MkAbs("server.out"), []byte(s.out), 0o600))
 		return
 	}
-	sig := map[string]syscall.Signal{"stop": syscall.SIGTERM, "wait": 0}
+	if args[0] == "says" {
+		demand(ts, len(args) == 2 && s.cmd != nil, usage)
+		ts.Check(s.says(args[1]))
+		return
+	}
+	sig := map[string]syscall.Signal{"stop": syscall.SIGTERM, "kill": syscall.SIGKILL, "wait": 0}
 	_, ok := sig[args[0]]
 	want, err := strconv.Atoi(args[1])
 	demand(ts, ok && err == nil && len(args) == 2 && s.cmd != nil, usage)

@@ -3,12 +3,15 @@
 package main
 
 import (
+	"context"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/drill/record"
 	"github.com/imgbackup/imgbackup/habit"
 )
@@ -33,6 +36,9 @@ backed up as it was. With --json it prints the manifest.`,
 				return err
 			}
 			repo, m, err := a.openCheckpoint(cmd.Context(), args[0], name)
+			if err == nil {
+				err = a.restrict(confine.Self{}, reads(repo))
+			}
 			if err != nil {
 				return err
 			}
@@ -47,11 +53,21 @@ backed up as it was. With --json it prints the manifest.`,
 			if err != nil {
 				return err
 			}
-			drilled := lastDrill(names[m.Domain], m.UUID)
-			if a.json {
-				return a.printJSON(a.viewManifest(m, seen, drilled))
+			names[m.Domain] = slices.DeleteFunc(names[m.Domain], func(n record.Name) bool { return !n.Of(m.UUID) })
+			if names, err = record.Proven(cmd.Context(), repo, names); err != nil {
+				return err
 			}
-			return a.showManifest(m, seen, drilled)
+			drilled := lastDrill(names[m.Domain], m.UUID)
+			safe, err := a.safeUntil(cmd.Context(), repo, m)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				v := a.viewManifest(m, seen, drilled)
+				v.Locked = safe
+				return a.printJSON(v)
+			}
+			return a.showManifest(m, seen, drilled, safe)
 		},
 	}
 	addUnusual(cmd.Flags(), &a.unusual)
@@ -70,6 +86,26 @@ type manifestJSON struct {
 	Unchanged *time.Time `json:"unchanged_until,omitempty"`
 	// Drill is the last one of it.
 	Drill *lastDrillJSON `json:"last_drill,omitempty"`
+	signedJSON
+	// Locked is until when nobody can remove it.
+	Locked *time.Time `json:"locked_until,omitempty"`
+}
+
+// safeUntil is until when object lock keeps a checkpoint; nil: it does not. Where it is not
+// kept on, that is told.
+func (a *app) safeUntil(ctx context.Context, repo *chain.Repository, m *chain.Manifest) (*time.Time, error) {
+	if repo.Config.ObjectLock == nil {
+		return nil, nil
+	}
+	s, err := viewLockStatus(ctx, repo)
+	if err != nil {
+		return nil, err
+	}
+	until := m.Created.AddDate(0, 0, s.Days)
+	if s.Overdue && time.Now().Before(until) {
+		a.note("lock is overdue since " + shortTime(*s.Due) + ": objects that are older than the checkpoint may be kept for less time than it")
+	}
+	return &until, nil
 }
 
 type manifestDiskJSON struct {
@@ -79,7 +115,7 @@ type manifestDiskJSON struct {
 }
 
 func (a *app) viewManifest(m *chain.Manifest, seen *chain.Seen, drilled *lastDrillJSON) manifestJSON {
-	out := manifestJSON{Manifest: m, Name: m.Checkpoint, Drill: drilled, Disks: []manifestDiskJSON{}}
+	out := manifestJSON{Manifest: m, Name: m.Checkpoint, Drill: drilled, signedJSON: viewSigned(m), Disks: []manifestDiskJSON{}}
 	for i := range m.Disks {
 		out.Disks = append(out.Disks, manifestDiskJSON{m.Disks[i].Name, &m.Disks[i], m.Unusual(&m.Disks[i], a.unusual)})
 	}
@@ -89,7 +125,7 @@ func (a *app) viewManifest(m *chain.Manifest, seen *chain.Seen, drilled *lastDri
 	return out
 }
 
-func (a *app) showManifest(m *chain.Manifest, seen *chain.Seen, drilled *lastDrillJSON) error {
+func (a *app) showManifest(m *chain.Manifest, seen *chain.Seen, drilled *lastDrillJSON, safe *time.Time) error {
 	w := &checkedWriter{w: a.out}
 	w.printf("checkpoint   %s\n", m.Checkpoint)
 	if m.Kind == chain.KindCheckpoint {
@@ -99,11 +135,26 @@ func (a *app) showManifest(m *chain.Manifest, seen *chain.Seen, drilled *lastDri
 	if m.DomainUUID != "" {
 		w.printf("domain uuid  %s\n", m.DomainUUID)
 	}
+	if m.Autostart {
+		w.printf("autostart    yes\n")
+	}
 	w.printf("uuid         %s\n", m.UUID)
 	if m.Parent != nil {
 		w.printf("parent       %s\n", m.Parent.Name)
 	}
 	w.printf("created      %s on %s by %s\n", shortTime(m.Created), oneLine(m.Host.Name), oneLine(m.Tool))
+	if m.Imported != nil {
+		w.printf("imported     %s\n", oneLine(m.Imported.String()))
+	}
+	if s := viewSigned(m); s.By != "" {
+		w.printf("signed       %s\n", s)
+		if s.Doubt != "" {
+			w.printf("time         IN DOUBT: %s\n", s.Doubt)
+		}
+	}
+	if safe != nil {
+		w.printf("locked       until %s: nobody can remove it before\n", shortTime(*safe))
+	}
 	if seen != nil {
 		w.printf("unchanged    until %s\n", shortTime(seen.Time))
 	}
@@ -120,7 +171,7 @@ func (a *app) showManifest(m *chain.Manifest, seen *chain.Seen, drilled *lastDri
 		w.printf("locking      %s: nothing kept a VM from writing meanwhile\n", m.Locking)
 	}
 	for _, f := range m.Files {
-		w.printf("%-12s %s", f.Role, size(f.Size))
+		w.printf("%-12s %s", f.Called(), size(f.Size))
 		if f.Path != "" {
 			w.printf(" from %s", oneLine(f.Path))
 		}

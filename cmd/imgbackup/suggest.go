@@ -13,6 +13,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/suggest"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -35,7 +36,7 @@ func unknownCommand(cmd *cobra.Command, word string) error {
 	if cmd.HasParent() {
 		of = " of " + cmd.CommandPath()
 	}
-	return usage.Errorf("unknown command %q%s%s", word, of, didYouMean(nearCommand(cmd, word)))
+	return usage.Errorf("unknown command %q%s%s", word, of, suggest.DidYouMean(nearCommand(cmd, word)))
 }
 
 // nearCommand is the command whose name is nearest to word, or that other programs
@@ -50,7 +51,7 @@ func nearCommand(cmd *cobra.Command, word string) string {
 			names = append(names, c.Name())
 		}
 	}
-	return near(word, names)
+	return suggest.Near(word, names)
 }
 
 // flagError says in our words what cobra found wrong with a flag.
@@ -65,11 +66,11 @@ func flagError(cmd *cobra.Command, err error) error {
 		name := unknown.GetSpecifiedName()
 		var names []string
 		cmd.Flags().VisitAll(func(f *pflag.Flag) { names = append(names, f.Name) })
-		hint := near(name, names)
+		hint := suggest.Near(name, names)
 		if hint != "" {
 			hint = "--" + hint
 		}
-		return usage.Errorf("unknown flag: --%s%s", name, didYouMean(hint))
+		return usage.Errorf("unknown flag: --%s%s", name, suggest.DidYouMean(hint))
 	case errors.As(err, &without):
 		return usage.Errorf("--%s needs a value", without.GetFlag().Name)
 	case errors.As(err, &invalid):
@@ -82,55 +83,6 @@ func flagError(cmd *cobra.Command, err error) error {
 		return usage.Errorf("--%s %q: want %s", invalid.GetFlag().Name, invalid.GetValue(), want)
 	}
 	return usage.Wrap(err)
-}
-
-// didYouMean ends an error's text with a hint; none, if there is none.
-func didYouMean(hint string) string {
-	if hint == "" {
-		return ""
-	}
-	return ": did you mean " + hint + "?"
-}
-
-// near is the one of known that a person who typed word most likely meant; empty:
-// none is near.
-func near(word string, known []string) string {
-	best, nearest := "", min(2, (len(word)+1)/3)+1
-	for _, k := range known {
-		d := distance(strings.ToLower(word), strings.ToLower(k))
-		if d > 0 && len(word) >= 3 && strings.HasPrefix(strings.ToLower(k), strings.ToLower(word)) {
-			d = 1
-		}
-		if d < nearest {
-			best, nearest = k, d
-		}
-	}
-	return best
-}
-
-// distance counts the letters that have to be put in, left out, exchanged, or
-// swapped with their neighbours, to make b of a.
-func distance(a, b string) int {
-	x, y := []rune(a), []rune(b)
-	rows := [3][]int{make([]int, len(y)+1), make([]int, len(y)+1), make([]int, len(y)+1)}
-	for j := range rows[1] {
-		rows[1][j] = j
-	}
-	for i := 1; i <= len(x); i++ {
-		before, last, now := rows[(i-1)%3], rows[i%3], rows[(i+1)%3]
-		now[0] = i
-		for j := 1; j <= len(y); j++ {
-			cost := 1
-			if x[i-1] == y[j-1] {
-				cost = 0
-			}
-			now[j] = min(last[j]+1, now[j-1]+1, last[j-1]+cost)
-			if i > 1 && j > 1 && x[i-1] == y[j-2] && x[i-2] == y[j-1] {
-				now[j] = min(now[j], before[j-2]+1)
-			}
-		}
-	}
-	return rows[(len(x)+1)%3][len(y)]
 }
 
 // sayCheckpoints adds to an error about a checkpoint that a disk has not which it has.

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -71,6 +72,9 @@ func (o *tagOptions) check() error {
 
 func (a *app) tag(ctx context.Context, o tagOptions) error {
 	repo, err := a.openCached(ctx)
+	if err == nil {
+		err = a.restrict(confine.Self{}, writes(repo))
+	}
 	if err != nil {
 		return err
 	}

@@ -3,12 +3,14 @@
 package main
 
 import (
-	"fmt"
+	"context"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/qemu"
 )
 
 // version is what the module's build information says.
@@ -23,29 +25,89 @@ func version() string {
 // tool is what manifests say of the program that made them.
 func tool() string { return "imgbackup " + version() }
 
-// versionJSON is what version --json prints.
-type versionJSON struct {
-	Version string `json:"version"`
-	Format  int    `json:"format"` // of repositories: the newest that is read
+// built is what Go has recorded of how the program was made.
+type built struct {
+	commit   string // of the source; empty: not known
+	time     string // of the commit, RFC 3339
+	modified bool   // the source was not as in that commit
 }
 
-func (a *app) printVersion() error {
-	if a.json {
-		return a.printJSON(versionJSON{version(), chain.FormatVersion})
+func builtOf() (b built) {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return b
 	}
-	_, err := fmt.Fprintf(a.out, "imgbackup version %s\n", version())
-	return err
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			b.commit = s.Value
+		case "vcs.time":
+			b.time = s.Value
+		case "vcs.modified":
+			b.modified = s.Value == "true"
+		}
+	}
+	return b
+}
+
+// versionJSON is what version --json prints.
+type versionJSON struct {
+	Version  string     `json:"version"`
+	Format   int        `json:"format"` // of repositories: the newest that is read
+	Commit   string     `json:"commit,omitempty"`
+	Time     string     `json:"commit_time,omitempty"`
+	Modified bool       `json:"modified,omitempty"`
+	Go       string     `json:"go"`
+	Platform string     `json:"platform"`
+	QEMU     *foundJSON `json:"qemu_img,omitempty"`
+}
+
+// foundJSON is a program that was found.
+type foundJSON struct {
+	Path    string `json:"path"`
+	Version string `json:"version"`
+}
+
+func (a *app) printVersion(ctx context.Context) error {
+	b := builtOf()
+	v := versionJSON{
+		Version: version(), Format: chain.FormatVersion, Commit: b.commit, Time: b.time, Modified: b.modified,
+		Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
+	}
+	img, err := qemu.Find(ctx, "qemu-img")
+	if err == nil {
+		v.QEMU = &foundJSON{img.Path, img.Version.String()}
+	}
+	if a.json {
+		return a.printJSON(v)
+	}
+	w := &checkedWriter{w: a.out}
+	w.printf("imgbackup version %s\n", v.Version)
+	if v.Commit != "" {
+		changed := ""
+		if v.Modified {
+			changed = ", with changes"
+		}
+		w.printf("commit %s of %s%s\n", v.Commit, v.Time, changed)
+	}
+	w.printf("%s %s, repositories of format %d\n", v.Go, v.Platform, v.Format)
+	if err != nil {
+		w.printf("qemu-img: %v\n", err)
+	} else {
+		w.printf("%s, %s\n", img.Says, img.Path)
+	}
+	return w.err
 }
 
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:         "version",
 		Short:       "Print the program's version",
-		Long:        "version prints the version of the program; --version does so, too.",
+		Long:        "version prints the program's version, the commit that it was made of, Go's version, and which qemu-img is\nthere; --version does so, too.",
 		Annotations: exits(),
 		Example:     "  imgbackup version --json",
 		Args:        takes(cobra.NoArgs, "no arguments"),
-		RunE:        func(*cobra.Command, []string) error { return a.printVersion() },
+		RunE:        func(cmd *cobra.Command, _ []string) error { return a.printVersion(cmd.Context()) },
 	}
 }
 
@@ -55,7 +117,7 @@ func (a *app) addVersion(root *cobra.Command) {
 	help := root.RunE
 	root.RunE = func(cmd *cobra.Command, args []string) error {
 		if *asked {
-			return a.printVersion()
+			return a.printVersion(cmd.Context())
 		}
 		return help(cmd, args)
 	}

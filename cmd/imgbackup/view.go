@@ -82,23 +82,75 @@ type checkpointJSON struct {
 	Kind        string     `json:"kind"`
 	Description string     `json:"description,omitempty"`
 	Tags        []string   `json:"tags,omitempty"`
+	Host        chain.Host `json:"host"` // that made it
 	Disks       []diskJSON `json:"disks"`
+	Files       []fileJSON `json:"files,omitempty"` // beside the disks
+	// Imported says what it was made of, if that were no images of a VM.
+	Imported *importedFrom `json:"imported,omitempty"`
 	// Unchanged is when the domain was last seen to be as the checkpoint has it.
 	Unchanged *time.Time `json:"unchanged_until,omitempty"`
 	// Drill is the last one of it.
 	Drill *lastDrillJSON `json:"last_drill,omitempty"`
+	signedJSON
+}
+
+// fileJSON is a file of a checkpoint as list --json shows it.
+type fileJSON struct {
+	Role string `json:"role"`
+	Name string `json:"name,omitempty"`
+	Size int64  `json:"size"` // bytes
+}
+
+// signedJSON says who has signed a checkpoint, in an encrypted repository.
+type signedJSON struct {
+	By    string `json:"signed_by,omitempty"`    // whose key
+	First string `json:"first_signed,omitempty"` // whose, of the first revision, if that was another's
+	Doubt string `json:"time_doubt,omitempty"`   // why its time is not believed
+}
+
+func viewSigned(m *chain.Manifest) signedJSON {
+	s := signedJSON{By: m.By, Doubt: m.Doubt()}
+	if m.Origin != nil && m.Origin.By != m.By {
+		s.First = m.Origin.By
+	}
+	return s
+}
+
+// String says it in words; "": nothing is signed here.
+func (s signedJSON) String() string {
+	switch {
+	case s.By == "":
+		return ""
+	case s.First != "":
+		return "by " + s.First + ", and its revision by " + s.By
+	}
+	return "by " + s.By
+}
+
+// importedFrom is what list says of an imported checkpoint; show has its files, too.
+type importedFrom struct {
+	At   time.Time `json:"at"`
+	From string    `json:"from"`
+	Time string    `json:"time_from"`
 }
 
 func viewCheckpoint(m *chain.Manifest) checkpointJSON {
 	out := checkpointJSON{
 		Domain: m.Domain, checkpointNames: checkpointNamed(m.Checkpoint), UUID: m.UUID, Sequence: m.Sequence,
-		Created: m.Created, Kind: m.Kind, Description: m.Description, Tags: m.Tags,
+		Created: m.Created, Kind: m.Kind, Description: m.Description, Tags: m.Tags, Host: m.Host, signedJSON: viewSigned(m),
+	}
+	if im := m.Imported; im != nil {
+		out.Imported = &importedFrom{im.At, im.From, im.Time}
 	}
 	if m.Parent != nil {
 		out.Parent = m.Parent.Name
 	}
 	for i := range m.Disks {
 		out.Disks = append(out.Disks, viewDisk(&m.Disks[i]))
+	}
+	for i := range m.Files {
+		f := &m.Files[i]
+		out.Files = append(out.Files, fileJSON{f.Role, f.Name, f.Size})
 	}
 	return out
 }

@@ -34,8 +34,9 @@ const domain = "web"
 type world struct {
 	testing.TB
 	dir     string
-	bucket  *bucket // where the repository is, if not in dir
-	host    *host   // where the program runs as a process of its own, if not here
+	bucket  *bucket    // where the repository is, if not in dir
+	host    *host      // where the program runs as a process of its own, if not here
+	keys    *worldKeys // of an encrypted repository
 	targets []string
 	want    map[string]map[string]digest // checkpoint → target → content
 	now     map[string]digest            // target → content of the image
@@ -51,8 +52,16 @@ var foreignBitmaps = [...]string{"foreign", "stopped", "c1.0123456789abcdef"}
 func newWorld(t testing.TB, disks int) *world { return newWorldIn(t, disks, nil) }
 
 // newWorldIn is newWorld with a repository in a bucket, if it is not nil.
-func newWorldIn(t testing.TB, disks int, b *bucket) *world {
-	w := &world{TB: t, dir: t.TempDir(), bucket: b, want: make(map[string]map[string]digest),
+func newWorldIn(t testing.TB, disks int, b *bucket) *world { return newWorldOf(t, disks, b, plain) }
+
+// newWorldOf is newWorldIn with an encrypted repository, or not.
+func newWorldOf(t testing.TB, disks int, b *bucket, secret encrypted) *world {
+	return newWorldAt(t, t.TempDir(), disks, b, secret)
+}
+
+// newWorldAt is newWorldOf in a folder of the caller's.
+func newWorldAt(t testing.TB, dir string, disks int, b *bucket, secret encrypted) *world {
+	w := &world{TB: t, dir: dir, bucket: b, want: make(map[string]map[string]digest),
 		now: make(map[string]digest), foreign: make(map[string][]qcow2.BitmapState)}
 	w.watch()
 	for i := range disks {
@@ -72,13 +81,20 @@ func newWorldIn(t testing.TB, disks int, b *bucket) *world {
 		w.guest(target, "write -P 3 512k 4k")
 		w.look(target)
 	}
-	w.must("init")
+	if secret {
+		w.encrypt(t)
+	} else {
+		w.must(b.inits()...)
+	}
 	return w
 }
 
 // copy returns a world like this one in another folder.
-func (w *world) copy(t testing.TB) *world {
-	c := &world{TB: t, dir: t.TempDir(), bucket: w.bucket.copy(t), targets: w.targets, want: maps.Clone(w.want),
+func (w *world) copy(t testing.TB) *world { return w.copyInto(t, t.TempDir()) }
+
+// copyInto is copy into an empty folder of the caller's.
+func (w *world) copyInto(t testing.TB, dir string) *world {
+	c := &world{TB: t, dir: dir, bucket: w.bucket.copy(t), keys: w.keys, targets: w.targets, want: maps.Clone(w.want),
 		now: maps.Clone(w.now), foreign: maps.Clone(w.foreign)}
 	c.watch()
 	if err := os.CopyFS(c.dir, os.DirFS(w.dir)); err != nil {
@@ -203,7 +219,7 @@ func (w *world) runWith(p program, args ...string) outcome {
 	if w.bucket != nil {
 		p.wrap = w.bucket.wrap(w, p.wrap)
 	}
-	code := run(append([]string{"--repo", w.repo()}, args...), p)
+	code := run(slices.Concat([]string{"--repo", w.repo()}, w.identity(args), args), p)
 	return outcome{code, out.String(), stderr.String()}
 }
 
@@ -227,7 +243,7 @@ func (w *world) commit(checkpoint string, more ...string) {
 // child prepares the program as a process of its own, the leader of a process
 // group.
 func (w *world) child(env []string, args ...string) *exec.Cmd {
-	cmd := exec.Command("imgbackup", append([]string{"--repo", w.repo()}, args...)...)
+	cmd := exec.Command("imgbackup", slices.Concat([]string{"--repo", w.repo()}, w.identity(args), args)...)
 	cmd.Env = os.Environ()
 	if w.bucket != nil {
 		cmd.Env = append(cmd.Env, cacheVar+"="+filepath.Join(w.dir, "cache"))
@@ -283,16 +299,6 @@ func (w *world) store() objstore.Store {
 	}
 	w.Cleanup(func() { _ = store.Close() })
 	return store
-}
-
-// open opens the repository.
-func (w *world) open() *chain.Repository {
-	w.Helper()
-	r, err := chain.Open(context.Background(), w.store())
-	if err != nil {
-		w.Fatal(err)
-	}
-	return r
 }
 
 // checkpoints lists the checkpoints in the repository, oldest first.
@@ -374,6 +380,9 @@ func (w *world) verifyRestore(checkpoint string) {
 // verifyTidy demands that no intent, lease or temporary file is left.
 func (w *world) verifyTidy() {
 	w.Helper()
+	if _, err := os.Stat(filepath.Join(w.dir, "cache")); err == nil {
+		w.must("list") // whoever begins sweeps the cache, of what the last one may have left there, too
+	}
 	err := filepath.WalkDir(w.dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
 			return err

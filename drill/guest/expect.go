@@ -33,7 +33,7 @@ func (w Where) String() string {
 type Expectation struct {
 	Where
 	SHA256 string         // of its content, 64 hexadecimal digits; empty: not asked
-	Match  *regexp.Regexp // somewhere in its content; nil: not asked
+	Match  *regexp.Regexp // somewhere in its content, ^ and $ are of lines; nil: not asked
 	Within time.Duration  // it, or a file in it, is younger than that before the checkpoint; 0: not asked
 }
 
@@ -53,7 +53,8 @@ func Parse(expect, newer []string) ([]Expectation, error) {
 		case isSum && sumPattern.MatchString(sum):
 			e.SHA256 = strings.ToLower(sum)
 		case isPattern:
-			if e.Match, err = regexp.Compile(pattern); err != nil {
+			// By lines: a file of one line ends with the line's end.
+			if e.Match, err = regexp.Compile("(?m)" + pattern); err != nil {
 				return nil, fmt.Errorf("expect: %s: %w", at, err)
 			}
 		default:

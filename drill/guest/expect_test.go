@@ -16,11 +16,11 @@ func TestParse(t *testing.T) {
 	for text, want := range map[string]string{
 		"vda:/etc/hostname=sha256:" + digits:                  "vda||/etc/hostname|" + digits + "|<nil>",
 		"vda:/etc/hostname=sha256:" + strings.ToUpper(digits): "vda||/etc/hostname|" + digits + "|<nil>",
-		"/etc/hostname=~^web=1$":                              "||/etc/hostname||^web=1$",
-		"vda:/dev/sda2:/a:/b=~x":                              "vda|/dev/sda2|/a:/b||x",
-		"vdb:/dev/vg0/root:/=odd=~x":                          "vdb|/dev/vg0/root|/=odd||x",
-		"vda:/dev/null=~x":                                    "vda||/dev/null||x", // a file of the guest
-		"vda:/etc/hostname=~sha256:":                          "vda||/etc/hostname||sha256:",
+		"/etc/hostname=~^web=1$":                              "||/etc/hostname||(?m)^web=1$",
+		"vda:/dev/sda2:/a:/b=~x":                              "vda|/dev/sda2|/a:/b||(?m)x",
+		"vdb:/dev/vg0/root:/=odd=~x":                          "vdb|/dev/vg0/root|/=odd||(?m)x",
+		"vda:/dev/null=~x":                                    "vda||/dev/null||(?m)x", // a file of the guest
+		"vda:/etc/hostname=~sha256:":                          "vda||/etc/hostname||(?m)sha256:",
 		"vda:/etc/hostname":                                   "",
 		"vda:etc/hostname=~x":                                 "",
 		":/etc/hostname=~x":                                   "",
@@ -44,6 +44,21 @@ func TestParse(t *testing.T) {
 		e := all[0]
 		if got := fmt.Sprintf("%s|%s|%s|%s|%v", e.Disk, e.Device, e.Path, e.SHA256, e.Match); got != want {
 			t.Errorf("%q is %s, want %s", text, got, want)
+		}
+	}
+}
+
+// TestLines: a pattern is one of lines, so that the end of the last one is no part of what is
+// looked for.
+func TestLines(t *testing.T) {
+	t.Parallel()
+	all, err := Parse([]string{"vda:/etc/hostname=~^web$"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for content, want := range map[string]bool{"web": true, "web\n": true, "# name\nweb\n": true, "web1\n": false, "aweb\n": false} {
+		if all[0].Match.MatchString(content) != want {
+			t.Errorf("%q: not %v", content, want)
 		}
 	}
 }

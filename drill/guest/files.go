@@ -46,14 +46,13 @@ const aheadAtMost = 24 * time.Hour
 func (l *Look) files(ctx context.Context, s *drill.Subject, g *guestfs.Session) (res drill.Result, err error) {
 	d := &details{m: make(map[string]string)}
 	var wrong []string
-	m := &mounter{g: g}
 	// What needs the same mounts comes together; the order is else that of the plan.
 	todo := slices.Clone(l.Expect)
 	slices.SortStableFunc(todo, func(a, b Expectation) int {
 		return strings.Compare(a.Disk+":"+a.Device, b.Disk+":"+b.Device)
 	})
 	for _, e := range todo {
-		text, n, ok, err := m.try(ctx, &e, s.Manifest.Created)
+		text, n, ok, err := try(ctx, g, &e, s.Manifest.Created)
 		if err != nil {
 			return res, err
 		}
@@ -71,20 +70,13 @@ func (l *Look) files(ctx context.Context, s *drill.Subject, g *guestfs.Session) 
 	return verdict, nil
 }
 
-// mounter mounts what a file lies in, unless it is mounted already.
-type mounter struct {
-	g       *guestfs.Session
-	mounted string
-	ready   bool
-}
-
 // try tells whether a file is as expected, and what it is; an error is the appliance's.
-func (m *mounter) try(ctx context.Context, e *Expectation, created time.Time) (text string, n int64, ok bool, err error) {
-	if err := m.mount(ctx, e.Where); err != nil {
+func try(ctx context.Context, g *guestfs.Session, e *Expectation, created time.Time) (text string, n int64, ok bool, err error) {
+	if _, err := g.Enter(ctx, guestfs.Place{Disk: e.Disk, Device: e.Device}); err != nil {
 		return wrongly(err)
 	}
 	if e.Within > 0 {
-		at, which, err := m.g.Newest(ctx, e.Path, created.Add(aheadAtMost))
+		at, which, err := g.Newest(ctx, e.Path, created.Add(aheadAtMost))
 		if err != nil {
 			return wrongly(err)
 		}
@@ -98,7 +90,7 @@ func (m *mounter) try(ctx context.Context, e *Expectation, created time.Time) (t
 		}
 		return text, 0, true, nil
 	}
-	info, err := m.g.Stat(ctx, e.Path)
+	info, err := g.Stat(ctx, e.Path)
 	if err == nil && !info.Regular() {
 		return "it is no plain file", 0, false, nil
 	}
@@ -107,7 +99,7 @@ func (m *mounter) try(ctx context.Context, e *Expectation, created time.Time) (t
 	}
 	if e.Match != nil {
 		var b bytes.Buffer
-		n, err := m.g.ReadFile(ctx, e.Path, &b, 0, maxMatched)
+		n, err := g.ReadFile(ctx, e.Path, &b, 0, maxMatched)
 		if err != nil {
 			return wrongly(err)
 		}
@@ -116,7 +108,7 @@ func (m *mounter) try(ctx context.Context, e *Expectation, created time.Time) (t
 		}
 		return fmt.Sprintf("matches %s", e.Match), n, true, nil
 	}
-	sum, err := m.g.Checksum(ctx, e.Path)
+	sum, err := g.Checksum(ctx, e.Path)
 	if err != nil {
 		return wrongly(err)
 	}
@@ -126,76 +118,9 @@ func (m *mounter) try(ctx context.Context, e *Expectation, created time.Time) (t
 // wrongly parts what is wrong with the guest from what is wrong with the appliance.
 func wrongly(err error) (string, int64, bool, error) {
 	var no *guestfs.CallError
-	var which *unclearError
+	var which *guestfs.ChoiceError
 	if errors.As(err, &no) || errors.As(err, &which) || errors.Is(err, guestfs.ErrNoFile) {
 		return err.Error(), 0, false, nil
 	}
 	return "", 0, false, err
-}
-
-// unclearError says that it is not clear where a file is to be looked for.
-type unclearError struct{ error }
-
-func unclear(format string, args ...any) error { return &unclearError{fmt.Errorf(format, args...)} }
-
-// mount mounts what the file lies in: the volume that is named; else, if the operating
-// system's root is on that disk, all that it mounts; else the disk's only file system.
-func (m *mounter) mount(ctx context.Context, w Where) error {
-	key := w.Disk + ":" + w.Device
-	if m.ready && m.mounted == key {
-		return nil
-	}
-	m.ready = false
-	volumes, err := m.g.Volumes(ctx)
-	if err != nil {
-		return err
-	}
-	if w.Device != "" {
-		if _, ok := guestfs.Find(volumes, w.Device); !ok {
-			return unclear("there is no volume %s (there is %s)", w.Device, names(volumes))
-		}
-		err = m.g.MountVolume(ctx, w.Device)
-	} else {
-		err = m.mountRoot(ctx, w, volumes)
-	}
-	m.ready, m.mounted = err == nil, key
-	return err
-}
-
-func (m *mounter) mountRoot(ctx context.Context, w Where, volumes []guestfs.Volume) error {
-	all, err := m.g.Systems(ctx)
-	if err != nil && !errors.As(err, new(*guestfs.CallError)) {
-		return err
-	}
-	var roots []guestfs.OS
-	for _, o := range all {
-		v, ok := guestfs.Find(volumes, o.Root)
-		if !ok {
-			v, _ = guestfs.Find(volumes, guestfs.Base(o.Root))
-		}
-		if w.Disk == "" || slices.Contains(v.Disks, w.Disk) {
-			roots = append(roots, o)
-		}
-	}
-	some := guestfs.OnDisk(volumes, w.Disk)
-	switch {
-	case len(roots) == 1:
-		_, err := m.g.MountSystem(ctx, roots[0])
-		return err
-	case len(roots) > 1:
-		return unclear("there are %d operating systems: name a volume (%s)", len(roots), names(some))
-	case len(some) == 1:
-		return m.g.MountVolume(ctx, some[0].Device)
-	case len(some) == 0:
-		return unclear("there is no file system that is known on the disk")
-	}
-	return unclear("no operating system is recognised, and there are several file systems: name one (%s)", names(some))
-}
-
-func names(volumes []guestfs.Volume) string {
-	var all []string
-	for _, v := range volumes[:min(len(volumes), 20)] {
-		all = append(all, v.Device)
-	}
-	return strings.Join(all, ", ")
 }

@@ -41,7 +41,8 @@ func (l *lost) Get(ctx context.Context, key string, offset, length int64) (io.Re
 var errAway = objstore.MarkPermanent(errors.New("the store is away"))
 
 // cases is a guest with one file system and one file. At one of its commands it waits
-// until it may go on; it reads the disk then, if it has it already, and when it is checked.
+// until it may go on; it reads the disk then, if it has it already, and when it is checked or
+// mounted, each time elsewhere: what was read before is no more asked of the store.
 const cases = `
   held) echo >"${0%%/*}/at"; read -r <"${0%%/*}/go" ;;
   look) qemu-io -r -f raw -c "read ${at:-0} 4096" "nbd+unix:///vda?socket=$sock" 2>&1 | grep -q 'read 4096/4096' || echo 'libguestfs: error: input/output error' >&2 ;;
@@ -53,8 +54,9 @@ const cases = `
   list-partitions) echo /dev/sda1 ;;
   vfs-type | only-vfs-type) echo ext4 ;;
   fsck) at=4190208; answer look; at=; echo 0 ;;
+  mount-ro) at=2097152; answer look; at= ;;
   only-fsck) echo 0 ;;
-  statns) printf 'st_mode: 33188\nst_size: 1\nst_uid: 0\nst_gid: 0\nst_ino: 1\nst_mtime_sec: 1\nst_mtime_nsec: 0\n' ;;
+  statns) printf 'st_mode: 33188\nst_size: 1\nst_uid: 0\nst_gid: 0\nst_ino: 1\nst_nlink: 1\nst_blocks: 2\nst_mtime_sec: 1\nst_mtime_nsec: 0\nst_ctime_sec: 1\nst_ctime_nsec: 0\n' ;;
   checksum | only-checksum) echo ` + digits + ` ;;`
 
 // held is a look into a guest that waits at a command.
@@ -126,7 +128,9 @@ var points = []string{"version", "run", "vfs-type", "fsck", "mount-ro", "checksu
 
 func looked(t *testing.T) *chaintest.History {
 	h := chaintest.NewHistory(t)
-	h.Commit(guest("login: archived"), true, nil)
+	disk := guest("login: archived")
+	copy(disk[2<<20:], "what is read to mount it")
+	h.Commit(disk, true, nil)
 	return h
 }
 
@@ -164,10 +168,7 @@ func TestLookStoreAway(t *testing.T) {
 				if err != nil || len(r.Steps) != 2 {
 					t.Fatalf("%+v, %v", r.Steps, err)
 				}
-				for i, s := range r.Steps {
-					if goes && i == 1 && s.Status == record.Passed && s.Bytes == 0 {
-						continue // it looked anew, and of the store nothing was asked
-					}
+				for _, s := range r.Steps {
 					if goes && (s.Status != record.Skipped || !strings.Contains(s.Reason, "the store is away") || s.WhatToDo == "") {
 						t.Errorf("%+v", s)
 					}

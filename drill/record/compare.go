@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
 )
 
@@ -18,8 +19,8 @@ type State string
 const (
 	Stands     State = "stands"     // the manifest is the very one that was drilled
 	Revised    State = "revised"    // a later revision, of the same maps: other words or tags
-	Repacked   State = "repacked"   // a later revision with other maps, of the same disks
-	Copied     State = "copied"     // it was drilled in another repository: the maps are the same
+	Repacked   State = "repacked"   // a later revision with other maps, of the same disks, or a copy with such
+	Copied     State = "copied"     // it was drilled in another repository: the maps are the same, or made of them
 	Forgotten  State = "forgotten"  // the checkpoint is gone
 	Unread     State = "unread"     // nothing of the checkpoint could be read when it was to be drilled
 	Contradict State = "contradict" // the repository holds another checkpoint than was drilled
@@ -42,10 +43,13 @@ func Compare(ctx context.Context, repo *chain.Repository, r *Record) (State, str
 	if r.Manifest == "" {
 		return Unread, "the checkpoint could not be read when it was to be drilled: the record says nothing of its data", nil
 	}
-	same := !slices.ContainsFunc(r.Disks, func(d Disk) bool { return !sameMaps(m, d) })
+	elsewhere, madeOf := r.RepositoryID != repo.Config.ID, madeOf(m, r.RepositoryID)
+	same := !slices.ContainsFunc(r.Disks, func(d Disk) bool { return !sameMaps(m, d, madeOf) })
 	switch {
-	case r.RepositoryID != repo.Config.ID && same:
-		return Copied, "it was drilled in repository " + r.RepositoryID + ", of which this has a copy with the same maps", nil
+	case elsewhere && same:
+		return Copied, "it was drilled in repository " + r.RepositoryID + ", of which this has a copy: the same maps, or made of them", nil
+	case elsewhere && sameDisks(m, r.Disks):
+		return Repacked, "it was drilled in repository " + r.RepositoryID + "; this has other maps of the same disks; a new drill proves them", nil
 	case m.Revision > r.Revision && same:
 		return Revised, fmt.Sprintf("the manifest is of revision %d, and %d was drilled: the same maps, in other words", m.Revision, r.Revision), nil
 	case m.Revision > r.Revision && sameDisks(m, r.Disks):
@@ -55,13 +59,28 @@ func Compare(ctx context.Context, repo *chain.Repository, r *Record) (State, str
 	return Contradict, fmt.Sprintf("the manifest, of revision %d, is not the one that was drilled, of revision %d", m.Revision, r.Revision), nil
 }
 
-func sameMaps(m *chain.Manifest, d Disk) bool {
+// madeOf says of which maps of a repository those here were made, if this is a copy with other keys.
+func madeOf(m *chain.Manifest, repository string) map[archive.Digest]archive.Digest {
+	made := make(map[archive.Digest]archive.Digest)
+	if f := m.CopiedFrom; f != nil && f.Repository == repository {
+		for _, o := range f.Objects {
+			made[o.Name] = o.Of
+		}
+	}
+	return made
+}
+
+func sameMaps(m *chain.Manifest, d Disk, madeOf map[archive.Digest]archive.Digest) bool {
 	now, ok := m.Disk(d.Disk)
 	if !ok || now.Size != d.Size || len(now.Maps) != len(d.Maps) {
 		return false
 	}
 	for i, ref := range now.Maps {
-		if ref.Name.String() != d.Maps[i] {
+		name := ref.Name
+		if of, ok := madeOf[name]; ok {
+			name = of
+		}
+		if name.String() != d.Maps[i] {
 			return false
 		}
 	}

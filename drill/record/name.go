@@ -32,6 +32,8 @@ type Name struct {
 	Verdict    Verdict
 	Partial    bool   // some disks were left out
 	Checkpoint string // the first 12 digits of the checkpoint's UUID, without dashes
+
+	whole string // the checkpoint's UUID, where it was proven: see [Proven]
 }
 
 // verdicts are those that names have, by their number.
@@ -103,4 +105,6 @@ func ParseName(s string) (n Name, err error) {
 func (n Name) Tells() bool { return !n.Partial || n.Verdict == VerdictFailed }
 
 // Of reports whether the name is that of a drill of the checkpoint with a UUID.
-func (n Name) Of(checkpoint string) bool { return n.Checkpoint == digits(checkpoint) }
+func (n Name) Of(checkpoint string) bool {
+	return n.Checkpoint == digits(checkpoint) && (n.whole == "" || n.whole == checkpoint)
+}

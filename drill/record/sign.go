@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/confine"
 )
 
 // Namespace is what signatures of records are good for, and for nothing else: see
@@ -72,6 +74,7 @@ func notGood(ctx context.Context, err error) error {
 func run(cmd *exec.Cmd, in []byte, what string) ([]byte, error) {
 	var out, said bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, &said
+	cmd.Env = confine.Environment() // an agent is in there, and no key of a repository
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	err := cmd.Run()
 	switch {

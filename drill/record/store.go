@@ -5,11 +5,15 @@ package record
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/objstore"
 )
 
 // Seal encodes a record as it is stored, and names it.
@@ -48,20 +52,70 @@ type Stored struct {
 	*Record
 	Data      []byte
 	Signature []byte // none: it is not signed
+	By        string // whose key has signed it, in an encrypted repository
+}
+
+// Drill is the record as package chain stores it.
+func (s *Stored) Drill() *chain.DrillRecord {
+	return &chain.DrillRecord{Domain: s.Domain, ID: s.UUID, CheckpointUUID: s.CheckpointUUID, Data: s.Data, Signature: s.Signature}
 }
 
 // Read reads a record of a repository.
 func Read(ctx context.Context, repo *chain.Repository, domain, id string) (*Stored, error) {
-	data, sig, err := repo.Drill(ctx, domain, id)
+	d, err := repo.Drill(ctx, domain, id)
 	if err != nil {
 		return nil, err
 	}
-	r, err := Parse(data, domain, id)
+	r, err := Parse(d.Data, domain, id)
+	if err == nil && repo.ProvesDrills() && r.CheckpointUUID != d.CheckpointUUID {
+		err = archive.Damaged(chain.DrillKey(domain, id), fmt.Errorf("it is of checkpoint %s, and was signed as that of %s", r.CheckpointUUID, d.CheckpointUUID))
+	}
 	if err != nil {
 		return nil, err
 	}
-	return &Stored{Record: r, Data: data, Signature: sig}, nil
+	return &Stored{Record: r, Data: d.Data, Signature: d.Signature, By: d.By}, nil
 }
+
+// Proven leaves out those of listed names that are not to be believed: where records are signed,
+// of which nobody has signed one who may. (check tells of these.) Where they are not, all are left.
+func Proven(ctx context.Context, repo *chain.Repository, all map[string][]Name) (map[string][]Name, error) {
+	if !repo.ProvesDrills() {
+		return all, nil
+	}
+	proven := make(map[string][]Name, len(all))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(provenAtOnce)
+	for domain, names := range all {
+		names = slices.Clone(names)
+		proven[domain] = names
+		for i := range names {
+			g.Go(func() error {
+				d, err := repo.Drilled(ctx, domain, names[i].UUID)
+				switch {
+				case errors.Is(err, objstore.ErrNotFound), chain.Unusable(err):
+					names[i].UUID = ""
+					return nil
+				case err != nil:
+					return err
+				}
+				if names[i].whole = d.CheckpointUUID; !names[i].Of(d.CheckpointUUID) {
+					names[i].UUID = ""
+				}
+				return nil
+			})
+		}
+	}
+	if err := g.Wait(); err != nil {
+		return nil, fmt.Errorf("read the records of drills: %w", err)
+	}
+	for domain, names := range proven {
+		proven[domain] = slices.DeleteFunc(names, func(n Name) bool { return n.UUID == "" })
+	}
+	return proven, nil
+}
+
+// provenAtOnce is how many records are read at once.
+const provenAtOnce = 64
 
 // List lists the records of a domain, or of all domains if it is empty, by domain, oldest
 // first, as one listing shows them. What has no proper name is left out: check tells.

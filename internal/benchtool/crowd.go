@@ -57,7 +57,7 @@ func crowd(dir, count string) error {
 		return err
 	}
 	defer func() { _ = store.Close() }() // all is durable that was stored
-	w, err := archive.NewIndexWriter(store, time.Now().Unix()+1, "")
+	w, err := archive.NewIndexWriter(store, time.Now().Unix()+1, "", archive.Indexing{})
 	if err != nil {
 		return err
 	}

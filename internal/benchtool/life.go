@@ -71,7 +71,7 @@ func lifeCheckpoint(
 ) (*chain.Manifest, error) {
 	const size = 1 << 40
 	var entries []archive.Entry
-	index, err := archive.NewIndexWriter(repo.Store, time.Now().Unix(), "")
+	index, err := archive.NewIndexWriter(repo.Store, time.Now().Unix(), "", archive.Indexing{})
 	if err != nil {
 		return nil, err
 	}
@@ -138,9 +138,9 @@ func readLife(ctx context.Context, repo *chain.Repository) error {
 			return err
 		}
 		objects++
-		if prefix, name, ok := archive.ParseKey(info.Key); ok && prefix == archive.IndexPrefix {
-			ref := archive.Ref{Name: name, Length: info.Size}
-			_, err := archive.ReadIndex(ctx, repo.Store, ref, func(archive.Ref, []archive.PackChunk) error { return nil })
+		prefix, _, _ := archive.ParseKey(info.Key)
+		if _, is := archive.IsIndex(prefix); is {
+			_, err := archive.ReadIndex(ctx, repo.Store, info.Key, archive.Indexing{}, func(archive.Ref, []archive.PackChunk) error { return nil })
 			if err != nil {
 				return err
 			}

@@ -33,6 +33,11 @@ func Of(bytes int64, why string) Budget {
 	return Budget{bytes: max(bytes, 1), why: why}
 }
 
+// Split is what each of n runs may take that work side by side, of room bytes.
+func Split(room int64, n int) Budget {
+	return Of(room/int64(max(n, 1)), fmt.Sprintf("for each of %d at once", n))
+}
+
 // Limited reports whether there is less than usual.
 func (b Budget) Limited() bool { return b.bytes != 0 }
 
@@ -52,7 +57,10 @@ func (b Budget) String() string { return fmt.Sprintf("%d MiB (%s)", b.Bytes()>>2
 const heapParts, allParts = 25, 32
 
 // Heap is what Go's heap should stay below ([runtime/debug.SetMemoryLimit]), bytes.
-func (b Budget) Heap() int64 { return b.Bytes() / allParts * heapParts }
+func (b Budget) Heap() int64 { return b.HeapOf(1) }
+
+// HeapOf is Heap where n runs with a budget each are at work in one process.
+func (b Budget) HeapOf(n int) int64 { return int64(n) * b.Bytes() / allParts * heapParts }
 
 // ofHeap is the budget whose heap has so many bytes.
 func ofHeap(heap int64) int64 {

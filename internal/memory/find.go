@@ -4,6 +4,7 @@ package memory
 
 import (
 	"bufio"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -23,6 +24,14 @@ func Find() (b Budget, given bool) {
 		l.add(ofHeap(debug.SetMemoryLimit(-1)), "GOMEMLIMIT")
 	}
 	return Of(l.bytes, l.why), given
+}
+
+// Room is how much memory there is for several runs together, bytes, by the same limits.
+func Room() int64 {
+	l := limits{bytes: math.MaxInt64}
+	l.groups("/")
+	l.machine("/")
+	return l.bytes
 }
 
 // limits finds the lowest.

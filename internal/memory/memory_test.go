@@ -154,3 +154,17 @@ func FuzzGroups(f *testing.F) {
 		}
 	})
 }
+
+func TestSplit(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		room  int64
+		n     int
+		bytes int64 // of each
+	}{{4096, 4, 256}, {512, 4, 128}, {512, 1, 256}, {100, 0, 100}} {
+		b := Split(c.room*mib, c.n)
+		if b.Bytes() != c.bytes*mib || b.HeapOf(c.n) > c.room*mib {
+			t.Errorf("%d MiB for %d: %d each, %d for the heap", c.room, c.n, b.Bytes(), b.HeapOf(c.n))
+		}
+	}
+}

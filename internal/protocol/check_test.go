@@ -70,7 +70,7 @@ func (c *checker) find(o object, all objects) needed {
 			return needed{err: err}
 		}
 	}
-	repo := &chain.Repository{Store: store, Config: c.repo.Config}
+	repo := &chain.Repository{Store: store, Config: c.repo.Config, Access: &chain.Access{Authority: authority{"checker", true, nil}}}
 	k := chain.ParseKey(o.key)
 	slot, err := repo.Slot(ctx, k.Domain, k.Name)
 	if err != nil || slot.Manifest == nil {

@@ -441,6 +441,18 @@ func (x *explorer) sound(before, s *state, way *trace, f *found) bool {
 	return err == nil
 }
 
+// pruneCrashed reports whether a process has crashed whose mark deletes: only another prune
+// ends that for a host.
+func (x *explorer) pruneCrashed(s *state) bool {
+	mark := s.objects.get(chain.MarkKey)
+	for i, n := range s.procs {
+		if n != nil && s.dead[i] && mark != nil && n.deletes(mark.data) {
+			return true
+		}
+	}
+	return false
+}
+
 // end notes how the processes ended, when nothing can happen any more.
 func (x *explorer) end(s *state, way *trace, f *found) bool {
 	f.orders++
@@ -452,6 +464,8 @@ func (x *explorer) end(s *state, way *trace, f *found) bool {
 		switch {
 		case s.dead[i]:
 			how = " crashed"
+		case !n.done && n.p.host && x.pruneCrashed(s):
+			how = " waits for a manager"
 		case !n.done:
 			f.lost = fmt.Errorf("%s waits for what does not come: %v", n.p.name, n.names())
 		case n.err != nil && !expected(n.err):

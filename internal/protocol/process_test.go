@@ -31,6 +31,7 @@ type process struct {
 	do      func(ctx context.Context, a *actor) error
 	crashes bool // it may crash
 	pins    bool // it deletes under its lease: no day goes by between its look and that
+	host    bool // it has a host's key
 	every   bool // each of its steps counts, also reading what never changes
 
 	root *node
@@ -110,6 +111,12 @@ func (a *actor) ask(c *call) (answer, error) {
 func (x *explorer) run(p *process) *actor {
 	a := &actor{p: p, x: x}
 	a.repo = &chain.Repository{Store: gate{a, x.pool}, Config: x.repo.Config}
+	if x.world.signed {
+		a.repo.Access = &chain.Access{Authority: authority{p.name, !p.host, nil}}
+		if x.world.rotates {
+			a.repo.Access.Authority = authority{p.name, !p.host, a.repo.Store}
+		}
+	}
 	ctx := protocol.WithTest(context.Background(), &protocol.Test{
 		Without: x.world.without,
 		Ended: func(id string) bool {

@@ -15,18 +15,21 @@ type Rule int
 
 // The rules. Each of them is kept unless a test says otherwise.
 const (
-	Wait   Rule = iota // a pruner waits for the leases that it lists after its mark stands
-	Second             // and reads the manifests again after that
-	Order              // the mark stands before the leases are listed
-	Lease              // a writer takes its lease before it reads the mark
-	Heed               // a writer counts marked objects as absent, and strikes what it needs
-	Swap               // the mark is only replaced conditionally
-	Spend              // who breaks a lease spends the commits that it announces
-	Scar               // a name that was spent is never again as it was before
-	Renew              // a lease announces its next commit by a conditional replace
-	Fence              // a pruner whose mark was taken over deletes nothing more
-	Bases              // a writer sees that what it builds on stands once its lease does
-	Late               // what was sent twice is seen to, since the first of the two may arrive late
+	Wait    Rule = iota // a pruner waits for the leases that it lists after its mark stands
+	Second              // and reads the manifests again after that
+	Order               // the mark stands before the leases are listed
+	Lease               // a writer takes its lease before it reads the mark
+	Heed                // a writer counts marked objects as absent, and strikes what it needs
+	Swap                // the mark is only replaced conditionally
+	Spend               // who breaks a lease spends the commits that it announces
+	Scar                // a name that was spent is never again as it was before
+	Renew               // a lease announces its next commit by a conditional replace
+	Fence               // a pruner whose mark was taken over deletes nothing more
+	Bases               // a writer sees that what it builds on stands once its lease does
+	Strikes             // a pruner looks for what hosts have struck after its mark deletes
+	Look                // a host looks at the mark again after it has struck beside it
+	Rotate              // a writer looks, once its lease stands, whether keys are rotated, or were
+	Late                // what was sent twice is seen to, since the first of the two may arrive late
 )
 
 // Rules are all of them.
@@ -39,7 +42,7 @@ func Rules() []Rule {
 }
 
 func (r Rule) String() string {
-	return [...]string{"wait", "second", "order", "lease", "heed", "swap", "spend", "scar", "renew", "fence", "bases", "late"}[r]
+	return [...]string{"wait", "second", "order", "lease", "heed", "swap", "spend", "scar", "renew", "fence", "bases", "strikes", "look", "rotate", "late"}[r]
 }
 
 type key struct{}

@@ -28,6 +28,11 @@ type world struct {
 	procs   func(s *setup) []*process
 	after   func(x *explorer, s *state) error // nil: when it is over there is nothing to ask
 
+	rotates bool // keys may be rotated
+	signed  bool // all is signed, and some have only a host's key
+
+	deletesNone bool // nothing is ever deleted
+
 	small bool     // it is exhausted
 	large bool     // it is, too, but only in a soak
 	way   []string // how it begins: see explorer.led
@@ -142,7 +147,10 @@ func expected(err error) bool {
 			return true
 		}
 	}
-	return errors.Is(err, errCrashed) || errors.Is(err, prune.ErrLostMark) || errors.Is(err, chain.ErrMarkChanged)
+	if errors.As(err, new(*chain.RotatingError)) {
+		return true
+	}
+	return errors.Is(err, errRotated) || errors.Is(err, errCrashed) || errors.Is(err, prune.ErrLostMark) || errors.Is(err, chain.ErrMarkChanged)
 }
 
 // writer makes checkpoints one after the other, each of its content, as a backup does,
@@ -170,6 +178,46 @@ func writer(name string, commits ...[2]string) *process {
 		}
 		return nil
 	}}
+}
+
+// host is a process with a host's key.
+func host(p *process) *process {
+	p.host = true
+	return p
+}
+
+// rotator rotates the keys: what stands then is recorded, and nothing else counts after it.
+func rotator(name string) *process {
+	return &process{name: name, every: true, do: func(ctx context.Context, a *actor) error {
+		err := a.repo.Rotating(ctx, func(ctx context.Context) error {
+			stands := "stand:"
+			for info, err := range a.repo.Store.List(ctx, "domains/") {
+				if err != nil {
+					return err
+				}
+				stands += " " + info.Key
+			}
+			return a.repo.Store.Put(ctx, newerKeys, bytes.NewReader([]byte(stands)), objstore.PutOptions{})
+		})
+		if errors.As(err, new(*chain.WritersError)) || errors.As(err, new(*chain.RotatingError)) {
+			return nil
+		}
+		return err
+	}}
+}
+
+// onlyWhatStood demands that nothing was committed beside a rotation.
+func onlyWhatStood(_ *explorer, s *state) error {
+	keys := s.objects.get(newerKeys)
+	if keys == nil {
+		return nil
+	}
+	for _, o := range s.objects.under("domains/") {
+		if !bytes.Contains(keys.data, []byte(o.key)) {
+			return fmt.Errorf("%s was committed with old keys, and did not stand when they were rotated", o.key)
+		}
+	}
+	return nil
 }
 
 // again makes the same checkpoint once more, byte by byte, as a copy does from another
@@ -411,6 +459,41 @@ func worlds() map[string]*world {
 			title: "a reader, of what is repacked and forgotten, and a pruner", before: m0,
 			procs: func(s *setup) []*process {
 				return []*process{reader("R", "m0", "a"), repacker("W", "m0", "a"), pruner("P"), forgetter("F", "m0")}
+			},
+		},
+		"host": {
+			title: "a host that needs leftovers, and a pruner", signed: true, small: true, before: leftover,
+			procs: func(*setup) []*process { return []*process{host(writer("W", one("m1", "a"))), prunes("P", 1)} },
+		},
+		"host, crash": {
+			title: "a host that needs leftovers, two pruners, a crash", signed: true, crashes: 1, suspicions: 1, before: leftover,
+			procs: func(*setup) []*process {
+				return []*process{host(writer("W", one("m1", "a"))), prunes("P1", 1), prunes("P2", 1)}
+			},
+		},
+		"hosts": {
+			title: "two hosts, a pruner, a forgotten checkpoint", signed: true, before: m0,
+			procs: func(*setup) []*process {
+				return []*process{host(writer("W1", one("m1", "a"))), host(writer("W2", one("m2", "a"))), pruner("P"), forgetter("F", "m0")}
+			},
+		},
+		"host, increment": {
+			title: "a host that builds on a checkpoint, which is forgotten, and a pruner", signed: true, suspicions: 1, before: m0,
+			procs: func(*setup) []*process {
+				return []*process{host(increment("W", "m1", "m0")), pruner("P"), forgetter("F", "m0")}
+			},
+		},
+		"rotation": {
+			title: "a host, and keys that are rotated", signed: true, rotates: true, small: true, before: func(*setup) {}, after: onlyWhatStood, deletesNone: true,
+			procs: func(*setup) []*process {
+				return []*process{host(writer("W", one("m1", "a"))), rotator("R")}
+			},
+		},
+		"host, late": {
+			title: "a host's request to commit that is repeated arrives late, when the checkpoint is forgotten and pruned", signed: true, lates: 1, suspicions: 1,
+			before: func(*setup) {},
+			procs: func(*setup) []*process {
+				return []*process{host(writer("W", one("m1", "a"))), pruner("P"), forgetter("F", "m1")}
 			},
 		},
 		"copier": {

@@ -45,6 +45,24 @@ func MkdirAt(dir *os.File, name string, perm uint32) error {
 	return pathError("mkdir", dir, name, err)
 }
 
+// RenameNew gives a folder in dir another name there. What is there under that name is not touched:
+// then the error is fs.ErrExist.
+func RenameNew(dir *os.File, name, to string) error {
+	err := Control(dir, func(fd int) error { return unix.Renameat2(fd, name, fd, to, unix.RENAME_NOREPLACE) })
+	if !Unsupported(err) {
+		return pathError("rename to", dir, to, err)
+	}
+	// This file system can't say so. An empty folder, which is ours, is all that a folder replaces.
+	if err := MkdirAt(dir, to, 0o700); err != nil {
+		return err
+	}
+	err = Control(dir, func(fd int) error { return unix.Renameat(fd, name, fd, to) })
+	if err != nil {
+		_ = Control(dir, func(fd int) error { return unix.Unlinkat(fd, to, unix.AT_REMOVEDIR) })
+	}
+	return pathError("rename to", dir, to, err)
+}
+
 // removeAll removes name in dir and, if it is a folder, all that is in it.
 func removeAll(dir *os.File, name string) error {
 	err := UnlinkAt(dir, name)

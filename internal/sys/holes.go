@@ -22,6 +22,14 @@ func NextData(f *os.File, off, end int64) (from, to int64) {
 	})
 }
 
+// SeekData and SeekHole are what lseek(2) is asked for, and Interrupted what a call is answered that a
+// signal has ended: for who answers such calls.
+const (
+	SeekData    = unix.SEEK_DATA
+	SeekHole    = unix.SEEK_HOLE
+	Interrupted = unix.EINTR
+)
+
 func nextData(off, end int64, seek func(off int64, whence int) (int64, error)) (from, to int64) {
 	from, err := seek(off, unix.SEEK_DATA)
 	switch {

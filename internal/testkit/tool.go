@@ -10,12 +10,16 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-
-	"pgregory.net/rapid"
 )
 
+// TB is what is asked of a test; [testing.TB] and rapid.T are such.
+type TB interface {
+	Helper()
+	Fatalf(format string, args ...any)
+}
+
 // Tool runs a program that must succeed, and returns its standard output.
-func Tool(t rapid.TB, name string, args ...string) string {
+func Tool(t TB, name string, args ...string) string {
 	t.Helper()
 	return ToolIn(t, "", name, args...)
 }
@@ -25,7 +29,7 @@ func Tool(t rapid.TB, name string, args ...string) string {
 const noClock = "Unable to get accurate CPU usage"
 
 // ToolIn is [Tool], run in the folder dir.
-func ToolIn(t rapid.TB, dir, name string, args ...string) string {
+func ToolIn(t TB, dir, name string, args ...string) string {
 	t.Helper()
 	for tries := 1; ; tries++ {
 		var stderr bytes.Buffer
@@ -44,7 +48,7 @@ func ToolIn(t rapid.TB, dir, name string, args ...string) string {
 
 // Guest writes to a qcow2 image as a guest does: commands of qemu-io, each of which must
 // succeed.
-func Guest(t rapid.TB, image string, commands ...string) {
+func Guest(t TB, image string, commands ...string) {
 	t.Helper()
 	args := []string{"-f", "qcow2", image}
 	for _, c := range commands {

@@ -3,8 +3,6 @@
 package cache
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -65,6 +63,9 @@ func Open(path string, limit int64) (*Dir, error) {
 	return d, nil
 }
 
+// Path is where it is.
+func (d *Dir) Path() string { return d.path }
+
 // tag puts the tag into the folder, if it is there.
 func (d *Dir) tag() {
 	path := filepath.Join(d.path, tagName)
@@ -77,6 +78,7 @@ func (d *Dir) tag() {
 const (
 	objectsFolder   = "objects"   // named by their SHA-256
 	manifestsFolder = "manifests" // named by that of their keys
+	listingsFolder  = "listings"  // borders in listings, named by the SHA-256 of their prefix; and plainMark
 	tempFolder      = "tmp"       // being written, and locked as long as their writer lives
 	tablesFolder    = "chunks"    // whatever else is remembered, see Folder
 )
@@ -84,8 +86,7 @@ const (
 // repository is the folder of one repository, by its id and its place: copies of a
 // repository have one id.
 func (d *Dir) repository(id, place string) string {
-	sum := sha256.Sum256([]byte(place))
-	return filepath.Join(d.path, id+"-"+hex.EncodeToString(sum[:4]))
+	return filepath.Join(d.path, id+"-"+placeName(place))
 }
 
 // Folder returns a folder of a repository, which need not be there, for whoever keeps

@@ -5,7 +5,7 @@ package cache
 import (
 	"context"
 	"io"
-	"iter"
+	"path/filepath"
 	"sync"
 
 	"github.com/imgbackup/imgbackup/objstore"
@@ -29,14 +29,23 @@ type Options struct {
 	// Kind says how an object is to be treated, by its key; with Digested and Own, which
 	// SHA-256 its bytes have.
 	Kind func(key string) (Kind, [32]byte)
+	// Plain: keys are no secret, so that they may be asked for before the repository is known.
+	Plain bool
+	Ahead *Ahead // what was; nil: nothing
 }
 
 // New returns a store that remembers s in the folder.
 func New(s objstore.Store, d *Dir, o Options) objstore.Store {
-	return &store{
+	n := &store{
 		next: s, dir: d, kind: o.Kind, folder: d.repository(o.ID, o.Place),
 		proven: make(map[[32]byte]fileID), missed: make(map[string]int64),
 	}
+	sweep(filepath.Join(n.folder, tempFolder)) // who finds all that it wants writes nothing, and sweeps nothing else
+	n.isPlain(o.Place, o.Plain)
+	if o.Ahead != nil && o.Plain && o.Ahead.id == o.ID {
+		n.ahead = o.Ahead
+	}
+	return n
 }
 
 type store struct {
@@ -48,6 +57,7 @@ type store struct {
 	mu     sync.Mutex
 	proven map[[32]byte]fileID // by this program
 	missed map[string]int64    // bytes that were read in parts, of objects by their keys
+	ahead  *Ahead              // a listing that was begun; nil: none, or it was used
 }
 
 var (
@@ -91,11 +101,6 @@ func (s *store) Put(ctx context.Context, key string, body objstore.Body, o objst
 // Stat implements objstore.Store.
 func (s *store) Stat(ctx context.Context, key string) (objstore.Info, error) {
 	return s.next.Stat(ctx, key)
-}
-
-// List implements objstore.Store.
-func (s *store) List(ctx context.Context, prefix string) iter.Seq2[objstore.Info, error] {
-	return s.next.List(ctx, prefix)
 }
 
 // Delete implements objstore.Store.

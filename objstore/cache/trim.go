@@ -56,7 +56,7 @@ func (d *Dir) trim() {
 	var total int64
 	for _, r := range repositories {
 		sweep(filepath.Join(r, tempFolder))
-		for _, folder := range []string{objectsFolder, manifestsFolder} {
+		for _, folder := range []string{objectsFolder, manifestsFolder, listingsFolder} {
 			files(filepath.Join(r, folder), func(path string, info fs.FileInfo) {
 				all = append(all, used{path: path, size: info.Size(), at: info.ModTime()})
 			})

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -120,6 +121,6 @@ func (l *Store) describe(dir *os.File, name string, e *objstore.Info) (there boo
 		e.Key += "/"
 		return true, nil
 	}
-	e.Size = st.Size
+	e.Size, e.Stored = st.Size, time.Unix(st.Mtim.Unix())
 	return true, l.regular(path, st.Mode)
 }

@@ -148,13 +148,31 @@ func create(dir string, folders *sys.FolderSyncer) (*Store, error) {
 			return open(dir, folders)
 		case objstore.TempFolder, objstore.LostFound:
 		default:
-			foreign = e.Name()
+			// Folders without files are what is left of one that was not made in the end.
+			if bare, err := hasNoFiles(filepath.Join(abs, e.Name())); err != nil {
+				return nil, fmt.Errorf("create repository: %w", explain(err))
+			} else if !bare || e.Name() != objstore.KeysFolder {
+				foreign = e.Name()
+			}
 		}
 	}
 	if foreign != "" {
 		return nil, fmt.Errorf("create repository: %s is not empty (it holds %q) and is not a repository: choose an empty or a new folder", dir, foreign)
 	}
 	return open(dir, folders)
+}
+
+// hasNoFiles reports whether there is nothing but folders.
+func hasNoFiles(path string) (bool, error) {
+	bare := true
+	err := filepath.WalkDir(path, func(_ string, e fs.DirEntry, err error) error {
+		if err == nil && !e.IsDir() {
+			bare = false
+			return fs.SkipAll
+		}
+		return err
+	})
+	return bare, err
 }
 
 // mkdirAllSynced makes path and its missing parents, each durable before the

@@ -34,6 +34,8 @@ type Options struct {
 	// Connections bounds how many requests a bucket is asked at once, 1 to
 	// MaxConnections; 0: DefaultConnections.
 	Connections int
+	// Getenv is the environment that settings of a bucket are taken from; nil: os.Getenv.
+	Getenv func(string) string
 	// Retry is for places that are reached over a network.
 	Retry retry.Options
 }
@@ -60,7 +62,7 @@ func Open(place string, o Options) (objstore.Store, error) {
 	if o.Shared {
 		return nil, usage.Errorf("repository: only a folder is shared by a group; who may use a bucket is what its policy says")
 	}
-	s, err := openS3(place, o.Connections)
+	s, err := openS3(place, o)
 	if err != nil {
 		return nil, fmt.Errorf("repository: %w", err)
 	}
@@ -84,11 +86,15 @@ func checkFolder(place string) error {
 		begin, s3.Scheme, begin)
 }
 
-func openS3(place string, connections int) (*s3.Store, error) {
-	c, err := s3.Parse(place, os.Getenv)
+func openS3(place string, o Options) (*s3.Store, error) {
+	getenv := o.Getenv
+	if getenv == nil {
+		getenv = os.Getenv
+	}
+	c, err := s3.Parse(place, getenv)
 	if err != nil {
 		return nil, err
 	}
-	c.Connections = connections
+	c.Connections = o.Connections
 	return s3.Open(c)
 }

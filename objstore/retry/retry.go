@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -93,6 +94,9 @@ type retrying struct {
 	o        Options
 	answered atomic.Bool  // the store has answered once
 	served   atomic.Int64 // when it last did what it was asked for, Unix nanoseconds
+
+	mu   sync.Mutex
+	back chan struct{} // closed when it does that next; nil: nobody waits for it
 }
 
 var (
@@ -159,34 +163,80 @@ func (p *patience) NextBackOff() time.Duration {
 
 // again calls f until it succeeds, fails for good, or patience ends.
 func again[T any](ctx context.Context, r *retrying, p *patience, f func() (T, error)) (T, error) {
-	tries, began := 0, time.Now()
-	var last error
-	v, err := backoff.Retry(ctx, func() (T, error) {
-		tries++
+	for tries, began := 1, time.Now(); ; tries++ {
 		v, err := f()
-		if last = err; answer(err) {
+		if answer(err) {
 			r.answered.Store(true)
 		}
 		if err == nil {
-			r.served.Store(time.Now().UnixNano())
+			r.serves()
+			return v, nil
 		}
-		p.busy = objstore.Busy(err)
-		if err != nil && (objstore.Permanent(err) || ctx.Err() != nil) {
-			err = backoff.Permanent(err)
+		if ctx.Err() == nil && objstore.Permanent(err) {
+			return v, err
 		}
-		return v, err
-	}, backoff.WithBackOff(keep{p}), backoff.WithMaxElapsedTime(0), backoff.WithNotify(r.notify))
-	switch {
-	case err == nil:
-		return v, nil
-	case ctx.Err() != nil && errors.Is(last, ctx.Err()):
-		return v, last
-	case ctx.Err() != nil:
-		return v, fmt.Errorf("%w while trying again after: %w", ctx.Err(), noSentinels{last})
-	case tries > 1 && !objstore.Permanent(err):
-		return v, fmt.Errorf("%w (given up after %d tries in %s)", err, tries, time.Since(began).Round(time.Second))
+		if ctx.Err() == nil {
+			p.busy = objstore.Busy(err)
+			wait := p.NextBackOff()
+			switch {
+			case wait != backoff.Stop:
+				r.notify(err, wait)
+				if r.wait(ctx, p, wait) {
+					continue
+				}
+			case tries > 1:
+				return v, fmt.Errorf("%w (given up after %d tries in %s)", err, tries, time.Since(began).Round(time.Second))
+			default:
+				return v, err
+			}
+		}
+		if errors.Is(err, ctx.Err()) {
+			return v, err
+		}
+		return v, fmt.Errorf("%w while trying again after: %w", ctx.Err(), noSentinels{err})
 	}
-	return v, err
+}
+
+// serves notes that the store has done what it was asked for, and tells those who wait for that.
+func (r *retrying) serves() {
+	r.served.Store(time.Now().UnixNano())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.back != nil {
+		close(r.back)
+		r.back = nil
+	}
+}
+
+// wait waits before the next try, or until an outage has ended as others see; false: ctx has ended.
+func (r *retrying) wait(ctx context.Context, p *patience, most time.Duration) bool {
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-r.comesBack(p):
+	case <-ctx.Done():
+		return false
+	}
+	return true
+}
+
+// comesBack is closed when the store works again. Where it has worked for others since this
+// operation failed first, or has too much to do, that is not what is waited for, and it is nil: so
+// an operation is tried early once, and not whenever another succeeds.
+func (r *retrying) comesBack(p *patience) <-chan struct{} {
+	if p.busy {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if time.Unix(0, r.served.Load()).After(p.begun) {
+		return nil
+	}
+	if r.back == nil {
+		r.back = make(chan struct{})
+	}
+	return r.back
 }
 
 // answer reports whether a result shows that the store is there. An error knows
@@ -201,11 +251,6 @@ func answer(err error) bool {
 type noSentinels struct{ err error }
 
 func (e noSentinels) Error() string { return e.err.Error() }
-
-// keep is a backoff that begins where it ended.
-type keep struct{ *patience }
-
-func (keep) Reset() {}
 
 func (r *retrying) notify(err error, wait time.Duration) {
 	if r.o.Notify != nil {
@@ -260,12 +305,17 @@ func (r *retrying) Delete(ctx context.Context, key string) error {
 
 // List implements Store.
 func (r *retrying) List(ctx context.Context, prefix string) iter.Seq2[objstore.Info, error] {
+	return r.ListAfter(ctx, prefix, "")
+}
+
+// ListAfter implements objstore.ListerAfter, whatever the store can.
+func (r *retrying) ListAfter(ctx context.Context, prefix, after string) iter.Seq2[objstore.Info, error] {
 	return func(yield func(objstore.Info, error) bool) {
 		if err := objstore.CheckPrefix(prefix); err != nil {
 			yield(objstore.Info{}, err)
 			return
 		}
-		after, stopped := "", false
+		after, stopped := after, false
 		p := r.newPatience()
 		_, err := again(ctx, r, p, func() (struct{}, error) {
 			for info, err := range r.listFrom(ctx, prefix, after) {

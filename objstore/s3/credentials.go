@@ -27,7 +27,7 @@ const (
 func awsCredentials(profile string, getenv func(string) string) *credentials.Credentials {
 	c := &credentialChain{}
 	if profile == "" {
-		c.sources = append(c.sources, source{name: "the environment", provider: &credentials.EnvAWS{}})
+		c.sources = append(c.sources, source{name: "the environment", provider: &environment{getenv: getenv}})
 	}
 	c.sources = append(c.sources, profileSource(profile, getenv))
 	role := source{provider: &credentials.IAM{Client: &http.Client{Timeout: metadataTimeout}}, remote: true, set: true}
@@ -44,6 +44,29 @@ func awsCredentials(profile string, getenv func(string) string) *credentials.Cre
 	c.sources = append(c.sources, role)
 	return credentials.New(c)
 }
+
+// environment has the keys that an environment holds, which need not be that of the process.
+type environment struct {
+	getenv func(string) string
+	asked  bool
+}
+
+// Retrieve implements credentials.Provider.
+func (e *environment) Retrieve() (credentials.Value, error) { return e.RetrieveWithCredContext(nil) }
+
+// RetrieveWithCredContext implements credentials.Provider.
+func (e *environment) RetrieveWithCredContext(*credentials.CredContext) (credentials.Value, error) {
+	e.asked = true
+	return credentials.Value{
+		AccessKeyID:     first(e.getenv("AWS_ACCESS_KEY_ID"), e.getenv("AWS_ACCESS_KEY")),
+		SecretAccessKey: first(e.getenv("AWS_SECRET_ACCESS_KEY"), e.getenv("AWS_SECRET_KEY")),
+		SessionToken:    e.getenv("AWS_SESSION_TOKEN"),
+		SignerType:      credentials.SignatureV4,
+	}, nil
+}
+
+// IsExpired implements credentials.Provider.
+func (e *environment) IsExpired() bool { return !e.asked }
 
 // source is where credentials may come from.
 type source struct {

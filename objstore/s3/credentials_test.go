@@ -138,3 +138,19 @@ func TestWhyNoCredentials(t *testing.T) {
 		})
 	}
 }
+
+// The keys are those of the environment that a repository has been given, as by the configuration, and not of this
+// process's.
+func TestGivenEnvironment(t *testing.T) {
+	isolate(t)
+	t.Setenv("AWS_ACCESS_KEY_ID", "process")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "of-the-process")
+	given := map[string]string{"AWS_ACCESS_KEY_ID": "given", "AWS_SECRET_ACCESS_KEY": "hunter2", "AWS_SESSION_TOKEN": "token"}
+	c, err := s3.Parse("s3://vms?endpoint=http://127.0.0.1:1", func(name string) string { return given[name] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, err := c.Credentials.GetWithContext(nil); err != nil || v.AccessKeyID != "given" || v.SecretAccessKey != "hunter2" || v.SessionToken != "token" {
+		t.Errorf("%+v, %v", v, err)
+	}
+}

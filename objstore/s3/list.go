@@ -32,7 +32,7 @@ func (s *Store) ListAfter(ctx context.Context, prefix, after string) iter.Seq2[o
 		}
 		last := after
 		for o := range s.core.ListObjectsIter(ctx, s.bucket, opts) {
-			info := objstore.Info{Key: strings.TrimPrefix(o.Key, s.prefix), Size: o.Size, Version: strongETag(o.ETag)}
+			info := objstore.Info{Key: strings.TrimPrefix(o.Key, s.prefix), Size: o.Size, Version: strongETag(o.ETag), Stored: o.LastModified}
 			err := ctx.Err()
 			switch {
 			case err != nil:

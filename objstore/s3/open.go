@@ -36,11 +36,12 @@ func open(c Config, stall time.Duration) (*Store, error) {
 	if transport.Proxy, err = proxyOf(endpoint, *c.Proxy); err != nil {
 		return nil, err
 	}
+	clock := new(clock)
 	limiter := pace.New(pace.Options{Most: c.Connections})
 	opts := &minio.Options{
 		Creds:      c.Credentials,
 		Secure:     endpoint.Scheme == "https",
-		Transport:  &s3Round{next: &pacedRound{next: transport, limiter: limiter}},
+		Transport:  &s3Round{next: &pacedRound{next: transport, limiter: limiter}, clock: clock},
 		Region:     c.Region,
 		MaxRetries: 1, // a retry that does not know what it repeats is none
 	}
@@ -67,7 +68,7 @@ func open(c Config, stall time.Duration) (*Store, error) {
 	}
 	s := &Store{
 		sse: sse, limiter: limiter, classes: c.Classes, versions: new(atomic.Bool),
-		core: *core, transport: transport, bucket: c.Bucket, endpoint: endpoint.String(),
+		core: *core, transport: transport, clock: clock, bucket: c.Bucket, endpoint: endpoint.String(),
 		sha256: c.Checksum == "sha256",
 	}
 	if c.Prefix != "" {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -27,11 +28,21 @@ const shortestHold = 100 * time.Millisecond
 // cleanupTime bounds the removal of what a probe made.
 const cleanupTime = 30 * time.Second
 
-// Probe implements objstore.Prober. Nothing in it is tried again; whoever does
-// that begins anew. What is tried is what several requests at once do to each other: they
-// do not wait for one another here.
-func (s *Store) Probe(ctx context.Context) (err error) {
-	ctx = context.WithValue(ctx, unpaced{}, true)
+// Probe implements objstore.Prober. What fails in it is not tried again; whoever does that
+// begins anew. But what the store refuses since it has too much to do is, apart from races: of
+// many requests one would always be refused while others keep it busy. What is tried is what
+// several requests at once do to each other: they do not wait for one another here.
+func (s *Store) Probe(ctx context.Context) error {
+	return probe{patient{s}, s}.run(context.WithValue(ctx, unpaced{}, true))
+}
+
+// probe tries a store.
+type probe struct {
+	patient        // asks again where the store is busy
+	racing  *Store // does not
+}
+
+func (s probe) run(ctx context.Context) (err error) {
 	dir := objstore.ProbePrefix + rand.Text() + "/"
 	var keys []string
 	defer func() {
@@ -47,6 +58,9 @@ func (s *Store) Probe(ctx context.Context) (err error) {
 		keys = append(keys, dir+name)
 		return dir + name
 	}
+	within := func(folder string) func(string) string {
+		return func(name string) string { return key(folder + "/" + name) }
+	}
 	begun := time.Now()
 	for _, step := range []func() error{
 		func() error { return s.probeRead(ctx, key("object")) },
@@ -54,8 +68,8 @@ func (s *Store) Probe(ctx context.Context) (err error) {
 		func() error { return s.probeChecksum(ctx, key("checksum256"), sha256.Sum256([]byte(meant))) },
 		func() error { return s.probeCreate(ctx, key("create")) },
 		func() error { return s.probeReplace(ctx, key("replace")) },
-		func() error { return s.probeRace(ctx, key("race/in/new/folders/object")) },
-		func() error { return s.probeHeld(ctx, key("held"), time.Since(begun)+shortestHold) },
+		func() error { return s.probeRace(ctx, within("race/in/new/folders/object")) },
+		func() error { return s.probeHeld(ctx, within("held"), time.Since(begun)+shortestHold) },
 	} {
 		if err := step(); err != nil {
 			return err
@@ -69,7 +83,7 @@ func unfit(format string, args ...any) error {
 	return objstore.MarkPermanent(fmt.Errorf(format, args...))
 }
 
-func (s *Store) probeContent(ctx context.Context, key, want string) error {
+func (s probe) probeContent(ctx context.Context, key, want string) error {
 	got, err := objstore.ReadAll(ctx, s, key, 2*heldSize)
 	if err != nil && !errors.Is(err, objstore.ErrNotFound) {
 		return err
@@ -81,7 +95,7 @@ func (s *Store) probeContent(ctx context.Context, key, want string) error {
 }
 
 // probeRead sees whether what was written, replaced and removed shows at once.
-func (s *Store) probeRead(ctx context.Context, key string) error {
+func (s probe) probeRead(ctx context.Context, key string) error {
 	for _, content := range []string{"first", "the second"} {
 		if err := s.Put(ctx, key, strings.NewReader(content), objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 			return err
@@ -109,7 +123,7 @@ func (s *Store) probeRead(ctx context.Context, key string) error {
 }
 
 // probeAbsent returns the error there if an object is.
-func (s *Store) probeAbsent(ctx context.Context, key string, there error) error {
+func (s probe) probeAbsent(ctx context.Context, key string, there error) error {
 	switch _, err := s.Stat(ctx, key); {
 	case errors.Is(err, objstore.ErrNotFound):
 		return nil
@@ -124,32 +138,40 @@ const meant = "what was meant"
 
 // probeChecksum sees whether the store refuses a body that is not what its checksum
 // says: the SHA-256 that is known of it, or else what is computed.
-func (s *Store) probeChecksum(ctx context.Context, key string, known [sha256.Size]byte) error {
-	sums, err := s.checksum(strings.NewReader(meant), known)
+func (s probe) probeChecksum(ctx context.Context, key string, known [sha256.Size]byte) error {
+	st := s.racing
+	sums, err := st.checksum(strings.NewReader(meant), known)
 	if err != nil {
 		return err
 	}
-	opts := minio.PutObjectOptions{DisableContentSha256: true, UserMetadata: sums.headers, ServerSideEncryption: s.sse}
-	body := bytes.NewReader([]byte("what arrives..")) // as long as what was meant
-	_, err = s.core.PutObject(ctx, s.bucket, s.prefix+key, io.Reader(body), body.Size(), "", sums.sha256, opts)
+	opts := minio.PutObjectOptions{DisableContentSha256: true, UserMetadata: sums.headers, ServerSideEncryption: st.sse}
+	refused := false
+	err = whileBusy(ctx, func() error {
+		body := bytes.NewReader([]byte("what arrives..")) // as long as what was meant
+		_, err := st.core.PutObject(ctx, st.bucket, st.prefix+key, io.Reader(body), body.Size(), "", sums.sha256, opts)
+		if refused = isStatus(err, http.StatusBadRequest); refused || err == nil {
+			return nil
+		}
+		return st.failed(ctx, "store", key, err)
+	})
 	switch {
-	case err == nil:
+	case err != nil:
+		return err
+	case !refused:
 		return s.unchecked()
-	case !isStatus(err, http.StatusBadRequest): // refused
-		return s.failed(ctx, "store", key, err)
 	}
 	return s.probeAbsent(ctx, key, s.unchecked())
 }
 
-func (s *Store) unchecked() error {
-	if s.sha256 {
+func (s probe) unchecked() error {
+	if s.racing.sha256 {
 		return unfit("the store takes an object whose bytes were changed on their way: it checks no SHA-256")
 	}
 	return unfit("the store takes an object whose bytes were changed on their way: it checks neither CRC32C nor SHA-256 (try IMGBACKUP_S3_CHECKSUM=sha256)")
 }
 
 // probeCreate sees whether an object is created over another.
-func (s *Store) probeCreate(ctx context.Context, key string) error {
+func (s probe) probeCreate(ctx context.Context, key string) error {
 	err := s.Put(ctx, key, strings.NewReader("first"), objstore.PutOptions{Mode: objstore.Create})
 	var answer *Error
 	switch {
@@ -171,9 +193,13 @@ func (s *Store) probeCreate(ctx context.Context, key string) error {
 	return s.probeContent(ctx, key, "first")
 }
 
+// versionsOn is what is most likely wrong where a delete marker counts as an object, as in
+// versitygw's buckets with versions.
+const versionsOn = "if the bucket has versions, this store can't hold a repository that is pruned while others write; use a bucket without"
+
 // probeReplace sees whether an object is replaced only where the very one stands that was
 // read, and whether one that was deleted is absent for both conditions.
-func (s *Store) probeReplace(ctx context.Context, key string) error {
+func (s probe) probeReplace(ctx context.Context, key string) error {
 	unmet := func(what string) error {
 		return &objstore.NoConditionsError{What: "it does not honour conditional writes (If-Match): " + what}
 	}
@@ -183,7 +209,11 @@ func (s *Store) probeReplace(ctx context.Context, key string) error {
 	if err := put("first", objstore.PutOptions{Mode: objstore.Replace}); err != nil {
 		return err
 	}
-	tag, err := s.tagOf(ctx, key, []byte("first"))
+	var tag string
+	err := whileBusy(ctx, func() (err error) {
+		tag, err = s.racing.tagOf(ctx, key, []byte("first"))
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -202,14 +232,16 @@ func (s *Store) probeReplace(ctx context.Context, key string) error {
 	late := func(over string) error {
 		var opts minio.PutObjectOptions
 		opts.SetMatchETag(tag)
-		err := s.put(ctx, key, strings.NewReader("late"), [sha256.Size]byte{}, opts)
-		switch {
-		case err == nil:
-			return unmet(over)
-		case isCode(err, codePreconditionFailed), isCode(err, codeNoSuchKey):
-			return nil
-		}
-		return s.failed(ctx, "store", key, err)
+		return whileBusy(ctx, func() error {
+			err := s.racing.put(ctx, key, strings.NewReader("late"), [sha256.Size]byte{}, opts)
+			switch {
+			case err == nil:
+				return unmet(over)
+			case isCode(err, codePreconditionFailed), isCode(err, codeNoSuchKey):
+				return nil
+			}
+			return s.racing.failed(ctx, "store", key, err)
+		})
 	}
 	if err := late("it stored an object over another than the one that was to be replaced"); err != nil {
 		return err
@@ -220,12 +252,12 @@ func (s *Store) probeReplace(ctx context.Context, key string) error {
 	if err := s.Delete(ctx, key); err != nil {
 		return err
 	}
-	if err := late("what was deleted was replaced (are there versions in the bucket?)"); err != nil {
+	if err := late("what was deleted was replaced: " + versionsOn); err != nil {
 		return err
 	}
 	switch err := put("third", objstore.PutOptions{}); {
 	case errors.Is(err, objstore.ErrExists):
-		return unmet("what was deleted counts as there (are there versions in the bucket?)")
+		return unmet("what was deleted counts as there: " + versionsOn)
 	case err != nil:
 		return err
 	}
@@ -233,24 +265,36 @@ func (s *Store) probeReplace(ctx context.Context, key string) error {
 }
 
 // probeRace sees whether one of several writers at once creates an object.
-func (s *Store) probeRace(ctx context.Context, key string) error {
+func (s probe) probeRace(ctx context.Context, key func(name string) string) error {
 	const racers = 8
-	content := func(i int) string { return fmt.Sprintf("racer %d", i) }
-	var errs [racers]error
-	var wg sync.WaitGroup
-	for i := range racers {
-		wg.Go(func() {
-			errs[i] = s.Put(ctx, key, strings.NewReader(content(i)), objstore.PutOptions{Mode: objstore.Create})
-		})
-	}
-	wg.Wait()
-	return s.judgeRace(ctx, key, errs[:], content, "it does not honour conditional writes (If-None-Match: *): two writers at once both created an object")
+	return s.race(ctx, key, func(ctx context.Context, key string) error {
+		content := func(i int) string { return fmt.Sprintf("racer %d", i) }
+		var errs [racers]error
+		var wg sync.WaitGroup
+		for i := range racers {
+			wg.Go(func() {
+				errs[i] = s.racing.Put(ctx, key, strings.NewReader(content(i)), objstore.PutOptions{Mode: objstore.Create})
+			})
+		}
+		wg.Wait()
+		return s.judgeRace(ctx, key, errs[:], content, "it does not honour conditional writes (If-None-Match: *): two writers at once both created an object")
+	})
+}
+
+// race runs one, each time for another object, until the store takes enough of those that
+// are in it.
+func (s probe) race(ctx context.Context, key func(name string) string, once func(ctx context.Context, key string) error) error {
+	n := 0
+	return whileBusy(ctx, func() error {
+		n++
+		return once(ctx, key(strconv.Itoa(n)))
+	})
 }
 
 // judgeRace sees whether at most one of those that created an object has succeeded, and its
 // content stands; both is what to say of two. Those that the store refused for having too
 // much to do were not in the race: a store that takes but some at once is fit, too.
-func (s *Store) judgeRace(ctx context.Context, key string, errs []error, content func(i int) string, both string) error {
+func (s probe) judgeRace(ctx context.Context, key string, errs []error, content func(i int) string, both string) error {
 	winner, racers := -1, len(errs)
 	var busy error
 	for i, err := range errs {

@@ -41,6 +41,24 @@ func testS3Probe(t *testing.T, server *s3test.Server) {
 	}
 }
 
+// What is refused of a probe since others keep the store busy is asked for again, and no more
+// than that.
+func testS3BusyProbe(t *testing.T, server *s3test.Server) {
+	busy := func(method, key string, times int) s3test.Fault {
+		return s3test.Fault{How: s3test.Unavailable, Method: method, Key: key, Times: times}
+	}
+	proxy := s3test.NewProxy(t, server,
+		busy(http.MethodPut, "/object", 2), busy(http.MethodGet, "/object", 1), busy("LIST", "/object", 2), busy(http.MethodHead, "/object", 1),
+		busy(http.MethodPut, "/checksum", 3), busy(http.MethodPut, "/create", 2), busy(http.MethodPut, "/replace", 2),
+		busy(http.MethodPut, "/race/", 8+7), // nobody is in the first race, and one in the second
+		busy(http.MethodPut, "/held/", 1), busy(http.MethodDelete, "/create", 3))
+	s := openS3(t, proxy.Config(server, server.Bucket(), "busy"))
+	if err := s.Probe(t.Context()); err != nil {
+		t.Errorf("probe: %v", err)
+	}
+	wantEmpty(t, s)
+}
+
 // A store that ignores conditions is told from one that has them, and is fit
 // for a single writer.
 func testS3NoConditions(t *testing.T, server *s3test.Server) {

@@ -49,7 +49,11 @@ func (b *heldBody) ReadAt(p []byte, off int64) (int, error) {
 // probeHeld sees whether a writer whose body was on its way when another one created
 // the object is refused. A server may as well let the other one wait: the body goes on
 // after hold at the latest.
-func (s *Store) probeHeld(ctx context.Context, key string, hold time.Duration) error {
+func (s probe) probeHeld(ctx context.Context, key func(name string) string, hold time.Duration) error {
+	return s.race(ctx, key, func(ctx context.Context, key string) error { return s.held(ctx, key, hold) })
+}
+
+func (s probe) held(ctx context.Context, key string, hold time.Duration) error {
 	content := [2]string{string(bytes.Repeat([]byte("slow"), heldSize/4)), "fast"}
 	later := make(chan struct{})
 	body := &heldBody{ReaderAt: bytes.NewReader([]byte(content[0])), began: make(chan struct{}), later: later}
@@ -57,14 +61,14 @@ func (s *Store) probeHeld(ctx context.Context, key string, hold time.Duration) e
 	var slow sync.WaitGroup
 	slow.Go(func() {
 		// The sum is known, so that the body is read only to be sent.
-		errs[0] = s.Put(ctx, key, body, objstore.PutOptions{Mode: objstore.Create, SHA256: sha256.Sum256([]byte(content[0]))})
+		errs[0] = s.racing.Put(ctx, key, body, objstore.PutOptions{Mode: objstore.Create, SHA256: sha256.Sum256([]byte(content[0]))})
 		body.once.Do(func() { close(body.began) })
 	})
 	fast := make(chan struct{})
 	go func() {
 		defer close(fast)
 		<-body.began
-		errs[1] = s.Put(ctx, key, bytes.NewReader([]byte(content[1])), objstore.PutOptions{Mode: objstore.Create})
+		errs[1] = s.racing.Put(ctx, key, bytes.NewReader([]byte(content[1])), objstore.PutOptions{Mode: objstore.Create})
 	}()
 	<-body.began
 	timer := time.NewTimer(hold)

@@ -41,6 +41,7 @@ type Store struct {
 	core      minio.Core
 	transport *http.Transport
 	limiter   *pace.Limiter
+	clock     *clock
 	bucket    string
 	prefix    string // "" or ends in a slash
 	endpoint  string // for messages; without credentials
@@ -143,6 +144,9 @@ func (s *Store) get(ctx context.Context, key string, offset, length int64, o get
 		return s.emptyRange(ctx, key, o.id, offset, length)
 	case err != nil:
 		return nil, s.failed(ctx, "read", key, err)
+	}
+	if info.VersionID != "" && info.VersionID != "null" {
+		s.versions.Store(true)
 	}
 	if o.tag != "" && strongETag(info.ETag) != o.tag { // the condition got lost on its way
 		_ = body.Close() // not wanted

@@ -43,6 +43,7 @@ func TestS3(t *testing.T) {
 				"missing bucket":        testS3NoBucket,
 				"refusals":              testS3Refusals,
 				"probe":                 testS3Probe,
+				"busy probe":            testS3BusyProbe,
 				"known SHA-256":         testS3Known,
 				"no conditions":         testS3NoConditions,
 				"restart":               testS3Restart,

@@ -116,7 +116,8 @@ func (c *stallConn) Write(p []byte) (n int, err error) {
 // s3Round is the round tripper of a store. It sends large bodies only when the
 // server wants them, and lets no answer pass that is not an S3 server's.
 type s3Round struct {
-	next http.RoundTripper
+	next  http.RoundTripper
+	clock *clock
 	// unasked: something on the way can't ask the server whether it wants a body.
 	unasked atomic.Bool
 }
@@ -136,6 +137,7 @@ func (t *s3Round) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.clock.note(resp)
 	if ask && resp.StatusCode == http.StatusExpectationFailed {
 		_ = resp.Body.Close() // nothing in it matters
 		t.unasked.Store(true)

@@ -42,7 +42,7 @@ func (s *Store) ListVersions(ctx context.Context, prefix, after string) iter.Seq
 		for o := range s.core.ListObjectsIter(ctx, s.bucket, opts) {
 			v := objstore.ObjectVersion{
 				Key: strings.TrimPrefix(o.Key, s.prefix), ID: o.VersionID, Size: o.Size, Stored: o.LastModified,
-				Latest: o.IsLatest, Marker: o.IsDeleteMarker,
+				Latest: o.IsLatest, Marker: o.IsDeleteMarker, Tag: strongETag(o.ETag),
 			}
 			err := ctx.Err()
 			switch {

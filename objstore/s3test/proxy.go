@@ -87,7 +87,8 @@ type Proxy struct {
 	mu     sync.Mutex
 	faults []*fault
 	counts map[string]int
-	log    []string
+	log    []string // methods of all requests, and
+	keys   []string // what they were about
 	late   []func() int
 	stop   context.CancelFunc
 }
@@ -167,6 +168,18 @@ func (p *Proxy) Methods() []string {
 	return slices.Clone(p.log)
 }
 
+// CountKeys returns how many requests of a method there were whose key, or prefix, has part in it.
+func (p *Proxy) CountKeys(method, part string) (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, m := range p.log {
+		if m == method && strings.Contains(p.keys[i], part) {
+			n++
+		}
+	}
+	return n
+}
+
 // Connections returns how many connections were made to the proxy.
 func (p *Proxy) Connections() int { return int(p.conns.Load()) }
 
@@ -203,7 +216,7 @@ func (p *Proxy) hit(r *http.Request) *Fault {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.counts[m]++
-	p.log = append(p.log, m)
+	p.log, p.keys = append(p.log, m), append(p.keys, key)
 	var met *Fault
 	for _, f := range p.faults {
 		if f.Method != "" && f.Method != m || !strings.Contains(key, f.Key) ||

@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -66,6 +67,7 @@ type Server struct {
 	program  string
 	dir      string
 	versions bool // VersityGW keeps old versions, which MinIO always can
+	users    bool // VersityGW knows users
 	address  string
 	Endpoint string // its URL
 	CAFile   string // its certificate, if it speaks TLS
@@ -89,6 +91,22 @@ func StartVersioned(t testing.TB, kind Kind) *Server {
 	return start(t, kind, t.TempDir(), false, true)
 }
 
+// StartUsers starts a server that can have [Server.User].
+func StartUsers(t testing.TB, kind Kind) *Server {
+	t.Helper()
+	s := prepare(t, kind, t.TempDir())
+	s.users = true
+	return s.begin("http://")
+}
+
+// StartVersionedUsers starts one that keeps versions, too.
+func StartVersionedUsers(t testing.TB, kind Kind) *Server {
+	t.Helper()
+	s := prepare(t, kind, t.TempDir())
+	s.users, s.versions = true, true
+	return s.begin("http://")
+}
+
 // StartTLS starts a server that speaks TLS, with a certificate of its own.
 func StartTLS(t testing.TB, kind Kind) *Server {
 	t.Helper()
@@ -103,17 +121,30 @@ func StartIn(t testing.TB, kind Kind, dir string) *Server {
 
 func start(t testing.TB, kind Kind, dir string, tls, versions bool) *Server {
 	t.Helper()
-	s := &Server{t: t, kind: kind, program: find(t, kind), dir: dir, versions: versions}
-	for _, sub := range []string{"data", "certs", "versions"} {
+	s := prepare(t, kind, dir)
+	s.versions = versions
+	if tls {
+		s.CAFile = makeCertificate(t, filepath.Join(dir, "certs"))
+		return s.begin("https://")
+	}
+	return s.begin("http://")
+}
+
+func prepare(t testing.TB, kind Kind, dir string) *Server {
+	t.Helper()
+	s := &Server{t: t, kind: kind, program: find(t, kind), dir: dir}
+	for _, sub := range []string{"data", "certs", "versions", "users"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
-	scheme := "http://"
-	if tls {
-		scheme = "https://"
-		s.CAFile = makeCertificate(t, filepath.Join(dir, "certs"))
-	}
+	return s
+}
+
+// begin has the server run.
+func (s *Server) begin(scheme string) *Server {
+	t := s.t
+	t.Helper()
 	t.Cleanup(s.Kill)
 	for range 3 { // another program may take the port meanwhile
 		s.address = freeAddress(t)
@@ -124,7 +155,7 @@ func start(t testing.TB, kind Kind, dir string, tls, versions bool) *Server {
 			t.Fatal(err)
 		}
 	}
-	t.Fatalf("%s does not start:\n%s", kind, s.log)
+	t.Fatalf("%s does not start:\n%s", s.kind, s.log)
 	return nil
 }
 
@@ -173,6 +204,9 @@ func (s *Server) run() error {
 		args = []string{"--port", s.address, "--region", Region, "--quiet"}
 		if s.CAFile != "" {
 			args = append(args, "--cert", s.CAFile, "--key", filepath.Join(certs, "private.key"))
+		}
+		if s.users {
+			args = append(args, "--iam-dir", filepath.Join(s.dir, "users"))
 		}
 		args = append(args, "posix")
 		if s.versions {
@@ -350,9 +384,17 @@ func Allow(bucket, pattern string, actions ...string) string {
 // policy say.
 func (s *Server) Restricted(statements ...string) *credentials.Credentials {
 	s.t.Helper()
-	policy := fmt.Sprintf(`{"Version":"2012-10-17","Statement":[%s]}`, strings.Join(statements, ","))
+	return s.assume(fmt.Sprintf(`{"Version":"2012-10-17","Statement":[%s]}`, strings.Join(statements, ",")))
+}
+
+func (s *Server) assume(policy string) *credentials.Credentials {
+	s.t.Helper()
+	var short bytes.Buffer // it may have 2,048 bytes
+	if err := json.Compact(&short, []byte(policy)); err != nil {
+		s.t.Fatal(err)
+	}
 	c, err := credentials.NewSTSAssumeRole(s.Endpoint, credentials.STSAssumeRoleOptions{
-		AccessKey: AccessKey, SecretKey: SecretKey, Policy: policy, DurationSeconds: 3600,
+		AccessKey: AccessKey, SecretKey: SecretKey, Policy: short.String(), DurationSeconds: 3600,
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -362,6 +404,25 @@ func (s *Server) Restricted(statements ...string) *credentials.Credentials {
 		s.t.Fatalf("credentials that may do %s: %v", policy, err)
 	}
 	return credentials.NewStaticV4(v.AccessKeyID, v.SecretAccessKey, v.SessionToken)
+}
+
+// User returns the credentials of a user of a bucket who may do what a policy says: in MinIO one of
+// the user, in versitygw one of the bucket, that names the user.
+func (s *Server) User(name, bucket, policy string) *credentials.Credentials {
+	s.t.Helper()
+	if s.kind == MinIO {
+		return s.assume(policy)
+	}
+	const secret = "user-secret-key-of-tests"
+	cmd := exec.Command(s.program, "admin", "--access", AccessKey, "--secret", SecretKey, "--region", Region, "--endpoint-url", s.Endpoint,
+		"create-user", "--access", name, "--secret", secret, "--role", "user")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		s.t.Fatalf("%v: %s", err, out)
+	}
+	if err := s.Client().SetBucketPolicy(s.t.Context(), bucket, policy); err != nil {
+		s.t.Fatalf("%v: %s", err, policy)
+	}
+	return credentials.NewStaticV4(name, secret, "")
 }
 
 // Env is the environment, as NAME=VALUE, in which s3://BUCKET/PREFIX is in this

@@ -11,75 +11,121 @@ import (
 	"github.com/imgbackup/imgbackup/objstore"
 )
 
-// reader reads a range of an object, in order.
+// reader reads a range of an object, in order: pieces that are in memory or on their way
+// there, and what lies between them as it comes.
 type reader struct {
-	store  *store
-	ctx    context.Context
-	cancel context.CancelFunc
-	key    string
-	end    int64
-	next   int64 // up to where pieces were begun; under the lock of the pool
+	store     *store
+	ctx       context.Context
+	cancel    context.CancelFunc
+	key       string
+	next, end int64 // what is not asked for; under the lock of the pool
+	placed    bool  // it has a place; likewise
 
-	found chan error  // told once how the first piece that was answered was
+	turn  chan span   // what to read through a connection
 	begun chan *piece // in their order
 	work  sync.WaitGroup
 
-	now  *piece // being read
-	read int    // bytes of it
-	left int64  // bytes of all, still to be given
-	err  error  // reading has ended
+	through io.ReadCloser // what is read as it comes
+	rest    int64         // bytes of that
+	now     *piece        // or what is read of the memory
+	read    int           // bytes of it
+	err     error         // reading has ended
 }
 
 // fetch reads the piece at offset into buf. It returns what came, and why that is not all.
 func (r *reader) fetch(buf []byte, offset int64) ([]byte, error) {
 	body, err := r.store.Store.Get(r.ctx, r.key, offset, int64(len(buf)))
-	select {
-	case r.found <- err:
-	default:
-	}
 	if err != nil {
-		if errors.Is(err, objstore.ErrNotFound) {
-			err = io.ErrUnexpectedEOF // unless Get says it: it is gone since the reading began
-		}
-		return buf[:0], err
+		return buf[:0], goneMeanwhile(err)
 	}
 	n, err := io.ReadFull(body, buf)
 	if cerr := body.Close(); err == nil {
 		err = cerr
 	}
-	if err == io.EOF {
-		err = io.ErrUnexpectedEOF
+	return buf[:n], unexpected(err)
+}
+
+// goneMeanwhile is err of what was there when the reading began.
+func goneMeanwhile(err error) error {
+	if errors.Is(err, objstore.ErrNotFound) {
+		return io.ErrUnexpectedEOF
 	}
-	return buf[:n], err
+	return err
+}
+
+func unexpected(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// open waits for the turn to read on, which was asked for, and begins to.
+func (r *reader) open() error {
+	select {
+	case s := <-r.turn:
+		body, err := r.store.Store.Get(r.ctx, r.key, s.offset, s.length)
+		if err != nil {
+			r.store.pool.end()
+			return err
+		}
+		r.through, r.rest = body, s.length
+		return nil
+	case <-r.ctx.Done():
+		return context.Cause(r.ctx) // Close gives back what comes
+	}
 }
 
 // Read implements [io.Reader].
 func (r *reader) Read(p []byte) (int, error) {
 	for len(p) > 0 && r.err == nil {
-		if r.now == nil {
+		n := 0
+		switch {
+		case r.through != nil:
+			n, r.err = r.readThrough(p)
+		case r.now != nil:
+			n, r.err = r.readNow(p)
+		default:
 			r.err = r.wait()
-			continue
 		}
-		if n := copy(p, r.now.data[r.read:]); n > 0 {
-			r.read += n
-			r.left -= int64(n)
+		if n > 0 {
 			return n, nil
 		}
-		r.err = r.now.err
-		r.giveBack()
 	}
 	return 0, r.err
 }
 
+func (r *reader) readThrough(p []byte) (int, error) {
+	n, err := r.through.Read(p[:min(int64(len(p)), r.rest)])
+	if r.rest -= int64(n); r.rest == 0 && (err == nil || err == io.EOF) {
+		return n, r.endThrough()
+	}
+	return n, unexpected(err)
+}
+
+func (r *reader) endThrough() error {
+	err := r.through.Close()
+	r.through = nil
+	r.store.pool.end()
+	return err
+}
+
+func (r *reader) readNow(p []byte) (int, error) {
+	if n := copy(p, r.now.data[r.read:]); n > 0 {
+		r.read += n
+		return n, nil
+	}
+	err := r.now.err
+	r.giveBack()
+	return 0, err
+}
+
 // wait is for the next piece.
 func (r *reader) wait() error {
-	if r.left == 0 {
-		return io.EOF
-	}
 	select {
 	case r.now = <-r.begun:
-	case <-r.ctx.Done():
-		return context.Cause(r.ctx)
+	default:
+		return r.readOn()
 	}
 	select {
 	case <-r.now.done:
@@ -87,6 +133,17 @@ func (r *reader) wait() error {
 	case <-r.ctx.Done():
 		return context.Cause(r.ctx) // Close gives it back
 	}
+}
+
+// readOn is where nothing is in memory, or on its way there.
+func (r *reader) readOn() error {
+	switch r.store.pool.want(r) {
+	case ended:
+		return io.EOF
+	case another:
+		return r.wait()
+	}
+	return goneMeanwhile(r.open())
 }
 
 // giveBack is of the piece that is being read, once that is done.
@@ -102,6 +159,9 @@ func (r *reader) Close() error {
 	r.cancel()
 	r.store.pool.drop(r)
 	r.work.Wait()
+	if r.through != nil {
+		_ = r.endThrough() // nothing more of it is wanted
+	}
 	if r.now != nil {
 		r.giveBack()
 	}

@@ -4,10 +4,14 @@
 // go is fetched in pieces, side by side. There each connection has a rate of its own, and an
 // object that is read through one alone takes as long as that takes.
 //
-// All readers of a store share its connections and the memory for what is on its way. Who
-// began first is served first, so that a reader gets all connections when it is alone, and
-// those behind it what it leaves. So nobody may keep a reader open while waiting for another
-// of the same store.
+// All readers of a store share its connections. Each has one of them for what it reads
+// next, which it reads as it comes; those that nobody reads through fetch what comes later, into
+// memory that all share, for who began first. So a reader gets all connections when it is
+// alone. Of many, a few read at once; the others wait for their turn. So those who came first
+// end first, one after the other, and what is done with an object in the end goes on beside the
+// reading of others. The fewer bytes are left, the smaller the
+// pieces are: large ones lose less on the way to the store and back, small ones end together.
+// Nobody may keep a reader open while waiting for another of the same store.
 package split
 
 import (
@@ -22,10 +26,11 @@ import (
 )
 
 // Bounds of a piece, bytes: a small one costs the way to the store and back for little, a
-// large one is waited for.
+// large one is waited for, and takes memory unless it is read as it comes.
 const (
 	leastPiece = 1 << 20
-	mostPiece  = 4 << 20
+	mostHeld   = 4 << 20
+	mostRead   = 8 << 20
 )
 
 // What all readers of a store have in memory at once, at most, bytes.
@@ -44,16 +49,25 @@ func New(s objstore.Store, b memory.Budget) objstore.Store {
 	if connections < 2 {
 		return s
 	}
-	// Half as many more than are fetched, for those that are being looked at.
-	size := min(max(held/int64(connections)*2/3, leastPiece), mostPiece) &^ (64<<10 - 1)
-	return newStore(s, size, connections, int(held/size))
+	size := min(max(held/int64(connections), leastPiece), mostHeld) &^ (64<<10 - 1)
+	return newStore(s, sizes{least: leastPiece, held: size, read: mostRead}, connections, int(held/size))
 }
 
-// newStore reads pieces of size bytes, of which so many are fetched at once and so many are
-// in memory.
-func newStore(s objstore.Store, size int64, fetched, held int) *store {
-	return &store{Store: s, pool: pool{size: size, held: held, idle: fetched, room: held}}
+// sizes bound pieces, bytes.
+type sizes struct {
+	least int64
+	held  int64 // of one in memory
+	read  int64 // of one that is read as it comes
 }
+
+// newStore fetches so many pieces at once, and has so many in memory.
+func newStore(s objstore.Store, bounds sizes, fetched, held int) *store {
+	return &store{Store: s, pool: pool{sizes: bounds, connections: fetched, held: held, idle: fetched, room: held, places: places(fetched, held)}}
+}
+
+// places is how many read at once: few, but so many that with what is fetched into
+// memory all connections are used.
+func places(connections, held int) int { return max(connections*3/8, connections-held, 1) }
 
 type store struct {
 	objstore.Store
@@ -68,22 +82,16 @@ func (s *store) Get(ctx context.Context, key string, offset, length int64) (io.R
 	if err := errors.Join(objstore.CheckKey(key), objstore.CheckRange(key, offset, length)); err != nil {
 		return nil, err
 	}
-	if length <= s.pool.size {
+	if length <= s.pool.sizes.held {
 		return s.Store.Get(ctx, key, offset, length)
 	}
 	inner, cancel := context.WithCancel(ctx)
 	r := &reader{
-		store: s, ctx: inner, cancel: cancel, key: key, next: offset, end: offset + length, left: length,
-		found: make(chan error, 1), begun: make(chan *piece, s.pool.held),
+		store: s, ctx: inner, cancel: cancel, key: key, next: offset, end: offset + length,
+		turn: make(chan span, 1), begun: make(chan *piece, s.pool.held),
 	}
 	s.pool.add(r)
-	var err error
-	select {
-	case err = <-r.found:
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-	}
-	if err != nil {
+	if err := r.open(); err != nil {
 		_ = r.Close() // says nothing
 		return nil, err
 	}
@@ -92,15 +100,23 @@ func (s *store) Get(ctx context.Context, key string, offset, length int64) (io.R
 
 // pool is what the readers of a store share.
 type pool struct {
-	size int64 // of a piece, bytes
-	held int   // pieces in memory, at most
+	sizes       sizes
+	connections int
+	held        int // pieces in memory, at most
 
 	mu      sync.Mutex
 	idle    int       // pieces that may be fetched beside those that are
 	room    int       // pieces that may be in memory beside those that are
+	places  int       // for readers beside those that have one
 	free    [][]byte  // what was lent before
 	readers []*reader // of which not all is asked for; who came first is in front
+	coming  []*reader // who wait for a place; likewise
+	waiting []*reader // who have one, for a connection to read through; likewise
+	left    int64     // bytes that are not asked for, of all readers
 }
+
+// span is a part of an object.
+type span struct{ offset, length int64 }
 
 // piece is a part of an object, in memory.
 type piece struct {
@@ -112,35 +128,102 @@ type piece struct {
 func (p *pool) add(r *reader) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.readers = append(p.readers, r)
+	p.left += r.end - r.next
+	p.coming = append(p.coming, r)
 	p.schedule()
 }
 
-// schedule has as much fetched as there is room for. It needs the lock.
-func (p *pool) schedule() {
-	for p.idle > 0 && p.room > 0 && len(p.readers) > 0 {
-		r := p.readers[0]
-		offset := r.next
-		n := min(p.size, r.end-offset)
-		if r.next += n; r.next == r.end {
-			p.readers = p.readers[1:]
-		}
-		p.idle--
-		p.room--
-		pc := &piece{data: p.buffer(n), done: make(chan struct{})}
-		r.begun <- pc // which holds all that there can be
-		r.work.Go(func() { p.fetch(r, pc, offset) })
+// admit gives places to those who came first.
+func (p *pool) admit() {
+	for p.places > 0 && len(p.coming) > 0 {
+		r := p.coming[0]
+		p.coming = p.coming[1:]
+		p.places--
+		r.placed = true
+		p.readers = append(p.readers, r)
+		p.waiting = append(p.waiting, r)
 	}
 }
 
-// buffer needs the lock.
+// What comes next of an object.
+const (
+	itsTurn = iota // once there is a connection
+	another        // a piece that is on its way to the memory by now
+	ended          // nothing
+)
+
+// want has a reader wait for its turn to read on, unless something else comes next.
+func (p *pool) want(r *reader) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case len(r.begun) > 0:
+		return another
+	case r.next == r.end:
+		return ended
+	}
+	p.wait(r)
+	return itsTurn
+}
+
+// wait needs the lock, as do all that follow without taking it.
+func (p *pool) wait(r *reader) {
+	p.waiting = append(p.waiting, r)
+	p.schedule()
+}
+
+// schedule has as much fetched as there are connections and room for.
+func (p *pool) schedule() {
+	for p.admit(); p.idle > 0; p.admit() {
+		switch {
+		case len(p.waiting) > 0:
+			r := p.waiting[0]
+			p.waiting = p.waiting[1:]
+			p.idle--
+			r.turn <- p.take(r, p.sizes.read) // which holds one
+		case p.room > 0 && len(p.readers) > 0:
+			r := p.readers[0]
+			s := p.take(r, p.sizes.held)
+			p.idle--
+			p.room--
+			pc := &piece{data: p.buffer(s.length), done: make(chan struct{})}
+			r.begun <- pc // which holds all that there can be
+			r.work.Go(func() { p.fetch(r, pc, s.offset) })
+		default:
+			return
+		}
+	}
+}
+
+// take is of what a reader has not asked for the next piece, of at most most bytes.
+func (p *pool) take(r *reader, most int64) span {
+	n := min(max(p.left/int64(p.connections), p.sizes.least), most, r.end-r.next)
+	s := span{r.next, n}
+	r.next += n
+	p.left -= n
+	if r.next == r.end {
+		p.remove(r)
+		p.leave(r)
+	}
+	return s
+}
+
+// leave gives up a reader's place, if it has one or waits for it.
+func (p *pool) leave(r *reader) {
+	if r.placed {
+		r.placed = false
+		p.places++
+	}
+	p.coming = slices.DeleteFunc(p.coming, func(other *reader) bool { return other == r })
+}
+
 func (p *pool) buffer(n int64) []byte {
 	if last := len(p.free) - 1; last >= 0 {
 		b := p.free[last]
 		p.free = p.free[:last]
 		return b[:n]
 	}
-	return make([]byte, n, p.size)
+	return make([]byte, n, p.sizes.held)
 }
 
 func (p *pool) fetch(r *reader, pc *piece, offset int64) {
@@ -148,23 +231,45 @@ func (p *pool) fetch(r *reader, pc *piece, offset int64) {
 	close(pc.done)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.idle++
 	if pc.err != nil {
-		p.remove(r)
+		p.giveUp(r)
 	}
+	p.idle++
 	p.schedule()
 }
 
-// remove has no more fetched for a reader. It needs the lock.
+// end is of a connection that was read through.
+func (p *pool) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.idle++
+	p.schedule()
+}
+
 func (p *pool) remove(r *reader) {
 	p.readers = slices.DeleteFunc(p.readers, func(other *reader) bool { return other == r })
 }
 
-// drop is remove.
+// giveUp has no more fetched for a reader.
+func (p *pool) giveUp(r *reader) {
+	p.remove(r)
+	p.left -= r.end - r.next
+	r.end = r.next
+}
+
+// drop is of a reader that reads no more.
 func (p *pool) drop(r *reader) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.remove(r)
+	p.giveUp(r)
+	p.leave(r)
+	p.waiting = slices.DeleteFunc(p.waiting, func(other *reader) bool { return other == r })
+	select {
+	case <-r.turn: // that came too late
+		p.idle++
+	default:
+	}
+	p.schedule()
 }
 
 // giveBack takes the memory of a piece that is done.
@@ -175,6 +280,6 @@ func (p *pool) giveBack(pc *piece) {
 	p.room++
 	p.schedule()
 	if p.room == p.held {
-		p.free = nil // nobody reads
+		p.free = nil // nobody needs it
 	}
 }

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package inherit_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/inherit"
+	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/qcow2"
+	"github.com/imgbackup/imgbackup/qemu"
+)
+
+// left is a repository, and raw images of some points in time.
+type left struct {
+	*testing.T
+	repo  *chain.Repository
+	paths []string
+}
+
+func newLeft(t *testing.T) *left {
+	t.Helper()
+	repo, err := chain.Init(t.Context(), objstore.NewMem(), chain.InitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &left{T: t, repo: repo}
+	for i := range 3 {
+		path := filepath.Join(t.TempDir(), "vda.raw")
+		made := time.Date(2026, 1, 1+i, 0, 0, 0, 0, time.UTC)
+		if err := errors.Join(os.WriteFile(path, bytes.Repeat([]byte{byte(i + 1)}, 1<<20), 0o600), os.Chtimes(path, made, made)); err != nil {
+			t.Fatal(err)
+		}
+		l.paths = append(l.paths, path)
+	}
+	return l
+}
+
+func (l *left) plan() *inherit.Plan {
+	l.Helper()
+	req := inherit.Request{Engine: backup.Request{Domain: "web"}}
+	for _, path := range l.paths {
+		req.Points = append(req.Points, inherit.Point{From: "a test", Disks: []backup.DiskRequest{{Disk: "vda", Path: path, Format: qcow2.Raw}}})
+	}
+	p, err := inherit.Make(l.Context(), l.repo, req)
+	if err != nil {
+		l.Fatal(err)
+	}
+	return p
+}
+
+// execute carries a plan out; at is called at each step of the point of that number.
+func (l *left) execute(ctx context.Context, p *inherit.Plan, point int, at func(step string)) error {
+	n := 0
+	return p.Execute(ctx, l.repo, inherit.Told{
+		Begin: func(*inherit.Step) backup.Hooks {
+			n++
+			if n-1 != point {
+				return backup.Hooks{}
+			}
+			return backup.Hooks{Step: at}
+		},
+		End: func(*inherit.Step, *backup.Result, error) {},
+	})
+}
+
+func (l *left) states(p *inherit.Plan) string {
+	var all []string
+	for _, s := range p.Steps {
+		all = append(all, string(s.State))
+	}
+	return strings.Join(all, " ")
+}
+
+func (l *left) checkpoints() (all []*chain.Manifest) {
+	l.Helper()
+	all, damaged, err := l.repo.Manifests(l.Context(), "web")
+	if err != nil || len(damaged) > 0 {
+		l.Fatal(err, damaged)
+	}
+	return all
+}
+
+// Whenever a run is interrupted, what is there is sound, and the next run goes on and imports nothing twice.
+func TestInterrupted(t *testing.T) {
+	t.Parallel()
+	for _, step := range []string{backup.StepPlan, backup.StepIntent, backup.StepRead, backup.StepStored, backup.StepCommit, backup.StepCommitted} {
+		l := newLeft(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		hit := false
+		err := l.execute(ctx, l.plan(), 1, func(at string) {
+			if at == step {
+				hit = true
+				cancel()
+			}
+		})
+		if !hit {
+			t.Fatalf("%s was not reached", step)
+		}
+		got := len(l.checkpoints())
+		if want := 1; step != backup.StepCommit && step != backup.StepCommitted && (got != want || err == nil) {
+			t.Errorf("%s: %d checkpoints, %v", step, got, err)
+		}
+		p := l.plan()
+		known := []string{"imported-before new new", "imported-before imported-before new"}[min(got, 2)-1]
+		if s := l.states(p); s != known {
+			t.Errorf("%s: %s with %d checkpoints", step, s, got)
+		}
+		if err := l.execute(t.Context(), p, -1, nil); err != nil {
+			t.Errorf("%s: %v", step, err)
+		}
+		all := l.checkpoints()
+		if len(all) != 3 {
+			t.Fatalf("%s: %d checkpoints", step, len(all))
+		}
+		for i, m := range all {
+			if m.Imported == nil || m.Imported.Files[0].Path != l.paths[i] || m.Created.Day() != 1+i || m.Disks[0].Bitmap != "" {
+				t.Errorf("%s: checkpoint %d is %+v", step, i, m)
+			}
+		}
+		if s := l.states(l.plan()); s != "imported-before imported-before imported-before" {
+			t.Error(s)
+		}
+	}
+}
+
+// What changes while it is read is not imported.
+func TestSourceChanges(t *testing.T) {
+	t.Parallel()
+	for what, change := range map[string]func(path string) error{
+		"touched":  func(path string) error { return os.Chtimes(path, time.Time{}, time.Unix(1, 0)) },
+		"cut":      func(path string) error { return os.Truncate(path, 4096) },
+		"replaced": func(path string) error { return errors.Join(os.Remove(path), os.WriteFile(path, nil, 0o600)) },
+	} {
+		l := newLeft(t)
+		err := l.execute(t.Context(), l.plan(), 1, func(at string) {
+			if at == backup.StepRead {
+				if err := change(l.paths[1]); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		var inUse *qemu.InUseError
+		if what != "cut" && !errors.As(err, &inUse) || err == nil || !strings.Contains(err.Error(), "what was imported before it stays") {
+			t.Errorf("%s: %v", what, err)
+		}
+		if n := len(l.checkpoints()); n != 1 {
+			t.Errorf("%s: %d checkpoints", what, n)
+		}
+	}
+}
+
+// An image of the VM that was backed up since keeps older points from coming after it, and no other domain's.
+func TestOlder(t *testing.T) {
+	t.Parallel()
+	l := newLeft(t)
+	if _, err := backup.Run(t.Context(), l.repo, backup.Request{Domain: "web", Disks: []backup.DiskRequest{{Disk: "vda", Path: l.paths[2], Format: qcow2.Raw}}}, backup.Hooks{}); err != nil {
+		t.Fatal(err)
+	}
+	p := l.plan()
+	var refused *inherit.RefusedError
+	if err := l.execute(t.Context(), p, -1, nil); !errors.As(err, &refused) || len(refused.Points) != 3 || l.states(p) != "refused refused refused" {
+		t.Errorf("%v, %s", err, l.states(p))
+	}
+	if n := len(l.checkpoints()); n != 1 {
+		t.Errorf("%d checkpoints", n)
+	}
+}
+
+// What has no time of its own is not known again by its name and size: it may have become another.
+func TestTimeless(t *testing.T) {
+	t.Parallel()
+	l := newLeft(t)
+	path := l.paths[0]
+	for i, want := range []inherit.State{inherit.New, inherit.New, inherit.Known} {
+		made := time.Date(2026, 2, 1+min(i, 1), 0, 0, 0, 0, time.UTC)
+		content := bytes.Repeat([]byte{byte(0x10 + i)}, 1<<20)
+		if err := errors.Join(os.WriteFile(path, content, 0o600), os.Chtimes(path, time.Unix(0, 0), time.Unix(0, 0))); err != nil {
+			t.Fatal(err)
+		}
+		p, err := inherit.Make(t.Context(), l.repo, inherit.Request{
+			Engine: backup.Request{Domain: "web"},
+			Points: []inherit.Point{{Made: made, Time: chain.TimeGiven, From: "a test", Disks: []backup.DiskRequest{{Disk: "vda", Path: path, Format: qcow2.Raw}}}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.Steps[0].State; got != want {
+			t.Errorf("run %d: %s, want %s", i, got, want)
+		}
+		if err := l.execute(t.Context(), p, -1, nil); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// What a backup makes of the VM meanwhile stays the newest; and who sees that one is about to make
+// something makes nothing older after it.
+func TestBackupMeanwhile(t *testing.T) {
+	t.Parallel()
+	made := newLeft(t)
+	vm := backup.Request{Domain: "web", Checkpoint: "own", Disks: []backup.DiskRequest{{Disk: "vda", Path: newLeft(t).paths[2], Format: qcow2.Raw}}}
+	err := made.execute(t.Context(), made.plan(), 1, func(step string) {
+		if step == backup.StepRead {
+			if _, err := backup.Run(t.Context(), made.repo, vm, backup.Hooks{}); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if err == nil || !strings.Contains(err.Error(), "own was made meanwhile") {
+		t.Error(err)
+	}
+	if all := made.checkpoints(); len(all) != 2 || chain.Newest(all).Checkpoint != "own" {
+		t.Errorf("%d checkpoints, the newest is %s", len(all), chain.Newest(all).Checkpoint)
+	}
+
+	making := newLeft(t)
+	hold, err := making.repo.HoldFor(t.Context(), "a backup", "web", "own")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var atWork *chain.AtWorkError
+	if err := making.execute(t.Context(), making.plan(), -1, nil); !errors.As(err, &atWork) || len(making.checkpoints()) != 0 {
+		t.Error(err)
+	}
+	if err := hold.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := making.execute(t.Context(), making.plan(), -1, nil); err != nil {
+		t.Error(err)
+	}
+}

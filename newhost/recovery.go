@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package newhost
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+
+	"github.com/imgbackup/imgbackup/recovery"
+)
+
+// lookRecovery finds out how far a domain is that earlier runs have recovered.
+func (h *Host) lookRecovery(ctx context.Context, d *Domain) {
+	r, err := recovery.ReadRecord(d.Folder)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		// A run that was killed at its very beginning leaves it so.
+		if entries, err := os.ReadDir(d.Folder); err != nil || len(entries) > 0 {
+			d.inTheWay("%s is there already, and was not recovered by this command: %s", d.Folder, remove)
+		}
+		return
+	case err != nil:
+		d.inTheWay("%s is there already: %v: %s", d.Folder, err, remove)
+		return
+	case r.Domain != d.Name || r.Name != d.Name || r.RepositoryID != h.repo.Config.ID:
+		d.inTheWay("%s is there already, and holds the recovery of another domain, or from another repository: %s", d.Folder, remove)
+		return
+	case !h.req.Before.IsZero() && d.Manifest != nil && d.Manifest.UUID != r.UUID:
+		d.inTheWay("%s is there already, at checkpoint %s, and %s is asked for: %s", d.Folder, r.Checkpoint, d.Manifest.Checkpoint, remove)
+		return
+	}
+	if r.Stage == recovery.Done {
+		d.State, d.Err, d.Why = Stands, nil, ""
+		return
+	}
+	m, err := h.repo.Manifest(ctx, d.Name, r.Checkpoint)
+	switch {
+	case err != nil:
+		d.fail(err)
+	case m.UUID != r.UUID:
+		d.inTheWay("%s is there already, at a checkpoint %s that the repository does not have any more: %s", d.Folder, r.Checkpoint, remove)
+	default:
+		d.State, d.Err, d.Why, d.Manifest, d.Begun = Waits, nil, "", m, true
+	}
+}

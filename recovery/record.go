@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package recovery
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
+)
+
+// Stage is how far a recovery has come. What a stage says holds from before it is recorded,
+// unless it is Defined.
+type Stage string
+
+// The stages, in their order.
+const (
+	Begun    Stage = "begun"    // what is in the folder is ours, whole or not
+	Ready    Stage = "ready"    // the definitions and the firmware's files are there
+	Defined  Stage = "defined"  // a domain of our name and UUID in libvirt is ours, if it is there
+	Complete Stage = "complete" // the files are the disks
+	Done     Stage = "done"     // nothing is served any more
+)
+
+const (
+	recordName    = ".imgbackup-recovery.json" // no name that a file of a checkpoint can have
+	recordFormat  = "imgbackup-recovery"
+	recordVersion = 1
+	maxRecord     = 1 << 20 // bytes that are read
+)
+
+// Record is what a folder says of the recovery that it is of.
+type Record struct {
+	Format       string `json:"format"`
+	Version      int    `json:"version"`
+	RepositoryID string `json:"repository_id"`
+	Domain       string `json:"domain"`
+	Checkpoint   string `json:"checkpoint"`
+	UUID         string `json:"uuid"` // the checkpoint's
+	Name         string `json:"name"` // of the domain that is recovered
+	NewIdentity  bool   `json:"new_identity,omitempty"`
+	NoDefine     bool   `json:"no_define,omitempty"`   // libvirt was left alone: what it has is not of this recovery
+	DomainUUID   string `json:"domain_uuid,omitempty"` // from Ready on; empty: there is no definition
+	Stage        Stage  `json:"stage"`
+}
+
+// ReadRecord reads that of a folder. The error is fs.ErrNotExist if it has none.
+func ReadRecord(dir string) (*Record, error) {
+	f, err := os.OpenFile(filepath.Join(dir, recordName), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // only read
+	var r Record
+	if err := json.NewDecoder(io.LimitReader(f, maxRecord)).Decode(&r); err != nil {
+		return nil, fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	switch {
+	case r.Format != recordFormat:
+		return nil, fmt.Errorf("%s is no record of a recovery", f.Name())
+	case r.Version != recordVersion:
+		return nil, fmt.Errorf("%s was written by another version of imgbackup", f.Name())
+	}
+	return &r, nil
+}
+
+// reach records a stage, durably.
+func (r *Recovery) reach(stage Stage) error {
+	next := r.record
+	next.Stage = stage
+	err := sys.WriteWhole(filepath.Join(r.req.Dir, recordName), recordName+"-", 0o644, func(w io.Writer) error {
+		return json.NewEncoder(w).Encode(next)
+	})
+	if err != nil {
+		return fmt.Errorf("write down how far the recovery is: %w", err)
+	}
+	r.record = next
+	r.step(string(stage))
+	return nil
+}

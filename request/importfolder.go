@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package request
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/backup/inherit"
+	"github.com/imgbackup/imgbackup/chain"
+	dom "github.com/imgbackup/imgbackup/domain"
+	"github.com/imgbackup/imgbackup/foreign/virtnbd"
+	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/qcow2"
+)
+
+// fromVirtNBD are the points that virtnbdbackup has left in a folder.
+func (im *Import) fromVirtNBD() ([]inherit.Point, error) {
+	zone, err := im.zone()
+	if err != nil {
+		return nil, err
+	}
+	folder, err := virtnbd.Scan(im.VirtNBD, zone)
+	if err != nil {
+		return nil, err
+	}
+	im.Notes = append(im.Notes, folder.Notes...)
+	var points []inherit.Point
+	for i := range folder.Backups {
+		b := &folder.Backups[i]
+		p := inherit.Point{Made: b.Made, Time: chain.TimeRecorded, From: "virtnbdbackup (" + b.Kind + ")", Refused: b.Refused}
+		if b.Checkpoint != "" {
+			p.From += ", its checkpoint " + b.Checkpoint
+		}
+		if im.From != "" {
+			p.From = im.From
+		}
+		definition, err := im.define(&p, b)
+		if err != nil {
+			p.Refused = errors.Join(p.Refused, err)
+		}
+		for k := range b.Disks {
+			d, err := leftBy(&b.Disks[k], definition)
+			if err != nil && p.Refused == nil {
+				p.Refused = &chain.DiskError{Disk: d.Disk, Err: err}
+			}
+			p.Disks = append(p.Disks, d)
+		}
+		points = append(points, p)
+	}
+	return points, nil
+}
+
+// zone is that of times which say none.
+func (im *Import) zone() (*time.Location, error) {
+	if im.Timezone == "" {
+		return time.Local, nil
+	}
+	zone, err := time.LoadLocation(im.Timezone)
+	if err != nil {
+		return nil, usage.Errorf("--timezone %q: %w", im.Timezone, err)
+	}
+	return zone, nil
+}
+
+// define takes the definition that lies beside a backup into a point; nil: there is none.
+func (im *Import) define(p *inherit.Point, b *virtnbd.Backup) (*dom.Domain, error) {
+	if b.Config == "" {
+		return nil, nil
+	}
+	data, err := readFile(b.Config, nil)
+	if err != nil {
+		return nil, err
+	}
+	d, err := dom.Parse(data)
+	if err != nil {
+		return nil, fmt.Errorf("the domain's definition: %s: %w", b.Config, err)
+	}
+	path, err := filepath.Abs(b.Config)
+	if err != nil {
+		return nil, err
+	}
+	p.Files = append(p.Files, backup.FileRequest{Role: chain.RoleDomainXML, Path: path, Data: data})
+	p.DomainUUID = d.UUID
+	switch {
+	case im.Domain == "" && im.found == "":
+		im.found = d.Name
+	case im.Domain == "" && im.found != d.Name:
+		return d, fmt.Errorf("%s defines domain %s, and another of these %s: say which domain it is to be (import DOMAIN …)", b.Config, d.Name, im.found)
+	}
+	return d, nil
+}
+
+// leftBy is a disk of virtnbdbackup as the engine takes it.
+func leftBy(d *virtnbd.Disk, definition *dom.Domain) (backup.DiskRequest, error) {
+	r := backup.DiskRequest{Disk: d.Name, Path: d.Top(), Format: virtnbd.Format, Open: d.Open}
+	format := ""
+	if definition != nil {
+		if known, ok := definition.Disk(d.Name); ok {
+			format = known.Format
+		}
+	}
+	switch {
+	case len(d.Files) == 1 && format == "raw":
+		r.Format, r.Open = qcow2.Raw, nil // which it is copied as it is, whatever its guest has written into it
+	case d.Raw && format == "":
+		return r, fmt.Errorf("%s is no stream, and no definition beside it says that the disk was raw: --disk %s=FILE,format=raw imports it", d.Top(), d.Name)
+	case d.Raw:
+		r.Format, r.Open = qcow2.Raw, nil // virtnbdbackup --type raw
+	}
+	return r, nil
+}
