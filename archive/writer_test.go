@@ -389,15 +389,18 @@ func TestBounded(t *testing.T) {
 		defer w.Abort()
 		m := w.NewMap("vda", 1000*GridSize, true)
 		var added, running, most atomic.Int64
-		gate := make(chan struct{})
+		var gates [1000]chan struct{}
+		for i := range gates {
+			gates[i] = make(chan struct{})
+		}
 		go func() {
-			for i := range int64(1000) {
+			for i := range int64(len(gates)) {
 				err := m.Add(t.Context(), i*GridSize, GridSize, func(ctx context.Context, buf []byte) ([]Piece, error) {
 					n := running.Add(1)
 					most.Store(max(n, most.Load()))
 					defer running.Add(-1)
 					select {
-					case <-gate:
+					case <-gates[i]:
 					case <-ctx.Done():
 					}
 					return nil, ctx.Err()
@@ -412,8 +415,8 @@ func TestBounded(t *testing.T) {
 		if added.Load() != inFlight || running.Load() != workers {
 			t.Errorf("%d cells are in flight, %d run", added.Load(), running.Load())
 		}
-		for range 5 {
-			gate <- struct{}{}
+		for i := range 5 { // the first five: a cell that is done is free when those before it are, too
+			close(gates[i])
 		}
 		synctest.Wait()
 		if added.Load() != inFlight+5 || most.Load() != workers {

@@ -381,7 +381,7 @@ func (w *world) verifyRestore(checkpoint string) {
 func (w *world) verifyTidy() {
 	w.Helper()
 	if _, err := os.Stat(filepath.Join(w.dir, "cache")); err == nil {
-		w.must("list") // whoever begins sweeps the cache, of what the last one may have left there, too
+		w.mustAsChild("list") // whoever begins with the cache, which is the children's, sweeps what a killed one has left there
 	}
 	err := filepath.WalkDir(w.dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() {
