@@ -232,6 +232,9 @@ func (h *Hold) begin(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if err := h.nobodyRotates(gctx, leases); err != nil {
+			return err
+		}
 		g.Go(func() error { return h.checkKeys(gctx, leases) })
 		if h.slot == nil {
 			return nil

@@ -104,18 +104,40 @@ func (r *Repository) nobodyWrites(ctx context.Context, but string) error {
 // checkKeys sees, once the lease stands, that nobody rotates the keys, given who else is at
 // work; and only then that nobody has.
 func (h *Hold) checkKeys(ctx context.Context, leases []*Lease) error {
-	if h.repo.authority() == nil || !protocol.Keeps(ctx, protocol.Rotate) {
-		return nil
-	}
-	for _, l := range leases {
-		if !l.Rotates {
-			continue
-		}
+	for _, l := range h.rotations(ctx, leases) {
 		if err := h.repo.awaitRotation(ctx, l); err != nil {
 			return err
 		}
 	}
+	if !h.heedsRotations(ctx) {
+		return nil
+	}
 	return h.repo.authority().CheckNotRotated(ctx)
+}
+
+// nobodyRotates is checkKeys as far as the leases tell: it asks the store nothing, so that what would
+// be asked beside it is asked only when there is no rotation to end for.
+func (h *Hold) nobodyRotates(ctx context.Context, leases []*Lease) error {
+	for _, l := range h.rotations(ctx, leases) {
+		if err := h.repo.mayRotate(ctx, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rotations are those of the leases under which keys are rotated.
+func (h *Hold) rotations(ctx context.Context, leases []*Lease) (all []*Lease) {
+	for _, l := range leases {
+		if l.Rotates && h.heedsRotations(ctx) {
+			all = append(all, l)
+		}
+	}
+	return all
+}
+
+func (h *Hold) heedsRotations(ctx context.Context) bool {
+	return h.repo.authority() != nil && protocol.Keeps(ctx, protocol.Rotate)
 }
 
 // A rotation that was killed may have sent the request that rotates, which is still on its way to the
@@ -178,18 +200,27 @@ const (
 	lateLeeway = time.Minute
 )
 
-// awaitRotation waits until no request can arrive any more of a rotation that was killed, given its
-// lease. Of one that may be at work the error is a *RotatingError. Time is what this process has waited,
-// by a clock that nobody sets.
-func (r *Repository) awaitRotation(ctx context.Context, l *Lease) error {
+// mayRotate returns a *RotatingError unless all that can be left of a rotation, given its lease, is a request
+// on its way to the store.
+func (r *Repository) mayRotate(ctx context.Context, l *Lease) error {
 	self, err := r.Self()
 	if err != nil {
 		return err
 	}
-	delay := objstore.MaxDelay(r.Store)
-	if delay == 0 || !l.Broken && !r.ended(ctx, self, l.Process, l.UUID) {
+	if objstore.MaxDelay(r.Store) == 0 || !l.Broken && !r.ended(ctx, self, l.Process, l.UUID) {
 		return &RotatingError{Lease: l}
 	}
+	return nil
+}
+
+// awaitRotation waits until no request can arrive any more of a rotation that was killed, given its
+// lease. Of one that may be at work the error is a *RotatingError. Time is what this process has waited,
+// by a clock that nobody sets.
+func (r *Repository) awaitRotation(ctx context.Context, l *Lease) error {
+	if err := r.mayRotate(ctx, l); err != nil {
+		return err
+	}
+	delay := objstore.MaxDelay(r.Store)
 	r.tell("a rotation of the keys was cut off (run %s, on host %s), and its last request may still arrive at the store:"+
 		" this run waits until it can't any more, up to %s (key rotate, by an admin, ends that at once)", l.UUID, l.Host.Name, delay+lateLeeway)
 	for waited := time.Duration(0); waited < delay+lateLeeway; waited += lookAgain {
