@@ -504,6 +504,7 @@ func (m *Mover) Finish() (MoveStats, error) {
 		m.close()
 	}
 	err := m.g.Wait()
+	m.spool.close()
 	defer m.index.Close()
 	switch {
 	case err != nil:

@@ -5,6 +5,7 @@ package archive
 import (
 	"bytes"
 	"context"
+	"sync"
 	"sync/atomic"
 
 	"github.com/imgbackup/imgbackup/internal/spool"
@@ -20,6 +21,9 @@ type packSpool struct {
 	files  chan struct{} // one for each that is stored from a file; of no capacity: none is
 	broken atomic.Bool   // files can't be written
 	note   func(format string, args ...any)
+
+	mu   sync.Mutex
+	idle []*spool.Spool // files of packs that are stored, the last one last, to be written over
 }
 
 // newPackSpool is for packs of which buffers may be in memory, one of them being filled.
@@ -59,8 +63,8 @@ func (s *packSpool) body(ctx context.Context, pack []byte) (packBody, error) {
 	case <-ctx.Done():
 		return packBody{}, context.Cause(ctx)
 	}
-	file, err := spool.Of(s.dir, "packs", pack)
-	if err != nil {
+	file := s.take()
+	if err := file.Hold("packs", pack); err != nil {
 		<-s.files
 		if s.broken.CompareAndSwap(false, true) {
 			s.note("fewer packs are on their way to the store at once, those that fit into memory: %v", err)
@@ -68,7 +72,31 @@ func (s *packSpool) body(ctx context.Context, pack []byte) (packBody, error) {
 		return here, nil
 	}
 	return packBody{Body: file, apart: true, end: func() {
-		file.Close()
+		s.mu.Lock()
+		s.idle = append(s.idle, file)
+		s.mu.Unlock()
 		<-s.files
 	}}, nil
+}
+
+// take gives the file that was written last of those that are idle, else a new one.
+func (s *packSpool) take() *spool.Spool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.idle) == 0 {
+		return &spool.Spool{Dir: s.dir}
+	}
+	file := s.idle[len(s.idle)-1]
+	s.idle = s.idle[:len(s.idle)-1]
+	return file
+}
+
+// close gives the files back, when no pack is on its way any more. It may be called again.
+func (s *packSpool) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, file := range s.idle {
+		file.Close()
+	}
+	s.idle = nil
 }

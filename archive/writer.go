@@ -297,6 +297,7 @@ func (w *Writer) Abort() {
 			m.build.close()
 		}
 	}
+	w.packer.spool.close()
 	w.index.close()
 	w.closeKnown()
 }

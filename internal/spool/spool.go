@@ -25,17 +25,18 @@ type Spool struct {
 	done int64
 }
 
-// Of returns a spool that holds data, in a file. What it keeps is for messages.
-func Of(dir, what string, data []byte) (*Spool, error) {
-	s := &Spool{Dir: dir}
-	s.mem = data
+// Hold makes data, and nothing else, what the spool holds, in a file: one that it has is written
+// over, which costs less than half of a new one, since the kernel has memory for it already. What
+// says for messages what that is. After an error it holds nothing.
+func (s *Spool) Hold(what string, data []byte) error {
+	s.mem, s.done = data, 0
 	err := s.spill()
 	s.mem = nil // which is the caller's
 	if err != nil {
 		s.Close()
-		return nil, fileError(what, err)
+		return fileError(what, err)
 	}
-	return s, nil
+	return nil
 }
 
 func fileError(what string, err error) error {

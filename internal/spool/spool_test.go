@@ -194,3 +194,33 @@ func TestWriteToAFullFileSystem(t *testing.T) {
 		t.Errorf("%d bytes are kept", s.Size())
 	}
 }
+
+// What is held is all that is held, whatever was before: also less than that, in the same
+// file.
+func TestHold(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := Spool{Dir: dir}
+	defer s.Close()
+	var file *os.File
+	for _, n := range []int{Memory + 5, 3, 0, 2 * Memory} {
+		data := random(n)
+		if err := s.Hold("a test", data); err != nil {
+			t.Fatal(err)
+		}
+		if file == nil {
+			file = s.file
+		}
+		clear(data[:n/2]) // it is the caller's
+		got := make([]byte, n+1)
+		if m, err := s.ReadAt(got, 0); m != n || err != io.EOF || !bytes.Equal(got[:n], random(n)) || s.Size() != int64(n) {
+			t.Errorf("%d bytes are held: %d of %d are read, %v", n, m, s.Size(), err)
+		}
+		if s.file != file {
+			t.Errorf("%d bytes are in another file", n)
+		}
+	}
+	if names := testkit.Names(t, dir); len(names) != 0 {
+		t.Errorf("the file is called %q", names)
+	}
+}
