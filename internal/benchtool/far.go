@@ -39,6 +39,6 @@ func far(address, target, delay, rate, most string) error {
 	<-ended
 	s := l.Stats()
 	l.Close()
-	_, err = fmt.Printf("connections %d requests %d served %d refused %d\n", s.Connections, s.Requests, s.Served, s.Refused)
+	_, err = fmt.Printf("connections %d requests %d served %d refused %d fetched %d\n", s.Connections, s.Requests, s.Served, s.Refused, s.Fetched)
 	return err
 }

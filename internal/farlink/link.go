@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -36,6 +37,8 @@ type Link struct {
 	now   int
 	most  int
 	ended bool
+
+	fetched atomic.Int64
 }
 
 // Stats are what a link has seen.
@@ -43,7 +46,8 @@ type Stats struct {
 	Connections int // at once, at most
 	Requests    int // at work in the server at once, at most; of a link that is Busy
 	Served      int
-	Refused     int // with 503
+	Refused     int   // with 503
+	Fetched     int64 // bytes that came from the server, with the headers
 }
 
 // Listen makes a link from an address to another.
@@ -76,7 +80,7 @@ func (l *Link) Stats() Stats {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s.Connections = l.most
+	s.Connections, s.Fetched = l.most, l.fetched.Load()
 	return s
 }
 
@@ -142,8 +146,8 @@ func (l *Link) pass(client net.Conn) {
 	}
 	defer l.remove(server, 0)
 	var both sync.WaitGroup
-	both.Go(func() { l.carry(server, client, l.o.Delay) })
-	both.Go(func() { l.carry(client, server, 0) })
+	both.Go(func() { l.carry(server, client, l.o.Delay, new(atomic.Int64)) })
+	both.Go(func() { l.carry(client, server, 0, &l.fetched) })
 	both.Wait()
 }
 
@@ -156,8 +160,8 @@ type piece struct {
 // pieceSize is how much is carried at once, bytes.
 const pieceSize = 64 << 10
 
-// carry brings bytes from one end to the other; the first are late by more.
-func (l *Link) carry(to, from net.Conn, late time.Duration) {
+// carry brings bytes from one end to the other, and counts them; the first are late by more.
+func (l *Link) carry(to, from net.Conn, late time.Duration, count *atomic.Int64) {
 	// As many are on their way as a line of this delay and rate holds, and some.
 	length := 8 + int(float64(l.o.Rate)*l.o.Delay.Seconds())/pieceSize
 	way := make(chan piece, length)
@@ -182,6 +186,7 @@ func (l *Link) carry(to, from net.Conn, late time.Duration) {
 		buf := buffers.Get().(*[pieceSize]byte)
 		n, err := from.Read(buf[:])
 		if n > 0 {
+			count.Add(int64(n))
 			if now := time.Now(); free.Before(now) {
 				free = now
 			}
