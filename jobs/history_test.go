@@ -249,6 +249,7 @@ func TestTimeLimits(t *testing.T) {
 		Repository: "r", Limits: config.Limits{Timeout: config.Duration(100 * time.Millisecond)},
 		Hooks: config.Hooks{Timeout: config.Duration(100 * time.Millisecond)},
 	}
+	o.Config.Jobs["unlimited"] = config.Job{Repository: "r"}
 	o.Self = func(...string) *exec.Cmd {
 		return exec.Command("sh", "-c", "trap 'exit 130' TERM; while :; do sleep 0.05; done")
 	}
@@ -260,6 +261,8 @@ func TestTimeLimits(t *testing.T) {
 	if d := r.runHook(t.Context(), StepBefore, "web", []string{"sh", "-c", "sleep 1000; echo"}); d.Status != 1 || d.Error != ErrTimeout.Error() {
 		t.Errorf("a hook: %+v", d)
 	}
+	r = newRunner(o, "unlimited")
+	r.log = &logFile{now: o.Now}
 	if d := r.runHook(t.Context(), StepBefore, "web", []string{"sh", "-c", "sleep 1000 & echo $!"}); d.Status != 0 {
 		t.Errorf("a hook that leaves something running: %+v", d)
 	} else if err := exec.Command("kill", strings.TrimSpace(string(d.Result))).Run(); err != nil {

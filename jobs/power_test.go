@@ -31,7 +31,7 @@ hit before
 r=0
 case $1 in
 running) if [ -e slow ]; then mv slow vm; fi; [ "$(cat vm)" = on ] || r=1;;
-stop) case $VM_STOP in never) ;; slowly) echo off >slow;; *) echo off >vm;; esac;;
+stop) case $VM_STOP in never) ;; hangs) sleep 1000;; slowly) echo off >slow;; *) echo off >vm;; esac;;
 start) [ "$VM_START" = fails ] && r=3 || echo on >vm;;
 backup) if [ "$(cat vm)" = on ]; then echo 'imgbackup: it is in use' >&2; r=5; else echo '{"backed": "up"}'; fi;;
 esac
@@ -60,6 +60,11 @@ func TestMain(m *testing.M) {
 // options are those of a job "vms" that shuts the VM down, and of a job "none".
 func options(dir string) Options {
 	by := func(what string) []string { return []string{"sh", "-c", vmScript, "vm", what, dir} }
+	inTime := time.Hour
+	switch os.Getenv("VM_STOP") {
+	case "never", "hangs": // what there is to wait for never comes
+		inTime = 300 * time.Millisecond
+	}
 	return Options{
 		Config: &config.Config{
 			State: filepath.Join(dir, "state"), Definitions: filepath.Join(dir, "nowhere"), History: config.DefaultHistory,
@@ -68,7 +73,7 @@ func options(dir string) Options {
 				"none": {Repository: "r", Domains: []string{"no*"}},
 				"vms": {
 					Repository: "r", Domains: []string{"web"}, OnRunning: config.Running{What: config.Stop},
-					Shutdown: config.Shutdown{By: "command", Timeout: config.Duration(300 * time.Millisecond), Stop: by("stop"), Start: by("start"), Running: by("running")},
+					Shutdown: config.Shutdown{By: "command", Timeout: config.Duration(inTime), Stop: by("stop"), Start: by("start"), Running: by("running")},
 				},
 			},
 		},
@@ -245,6 +250,22 @@ func TestShutsDownTooLate(t *testing.T) {
 	o.Now = func() time.Time { return time.Now().Add(slow + time.Hour) }
 	if steps := Recover(t.Context(), o); v.noted() || v.text("vm") != "on" {
 		t.Errorf("a day later: %+v, noted %v", steps, v.noted())
+	}
+}
+
+// A command that is to shut a VM down and does not end may have told it: so it is started again when it is off later.
+func TestStopHangs(t *testing.T) {
+	t.Parallel()
+	v := newVM(t)
+	if status, _ := v.run("vms", "VM_STOP=hangs"); status != 1 || !v.noted() || strings.Contains(v.text("done"), "backup") {
+		t.Fatalf("status %d, noted %v, after %s", status, v.noted(), v.text("done"))
+	}
+	if d := lastRun(t, v.dir, "vms").Steps[0]; d.What != StepShutdown || !strings.Contains(d.Error, "still runs after") {
+		t.Errorf("the shutdown: %+v", d)
+	}
+	v.put("vm", "off\n")
+	if status, said := v.run("none"); status != 0 || v.text("vm") != "on" || v.noted() {
+		t.Errorf("status %d, the VM is %s, noted %v: %s", status, v.text("vm"), v.noted(), said)
 	}
 }
 

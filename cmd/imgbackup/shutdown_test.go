@@ -46,7 +46,7 @@ state: %[1]s/state
 repositories: {site: {place: %[1]s/repo}}
 jobs:
   acpi: {repository: site, domains: ["42"], on_running: shutdown, shutdown: {timeout: 100s}}
-  agent: {repository: site, domains: ["42"], on_running: shutdown, shutdown: {by: agent, timeout: 5s}}
+  agent: {repository: site, domains: ["42"], on_running: shutdown, shutdown: {by: agent, timeout: 100s}}
   none: {repository: site, domains: ["no*"]}
 `, l.dir))
 	l.must("init")
