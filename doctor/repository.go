@@ -15,6 +15,7 @@ import (
 
 // Repository is one that backups of this host go to.
 type Repository struct {
+	// Place is where it is, if the name that it is checked under does not say so.
 	Place string
 	// Open opens it; the store is there as soon as it can be asked, whatever the error.
 	Open func(ctx context.Context) (objstore.Store, *chain.Repository, error)
@@ -37,7 +38,11 @@ func (r Repository) look(ctx context.Context) (all []Finding) {
 	if err != nil {
 		all = append(all, failed(r.advice(err), "%v", err))
 	} else {
-		all = append(all, ok("%s, %s: opened in %s", repo.Config.ID, r.Place, took))
+		what := repo.Config.ID
+		if r.Place != "" {
+			what += ", " + r.Place
+		}
+		all = append(all, ok("%s: opened in %s", what, took))
 	}
 	if store == nil {
 		return all

@@ -96,8 +96,8 @@ func complaint(said string) string {
 		if failed {
 			line = text // which may tell of a warning of the program that has failed
 		}
-		if line != "" && (failed || !strings.Contains(line, "warning: ")) {
-			all = append(all, line)
+		if line != "" && !advice[line] && (failed || !strings.Contains(line, "warning: ")) {
+			all = append(all, strings.TrimSuffix(line, "."))
 		}
 	}
 	text := strings.Join(all, "; ")
@@ -105,6 +105,19 @@ func complaint(said string) string {
 		text = text[:maxSaid] + "…"
 	}
 	return printable(text)
+}
+
+// advice is what libguestfs adds to each error of an appliance that does not start, whatever is wrong.
+var advice = map[string]bool{
+	"This usually means the libguestfs appliance crashed.":                    true,
+	"This usually means the libguestfs appliance failed to start or crashed.": true,
+	"To see full error messages you may need to enable debugging.":            true,
+	"Do:": true,
+	"export LIBGUESTFS_DEBUG=1 LIBGUESTFS_TRACE=1":                           true,
+	"and run the command again.  For further information, read:":             true,
+	"http://libguestfs.org/guestfs-faq.1.html#debugging-libguestfs":          true,
+	"You can also run 'libguestfs-test-tool' and post the *complete* output": true,
+	"into a bug report or message to the libguestfs mailing list.":           true,
 }
 
 // maxSaid is the number of bytes of an error that are kept.

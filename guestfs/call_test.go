@@ -97,6 +97,24 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
+// Of an appliance that does not start, the causes are told, and not what libguestfs always advises.
+func TestComplaint(t *testing.T) {
+	t.Parallel()
+	said := "qemu: could not access KVM kernel module\n" +
+		"*stdin*:3: libguestfs: error: appliance closed the connection unexpectedly.\nThis usually means the libguestfs appliance crashed.\n" +
+		"Do:\n  export LIBGUESTFS_DEBUG=1 LIBGUESTFS_TRACE=1\nand run the command again.  For further information, read:\n" +
+		"  http://libguestfs.org/guestfs-faq.1.html#debugging-libguestfs\n" +
+		"You can also run 'libguestfs-test-tool' and post the *complete* output\n" +
+		"into a bug report or message to the libguestfs mailing list.\n" +
+		"*stdin*:3: libguestfs: error: /usr/bin/qemu-system-x86_64 killed by signal 6 (Aborted).\n" +
+		"To see full error messages you may need to enable debugging.\nDo:\n  export LIBGUESTFS_DEBUG=1 LIBGUESTFS_TRACE=1\n"
+	want := "qemu: could not access KVM kernel module; appliance closed the connection unexpectedly; " +
+		"/usr/bin/qemu-system-x86_64 killed by signal 6 (Aborted)"
+	if got := complaint(said); got != want {
+		t.Errorf("it says %q\nwant    %q", got, want)
+	}
+}
+
 // What is not known of an operating system is left empty; what it mounts is mounted from
 // the root on, and what can't be is told.
 func TestSystems(t *testing.T) {

@@ -108,7 +108,8 @@ func (p *Pin) checkRepository(repository, rosterKey string) error {
 	case p == nil:
 		return nil
 	case p.Repository != repository:
-		return &Error{What: fmt.Sprintf("the identity of %s belongs to repository %s, and this is %s", p.Name, p.Repository, jsonText(repository))}
+		return &Error{What: fmt.Sprintf("the identity of %s belongs to repository %s, and this is %s"+
+			" (if that is a second one, of init --keys-of: the file's line AGE-SECRET-KEY-…, in a file of its own, opens both)", p.Name, p.Repository, jsonText(repository))}
 	case p.RosterKey != rosterKey:
 		return &Error{What: fmt.Sprintf("the identity of %s belongs to a repository whose roster another key signs: it was replaced", p.Name)}
 	}

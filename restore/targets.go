@@ -4,7 +4,6 @@ package restore
 
 import (
 	"path/filepath"
-	"strings"
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
@@ -67,11 +66,7 @@ func findDisk(m *chain.Manifest, name string) (*chain.Disk, error) {
 	if d, ok := m.Disk(name); ok {
 		return d, nil
 	}
-	var names []string
-	for i := range m.Disks {
-		names = append(names, m.Disks[i].Name)
-	}
-	return nil, usage.Errorf("%w %s: %.80q (there is %s)", view.ErrUnknownDisk, m.Checkpoint, name, strings.Join(names, ", "))
+	return nil, view.UnknownDisk(m, name)
 }
 
 // check refuses what makes no sense whatever stands at the targets.

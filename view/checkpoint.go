@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
@@ -24,6 +25,15 @@ type Checkpoint struct {
 // ErrUnknownDisk says that the checkpoint has no disk of that name. It is wrong usage
 // ([usage.Error]).
 var ErrUnknownDisk = errors.New("no such disk in the checkpoint")
+
+// UnknownDisk is an [ErrUnknownDisk] that says which disks there are.
+func UnknownDisk(m *chain.Manifest, name string) error {
+	var names []string
+	for i := range m.Disks {
+		names = append(names, m.Disks[i].Name)
+	}
+	return usage.Errorf("%w %s: %.80q (there is %s)", ErrUnknownDisk, m.Checkpoint, name, strings.Join(names, ", "))
+}
 
 // Open opens the disks of a checkpoint that names are of, or all where there are none, for
 // as long as ctx lasts, or until Close; also where it was repacked since m was read. One that
@@ -77,7 +87,7 @@ func (r *Reader) openAsRead(ctx context.Context, m *chain.Manifest, names []stri
 func (c *Checkpoint) open(ctx context.Context, name string) error {
 	entry, ok := c.Manifest.Disk(name)
 	if !ok {
-		return usage.Errorf("%w %s: %.80q", ErrUnknownDisk, c.Manifest.Checkpoint, name)
+		return UnknownDisk(c.Manifest, name)
 	}
 	if slices.ContainsFunc(c.Disks, func(d *Disk) bool { return d.Name == name }) {
 		return usage.Errorf("disk %s is given twice", name)

@@ -228,7 +228,10 @@ func (a *app) repositoryCheck(name string, o doctorOptions) doctor.Check {
 	if _, err := other.identity(""); err != nil {
 		return doctor.Unreachable(title, err, "see that the key is there, and who may read it")
 	}
-	r := doctor.Repository{Place: other.repoFlag, Write: o.write, Advice: adviceOf}
+	r := doctor.Repository{Write: o.write, Advice: adviceOf}
+	if other.repoFlag != name {
+		r.Place = other.repoFlag
+	}
 	r.Open = func(ctx context.Context) (objstore.Store, *chain.Repository, error) {
 		store, err := other.store(open.Options{})
 		if err != nil {

@@ -65,7 +65,7 @@ checkpoints and hosts out of the keys of objects, where they would be seen.`,
 		},
 	}
 	cmd.Flags().BoolVar(&o.SingleWriter, "single-writer", false, "accept a store without conditional writes, or a folder without\nhard links: only one program at a time will ever write to this\nrepository")
-	cmd.Flags().StringVar(&shared, "shared", "", "group: the members of the folder's group may read and write the\nrepository (files 0660, folders 2770); else only who made it may")
+	cmd.Flags().StringVar(&shared, "shared", "", "`group`: the members of the folder's group may read and write the\nrepository (files 0660, folders 2770); else only who made it may")
 	enc.add(cmd.Flags())
 	locks.add(cmd.Flags())
 	return cmd

@@ -32,17 +32,23 @@ func (a *app) openRepo(ctx context.Context) (*chain.Repository, error) {
 // openIn opens the repository in its store.
 func (a *app) openIn(ctx context.Context, store objstore.Store) (*chain.Repository, error) {
 	repo, err := chain.OpenWith(ctx, store, a.unlockAhead(ctx, store))
-	if errors.Is(err, chain.ErrNotRepository) {
-		return nil, fmt.Errorf("%s: %w", a.place(), err)
-	}
 	if err != nil {
-		return nil, err
+		return nil, a.here(err)
 	}
 	repo.Memory, repo.Told = a.memory, a.note
 	for _, l := range repo.Lowered {
 		a.note(fmt.Sprintf("somebody has put something on top of %s: version %s, which lies below, is what counts (imgbackup repair puts it on top again)", l.Key, l.ID))
 	}
 	return a.identify(repo)
+}
+
+// here has an error of opening say of which repository it is, where it does not yet: a copy opens two.
+// Those of keys say what they are of.
+func (a *app) here(err error) error {
+	if wrongKey(err) || strings.HasPrefix(err.Error(), a.place()+": ") {
+		return err
+	}
+	return fmt.Errorf("%s: %w", a.place(), err)
 }
 
 // checkReadsData says that the key which has opened a repository does not read what disks hold, if that is so,

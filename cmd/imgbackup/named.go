@@ -50,6 +50,9 @@ func wrongConfig(err error) error {
 	if errors.As(err, &wrong) {
 		return configWrong{err}
 	}
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("configuration: %w (imgbackup config example prints one to begin with; --config FILE names another)", err)
+	}
 	return fmt.Errorf("configuration: %w", err)
 }
 

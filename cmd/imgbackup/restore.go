@@ -223,6 +223,9 @@ func (a *app) restore(cmd *cobra.Command, r restoreRequest) error {
 		}
 	}
 	repo, err := a.openReading(cmd.Context())
+	if err == nil {
+		err = checkReadsData(repo, "restore")
+	}
 	if err != nil {
 		return err
 	}

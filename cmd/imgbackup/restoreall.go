@@ -105,6 +105,9 @@ func (a *app) restoreAll(ctx context.Context, r restoreRequest) error {
 		return err
 	}
 	repo, err := a.openReading(ctx)
+	if err == nil {
+		err = checkReadsData(repo, "restore")
+	}
 	if err != nil {
 		return err
 	}

@@ -356,6 +356,9 @@ func (a *app) printJobRuns(all []*jobs.Run, steps bool) error {
 		}
 		return t.print()
 	}
+	if len(all) == 0 { // as most often where cron asks what is due
+		return nil
+	}
 	t.row("JOB", "STEP", "DOMAIN", "OUTCOME", "TOOK")
 	for _, r := range all {
 		for _, d := range r.Steps {

@@ -17,6 +17,7 @@ import (
 	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/nbd"
+	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/request"
 	"github.com/imgbackup/imgbackup/serve"
 	"github.com/imgbackup/imgbackup/view"
@@ -242,6 +243,8 @@ func (a *app) olderThan(cmd *cobra.Command, repo *chain.Repository, m *chain.Man
 	}
 	parent, err := repo.Manifest(cmd.Context(), m.Domain, m.Parent.Name)
 	switch {
+	case errors.Is(err, objstore.ErrNotFound):
+		a.note(fmt.Sprintf("its parent %s was forgotten: what changed since is not offered (--changes-since names another)", m.Parent.Name))
 	case err != nil:
 		a.note(fmt.Sprintf("what changed since the parent %s cannot be determined: %v", m.Parent.Name, err))
 	case parent.UUID != m.Parent.UUID || parent.Kind != chain.KindArchive:
