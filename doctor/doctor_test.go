@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,22 +44,24 @@ func level(t *testing.T, found []Finding, want Level, texts ...string) {
 // What hangs has failed, and what others have found is told in its order.
 func TestRun(t *testing.T) {
 	t.Parallel()
-	hang := make(chan struct{})
-	t.Cleanup(func() { close(hang) })
-	found := Run(t.Context(), []Check{
-		{"first", func(context.Context) []Finding { return []Finding{ok("a"), warning("do", "b")} }},
-		{"hangs", func(context.Context) []Finding { <-hang; return nil }},
-		{"ends", func(ctx context.Context) []Finding { <-ctx.Done(); return []Finding{failed("wait", "%v", ctx.Err())} }},
-		{"last", func(context.Context) []Finding { return []Finding{ok("c")} }},
-	}, 100*time.Millisecond)
-	var said []string
-	for _, f := range found {
-		said = append(said, f.Check+" "+f.Level.String())
-	}
-	if got := strings.Join(said, ", "); got != "first ok, first warning, hangs failed, ends failed, last ok" {
-		t.Error(got)
-	}
-	level(t, found, Failed, "there is no answer after 100ms", "deadline exceeded")
+	synctest.Test(t, func(t *testing.T) {
+		hang := make(chan struct{})
+		defer close(hang)
+		found := Run(t.Context(), []Check{
+			{"first", func(context.Context) []Finding { return []Finding{ok("a"), warning("do", "b")} }},
+			{"hangs", func(context.Context) []Finding { <-hang; return nil }},
+			{"ends", func(ctx context.Context) []Finding { <-ctx.Done(); return []Finding{failed("wait", "%v", ctx.Err())} }},
+			{"last", func(context.Context) []Finding { return []Finding{ok("c")} }},
+		}, 100*time.Millisecond)
+		var said []string
+		for _, f := range found {
+			said = append(said, f.Check+" "+f.Level.String())
+		}
+		if got := strings.Join(said, ", "); got != "first ok, first warning, hangs failed, ends failed, last ok" {
+			t.Error(got)
+		}
+		level(t, found, Failed, "there is no answer after 100ms", "deadline exceeded")
+	})
 }
 
 func TestVersions(t *testing.T) {

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // raw connects without a client of ours.
@@ -119,7 +121,8 @@ func TestSilentClientIsCutOff(t *testing.T) {
 		c := w.raw(t)
 		c.Write(said)
 		c.SetDeadline(time.Now().Add(20 * time.Second))
-		if _, err := io.Copy(io.Discard, c); err != nil {
+		// What it said may have come too late to be read, which resets the connection.
+		if _, err := io.Copy(io.Discard, c); err != nil && !errors.Is(err, unix.ECONNRESET) {
 			t.Errorf("after %d bytes: %v", len(said), err)
 		}
 	}

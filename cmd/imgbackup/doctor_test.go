@@ -3,14 +3,17 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/objstore/retry"
 	"github.com/imgbackup/imgbackup/objstore/s3test"
 )
 
@@ -45,7 +48,10 @@ func TestDoctorBuckets(t *testing.T) {
 	if err := os.WriteFile(config, []byte(strings.ReplaceAll(text.String(), `, AWS_SESSION_TOKEN: {value: ""}`, "")), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	code, out, stderr := runHere("doctor", "--config", config, "--images", dir, "--write", "--timeout", "8s", "--json")
+	var o, e bytes.Buffer
+	code := run([]string{"doctor", "--config", config, "--images", dir, "--write", "--timeout", "10m", "--json"},
+		program{in: strings.NewReader(""), out: &o, err: &e, retry: retry.Options{FirstPatience: time.Second}}) // with the one that is away
+	out, stderr := o.String(), e.String()
 	var found doctorJSONText
 	if err := json.Unmarshal([]byte(out), &found); err != nil || code != exitFailed {
 		t.Fatalf("exit status %d, %v: %s", code, err, stderr)

@@ -148,12 +148,10 @@ notices:
   mail:
     on: [success, failure, recovery]
     email: {server: "localhost:SMTP", tls: none, user: operator, password: {file: DIR/smtp.txt}, from: a@example.org, to: [b@example.org]}
-    timeout: 3s
   hook:
     on: [success, failure, recovery]
     webhook: {url: {file: DIR/webhook.txt}, headers: {Authorization: {file: DIR/bearer.txt}}}
-    timeout: 3s
-  ping: {ping: {url: {environment: AUDIT_PING}}, timeout: 3s}
+  ping: {ping: {url: {environment: AUDIT_PING}}}
   script: {on: [success, failure, recovery], command: ["true"]}
 metrics: {file: DIR/state/figures.prom}
 `
