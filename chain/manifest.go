@@ -237,6 +237,10 @@ func (d *Disk) Records() []BitmapRecord {
 	return append(slices.Clip(d.Witnesses), *d.Held)
 }
 
+// Decrypted reports whether the archive holds what was in the image, if that was encrypted. Only a raw one is
+// archived as it lies there.
+func (d *Disk) Decrypted() bool { return d.Source.Format != "raw" }
+
 // Source is the image that a disk was read from, as it was when reading began and still at the
 // end. A block device has no times, and the size is not told.
 type Source struct {

@@ -30,6 +30,8 @@ type Adjusted struct {
 	UUID string            // empty: libvirt will make one
 	MACs map[string]string // of the definition as it was → new
 
+	// Decrypted are the disks, by target, that were encrypted images and are not any more.
+	Decrypted []string
 	// What it still names that two domains can't use at once, in words for a person:
 	// disks that were not moved, and other things.
 	OtherDisks, Shared []string
@@ -43,6 +45,9 @@ type Image struct {
 	// target; Path and Format are empty then. A guest that cannot be served is stopped until it
 	// can be, instead of being told of errors.
 	Socket string
+	// Decrypted: if the definition says that the disk is encrypted, this is what was in it. Else it is
+	// encrypted as it was, and so can be nothing but raw.
+	Decrypted bool
 }
 
 // Adjust rewrites a definition so that it names the files where they are now.
@@ -76,7 +81,7 @@ func (e *editor) result() (*Adjusted, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.Name, a.UUID = d.Name, d.UUID
+	a.Name, a.UUID, a.Decrypted = d.Name, d.UUID, e.decrypted
 	if e.made != nil {
 		a.MACs = e.made.macs
 		if err := e.made.holds(a.XML); err != nil {
@@ -97,6 +102,12 @@ func (m Moved) holds(data []byte) (*Domain, error) {
 		disk, ok := d.Disk(target)
 		if !ok {
 			return nil, fmt.Errorf("it has no disk %s", target)
+		}
+		if im.Decrypted && disk.Encrypted {
+			return nil, fmt.Errorf("disk %s cannot be told that it is not encrypted any more", target)
+		}
+		if disk.Encrypted && im.Socket == "" && im.Format != "raw" {
+			return nil, fmt.Errorf("disk %s is encrypted by QEMU (LUKS), and in the archive as it was: it has to be restored as raw", target)
 		}
 		if im.Socket != "" {
 			if disk.Type != "network" || disk.Protocol != "nbd" || disk.Socket != im.Socket || disk.Format != "raw" || len(disk.Backing) > 0 {
@@ -136,11 +147,13 @@ func (e *element) kid(name string) *element {
 	return nil
 }
 
+// path is what the names lead to; nil: nothing, as from nil.
 func (e *element) path(names ...string) *element {
 	for _, name := range names {
-		if e = e.kid(name); e == nil {
+		if e == nil {
 			return nil
 		}
+		e = e.kid(name)
 	}
 	return e
 }
@@ -156,6 +169,8 @@ type editor struct {
 	moved Moved
 	made  *identity // nil: it stays what it was
 	edits []edit
+
+	decrypted []string // see Adjusted
 }
 
 // scan finds what has to be changed. The text is well-formed.
@@ -219,8 +234,11 @@ func (e *editor) disk(n *element) {
 	if !ok {
 		return
 	}
+	if im.Decrypted {
+		e.decrypt(n, attrOf(target, "dev"))
+	}
 	if im.Socket != "" {
-		e.served(n, attrOf(target, "dev"), im.Socket)
+		e.served(n, attrOf(target, "dev"), im)
 		e.noChain(n)
 		return
 	}
@@ -247,16 +265,40 @@ func (e *editor) noChain(n *element) {
 	}
 }
 
+// decrypt takes out that a disk is encrypted.
+func (e *editor) decrypt(n *element, target string) {
+	was := false
+	for _, in := range []*element{n, n.kid("source")} {
+		if in == nil {
+			continue
+		}
+		for _, k := range in.kids {
+			if k.name == "encryption" {
+				e.remove(k)
+				was = true
+			}
+		}
+	}
+	if was {
+		e.decrypted = append(e.decrypted, target)
+	}
+}
+
 // served points a disk to an export of an NBD server.
-func (e *editor) served(n *element, export, socket string) {
+func (e *editor) served(n *element, export string, im Image) {
 	e.tag(n, "type", "network")
 	if driver := n.kid("driver"); driver != nil {
 		e.tags(driver, [][2]string{{"type", "raw"}, {"error_policy", "stop"}, {"rerror_policy", "stop"}}, "io")
 	} else {
 		e.insert(n, "<driver name='qemu' type='raw' error_policy='stop' rerror_policy='stop'/>")
 	}
-	text := "<source protocol='nbd' name='" + quote(export) + "'><host transport='unix' socket='" + quote(socket) + "'/></source>"
-	if source := n.kid("source"); source != nil {
+	text := "<source protocol='nbd' name='" + quote(export) + "'><host transport='unix' socket='" + quote(im.Socket) + "'/>"
+	source := n.kid("source")
+	if k := source.path("encryption"); k != nil && !im.Decrypted {
+		text += string(e.data[k.start:k.end])
+	}
+	text += "</source>"
+	if source != nil {
 		e.edits = append(e.edits, edit{source.start, source.end, text})
 	} else {
 		e.insert(n, text)

@@ -6,6 +6,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"libvirt.org/go/libvirtxml"
@@ -39,6 +40,11 @@ type TPM struct {
 	Path    string // of an emulator's state, a file or a folder; empty: where libvirt keeps it
 }
 
+// OwnTPM reports whether the definition says itself where the state of its TPM is.
+func (d *Domain) OwnTPM() bool {
+	return slices.ContainsFunc(d.TPMs, func(t TPM) bool { return t.Path != "" })
+}
+
 // Disk is one disk device of a domain.
 type Disk struct {
 	Target   string // as "vda"
@@ -58,6 +64,8 @@ type Disk struct {
 	Sliced      bool // only a part of the source is the disk
 
 	Unresolved error // why it is not known where the volume lies; nil: nobody asked, or it is
+
+	Encrypted bool // QEMU is told to encrypt what it writes to the source
 
 	bus string // as the definition names it
 }
@@ -240,7 +248,9 @@ func newDisk(x *diskXML) (Disk, error) {
 	if x.Driver != nil {
 		d.Format = x.Driver.Type
 	}
+	d.Encrypted = x.Encryption != nil
 	if x.Source != nil {
+		d.Encrypted = d.Encrypted || x.Source.Encryption != nil
 		d.Path, d.Protocol = sourcePath(x.Source)
 		if n := x.Source.Network; n != nil && len(n.Hosts) == 1 {
 			d.Socket = n.Hosts[0].Socket

@@ -6,16 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/chain"
 	dom "github.com/imgbackup/imgbackup/domain"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/virsh"
 )
 
@@ -75,7 +71,7 @@ func (d *Domain) readIdentity() error {
 	if path == "" {
 		return nil
 	}
-	text, err := readDefinition(path)
+	text, err := sys.ReadBounded(path, chain.MaxDomainXML)
 	if err != nil {
 		return err
 	}
@@ -83,13 +79,8 @@ func (d *Domain) readIdentity() error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	d.UUID, d.OwnTPM = is.UUID, ownTPM(is)
+	d.UUID, d.OwnTPM = is.UUID, is.OwnTPM()
 	return nil
-}
-
-// ownTPM reports whether a definition says where its TPM's state is.
-func ownTPM(d *dom.Domain) bool {
-	return slices.ContainsFunc(d.TPMs, func(t dom.TPM) bool { return t.Path != "" })
 }
 
 // definitionFile is where the definition lies that was restored; empty: there is none.
@@ -103,15 +94,6 @@ func (d *Domain) definitionFile() string {
 		}
 	}
 	return ""
-}
-
-func readDefinition(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = f.Close() }() // only read
-	return io.ReadAll(io.LimitReader(f, chain.MaxDomainXML))
 }
 
 // meet compares a domain with those that libvirt has. One that is this one itself, which an earlier run

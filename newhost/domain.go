@@ -117,7 +117,8 @@ func (d *Domain) files(dir string, targets []restore.Target) []restore.FileTarge
 func (d *Domain) moved(dir string, targets []restore.Target, files []restore.FileTarget) dom.Moved {
 	moved := dom.Moved{Disks: make(map[string]dom.Image)}
 	for _, t := range targets {
-		moved.Disks[t.Disk] = dom.Image{Path: d.finally(dir, t.Path), Format: string(t.Format)}
+		disk, _ := d.Manifest.Disk(t.Disk)
+		moved.Disks[t.Disk] = dom.Image{Path: d.finally(dir, t.Path), Format: string(t.Format), Decrypted: disk.Decrypted()}
 	}
 	for i := range files {
 		switch path := d.finally(dir, files[i].Path); files[i].File.Role {

@@ -39,6 +39,7 @@ type Request struct {
 	IgnoreSpace bool   // go on where there seems to be no room for all
 	// Libvirt, if any, is where [Host.Define] will define domains: what is there is looked at first.
 	Libvirt Libvirt
+	Connect string // where Libvirt is, in words for it
 	TPMs    string // where Libvirt has the state of TPMs; empty: nobody knows
 	// Recover: the domains will be recovered ([recovery.Open]) instead of being restored, and go on where they were begun.
 	Recover bool
@@ -47,6 +48,9 @@ type Request struct {
 	// Note is told what a person should know of a domain, or of all; may be nil.
 	Note func(domain, text string)
 }
+
+// What is not whole yet is in folders that are called so, and some letters more.
+const partPrefix = ".imgbackup-restoring-"
 
 // Host is a host on which domains are being restored.
 type Host struct {
@@ -91,7 +95,7 @@ func Open(repo *chain.Repository, req Request) (h *Host, err error) {
 	if err != nil {
 		return nil, errors.Join(err, h.dir.Close())
 	}
-	sweep(h.dir)
+	sys.SweepWholeFolders(h.dir, partPrefix)
 	return h, nil
 }
 
@@ -118,11 +122,11 @@ func (h *Host) step(name string) {
 // tryNames finds out which of the domains' names this file system takes for one another's, or not
 // at all: some know no difference between large letters and small ones.
 func (h *Host) tryNames(ctx context.Context) (err error) {
-	p, err := newPart(h.dir, &h.folders)
+	p, err := sys.NewWholeFolder(h.dir, partPrefix, &h.folders)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, p.remove()) }()
+	defer func() { err = errors.Join(err, p.Remove()) }()
 	for _, d := range h.Domains {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -130,7 +134,7 @@ func (h *Host) tryNames(ctx context.Context) (err error) {
 		if d.State != Waits {
 			continue
 		}
-		switch err := sys.MkdirAt(p.f, d.Name, 0o700); {
+		switch err := sys.MkdirAt(p.File(), d.Name, 0o700); {
 		case errors.Is(err, fs.ErrExist):
 			d.inTheWay("the file system of %s takes its name for that of another domain: restore one of them to another --dir", h.req.Dir)
 		case err != nil:

@@ -161,7 +161,7 @@ func (h *Host) define(ctx context.Context, d *Domain) {
 		d.WrongDefinition, d.Definition = fmt.Errorf("its definition stays as it was: %w", err), nil
 		return
 	}
-	d.UUID, d.OwnTPM = d.Definition.UUID, ownTPM(is)
+	d.UUID, d.OwnTPM = d.Definition.UUID, is.OwnTPM()
 	d.Definition.XML = nil // of as many as there are domains
 }
 

@@ -15,8 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/restore"
 )
@@ -114,20 +112,20 @@ func (r *Record) write(dir string) error {
 
 // readRecord reads the record in a folder. The error is fs.ErrNotExist if it has none.
 func readRecord(folder string) (*Record, error) {
-	f, err := os.OpenFile(filepath.Join(folder, recordName), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	path := filepath.Join(folder, recordName)
+	text, err := sys.ReadBounded(path, maxRecord)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = f.Close() }() // only read
 	var r Record
-	if err := json.NewDecoder(io.LimitReader(f, maxRecord)).Decode(&r); err != nil {
-		return nil, fmt.Errorf("%s: %w", f.Name(), err)
+	if err := json.Unmarshal(text, &r); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	switch {
 	case r.Format != recordFormat:
-		return nil, fmt.Errorf("%s is no record of a restored domain", f.Name())
+		return nil, fmt.Errorf("%s is no record of a restored domain", path)
 	case r.Version != recordVersion:
-		return nil, fmt.Errorf("%s was written by another version of imgbackup", f.Name())
+		return nil, fmt.Errorf("%s was written by another version of imgbackup", path)
 	}
 	return &r, nil
 }

@@ -27,6 +27,9 @@ func (h *Host) lookRecovery(ctx context.Context, d *Domain) {
 	case r.Domain != d.Name || r.Name != d.Name || r.RepositoryID != h.repo.Config.ID:
 		d.inTheWay("%s is there already, and holds the recovery of another domain, or from another repository: %s", d.Folder, remove)
 		return
+	case r.Connect != "" && r.Connect != h.req.Connect:
+		d.inTheWay("%s is there already, and its domain is in the libvirt at %s: give --connect %s, as then", d.Folder, r.Connect, r.Connect)
+		return
 	case !h.req.Before.IsZero() && d.Manifest != nil && d.Manifest.UUID != r.UUID:
 		d.inTheWay("%s is there already, at checkpoint %s, and %s is asked for: %s", d.Folder, r.Checkpoint, d.Manifest.Checkpoint, remove)
 		return

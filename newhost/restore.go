@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/restore"
 )
 
@@ -23,12 +24,12 @@ func (h *Host) Restore(ctx context.Context, d *Domain, o restore.Options, run Ru
 			d.fail(err)
 		}
 	}()
-	p, err := newPart(h.dir, &h.folders)
+	p, err := sys.NewWholeFolder(h.dir, partPrefix, &h.folders)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, p.remove()) }()
-	dir := p.path()
+	defer func() { err = errors.Join(err, p.Remove()) }()
+	dir := p.Path()
 	targets, err := d.targets(dir, h.req.Format)
 	if err != nil {
 		return nil, err
@@ -44,7 +45,7 @@ func (h *Host) Restore(ctx context.Context, d *Domain, o restore.Options, run Ru
 		return nil, fmt.Errorf("write down what was restored: %w", err)
 	}
 	h.step("recorded")
-	if err := p.place(d.Name); err != nil {
+	if err := p.Place(d.Name); err != nil {
 		return nil, err
 	}
 	d.State = Restored

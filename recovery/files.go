@@ -8,13 +8,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/imgbackup/imgbackup/chain"
 	dom "github.com/imgbackup/imgbackup/domain"
 	"github.com/imgbackup/imgbackup/internal/sys"
-	"github.com/imgbackup/imgbackup/request"
 	"github.com/imgbackup/imgbackup/restore"
 )
 
@@ -42,10 +40,8 @@ func (r *Recovery) prepare(ctx context.Context) error {
 		}
 	}
 	r.noteFiles()
-	if r.req.Ready != nil {
-		if err := r.req.Ready(); err != nil {
-			return err
-		}
+	if err := r.placeTPM(); err != nil {
+		return err
 	}
 	return r.reach(Ready)
 }
@@ -54,7 +50,8 @@ func (r *Recovery) prepare(ctx context.Context) error {
 func (r *Recovery) adjust(files []restore.FileTarget, adjusted **dom.Adjusted) {
 	moved := dom.Moved{Disks: make(map[string]dom.Image), Name: r.req.Name, NewIdentity: r.req.NewIdentity}
 	for _, t := range r.targets {
-		moved.Disks[t.Disk] = dom.Image{Path: t.Path, Format: string(t.Format)}
+		disk, _ := r.m.Disk(t.Disk)
+		moved.Disks[t.Disk] = dom.Image{Path: t.Path, Format: string(t.Format), Decrypted: disk.Decrypted()}
 	}
 	for i := range files {
 		switch files[i].File.Role {
@@ -88,6 +85,9 @@ func (r *Recovery) prepareServed(a *dom.Adjusted) error {
 		return err
 	}
 	r.record.DomainUUID = a.UUID
+	if len(a.Decrypted) > 0 {
+		r.req.Note(Decrypted(a.Decrypted))
+	}
 	if len(a.OtherDisks) > 0 {
 		r.req.Note(fmt.Sprintf("the definition names disks that are not in the backup: %s", strings.Join(a.OtherDisks, ", ")))
 	}
@@ -102,21 +102,15 @@ func (r *Recovery) prepareServed(a *dom.Adjusted) error {
 	})
 }
 
+// Decrypted says of disks that were encrypted what a person should know.
+func Decrypted(disks []string) string {
+	return fmt.Sprintf("not encrypted by QEMU any more: %s (of an encrypted image what is in it is archived)", strings.Join(disks, ", "))
+}
+
 // noteFiles tells what is not brought back with the disks.
 func (r *Recovery) noteFiles() {
-	for i := range r.m.Files {
-		switch r.m.Files[i].Role {
-		case chain.RoleTPM:
-			if r.req.Ready != nil {
-				continue // who sees to it
-			}
-			r.req.Note(fmt.Sprintf("libvirt looks for the state of the TPM in %s: what is in %s belongs there before the domain is started (--no-start)",
-				filepath.Join(request.TPMs, r.record.DomainUUID), filepath.Join(r.req.Dir, r.record.Name+".tpm")))
-			return
-		case chain.RoleManagedSave:
-			r.req.Note("the checkpoint has a saved memory, which is not brought back: the guest boots as after a power cut")
-			return
-		}
+	if _, saved := r.m.File(chain.RoleManagedSave); saved {
+		r.req.Note("the checkpoint has a saved memory, which is not brought back: the guest boots as after a power cut")
 	}
 }
 

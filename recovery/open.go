@@ -35,7 +35,8 @@ type Request struct {
 	NewIdentity bool   // another UUID, other MAC addresses, and what goes with them
 	// Libvirt is where it is defined; nil: nowhere, and whoever likes runs QEMU with what is served.
 	Libvirt *virsh.Connection
-	NoStart bool // it is not started
+	TPMs    string // where Libvirt has the state of TPMs; empty: nobody knows
+	NoStart bool   // it is not started
 	// IgnoreSpace goes on where there seems to be no room for all of the disks.
 	IgnoreSpace bool
 	Limit       *rate.Limiter // of what is copied, bytes of data; nil: none
@@ -46,9 +47,6 @@ type Request struct {
 	Tell     func(Event)                          // what has come about; not nil
 	Progress func(disk string, done, total int64) // of the copy, bytes; not nil
 	Step     func(name string)                    // for tests; may be nil
-	// Ready is called when the definitions and the firmware's files are there, before libvirt has any of
-	// them; perhaps again by a later run. May be nil.
-	Ready func() error
 }
 
 // The events of a recovery.
@@ -175,10 +173,16 @@ func (r *Recovery) resume(was *Record) error {
 	case !was.NoDefine && r.req.Libvirt == nil:
 		return usage.Errorf("%s holds a recovery whose domain libvirt has, or may have: it goes on without --no-define", r.req.Dir)
 	}
+	if r.req.Libvirt != nil && was.Connect != "" && was.Connect != r.req.Libvirt.At() {
+		return usage.Errorf("%s holds a recovery whose domain is in the libvirt at %s: give --connect %s, as then", r.req.Dir, was.Connect, was.Connect)
+	}
 	if r.req.Name == "" && was.Name != r.m.Domain {
 		r.req.Name = was.Name // it was begun so
 	}
 	r.record = *was
+	if r.req.Libvirt != nil {
+		r.record.Connect = r.req.Libvirt.At()
+	}
 	return nil
 }
 
@@ -186,6 +190,9 @@ func (r *Recovery) resume(was *Record) error {
 func (r *Recovery) checkNew(ctx context.Context) error {
 	r.record = Record{Format: recordFormat, Version: recordVersion, RepositoryID: r.repo.Config.ID, Domain: r.m.Domain,
 		Checkpoint: r.m.Checkpoint, UUID: r.m.UUID, Name: cmp.Or(r.req.Name, r.m.Domain), NewIdentity: r.req.NewIdentity, NoDefine: r.req.Libvirt == nil}
+	if r.req.Libvirt != nil {
+		r.record.Connect = r.req.Libvirt.At()
+	}
 	taken := make(map[string]bool)
 	for _, path := range r.paths() {
 		if taken[path] {
@@ -222,6 +229,13 @@ func (r *Recovery) checkNew(ctx context.Context) error {
 	}
 	if a.UUID == "" {
 		return errors.New("its definition has no UUID by which libvirt would know the domain again: recover it by --no-define, or restore it")
+	}
+	d, err := dom.Parse(a.XML)
+	if err != nil {
+		return err
+	}
+	if err := TPMOf(d, r.m, r.req.TPMs).Check(r.m); err != nil {
+		return err
 	}
 	return r.checkFree(ctx, a.Name, a.UUID)
 }

@@ -6,10 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/internal/sys"
 )
@@ -44,27 +41,29 @@ type Record struct {
 	UUID         string `json:"uuid"` // the checkpoint's
 	Name         string `json:"name"` // of the domain that is recovered
 	NewIdentity  bool   `json:"new_identity,omitempty"`
-	NoDefine     bool   `json:"no_define,omitempty"`   // libvirt was left alone: what it has is not of this recovery
-	DomainUUID   string `json:"domain_uuid,omitempty"` // from Ready on; empty: there is no definition
-	Stage        Stage  `json:"stage"`
+	NoDefine     bool   `json:"no_define,omitempty"` // libvirt was left alone: what it has is not of this recovery
+	// Connect is where the libvirt is that has it, or is to have it; empty: it was left alone, or nobody wrote it down.
+	Connect    string `json:"connect,omitempty"`
+	DomainUUID string `json:"domain_uuid,omitempty"` // from Ready on; empty: there is no definition
+	Stage      Stage  `json:"stage"`
 }
 
 // ReadRecord reads that of a folder. The error is fs.ErrNotExist if it has none.
 func ReadRecord(dir string) (*Record, error) {
-	f, err := os.OpenFile(filepath.Join(dir, recordName), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	path := filepath.Join(dir, recordName)
+	text, err := sys.ReadBounded(path, maxRecord)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = f.Close() }() // only read
 	var r Record
-	if err := json.NewDecoder(io.LimitReader(f, maxRecord)).Decode(&r); err != nil {
-		return nil, fmt.Errorf("%s: %w", f.Name(), err)
+	if err := json.Unmarshal(text, &r); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	switch {
 	case r.Format != recordFormat:
-		return nil, fmt.Errorf("%s is no record of a recovery", f.Name())
+		return nil, fmt.Errorf("%s is no record of a recovery", path)
 	case r.Version != recordVersion:
-		return nil, fmt.Errorf("%s was written by another version of imgbackup", f.Name())
+		return nil, fmt.Errorf("%s was written by another version of imgbackup", path)
 	}
 	return &r, nil
 }

@@ -14,7 +14,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/imgbackup/imgbackup/chain"
 	dom "github.com/imgbackup/imgbackup/domain"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/serve"
 	"github.com/imgbackup/imgbackup/view"
@@ -234,7 +236,7 @@ func (r *Recovery) define(ctx context.Context) error {
 
 // identity is what the definition that was prepared is of.
 func (r *Recovery) identity() (*dom.Domain, error) {
-	text, err := os.ReadFile(r.served())
+	text, err := sys.ReadBounded(r.served(), chain.MaxDomainXML)
 	if err != nil {
 		return nil, err
 	}
@@ -301,7 +303,12 @@ func (r *Recovery) isServed(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	d, err := dom.Parse(text)
+	return r.names(text)
+}
+
+// names reports whether a definition names what is served here.
+func (r *Recovery) names(definition []byte) (bool, error) {
+	d, err := dom.Parse(definition)
 	if err != nil {
 		return false, err
 	}
@@ -406,13 +413,36 @@ func (r *Recovery) complete(ctx context.Context) error {
 			return err
 		}
 	}
-	if r.req.Libvirt != nil {
-		if err := r.req.Libvirt.Define(ctx, r.definition()); err != nil {
-			return err
-		}
-		r.step("redefined")
+	if err := r.redefine(ctx); err != nil {
+		return err
 	}
 	r.req.Tell(Event{Kind: EventComplete, Path: r.req.Dir})
+	return nil
+}
+
+// redefine lets the domain start from the files the next time. One that does so already is the user's, who may have
+// changed it.
+func (r *Recovery) redefine(ctx context.Context) error {
+	if r.req.Libvirt == nil {
+		return nil
+	}
+	all, err := r.req.Libvirt.Domains(ctx)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(all, func(d virsh.Domain) bool { return d.UUID == r.record.DomainUUID }) {
+		text, err := r.req.Libvirt.Definition(ctx, r.record.DomainUUID)
+		if err != nil {
+			return err
+		}
+		if served, err := r.names(text); err != nil || !served {
+			return err
+		}
+	}
+	if err := r.req.Libvirt.Define(ctx, r.definition()); err != nil {
+		return err
+	}
+	r.step("redefined")
 	return nil
 }
 

@@ -3,10 +3,8 @@
 package request
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -16,6 +14,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	dom "github.com/imgbackup/imgbackup/domain"
 	"github.com/imgbackup/imgbackup/domain/manager"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -58,22 +57,11 @@ func managed(at manager.Places, domain string) (*vm, error) {
 	return v, nil
 }
 
-// readBounded reads a file of a manager's that is no link and has at most some bytes.
-func readBounded(path string, most int64) (data []byte, err error) {
-	// Without O_NONBLOCK a pipe would be waited for.
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, unix.ELOOP) {
-		return nil, usage.Errorf("%s is a symbolic link, which is not followed", path)
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, cmp.Or(err, error(usage.Errorf("%s is no regular file", path)))
-	}
-	if data, err = io.ReadAll(io.LimitReader(f, most+1)); err == nil && int64(len(data)) > most {
-		err = usage.Errorf("%s has more than %d bytes", path, most)
+// readBounded is [sys.ReadBounded] of a file of a manager's, which a person has named.
+func readBounded(path string, most int64) ([]byte, error) {
+	data, err := sys.ReadBounded(path, most)
+	if errors.As(err, new(*sys.UnfitError)) {
+		err = usage.Wrap(err)
 	}
 	return data, err
 }

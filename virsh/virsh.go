@@ -11,6 +11,7 @@ package virsh
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,9 @@ const (
 type Connection struct {
 	URI string // empty: DefaultURI
 }
+
+// At is where libvirt is.
+func (c Connection) At() string { return cmp.Or(c.URI, DefaultURI) }
 
 // Domain is a domain that libvirt knows.
 type Domain struct {
@@ -142,11 +146,7 @@ func (c Connection) PowerOff(ctx context.Context, uuid string) error {
 func (c Connection) run(ctx context.Context, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, answer, errors.New("virsh did not answer in time"))
 	defer cancel()
-	uri := c.URI
-	if uri == "" {
-		uri = DefaultURI
-	}
-	cmd := exec.CommandContext(ctx, "virsh", append([]string{"--quiet", "--connect", uri}, args...)...)
+	cmd := exec.CommandContext(ctx, "virsh", append([]string{"--quiet", "--connect", c.At()}, args...)...)
 	cmd.Env = append(confine.Environment(), "LC_ALL=C")
 	cmd.WaitDelay = time.Second
 	out, said := &bounded{}, &bounded{}

@@ -108,7 +108,7 @@ func (a *app) recoverCommand() *cobra.Command {
 	f.BoolVar(&r.noStart, "no-start", false, "define it, and do not start it")
 	f.BoolVar(&r.noDefine, "no-define", false, "without libvirt: serve the disks, and copy them")
 	f.BoolVar(&r.space, "ignore-space", false, "go on where there seems to be no room for all of the disks")
-	f.StringVar(&r.connect, "connect", virsh.DefaultURI, "libvirt is at this `URI`")
+	f.StringVar(&r.connect, "connect", virsh.DefaultURI, "libvirt is at this `URI`; a recovery that goes on has that of its beginning")
 	f.StringVar(&r.limitRate, "limit-rate", "", "copy at most this many `BYTES` of data per second, as 50M")
 	section(f, whichDisks, "checkpoint")
 	section(f, whereTo, "dir", "connect", "ignore-space")
@@ -121,29 +121,21 @@ func (a *app) recoverCommand() *cobra.Command {
 
 func (a *app) recover(cmd *cobra.Command, r recoverRequest) (err error) {
 	ctx := cmd.Context()
-	if r.dir == "" {
-		return usage.Errorf("no destination: give --dir DIR")
-	}
 	for _, name := range []string{r.domain, cmp.Or(r.name, r.domain)} {
 		if err := chain.CheckDomain(name); err != nil {
 			return usage.Wrap(err)
 		}
 	}
-	if r.dir, err = sys.Locate(r.dir); err != nil {
-		return fmt.Errorf("--dir: %w", err)
-	}
-	limit, err := rateLimiter(r.limitRate)
+	repo, limit, err := a.beginRecovery(ctx, &r)
 	if err != nil {
 		return err
 	}
-	a.retry.BusyPatience = readPatience
-	repo, err := a.openReading(ctx)
-	if err != nil {
-		return err
-	}
-	// One that was begun goes on with its own checkpoint, also if there is a newer one by now.
-	if was, err := recovery.ReadRecord(r.dir); err == nil && was.Domain == r.domain && r.checkpoint == "" {
-		r.checkpoint = was.Checkpoint
+	// One that was begun goes on with its own checkpoint, also if there is a newer one by now, and in its own libvirt.
+	if was, err := recovery.ReadRecord(r.dir); err == nil && was.Domain == r.domain {
+		r.checkpoint = cmp.Or(r.checkpoint, was.Checkpoint)
+		if !cmd.Flags().Changed("connect") {
+			r.connect = cmp.Or(was.Connect, r.connect)
+		}
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -159,6 +151,22 @@ func (a *app) recover(cmd *cobra.Command, r recoverRequest) (err error) {
 	defer func() { _ = rec.Close() }() // all that matters is durable
 	a.serving.Store(true)
 	return work.run(ctx, rec)
+}
+
+// beginRecovery opens what recoveries read, and finds out where they go.
+func (a *app) beginRecovery(ctx context.Context, r *recoverRequest) (repo *chain.Repository, limit *rate.Limiter, err error) {
+	if r.dir == "" {
+		return nil, nil, usage.Errorf("no destination: give --dir DIR")
+	}
+	if r.dir, err = sys.Locate(r.dir); err != nil {
+		return nil, nil, fmt.Errorf("--dir: %w", err)
+	}
+	if limit, err = rateLimiter(r.limitRate); err != nil {
+		return nil, nil, err
+	}
+	a.retry.BusyPatience = readPatience
+	repo, err = a.openReading(ctx)
+	return repo, limit, err
 }
 
 // recoveryWork is a recovery, and how it is told of.
@@ -199,7 +207,7 @@ func (a *app) newRecovery(r recoverRequest, m *chain.Manifest, limit *rate.Limit
 		Step: a.step,
 	}
 	if !r.noDefine {
-		w.req.Libvirt = &virsh.Connection{URI: r.connect}
+		w.req.Libvirt, w.req.TPMs = &virsh.Connection{URI: r.connect}, tpmsOf(r.connect)
 	}
 	return w
 }

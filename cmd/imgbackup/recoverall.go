@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/chain"
-	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/jobs"
 	"github.com/imgbackup/imgbackup/newhost"
@@ -89,18 +88,7 @@ func (o *recoverAllOptions) starts(m *chain.Manifest) bool {
 // recoverAll recovers every domain of a repository: they all run from it at once, and are copied side by
 // side. One that fails does not keep the others from it.
 func (a *app) recoverAll(ctx context.Context, r recoverRequest) (err error) {
-	if r.dir == "" {
-		return usage.Errorf("no destination: give --dir DIR")
-	}
-	if r.dir, err = sys.Locate(r.dir); err != nil {
-		return fmt.Errorf("--dir: %w", err)
-	}
-	limit, err := rateLimiter(r.limitRate)
-	if err != nil {
-		return err
-	}
-	a.retry.BusyPatience = readPatience
-	repo, err := a.openReading(ctx)
+	repo, limit, err := a.beginRecovery(ctx, &r)
 	if err != nil {
 		return err
 	}
@@ -134,7 +122,7 @@ func (a *app) recoverAll(ctx context.Context, r recoverRequest) (err error) {
 			side.err = all.sides.table
 		}
 		one.work = side.newRecovery(recoverRequest{dir: d.Folder, noStart: !r.all.starts(d.Manifest), space: r.space, connect: r.connect}, d.Manifest, limit)
-		one.adjust(host, all.cache())
+		one.adjust(all.cache())
 		// The first is started when all were looked at.
 		if one.rec, err = recovery.Open(ctx, repo, d.Manifest, one.work.req); err != nil {
 			d.State, d.Err = newhost.Failed, err
@@ -155,8 +143,8 @@ type oneRecovery struct {
 // upOrNot lets the next one begin.
 func (o *oneRecovery) upOrNot() { o.is.Do(func() { close(o.up) }) }
 
-// adjust lets the next one begin once this one runs, and puts the state of its TPM in its place before.
-func (o *oneRecovery) adjust(host *newhost.Host, cache int64) {
+// adjust lets the next one begin once this one runs.
+func (o *oneRecovery) adjust(cache int64) {
 	req := &o.work.req
 	req.Cache = cache
 	tell, starts := req.Tell, !req.NoStart
@@ -166,7 +154,6 @@ func (o *oneRecovery) adjust(host *newhost.Host, cache int64) {
 			o.upOrNot()
 		}
 	}
-	req.Ready = func() error { return host.PlaceState(o.Domain) }
 }
 
 // recoveries are all of them.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
 	"time"
 
@@ -142,11 +143,18 @@ func (a *app) newHostRequest(r restoreRequest, n int) newhost.Request {
 	}
 	if r.all.define {
 		req.Libvirt = virsh.Connection{URI: r.all.connect}
-		if strings.HasSuffix(r.all.connect, "/system") {
-			req.TPMs = request.TPMs
-		}
+		req.Connect, req.TPMs = r.all.connect, tpmsOf(r.all.connect)
 	}
 	return req
+}
+
+// tpmsOf is where a libvirt has the state of TPMs; empty: nobody knows.
+func tpmsOf(uri string) string {
+	u, err := url.Parse(uri)
+	if err != nil || u.Host != "" || u.Path != "/system" {
+		return ""
+	}
+	return request.TPMs
 }
 
 // restoredDomain is what came of one domain of several.

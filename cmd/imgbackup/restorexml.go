@@ -14,6 +14,7 @@ import (
 	"github.com/imgbackup/imgbackup/domain/manager"
 	"github.com/imgbackup/imgbackup/domain/pve"
 	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/recovery"
 	"github.com/imgbackup/imgbackup/request"
 	"github.com/imgbackup/imgbackup/restore"
 )
@@ -40,7 +41,8 @@ func restoreFiles(m *chain.Manifest, r restoreRequest, disks []restore.Target, t
 	}
 	moved := dom.Moved{Disks: make(map[string]dom.Image), Name: r.name, NewIdentity: r.identity}
 	for _, d := range disks {
-		moved.Disks[d.Disk] = dom.Image{Path: filepath.Join(r.output, filepath.Base(d.Path)), Format: string(d.Format)}
+		was, _ := m.Disk(d.Disk)
+		moved.Disks[d.Disk] = dom.Image{Path: filepath.Join(r.output, filepath.Base(d.Path)), Format: string(d.Format), Decrypted: was.Decrypted()}
 	}
 	for i := range files {
 		path := filepath.Join(r.output, filepath.Base(files[i].Path))
@@ -92,10 +94,13 @@ func (a *app) noteAdjusted(r restoreRequest, d *dom.Adjusted, result *restore.Re
 			a.note(fmt.Sprintf("%s still names what the original uses: %s. Take out what both must not use at once", f.Path, strings.Join(shared, ", ")))
 		}
 	}
+	if len(d.Decrypted) > 0 {
+		a.note(recovery.Decrypted(d.Decrypted))
+	}
 	if r.name != "" && !r.identity {
 		a.note("it has the UUID and the MAC addresses of the original, beside which it must not run: --new-identity gives it others")
 	}
-	if has[chain.RoleDomainXML] && has[chain.RoleTPM] && d.UUID != "" {
+	if has[chain.RoleDomainXML] && has[chain.RoleTPM] && d.UUID != "" && !(r.all.define && tpmsOf(r.all.connect) != "") {
 		a.note(fmt.Sprintf("libvirt looks for the state of the TPM in %s: what was restored belongs there before the domain is started", filepath.Join(request.TPMs, d.UUID)))
 	}
 }
