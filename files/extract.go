@@ -268,10 +268,23 @@ func (x *extractor) node(h *tar.Header, name string) error {
 	return errno(dir, name, err)
 }
 
+const (
+	partialPrefix = ".imgbackup-"
+	partialSuffix = ".partial"
+)
+
+// partialName is one for a file that is not whole yet.
+func partialName() string { return partialPrefix + rand.Text() + partialSuffix }
+
+// isPartial reports whether partialName gives such names.
+func isPartial(name string) bool {
+	return strings.HasPrefix(name, partialPrefix) && strings.HasSuffix(name, partialSuffix) && len(name) == len(partialName())
+}
+
 // file makes a plain file, which gets its name when it is whole.
 func (x *extractor) file(h *tar.Header, name string, content func(io.Writer) error) (err error) {
-	dir, partial := x.in(), ".imgbackup-"+rand.Text()+".partial"
-	f, err := sys.OpenAt(dir, partial, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
+	dir := x.in()
+	f, partial, err := sys.CreateLocked(dir, partialName, 0o600)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/guestfs"
 	"github.com/imgbackup/imgbackup/internal/sys"
 )
@@ -74,29 +75,49 @@ func (l *Look) get(ctx context.Context, paths []string, dir string, o GetOptions
 		return err
 	}
 	defer func() { err = errors.Join(err, to.Close()) }()
+	// What cannot be removed is another's, and harms nothing.
+	_ = sys.Sweep(to, func(name string, folder bool) bool { return !folder && isPartial(name) })
 	if err := checkNew(to, paths); err != nil {
 		return err
 	}
+	var missed error
 	for _, at := range paths {
-		e, err := l.stat(ctx, at, true)
-		if err != nil {
-			return err
+		err := l.getPath(ctx, at, to, o, got)
+		if err != nil && !l.unreadable(ctx, err) {
+			return errors.Join(missed, err)
 		}
-		x := newExtractor(ctx, to, got, o.Special && os.Geteuid() == 0)
-		if e.Dir() {
-			err = l.getFolder(ctx, e, base(at), x)
-		} else {
-			err = l.getOne(ctx, e, base(at), x)
-		}
-		if err = errors.Join(err, x.close()); err != nil {
-			if e.Dir() && (x.made || x.below == "") {
-				err = l.keepWhole(ctx, to, base(at), e.Path, got, err)
-			}
-			return fmt.Errorf("%s: %w", at, err)
-		}
+		missed = errors.Join(missed, err) // the others are wanted all the same
 	}
 	// When this is done it is done, whatever happens to the host.
-	return sys.Control(to, unix.Syncfs)
+	return errors.Join(missed, sys.Control(to, unix.Syncfs))
+}
+
+// unreadable reports whether an error is about what the guest has at one place, so that there
+// may be something to be read elsewhere.
+func (l *Look) unreadable(ctx context.Context, err error) bool {
+	fault := l.server.Fault()
+	return ctx.Err() == nil && errors.As(err, new(*guestfs.CallError)) && !errors.Is(err, guestfs.ErrEnded) && (fault == nil || archive.IsDamage(fault))
+}
+
+// getPath takes out what is at one path.
+func (l *Look) getPath(ctx context.Context, at string, to *os.File, o GetOptions, got *Got) error {
+	e, err := l.stat(ctx, at, true)
+	if err != nil {
+		return err
+	}
+	x := newExtractor(ctx, to, got, o.Special && os.Geteuid() == 0)
+	if e.Dir() {
+		err = l.getFolder(ctx, e, base(at), x)
+	} else {
+		err = l.getOne(ctx, e, base(at), x)
+	}
+	if err = errors.Join(err, x.close()); err == nil {
+		return nil
+	}
+	if e.Dir() && (x.made || x.below == "") {
+		err = l.keepWhole(ctx, to, base(at), e.Path, got, err)
+	}
+	return fmt.Errorf("%s: %w", at, err)
 }
 
 // base is what is made of a path: its last name; empty: what lies in it, with no name.

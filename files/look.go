@@ -24,6 +24,7 @@ type Options struct {
 	Emulate bool          // go without KVM
 	Program string        // guestfish, by name or path; empty: guestfish
 	TempDir string        // where folders for the time being are made
+	Cache   string        // a folder of this host in which the appliance remembers how it starts; empty: nowhere
 	Note    func(string)  // is told what a person should know
 }
 
@@ -70,7 +71,7 @@ func Open(ctx context.Context, repo *chain.Repository, m *chain.Manifest, o Opti
 		disks = append(disks, guestfs.Disk{Name: e.Name, Socket: l.server.Socket})
 	}
 	l.guest, err = guestfs.Start(ctx, guestfs.Options{
-		Disks: disks, TempDir: l.folder.Path(), Program: o.Program, Emulate: o.Emulate, Keys: o.Keys, Note: o.Note,
+		Disks: disks, TempDir: l.folder.Path(), Program: o.Program, Emulate: o.Emulate, Keys: o.Keys, Cache: o.Cache, Note: o.Note,
 	})
 	return l, err
 }
@@ -103,7 +104,7 @@ func (e *BesideError) Error() string {
 func (e *BesideError) Unwrap() error { return e.Err }
 
 // truth is the error of something that was done, or tried: what the repository did not
-// give comes before what the appliance made of it.
+// give comes before what the appliance made of it; of damage both are told.
 func (l *Look) truth(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -112,10 +113,13 @@ func (l *Look) truth(ctx context.Context, err error) error {
 		return err
 	}
 	fault := l.server.Fault()
-	if err == nil && archive.IsDamage(fault) {
+	switch {
+	case !archive.IsDamage(fault):
+		return fault
+	case err == nil:
 		return &BesideError{fault}
 	}
-	return fault
+	return fmt.Errorf("%w: %w", err, fault) // what of the guest it is, too
 }
 
 // Programs are those that were used, with their versions.
@@ -131,6 +135,18 @@ func (l *Look) Programs() map[string]string {
 func (l *Look) Volumes(ctx context.Context) ([]guestfs.Volume, error) {
 	all, err := l.guest.Volumes(ctx)
 	return all, l.truth(ctx, err)
+}
+
+// Use lets paths begin somewhere else from now on. What can't be mounted there is an error, and
+// then they begin where they did.
+func (l *Look) Use(ctx context.Context, p guestfs.Place) error {
+	was, told := l.o.Place, l.told
+	l.o.Place, l.told = p, false
+	err := l.truth(ctx, l.enter(ctx))
+	if err != nil && !errors.As(err, new(*BesideError)) {
+		l.o.Place, l.told = was, told
+	}
+	return err
 }
 
 // enter mounts what is looked at, and notes what is not.

@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"syscall"
 
 	"github.com/imgbackup/imgbackup/guestfs"
 )
@@ -27,23 +28,29 @@ func (l *Look) keepWhole(ctx context.Context, to *os.File, name, folder string, 
 		}
 		return failed
 	}
+	gone := int64(0)
 	err := removeOthers(to.Name(), name, func(below string) (string, error) {
 		return l.guest.Checksum(ctx, trimSlash(folder)+"/"+below)
-	}, func(below string, why error) {
-		got.Files--
+	}, func(below string, size int64, why error) {
+		gone++
+		got.Files, got.Bytes = got.Files-1, got.Bytes-size
 		got.leaveOut(below, why.Error())
 		if got.LeftOut <= maxLeftOut {
-			l.o.Note(fmt.Sprintf("left out: %q: %v", below, why))
+			l.o.Note(fmt.Sprintf("left out: %q: %v", trimSlash(folder)+"/"+below, why))
 		}
 	})
+	if gone > 0 {
+		failed = fmt.Errorf("left out, since they could not be read whole: %d (%w)", gone, failed)
+	}
 	return errors.Join(failed, err)
 }
 
 var errOther = errors.New("it could not be read whole")
 
 // removeOthers removes plain files, at name in a folder and below (all of the folder, if that is empty),
-// whose SHA-256 is another than the one that sum gives for their path below that, or none. Each is told of.
-func removeOthers(dir, name string, sum func(below string) (string, error), removed func(below string, why error)) error {
+// whose SHA-256 is another than the one that sum gives for their path below that, or none. Each is told of, with the
+// bytes that are gone.
+func removeOthers(dir, name string, sum func(below string) (string, error), removed func(below string, size int64, why error)) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
@@ -63,7 +70,7 @@ func removeOthers(dir, name string, sum func(below string) (string, error), remo
 	return removeOthersIn(root, sum, removed)
 }
 
-func removeOthersIn(root *os.Root, sum func(below string) (string, error), removed func(below string, why error)) error {
+func removeOthersIn(root *os.Root, sum func(below string) (string, error), removed func(below string, size int64, why error)) error {
 	return fs.WalkDir(root.FS(), ".", func(at string, e fs.DirEntry, err error) error {
 		if err != nil || !e.Type().IsRegular() {
 			return err
@@ -81,13 +88,27 @@ func removeOthersIn(root *os.Root, sum func(below string) (string, error), remov
 				return nil
 			}
 			why = errOther
+		} else if errors.As(why, new(*guestfs.CallError)) {
+			why = errOther // the guest's words for it say no more
 		}
-		if err := root.Remove(at); err != nil {
+		st, err := root.Lstat(at)
+		if err == nil {
+			err = root.Remove(at)
+		}
+		if err != nil {
 			return fmt.Errorf("it is not whole, and cannot be removed: %w", err)
 		}
-		removed(at, why)
+		removed(at, freed(st), why)
 		return nil
 	})
+}
+
+// freed is what goes with a name, bytes: of a file with several names with the last one.
+func freed(st fs.FileInfo) int64 {
+	if s, ok := st.Sys().(*syscall.Stat_t); ok && s.Nlink > 1 {
+		return 0
+	}
+	return st.Size()
 }
 
 // sumOf is the SHA-256 of a file.

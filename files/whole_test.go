@@ -33,8 +33,12 @@ func TestOnlyWholeFilesStay(t *testing.T) {
 		a.add(tar.TypeLink, "sub/again", "sub/bad").add(tar.TypeReg, "sub/empty", "").add(tar.TypeSymlink, "sub/link", "../good").add(tar.TypeReg, "unread", "\x00")
 		out, _ := a.extract(name, false)
 		var gone []string
-		if err := removeOthers(out, name, sum, func(below string, _ error) { gone = append(gone, below) }); err != nil {
+		bytes := int64(0)
+		if err := removeOthers(out, name, sum, func(below string, size int64, _ error) { gone, bytes = append(gone, below), bytes+size }); err != nil {
 			t.Fatal(err)
+		}
+		if bytes != 7+1 { // sub/bad has two names
+			t.Errorf("%d bytes are gone", bytes)
 		}
 		if slices.Sort(gone); !slices.Equal(gone, []string{"sub/again", "sub/bad", "unread"}) {
 			t.Errorf("%q were removed", gone)
@@ -46,7 +50,7 @@ func TestOnlyWholeFilesStay(t *testing.T) {
 		}
 		// Nobody knows any more: nothing is removed, and it is told.
 		ended := func(string) (string, error) { return "", guestfs.ErrEnded }
-		if err := removeOthers(out, name, ended, func(below string, _ error) { t.Errorf("%s is removed", below) }); !errors.Is(err, guestfs.ErrEnded) {
+		if err := removeOthers(out, name, ended, func(below string, _ int64, _ error) { t.Errorf("%s is removed", below) }); !errors.Is(err, guestfs.ErrEnded) {
 			t.Error(err)
 		}
 	}

@@ -3,6 +3,7 @@
 package guestfs
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -43,13 +44,19 @@ type Options struct {
 	// Emulate goes without KVM. Otherwise it is tried where /dev/kvm can be opened, and
 	// left if no appliance starts with it within [kvmPatience].
 	Emulate bool
+	Cache   string           // a folder of this host in which is kept, for a day, that KVM does not work; empty: nowhere
 	Keys    []Key            // of encrypted volumes, in an order in which they can be opened
 	Note    func(msg string) // is told what a person should know; may be nil
+
+	kvm      string        // for tests: the device; empty: [confine.KVM]
+	patience time.Duration // for tests: instead of [kvmPatience]
 }
 
-// kvmPatience is how long an appliance may take to start with KVM, which needs seconds:
-// where KVM is there and can't run a guest, it hangs. The first one on a host is built.
-const kvmPatience = 2 * time.Minute
+func (o *Options) note(format string, args ...any) {
+	if o.Note != nil {
+		o.Note(fmt.Sprintf(format, args...))
+	}
+}
 
 // Session is one appliance, started. Its methods must not be called at the same time.
 type Session struct {
@@ -102,25 +109,57 @@ func Start(ctx context.Context, o Options) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.Emulate || !confine.KVMOpens(confine.KVM) || emulationAsked() {
+	s, err := startEither(ctx, o, appliance)
+	if err == nil && len(o.Keys) > 0 {
+		if err = s.unlock(ctx, o.Keys); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+	}
+	return s, err
+}
+
+// startEither starts an appliance, with KVM if that works.
+func startEither(ctx context.Context, o Options, appliance string) (*Session, error) {
+	if o.Emulate || !confine.KVMOpens(cmp.Or(o.kvm, confine.KVM)) || emulationAsked() {
 		return launch(ctx, o, appliance, true)
 	}
-	tried, cancel := context.WithTimeout(ctx, kvmPatience)
-	s, err := launch(tried, o, appliance, false)
-	if err == nil {
-		// The time was for the start; the session lives as long as ctx.
-		s.follow(ctx, cancel)
-		return s, nil
+	work := kvmWork{folder: o.Cache, bootID: bootID}
+	if work.failed() {
+		o.note("libguestfs runs emulated, since with KVM it did not start here today (without %s it is tried again)", work.file())
+		return launch(ctx, o, appliance, true)
 	}
-	cancel()
-	if ctx.Err() != nil {
+	s, err := launchKVM(ctx, o, appliance)
+	if err == nil || ctx.Err() != nil {
+		return s, err
+	}
+	o.note("libguestfs does not start with KVM here, and runs emulated: %v", err)
+	if s, err = launch(ctx, o, appliance, true); err == nil {
+		work.remember()
+	}
+	return s, err
+}
+
+var errSlow = errors.New("it was not there in time")
+
+// launchKVM is launch with KVM, if that does not take too long.
+func launchKVM(ctx context.Context, o Options, appliance string) (*Session, error) {
+	// No deadline, which would bound what the appliance may do later.
+	tried, cancel := context.WithCancelCause(ctx)
+	timer := time.AfterFunc(cmp.Or(o.patience, kvmPatience), func() { cancel(errSlow) })
+	s, err := launch(tried, o, appliance, false)
+	if !timer.Stop() && err == nil { // it may have been ended by that
+		err = errors.Join(errSlow, s.Close())
+	}
+	if err != nil {
+		cancel(nil)
 		return nil, err
 	}
-	if o.Note != nil {
-		o.Note(fmt.Sprintf("libguestfs does not start with KVM here, and runs emulated: %v", err))
-	}
-	return launch(ctx, o, appliance, true)
+	s.follow(ctx, func() { cancel(nil) }) // the time was for the start; it lives as long as ctx
+	return s, nil
 }
+
+// bootID is where the kernel tells which boot of the host this is.
+const bootID = "/proc/sys/kernel/random/boot_id"
 
 // emulationAsked reports whether the user has told libguestfs to go without KVM.
 func emulationAsked() bool {
@@ -130,8 +169,8 @@ func emulationAsked() bool {
 // launch starts an appliance, kept apart as well as that is possible here.
 func launch(ctx context.Context, o Options, appliance string, emulate bool) (s *Session, err error) {
 	for _, way := range ways(emulate) {
-		if way.note != "" && o.Note != nil {
-			o.Note(way.note)
+		if way.note != "" {
+			o.note("%s", way.note)
 		}
 		if s, err = launchApart(ctx, o, appliance, emulate, way); !errors.Is(err, errApart) {
 			break
@@ -165,14 +204,14 @@ func launchApart(ctx context.Context, o Options, appliance string, emulate bool,
 			}
 		}
 	}()
-	return s, s.prepare(ctx, way, o.Keys)
+	return s, s.prepare(ctx, way)
 }
 
 // sandbox is what QEMU denies itself by seccomp filters.
 const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 // prepare gives the appliance its disks, and starts it.
-func (s *Session) prepare(ctx context.Context, way apart, keys []Key) (err error) {
+func (s *Session) prepare(ctx context.Context, way apart) (err error) {
 	if s.Version, err = s.version(ctx); err != nil {
 		return err
 	}
@@ -201,10 +240,7 @@ func (s *Session) prepare(ctx context.Context, way apart, keys []Key) (err error
 	if len(s.devices) != len(s.disks) {
 		return fmt.Errorf("libguestfs: it was given %d disks, and sees %q", len(s.disks), s.devices)
 	}
-	if len(keys) == 0 {
-		return nil
-	}
-	return s.unlock(ctx, keys)
+	return nil
 }
 
 func newMark() string {
@@ -263,7 +299,7 @@ func (s *Session) version(ctx context.Context) (string, error) {
 }
 
 // follow lets another context end the session than the one it was started with.
-func (s *Session) follow(ctx context.Context, done context.CancelFunc) {
+func (s *Session) follow(ctx context.Context, done func()) {
 	stop := context.AfterFunc(ctx, s.kill)
 	go func() {
 		<-s.dead

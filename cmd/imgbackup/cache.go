@@ -106,6 +106,15 @@ func (a *app) knownFolder() (string, int64) {
 	return a.cached.dir.Folder(a.cached.id, a.cached.place)
 }
 
+// keptFolder is where this host keeps what is of use to later runs, of a repository that was
+// opened; empty: nowhere.
+func (a *app) keptFolder() string {
+	if a.cached == nil {
+		return ""
+	}
+	return a.cached.dir.Path()
+}
+
 // makeCache makes the cache's folder where a backup is going to keep what the repository has of chunks, since a
 // process that has restricted itself can't. Of a small repository in a folder nothing is kept.
 func (a *app) makeCache(ctx context.Context, repo *chain.Repository) {

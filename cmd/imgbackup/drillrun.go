@@ -52,6 +52,11 @@ func (a *app) drill(ctx context.Context, r *drillRequest) (err error) {
 	if err := checkReadsData(repo, "a drill"); err != nil {
 		return err
 	}
+	if dir, err := a.cacheDir(repo.Store); err == nil && dir != nil { // of the host alone: nothing of the repository is taken from there
+		for _, look := range r.looks {
+			look.Cache = dir.Path()
+		}
+	}
 	d := &drilling{a: a, r: r, repo: repo, drills: make(map[string]*drill.Drill)}
 	d.run = record.Run{Format: record.RunFormat, Version: record.Version, Run: chain.NewUUID(), Begun: time.Now().UTC(), Drills: []record.Drilled{}}
 	if r.state != "" {

@@ -204,6 +204,7 @@ func (a *app) openForFiles(ctx context.Context, domain string, r *looking) (*cha
 	if !archive.OpensChunks(repo.Store) {
 		return nil, o, &crypt.KeyError{Half: crypt.Data, What: "is needed to look at files (roles drill and admin have it)"}
 	}
+	o.Cache = a.keptFolder()
 	return repo, o, nil
 }
 

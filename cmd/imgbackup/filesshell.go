@@ -24,6 +24,8 @@ type filesShell struct {
 	a    *app
 	look *files.Look
 	at   string // the folder that paths begin in
+
+	begun guestfs.Place // where --disk and --volume have it
 }
 
 func (a *app) filesShellCommand() *cobra.Command {
@@ -33,7 +35,7 @@ func (a *app) filesShellCommand() *cobra.Command {
 		Short:      "Look around in a guest: one appliance for many commands",
 		SuggestFor: []string{"sh", "open", "explore"},
 		Long: `shell reads commands from stdin, one a line, and keeps one appliance for all of them: ls, stat, cat, find, get, tar
-and volumes, without DOMAIN and --checkpoint; cd and pwd; help, and exit. Words are parted by spaces, and quoted as a
+and volumes, without DOMAIN and --checkpoint; use, to look at another volume; cd and pwd; help, and exit. Words are parted by spaces, and quoted as a
 shell does: 'a b', "a b", a\ b. At a terminal it goes on after an error; else the first one ends it, with its exit
 status.`,
 		Annotations: exits(exitDamage, exitInterrupted),
@@ -42,7 +44,7 @@ status.`,
 		Args: takes(cobra.ExactArgs(1), "a DOMAIN"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.lookInto(cmd, args[0], &r, func(ctx context.Context, l *files.Look) error {
-				s := &filesShell{a: a, look: l, at: "/"}
+				s := &filesShell{a: a, look: l, at: "/", begun: r.place}
 				return s.run(ctx)
 			})
 		},
@@ -139,6 +141,7 @@ func (s *filesShell) commands() *cobra.Command {
 		root.AddCommand(s.a.fileCommand(c, s))
 	}
 	root.AddCommand(
+		s.useCommand(),
 		&cobra.Command{Use: "cd [PATH]", Short: "Go to a folder", Args: takes(cobra.MaximumNArgs(1), "perhaps a PATH"), RunE: s.cd},
 		&cobra.Command{Use: "pwd", Short: "Tell which folder that is", Args: takes(cobra.NoArgs, "nothing"), RunE: func(*cobra.Command, []string) error {
 			_, err := fmt.Fprintln(s.a.out, escaped(s.at))
@@ -147,6 +150,39 @@ func (s *filesShell) commands() *cobra.Command {
 		&cobra.Command{Use: "exit", Aliases: []string{"quit"}, Short: "Leave", RunE: func(*cobra.Command, []string) error { return errLeave }},
 	)
 	return root
+}
+
+// useCommand lets all commands after it look at something else.
+func (s *filesShell) useCommand() *cobra.Command {
+	disk := ""
+	cmd := &cobra.Command{
+		Use: "use [VOLUME]", Short: "Look at another volume, from its / on",
+		Long: `use looks at this VOLUME from now on, as /dev/sda1, or at the file systems on a disk; without any, at what the shell
+began with. volumes lists them.`,
+		Args: takes(cobra.MaximumNArgs(1), "perhaps a VOLUME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			to := s.begun
+			if len(args) > 0 || disk != "" {
+				to = guestfs.Place{Disk: disk}
+			}
+			if len(args) > 0 {
+				to.Device = args[0]
+				if err := guestfs.CheckDevice(guestfs.Base(to.Device)); err != nil {
+					return usage.Wrap(err)
+				}
+			}
+			if _, ok := s.look.Manifest.Disk(disk); disk != "" && !ok {
+				return usage.Errorf("checkpoint %s has no disk %.80q", s.look.Manifest.Checkpoint, disk)
+			}
+			err := s.look.Use(cmd.Context(), to)
+			if err == nil || errors.As(err, new(*files.BesideError)) {
+				s.at = "/"
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&disk, "disk", "", "the file systems on this disk `TARGET`")
+	return cmd
 }
 
 func (s *filesShell) cd(cmd *cobra.Command, args []string) error {

@@ -18,6 +18,7 @@ type Look struct {
 	Expect  []Expectation
 	Keys    []guestfs.Key // of encrypted volumes, in an order in which they can be opened
 	Emulate bool          // go without KVM
+	Cache   string        // a folder of this host in which the appliance remembers how it starts; empty: nowhere
 	Program string        // guestfish, by name or path; empty: guestfish
 
 	// What the appliance of the step filesystems has found of files already.
@@ -53,7 +54,7 @@ func (l *Look) withAppliance(ctx context.Context, s *drill.Subject, do func(cont
 	}
 	before := s.Read()
 	g, err := guestfs.Start(limited, guestfs.Options{Disks: disks, TempDir: s.Scratch, Emulate: l.Emulate, Note: s.Note,
-		Program: l.Program, Keys: l.Keys})
+		Program: l.Program, Keys: l.Keys, Cache: l.Cache})
 	if errors.Is(err, guestfs.ErrNotInstalled) {
 		return drill.Skip(err.Error(), todoInstall), nil
 	}
