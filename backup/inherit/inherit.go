@@ -77,14 +77,21 @@ type Plan struct {
 }
 
 // RefusedError says which points can't be imported. Nothing has been written.
-type RefusedError struct{ Points []error }
+type RefusedError struct {
+	Points []error
+	Others bool // there are points that are not refused
+}
 
 func (e *RefusedError) Error() string {
 	var all []string
 	for _, err := range e.Points {
 		all = append(all, err.Error())
 	}
-	return strings.Join(all, "; ") + " (nothing was imported; --skip-refused imports the others)"
+	hint := " (nothing was imported)"
+	if e.Others {
+		hint = " (nothing was imported; --skip-refused imports the others)"
+	}
+	return strings.Join(all, "; ") + hint
 }
 
 func (e *RefusedError) Unwrap() []error { return e.Points }
@@ -254,7 +261,8 @@ func (p *Plan) noteSmall() {
 	}
 }
 
-// CheckRefused returns an error if points are refused that may not be skipped.
+// CheckRefused returns an error if points are refused that may not be skipped, or if there are no
+// others: to have imported nothing, now or before, is no success.
 func (p *Plan) CheckRefused() error {
 	var refused []error
 	for i := range p.Steps {
@@ -262,10 +270,11 @@ func (p *Plan) CheckRefused() error {
 			refused = append(refused, fmt.Errorf("%s: %w", s.what(), s.Refused))
 		}
 	}
-	if len(refused) == 0 || p.req.SkipRefused {
+	others := len(refused) < len(p.Steps)
+	if len(refused) == 0 || p.req.SkipRefused && others {
 		return nil
 	}
-	return &RefusedError{refused}
+	return &RefusedError{refused, others}
 }
 
 // Told is called for what becomes of the points of a plan.
