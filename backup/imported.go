@@ -46,7 +46,13 @@ func (s *archiver) checkNewest(ctx context.Context) error {
 	}
 	for _, l := range leases {
 		a := l.Announces
-		if a != nil && a.Domain == s.req.Domain && a.SHA256 == nil && l.UUID != s.lease.UUID() && s.self.Fate(l.Process) != chain.FateEnded {
+		if a == nil || a.Domain != s.req.Domain || l.UUID == s.lease.UUID() || s.self.Fate(l.Process) == chain.FateEnded {
+			continue
+		}
+		switch makes, err := s.makes(ctx, a); {
+		case err != nil:
+			return err
+		case makes:
 			return &chain.AtWorkError{Domain: a.Domain, Checkpoint: a.Checkpoint, Lease: l}
 		}
 	}
@@ -59,7 +65,23 @@ func (s *archiver) checkNewest(ctx context.Context) error {
 			return fmt.Errorf("checkpoint %s was made meanwhile, and what is imported would come after it: import it as another domain, or begin again if it is newer", m.Checkpoint)
 		}
 	}
+	if newest := chain.Newest(now); newest != nil && s.point.created.Before(newest.Created.Truncate(time.Second)) {
+		return fmt.Errorf("checkpoint %s was made meanwhile, at %s, and what is imported was before it: import it as another domain",
+			newest.Checkpoint, newest.Created.UTC().Format(time.RFC3339))
+	}
 	return nil
+}
+
+// makes reports whether what is announced is a new checkpoint, and not the change of one that stands.
+func (s *archiver) makes(ctx context.Context, a *chain.Announced) (bool, error) {
+	if a.SHA256 == nil {
+		return true, nil
+	}
+	slot, err := s.repo.Slot(ctx, a.Domain, a.Checkpoint)
+	if chain.Unusable(err) {
+		return false, nil // it stands, and is damaged
+	}
+	return err == nil && slot.Manifest == nil, err // or a void does
 }
 
 // imported is what the manifest says of an import; nil: it is none. The images are open, and

@@ -16,7 +16,7 @@ func (s *session) manifest(kind string, parent *chain.Manifest) *chain.Manifest 
 	tags, _ := chain.Tags(s.req.Tags) // they were looked at before
 	m := &chain.Manifest{
 		Kind: kind, Domain: s.req.Domain, DomainUUID: s.domainUUID(), Autostart: s.req.Autostart, Host: s.self.Host,
-		Checkpoint: s.point.name, UUID: s.point.uuid, Sequence: chain.NextSequence(s.withGone()),
+		Checkpoint: s.point.name, UUID: s.point.uuid, Sequence: s.sequence(),
 		Created: s.point.created, Description: s.req.Description, Tags: tags, Tool: s.req.Tool,
 		Locking: locking, LeftOut: s.req.LeftOut, Imported: s.imported(),
 	}

@@ -319,6 +319,7 @@ func (a *attempt) add(ctx context.Context) error {
 			return err
 		}
 		g.Go(func() error { return a.checkBases(gctx) })
+		g.Go(func() error { return a.lookAgain(gctx) })
 		if p, ok := a.to.(preparer); ok {
 			return p.prepare(ctx, gctx, a.plan)
 		}

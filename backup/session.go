@@ -105,6 +105,7 @@ type session struct {
 	gone    []*chain.Manifest // what stays known of forgotten ones, oldest first
 	unknown error             // why that is not known
 	listed  map[string]bool   // names of the domain's checkpoints, also of what cannot be read
+	behind  int64             // the highest sequence of those that were made since; 0: none was
 	states  *archives
 	disks   []*disk
 	early   *early // images that are looked at before their turn; nil: none

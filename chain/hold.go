@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -51,6 +52,7 @@ type Hold struct {
 	lease  *Lease        // as it stands
 	looked time.Duration // since boot, when it was put there
 
+	others   bool  // commits of the same domain were announced when it began; set before begun is closed
 	slot     *Slot // announced; nil: none is
 	unknown  bool  // the outcome of a commit: the lease stays
 	released bool  // it is removed
@@ -190,6 +192,10 @@ func (h *Hold) Begun(ctx context.Context) error {
 	return waitFor(ctx, h.begun, &h.beginErr)
 }
 
+// OthersAnnounce reports whether others had announced to change or make a checkpoint of the same
+// domain when the lease began, which it has to have.
+func (h *Hold) OthersAnnounce() bool { return h.others }
+
 func waitFor(ctx context.Context, done <-chan struct{}, err *error) error {
 	select {
 	case <-done:
@@ -225,7 +231,7 @@ func (h *Hold) begin(ctx context.Context) error {
 		g.Go(func() error { return h.marks.read(gctx) })
 	}
 	g.Go(func() error {
-		leases, err := h.others(gctx)
+		leases, err := h.otherLeases(gctx)
 		if err == nil {
 			leases, err = h.repo.cleanLeases(gctx, leases)
 		}
@@ -239,13 +245,16 @@ func (h *Hold) begin(ctx context.Context) error {
 		if h.slot == nil {
 			return nil
 		}
+		h.others = slices.ContainsFunc(leases, func(l *Lease) bool {
+			return l.Announces != nil && l.Announces.Domain == h.slot.Domain
+		})
 		return h.settleSlot(gctx, leases)
 	})
 	return g.Wait()
 }
 
-// others reads the leases that are not ours.
-func (h *Hold) others(ctx context.Context) ([]*Lease, error) {
+// otherLeases reads the leases that are not ours.
+func (h *Hold) otherLeases(ctx context.Context) ([]*Lease, error) {
 	leases, _, err := h.repo.leasesBut(ctx, h.uuid)
 	return leases, err
 }
@@ -281,7 +290,7 @@ func (h *Hold) settleSlot(ctx context.Context, leases []*Lease) error {
 		if err := h.replace(ctx, func(l *Lease) { l.Announces = now.announced() }, nil); err != nil {
 			return err
 		}
-		if leases, err = h.others(ctx); err != nil {
+		if leases, err = h.otherLeases(ctx); err != nil {
 			return err
 		}
 	}
@@ -314,7 +323,7 @@ func (h *Hold) alone(ctx context.Context, leases []*Lease) error {
 			return err
 		}
 		pause *= 2
-		all, err := h.others(ctx)
+		all, err := h.otherLeases(ctx)
 		if err != nil {
 			return err
 		}
@@ -340,7 +349,7 @@ func (h *Hold) Announce(ctx context.Context, slot *Slot) error {
 		return err
 	}
 	h.slot = slot
-	leases, err := h.others(ctx)
+	leases, err := h.otherLeases(ctx)
 	if err != nil {
 		return err
 	}

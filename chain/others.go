@@ -69,7 +69,7 @@ func (r *Repository) sameMachine(ctx context.Context, keys []Key, is func(*Manif
 	}
 	found = slices.DeleteFunc(found, func(m *Manifest) bool { return m == nil })
 	slices.SortFunc(found, func(a, b *Manifest) int {
-		return cmp.Or(cmp.Compare(a.Domain, b.Domain), cmp.Compare(b.Sequence, a.Sequence))
+		return cmp.Or(cmp.Compare(a.Domain, b.Domain), bySequence(b, a))
 	})
 	return slices.CompactFunc(found, func(a, b *Manifest) bool { return a.Domain == b.Domain }), nil
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup/inherit"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/objstore"
+	"github.com/imgbackup/imgbackup/objstore/objstoretest"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/qemu"
 )
@@ -236,6 +238,94 @@ func TestBackupMeanwhile(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := making.execute(t.Context(), making.plan(), -1, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// A backup that has planned, or is at work, while points are imported comes after them, whenever they
+// are committed: it is what was made last, and what everybody restores who names none.
+func TestBackupAfterImports(t *testing.T) {
+	t.Parallel()
+	all := len(newLeft(t).paths)
+	vm := func(l *left) backup.Request {
+		return backup.Request{Domain: "web", Checkpoint: "own", Disks: []backup.DiskRequest{{Disk: "vda", Path: newLeft(l.T).paths[2], Format: qcow2.Raw}}}
+	}
+	check := func(l *left, want int) {
+		t.Helper()
+		ms := l.checkpoints()
+		last := chain.Newest(ms)
+		if len(ms) != want || last.Checkpoint != "own" {
+			t.Errorf("%d checkpoints, the newest is %s", len(ms), last.Checkpoint)
+		}
+		for _, m := range ms {
+			if m.UUID != last.UUID && m.Sequence >= last.Sequence {
+				t.Errorf("%s has sequence %d, and own %d", m.Checkpoint, m.Sequence, last.Sequence)
+			}
+		}
+	}
+
+	planned := newLeft(t) // and so knows nothing of any of them
+	var notes []string
+	var once sync.Once
+	_, err := backup.Run(t.Context(), planned.repo, vm(planned), backup.Hooks{
+		Note: func(text string) { notes = append(notes, text) },
+		Opened: func([]*qcow2.Image) (err error) {
+			once.Do(func() { err = planned.execute(t.Context(), planned.plan(), -1, nil) })
+			return err
+		},
+	})
+	if err != nil || len(notes) != all || !strings.Contains(notes[0], "was made meanwhile") {
+		t.Error(err, notes)
+	}
+	check(planned, all+1)
+
+	// The import has seen that nobody else is at work, and its commit is on its way.
+	committing := newLeft(t)
+	plain := committing.repo
+	store := objstoretest.NewFaulty(t, plain.Store, objstoretest.Fault{
+		Op: objstoretest.Put, Prefix: chain.ManifestKey("web", "20260102T000000Z"), Times: 1, Lost: true,
+		Hook: func(string) {
+			if _, err := backup.Run(t.Context(), plain, vm(committing), backup.Hooks{}); err != nil {
+				t.Error(err)
+			}
+		},
+	})
+	committing.repo = &chain.Repository{Store: store, Config: plain.Config}
+	if err := committing.execute(t.Context(), committing.plan(), -1, nil); err == nil || !strings.Contains(err.Error(), "own was made meanwhile") {
+		t.Error(err) // the next point finds out
+	}
+	check(committing, 3)
+}
+
+// Who is about to make a checkpoint under a name that was given up, where a void stands, is seen, too.
+func TestBackupOverVoid(t *testing.T) {
+	t.Parallel()
+	l := newLeft(t)
+	if _, err := l.repo.HoldFor(t.Context(), "a backup that ends", "web", "own"); err != nil {
+		t.Fatal(err)
+	}
+	leases, _, err := l.repo.Leases(t.Context())
+	if err != nil || len(leases) != 1 {
+		t.Fatal(leases, err)
+	}
+	if err := l.repo.BreakLease(t.Context(), leases[0]); err != nil {
+		t.Fatal(err)
+	}
+	hold, err := l.repo.HoldFor(t.Context(), "a backup", "web", "own")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if leases, _, err = l.repo.Leases(t.Context()); err != nil || len(leases) != 1 || leases[0].Announces.SHA256 == nil {
+		t.Fatal(leases, err)
+	}
+	var atWork *chain.AtWorkError
+	if err := l.execute(t.Context(), l.plan(), -1, nil); !errors.As(err, &atWork) || len(l.checkpoints()) != 0 {
+		t.Error(err)
+	}
+	if err := hold.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.execute(t.Context(), l.plan(), -1, nil); err != nil {
 		t.Error(err)
 	}
 }

@@ -152,7 +152,7 @@ func (p *Plan) Stands(gone []Decision) []Decision {
 		}
 	}
 	slices.SortStableFunc(all, func(x, y Decision) int {
-		return cmp.Or(cmp.Compare(x.Domain, y.Domain), cmp.Compare(x.Sequence, y.Sequence))
+		return cmp.Or(cmp.Compare(x.Domain, y.Domain), cmp.Compare(x.Sequence, y.Sequence), cmp.Compare(x.UUID, y.UUID))
 	})
 	return all
 }
