@@ -121,6 +121,7 @@ type Result struct {
 	Cloned    bool   // the images were read from clones
 	NotCloned string // why they were not, though that was asked for
 	Notes     []string
+	Before    *Before // of an import, for that of the next point
 }
 
 // DryRun returns the plan that [Run] would carry out, and writes nothing.

@@ -21,6 +21,9 @@ func (s *archiver) readByContent(ctx context.Context, d *disk, p *DiskPlan, base
 	// Cells that hold nothing now and held nothing then need no look; every
 	// other is compared as a whole.
 	cells := bitmapstore.Union(data, then).Clip(p.VirtualSize).Round(archive.GridSize, p.VirtualSize)
+	if p.above != nil {
+		cells = bitmapstore.Intersect(cells, p.above)
+	}
 	nextEntry, stop := iter.Pull2(base.Entries(ctx, 0, p.VirtualSize))
 	defer stop()
 	pull := entryCursor{next: nextEntry}

@@ -19,6 +19,9 @@ type Import struct {
 	Made time.Time // when they were made
 	Time string    // how that is known: chain.TimeGiven and so on
 	From string    // what made them, for people
+	// Before is the point that this process imported before it; nil: there is none. What lies under
+	// both is not read again.
+	Before *Before
 }
 
 // chooseImport stores a disk by content, on the newest state that can be read: what bitmaps say
@@ -30,7 +33,10 @@ func (s *archiver) chooseImport(ctx context.Context, d *disk, p *DiskPlan, state
 		return nil
 	}
 	p.Code = trust.ReasonImported
-	return s.chooseContent(ctx, d, p, states, trust.Verdict{Code: trust.ReasonImported, Reason: why})
+	if err := s.chooseContent(ctx, d, p, states, trust.Verdict{Code: trust.ReasonImported, Reason: why}); err != nil {
+		return err
+	}
+	return s.chooseAbove(ctx, d, p)
 }
 
 // checkNewest returns an error if the domain has got a checkpoint since its history was read, or

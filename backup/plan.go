@@ -65,9 +65,10 @@ type NewBitmap struct {
 
 // basis is what a disk's plan was made of.
 type basis struct {
-	base    chain.DiskState // what the delta map builds on; none for a full map
-	verdict trust.Verdict   // on the image's bitmaps, if it was asked for
-	sound   map[string]bool // bitmaps of ours that stood every check, and whether each alone tells what changed
+	base    chain.DiskState  // what the delta map builds on; none for a full map
+	above   bitmapstore.Runs // outside of it nothing has changed, and is not read by content; nil: all is
+	verdict trust.Verdict    // on the image's bitmaps, if it was asked for
+	sound   map[string]bool  // bitmaps of ours that stood every check, and whether each alone tells what changed
 }
 
 // worseThan reports whether p promises less than an earlier plan q did: the
@@ -165,6 +166,10 @@ func measure(ctx context.Context, d *disk, p *DiskPlan) error {
 		return nil
 	case ByBitmap:
 		what = p.verdict.Dirty
+	case ByContent:
+		if p.above != nil {
+			what = p.above
+		}
 	}
 	var err error
 	if p.ReadBytes, err = d.image.DataIn(ctx, what).Bytes(); err != nil {

@@ -368,6 +368,10 @@ func (a *attempt) writeLocked(ctx context.Context, stop func()) (*Result, error)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	var before *Before
+	if a.req.Import != nil {
+		before = a.before(m)
+	}
 	a.hooks.step(StepCommit)
 	if err := a.to.commit(ctx, a.plan, m); err != nil {
 		return nil, err
@@ -375,7 +379,7 @@ func (a *attempt) writeLocked(ctx context.Context, stop func()) (*Result, error)
 	a.stands = true
 	return &Result{
 		Manifest: m, Plan: a.plan, Stats: stats, Audits: a.audits(),
-		Cloned: a.released, NotCloned: a.notCloned, Locked: a.locked,
+		Cloned: a.released, NotCloned: a.notCloned, Locked: a.locked, Before: before,
 	}, nil
 }
 

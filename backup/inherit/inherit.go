@@ -291,14 +291,15 @@ func (p *Plan) Execute(ctx context.Context, repo *chain.Repository, told Told) e
 		return err
 	}
 	done := 0
+	var before *backup.Before
 	for i := range p.Steps {
 		s := &p.Steps[i]
 		if s.State != New {
 			continue
 		}
-		result, err := backup.Run(ctx, repo, p.request(s), told.Begin(s))
+		result, err := backup.Run(ctx, repo, p.request(s, before), told.Begin(s))
 		if err == nil {
-			s.State, s.As = Done, result.Manifest.Ref()
+			s.State, s.As, before = Done, result.Manifest.Ref(), result.Before
 			done++
 		}
 		told.End(s, result, err)
@@ -313,11 +314,11 @@ func (p *Plan) Execute(ctx context.Context, repo *chain.Repository, told Told) e
 }
 
 // request is what the engine is asked for.
-func (p *Plan) request(s *Step) backup.Request {
+func (p *Plan) request(s *Step, before *backup.Before) backup.Request {
 	req := p.req.Engine
 	req.Checkpoint, req.Description = s.Checkpoint, s.Description
 	req.Disks, req.Files, req.DomainUUID = s.Point.Disks, s.Files, s.DomainUUID
 	req.Mode, req.NoCheckpoint = backup.Auto, true
-	req.Import = &backup.Import{Made: s.Made, Time: s.Time, From: s.From}
+	req.Import = &backup.Import{Made: s.Made, Time: s.Time, From: s.From, Before: before}
 	return req
 }

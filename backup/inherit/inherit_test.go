@@ -6,8 +6,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -16,10 +20,12 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/inherit"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/objstoretest"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/qemu"
+	"github.com/imgbackup/imgbackup/view"
 )
 
 // left is a repository, and raw images of some points in time.
@@ -327,5 +333,118 @@ func TestBackupOverVoid(t *testing.T) {
 	}
 	if err := l.execute(t.Context(), l.plan(), -1, nil); err != nil {
 		t.Error(err)
+	}
+}
+
+// overlays are a full qcow2 image, and increments over it that name nothing, with their points.
+func (l *left) overlays(r *rand.Rand, n int) (points []inherit.Point, want []string) {
+	l.Helper()
+	const size = 8 << 20
+	dir := l.TempDir()
+	whole := filepath.Join(dir, "whole.raw") // what each is to read as: qemu's own word
+	testkit.Tool(l, "qemu-img", "create", "-q", "-f", "raw", whole, strconv.Itoa(size))
+	var over []qcow2.Named
+	for i := range n {
+		path := filepath.Join(dir, fmt.Sprintf("%d.qcow2", i))
+		testkit.Tool(l, "qemu-img", "create", "-q", "-f", "qcow2", path, strconv.Itoa(size))
+		for range 3 {
+			at, length := r.IntN(size/512)*512, (1+r.IntN(1000))*512
+			length = min(length, size-at)
+			command := fmt.Sprintf("write -P %d %d %d", 1+i*3+r.IntN(3), at, length)
+			if r.IntN(3) == 0 {
+				at, length = at&^0xffff, 128<<10
+				command = fmt.Sprintf("write -z %d %d", at, min(length, size-at))
+			}
+			testkit.Tool(l, "qemu-io", "-f", "raw", "-c", command, whole)
+			// Of an increment that lies over nothing, qemu fills up what is around in a cluster with
+			// zeros: it is made over what came before, as QEMU's own backups are, and then let go.
+			if i > 0 {
+				testkit.Tool(l, "qemu-img", "rebase", "-u", "-f", "qcow2", "-b", filepath.Join(dir, fmt.Sprintf("%d.qcow2", i-1)), "-F", "qcow2", path)
+			}
+			testkit.Tool(l, "qemu-io", "-f", "qcow2", "-c", command, path)
+		}
+		points = append(points, inherit.Point{
+			Made: time.Date(2026, 1, 1+i, 0, 0, 0, 0, time.UTC), Time: chain.TimeGiven, From: "a test",
+			Disks: []backup.DiskRequest{{Disk: "vda", Path: path, Format: qcow2.Qcow2, Over: slices.Clone(over)}},
+		})
+		over = append([]qcow2.Named{{Path: path, Format: qcow2.Qcow2}}, over...)
+		copied := filepath.Join(dir, fmt.Sprintf("%d.raw", i))
+		testkit.Tool(l, "cp", whole, copied)
+		want = append(want, copied)
+	}
+	return points, want
+}
+
+// readAll reads the disk of a checkpoint.
+func (l *left) readAll(m *chain.Manifest) []byte {
+	l.Helper()
+	c, err := view.Open(l.Context(), l.repo, m, nil, view.Options{NoAhead: true})
+	if err != nil {
+		l.Fatal(err)
+	}
+	defer c.Close()
+	data := make([]byte, c.Disks[0].Size())
+	if err := c.Disks[0].ReadAt(l.Context(), data, 0); err != nil {
+		l.Fatal(err)
+	}
+	return data
+}
+
+// Of an increment over files that were read for the point before only what it holds is read, and each
+// checkpoint is what qemu has of it all the same; where somebody has touched a file below meanwhile,
+// whatever its time of modification says now, everything is read.
+func TestOverlays(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(3) {
+		l := newLeft(t)
+		points, want := l.overlays(rand.New(rand.NewPCG(seed, 1)), 4)
+		touched := seed == 2
+		p, err := inherit.Make(t.Context(), l.repo, inherit.Request{Engine: backup.Request{Domain: "web"}, Points: points})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		var read []int64
+		err = p.Execute(t.Context(), l.repo, inherit.Told{
+			Begin: func(*inherit.Step) backup.Hooks {
+				n++
+				if touched && n == 3 {
+					l.touch(points[0].Disks[0].Path)
+				}
+				return backup.Hooks{Now: func() time.Time { return time.Now().Add(time.Hour) }}
+			},
+			End: func(_ *inherit.Step, r *backup.Result, err error) {
+				if err == nil {
+					read = append(read, r.Plan.Disks[0].ReadBytes)
+				}
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, m := range l.checkpoints() {
+			data, err := os.ReadFile(want[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(l.readAll(m), data) {
+				t.Errorf("seed %d: checkpoint %d differs from what qemu has", seed, i)
+			}
+			if above := strings.Contains(m.Disks[0].Reason, "what lies over the files"); above != (i > 0 && (!touched || i != 2)) {
+				t.Errorf("seed %d: checkpoint %d, of which %d bytes were read: %s", seed, i, read[i], m.Disks[0].Reason)
+			}
+		}
+	}
+}
+
+// touch changes a file's times of modification, and back.
+func (l *left) touch(path string) {
+	l.Helper()
+	info, err := os.Stat(path)
+	if err == nil {
+		err = errors.Join(os.Chtimes(path, time.Time{}, time.Unix(1, 0)), os.Chtimes(path, time.Time{}, info.ModTime()))
+	}
+	if err != nil {
+		l.Fatal(err)
 	}
 }

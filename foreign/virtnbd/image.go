@@ -120,6 +120,17 @@ func (im *Image) Sources() []*qcow2.File {
 	return all
 }
 
+// Held yields what one of the files holds of the disk.
+func (im *Image) Held(source int) iter.Seq[qcow2.Extent] {
+	return func(yield func(qcow2.Extent) bool) {
+		for _, f := range im.layers[source].frames {
+			if !yield(qcow2.Extent{Offset: f.start, Length: f.length, Kind: qcow2.Data}) {
+				return
+			}
+		}
+	}
+}
+
 // Close closes the files.
 func (im *Image) Close() error {
 	var errs []error
@@ -212,5 +223,5 @@ func (im *Image) readPart(ctx context.Context, part *part, p []byte, off int64) 
 
 var _ interface {
 	qcow2.Foreign
-	qcow2.Sourced
+	qcow2.Stacked
 } = (*Image)(nil)

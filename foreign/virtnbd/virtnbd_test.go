@@ -406,3 +406,72 @@ func FuzzStream(f *testing.F) {
 		}
 	})
 }
+
+// Where the streams over those of another disk hold nothing the two are the same; and nothing is said
+// of one of another size, or of other files.
+func TestAbove(t *testing.T) {
+	t.Parallel()
+	r := rand.New(rand.NewPCG(5, 6))
+	for round := range 20 {
+		dir := t.TempDir()
+		size := (2 + r.Int64N(100)) * 512
+		n := 2 + r.IntN(3)
+		for i := range n {
+			m := made{size: size, disk: "vda", checkpoint: fmt.Sprintf("virtnbdbackup.%d", i), compressed: r.IntN(2) == 0, date: fmt.Sprintf("2026-01-02T03:04:%02d", i)}
+			if i == n-1 && round%5 == 4 {
+				m.size += 512 // it was grown
+			}
+			name := "vda.full.data"
+			if i > 0 {
+				m.incremental, m.parent = true, fmt.Sprintf("virtnbdbackup.%d", i-1)
+				name = "vda.inc." + m.checkpoint + ".data"
+			}
+			m.random(r, make([]byte, m.size))
+			put(t, dir, name, m.bytes(t))
+		}
+		d, err := Scan(dir, time.UTC)
+		if err != nil || len(d.Backups) != n {
+			t.Fatal(err, d)
+		}
+		open := func(i int) (*qcow2.Image, []byte) {
+			disk := &d.Backups[i].Disks[0]
+			im, err := qcow2.Open(disk.Top(), Format, qcow2.OpenOptions{Foreign: disk.Open})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = im.Close() })
+			data := make([]byte, im.Size())
+			if err := im.ReadAt(t.Context(), data, 0); err != nil {
+				t.Fatal(err)
+			}
+			return im, data
+		}
+		i := r.IntN(n - 1)
+		below, was := open(i)
+		top, is := open(n - 1)
+		stack, ok := below.Stack()
+		if !ok {
+			t.Fatal("it has no stack")
+		}
+		above, ok := top.Above(t.Context(), stack)
+		if want := len(was) == len(is); ok != want {
+			t.Fatalf("round %d: %v, want %v", round, ok, want)
+		}
+		if itself, ok := below.Above(t.Context(), stack); ok {
+			t.Error("it lies over itself", itself)
+		}
+		if !ok {
+			continue
+		}
+		runs, err := above.Collect()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, run := range runs {
+			copy(was[run.Start:run.End], is[run.Start:run.End])
+		}
+		if !bytes.Equal(was, is) {
+			t.Errorf("round %d: they differ elsewhere than in %v", round, runs)
+		}
+	}
+}
