@@ -30,6 +30,7 @@ type Domain struct {
 	Loader         string // the firmware's path; empty: none is named
 	LoaderReadOnly bool
 	NVRAM          string // the path of the firmware's variables; empty: none is named
+	Kernel, Initrd string // paths of what the host gives it to boot; empty: none is named
 
 	TPMs []TPM
 }
@@ -108,6 +109,8 @@ type domainXML struct {
 	OS      struct {
 		Loader *libvirtxml.DomainLoader `xml:"loader"`
 		NVRam  *libvirtxml.DomainNVRam  `xml:"nvram"`
+		Kernel string                   `xml:"kernel"`
+		Initrd string                   `xml:"initrd"`
 	} `xml:"os"`
 	Devices struct {
 		Disks []diskXML `xml:"disk"`
@@ -188,6 +191,7 @@ func fromTree(root *node) (*Domain, error) {
 			d.NVRAM = n.Source.File.File
 		}
 	}
+	d.Kernel, d.Initrd = strings.TrimSpace(x.OS.Kernel), strings.TrimSpace(x.OS.Initrd)
 	for _, t := range x.Devices.TPMs {
 		d.TPMs = append(d.TPMs, TPM{Backend: t.Backend.Type, Path: t.Backend.Source.Path})
 	}
@@ -215,7 +219,7 @@ func leanDomain(root *node) *node {
 			part := &node{name: k.name}
 			for _, c := range k.kids {
 				switch c.name {
-				case "disk", "tpm", "loader", "nvram":
+				case "disk", "tpm", "loader", "nvram", "kernel", "initrd":
 					part.kids = append(part.kids, c)
 				}
 			}

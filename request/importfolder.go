@@ -3,11 +3,15 @@
 package request
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
+	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/backup/inherit"
 	"github.com/imgbackup/imgbackup/chain"
@@ -31,7 +35,7 @@ func (im *Import) fromVirtNBD() ([]inherit.Point, error) {
 	var points []inherit.Point
 	for i := range folder.Backups {
 		b := &folder.Backups[i]
-		p := inherit.Point{Made: b.Made, Time: chain.TimeRecorded, From: "virtnbdbackup (" + b.Kind + ")", Refused: b.Refused}
+		p := inherit.Point{Made: b.Made, Time: chain.TimeRecorded, From: "virtnbdbackup (" + b.Kind + ")", Refused: b.Refused, Verify: verify(b)}
 		if b.Checkpoint != "" {
 			p.From += ", its checkpoint " + b.Checkpoint
 		}
@@ -85,6 +89,7 @@ func (im *Import) define(p *inherit.Point, b *virtnbd.Backup) (*dom.Domain, erro
 	}
 	p.Files = append(p.Files, backup.FileRequest{Role: chain.RoleDomainXML, Path: path, Data: data})
 	p.DomainUUID = d.UUID
+	im.beside(p, b, d)
 	switch {
 	case im.Domain == "" && im.found == "":
 		im.found = d.Name
@@ -92,6 +97,69 @@ func (im *Import) define(p *inherit.Point, b *virtnbd.Backup) (*dom.Domain, erro
 		return d, fmt.Errorf("%s defines domain %s, and another of these %s: say which domain it is to be (import DOMAIN …)", b.Config, d.Name, im.found)
 	}
 	return d, nil
+}
+
+// beside takes what the program has copied of the files that a definition names.
+func (im *Import) beside(p *inherit.Point, b *virtnbd.Backup, d *dom.Domain) {
+	p.Autostart = b.Autostart()
+	for _, f := range []struct{ role, original string }{
+		{chain.RoleNVRAM, d.NVRAM}, {chain.RoleLoader, d.Loader}, {chain.RoleFile, d.Kernel}, {chain.RoleFile, d.Initrd},
+	} {
+		if f.original == "" {
+			continue
+		}
+		r := backup.FileRequest{Role: f.role, Path: b.Beside(f.original)}
+		if f.role == chain.RoleFile {
+			r.Name = filepath.Base(f.original)
+		}
+		why := "virtnbdbackup has left no copy of it"
+		if r.Path != "" {
+			why = im.addBeside(p, r)
+		}
+		if why != "" {
+			im.Notes = append(im.Notes, fmt.Sprintf("%s, which %s names, is not imported: %s", f.original, b.Config, why))
+		}
+	}
+}
+
+// addBeside adds a file to a point, or returns why it is none.
+func (im *Import) addBeside(p *inherit.Point, r backup.FileRequest) string {
+	path, err := filepath.Abs(r.Path)
+	if err != nil {
+		return err.Error()
+	}
+	if r.Role == chain.RoleFile {
+		err = chain.CheckName(r.Name)
+	}
+	info, serr := os.Lstat(path)
+	switch {
+	case err != nil:
+		return err.Error()
+	case serr != nil:
+		return serr.Error()
+	case info.Size() > archive.MaxFile:
+		return fmt.Sprintf("%s has more than %d MiB", path, archive.MaxFile>>20)
+	case slices.ContainsFunc(p.Files, func(o backup.FileRequest) bool { return o.Role == r.Role && o.Name == r.Name }):
+		return "another file has its name"
+	}
+	r.Path = path
+	p.Files = append(p.Files, r)
+	return ""
+}
+
+// verify compares the files of a backup with the checksums beside them; nil: there are none.
+func verify(b *virtnbd.Backup) func(context.Context, func(context.Context, int) error) error {
+	if !slices.ContainsFunc(b.Disks, func(d virtnbd.Disk) bool { return d.HasChecksums() }) {
+		return nil
+	}
+	return func(ctx context.Context, wait func(context.Context, int) error) error {
+		for i := range b.Disks {
+			if err := b.Disks[i].Verify(ctx, wait); err != nil {
+				return &chain.DiskError{Disk: b.Disks[i].Name, Err: err}
+			}
+		}
+		return nil
+	}
 }
 
 // leftBy is a disk of virtnbdbackup as the engine takes it.

@@ -26,6 +26,10 @@ type Point struct {
 	DomainUUID  string    // empty: unknown
 	Disks       []backup.DiskRequest
 	Files       []backup.FileRequest // of the domain beside its disks
+	Autostart   bool                 // libvirt starts it with its host
+	// Verify compares its files with checksums that are there beside them, which takes as long as
+	// to read them; nil: there are none. wait is called before so many bytes are read.
+	Verify func(ctx context.Context, wait func(ctx context.Context, n int) error) error
 	// Refused is why it can't be imported; nil: it can, as far as its names tell.
 	Refused error
 }
@@ -279,7 +283,9 @@ func (p *Plan) CheckRefused() error {
 
 // Told is called for what becomes of the points of a plan.
 type Told struct {
-	Begin func(s *Step) backup.Hooks // a point is about to be imported
+	// Verify: a point is about to be compared with checksums beside it; may be nil.
+	Verify func(s *Step)
+	Begin  func(s *Step) backup.Hooks // a point is about to be imported
 	// End: it is a checkpoint, or err says why not.
 	End func(s *Step, r *backup.Result, err error)
 }
@@ -288,6 +294,9 @@ type Told struct {
 // whatever becomes of those after it.
 func (p *Plan) Execute(ctx context.Context, repo *chain.Repository, told Told) error {
 	if err := p.CheckRefused(); err != nil {
+		return err
+	}
+	if err := p.verify(ctx, told); err != nil {
 		return err
 	}
 	done := 0
@@ -313,11 +322,37 @@ func (p *Plan) Execute(ctx context.Context, repo *chain.Repository, told Told) e
 	return nil
 }
 
+// verify compares what is new with the checksums that are there beside it, before any of it is
+// imported.
+func (p *Plan) verify(ctx context.Context, told Told) error {
+	wait := func(context.Context, int) error { return nil }
+	if rate := p.req.Engine.RateLimit; rate > 0 {
+		wait = backup.NewLimiter(rate).WaitN
+	}
+	for i := range p.Steps {
+		s := &p.Steps[i]
+		if s.State != New || s.Verify == nil {
+			continue
+		}
+		if told.Verify != nil {
+			told.Verify(s)
+		}
+		err := s.Verify(ctx, wait)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			s.State, s.Refused = Refused, err
+		}
+	}
+	return p.CheckRefused()
+}
+
 // request is what the engine is asked for.
 func (p *Plan) request(s *Step, before *backup.Before) backup.Request {
 	req := p.req.Engine
 	req.Checkpoint, req.Description = s.Checkpoint, s.Description
-	req.Disks, req.Files, req.DomainUUID = s.Point.Disks, s.Files, s.DomainUUID
+	req.Disks, req.Files, req.DomainUUID, req.Autostart = s.Point.Disks, s.Files, s.DomainUUID, s.Autostart
 	req.Mode, req.NoCheckpoint = backup.Auto, true
 	req.Import = &backup.Import{Made: s.Made, Time: s.Time, From: s.From, Before: before}
 	return req

@@ -39,7 +39,8 @@ has to be said what lies below it:
     layers=yes      likewise, and each image of the chain is a point in time of its own, the lowest the first
 
 --virtnbdbackup takes what that program has left in a folder: streams, compressed or not, and the domain's
-definitions beside them. Each backup is a point in time. What lies over what say the links that the streams have, not
+definitions, and files that these name, beside them. Each backup is a point in time. Where a checksum lies beside a
+stream the stream is compared with it before anything is imported. What lies over what say the links that the streams have, not
 the times of files. A backup of which a stream is missing, damaged, or does not fit is refused; those that do not need
 it are not. The dates in streams have no zone: --timezone says which it is. Disks that it copied as they are (raw ones)
 need the definition beside them. Without a DOMAIN the definition names it.
@@ -151,6 +152,9 @@ func (a *app) runImport(ctx context.Context, o importOptions) error {
 func (a *app) toldImport(ctx context.Context, plan *inherit.Plan, results map[*inherit.Step]*backup.Result) inherit.Told {
 	var b *bar
 	return inherit.Told{
+		Verify: func(s *inherit.Step) {
+			a.note(fmt.Sprintf("comparing what is to be imported of %s with the checksums beside it", shortTime(s.Made)))
+		},
 		Begin: func(s *inherit.Step) backup.Hooks {
 			b = a.newBar("importing " + plan.Domain + " of " + shortTime(s.Made))
 			var disks []string

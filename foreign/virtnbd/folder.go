@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,6 +30,8 @@ type Backup struct {
 	Disks      []Disk // by name
 	// Refused says why it can't be read as disks; nil: it can, as far as its form tells.
 	Refused error
+
+	beside beside
 }
 
 // Disk is one disk of a backup.
@@ -69,6 +70,11 @@ type seenFile struct {
 	id                      qcow2.FileID
 	*stream                 // nil: it is no stream, or can't be read as one
 	err                     error
+
+	sum      uint32 // that was written beside it
+	summed   bool   // there is one
+	verified bool   // the file was compared with it
+	verdict  error  // what came of that
 }
 
 // index is what is known of a file that was opened anew.
@@ -155,7 +161,10 @@ func look(path string) *seenFile {
 	if err == nil && is {
 		s.stream, err = parse(f, s.id.Size)
 	}
-	s.err = errors.Join(err, f.Close())
+	if err = errors.Join(err, f.Close()); err == nil && s.stream != nil {
+		s.sum, s.summed, err = checksum(path)
+	}
+	s.err = err
 	return s
 }
 
@@ -217,7 +226,8 @@ func (d *Folder) order(dir string, zone *time.Location) {
 		}
 		d.add(b, s, zone)
 		if b.Config == "" {
-			b.Config = config(dir, s)
+			b.beside = besideOf(dir, s)
+			b.Config = b.beside.config()
 		}
 	}
 	for _, b := range groups {
@@ -319,23 +329,4 @@ func (d *Folder) maker(disk, checkpoint string) (*seenFile, error) {
 		return nil, errors.New("no file of the disk was made with that checkpoint (it is gone, damaged, or a backup of the VM that was off has replaced it)")
 	}
 	return found, nil
-}
-
-// config is the domain's definition beside a file; empty: there is none.
-func config(dir string, s *seenFile) string {
-	ident := s.ident
-	switch {
-	case s.kind == "copy":
-		ident = "copy"
-	case s.kind == "full" && s.stream != nil:
-		ident = s.Checkpoint
-	}
-	if ident == "" || strings.Contains(ident, "/") {
-		return ""
-	}
-	path := filepath.Join(dir, "vmconfig."+ident+".xml")
-	if info, err := os.Lstat(path); err != nil || info.Mode()&fs.ModeType != 0 {
-		return ""
-	}
-	return path
 }
