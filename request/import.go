@@ -232,7 +232,7 @@ func (f *left) settle(before []left) error {
 		if last.refused != nil {
 			return overRefused(f, &last)
 		}
-		f.Over = append([]qcow2.Named{{Path: last.Path, Format: last.Format}}, last.Over...)
+		f.putOver(&last)
 		return nil
 	}
 	if f.backing {
@@ -243,13 +243,24 @@ func (f *left) settle(before []left) error {
 		return err
 	}
 	if len(before) > 0 && sameFile(named.Path, filepath.Dir(f.Path), before[len(before)-1].Path) {
-		if last := &before[len(before)-1]; last.refused != nil {
+		last := &before[len(before)-1]
+		switch {
+		case last.refused != nil:
 			return overRefused(f, last)
+		case named.Format != "" && named.Format != last.Format:
+			return fmt.Errorf("%s names %s as its backing file, of format %s, and it is said to be %s: nobody knows which is right", f.Path, last.Path, named.Format, last.Format)
 		}
+		f.putOver(last)
 		return nil
 	}
 	return fmt.Errorf("%s names %q as its backing file, which is not the file before it: increment=yes if it lies over that one all the same, as libvirt's incremental backups do; "+
 		"backing=yes if what it names is what it was made over, and unchanged since", f.Path, named.Path)
+}
+
+// putOver has a file read over another, which is read as it is by itself: over what a person has said
+// lies below it, whatever its header says.
+func (f *left) putOver(below *left) {
+	f.Over = append([]qcow2.Named{{Path: below.Path, Format: below.Format}}, below.Over...)
 }
 
 // overRefused is why a file is refused that lies over one that is: it would be read over whatever that
