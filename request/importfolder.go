@@ -27,7 +27,7 @@ func (im *Import) fromVirtNBD() ([]inherit.Point, error) {
 	if err != nil {
 		return nil, err
 	}
-	folder, err := virtnbd.Scan(im.VirtNBD, zone)
+	folder, err := virtnbd.Scan(im.VirtNBD, zone, im.Engine.AllowDirs)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -90,8 +91,13 @@ func (d *Folder) index(f *qcow2.File) (*stream, error) {
 	return nil, errors.New("it has been replaced since it was looked at")
 }
 
-// Scan looks through a folder. Dates without a zone are in that one.
-func Scan(dir string, zone *time.Location) (*Folder, error) {
+// Scan looks through a folder. Dates without a zone are in that one. Links in it are followed to
+// what lies in it, or in one of the folders of allow.
+func Scan(dir string, zone *time.Location, allow []string) (*Folder, error) {
+	roots, err := resolved(append([]string{dir}, allow...))
+	if err != nil {
+		return nil, err
+	}
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, err
@@ -111,7 +117,7 @@ func Scan(dir string, zone *time.Location) (*Folder, error) {
 		case strings.HasSuffix(name, ".partial"):
 			d.note("%s was never completed, and is left alone", name)
 		case kind != "":
-			s := look(filepath.Join(dir, name))
+			s := look(filepath.Join(dir, name), roots)
 			s.disk, s.kind, s.ident = disk, kind, ident
 			d.streams[s.path] = s
 		case strings.HasSuffix(name, ".data"):
@@ -148,10 +154,53 @@ func parseName(name string) (disk, kind, ident string) {
 	return "", "", ""
 }
 
+// resolved are folders without links in their paths; those that do not exist are left out, but for
+// the first.
+func resolved(dirs []string) ([]string, error) {
+	var all []string
+	for i, dir := range dirs {
+		real, err := filepath.EvalSymlinks(dir)
+		if err == nil {
+			real, err = filepath.Abs(real)
+		}
+		switch {
+		case i > 0 && errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			return nil, err
+		default:
+			all = append(all, real)
+		}
+	}
+	return all, nil
+}
+
+// follow is what a file of the folder is without links. One that leads elsewhere is an error: who
+// has written into the folder may not be who may read that.
+func follow(path string, roots []string) (string, error) {
+	real, err := filepath.EvalSymlinks(path)
+	if err == nil {
+		real, err = filepath.Abs(real)
+	}
+	if err != nil {
+		return "", err
+	}
+	for _, root := range roots {
+		if strings.HasPrefix(real, strings.TrimSuffix(root, "/")+"/") {
+			return real, nil
+		}
+	}
+	return "", fmt.Errorf("it is a link to %s, outside of the folder: allow that one's folder if it is meant (--allow-dir)", real)
+}
+
 // look reads the index of a file.
-func look(path string) *seenFile {
+func look(path string, roots []string) *seenFile {
 	s := &seenFile{path: path}
-	f, err := qcow2.OpenFile(path)
+	real, err := follow(path, roots)
+	if err != nil {
+		s.err = err
+		return s
+	}
+	f, err := qcow2.OpenFile(real)
 	if err != nil {
 		s.err = err
 		return s

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -158,7 +159,7 @@ func TestChain(t *testing.T) {
 			m.random(r, want)
 			put(t, dir, name, m.bytes(t))
 		}
-		d, err := Scan(dir, time.UTC)
+		d, err := Scan(dir, time.UTC, nil)
 		if err != nil || len(d.Backups) != n {
 			t.Fatal(err, d)
 		}
@@ -325,7 +326,7 @@ func TestFolder(t *testing.T) {
 	put(t, dir, "vda.inc.virtnbdbackup.6.data.partial", nil)
 	put(t, dir, "vdb.inc.virtnbdbackup.1.data", []byte("meta"))
 	put(t, dir, "vmconfig.virtnbdbackup.1.xml", nil)
-	d, err := Scan(dir, time.UTC)
+	d, err := Scan(dir, time.UTC, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -361,8 +362,39 @@ func TestFolder(t *testing.T) {
 	if _, err := disk.Open("", Format); err == nil || !strings.Contains(err.Error(), "changed") {
 		t.Error(err)
 	}
-	if _, err := Scan(t.TempDir(), time.UTC); err == nil {
+	if _, err := Scan(t.TempDir(), time.UTC, nil); err == nil {
 		t.Error("an empty folder holds a backup")
+	}
+}
+
+// Links lead to what is in the folder, or in one that is allowed; others may lead to what whoever
+// wrote them can't read.
+func TestLinks(t *testing.T) {
+	t.Parallel()
+	dir, elsewhere := t.TempDir(), t.TempDir()
+	m := made{size: 4096, disk: "vda", checkpoint: "c", date: "2026-01-02T03:04:05"}
+	link := func(to, disk string) {
+		t.Helper()
+		if err := os.Symlink(to, filepath.Join(dir, disk+".full.data")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(t, dir, "kept", m.bytes(t))
+	link("kept", "vda")
+	m.disk = "vdb"
+	link(put(t, elsewhere, "far", m.bytes(t)), "vdb")
+	link("/etc/passwd", "vdc")
+	for _, c := range []struct {
+		allow []string
+		want  string
+	}{{nil, "vdb.full.data: it is a link to .*far, outside.*vdc.full.data: it is a link"}, {[]string{elsewhere, elsewhere + "/none"}, "^[^\n]*vdc.full.data: it is a link[^\n]*$"}} {
+		d, err := Scan(dir, time.UTC, c.allow)
+		if err != nil || len(d.Backups) != 1 || len(d.Backups[0].Disks) != 3 {
+			t.Fatal(err, d)
+		}
+		if got := d.Backups[0].Refused; got == nil || !regexp.MustCompile("(?s)"+c.want).MatchString(got.Error()) {
+			t.Errorf("with %q: %v", c.allow, got)
+		}
 	}
 }
 
@@ -429,7 +461,7 @@ func TestAbove(t *testing.T) {
 			m.random(r, make([]byte, m.size))
 			put(t, dir, name, m.bytes(t))
 		}
-		d, err := Scan(dir, time.UTC)
+		d, err := Scan(dir, time.UTC, nil)
 		if err != nil || len(d.Backups) != n {
 			t.Fatal(err, d)
 		}
