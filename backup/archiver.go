@@ -212,6 +212,7 @@ func (s *archiver) write(ctx context.Context, plan *Plan) (*chain.Manifest, arch
 			s.hooks.note("disk %s: the image is an older copy than checkpoint %s saw: if nobody put one back on purpose, find out why", p.Disk, older)
 		}
 	}
+	s.noteFilesLeft()
 	if err := s.crossCheck(ctx); err != nil {
 		return nil, none, err
 	}
