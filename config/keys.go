@@ -4,7 +4,6 @@ package config
 
 import (
 	"reflect"
-	"slices"
 	"strings"
 )
 
@@ -18,61 +17,80 @@ type Key struct {
 
 // Keys are all keys, in the order in which the types of this package have them.
 func Keys() []Key {
-	w := walker{schema: form()}
-	w.keys("", w.schema, reflect.TypeFor[Config]())
+	_, raw := form()
+	w := walker{defs: ruleAt(raw, "#/$defs")}
+	root, _ := raw.(map[string]any)
+	w.keys("", root, reflect.TypeFor[Config]())
 	return w.found
 }
 
 type walker struct {
-	schema *rule
-	found  []Key
+	defs  map[string]any
+	found []Key
 }
 
 // keys adds those of an object of a type, whose path ends with a dot.
-func (w *walker) keys(path string, r *rule, of reflect.Type) {
+func (w *walker) keys(path string, rule map[string]any, of reflect.Type) {
+	props, _ := rule["properties"].(map[string]any)
+	required, _ := rule["required"].([]any)
 	for f := range of.Fields() {
 		name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
-		sub, ok := r.Properties[name]
-		if !ok {
-			sub = &rule{} // which a test misses
+		sub, _ := props[name].(map[string]any)
+		key := Key{Path: path + name}
+		key.Description, _ = sub["description"].(string)
+		for _, r := range required {
+			key.Required = key.Required || r == name
 		}
 		typ := f.Type
 		for typ.Kind() == reflect.Pointer {
 			typ = typ.Elem()
 		}
-		full := w.schema.deref(sub)
-		w.found = append(w.found, Key{
-			Path: path + name, Values: values(full), Description: sub.Description, Required: slices.Contains(r.Required, name),
-		})
-		w.below(path+name, full, typ)
+		full := w.deref(sub)
+		key.Values = values(full)
+		w.found = append(w.found, key)
+		w.below(key.Path, full, typ)
 	}
 }
 
 // below adds what an object or a map has in it. Where secrets and settings are is said once.
-func (w *walker) below(path string, r *rule, typ reflect.Type) {
-	switch {
-	case r.Others.rule != nil:
+func (w *walker) below(path string, rule map[string]any, typ reflect.Type) {
+	if each, ok := rule["additionalProperties"].(map[string]any); ok {
 		if typ.Elem() != reflect.TypeFor[Setting]() {
-			w.keys(path+".NAME.", w.schema.deref(r.Others.rule), typ.Elem())
+			w.keys(path+".NAME.", w.deref(each), typ.Elem())
 		}
-	case r.Properties != nil && typ != reflect.TypeFor[Secret]():
-		w.keys(path+".", r, typ)
+		return
+	}
+	if _, ok := rule["properties"]; ok && typ != reflect.TypeFor[Secret]() {
+		w.keys(path+".", rule, typ)
 	}
 }
 
-// values says in words what a key takes.
-func values(r *rule) string {
-	switch {
-	case r.Want != "":
-		return r.Want
-	case r.Enum != nil:
-		return strings.Join(r.Enum, ", ")
-	case len(r.Type) != 1 || r.Type[0] == "object":
-		return ""
-	case r.Items != nil:
-		if of := values(r.Items); of != inWords("string") {
-			return "a list: " + of
-		}
+func (w *walker) deref(rule map[string]any) map[string]any {
+	if ref, ok := rule["$ref"].(string); ok {
+		rule, _ = w.defs[strings.TrimPrefix(ref, "#/$defs/")].(map[string]any)
 	}
-	return inWords(r.Type[0])
+	return rule
+}
+
+// values says in words what a key takes.
+func values(rule map[string]any) string {
+	if want, ok := rule["x-want"].(string); ok {
+		return want
+	}
+	if all, ok := rule["enum"].([]any); ok {
+		return strings.Join(words(all), ", ")
+	}
+	switch t := rule["type"].(type) {
+	case string:
+		if t == "object" {
+			return ""
+		}
+		if items, ok := rule["items"].(map[string]any); ok {
+			if of := values(items); of != typeName("string") {
+				return "a list: " + of
+			}
+		}
+		return typeName(t)
+	}
+	return ""
 }
