@@ -152,18 +152,39 @@ func (p *InPlace) asSeenLast(t *restore.Target) {
 		case d.Name != t.Disk && d.Source.Path == t.Path:
 			p.doubt("disk %s: at checkpoint %s %s was disk %s", t.Disk, p.Newest.Checkpoint, t.Path, d.Name)
 		case d.Name == t.Disk:
-			p.noteChanged(&d.Source)
+			p.noteChanged(d)
 		}
 	}
 }
 
 // noteChanged tells that a file is replaced that was written to since the newest checkpoint.
-func (p *InPlace) noteChanged(then *chain.Source) {
+func (p *InPlace) noteChanged(d *chain.Disk) {
+	then := &d.Source
 	fi, err := os.Stat(then.Path)
-	if err == nil && fi.Mode().IsRegular() && then.Mtime != 0 && fi.ModTime().UnixNano() != then.Mtime {
+	if err == nil && fi.Mode().IsRegular() && then.Mtime != 0 && fi.ModTime().UnixNano() != then.Mtime && !nothingSince(d) {
 		p.notes = append(p.notes, fmt.Sprintf("%s was changed since checkpoint %s: what was written to it since then is in no backup, and is replaced",
 			then.Path, p.Newest.Checkpoint))
 	}
+}
+
+// nothingSince reports whether the bitmap that a checkpoint has given an image says that nothing was
+// written since. A backup that takes an older one out afterwards changes the file's time all the same.
+func nothingSince(d *chain.Disk) bool {
+	if d.Bitmap == "" || qcow2.Format(d.Source.Format) != qcow2.Qcow2 {
+		return false
+	}
+	img, err := qcow2.Open(d.Source.Path, qcow2.Qcow2, qcow2.OpenOptions{})
+	if err != nil {
+		return false
+	}
+	defer func() { _ = img.Close() }() // it was only read
+	for _, b := range img.Layers[0].Bitmaps {
+		if b.Name == d.Bitmap && b.Problem == nil && b.Enabled && !b.InUse {
+			dirty, err := b.DirtyBytes()
+			return err == nil && dirty == 0
+		}
+	}
+	return false
 }
 
 // asDefined compares with the definition. It alone has the lasting name of a device.
