@@ -18,6 +18,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/bitmapstore"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/nbd"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
@@ -66,10 +67,11 @@ func (l *lab) failingFile(name string, bad ...bitmapstore.Run) (string, *failing
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	var log bytes.Buffer
 	cmd.Stderr = &log
-	l.must(cmd.Start())
+	started, gone := sys.StartChild(cmd)
+	l.must(<-started)
 	ended := make(chan error, 1)
 	go func() {
-		ended <- cmd.Wait()
+		ended <- <-gone
 		// Not to wait for ever for one that never gets ready.
 		if f, err := os.OpenFile(ready, os.O_WRONLY|unix.O_NONBLOCK, 0); err == nil {
 			_ = f.Close()

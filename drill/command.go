@@ -19,6 +19,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/drill/record"
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // Command is a program of the user's: its exit status is the verdict.
@@ -64,7 +65,10 @@ func (c command) Run(ctx context.Context, s *Subject) (Result, error) {
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = time.Second
-	err = cmd.Run()
+	started, ended := sys.StartChild(cmd)
+	if err = <-started; err == nil {
+		err = <-ended
+	}
 	if cmd.Process != nil {
 		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL) // what it has left running
 		endMarked(socketVariable + served.Socket)

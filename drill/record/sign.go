@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/confine"
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // Namespace is what signatures of records are good for, and for nothing else: see
@@ -76,7 +77,11 @@ func run(cmd *exec.Cmd, in []byte, what string) ([]byte, error) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, &said
 	cmd.Env = confine.Environment() // an agent is in there, and no key of a repository
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
-	err := cmd.Run()
+	started, ended := sys.StartChild(cmd)
+	err := <-started
+	if err == nil {
+		err = <-ended
+	}
 	switch {
 	case errors.Is(err, exec.ErrNotFound):
 		return nil, fmt.Errorf("%s: there is no ssh-keygen: %s", what, installKeygen)

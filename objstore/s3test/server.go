@@ -11,7 +11,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -25,7 +24,9 @@ import (
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
+	"golang.org/x/sys/unix"
 
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/objstore/s3"
 )
 
@@ -146,17 +147,12 @@ func (s *Server) begin(scheme string) *Server {
 	t := s.t
 	t.Helper()
 	t.Cleanup(s.Kill)
-	for range 3 { // another program may take the port meanwhile
-		s.address = freeAddress(t)
-		s.Endpoint = scheme + s.address
-		if err := s.run(); err == nil {
-			return s
-		} else if s.running() {
-			t.Fatal(err)
-		}
+	s.address = ownAddress(t)
+	s.Endpoint = scheme + s.address
+	if err := s.run(); err != nil {
+		t.Fatal(err)
 	}
-	t.Fatalf("%s does not start:\n%s", s.kind, s.log)
-	return nil
+	return s
 }
 
 // find looks for a server in .cache/bin of the module.
@@ -183,14 +179,27 @@ func find(t testing.TB, kind Kind) string {
 	return program
 }
 
-func freeAddress(t testing.TB) string {
+// ownAddress is an address at which only who is told of it listens until the test ends: while nobody
+// does, before the server has begun to and while it is killed, the port is given to nobody else.
+func ownAddress(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = l.Close() }() // only its address is wanted
-	return l.Addr().String()
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) // as the server's, so that it can listen
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
+	}
+	var at unix.Sockaddr
+	if err == nil {
+		at, err = unix.Getsockname(fd)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", at.(*unix.SockaddrInet4).Port)
 }
 
 // run starts the program and waits until it answers.
@@ -228,12 +237,13 @@ func (s *Server) run() error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	log := new(bytes.Buffer)
 	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
+	started, ended := sys.StartChild(cmd)
+	if err := <-started; err != nil {
 		return err
 	}
 	exited := make(chan struct{})
 	go func() {
-		_ = cmd.Wait() // it is killed in the end
+		<-ended // it is killed in the end
 		close(exited)
 	}()
 	s.mu.Lock()
@@ -257,24 +267,10 @@ func (s *Server) wait(exited chan struct{}) error {
 		select {
 		case <-tick.C:
 		case <-exited:
-			return fmt.Errorf("%s has ended", s.kind)
+			return fmt.Errorf("%s has ended:\n%s", s.kind, s.log)
 		case <-ctx.Done():
 			return fmt.Errorf("%s does not answer: %w", s.kind, err)
 		}
-	}
-}
-
-func (s *Server) running() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.exited == nil {
-		return false
-	}
-	select {
-	case <-s.exited:
-		return false
-	default:
-		return true
 	}
 }
 
