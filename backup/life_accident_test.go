@@ -166,7 +166,7 @@ func repositoryEvents() []*event {
 			if _, err := backup.Run(context.Background(), l.writer, a.req, backup.Hooks{}); err == nil {
 				l.t.Errorf("checkpoint %s was made twice", a.req.Checkpoint)
 			}
-			a.undone(l.clones != "") // it may have settled what an earlier one left
+			a.undone(l.clones) // it may have settled what an earlier one left
 			a.nothingLeft()
 			return true
 		}},

@@ -84,8 +84,10 @@ func (l *life) backup() {
 	if l.rng.IntN(20) == 0 {
 		a.req.NoCheckpoint = true
 	}
-	if l.clones != "" && l.rng.IntN(3) > 0 {
-		a.req.Clone, a.req.Cloner = backup.CloneAlways, copies(l.clones)
+	if l.clones && l.rng.IntN(3) > 0 {
+		if a.req.Clone = backup.CloneAlways; l.copies != "" {
+			a.req.Cloner = copies(l.copies)
+		}
 	}
 	switch l.rng.IntN(15) {
 	case 0:
@@ -270,16 +272,16 @@ func (a *attempt) run() {
 			if a.must[d.target] && refused.Disk == d.target && a.req.Since == "" {
 				l.t.Errorf("backup %s of disk %s was refused without need: %v", a.req.Checkpoint, d.target, err)
 			}
-			if !played && l.clones == "" && fileDigest(l.t, d.path) != a.before[d.target].digest {
+			if !played && !l.clones && fileDigest(l.t, d.path) != a.before[d.target].digest {
 				l.t.Errorf("backup %s was refused, and has written to %s", a.req.Checkpoint, d.path)
 			}
 		}
-		a.undone(played || l.clones != "") // it may have settled what an earlier one left
+		a.undone(played || l.clones) // it may have settled what an earlier one left
 	case errors.As(err, &inUse) && a.plot == plotWriter && played,
 		errors.Is(err, context.Canceled) && a.plot == plotCancel:
 		l.count.add("backup: failed since " + a.plot)
 		a.ran = released
-		a.undone(played || l.clones != "")
+		a.undone(played || l.clones)
 	default:
 		l.t.Errorf("backup %s: %v", a.req.Checkpoint, err)
 	}
@@ -357,8 +359,8 @@ func (a *attempt) sameContent(d *lifeDisk) {
 func (a *attempt) nothingLeft() {
 	l := a.l
 	l.t.Helper()
-	if l.clones != "" {
-		if names := testkit.Names(l.t, l.clones); len(names) > 0 {
+	if l.copies != "" {
+		if names := testkit.Names(l.t, l.copies); len(names) > 0 {
 			l.t.Errorf("backup %s left the copies %q behind", a.req.Checkpoint, names)
 		}
 	}
@@ -366,7 +368,7 @@ func (a *attempt) nothingLeft() {
 		if err != nil {
 			l.t.Fatal(err)
 		}
-		if strings.Contains(info.Key, "/intents/") && l.clones != "" {
+		if strings.Contains(info.Key, "/intents/") && l.clones {
 			continue // of a run that cloned, for the next one of that image
 		}
 		if strings.Contains(info.Key, "/intents/") || strings.HasPrefix(info.Key, "leases/") {

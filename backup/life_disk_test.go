@@ -42,8 +42,11 @@ type life struct {
 	points []*point
 	files  int
 	log    []string
-	over   bool   // nothing more can be expected of it
-	clones string // where copies are made for most backups of it, which a VM does not wait for; empty: none are
+	over   bool // nothing more can be expected of it
+	// clones: most backups of it are of clones, for which a VM does not wait. copies is where they are made; empty: the
+	// kernel makes them.
+	clones bool
+	copies string
 }
 
 // lifeDisk is a disk of the domain. Only the test's own doings are noted here;
@@ -112,7 +115,18 @@ type point struct {
 
 func newLife(t *testing.T, seed uint64, events []*event, count *tally) *life {
 	t.Helper()
-	l := &life{t: t, seed: seed, rng: newRand(seed), dir: t.TempDir(), events: events, count: count}
+	l := newLifeIn(t, t.TempDir(), seed, events, count)
+	if seed%4 == 1 && os.Getenv("IMGBACKUP_SOAK") != "" { // else TestClonedLives has them
+		l.clones, l.copies = true, t.TempDir()
+		count.add("with clones")
+	}
+	return l
+}
+
+// newLifeIn is newLife in an empty folder, without clones.
+func newLifeIn(t *testing.T, dir string, seed uint64, events []*event, count *tally) *life {
+	t.Helper()
+	l := &life{t: t, seed: seed, rng: newRand(seed), dir: dir, events: events, count: count}
 	l.store = objstore.NewMem()
 	if l.rng.IntN(4) == 0 {
 		local, err := local.Create(filepath.Join(l.dir, "repository"), local.Options{})
@@ -142,10 +156,6 @@ func newLife(t *testing.T, seed uint64, events []*event, count *tally) *life {
 		if l.writer, err = chaintest.Open(context.Background(), l.store, keys.Host); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if seed%4 == 1 && os.Getenv("IMGBACKUP_SOAK") != "" { // in soaks, so far
-		l.clones = t.TempDir()
-		count.add("with clones")
 	}
 	// One disk's name is the beginning of the other's.
 	for _, target := range []string{"vda", "vdaa"}[:1+l.rng.IntN(2)] {

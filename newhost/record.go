@@ -160,11 +160,26 @@ func (h *Host) look(ctx context.Context, d *Domain, known map[string]bool) {
 		d.inTheWay("%s is there already, and holds %s: %s", d.Folder, r.Domain, remove)
 	case r.RepositoryID != h.repo.Config.ID && !known[r.UUID]:
 		d.inTheWay("%s is there already, and was restored from another repository: %s", d.Folder, remove)
-	case !h.req.Before.IsZero() && d.Manifest != nil && d.Manifest.UUID != r.UUID:
-		d.inTheWay("%s is there already, at checkpoint %s, and %s is asked for: %s", d.Folder, r.Checkpoint, d.Manifest.Checkpoint, remove)
+	case h.ofAnother(d, r.Checkpoint, r.UUID):
 	default:
 		h.stands(d, r)
 	}
+}
+
+// ofAnother reports whether what stands is of another checkpoint than that of the instant that is asked for; then it is in
+// the way.
+func (h *Host) ofAnother(d *Domain, checkpoint, uuid string) bool {
+	switch {
+	case h.req.Before.IsZero():
+		return false
+	case d.Manifest != nil && d.Manifest.UUID != uuid:
+		d.inTheWay("%s is there already, at checkpoint %s, and %s is asked for: %s", d.Folder, checkpoint, d.Manifest.Checkpoint, remove)
+	case d.Manifest == nil && d.State == Skipped:
+		d.inTheWay("%s is there already, at checkpoint %s, and %v: %s", d.Folder, checkpoint, errNotYet, remove)
+	default:
+		return false // or nobody knows
+	}
+	return true
 }
 
 // stands takes a domain for restored whose record says so, as far as its files are there.

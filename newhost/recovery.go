@@ -30,19 +30,20 @@ func (h *Host) lookRecovery(ctx context.Context, d *Domain) {
 	case r.Connect != "" && r.Connect != h.req.Connect:
 		d.inTheWay("%s is there already, and its domain is in the libvirt at %s: give --connect %s, as then", d.Folder, r.Connect, r.Connect)
 		return
-	case !h.req.Before.IsZero() && d.Manifest != nil && d.Manifest.UUID != r.UUID:
-		d.inTheWay("%s is there already, at checkpoint %s, and %s is asked for: %s", d.Folder, r.Checkpoint, d.Manifest.Checkpoint, remove)
-		return
-	}
-	if r.Stage == recovery.Done {
-		d.State, d.Err, d.Why = Stands, nil, ""
+	case h.ofAnother(d, r.Checkpoint, r.UUID):
 		return
 	}
 	m, err := h.repo.Manifest(ctx, d.Name, r.Checkpoint)
+	here := err == nil && m.UUID == r.UUID
 	switch {
+	case r.Stage == recovery.Done:
+		// Its checkpoint may be gone from the repository by now.
+		if d.State, d.Err, d.Why, d.Manifest = Stands, nil, "", nil; here {
+			d.Manifest = m
+		}
 	case err != nil:
 		d.fail(err)
-	case m.UUID != r.UUID:
+	case !here:
 		d.inTheWay("%s is there already, at a checkpoint %s that the repository does not have any more: %s", d.Folder, r.Checkpoint, remove)
 	default:
 		d.State, d.Err, d.Why, d.Manifest, d.Begun = Waits, nil, "", m, true

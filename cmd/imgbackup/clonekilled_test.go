@@ -141,8 +141,11 @@ func (c *cloner) tidy() {
 	}
 	released := make(map[string]bool)
 	for line := range strings.Lines(string(text)) {
-		if what, name, _ := strings.Cut(strings.TrimSpace(line), " "); what == "release" || !released[name] {
-			released[name] = what == "release"
+		switch what, name, _ := strings.Cut(strings.TrimSpace(line), " "); what {
+		case "clone":
+			released[name] = false
+		case "release":
+			released[name] = true
 		}
 	}
 	for name, is := range released {
