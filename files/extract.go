@@ -114,7 +114,7 @@ func (x *extractor) one(r io.Reader, h *tar.Header) error {
 	if errors.Is(err, ErrExists) { // a broken file system may have two of a name
 		return x.leaveOut(h, at, "there is another one of that name")
 	}
-	if errors.Is(err, unix.ENAMETOOLONG) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EILSEQ) || errors.Is(err, unix.EPERM) {
+	if errors.Is(err, unix.ENAMETOOLONG) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EILSEQ) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EFBIG) {
 		return x.leaveOut(h, at, err.Error())
 	}
 	return err
@@ -294,7 +294,10 @@ func (x *extractor) file(h *tar.Header, name string, content func(io.Writer) err
 		}
 	}()
 	w := &sparse{ctx: x.ctx, f: f, part: x.parts[:0]}
-	if err = content(w); err == nil {
+	if err = f.Truncate(h.Size); err == nil { // at once, since a guest's sparse file may be larger than can be here
+		err = content(w)
+	}
+	if err == nil {
 		err = w.end(h.Size)
 	}
 	if err == nil {
@@ -408,7 +411,7 @@ func (s *sparse) flush() error {
 	return nil
 }
 
-// end completes a file of that size.
+// end completes a file that has that size already.
 func (s *sparse) end(size int64) error {
 	if err := s.flush(); err != nil {
 		return err
@@ -416,5 +419,5 @@ func (s *sparse) end(size int64) error {
 	if s.at != size {
 		return fmt.Errorf("%s: %d bytes came of %d", s.f.Name(), s.at, size)
 	}
-	return s.f.Truncate(size)
+	return nil
 }

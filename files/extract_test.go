@@ -182,3 +182,33 @@ func TestArchiveOfNoFolder(t *testing.T) {
 		t.Errorf("%+v in %s", got, out)
 	}
 }
+
+// A file of a guest that is larger than a file can be here is left out, and nothing of it is
+// there, or a file system takes it, with its holes.
+func TestTooLarge(t *testing.T) {
+	t.Parallel()
+	to, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = to.Close() }()
+	got := &Got{}
+	x := newExtractor(t.Context(), to, got, false)
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: "vast", Size: 1 << 62, Mode: 0o600}
+	err = x.one(errReader{}, h)
+	if errors.Is(err, errEnd) { // so it was begun
+		err, got.LeftOut = nil, got.LeftOut+1
+	}
+	if err != nil || got.LeftOut != 1 || got.Files != 0 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if left := testkit.Names(t, to.Name()); len(left) > 0 {
+		t.Errorf("%q are left", left)
+	}
+}
+
+var errEnd = errors.New("it ends here")
+
+type errReader struct{}
+
+func (errReader) Read([]byte) (int, error) { return 0, errEnd }
