@@ -3,6 +3,7 @@
 package main
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/config"
 	"github.com/imgbackup/imgbackup/domain/manager"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/request"
@@ -199,6 +201,16 @@ func (a *app) disks(cmd *cobra.Command, args []string, _ string) []cobra.Complet
 	return all
 }
 
+// jobNames completes the name of a job that is not named yet.
+func (a *app) jobNames(_ *cobra.Command, args []string, _ string) []cobra.Completion {
+	path, _ := a.configPath()
+	c, _, err := config.Load(path)
+	if err != nil {
+		return nil // a person who types is not told
+	}
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(c.Jobs)), func(name string) bool { return slices.Contains(args, name) })
+}
+
 // positions completes each argument by a completer of its own, or by files' names
 // where that is nil; there are no more arguments than these.
 func positions(each ...completer) cobra.CompletionFunc {
@@ -216,8 +228,9 @@ func positions(each ...completer) cobra.CompletionFunc {
 // addCompletion lets the arguments and flags of all commands be completed.
 func (a *app) addCompletion(root *cobra.Command) {
 	arguments := map[string][]completer{
-		"backup": {a.backedUp}, "export": {a.backedUp}, "list": {a.domains}, "check": {a.domains},
-		"restore": {a.domains, a.checkpoints}, "serve": {a.domains, a.checkpoints}, "show": {a.domains, a.checkpoints}, "tag": {a.domains, a.checkpoints},
+		"backup": {a.backedUp}, "export": {a.backedUp}, "list": {a.domains}, "check": {a.domains}, "drills": {a.domains},
+		"restore": {a.domains, a.checkpoints}, "recover": {a.domains, a.checkpoints},
+		"serve": {a.domains, a.checkpoints}, "show": {a.domains, a.checkpoints}, "tag": {a.domains, a.checkpoints},
 		"changes":           {a.domains, a.checkpoints, a.checkpoints},
 		"checkpoint create": {a.backedUp}, "checkpoint list": {a.domains}, "checkpoint redefine": {a.domains, nil},
 		"checkpoint delete": {a.domains, a.checkpoints}, "checkpoint dumpxml": {a.domains, a.checkpoints},
@@ -267,7 +280,10 @@ func (a *app) addCompletion(root *cobra.Command) {
 	if cmd, _, err := root.Find([]string{"bitmap", "remove"}); err == nil {
 		cmd.ValidArgsFunction = bitmapNames
 	}
-	for name, c := range map[string]completer{"copy": a.domains, "forget": a.domainThenCheckpoints} { // any number of them
+	for name, c := range map[string]completer{
+		"copy": a.domains, "forget": a.domainThenCheckpoints, "drill": a.domains, "report": a.domains,
+		"run": a.jobNames, "runs": a.jobNames, "status": a.jobNames,
+	} { // any number of them
 		if cmd, _, err := root.Find([]string{name}); err == nil {
 			cmd.ValidArgsFunction = c.fn
 		}

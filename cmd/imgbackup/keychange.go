@@ -45,7 +45,7 @@ admin.`,
 		Args: takes(cobra.ExactArgs(1), "a NAME"),
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.role, "role", "", "what it may do: admin, host, manager or drill (`ROLE`)")
+	f.StringVar(&o.role, "role", "", "what it may do, as its `ROLE`: admin, host, manager or drill")
 	f.StringArrayVar(&o.domains, "domain", nil, "a host may store domains of this `PATTERN` only, as 'web*' (a whole name where\nnames are hidden, of which key list shows the digest); may be repeated")
 	f.StringVar(&o.recipient, "recipient", "", "to whom the keys are encrypted: `R`, as age takes it")
 	f.StringVar(&o.passphraseFile, "new-passphrase-file", "", "the first line of `FILE` is a passphrase that opens it")

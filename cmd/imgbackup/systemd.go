@@ -48,7 +48,7 @@ calls credentials are handed over by systemd, from /etc/credstore and its like.`
 				return do(cmd.Context(), o)
 			},
 		}
-		sub.Flags().StringVar(&o.dir, "dir", unitFolder, "the folder of units; with another than the usual one, systemd is told nothing (`DIR`)")
+		sub.Flags().StringVar(&o.dir, "dir", unitFolder, "the `DIR` of units; with another than the usual one, systemd is told nothing")
 		cmd.AddCommand(sub)
 	}
 	add("install", "Write the units, and start the timers",
