@@ -169,6 +169,10 @@ dir: off0
 	path /off0
 	disable 0
 
+dir: some
+	path /some
+	nodes pve2,pve3
+
 rbd: ceph
 	pool rbd
 	krbd 1
@@ -271,6 +275,19 @@ func TestLocate(t *testing.T) {
 		if got != c.want && (err == nil || !strings.HasPrefix(c.want, "!") || !strings.Contains(got, c.want[1:])) {
 			t.Errorf("%s: got %s, want %s", c.volume, got, c.want)
 		}
+	}
+}
+
+// Where a storage is not there on all nodes that is said when its volume is missing.
+func TestNodes(t *testing.T) {
+	t.Parallel()
+	s, err := pve.ParseStorages([]byte(storageCfg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.Locate(pve.Drive{Key: "scsi0", Volume: "some:100/vm-100-disk-0.raw"})
+	if err != nil || p.Path != "/some/images/100/vm-100-disk-0.raw" || !strings.Contains(p.Missing, "(pve2,pve3)") || !strings.HasSuffix(p.Missing, "is the storage mounted?") {
+		t.Errorf("%+v, %v", p, err)
 	}
 }
 

@@ -100,6 +100,9 @@ func (s Storages) Locate(d Drive) (Place, error) {
 	case d.Format != "" && d.Format != place.Format:
 		return Place{}, fmt.Errorf("its configuration says format %.20q, and the volume is %s: Proxmox VE refuses that, too", d.Format, place.Format)
 	}
+	if nodes := storage.Keys["nodes"]; nodes != "" {
+		place.Missing = fmt.Sprintf("storage %s is there on some nodes only (%.200s): is this one of them? If so, %s", m[1], nodes, place.Missing)
+	}
 	return place, nil
 }
 
