@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // restricted, if it is in the environment, is a folder: the test binary restricts itself and
@@ -89,11 +91,11 @@ func TestRestrict(t *testing.T) {
 		}
 	}
 	program, err := os.ReadFile("/bin/true")
-	for _, folder := range []string{"write", "run"} {
-		err = errors.Join(err, os.WriteFile(filepath.Join(dir, folder, "program"), program, 0o700))
-	}
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, folder := range []string{"write", "run"} {
+		testkit.Program(t, filepath.Join(dir, folder, "program"), string(program))
 	}
 	self, err := os.Executable()
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/config"
 	"github.com/imgbackup/imgbackup/internal/memory"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/qemu"
 )
@@ -224,9 +225,7 @@ func TestStandIns(t *testing.T) {
 	t.Setenv("PATH", dir)
 	stand := func(name, script string) {
 		t.Helper()
-		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil {
-			t.Fatal(err)
-		}
+		testkit.Program(t, filepath.Join(dir, name), "#!/bin/sh\n"+script+"\n")
 	}
 	const text = `
 repositories: {r: {place: /r}}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -128,9 +127,7 @@ func TestWhatIsWrittenWrong(t *testing.T) {
 	} {
 		d := begin(t, h.Repo)
 		d.img = qemu.Img{Program: filepath.Join(t.TempDir(), "qemu-img")}
-		if err := os.WriteFile(d.img.Program, []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil {
-			t.Fatal(err)
-		}
+		testkit.Program(t, d.img.Program, "#!/bin/sh\n"+script+"\n")
 		r := between(t, d, target(h), func(string) {})
 		if got := outcome(r); got != want {
 			t.Errorf("%s: %s: %v", script, got, r.Steps)

@@ -119,18 +119,14 @@ func TestImageDoesNotOpen(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	path := vmdk(t)
 	script := filepath.Join(t.TempDir(), "nbd")
-	if err := os.WriteFile(script, []byte("#!/bin/sh\necho one >&2; echo two >&2; exit 3\n"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testkit.Program(t, script, "#!/bin/sh\necho one >&2; echo two >&2; exit 3\n")
 	for program, want := range map[string]string{script: "exit status 3: one; two", "no-such-program": "executable file not found"} {
 		if _, err := open(t.Context(), path, VMDK, Options{Program: program}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", program, err)
 		}
 	}
 	// One that never serves is waited for no longer than the context allows.
-	if err := os.WriteFile(script, []byte("#!/bin/sh\nexec sleep 1000\n"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testkit.Program(t, script, "#!/bin/sh\nexec sleep 1000\n")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := open(ctx, path, VMDK, Options{Program: script}); !errors.Is(err, context.DeadlineExceeded) {

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/domain"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // memory is a disk that is all memory.
@@ -288,7 +289,8 @@ func TestKVMBroken(t *testing.T) {
 	})
 	broken := filepath.Join(dir, "qemu")
 	script := "#!/bin/sh\ncase \"$*\" in *accel=kvm*) echo no KVM >&2; exit 1;; esac\nexec qemu-system-x86_64 \"$@\"\n"
-	err = errors.Join(os.Chmod(dir, 0o755), os.WriteFile(broken, []byte(script), 0o755), os.WriteFile(filepath.Join(dir, "kvm"), nil, 0o600),
+	testkit.Program(t, broken, script)
+	err = errors.Join(os.Chmod(dir, 0o755), os.WriteFile(filepath.Join(dir, "kvm"), nil, 0o600),
 		os.Chmod(filepath.Join(dir, "kvm"), 0o666))
 	if err != nil {
 		t.Fatal(err)

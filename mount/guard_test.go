@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // TestGuardOfNothing: what somebody else has mounted in the place of what is mounted no more stays.
@@ -20,9 +22,7 @@ func TestGuardOfNothing(t *testing.T) {
 	for device, want := range map[string]bool{there: true, "0:999999": false} {
 		dir := t.TempDir()
 		helper, called := filepath.Join(dir, "helper"), filepath.Join(dir, "called")
-		if err := os.WriteFile(helper, []byte("#!/bin/sh\n: >"+called+"\n"), 0o700); err != nil {
-			t.Fatal(err)
-		}
+		testkit.Program(t, helper, "#!/bin/sh\n: >"+called+"\n")
 		g, err := startGuard(helper, dir, device)
 		if err != nil {
 			t.Fatal(err)

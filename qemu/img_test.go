@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,19 +16,14 @@ import (
 
 	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // script makes a program that stands for qemu-img.
 func script(t testing.TB, text string) Img {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "qemu-img")
-	// Written by a child: a process that we start meanwhile would inherit our descriptor,
-	// and running the script would fail with ETXTBSY.
-	cmd := exec.Command("sh", "-c", `cat >"$1" && chmod +x "$1"`, "sh", path)
-	cmd.Stdin = strings.NewReader("#!/bin/sh\n" + text)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	testkit.Program(t, path, "#!/bin/sh\n"+text)
 	return Img{Program: path}
 }
 

@@ -4,11 +4,12 @@ package qemu
 
 import (
 	"errors"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // QEMU's programs tell their versions in words of their own.
@@ -56,9 +57,7 @@ func TestFind(t *testing.T) {
 		t.Error(err)
 	}
 	odd := filepath.Join(t.TempDir(), "odd")
-	if err := os.WriteFile(odd, []byte("#!/bin/sh\nexit 3\n"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testkit.Program(t, odd, "#!/bin/sh\nexit 3\n")
 	var failed *ExitError
 	if _, err := Find(t.Context(), odd); !errors.As(err, &failed) || failed.Status != 3 {
 		t.Error(err)

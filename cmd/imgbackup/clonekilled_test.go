@@ -120,9 +120,7 @@ kill_at() { if [ "$CLONER_KILL" = "%[2]s $1" ]; then kill -9 $PPID; exit 9; fi; 
 echo "%[2]s $IMGBACKUP_CLONE" >>"$dir/log"
 %[3]s
 `, c.dir, name, text)
-	if err := os.WriteFile(filepath.Join(c.dir, name), []byte(script), 0o700); err != nil {
-		c.Fatal(err)
-	}
+	testkit.Program(c, filepath.Join(c.dir, name), script)
 }
 
 func (c *cloner) flags() []string {

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/qemu"
 )
 
@@ -55,9 +56,7 @@ case " $* " in *" %[1]s "*)
 esac
 exec '%[3]s' "$@"
 `, option, g.dir, real)
-	if err := os.WriteFile(filepath.Join(g.dir, "qemu-img"), []byte(script), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testkit.Program(t, filepath.Join(g.dir, "qemu-img"), script)
 	return g
 }
 

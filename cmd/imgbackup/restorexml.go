@@ -100,7 +100,7 @@ func (a *app) noteAdjusted(r restoreRequest, d *dom.Adjusted, result *restore.Re
 	if r.name != "" && !r.identity {
 		a.note("it has the UUID and the MAC addresses of the original, beside which it must not run: --new-identity gives it others")
 	}
-	if has[chain.RoleDomainXML] && has[chain.RoleTPM] && d.UUID != "" && !(r.all.define && tpmsOf(r.all.connect) != "") {
+	if has[chain.RoleDomainXML] && has[chain.RoleTPM] && d.UUID != "" && (!r.all.define || tpmsOf(r.all.connect) == "") {
 		a.note(fmt.Sprintf("libvirt looks for the state of the TPM in %s: what was restored belongs there before the domain is started", filepath.Join(request.TPMs, d.UUID)))
 	}
 }

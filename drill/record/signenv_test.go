@@ -7,14 +7,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // TestSignEnvironment: who signs is told where its agent is, and no secret of the repository.
 func TestSignEnvironment(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "ssh-keygen"), []byte("#!/bin/sh\nenv\n"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testkit.Program(t, filepath.Join(dir, "ssh-keygen"), "#!/bin/sh\nenv\n")
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	t.Setenv("SSH_AUTH_SOCK", "/agent")
 	for _, name := range []string{"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "IMGBACKUP_IDENTITY"} {

@@ -50,8 +50,9 @@ func Guestfish(t testing.TB, cases string) string {
 		err = errors.Join(err, os.WriteFile(filepath.Join(fixed, name), nil, 0o600))
 	}
 	program := filepath.Join(dir, "guestfish")
-	if err = errors.Join(err, os.WriteFile(program, fmt.Appendf(nil, guestfish, cases), 0o755)); err != nil {
+	if err != nil {
 		t.Fatal(err)
 	}
+	Program(t, program, fmt.Sprintf(guestfish, cases))
 	return program
 }

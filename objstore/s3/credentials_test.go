@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/objstore"
 	"github.com/imgbackup/imgbackup/objstore/s3"
 )
@@ -100,9 +101,7 @@ func TestCredentialsInTime(t *testing.T) {
 func TestWhyNoCredentials(t *testing.T) {
 	isolate(t)
 	program := filepath.Join(t.TempDir(), "login")
-	if err := os.WriteFile(program, []byte("#!/bin/sh\necho 'your session has ended' >&2; exit 3\n"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	testkit.Program(t, program, "#!/bin/sh\necho 'your session has ended' >&2; exit 3\n")
 	config, keys := os.Getenv("AWS_CONFIG_FILE"), os.Getenv("AWS_SHARED_CREDENTIALS_FILE")
 	for _, c := range []struct {
 		config, keys string

@@ -243,7 +243,7 @@ func (s *Server) run() error {
 	}
 	exited := make(chan struct{})
 	go func() {
-		<-ended // it is killed in the end
+		_ = <-ended // it is killed in the end
 		close(exited)
 	}()
 	s.mu.Lock()
