@@ -87,7 +87,11 @@ func (s *archiver) makes(ctx context.Context, a *chain.Announced) (bool, error) 
 	if chain.Unusable(err) {
 		return false, nil // it stands, and is damaged
 	}
-	return err == nil && slot.Manifest == nil, err // or a void does
+	if err != nil {
+		return false, err
+	}
+	is := slot.Digest() // of the void that a new one is to replace; else it was forgotten, or made, and is listed then
+	return slot.Manifest == nil && is != nil && *is == *a.SHA256, nil
 }
 
 // imported is what the manifest says of an import; nil: it is none. The images are open, and

@@ -42,7 +42,9 @@ func (s *session) lookAgain(ctx context.Context) error {
 // are about to make has the next number at most, by what they and we know: then ours is the one after.
 func (s *session) sequence() int64 {
 	n := max(chain.NextSequence(s.withGone()), s.behind+1)
-	if s.lease != nil && s.lease.OthersAnnounce() { // what is described without one has its own number
+	// What is described without a lease has its own number. An import ends where others make a checkpoint, and has
+	// to stay below those that see it.
+	if s.lease != nil && s.req.Import == nil && s.lease.OthersAnnounce() {
 		n++
 	}
 	return n

@@ -42,7 +42,7 @@ func (s *Session) callTo(ctx context.Context, w io.Writer, name string, args ...
 // ask sends one command, and waits for both ends of its answer: guestfish prints the
 // mark because it is told to, and complains of it because it knows no such command.
 func (s *Session) ask(ctx context.Context, w io.Writer, name string, args ...string) ([]byte, error) {
-	if err := ctx.Err(); err != nil {
+	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
 	var b strings.Builder

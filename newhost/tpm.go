@@ -43,5 +43,8 @@ func (h *Host) placeState(d *Domain) error {
 		}
 		names = append(names, name)
 	}
+	if d.OwnTPM && len(names) > 0 {
+		h.req.note(d.Name, fmt.Sprintf("the state of its TPM is in %s, and belongs where its definition says before it is started", from))
+	}
 	return h.tpm(d).Place(from, names, &h.folders)
 }

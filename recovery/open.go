@@ -234,7 +234,12 @@ func (r *Recovery) checkNew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := TPMOf(d, r.m, r.req.TPMs).Check(r.m); err != nil {
+	t := TPMOf(d, r.m, r.req.TPMs)
+	if t.UUID == "" && len(stateNames(r.m)) > 0 && !d.OwnTPM() && !r.req.NoStart {
+		return errors.New("the checkpoint has the state of a TPM, which this run cannot put where libvirt looks for it: run it as root with --connect qemu:///system," +
+			" or give --no-start (with --all: --start none), put the state there, and start the domain")
+	}
+	if err := t.Check(r.m); err != nil {
 		return err
 	}
 	return r.checkFree(ctx, a.Name, a.UUID)

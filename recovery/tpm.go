@@ -150,9 +150,11 @@ func (r *Recovery) placeTPM() error {
 	}
 	t := TPMOf(d, r.m, r.req.TPMs)
 	if t.UUID == "" {
-		if !d.OwnTPM() {
-			r.req.Note(fmt.Sprintf("the state of the TPM is in %s, and belongs where libvirt looks for it before the domain is started (--no-start)", from))
+		where := "where libvirt looks for it"
+		if d.OwnTPM() {
+			where = "where the definition says"
 		}
+		r.req.Note(fmt.Sprintf("the state of the TPM is in %s, and belongs %s before the domain is started (--no-start)", from, where))
 		return nil
 	}
 	if err := t.Place(from, stateNames(r.m), r.folders()); err != nil {

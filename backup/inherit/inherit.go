@@ -306,7 +306,7 @@ func (p *Plan) Execute(ctx context.Context, repo *chain.Repository, told Told) e
 		if s.State != New {
 			continue
 		}
-		result, err := backup.Run(ctx, repo, p.request(s, before), told.Begin(s))
+		result, err := backup.Run(ctx, repo, p.request(s, before), s.asLookedAt(told.Begin(s)))
 		if err == nil {
 			s.State, s.As, before = Done, result.Manifest.Ref(), result.Before
 			done++
@@ -320,6 +320,24 @@ func (p *Plan) Execute(ctx context.Context, repo *chain.Repository, told Told) e
 		}
 	}
 	return nil
+}
+
+// asLookedAt ends a point whose files are not those any more by which it was planned, and its time was told.
+func (s *Step) asLookedAt(h backup.Hooks) backup.Hooks {
+	opened := h.Opened
+	h.Opened = func(images []*qcow2.Image) error {
+		for i, image := range images {
+			d := &s.Disks[i]
+			if !slices.Equal(backup.ImportedFiles(d.Name, image), d.Files) {
+				return &chain.DiskError{Disk: d.Name, Err: errors.New("a file of it has changed since all were looked at: begin again")}
+			}
+		}
+		if opened != nil {
+			return opened(images)
+		}
+		return nil
+	}
+	return h
 }
 
 // verify compares what is new with the checksums that are there beside it, before any of it is

@@ -35,7 +35,7 @@ func TestJobStartsWhileClonesAreRead(t *testing.T) {
 	c.put("start", fmt.Sprintf(`qemu-io -f qcow2 -c 'write -P 7 1M 64k' '%s' >"$dir/wrote"; echo on >"$dir/vm"`, w.image("vda")))
 	c.put("clone", `cp "$IMGBACKUP_SOURCE" "$dir/copies/$IMGBACKUP_CLONE"; echo >"$dir/new"; echo "$dir/copies/$IMGBACKUP_CLONE"`)
 	// A copy of this run was read when it is released, and not before the VM runs.
-	c.put("release", `i=0; while [ -e "$dir/new" ] && [ "$(cat "$dir/vm")" != on ] && [ $i -lt 250 ]; do i=$((i+1)); sleep 0.1; done
+	c.put("release", `i=0; while [ -e "$dir/new" ] && [ "$(cat "$dir/vm")" != on ] && [ $i -lt 3000 ]; do i=$((i+1)); sleep 0.1; done
 if [ -e "$dir/new" ]; then cat "$dir/vm" >>"$dir/while"; fi
 rm -f "$dir/copies/$IMGBACKUP_CLONE"`)
 	put := func(name, text string) {
@@ -47,7 +47,7 @@ rm -f "$dir/copies/$IMGBACKUP_CLONE"`)
 state: %[1]s/state
 repositories: {site: {place: %[2]s}}
 domains: {%[4]s: {disks: ["vda=%[3]s,format=qcow2"]}}
-clone: {clone_command: [%[1]s/clone], release_command: [%[1]s/release]}
+clone: {clone_command: [%[1]s/clone], release_command: [%[1]s/release], timeout: 10m}
 jobs:
   nightly:
     repository: site

@@ -99,7 +99,7 @@ echo "$dir/copies/$IMGBACKUP_CLONE"`)
 case $IMGBACKUP_CLONE in imgbackup-*) rm -f "$dir/copies/$IMGBACKUP_CLONE" ;; *) exit 1 ;; esac
 kill_at after`)
 	for name, text := range map[string]string{
-		"c.yaml": fmt.Sprintf("clone: {clone_command: [%[1]s/clone], release_command: [%[1]s/release]}\n", c.dir),
+		"c.yaml": fmt.Sprintf("clone: {clone_command: [%[1]s/clone], release_command: [%[1]s/release], timeout: 10m}\n", c.dir),
 		"log":    "",
 	} {
 		if err := os.WriteFile(filepath.Join(c.dir, name), []byte(text), 0o600); err != nil {
@@ -187,6 +187,11 @@ func TestKilledWithClonesByCommand(t *testing.T) {
 		number++
 		dir := folder(fmt.Sprintf("killed-%d", number))
 		t.Run(env, func(t *testing.T) {
+			t.Cleanup(func() { // there may be little room
+				if err := os.RemoveAll(dir); err != nil {
+					t.Error(err)
+				}
+			})
 			c := newCloner(t)
 			w := first.copyInto(t, dir)
 			w.killedCloning(env, step, c.flags()...)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/files"
+	"github.com/imgbackup/imgbackup/guestfs"
 	"github.com/imgbackup/imgbackup/internal/usage"
 )
 
@@ -49,7 +50,7 @@ that would lead out of DIR, is left out and told, and the exit status is 1.`,
 					return err
 				}
 				got, err := l.Get(ctx, paths, *output, files.GetOptions{Special: *special})
-				if err == nil || archive.IsDamage(err) { // others may be there
+				if err == nil || archive.IsDamage(err) || errors.As(err, new(*guestfs.CallError)) { // others may be there
 					err = errors.Join(err, a.printGot(l, *output, got))
 				}
 				if err != nil {

@@ -109,7 +109,7 @@ func (a *app) recoverCommand() *cobra.Command {
 	f.BoolVar(&r.noStart, "no-start", false, "define it, and do not start it")
 	f.BoolVar(&r.noDefine, "no-define", false, "without libvirt: serve the disks, and copy them")
 	f.BoolVar(&r.space, "ignore-space", false, "go on where there seems to be no room for all of the disks")
-	f.StringVar(&r.connect, "connect", virsh.DefaultURI, "libvirt is at this `URI`; a recovery that goes on has that of its beginning")
+	f.StringVar(&r.connect, "connect", virsh.DefaultURI, "libvirt is at this `URI`; a recovery that goes on has that of its beginning (with --all: give it again)")
 	f.StringVar(&r.limitRate, "limit-rate", "", "copy at most this many `BYTES` of data per second, as 50M")
 	section(f, whichDisks, "checkpoint")
 	section(f, whereTo, "dir", "connect", "ignore-space")
