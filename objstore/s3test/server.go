@@ -76,6 +76,7 @@ type Server struct {
 	mu      sync.Mutex
 	cmd     *exec.Cmd
 	exited  chan struct{}
+	how     error         // it has exited; killed in the end
 	log     *bytes.Buffer // of cmd, once it has exited
 	buckets atomic.Int64
 }
@@ -243,7 +244,7 @@ func (s *Server) run() error {
 	}
 	exited := make(chan struct{})
 	go func() {
-		_ = <-ended // it is killed in the end
+		s.how = <-ended
 		close(exited)
 	}()
 	s.mu.Lock()
@@ -267,7 +268,7 @@ func (s *Server) wait(exited chan struct{}) error {
 		select {
 		case <-tick.C:
 		case <-exited:
-			return fmt.Errorf("%s has ended:\n%s", s.kind, s.log)
+			return fmt.Errorf("%s has ended (%v):\n%s", s.kind, s.how, s.log)
 		case <-ctx.Done():
 			return fmt.Errorf("%s does not answer: %w", s.kind, err)
 		}
