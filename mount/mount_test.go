@@ -81,6 +81,32 @@ func (w *world) open(name string) *os.File {
 	return f
 }
 
+// direct reads a file around the page cache (O_DIRECT).
+func (w *world) direct(name string) (all []byte) {
+	f, err := os.OpenFile(w.path(name), os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		w.Error(err)
+		return nil
+	}
+	defer func() { _ = f.Close() }() // only read
+	aligned, err := unix.Mmap(-1, 0, 256<<10, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		w.Error(err)
+		return nil
+	}
+	defer func() { _ = unix.Munmap(aligned) }()
+	for {
+		n, err := f.ReadAt(aligned, int64(len(all)))
+		all = append(all, aligned[:n]...)
+		if err != nil || n < len(aligned) {
+			if err != nil && !errors.Is(err, io.EOF) {
+				w.Error(err)
+			}
+			return all
+		}
+	}
+}
+
 // device is a file as tests read it.
 type device struct{ *os.File }
 
@@ -133,6 +159,9 @@ func TestChainIsReadAsItWas(t *testing.T) {
 			chaintest.VerifyZeros(t, holes(f, int64(len(want))), want)
 			if all, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<30)); err != nil || !bytes.Equal(all, want) {
 				t.Errorf("%s: %v", m.Checkpoint, err)
+			}
+			if all := w.direct(m.Checkpoint); !bytes.Equal(all, want) {
+				t.Errorf("%s: around the page cache %d of %d bytes are read, or others", m.Checkpoint, len(all), len(want))
 			}
 		})
 	}

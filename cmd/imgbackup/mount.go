@@ -43,6 +43,7 @@ If damage was refused, the exit status is 3; if other requests failed, 1.`,
 		Annotations: exits(exitDamage, exitInterrupted),
 		Example: `  imgbackup mount /mnt/backups
   cmp /mnt/backups/web/monday/vda.raw /mnt/backups/web/latest/vda.raw
+  dd if=/mnt/backups/web/latest/vda.raw of=/dev/vg0/web iflag=direct oflag=direct bs=1M   # the fastest
   losetup --read-only --partscan --show -f /mnt/backups/web/latest/vda.raw   # --allow-other
   qemu-img convert -f raw -O qcow2 /mnt/backups/web/latest/vda.raw web.qcow2`,
 		Args: takes(cobra.ExactArgs(1), "a DIR"),
