@@ -15,7 +15,7 @@ build:
 
 # What the tests run: more than the program needs.
 deps:
-	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit virtnbdbackup strace fusermount3 curl mkfs.xfs mkfs.btrfs /usr/lib/$$(uname -m)-linux-gnu/qemu/block-curl.so qemu-system-x86_64 swtpm swtpm_setup /usr/share/OVMF/OVMF_VARS_4M.fd virsh libvirtd /usr/lib/$$(uname -m)-linux-gnu/libvirt/connection-driver/libvirt_driver_network.so systemd-analyze promtool /usr/lib/python3/dist-packages/aiosmtpd mkfs.ext4 guestfish /sbin/mkfs.vfat /sbin/cryptsetup /sbin/sfdisk zstd jq age age-keygen openssl ssh-keygen xmllint /usr/share/libvirt/schemas/domain.rng
+	@scripts/need qemu-img qemu-io qemu-nbd nbdinfo nbdcopy nbdsh nbdkit virtnbdbackup strace fusermount3 curl mkfs.xfs mkfs.btrfs /usr/lib/$$(uname -m)-linux-gnu/qemu/block-curl.so qemu-system-x86_64 swtpm swtpm_setup /usr/share/OVMF/OVMF_VARS_4M.fd virsh libvirtd /usr/lib/$$(uname -m)-linux-gnu/libvirt/connection-driver/libvirt_driver_network.so /usr/lib/$$(uname -m)-linux-gnu/libvirt/connection-driver/libvirt_driver_secret.so systemd-analyze promtool /usr/lib/python3/dist-packages/aiosmtpd mkfs.ext4 guestfish /sbin/mkfs.vfat /sbin/cryptsetup /sbin/sfdisk zstd jq age age-keygen openssl ssh-keygen xmllint /usr/share/libvirt/schemas/domain.rng
 	@scripts/guest-kernel
 
 # What looks at pages.
