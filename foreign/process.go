@@ -7,8 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -88,6 +90,10 @@ func start(path, socket string, format qcow2.Format, o Options) (*qemu.NBD, erro
 	return qemu.StartNBD(o.Program, access, append(args, image)...)
 }
 
+// notYet are the errors of a connection to a process that has not begun to serve. The last ones: it listens already,
+// and ends since it cannot open the image; why, it says before it has ended.
+var notYet = []error{syscall.ENOENT, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.ErrUnexpectedEOF}
+
 // connect waits until the process serves.
 func connect(ctx context.Context, p *qemu.NBD, socket string) (*nbd.Client, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTime, errors.New("it does not begin to serve"))
@@ -99,7 +105,7 @@ func connect(ctx context.Context, p *qemu.NBD, socket string) (*nbd.Client, erro
 		if err == nil {
 			return c, nil
 		}
-		if !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) {
+		if !slices.ContainsFunc(notYet, func(is error) bool { return errors.Is(err, is) }) {
 			return nil, p.Explain(err)
 		}
 		select {
