@@ -122,15 +122,6 @@ func (l *Look) truth(ctx context.Context, err error) error {
 	return fmt.Errorf("%w: %w", err, fault) // what of the guest it is, too
 }
 
-// Programs are those that were used, with their versions.
-func (l *Look) Programs() map[string]string {
-	v := l.guest.Version
-	if l.guest.Emulated {
-		v += " (without KVM)"
-	}
-	return map[string]string{"libguestfs": v}
-}
-
 // Volumes are the volumes on all disks.
 func (l *Look) Volumes(ctx context.Context) ([]guestfs.Volume, error) {
 	all, err := l.guest.Volumes(ctx)

@@ -74,7 +74,6 @@ type Recovery struct {
 	dir     *os.File // locked where there are locks
 	record  Record
 	targets []restore.Target
-	data    int64
 	made    bool   // the folder was missing
 	noted   string // last, of what may pass
 }
@@ -123,12 +122,6 @@ func (r *Recovery) Close() error {
 	}
 	return r.dir.Close()
 }
-
-// Data is how much is to be copied, bytes, if none of it is there.
-func (r *Recovery) Data() int64 { return r.data }
-
-// Record is how far it is.
-func (r *Recovery) Record() Record { return r.record }
 
 // openDir opens the folder, and makes it if it is missing.
 func (r *Recovery) openDir() (err error) {
@@ -207,9 +200,8 @@ func (r *Recovery) checkNew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.data = amounts.Data
-	if free, err := sys.FreeSpace(r.dir); err == nil && free < r.data {
-		why := fmt.Sprintf("%s has %d bytes free, and up to %d are needed", r.req.Dir, free, r.data)
+	if free, err := sys.FreeSpace(r.dir); err == nil && free < amounts.Data {
+		why := fmt.Sprintf("%s has %d bytes free, and up to %d are needed", r.req.Dir, free, amounts.Data)
 		if !r.req.IgnoreSpace {
 			return fmt.Errorf("%s (--ignore-space begins all the same)", why)
 		}
