@@ -6,17 +6,19 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"runtime"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/imgbackup/imgbackup/nbd"
 )
 
-// slow is a device that takes its time, also to give up.
+// slow is a device that gives up only when its server waits for that, or has ended.
 type slow struct {
-	begun chan struct{}
-	at    atomic.Int32 // reads at work
+	server *Server
+	begun  chan struct{}
+	ended  chan struct{}
+	at     atomic.Int32 // reads at work
 }
 
 func (s *slow) ReadAt(ctx context.Context, _ []byte, _ int64) error {
@@ -27,7 +29,15 @@ func (s *slow) ReadAt(ctx context.Context, _ []byte, _ int64) error {
 	default:
 	}
 	<-ctx.Done()
-	time.Sleep(200 * time.Millisecond)
+	for s.server.work.TryRLock() { // nobody waits for it alone
+		s.server.work.RUnlock()
+		select {
+		case <-s.ended:
+			return ctx.Err()
+		default:
+			runtime.Gosched()
+		}
+	}
 	return ctx.Err()
 }
 
@@ -37,11 +47,13 @@ func TestEndWaits(t *testing.T) {
 	for _, ranges := range []string{"bytes=0-3", "bytes=0-3,8-9"} { // of several, net/http reads apart from the request
 		t.Run(ranges, func(t *testing.T) {
 			t.Parallel()
-			d := &slow{begun: make(chan struct{}, 1)}
+			d := &slow{begun: make(chan struct{}, 1), ended: make(chan struct{})}
+			defer close(d.ended)
 			s, err := New([]Disk{{Export: nbd.Export{Name: "vda", Size: 1 << 20, Device: d}, Path: "vda", Identity: "x"}}, Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
+			d.server = s
 			l, err := net.Listen("tcp", "localhost:0")
 			if err != nil {
 				t.Fatal(err)
