@@ -5,10 +5,11 @@ package jobs
 import (
 	"encoding/json"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"strings"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // recordError says that a record is there, and can't be read.
@@ -22,12 +23,15 @@ func (e *recordError) Unwrap() error { return e.err }
 
 // readRecord reads a record of at most so many bytes; what is no JSON is a *recordError.
 func readRecord(path string, most int64, v any) error {
-	f, err := os.Open(path)
+	text, err := sys.ReadBounded(path, most)
+	var unfit *sys.UnfitError
+	if errors.As(err, &unfit) {
+		return &recordError{path, errors.New("it " + unfit.Why)}
+	}
 	if err != nil {
 		return err
 	}
-	defer func() { _ = f.Close() }() // only read
-	if err := json.NewDecoder(io.LimitReader(f, most)).Decode(v); err != nil {
+	if err := json.Unmarshal(text, v); err != nil {
 		return &recordError{path, err}
 	}
 	return nil

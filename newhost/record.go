@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/recovery"
 	"github.com/imgbackup/imgbackup/restore"
 )
 
@@ -112,20 +113,9 @@ func (r *Record) write(dir string) error {
 
 // readRecord reads the record in a folder. The error is fs.ErrNotExist if it has none.
 func readRecord(folder string) (*Record, error) {
-	path := filepath.Join(folder, recordName)
-	text, err := sys.ReadBounded(path, maxRecord)
-	if err != nil {
-		return nil, err
-	}
 	var r Record
-	if err := json.Unmarshal(text, &r); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	switch {
-	case r.Format != recordFormat:
-		return nil, fmt.Errorf("%s is no record of a restored domain", path)
-	case r.Version != recordVersion:
-		return nil, fmt.Errorf("%s was written by another version of imgbackup", path)
+	if err := (recovery.Kind{Format: recordFormat, Version: recordVersion, Most: maxRecord, Of: "a restored domain"}).Read(filepath.Join(folder, recordName), &r); err != nil {
+		return nil, err
 	}
 	return &r, nil
 }

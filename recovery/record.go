@@ -50,22 +50,44 @@ type Record struct {
 
 // ReadRecord reads that of a folder. The error is fs.ErrNotExist if it has none.
 func ReadRecord(dir string) (*Record, error) {
-	path := filepath.Join(dir, recordName)
-	text, err := sys.ReadBounded(path, maxRecord)
-	if err != nil {
+	var r Record
+	if err := (Kind{recordFormat, recordVersion, maxRecord, "a recovery"}).Read(filepath.Join(dir, recordName), &r); err != nil {
 		return nil, err
 	}
-	var r Record
-	if err := json.Unmarshal(text, &r); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+	return &r, nil
+}
+
+// Kind is what a record of ours is, that a folder has beside what was restored into it.
+type Kind struct {
+	Format  string
+	Version int
+	Most    int64  // bytes that are read
+	Of      string // for people
+}
+
+// Read reads one of that kind, a JSON document. The error is fs.ErrNotExist if it is not there.
+func (k Kind) Read(path string, record any) error {
+	text, err := sys.ReadBounded(path, k.Most)
+	if err != nil {
+		return err
+	}
+	var is struct {
+		Format  string `json:"format"`
+		Version int    `json:"version"`
+	}
+	if err := json.Unmarshal(text, &is); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	switch {
-	case r.Format != recordFormat:
-		return nil, fmt.Errorf("%s is no record of a recovery", path)
-	case r.Version != recordVersion:
-		return nil, fmt.Errorf("%s was written by another version of imgbackup", path)
+	case is.Format != k.Format:
+		return fmt.Errorf("%s is no record of %s", path, k.Of)
+	case is.Version != k.Version:
+		return fmt.Errorf("%s was written by another version of imgbackup", path)
 	}
-	return &r, nil
+	if err := json.Unmarshal(text, record); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
 }
 
 // reach records a stage, durably.
