@@ -13,6 +13,7 @@ import (
 
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
 )
@@ -309,7 +310,7 @@ func cutShort(l *life, d *lifeDisk) bool {
 		p := &point{name: result.Manifest.Checkpoint, manifest: result.Manifest, want: a.want}
 		for _, other := range a.disks {
 			rec, _ := result.Manifest.Disk(other.target)
-			if other == d && readable && fileDigest(l.t, cut) != fileDigest(l.t, a.want[d.target]) && rec.Detection != string(backup.ByBitmap) {
+			if other == d && readable && testkit.Sum(l.t, cut) != testkit.Sum(l.t, a.want[d.target]) && rec.Detection != string(backup.ByBitmap) {
 				a.want[d.target] = cut
 				l.count.add("backup: took a cut image for what QEMU takes it for")
 			}

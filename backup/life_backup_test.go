@@ -4,6 +4,7 @@ package backup_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
@@ -50,7 +51,7 @@ const (
 
 // imageState is what a backup must leave alone.
 type imageState struct {
-	digest  string
+	digest  [sha256.Size]byte
 	bitmaps []qcow2.BitmapState
 	clean   bool // qemu-img check finds nothing
 	runs    map[string][]bitmapstore.Run
@@ -170,7 +171,7 @@ func (l *life) namedBitmaps() map[string]bool {
 
 func (l *life) stateOf(d *lifeDisk) *imageState {
 	l.t.Helper()
-	s := &imageState{digest: fileDigest(l.t, d.path), runs: make(map[string][]bitmapstore.Run)}
+	s := &imageState{digest: testkit.Sum(l.t, d.path), runs: make(map[string][]bitmapstore.Run)}
 	if d.format != "qcow2" {
 		return s
 	}
@@ -272,7 +273,7 @@ func (a *attempt) run() {
 			if a.must[d.target] && refused.Disk == d.target && a.req.Since == "" {
 				l.t.Errorf("backup %s of disk %s was refused without need: %v", a.req.Checkpoint, d.target, err)
 			}
-			if !played && !l.clones && fileDigest(l.t, d.path) != a.before[d.target].digest {
+			if !played && !l.clones && testkit.Sum(l.t, d.path) != a.before[d.target].digest {
 				l.t.Errorf("backup %s was refused, and has written to %s", a.req.Checkpoint, d.path)
 			}
 		}
@@ -350,7 +351,7 @@ func (a *attempt) sameContent(d *lifeDisk) {
 	}
 	now := l.rawCopy(d)
 	defer os.Remove(now)
-	if fileDigest(l.t, now) != fileDigest(l.t, a.want[d.target]) {
+	if testkit.Sum(l.t, now) != testkit.Sum(l.t, a.want[d.target]) {
 		l.t.Errorf("backup %s changed what the guest sees in %s", a.req.Checkpoint, d.path)
 	}
 }
@@ -425,7 +426,7 @@ func (a *attempt) skipped() {
 	}
 	for _, d := range a.disks {
 		want, known := l.points[i].want[d.in(newest).Name]
-		if known && fileDigest(l.t, want) != fileDigest(l.t, a.want[d.target]) {
+		if known && testkit.Sum(l.t, want) != testkit.Sum(l.t, a.want[d.target]) {
 			l.t.Errorf("backup %s was skipped since nothing had changed since %s, and disk %s has", a.req.Checkpoint, newest.Checkpoint, d.target)
 		}
 	}

@@ -5,9 +5,7 @@ package backup_test
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -240,20 +238,6 @@ func (l *life) writeFile(path string, data []byte) {
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		l.t.Fatal(err)
 	}
-}
-
-func fileDigest(t *testing.T, path string) string {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		t.Fatal(err)
-	}
-	return string(h.Sum(nil))
 }
 
 // rawCopy is what qemu-img reads out of the disk now.

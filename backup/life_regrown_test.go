@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/imgbackup/imgbackup/backup"
+	"github.com/imgbackup/imgbackup/internal/testkit"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/restore"
 )
@@ -89,9 +90,9 @@ func TestCommitIntoUnclosedImage(t *testing.T) {
 	if exec.Command("qemu-img", "check", "-q", "-f", "qcow2", d.path).Run() == nil {
 		t.Fatal("the reference counts are right: this tests nothing")
 	}
-	before := fileDigest(t, d.path)
+	before := testkit.Sum(t, d.path)
 	l.prepare().run()
-	if fileDigest(t, d.path) != before {
+	if testkit.Sum(t, d.path) != before {
 		t.Error("an image with wrong reference counts was written to")
 	}
 	l.judge()

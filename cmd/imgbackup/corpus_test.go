@@ -6,10 +6,9 @@ import (
 	"archive/tar"
 	"bufio"
 	"compress/gzip"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -17,6 +16,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/imgbackup/imgbackup/internal/testkit"
 )
 
 // Until the first release a change of the format makes the corpus anew.
@@ -106,7 +107,7 @@ func (c *corpus) reads(disks []wanted) {
 	for _, w := range disks {
 		out := filepath.Join(c.t.TempDir(), "disk.raw")
 		c.run(exitDone, "restore", w.domain, w.checkpoint, "--to", w.disk+"="+out, "--quiet")
-		if got := fileSum(c.t, out); got != w.sum {
+		if got := fmt.Sprintf("%x", testkit.Sum(c.t, out)); got != w.sum {
 			c.t.Errorf("%s %s %s is restored to %s, and was %s", w.domain, w.checkpoint, w.disk, got, w.sum)
 		}
 	}
@@ -124,23 +125,9 @@ func (c *corpus) goesOn() {
 	c.run(exitDone, "check", "--read-data")
 	out := filepath.Join(c.t.TempDir(), "disk.raw")
 	c.run(exitDone, "restore", "new", "one", "--to", "vda="+out, "--quiet")
-	if fileSum(c.t, out) != fileSum(c.t, image) {
+	if testkit.Sum(c.t, out) != testkit.Sum(c.t, image) {
 		c.t.Error("what was backed up now is restored to something else")
 	}
-}
-
-func fileSum(t *testing.T, path string) string {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		t.Fatal(err)
-	}
-	return hex.EncodeToString(h.Sum(nil))
 }
 
 // readDigests returns what a file of digests has, by kinds of repositories.

@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -75,7 +74,7 @@ func recoverByHand(r *handRecovery) {
 			if msg, err := r.recover(r.repo(), checkpoint, disk, out); err != nil {
 				t.Fatalf("disk %s of %s: %v\n%s", disk, checkpoint, err, msg)
 			}
-			if r.sum(out) != want {
+			if testkit.Sum(r, out) != want {
 				t.Errorf("disk %s of %s is not what qemu-img read then", disk, checkpoint)
 			}
 		}
@@ -130,7 +129,7 @@ func TestRecoverByHandSynthetic(t *testing.T) {
 	if msg, err := r.recover(r.repo(), last, "vda", out); err != nil {
 		t.Fatalf("%v\n%s", err, msg)
 	}
-	if r.sum(out) != sha256.Sum256(disk) {
+	if testkit.Sum(r, out) != sha256.Sum256(disk) {
 		t.Error("the disk is not what it was")
 	}
 }
@@ -239,7 +238,7 @@ func (r *handRecovery) refuses(repo, disk, out string) bool {
 		}
 		return true
 	}
-	if r.sum(out) != r.want["c3"][disk] {
+	if testkit.Sum(r, out) != r.want["c3"][disk] {
 		r.Error("wrong bytes were recovered from a damaged repository")
 	}
 	if err := os.Remove(out); err != nil {
@@ -405,7 +404,7 @@ func (r *handRecovery) backup(checkpoint string) {
 		args = append(args, "--disk", disk+"="+r.image(disk)+",format=qcow2")
 		raw := r.image(disk) + ".look"
 		r.tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", r.image(disk), raw)
-		r.want[checkpoint][disk] = r.sum(raw)
+		r.want[checkpoint][disk] = testkit.Sum(r, raw)
 	}
 	if r.key != "" { // a host, who can't read what lies around a change, stores more and no zeros
 		args = append(args, "--identity", r.key)
@@ -464,20 +463,6 @@ func (r *handRecovery) guest(disk string, commands ...string) {
 func (r *handRecovery) tool(name string, args ...string) []byte {
 	r.Helper()
 	return []byte(testkit.Tool(r, name, args...))
-}
-
-func (r *handRecovery) sum(path string) (digest [sha256.Size]byte) {
-	r.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		r.Fatal(err)
-	}
-	defer f.Close() // only read
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		r.Fatal(err)
-	}
-	return [sha256.Size]byte(h.Sum(nil))
 }
 
 // objects lists the keys of a repository that begin with prefix.

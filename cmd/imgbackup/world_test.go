@@ -173,11 +173,7 @@ func (w *world) content(target string) digest {
 
 func (w *world) sum(path string) digest {
 	w.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		w.Fatal(err)
-	}
-	return sha256.Sum256(data)
+	return testkit.Sum(w, path)
 }
 
 // bitmaps describes the bitmaps of an image.
