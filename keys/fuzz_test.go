@@ -91,7 +91,11 @@ func FuzzKeyFiles(f *testing.F) {
 }
 
 func FuzzStanding(f *testing.F) {
-	for _, all := range [][]Stands{nil, {{"b", digestOf(nil)}, {"a", digestOf(nil)}}} {
+	x, y := digestOf([]byte("x")), digestOf([]byte("y"))
+	for _, all := range [][]Stands{
+		nil, {{"b", x}, {"a", x}},
+		{{"d/a.json.json", y}, {"d/a.json", x}, {"d/a.json", y}, {"d/a.json.json", x}, {"d/a.jsonf", x}, {"d/a.json0", y}, {"d/a.json-", x}},
+	} {
 		data, err := writeStanding(all)
 		if err != nil {
 			f.Fatal(err)
@@ -103,15 +107,14 @@ func FuzzStanding(f *testing.F) {
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		last := ""
-		if err := readStanding(data, func(line string) {
-			if line[66:] <= last {
-				t.Errorf("%q after %q", line, last)
+		var last Stands
+		_ = readStanding(data, func(line string) {
+			s := Stands{Key: line[66:], Seal: line[:64]}
+			if last.Seal != "" && s.compare(last) <= 0 {
+				t.Errorf("%q after %q", s, last)
 			}
-			last = line[66:]
-		}); err != nil {
-			return
-		}
+			last = s
+		})
 	})
 }
 

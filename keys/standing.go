@@ -34,6 +34,12 @@ type Stands struct {
 	Seal string // the digest in its last line: 64 hex digits
 }
 
+// compare is the order of lines. That of a key with its seal behind it is another where one key begins with
+// another.
+func (s Stands) compare(t Stands) int {
+	return cmp.Or(cmp.Compare(s.Key, t.Key), cmp.Compare(s.Seal, t.Seal))
+}
+
 // writeStanding makes a list: zstd of lines as sha256sum has them, sorted by key, then by seal:
 // where a store keeps versions, several may stand under a key.
 func writeStanding(all []Stands) ([]byte, error) {
@@ -41,7 +47,7 @@ func writeStanding(all []Stands) ([]byte, error) {
 		return nil, fmt.Errorf("%d objects are more than the %d that a list of what stands can have", len(all), maxStandingLines)
 	}
 	all = slices.Clone(all)
-	slices.SortFunc(all, func(a, b Stands) int { return cmp.Or(cmp.Compare(a.Key, b.Key), cmp.Compare(a.Seal, b.Seal)) })
+	slices.SortFunc(all, Stands.compare)
 	all = slices.Compact(all)
 	var b bytes.Buffer
 	z, err := zstd.NewWriter(&b, zstd.WithEncoderConcurrency(1))
@@ -59,6 +65,11 @@ func writeStanding(all []Stands) ([]byte, error) {
 	if err := z.Close(); err != nil {
 		return nil, err
 	}
+	// Nobody opens a repository whose list can't be read.
+	n := 0
+	if err := readStanding(b.Bytes(), func(string) { n++ }); err != nil || n != len(all) {
+		return nil, fmt.Errorf("the list of what stands can't be read back, %d of its %d lines: %w", n, len(all), cmp.Or(err, io.ErrUnexpectedEOF))
+	}
 	return b.Bytes(), nil
 }
 
@@ -71,13 +82,17 @@ func readStanding(data []byte, each func(line string)) error {
 	defer z.Close()
 	lines := bufio.NewScanner(io.LimitReader(z, maxStandingText))
 	lines.Buffer(make([]byte, 0, 4096), maxStandingLine+1)
-	last := ""
+	var last Stands
 	for n := 0; lines.Scan(); n++ {
 		line := lines.Text()
-		if len(line) < 67 || !isDigest(line[:64]) || line[64:66] != "  " || n > 0 && line[66:]+line[:64] <= last || n >= maxStandingLines {
-			return fmt.Errorf("line %d is none, or not in order", n+1)
+		if len(line) < 67 || !isDigest(line[:64]) || line[64:66] != "  " || n >= maxStandingLines {
+			return fmt.Errorf("line %d is none", n+1)
 		}
-		last = line[66:] + line[:64]
+		s := Stands{Key: line[66:], Seal: line[:64]}
+		if n > 0 && s.compare(last) <= 0 {
+			return fmt.Errorf("line %d is not in order", n+1)
+		}
+		last = s
 		each(line)
 	}
 	return lines.Err()
