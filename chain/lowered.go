@@ -66,6 +66,9 @@ func findFirst(ctx context.Context, store objstore.Store, top *Config) firstConf
 	return firstConfig{}
 }
 
+// maxRaised is more than anything has that is put on top again, bytes: lists of what stands are longest.
+const maxRaised = 256 << 20
+
 // Raise puts a version on top again, byte by byte, in the place of whatever is there.
 func (r *Repository) Raise(ctx context.Context, l Lowered) error {
 	versions, err := r.versions()
@@ -76,7 +79,10 @@ func (r *Repository) Raise(ctx context.Context, l Lowered) error {
 	if err != nil {
 		return err
 	}
-	data, err := io.ReadAll(io.LimitReader(in, maxStored))
+	data, err := io.ReadAll(io.LimitReader(in, maxRaised+1))
+	if err == nil && len(data) > maxRaised {
+		err = fmt.Errorf("version %s of %s has more than %d bytes", l.ID, l.Key, maxRaised)
+	}
 	if err := errors.Join(err, in.Close()); err != nil {
 		return err
 	}

@@ -83,8 +83,10 @@ func stamp(t time.Time) string { return t.UTC().Format("20060102T150405.000Z") }
 
 // path is a file of a run.
 func (h *History) path(r *Run, ending string) string {
-	return filepath.Join(h.dir, r.Job, stamp(r.Begun)+"-"+r.ID[:8]+ending)
+	return filepath.Join(h.dir, r.Job, r.file(ending))
 }
+
+func (r *Run) file(ending string) string { return stamp(r.Begun) + "-" + r.ID[:8] + ending }
 
 func (h *History) write(r *Run) error {
 	return sys.WriteWhole(h.path(r, ".json"), ".run-", 0o640, func(w io.Writer) error {
@@ -175,22 +177,28 @@ func readRun(path string) (*Run, error) {
 	if r.Format != RunFormat || len(r.ID) < 8 || r.Job == "" {
 		return nil, fmt.Errorf("%s: it is no record of a run", path)
 	}
+	// It is written again to where this says.
+	if folder, name := filepath.Split(path); r.Job != filepath.Base(folder) || r.file(".json") != name {
+		return nil, fmt.Errorf("%s: it is the record of another run", path)
+	}
 	return &r, nil
 }
 
 // settle marks runs of a job that were cut off: the caller holds the job's lock, so that
 // none is at work.
 func (h *History) settle(job string) (cut []*Run, err error) {
-	runs, _, err := h.read(job, -1)
+	names, err := h.names(job)
 	if err != nil {
 		return nil, err
 	}
-	for _, r := range runs {
-		if r.open() {
-			r.Interrupted = true
-			err = errors.Join(err, h.write(r))
-			cut = append(cut, r)
+	for _, name := range slices.Backward(names) { // one at a time: they are many, and may be long
+		r, rerr := readRun(filepath.Join(h.dir, job, name))
+		if rerr != nil || !r.open() { // of what is damaged tells who lists
+			continue
 		}
+		r.Interrupted = true
+		err = errors.Join(err, h.write(r))
+		cut = append(cut, r)
 	}
 	return cut, err
 }

@@ -4,8 +4,10 @@ package jobs
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -43,13 +45,20 @@ func TestHistory(t *testing.T) {
 	if err := h.begin(cut); err != nil {
 		t.Fatal(err)
 	}
-	for name, text := range map[string]string{"20260301T130000.001Z-x.json": `{"format": "imgb`, "20260301T130000.002Z-y.json": `{"format": "else"}`} {
+	other, err := json.Marshal(newRun("../k", "here", now.Add(time.Hour)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"20260301T130000.001Z-x.json": `{"format": "imgb`, "20260301T130000.002Z-y.json": `{"format": "else"}`,
+		"20260301T130000.000Z-z.json": string(other), // open: it would be written to another folder
+	} {
 		if err := os.WriteFile(filepath.Join(h.dir, "j", name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	runs, damaged, err := h.Runs("j", 3)
-	if err != nil || len(damaged) != 2 || len(runs) != 3 || runs[0].ID != cut.ID || runs[1].ID != ids[2] || runs[2].ID != ids[1] {
+	if err != nil || len(damaged) != 3 || len(runs) != 3 || runs[0].ID != cut.ID || runs[1].ID != ids[2] || runs[2].ID != ids[1] {
 		t.Errorf("the newest three: %v, %v, %v", runs, damaged, err)
 	}
 	settled, err := h.settle("j")
@@ -58,6 +67,9 @@ func TestHistory(t *testing.T) {
 	}
 	if again, err := h.settle("j"); err != nil || len(again) > 0 {
 		t.Errorf("settled again: %v, %v", again, err)
+	}
+	if _, err := os.Stat(filepath.Join(h.dir, "k")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a folder that a record names: %v", err)
 	}
 	if runs, _, _ = h.Runs("j", 1); !runs[0].Interrupted || runs[0].Ended != nil {
 		t.Errorf("cut off: %+v", runs[0])

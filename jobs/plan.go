@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/imgbackup/imgbackup/config"
 	"github.com/imgbackup/imgbackup/domain/manager"
@@ -158,6 +159,9 @@ func (p *Plan) excepted(name string) bool {
 
 // backupArgs are those of a domain's backup.
 func backupArgs(c *config.Config, j config.Job, name string, defined []string) ([]string, error) {
+	if strings.HasPrefix(name, "-") { // which would be a flag of this step, and of those that follow
+		return nil, fmt.Errorf("%s: a job takes no domain whose name begins with a dash", name)
+	}
 	d := c.Domains[name]
 	args := []string{StepBackup, "--repo", j.Repository, "--json"}
 	switch {
@@ -207,7 +211,8 @@ func backupArgs(c *config.Config, j config.Job, name string, defined []string) (
 		args = append(args, "--limit-rate", j.Limits.Rate)
 	}
 	if j.Limits.LockTime != 0 {
-		args = append(args, "--max-lock", j.Limits.LockTime.String())
+		// Not as it is written here: the flag's times have no days.
+		args = append(args, "--max-lock", time.Duration(j.Limits.LockTime).String())
 	}
 	return args, nil
 }

@@ -71,7 +71,8 @@ func TestPlanArguments(t *testing.T) {
 		{"db: {definition: /d.xml}", "domains: [db], backup: {mode: incremental, compression: best, skip_unchanged: true, audit: true, checkpoint: false, tags: [a, b]}",
 			"backup --repo r --json db --domain-xml /d.xml --mode incremental --compression best --skip-unchanged --audit --no-checkpoint --tag a --tag b"},
 		{"", "domains: [mail], backup: {checkpoint: true}, limits: {rate: 5M, lock_time: 90m}",
-			"backup --repo r --json mail --domain-xml DEF/mail.xml --mode auto --compression fastest --limit-rate 5M --max-lock 90m"},
+			"backup --repo r --json mail --domain-xml DEF/mail.xml --mode auto --compression fastest --limit-rate 5M --max-lock 1h30m0s"},
+		{"", "domains: [mail], limits: {lock_time: 7d}", "backup --repo r --json mail --domain-xml DEF/mail.xml --mode auto --compression fastest --max-lock 168h0m0s"},
 		{"", "domains: [pve:100]", "backup --repo r --json pve:100 --mode auto --compression fastest"},
 		{"lima:web: {with_files: [a=/a, b=/b], mode: full}", "domains: ['lima:*'], backup: {with_files: [b=/c, c=/c]}",
 			"backup --repo r --json lima:web --with-file a=/a --with-file b=/b --with-file c=/c --mode full --compression fastest"},
@@ -84,6 +85,10 @@ func TestPlanArguments(t *testing.T) {
 	}
 	if _, p := planned(t, "", "domains: [gone, mail]"); p.Domains[0].Missing == nil || p.Domains[1].Missing != nil {
 		t.Errorf("a domain that has vanished: %+v", p.Domains)
+	}
+	// Its name would be a flag of the steps.
+	if _, p := planned(t, "--all: {disks: [vda=/x]}", "domains: ['*']"); p.Domains[0].Name != "--all" || p.Domains[0].Missing == nil || p.Domains[1].Missing != nil {
+		t.Errorf("a domain named like a flag: %+v", p.Domains)
 	}
 }
 

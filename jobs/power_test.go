@@ -208,11 +208,14 @@ func TestToldToEndWhileVMIsDown(t *testing.T) {
 	for call := 1; ; call++ {
 		v := newVM(t)
 		for _, when := range []string{"before", "after"} {
-			v.run("vms", "VM_STOP=slowly", "VM_SIGNAL=TERM", fmt.Sprintf("VM_HIT=%d:%s", call, when))
+			status, said := v.run("vms", "VM_STOP=slowly", "VM_SIGNAL=TERM", fmt.Sprintf("VM_HIT=%d:%s", call, when))
 			if !v.hit() {
 				break
 			}
 			hits++
+			if status == 0 && !strings.Contains(v.text("done"), "backup") {
+				t.Errorf("call %d, %s: nothing was backed up, and the run succeeded: %s", call, when, said)
+			}
 			if v.text("vm") != "on" || v.text("slow") != "" {
 				t.Errorf("call %d, %s: the VM is %s", call, when, v.text("vm"))
 			}

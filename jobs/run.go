@@ -79,8 +79,13 @@ func Execute(ctx context.Context, o Options, job string) (*Run, error) {
 	unlock, err := r.lock(ctx, job, o.Wait)
 	var busy *BusyError
 	switch {
-	case errors.As(err, &busy) || ctx.Err() != nil:
+	case errors.As(err, &busy):
 		return nil, err
+	case ctx.Err() != nil:
+		if err == nil {
+			unlock()
+		}
+		return nil, context.Cause(ctx)
 	case err != nil:
 		r.unkept = append(r.unkept, err)
 	default:
@@ -158,8 +163,11 @@ func (r *runner) begin() error {
 func (r *runner) add(d Done) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if d.Skipped == "" {
+	switch d.Skipped {
+	case "":
 		r.run.Status = r.Worse(r.run.Status, d.Status)
+	case interrupted: // nothing went wrong, and it is not done
+		r.run.Status = r.Worse(r.run.Status, 1)
 	}
 	if r.results += len(d.Result); r.results > maxResults {
 		d.Result = nil
@@ -379,6 +387,7 @@ func (r *runner) shutDown(ctx context.Context, domain string) (*stopped, error) 
 	}
 	r.Tell(d)
 	s := &stopped{Format: stoppedFormat, Domain: domain, Job: r.run.Job, Run: r.run.ID, Time: r.Now().UTC(), Shutdown: r.job.Shutdown}
+	before, _ := readStopped(r.stoppedPath(domain)) // by what it was told then it may still go off
 	if err := r.remember(s); err != nil {
 		return end(nil, fmt.Errorf("%s is not shut down, since that it is to be started again can't be noted: %w", domain, err))
 	}
@@ -388,6 +397,8 @@ func (r *runner) shutDown(ctx context.Context, domain string) (*stopped, error) 
 		// Without that it is only longer taken for one that may still shut down.
 		_ = r.remember(s)
 		return end(s, nil)
+	case !told && before != nil:
+		return end(nil, errors.Join(err, r.remember(before)))
 	case !told:
 		return end(nil, errors.Join(err, r.forgotten(domain)))
 	default:

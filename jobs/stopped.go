@@ -50,7 +50,8 @@ func (r *runner) remember(s *stopped) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return err
 	}
-	if err := (&sys.FolderSyncer{}).SyncPath(r.Config.State); err != nil {
+	folders := &sys.FolderSyncer{}
+	if err := errors.Join(folders.SyncPath(r.Config.State), folders.SyncPath(filepath.Dir(r.Config.State))); err != nil {
 		return err
 	}
 	return sys.WriteWhole(path, ".stopped-", 0o640, func(w io.Writer) error { return json.NewEncoder(w).Encode(s) })

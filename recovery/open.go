@@ -157,7 +157,7 @@ func (r *Recovery) resume(was *Record) error {
 	case was.RepositoryID != r.repo.Config.ID || was.Domain != r.m.Domain || was.UUID != r.m.UUID:
 		return fmt.Errorf("%s holds the recovery of %s at checkpoint %s (%s), and not that of %s at %s: choose another folder",
 			r.req.Dir, was.Domain, was.Checkpoint, was.UUID, r.m.Domain, r.m.Checkpoint)
-	case was.Stage != Begun && r.req.Name != "" && was.Name != r.req.Name || was.NewIdentity != r.req.NewIdentity:
+	case r.req.Name != "" && was.Name != r.req.Name || was.NewIdentity != r.req.NewIdentity:
 		return usage.Errorf("%s holds a recovery that was begun with another name or identity: give the same --name and --new-identity as then", r.req.Dir)
 	case was.NoDefine && r.req.Libvirt != nil:
 		// It never looked whether libvirt has the domain, which would be replaced.

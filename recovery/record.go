@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 
+	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
@@ -51,8 +53,15 @@ type Record struct {
 // ReadRecord reads that of a folder. The error is fs.ErrNotExist if it has none.
 func ReadRecord(dir string) (*Record, error) {
 	var r Record
-	if err := (Kind{recordFormat, recordVersion, maxRecord, "a recovery"}).Read(filepath.Join(dir, recordName), &r); err != nil {
+	path := filepath.Join(dir, recordName)
+	if err := (Kind{recordFormat, recordVersion, maxRecord, "a recovery"}).Read(path, &r); err != nil {
 		return nil, err
+	}
+	if err := chain.CheckDomain(r.Name); err != nil { // files are named by it
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if !slices.Contains([]Stage{Begun, Ready, Defined, Complete, Done}, r.Stage) {
+		return nil, fmt.Errorf("%s: there is no stage %.20q", path, r.Stage)
 	}
 	return &r, nil
 }

@@ -85,6 +85,9 @@ func (t TPM) Place(from string, names []string, folders *sys.FolderSyncer) (err 
 	if err := os.MkdirAll(t.Root, 0o711); err != nil {
 		return err
 	}
+	if err := folders.SyncPath(filepath.Dir(t.Root)); err != nil {
+		return err
+	}
 	dir, err := os.OpenFile(t.Root, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err

@@ -13,7 +13,7 @@ import (
 // objects have their turn, and until when two of them, chosen by lot, are kept tells whether
 // they had it. Where what should does not, nobody has run.
 func (k *keeper) findLast(ctx context.Context, recorded time.Time, want map[claim]wanted, found map[claim]version) error {
-	if recorded.IsZero() || recorded.After(k.begun) || k.o.All {
+	if recorded.Unix() <= 0 || recorded.After(k.begun) || k.o.All {
 		return nil // nothing is known, a clock was wrong, or somebody lies
 	}
 	newest, asked := dayOf(recorded), false

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/imgbackup/imgbackup/config"
@@ -36,14 +37,16 @@ type teller struct {
 	errs   []error
 }
 
-// send tells all receivers of a job at once; what fails is kept.
-func (t *teller) send(ctx context.Context, e *notify.Event) {
+// send tells all receivers of a job at once; ok: all have been told. What fails is kept.
+func (t *teller) send(ctx context.Context, e *notify.Event) (ok bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tellLimit)
 	defer cancel()
 	var all sync.WaitGroup
+	var failed atomic.Bool
 	for _, name := range t.c.Jobs[e.Job].Notices {
 		all.Go(func() {
 			if err := t.sender.Send(ctx, name, e); err != nil {
+				failed.Store(true)
 				t.mu.Lock()
 				defer t.mu.Unlock()
 				t.errs = append(t.errs, err)
@@ -51,6 +54,7 @@ func (t *teller) send(ctx context.Context, e *notify.Event) {
 		})
 	}
 	all.Wait()
+	return !failed.Load()
 }
 
 // begin tells that a run begins, beside it.
@@ -62,6 +66,7 @@ func (t *teller) begin(ctx context.Context, job string) {
 
 // end tells what came of a run; err is what kept it from being begun or recorded.
 func (t *teller) end(ctx context.Context, job string, run *jobs.Run, err error) {
+	t.wait.Wait() // a start that comes after the end would be taken for another run's
 	var busy *jobs.BusyError
 	if errors.As(err, &busy) {
 		return // whoever called hears of it; the run that is at work tells
@@ -73,6 +78,9 @@ func (t *teller) end(ctx context.Context, job string, run *jobs.Run, err error) 
 			e.Problems = append(e.Problems, fmt.Sprintf("%s: %s", strings.TrimSpace(d.What+" "+d.Domain), d.Error))
 		}
 	}
+	if run != nil && run.Status != exitDone && len(e.Problems) == 0 {
+		e.Problems = append(e.Problems, "the run was interrupted")
+	}
 	if err != nil {
 		e.Status = worst(e.Status, exitFailed)
 		e.Problems = append(e.Problems, err.Error())
@@ -83,7 +91,6 @@ func (t *teller) end(ctx context.Context, job string, run *jobs.Run, err error) 
 	case t.failedBefore(job):
 		e.Event, e.Summary = notify.Recovery, job+": done, for the first time after a failure"
 	}
-	t.wait.Wait() // a start that comes after the end would be taken for another run's
 	t.send(ctx, e)
 }
 
@@ -117,7 +124,12 @@ func (t *teller) overdue(ctx context.Context, s *statusJSON) error {
 				e.Problems = append(e.Problems, d.Domain+": "+d.Findings[0].Text)
 			}
 		}
-		t.send(ctx, e)
+		if !t.send(ctx, e) { // the next run tells those who have heard, too
+			heard := slices.DeleteFunc(told[job], func(d string) bool { return !slices.Contains(domains, d) })
+			if now[job] = heard; len(heard) == 0 {
+				delete(now, job)
+			}
+		}
 	}
 	return writeTold(path, now)
 }
