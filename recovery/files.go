@@ -40,9 +40,6 @@ func (r *Recovery) prepare(ctx context.Context) error {
 		}
 	}
 	r.noteFiles()
-	if err := r.placeTPM(); err != nil {
-		return err
-	}
 	return r.reach(Ready)
 }
 

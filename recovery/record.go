@@ -48,6 +48,7 @@ type Record struct {
 	Connect    string `json:"connect,omitempty"`
 	DomainUUID string `json:"domain_uuid,omitempty"` // from Ready on; empty: there is no definition
 	Stage      Stage  `json:"stage"`
+	Resetting  bool   `json:"resetting,omitempty"` // the domain ran, is switched off, and is to be started again
 }
 
 // ReadRecord reads that of a folder. The error is fs.ErrNotExist if it has none.
@@ -103,6 +104,15 @@ func (k Kind) Read(path string, record any) error {
 func (r *Recovery) reach(stage Stage) error {
 	next := r.record
 	next.Stage = stage
+	if err := r.write(next); err != nil {
+		return err
+	}
+	r.step(string(stage))
+	return nil
+}
+
+// write puts a record in the place of the one before, durably.
+func (r *Recovery) write(next Record) error {
 	err := sys.WriteWhole(filepath.Join(r.req.Dir, recordName), recordName+"-", 0o644, func(w io.Writer) error {
 		return json.NewEncoder(w).Encode(next)
 	})
@@ -110,6 +120,5 @@ func (r *Recovery) reach(stage Stage) error {
 		return fmt.Errorf("write down how far the recovery is: %w", err)
 	}
 	r.record = next
-	r.step(string(stage))
 	return nil
 }

@@ -40,6 +40,11 @@ func (r *Recovery) Run(ctx context.Context) (err error) {
 		if err := r.complete(ctx); err != nil {
 			return err
 		}
+		if r.record.Resetting {
+			if err := r.start(ctx); err != nil {
+				return err
+			}
+		}
 		return r.finish()
 	}
 	if err := r.serve(ctx); err != nil {
@@ -213,6 +218,9 @@ func (r *Recovery) define(ctx context.Context) error {
 		if err := r.checkFree(ctx, a.Name, a.UUID); err != nil {
 			return err
 		}
+		if err := r.placeTPM(a); err != nil {
+			return err
+		}
 		if err := r.reach(Defined); err != nil {
 			return err
 		}
@@ -264,26 +272,48 @@ func (r *Recovery) power(ctx context.Context, s *service) error {
 		}
 		if !served {
 			if r.record.Stage == Complete {
-				return nil // it was started anew, from its files
+				return r.start(ctx) // it was started anew, from its files
 			}
 			return fmt.Errorf("%s runs, and its disks are not those that are served here: nothing is done about it", r.record.Name)
 		}
-		if !slices.ContainsFunc(s.cows, (*serve.Cow).Lost) {
+		if !r.record.Resetting && !slices.ContainsFunc(s.cows, (*serve.Cow).Lost) {
 			return r.goOn(ctx, state == virsh.Paused && reason == virsh.IOError)
 		}
 		r.req.Note(r.record.Name + " is reset: what it had written when its server ended may be lost, as in a power cut")
+		next := r.record
+		next.Resetting = true
+		if err := r.write(next); err != nil {
+			return err
+		}
 		if err := r.req.Libvirt.PowerOff(ctx, uuid); err != nil {
 			return err
 		}
-	} else if r.req.NoStart || r.record.Stage == Complete {
+		r.step("reset")
+	} else if (r.req.NoStart || r.record.Stage == Complete) && !r.record.Resetting {
 		return nil
 	}
-	if err := r.req.Libvirt.Start(ctx, uuid); err != nil {
+	return r.start(ctx)
+}
+
+// start starts the domain, be it for the first time or after it was reset, unless it runs.
+func (r *Recovery) start(ctx context.Context) error {
+	state, _, err := r.req.Libvirt.State(ctx, r.record.DomainUUID)
+	if err != nil {
 		return err
 	}
-	r.step("started")
-	r.req.Tell(Event{Kind: EventRunning})
-	return nil
+	if state == virsh.ShutOff {
+		if err := r.req.Libvirt.Start(ctx, r.record.DomainUUID); err != nil {
+			return err
+		}
+		r.step("started")
+		r.req.Tell(Event{Kind: EventRunning})
+	}
+	if !r.record.Resetting {
+		return nil
+	}
+	next := r.record
+	next.Resetting = false
+	return r.write(next)
 }
 
 // goOn is of a domain that has outlived its server, which has stopped it if it wanted anything of that.

@@ -142,15 +142,11 @@ func (t TPM) compare(files map[string][]byte) error {
 }
 
 // placeTPM puts the state where libvirt looks for it, if it is known where that is, and may be written.
-func (r *Recovery) placeTPM() error {
-	if len(stateNames(r.m)) == 0 || r.req.Libvirt == nil {
+func (r *Recovery) placeTPM(d *dom.Domain) error {
+	if len(stateNames(r.m)) == 0 {
 		return nil
 	}
 	from := filepath.Join(r.req.Dir, r.record.Name+".tpm")
-	d, err := r.identity()
-	if err != nil {
-		return err
-	}
 	t := TPMOf(d, r.m, r.req.TPMs)
 	if t.UUID == "" {
 		where := "where libvirt looks for it"

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/base64"
 	"fmt"
 	"maps"
@@ -89,6 +90,23 @@ func (m *wholeMachine) state() string {
 	return "/var/lib/libvirt/swtpm/11111111-2222-3333-4444-000000000001"
 }
 
+// losePower makes what was written to the disks look as if this machine had been switched off since.
+func (m *wholeMachine) losePower() {
+	m.Helper()
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		m.Fatal(err)
+	}
+	for target := range m.images {
+		path := filepath.Join(m.to, target+".raw.map")
+		text, err := os.ReadFile(path)
+		if err != nil || !bytes.Contains(text, bytes.TrimSpace(boot)) {
+			m.Fatalf("%s names no boot: %v", path, err)
+		}
+		m.put(path, string(bytes.ReplaceAll(text, boot[:8], []byte("another0"))))
+	}
+}
+
 // A VM with firmware, a TPM and encrypted disks comes back with all of it, in the libvirt that its recovery was begun with. It
 // needs to be root.
 func TestLibvirtRecoverMachine(t *testing.T) {
@@ -115,6 +133,10 @@ func TestLibvirtRecoverMachine(t *testing.T) {
 	}
 
 	m.begin("ready", "--connect", elsewhere).ends(-1)
+	if _, err := os.Stat(m.state()); err == nil {
+		t.Error("the state of the TPM is in its place, and it is not yet sure that libvirt takes the domain in")
+	}
+	m.begin("defined", "--connect", elsewhere).ends(-1)
 	if l.sum(tpm) != state {
 		t.Error("the state of the TPM is another before anything has started")
 	}
@@ -122,12 +144,20 @@ func TestLibvirtRecoverMachine(t *testing.T) {
 	if is, err := recovery.ReadRecord(m.to); err != nil || is.Connect != elsewhere {
 		t.Errorf("the record: %+v, %v", is, err)
 	}
+	m.losePower()
+	m.begin("reset").ends(-1)
+	if state := l.virsh("domstate", "web"); state != "shut off" {
+		t.Errorf("it is reset, and %s", state)
+	}
+	m.begin("complete", "--no-start").ends(-1)
+	if state := l.virsh("domstate", "web"); state == "shut off" {
+		t.Error("who was killed when it had reset the domain leaves it off for ever")
+	}
 	r = m.begin("", "--connect", "qemu:///session")
 	r.ends(exitUsage)
 	if !strings.Contains(r.stderr.String(), "give --connect "+elsewhere) {
 		t.Errorf("another libvirt: %s", r.stderr.String())
 	}
-	m.begin("complete").ends(-1)
 	r = m.begin("closed")
 	r.says("complete")
 	l.virsh("destroy", "web")
