@@ -78,15 +78,21 @@ func TestAudit(t *testing.T) {
 	}
 }
 
-// A host that can't read what it has stored audits by digests of 64 KiB: what it can't tell is said.
-func TestAuditByHost(t *testing.T) {
-	t.Parallel()
+// newHostLab is a lab of a host that can't read what it has stored.
+func newHostLab(t *testing.T) *lab {
 	l := newLab(t)
 	keys, store := chaintest.NewKeys(t), objstore.NewMem()
 	_, err := chaintest.Init(t.Context(), store, keys)
 	l.must(err)
 	l.repo, err = chaintest.Open(t.Context(), store, keys.Host)
 	l.must(err)
+	return l
+}
+
+// A host that can't read what it has stored audits by digests of 64 KiB: what it can't tell is said.
+func TestAuditByHost(t *testing.T) {
+	t.Parallel()
+	l := newHostLab(t)
 	l.create("vda", "64M")
 	l.write("vda", "write -P 1 0 40M")
 	l.backup("c1", l.disk("vda"))
@@ -127,12 +133,7 @@ func TestAuditOfNothing(t *testing.T) {
 // called unchanged as a whole is.
 func TestTrustByHost(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
-	keys, store := chaintest.NewKeys(t), objstore.NewMem()
-	_, err := chaintest.Init(t.Context(), store, keys)
-	l.must(err)
-	l.repo, err = chaintest.Open(t.Context(), store, keys.Host)
-	l.must(err)
+	l := newHostLab(t)
 	l.create("vda", "256k", "-o", "cluster_size=4k") // so small that all of it is sampled
 	l.write("vda", "write -P 1 0 256k")
 	l.backup("c1", l.disk("vda"))

@@ -4,11 +4,12 @@ package bitmapstore
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"io"
 
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // Header describes a stored bitmap.
@@ -121,7 +122,7 @@ func decode(open func() (io.ReadCloser, error), want *Header, run func(Run) bool
 			err = cerr
 		}
 	}()
-	source := &failureReader{r: f}
+	source := &sys.FailureReader{R: f}
 	z, err := zstd.NewReader(source, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(windowSize),
 		zstd.WithDecoderLowmem(true))
 	if err != nil {
@@ -130,27 +131,13 @@ func decode(open func() (io.ReadCloser, error), want *Header, run func(Run) bool
 	defer z.Close()
 	d := textReader{text: bufio.NewReaderSize(z, maxLine)}
 	h, err = d.all(want, run)
-	if source.err != nil {
-		return Header{}, fmt.Errorf("reading a stored bitmap: %w", source.err)
+	if source.Err != nil {
+		return Header{}, fmt.Errorf("reading a stored bitmap: %w", source.Err)
 	}
 	if err != nil {
 		return Header{}, &DamageError{Line: d.line, Err: err}
 	}
 	return h, nil
-}
-
-// failureReader remembers why reading failed, so that an outage is not taken for damage.
-type failureReader struct {
-	r   io.Reader
-	err error
-}
-
-func (f *failureReader) Read(p []byte) (int, error) {
-	n, err := f.r.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		f.err = err
-	}
-	return n, err
 }
 
 // check refuses what a stored bitmap cannot say.

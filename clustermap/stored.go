@@ -13,6 +13,8 @@ import (
 	"strconv"
 
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // Header describes a stored fingerprint.
@@ -107,7 +109,7 @@ func (r *Run) append(b []byte) []byte {
 // has been reached without one.
 func Decode(stored io.Reader, want Header) iter.Seq2[Run, error] {
 	return func(yield func(Run, error) bool) {
-		source := &failureReader{r: stored}
+		source := &sys.FailureReader{R: stored}
 		z, err := zstd.NewReader(source, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(windowSize),
 			zstd.WithDecoderLowmem(true))
 		if err != nil {
@@ -119,26 +121,12 @@ func Decode(stored io.Reader, want Header) iter.Seq2[Run, error] {
 		err = d.all()
 		switch {
 		case d.stopped || err == nil:
-		case source.err != nil:
-			yield(Run{}, fmt.Errorf("reading a stored cluster map: %w", source.err))
+		case source.Err != nil:
+			yield(Run{}, fmt.Errorf("reading a stored cluster map: %w", source.Err))
 		default:
 			yield(Run{}, &DamageError{Line: d.line, Err: err})
 		}
 	}
-}
-
-// failureReader remembers why reading failed, so that an outage is not taken for damage.
-type failureReader struct {
-	r   io.Reader
-	err error
-}
-
-func (f *failureReader) Read(p []byte) (int, error) {
-	n, err := f.r.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		f.err = err
-	}
-	return n, err
 }
 
 // decoder accepts exactly what Encode writes.

@@ -177,34 +177,9 @@ func (l *loader) warn() Problems {
 		all = append(all, Problem{file, line, strings.Join(path, ".") + ": " + text})
 	}
 	const inline = "a secret is written into the configuration: better name a file, a credential of systemd, or a variable"
-	secret := func(s *Secret, path ...string) {
-		if s != nil && s.Value != "" {
+	for path, s := range l.all.Settings() {
+		if s.Secret != nil && s.Secret.Value != "" || s.Secret == nil && secretName.MatchString(path[len(path)-1]) {
 			say(inline, path...)
-		}
-	}
-	setting := func(name string, s Setting, path ...string) {
-		secret(s.Secret, path...)
-		if s.Secret == nil && secretName.MatchString(name) {
-			say(inline, path...)
-		}
-	}
-	for name, r := range l.all.Repositories {
-		secret(r.Passphrase, "repositories", name, "passphrase")
-		for v, s := range r.Credentials {
-			setting(v, s, "repositories", name, "credentials", v)
-		}
-	}
-	for name, n := range l.all.Notices {
-		switch {
-		case n.Email != nil:
-			secret(n.Email.Password, "notices", name, "email", "password")
-		case n.Webhook != nil:
-			secret(&n.Webhook.URL, "notices", name, "webhook", "url")
-			for h, s := range n.Webhook.Headers {
-				setting(h, s, "notices", name, "webhook", "headers", h)
-			}
-		case n.Ping != nil:
-			secret(&n.Ping.URL, "notices", name, "ping", "url")
 		}
 	}
 	for name, j := range l.all.Jobs {

@@ -6,8 +6,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"iter"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // maxSecret bounds what is read of a secret, bytes.
@@ -61,31 +64,71 @@ func firstLine(path string) (line string, err error) {
 	return string(text), nil
 }
 
-// SecretVariables are the variables of the environment that hold secrets of the configuration.
-func (c *Config) SecretVariables() (names []string) {
-	add := func(s *Secret) {
-		if s != nil && s.Environment != "" {
-			names = append(names, s.Environment)
+// Settings yields what of a repository is or may be secret, with where it stands in it.
+func (r *Repository) Settings() iter.Seq2[[]string, Setting] {
+	return func(yield func([]string, Setting) bool) {
+		_ = yieldSecret(yield, r.Passphrase, "passphrase") && yieldAll(yield, r.Credentials, "credentials")
+	}
+}
+
+// Settings yields what of a notice is or may be secret, with where it stands in it.
+func (n *Notice) Settings() iter.Seq2[[]string, Setting] {
+	return func(yield func([]string, Setting) bool) {
+		switch {
+		case n.Email != nil:
+			yieldSecret(yield, n.Email.Password, "email", "password")
+		case n.Webhook != nil:
+			_ = yieldSecret(yield, &n.Webhook.URL, "webhook", "url") && yieldAll(yield, n.Webhook.Headers, "webhook", "headers")
+		case n.Ping != nil:
+			yieldSecret(yield, &n.Ping.URL, "ping", "url")
 		}
 	}
-	for _, r := range c.Repositories {
-		add(r.Passphrase)
-		for _, s := range r.Credentials {
-			add(s.Secret)
+}
+
+func yieldSecret(yield func([]string, Setting) bool, s *Secret, path ...string) bool {
+	return s == nil || yield(path, Setting{Secret: s})
+}
+
+func yieldAll(yield func([]string, Setting) bool, all map[string]Setting, path ...string) bool {
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		if !yield(append(slices.Clone(path), name), all[name]) {
+			return false
 		}
 	}
-	for _, n := range c.Notices {
-		if n.Email != nil {
-			add(n.Email.Password)
+	return true
+}
+
+// Settings yields those of all repositories and notices.
+func (c *Config) Settings() iter.Seq2[[]string, Setting] {
+	return func(yield func([]string, Setting) bool) {
+		each := func(settings iter.Seq2[[]string, Setting], path ...string) bool {
+			for at, s := range settings {
+				if !yield(append(slices.Clone(path), at...), s) {
+					return false
+				}
+			}
+			return true
 		}
-		if n.Webhook != nil {
-			add(&n.Webhook.URL)
-			for _, s := range n.Webhook.Headers {
-				add(s.Secret)
+		for _, name := range slices.Sorted(maps.Keys(c.Repositories)) {
+			r := c.Repositories[name]
+			if !each(r.Settings(), "repositories", name) {
+				return
 			}
 		}
-		if n.Ping != nil {
-			add(&n.Ping.URL)
+		for _, name := range slices.Sorted(maps.Keys(c.Notices)) {
+			n := c.Notices[name]
+			if !each(n.Settings(), "notices", name) {
+				return
+			}
+		}
+	}
+}
+
+// SecretVariables are the variables of the environment that hold secrets of the configuration.
+func (c *Config) SecretVariables() (names []string) {
+	for _, s := range c.Settings() {
+		if s.Secret != nil && s.Secret.Environment != "" {
+			names = append(names, s.Secret.Environment)
 		}
 	}
 	return names

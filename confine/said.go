@@ -3,29 +3,15 @@
 package confine
 
 import (
-	"bytes"
 	"strings"
-	"sync"
+
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // Said keeps the first bytes of what a program says.
-type Said struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
+type Said struct{ sys.Head }
 
-const maxSaid = 2 << 10
-
-// Write implements io.Writer.
-func (s *Said) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.b.Write(p[:min(len(p), max(0, maxSaid-s.b.Len()))])
-	return len(p), nil
-}
-
+// String is what it said in one line.
 func (s *Said) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return strings.Join(strings.FieldsFunc(s.b.String(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+	return strings.Join(strings.FieldsFunc(s.Head.String(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
 }

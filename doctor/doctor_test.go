@@ -250,7 +250,7 @@ jobs:
 
 	level(t, j.virsh(t.Context()), Failed, "jobs shut VMs down by it", "virsh")
 	stand("virsh", `case $3 in *session) echo "error: failed to connect" >&2; exit 1;; esac`)
-	level(t, j.virsh(t.Context()), Failed, "virsh -c qemu:///session: exit status 1: error: failed to connect")
+	level(t, j.virsh(t.Context()), Failed, "qemu:///session: ask libvirt for its domains: failed to connect")
 	stand("virsh", `exit 0`)
 	level(t, j.virsh(t.Context()), OK, "virsh reaches libvirt")
 	for name, job := range c.Jobs {

@@ -144,16 +144,11 @@ func imageLocks(ctx context.Context, f *os.File) (string, *Finding) {
 
 // clones tries whether a file can be copied by reference. Nothing needs that.
 func clones(dir string, from *os.File) (string, *Finding) {
-	to, err := nameless(dir)
-	if err != nil {
-		return "", nil
-	}
-	defer func() { _ = to.Close() }()
 	if _, err := from.Write(make([]byte, 1<<16)); err != nil {
 		w := failed("make room", "%s: %v", dir, err)
 		return "", &w
 	}
-	if err := unix.IoctlFileClone(int(to.Fd()), int(from.Fd())); err != nil {
+	if err := sys.TryClone(from, dir); err != nil {
 		return "no reflinks (cp copies all of an image)", nil
 	}
 	return "reflinks (cp --reflink copies an image at once)", nil

@@ -19,6 +19,7 @@ import (
 	"github.com/imgbackup/imgbackup/config"
 	"github.com/imgbackup/imgbackup/jobs"
 	"github.com/imgbackup/imgbackup/systemd"
+	"github.com/imgbackup/imgbackup/virsh"
 )
 
 // Jobs are those of a configuration that could be read.
@@ -77,34 +78,14 @@ type named struct {
 }
 
 func (j Jobs) namedSecrets() (all []named) {
-	add := func(where string, s *config.Secret) {
-		if s != nil {
-			all = append(all, named{where, s})
-		}
-	}
-	settings := func(where string, of map[string]config.Setting) {
-		for _, name := range slices.Sorted(maps.Keys(of)) {
-			add(where+"."+name, of[name].Secret)
+	for path, s := range j.Config.Settings() {
+		if s.Secret != nil {
+			all = append(all, named{strings.Join(path, "."), s.Secret})
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(j.Config.Repositories)) {
-		r := j.Config.Repositories[name]
-		add("repositories."+name+".passphrase", r.Passphrase)
-		settings("repositories."+name+".credentials", r.Credentials)
-		if r.Identity != "" {
-			add("repositories."+name+".identity", &config.Secret{File: r.Identity})
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(j.Config.Notices)) {
-		n := j.Config.Notices[name]
-		switch {
-		case n.Email != nil:
-			add("notices."+name+".email.password", n.Email.Password)
-		case n.Webhook != nil:
-			add("notices."+name+".webhook.url", &n.Webhook.URL)
-			settings("notices."+name+".webhook.headers", n.Webhook.Headers)
-		case n.Ping != nil:
-			add("notices."+name+".ping.url", &n.Ping.URL)
+		if file := j.Config.Repositories[name].Identity; file != "" {
+			all = append(all, named{"repositories." + name + ".identity", &config.Secret{File: file}})
 		}
 	}
 	return all
@@ -259,8 +240,8 @@ func (j Jobs) virsh(ctx context.Context) (all []Finding) {
 		return []Finding{failed("install libvirt-clients (Debian, Ubuntu) or libvirt-client (Fedora)", "jobs shut VMs down by it (on_running: shutdown): %v", err)}
 	}
 	for _, connect := range slices.Sorted(maps.Keys(asked)) {
-		if out, err := exec.CommandContext(ctx, path, "-q", "-c", connect, "list", "--name").CombinedOutput(); err != nil {
-			all = append(all, failed("see whether libvirtd runs, and whether this user may use it", "%s -c %s: %v: %.300s", path, connect, err, bytes.TrimSpace(out)))
+		if _, err := (virsh.Connection{URI: connect}).Domains(ctx); err != nil {
+			all = append(all, failed("see whether libvirtd runs, and whether this user may use it", "%s: %v", connect, err))
 		}
 	}
 	if len(all) == 0 {

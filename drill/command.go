@@ -3,7 +3,6 @@
 package drill
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -57,7 +55,7 @@ func (c command) Run(ctx context.Context, s *Subject) (Result, error) {
 	}
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	out, before := &head{limit: maxOutput}, s.Read()
+	out, before := &sys.Head{Most: maxOutput}, s.Read()
 	cmd := exec.CommandContext(limited, c.Command.Run[0], c.Command.Run[1:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.Scratch, out, out
 	cmd.Env = append(confine.Environment(c.Hidden...), c.environment(s, served)...)
@@ -73,7 +71,7 @@ func (c command) Run(ctx context.Context, s *Subject) (Result, error) {
 		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL) // what it has left running
 		endMarked(socketVariable + served.Socket)
 	}
-	if kerr := os.WriteFile(filepath.Join(s.Keep, "command.txt"), out.bytes(), 0o600); kerr != nil {
+	if kerr := os.WriteFile(filepath.Join(s.Keep, "command.txt"), out.Bytes(), 0o600); kerr != nil {
 		return Result{}, kerr
 	}
 	res := c.judge(ctx, limited, err, out, timeout)
@@ -84,12 +82,12 @@ func (c command) Run(ctx context.Context, s *Subject) (Result, error) {
 		return s.Damage(ctx, s.Fault())
 	}
 	res.Bytes = s.Read() - before
-	res.Details = map[string]string{"output_bytes": fmt.Sprint(out.total)}
+	res.Details = map[string]string{"output_bytes": fmt.Sprint(out.Total())}
 	return res, nil
 }
 
 // judge says what the program's end means; no status: ctx ended it.
-func (c command) judge(ctx, limited context.Context, err error, out *head, timeout time.Duration) Result {
+func (c command) judge(ctx, limited context.Context, err error, out *sys.Head, timeout time.Duration) Result {
 	var exit *exec.ExitError
 	switch {
 	case ctx.Err() != nil:
@@ -97,11 +95,11 @@ func (c command) judge(ctx, limited context.Context, err error, out *head, timeo
 	case limited.Err() != nil:
 		return Fail(fmt.Sprintf("%s did not end within %s", c.Command.Run[0], timeout), "give it more time by --command-timeout, if that is what it needs")
 	case errors.As(err, &exit):
-		return Fail(fmt.Sprintf("%s: %v%s", c.Command.Run[0], exit, out.last()), todoCommand)
+		return Fail(fmt.Sprintf("%s: %v%s", c.Command.Run[0], exit, lastLine(out)), todoCommand)
 	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
 		return Skip(fmt.Sprintf("%s could not be run: %v", c.Command.Run[0], err), "name a program that is there and may be run")
-	case c.Expect != nil && !c.Expect.Match(out.bytes()):
-		return Fail(fmt.Sprintf("%s: nothing of what it wrote matches %s%s", c.Command.Run[0], c.Expect, out.last()), todoCommand)
+	case c.Expect != nil && !c.Expect.Match(out.Bytes()):
+		return Fail(fmt.Sprintf("%s: nothing of what it wrote matches %s%s", c.Command.Run[0], c.Expect, lastLine(out)), todoCommand)
 	}
 	return Pass(c.Command.Run[0] + ": exit status 0")
 }
@@ -138,32 +136,9 @@ func variable(disk string) string {
 	}, disk)
 }
 
-// head keeps the beginning of what is written to it.
-type head struct {
-	limit int
-
-	mu    sync.Mutex
-	kept  bytes.Buffer
-	total int64
-}
-
-func (h *head) Write(p []byte) (int, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.total += int64(len(p))
-	_, _ = h.kept.Write(p[:min(len(p), h.limit-h.kept.Len())]) // never fails
-	return len(p), nil
-}
-
-func (h *head) bytes() []byte {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return bytes.Clone(h.kept.Bytes())
-}
-
-// last is the last line that was kept, for a message.
-func (h *head) last() string {
-	text := strings.TrimSpace(string(h.bytes()))
+// lastLine is the last line that was kept, for a message.
+func lastLine(h *sys.Head) string {
+	text := strings.TrimSpace(h.String())
 	if text == "" {
 		return ""
 	}

@@ -3,7 +3,6 @@
 package guestfs
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/imgbackup/imgbackup/confine"
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // applianceFiles are what an appliance consists of, as guestfs(3) describes a fixed one.
@@ -67,7 +67,7 @@ func build(ctx context.Context, program, dir string) (path, said string, err err
 	// Only what its own settings say: where they are, and which kernel is taken.
 	env := append(environment(dir, cacheDir(), false), "LIBGUESTFS_HV="+nothing)
 	env = append(env, settings("LIBGUESTFS_PATH", "SUPERMIN_KERNEL", "SUPERMIN_MODULES", "SUPERMIN_KERNEL_VERSION")...)
-	out, text := &bounded{}, &bounded{}
+	out, text := &sys.Head{Most: maxPrinted}, &sys.Head{Most: maxPrinted}
 	p, _, err := confine.StartApart(func(confine.Apart) *exec.Cmd {
 		cmd := exec.Command(program)
 		cmd.Dir, cmd.Env = dir, env
@@ -85,13 +85,7 @@ func build(ctx context.Context, program, dir string) (path, said string, err err
 	return strings.TrimSpace(out.String()), text.String(), context.Cause(ctx)
 }
 
-// bounded keeps the beginning of what is written.
-type bounded struct{ bytes.Buffer }
-
-func (b *bounded) Write(p []byte) (int, error) {
-	b.Buffer.Write(p[:min(len(p), max(0, 64<<10-b.Len()))])
-	return len(p), nil
-}
+const maxPrinted = 64 << 10 // bytes that are kept of what libguestfs prints
 
 // environment is what libguestfs may know of ours. Everything temporary goes into the
 // session's folder.

@@ -49,7 +49,7 @@ type command struct {
 func (r *runner) do(ctx context.Context, what, domain string, cmd command, shown []string) Done {
 	d := Done{What: what, Domain: domain, Command: shown, Begun: r.Now().UTC()}
 	start := time.Now()
-	out := &head{most: maxResult}
+	out := &sys.Head{Most: maxResult}
 	errs := &lines{each: func(line string) { r.log.line(what, domain, line) }}
 	cmd.Stdout, cmd.Stderr = out, errs
 	r.log.line(what, domain, "begins: "+ShellWords(shown))
@@ -60,8 +60,8 @@ func (r *runner) do(ctx context.Context, what, domain string, cmd command, shown
 	if errors.Is(context.Cause(ctx), ErrTimeout) && d.Status != 0 {
 		d.Status, d.Error = 1, ErrTimeout.Error()
 	}
-	if !out.cut && json.Valid(out.kept.Bytes()) {
-		d.Result = compact(out.kept.Bytes())
+	if text := out.Bytes(); !out.Cut() && json.Valid(text) {
+		d.Result = compact(text)
 	}
 	level := slog.LevelInfo
 	if d.Status != 0 {
@@ -192,7 +192,7 @@ func (c *command) listen() (told <-chan struct{}, err error) {
 func (r *runner) ask(ctx context.Context, cmd *exec.Cmd, limit time.Duration) (d Done, said string) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, ErrTimeout)
 	defer cancel()
-	out := &head{most: maxResult}
+	out := &sys.Head{Most: maxResult}
 	errs := &lines{each: func(line string) { r.log.line(filepath.Base(cmd.Path), "", line) }}
 	cmd.Stdout, cmd.Stderr = out, errs
 	err := (&command{Cmd: cmd}).run(ctx)
@@ -200,13 +200,13 @@ func (r *runner) ask(ctx context.Context, cmd *exec.Cmd, limit time.Duration) (d
 	switch d.Status, d.Error = outcome(cmd.ProcessState, err, errs.last); {
 	case cmd.ProcessState == nil || !cmd.ProcessState.Exited():
 		d.Status = -1
-	case out.cut:
+	case out.Cut():
 		d.Status, d.Error = -1, "it says too much"
 	}
 	if d.Status != 0 && errors.Is(context.Cause(ctx), ErrTimeout) {
 		d.Status, d.Error = -1, ErrTimeout.Error()
 	}
-	return d, string(bytes.TrimSpace(out.kept.Bytes()))
+	return d, string(bytes.TrimSpace(out.Bytes()))
 }
 
 // hook is a command of the user's. It does not get what opens a repository.

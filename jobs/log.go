@@ -108,19 +108,3 @@ func (w *lines) give(line []byte) {
 		w.each(text)
 	}
 }
-
-// head keeps the beginning of what is written to it, up to a size.
-type head struct {
-	kept bytes.Buffer // not embedded: it would be read into past Write
-	most int
-	cut  bool
-}
-
-func (h *head) Write(p []byte) (int, error) {
-	part := p
-	if room := h.most - h.kept.Len(); len(p) > room {
-		h.cut, part = true, p[:room]
-	}
-	_, _ = h.kept.Write(part) // never fails
-	return len(p), nil
-}

@@ -7,12 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
-	"strings"
 	"time"
 
 	"github.com/imgbackup/imgbackup/config"
-	"github.com/imgbackup/imgbackup/confine"
 	"github.com/imgbackup/imgbackup/internal/sys"
+	"github.com/imgbackup/imgbackup/virsh"
 )
 
 // power shuts a VM down and starts it, by virsh or by commands of the user's.
@@ -59,7 +58,7 @@ func (p *power) state(ctx context.Context) (powerState, error) {
 	switch {
 	case d.Status != 0:
 		return 0, fmt.Errorf("ask libvirt for the state of %s: %s", p.domain, d.Error)
-	case said == "shut off":
+	case said == virsh.ShutOff:
 		return isOff, nil
 	}
 	return isOn, nil
@@ -67,14 +66,13 @@ func (p *power) state(ctx context.Context) (powerState, error) {
 
 // id is the domain's UUID: virsh takes a name that is a number for another domain's.
 func (p *power) id(ctx context.Context) (string, error) {
-	d, said := p.r.ask(ctx, p.virsh("list", "--all", "--uuid", "--name"), answer)
+	d, said := p.r.ask(ctx, p.virsh(virsh.List()...), answer)
 	if d.Status != 0 {
 		return "", fmt.Errorf("ask libvirt for its domains: %s", d.Error)
 	}
-	for line := range strings.Lines(said) {
-		id, name, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if strings.TrimSpace(name) == p.domain {
-			return id, nil
+	for _, d := range virsh.Listed(said) {
+		if d.Name == p.domain {
+			return d.UUID, nil
 		}
 	}
 	return "", fmt.Errorf("%s: %w", p.domain, errGone)
@@ -127,7 +125,7 @@ func (p *power) start(ctx context.Context) error {
 }
 
 // command is the user's own, or a command of virsh's about the domain.
-func (p *power) command(ctx context.Context, own []string, virsh string, args ...string) (*exec.Cmd, error) {
+func (p *power) command(ctx context.Context, own []string, does string, args ...string) (*exec.Cmd, error) {
 	if p.s.By == "command" {
 		return p.r.hook(own, p.domain), nil
 	}
@@ -135,11 +133,10 @@ func (p *power) command(ctx context.Context, own []string, virsh string, args ..
 	if err != nil {
 		return nil, err
 	}
-	return p.virsh(append([]string{virsh, "--domain", id}, args...)...), nil
+	return p.virsh(append([]string{does, "--domain", id}, args...)...), nil
 }
 
+// virsh is one that has no end of its own: who asks ends it.
 func (p *power) virsh(args ...string) *exec.Cmd {
-	cmd := exec.Command("virsh", append([]string{"--quiet", "--connect", p.s.Connect}, args...)...)
-	cmd.Env = append(confine.Environment(), "LC_ALL=C")
-	return cmd
+	return virsh.Connection{URI: p.s.Connect}.Command(context.Background(), args...)
 }

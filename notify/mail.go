@@ -19,6 +19,7 @@ import (
 	"github.com/wneessen/go-mail"
 
 	"github.com/imgbackup/imgbackup/config"
+	"github.com/imgbackup/imgbackup/internal/printable"
 )
 
 func (s *Sender) mail(ctx context.Context, m *config.Email, e *Event) error {
@@ -115,12 +116,12 @@ func compose(m *config.Email, e *Event) (*mail.Msg, error) {
 	if err := message.To(m.To...); err != nil {
 		return nil, err
 	}
-	message.Subject("imgbackup: " + oneLine(e.Summary))
+	message.Subject("imgbackup: " + printable.OneLine(e.Summary))
 	message.SetMessageID()
 	message.SetDate()
 	message.SetGenHeader(mail.Header("Auto-Submitted"), "auto-generated")
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n\nJob:    %s\nHost:   %s\nBegun:  %s\n", oneLine(e.Summary), e.Job, e.Host, e.Begun.Format(time.RFC1123Z))
+	fmt.Fprintf(&b, "%s\n\nJob:    %s\nHost:   %s\nBegun:  %s\n", printable.OneLine(e.Summary), e.Job, e.Host, e.Begun.Format(time.RFC1123Z))
 	if e.Ended != nil {
 		fmt.Fprintf(&b, "Ended:  %s\n", e.Ended.Format(time.RFC1123Z))
 	}
@@ -128,18 +129,8 @@ func compose(m *config.Email, e *Event) (*mail.Msg, error) {
 		fmt.Fprintf(&b, "Status: %d\nRun:    %s (imgbackup runs %.8s)\nLog:    %s\n", e.Status, e.Run, e.Run, e.Log)
 	}
 	for _, p := range e.Problems {
-		fmt.Fprintf(&b, "\n- %s", oneLine(p))
+		fmt.Fprintf(&b, "\n- %s", printable.OneLine(p))
 	}
 	message.SetBodyString(mail.TypeTextPlain, b.String()+"\n")
 	return message, nil
-}
-
-// oneLine is text without line breaks and control characters.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, s)
 }

@@ -7,6 +7,7 @@ package systemd
 import (
 	"fmt"
 	"io"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -152,14 +153,11 @@ func hardening(j config.Job) []string {
 // credentials are those of systemd that a job's secrets name, sorted.
 func credentials(c *config.Config, job string) []string {
 	found := make(map[string]bool)
-	secret := func(s *config.Secret) {
-		if s != nil && s.Credential != "" {
-			found[s.Credential] = true
-		}
-	}
-	settings := func(all map[string]config.Setting) {
-		for _, s := range all {
-			secret(s.Secret)
+	add := func(settings iter.Seq2[[]string, config.Setting]) {
+		for _, s := range settings {
+			if s.Secret != nil && s.Secret.Credential != "" {
+				found[s.Secret.Credential] = true
+			}
 		}
 	}
 	j := c.Jobs[job]
@@ -169,20 +167,11 @@ func credentials(c *config.Config, job string) []string {
 	}
 	for _, name := range repositories {
 		r := c.Repositories[name]
-		secret(r.Passphrase)
-		settings(r.Credentials)
+		add(r.Settings())
 	}
 	for _, name := range j.Notices {
 		n := c.Notices[name]
-		switch {
-		case n.Email != nil:
-			secret(n.Email.Password)
-		case n.Webhook != nil:
-			secret(&n.Webhook.URL)
-			settings(n.Webhook.Headers)
-		case n.Ping != nil:
-			secret(&n.Ping.URL)
-		}
+		add(n.Settings())
 	}
 	return slices.Sorted(maps.Keys(found))
 }

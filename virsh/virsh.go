@@ -10,7 +10,6 @@
 package virsh
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -20,6 +19,7 @@ import (
 	"time"
 
 	"github.com/imgbackup/imgbackup/confine"
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // DefaultURI is where libvirt's system daemon is.
@@ -47,7 +47,7 @@ type Domain struct {
 
 // Domains are all that libvirt knows.
 func (c Connection) Domains(ctx context.Context) ([]Domain, error) {
-	said, err := c.run(ctx, "list", "--all", "--uuid", "--name")
+	said, err := c.run(ctx, List()...)
 	if err != nil {
 		return nil, fmt.Errorf("ask libvirt for its domains: %w", err)
 	}
@@ -55,14 +55,25 @@ func (c Connection) Domains(ctx context.Context) ([]Domain, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask libvirt for domains that run: %w", err)
 	}
-	var all []Domain
+	all := Listed(said)
+	for i := range all {
+		all[i].Active = strings.Contains(active, all[i].UUID)
+	}
+	return all, nil
+}
+
+// List are the arguments by which virsh prints its domains, as [Listed] reads them.
+func List() []string { return []string{"list", "--all", "--uuid", "--name"} }
+
+// Listed are the domains that virsh has printed; whether they are active it does not say.
+func Listed(said string) (all []Domain) {
 	for line := range strings.Lines(said) {
 		id, name, _ := strings.Cut(strings.TrimSpace(line), " ")
 		if id != "" {
-			all = append(all, Domain{Name: strings.TrimSpace(name), UUID: id, Active: strings.Contains(active, id)})
+			all = append(all, Domain{Name: strings.TrimSpace(name), UUID: id})
 		}
 	}
-	return all, nil
+	return all
 }
 
 // Definition is what libvirt would start the domain by.
@@ -142,14 +153,20 @@ func (c Connection) PowerOff(ctx context.Context, uuid string) error {
 	return nil
 }
 
+// Command is a virsh that the caller runs.
+func (c Connection) Command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "virsh", append([]string{"--quiet", "--connect", c.At()}, args...)...)
+	cmd.Env = append(confine.Environment(), "LC_ALL=C")
+	return cmd
+}
+
 // run runs virsh to its end, and returns what it printed.
 func (c Connection) run(ctx context.Context, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, answer, errors.New("virsh did not answer in time"))
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "virsh", append([]string{"--quiet", "--connect", c.At()}, args...)...)
-	cmd.Env = append(confine.Environment(), "LC_ALL=C")
+	cmd := c.Command(ctx, args...)
 	cmd.WaitDelay = time.Second
-	out, said := &bounded{}, &bounded{}
+	out, said := &sys.Head{Most: maxSaid}, &sys.Head{Most: maxSaid}
 	cmd.Stdout, cmd.Stderr = out, said
 	err := cmd.Run()
 	switch {
@@ -158,26 +175,13 @@ func (c Connection) run(ctx context.Context, args ...string) (string, error) {
 	case err != nil && ctx.Err() != nil:
 		return "", context.Cause(ctx)
 	case err != nil:
-		text := strings.TrimPrefix(strings.TrimSpace(said.kept.String()), "error: ")
+		text := strings.TrimPrefix(strings.TrimSpace(said.String()), "error: ")
 		if text == "" {
 			return "", err
 		}
 		return "", errors.New(strings.ReplaceAll(strings.ReplaceAll(text, "\nerror: ", ": "), "\n", " "))
-	case out.cut:
+	case out.Cut():
 		return "", errors.New("virsh says too much")
 	}
-	return out.kept.String(), nil
-}
-
-// bounded keeps the beginning of what is written to it.
-type bounded struct {
-	kept bytes.Buffer
-	cut  bool
-}
-
-func (b *bounded) Write(p []byte) (int, error) {
-	keep := min(len(p), maxSaid-b.kept.Len())
-	b.cut = b.cut || keep < len(p)
-	b.kept.Write(p[:keep])
-	return len(p), nil
+	return out.String(), nil
 }

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +18,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/config"
 	"github.com/imgbackup/imgbackup/confine"
+	"github.com/imgbackup/imgbackup/internal/sys"
 )
 
 // commandCloner makes clones by the configuration's commands. docs/clone.md has the contract.
@@ -74,9 +74,9 @@ func (c *commandCloner) run(ctx context.Context, what string, argv []string, dom
 	limit := time.Duration(c.commands.Timeout)
 	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	var out, complaint bytes.Buffer
+	out, complaint := &sys.Head{Most: maxPrinted}, &sys.Head{Most: maxPrinted}
 	cmd := exec.CommandContext(limited, argv[0], argv[1:]...)
-	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", &firstKiB{&out}, &firstKiB{&complaint}
+	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", out, complaint
 	cmd.Env = append(confine.Environment(c.secrets...),
 		"IMGBACKUP_CLONE="+k.Name, "IMGBACKUP_SOURCE="+k.Path, "IMGBACKUP_DISK="+k.Disk, "IMGBACKUP_DOMAIN="+domain)
 	// A group of its own, which no Ctrl-C reaches, and which ends when its time is up.
@@ -95,10 +95,4 @@ func (c *commandCloner) run(ctx context.Context, what string, argv []string, dom
 	return out.String(), nil
 }
 
-// firstKiB keeps the first few KiB of what is written.
-type firstKiB struct{ b *bytes.Buffer }
-
-func (w *firstKiB) Write(p []byte) (int, error) {
-	w.b.Write(p[:min(len(p), max(0, 8<<10-w.b.Len()))])
-	return len(p), nil
-}
+const maxPrinted = 8 << 10 // bytes that are kept of what a clone command prints

@@ -6,9 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"strings"
 
 	"github.com/dustin/go-humanize"
+
+	"github.com/imgbackup/imgbackup/internal/printable"
 )
 
 // printJSON writes one JSON document to stdout.
@@ -36,12 +37,5 @@ func (c *checkedWriter) printf(format string, args ...any) {
 // size writes bytes for people.
 func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }
 
-// oneLine keeps a description from breaking a table or steering a terminal.
-func oneLine(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			return ' '
-		}
-		return r
-	}, s)
-}
+// oneLine is text of others where it has one line.
+func oneLine(s string) string { return printable.OneLine(s) }
