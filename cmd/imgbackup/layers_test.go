@@ -21,7 +21,7 @@ const module = "github.com/imgbackup/imgbackup/"
 
 // tools is what any package may use; docs/design.md leaves them out of its table's
 // last column.
-var tools = []string{"internal/spool", "internal/sys", "internal/usage", "internal/zero"}
+var tools = []string{"internal/printable", "internal/spool", "internal/sys", "internal/usage", "internal/zero"}
 
 // imports returns what each package imports of ours, the tests' imports left out.
 func imports(t *testing.T) map[string][]string {
