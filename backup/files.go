@@ -27,6 +27,8 @@ type FileRequest struct {
 	Name string // of a chain.RoleFile; else empty
 	Path string // where it is, of chain.RoleTPM perhaps a folder; beside Data: where that came from, may be empty
 	Data []byte // the content, if it is known; nil: to be read
+	// NoLink: others may write where it is, so that it is refused if it has become a link.
+	NoLink bool
 }
 
 // file is what was requested of a running backup.
@@ -126,7 +128,7 @@ func (s *session) openFile(ctx context.Context, f *file) error {
 
 // openOne opens one of the files that a request stands for.
 func (s *session) openOne(ctx context.Context, f *file, name, path string) error {
-	image, err := s.openImage(ctx, &disk{req: DiskRequest{Path: path, Format: qcow2.Raw}})
+	image, err := s.openImage(ctx, &disk{req: DiskRequest{Path: path, Format: qcow2.Raw, NoLink: f.req.NoLink}})
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,7 @@ import (
 	"github.com/imgbackup/imgbackup/backup"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/internal/usage"
+	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/qemu"
 )
 
@@ -147,5 +149,34 @@ func TestFilesRefused(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 			}
 		})
+	}
+}
+
+// Where others may write a link is refused, for disks and for files; where it is the user's own it is followed.
+func TestNoLink(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	l.img("create", "-q", "-f", "raw", "raw", "1M")
+	l.must(os.WriteFile(l.path("vars.fd"), []byte("variables"), 0o600))
+	for _, name := range []string{"raw", "vars.fd"} {
+		l.must(os.Symlink(l.path(name), l.path("link-"+name)))
+	}
+	for _, c := range []struct {
+		disk, file string
+		noLink     bool
+		good       bool
+	}{
+		{"raw", "vars.fd", true, true},
+		{"link-raw", "vars.fd", true, false},
+		{"raw", "link-vars.fd", true, false},
+		{"link-raw", "link-vars.fd", false, true},
+	} {
+		req := l.request("c", backup.DiskRequest{Disk: "vda", Path: l.path(c.disk), Format: qcow2.Raw, NoLink: c.noLink})
+		req.Files = []backup.FileRequest{{Role: chain.RoleNVRAM, Path: l.path(c.file), NoLink: c.noLink}}
+		req.Checkpoint = c.disk + "-" + c.file
+		_, err := l.run(req, backup.Hooks{})
+		if (err == nil) != c.good || !c.good && !strings.Contains(err.Error(), "links are not followed there") {
+			t.Errorf("%+v: %v", c, err)
+		}
 	}
 }

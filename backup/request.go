@@ -111,6 +111,7 @@ type DiskRequest struct {
 	// Open opens an image of a format that no other package reads, for [qcow2.OpenOptions].
 	Open    func(path string, format qcow2.Format) (qcow2.Foreign, error)
 	Defined *DefinedChain // what the domain's definition says lies below the image; nil: nothing
+	NoLink  bool          // others may write where it is: it is refused if it has become a link
 }
 
 // check refuses what makes no sense, whatever the disks are.

@@ -7,17 +7,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
 	"github.com/imgbackup/imgbackup/archive"
 	"github.com/imgbackup/imgbackup/backup/trust"
 	"github.com/imgbackup/imgbackup/chain"
 	"github.com/imgbackup/imgbackup/foreign"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 	"github.com/imgbackup/imgbackup/qemu"
@@ -339,11 +342,36 @@ func (o *ImageOptions) Open(ctx context.Context, r DiskRequest) (*qcow2.Image, e
 	if r.KeyFile != "" && r.Format == qcow2.Raw {
 		return nil, usage.Errorf("%s: a raw image has no passphrase: leave keyfile= out, or name the format luks", r.Path)
 	}
+	c, err := o.open(ctx, r)
+	if err != nil || !r.NoLink {
+		return c, err
+	}
+	if err := checkNoLink(r.Path, c.Layers[0].Files()[0]); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+func (o *ImageOptions) open(ctx context.Context, r DiskRequest) (*qcow2.Image, error) {
 	options := o.openOptions(ctx, r)
 	if o.NoLock {
 		return qcow2.Open(r.Path, r.Format, options)
 	}
 	return lockedImage(ctx, r.Path, r.Format, options, o.LockWait)
+}
+
+// checkNoLink refuses a file that was opened through a symbolic link in its place: what stands there now is
+// looked at by itself, and has to be what was opened.
+func checkNoLink(path string, f *qcow2.File) error {
+	var st unix.Stat_t
+	if err := sys.Restart(func() error { return unix.Lstat(path, &st) }); err != nil {
+		return &fs.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	opened := f.Opened()
+	if f.Device() || st.Mode&unix.S_IFMT != unix.S_IFREG || uint64(st.Dev) != opened.Dev || st.Ino != opened.Inode {
+		return fmt.Errorf("%s is not the file that it was when it was looked at: links are not followed there", path)
+	}
+	return nil
 }
 
 func (o *ImageOptions) openOptions(ctx context.Context, r DiskRequest) qcow2.OpenOptions {

@@ -17,6 +17,7 @@ import (
 	"github.com/imgbackup/imgbackup/chain"
 	dom "github.com/imgbackup/imgbackup/domain"
 	"github.com/imgbackup/imgbackup/foreign/virtnbd"
+	"github.com/imgbackup/imgbackup/internal/sys"
 	"github.com/imgbackup/imgbackup/internal/usage"
 	"github.com/imgbackup/imgbackup/qcow2"
 )
@@ -75,7 +76,7 @@ func (im *Import) define(p *inherit.Point, b *virtnbd.Backup) (*dom.Domain, erro
 	if b.Config == "" {
 		return nil, nil
 	}
-	data, err := readFile(b.Config, nil)
+	data, err := sys.ReadBounded(b.Config, chain.MaxDomainXML)
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +109,7 @@ func (im *Import) beside(p *inherit.Point, b *virtnbd.Backup, d *dom.Domain) {
 		if f.original == "" {
 			continue
 		}
-		r := backup.FileRequest{Role: f.role, Path: b.Beside(f.original)}
+		r := backup.FileRequest{Role: f.role, Path: b.Beside(f.original), NoLink: true}
 		if f.role == chain.RoleFile {
 			r.Name = filepath.Base(f.original)
 		}
@@ -173,11 +174,11 @@ func leftBy(d *virtnbd.Disk, definition *dom.Domain) (backup.DiskRequest, error)
 	}
 	switch {
 	case len(d.Files) == 1 && format == "raw":
-		r.Format, r.Open = qcow2.Raw, nil // which it is copied as it is, whatever its guest has written into it
+		r.Format, r.Open, r.NoLink = qcow2.Raw, nil, true // which it is copied as it is, whatever its guest has written into it
 	case d.Raw && format == "":
 		return r, fmt.Errorf("%s is no stream, and no definition beside it says that the disk was raw: --disk %s=FILE,format=raw imports it", d.Top(), d.Name)
 	case d.Raw:
-		r.Format, r.Open = qcow2.Raw, nil // virtnbdbackup --type raw
+		r.Format, r.Open, r.NoLink = qcow2.Raw, nil, true // virtnbdbackup --type raw
 	}
 	return r, nil
 }

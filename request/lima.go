@@ -214,7 +214,7 @@ func (i *limaInstance) others() error {
 		case info.Size() > archive.MaxFile:
 			i.vm.note("%s is not archived: it has more than %d MiB", path, archive.MaxFile>>20)
 		default:
-			i.vm.files = append(i.vm.files, backup.FileRequest{Role: chain.RoleFile, Name: name, Path: path})
+			i.vm.files = append(i.vm.files, backup.FileRequest{Role: chain.RoleFile, Name: name, Path: path, NoLink: true})
 		}
 	}
 	tpm := filepath.Join(i.dir, lima.TPM)
