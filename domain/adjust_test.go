@@ -109,6 +109,7 @@ func adjusted(t *testing.T, data []byte, d *domain.Domain) {
 			t.Fatalf("%s is %+v", target, disk)
 		}
 	}
+	unserved(t, data, out, moved.Disks)
 }
 
 // A disk that an NBD server has in its place is raw, reads of nothing else, and stops the guest where it fails.

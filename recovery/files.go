@@ -93,8 +93,12 @@ func (r *Recovery) prepareServed(a *dom.Adjusted) error {
 			r.req.Note(fmt.Sprintf("%s still names what the original uses: %s", r.definition(), strings.Join(a.Shared, ", ")))
 		}
 	}
-	return sys.WriteWhole(r.served(), ".imgbackup-served-", 0o600, func(w io.Writer) error {
-		_, err := w.Write(served.XML)
+	return r.writeDefinition(r.served(), served.XML)
+}
+
+func (r *Recovery) writeDefinition(path string, text []byte) error {
+	return sys.WriteWhole(path, ".imgbackup-definition-", 0o600, func(w io.Writer) error {
+		_, err := w.Write(text)
 		return err
 	})
 }
@@ -114,7 +118,7 @@ func (r *Recovery) noteFiles() {
 // tidy removes what is of no use once the disks are in their files.
 func (r *Recovery) tidy() error {
 	var errs []error
-	all := []string{r.served(), r.socket(), r.socketDir()}
+	all := []string{r.served(), r.changed(), r.socket(), r.socketDir()}
 	for _, t := range r.targets {
 		all = append(all, t.Path+".map")
 	}

@@ -260,10 +260,11 @@ func (r *Recovery) socketDir() string  { return filepath.Join(r.req.Dir, "nbd") 
 func (r *Recovery) socket() string     { return filepath.Join(r.socketDir(), "sock") }
 func (r *Recovery) definition() string { return filepath.Join(r.req.Dir, r.record.Name+".xml") }
 func (r *Recovery) served() string     { return filepath.Join(r.req.Dir, r.record.Name+".nbd.xml") }
+func (r *Recovery) changed() string    { return filepath.Join(r.req.Dir, r.record.Name+".changed.xml") }
 
 // paths are all that is made in the folder.
 func (r *Recovery) paths() []string {
-	all := []string{r.socketDir(), r.served()}
+	all := []string{r.socketDir(), r.served(), r.changed()}
 	for _, t := range r.targets {
 		all = append(all, t.Path, t.Path+".map")
 	}

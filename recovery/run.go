@@ -450,8 +450,8 @@ func (r *Recovery) complete(ctx context.Context) error {
 	return nil
 }
 
-// redefine lets the domain start from the files the next time. One that does so already is the user's, who may have
-// changed it.
+// redefine lets the domain start from the files the next time. What somebody has changed in it meanwhile
+// stays, and one that names the files already is left alone.
 func (r *Recovery) redefine(ctx context.Context) error {
 	if r.req.Libvirt == nil {
 		return nil
@@ -460,6 +460,7 @@ func (r *Recovery) redefine(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	file := r.definition()
 	if slices.ContainsFunc(all, func(d virsh.Domain) bool { return d.UUID == r.record.DomainUUID }) {
 		text, err := r.req.Libvirt.Definition(ctx, r.record.DomainUUID)
 		if err != nil {
@@ -468,12 +469,29 @@ func (r *Recovery) redefine(ctx context.Context) error {
 		if served, err := r.names(text); err != nil || !served {
 			return err
 		}
+		file = r.changed()
+		if err := r.writeChanged(text); err != nil {
+			return err
+		}
 	}
-	if err := r.req.Libvirt.Define(ctx, r.definition()); err != nil {
+	if err := r.req.Libvirt.Define(ctx, file); err != nil {
 		return err
 	}
 	r.step("redefined")
 	return nil
+}
+
+// writeChanged writes a definition, as libvirt has it, with the files as its disks.
+func (r *Recovery) writeChanged(text []byte) error {
+	files, err := sys.ReadBounded(r.definition(), chain.MaxDomainXML)
+	if err != nil {
+		return err
+	}
+	changed, err := dom.Unserve(text, files, r.socket())
+	if err != nil {
+		return err
+	}
+	return r.writeDefinition(r.changed(), changed)
 }
 
 // isOff reports whether nobody needs the server any more.

@@ -76,9 +76,9 @@ func Listed(said string) (all []Domain) {
 	return all
 }
 
-// Definition is what libvirt would start the domain by.
+// Definition is what libvirt would start the domain by, with its passwords.
 func (c Connection) Definition(ctx context.Context, uuid string) ([]byte, error) {
-	said, err := c.run(ctx, "dumpxml", "--inactive", "--domain", uuid)
+	said, err := c.run(ctx, "dumpxml", "--inactive", "--security-info", "--domain", uuid)
 	if err != nil {
 		return nil, fmt.Errorf("ask libvirt for the definition of %s: %w", uuid, err)
 	}

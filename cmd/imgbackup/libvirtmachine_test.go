@@ -107,6 +107,14 @@ func (m *wholeMachine) losePower() {
 	}
 }
 
+// change changes the definition, as users do.
+func (m *wholeMachine) change(element string) {
+	m.Helper()
+	text := m.virsh("dumpxml", "web", "--inactive", "--security-info")
+	m.put(filepath.Join(m.dir, "changed.xml"), strings.Replace(text, "<uuid>", fmt.Sprintf("<%s>changed</%s><uuid>", element, element), 1))
+	m.virsh("define", filepath.Join(m.dir, "changed.xml"))
+}
+
 // A VM with firmware, a TPM and encrypted disks comes back with all of it, in the libvirt that its recovery was begun with. It
 // needs to be root.
 func TestLibvirtRecoverMachine(t *testing.T) {
@@ -149,6 +157,7 @@ func TestLibvirtRecoverMachine(t *testing.T) {
 	if state := l.virsh("domstate", "web"); state != "shut off" {
 		t.Errorf("it is reset, and %s", state)
 	}
+	m.change("title")
 	m.begin("complete", "--no-start").ends(-1)
 	if state := l.virsh("domstate", "web"); state == "shut off" {
 		t.Error("who was killed when it had reset the domain leaves it off for ever")
@@ -164,10 +173,9 @@ func TestLibvirtRecoverMachine(t *testing.T) {
 	r.ends(-1)
 
 	// Off, and complete, it is the user's: what is changed in it now stays.
-	l.put(filepath.Join(l.dir, "edited.xml"), strings.Replace(l.virsh("dumpxml", "web", "--inactive"), "<name>web</name>", "<name>web</name><description>edited</description>", 1))
-	l.virsh("define", filepath.Join(l.dir, "edited.xml"))
+	m.change("description")
 	m.begin("").ends(exitDone)
-	if text := l.virsh("dumpxml", "web"); !strings.Contains(text, "edited") || strings.Contains(text, "/nbd/sock") || strings.Count(text, "<encryption") != 1 {
+	if text := l.virsh("dumpxml", "web"); !strings.Contains(text, "<title>changed") || !strings.Contains(text, "<description>changed") || strings.Contains(text, "/nbd/sock") || strings.Count(text, "<encryption") != 1 {
 		t.Errorf("its definition is\n%s", text)
 	}
 	m.sound()
