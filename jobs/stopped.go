@@ -51,7 +51,11 @@ func (r *runner) remember(s *stopped) error {
 		return err
 	}
 	folders := &sys.FolderSyncer{}
-	if err := errors.Join(folders.SyncPath(r.Config.State), folders.SyncPath(filepath.Dir(r.Config.State))); err != nil {
+	if err := folders.SyncPath(r.Config.State); err != nil {
+		return err
+	}
+	// It may be new, and we may not be allowed to open the folder that it is in.
+	if err := folders.SyncPath(filepath.Dir(r.Config.State)); err != nil && !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
 	return sys.WriteWhole(path, ".stopped-", 0o640, func(w io.Writer) error { return json.NewEncoder(w).Encode(s) })
