@@ -6,7 +6,7 @@ NFPM := v2.45.2
 
 ARCHITECTURES := amd64 arm64 ppc64le riscv64 s390x
 
-.PHONY: all build test browser race lint demo bench man fuzz sbom vulnerabilities clean deps servers cross bigendian debian13 packages packages-test
+.PHONY: all build test test-ci browser race lint demo bench man fuzz sbom vulnerabilities clean deps servers cross bigendian debian13 packages packages-test
 
 all: build
 
@@ -51,6 +51,13 @@ bigendian:
 
 # Tests of the command line that are about stores, keys and pruning, whatever QEMU there is.
 STORES := ^Test(Tampered|Secrets|Fleet|EncryptedScripts|HostTaken.*|Mutants|RecoverByHand.*|.*S3.*|Prune.*|Purge.*|ForgetKilled|RepairKilled|RotateAfterKilled|.*CheckpointsAreKnown|RequestsAreFew|FirstByteIsNear|IncrementIsNear|SlowClients|RepositoryReplaced|Revisions|Portals|Policies|DoctorBuckets)\b
+
+# All tests in the time that CI has: packages, and the scripts of the command line, look for races; what is about stores
+# does not; and the rest of the command line's tests is left to debian13.
+test-ci: deps servers browser
+	$(MAKE) test TESTFLAGS=-race PACKAGES="$$($(GO) list ./... | grep -v '/cmd/' | tr '\n' ' ')"
+	$(MAKE) test TESTFLAGS="-race -run '^TestScripts'" PACKAGES=./cmd/...
+	$(MAKE) test TESTFLAGS="-run '$(STORES)|Libvirt'" PACKAGES=./cmd/...
 
 # The same demo with Debian 13's QEMU, libvirt, libnbd and libguestfs, and the tests of what
 # has to do with them; what passed with the host's counts for nothing here.

@@ -30,9 +30,6 @@ import (
 // Backups draw samples of what they read twice, and killed programs die when
 // they die, so a seed repeats a life, but not in every detail.
 
-// defaultLives are enough that each kind of event is dealt to one of them.
-const defaultLives = 16
-
 // defaultSeed makes the tests the same every time; a soak draws other lives.
 const defaultSeed = 1
 
