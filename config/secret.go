@@ -67,7 +67,9 @@ func firstLine(path string) (line string, err error) {
 // Settings yields what of a repository is or may be secret, with where it stands in it.
 func (r *Repository) Settings() iter.Seq2[[]string, Setting] {
 	return func(yield func([]string, Setting) bool) {
-		_ = yieldSecret(yield, r.Passphrase, "passphrase") && yieldAll(yield, r.Credentials, "credentials")
+		if yieldSecret(yield, r.Passphrase, "passphrase") {
+			yieldAll(yield, r.Credentials, "credentials")
+		}
 	}
 }
 
@@ -78,7 +80,9 @@ func (n *Notice) Settings() iter.Seq2[[]string, Setting] {
 		case n.Email != nil:
 			yieldSecret(yield, n.Email.Password, "email", "password")
 		case n.Webhook != nil:
-			_ = yieldSecret(yield, &n.Webhook.URL, "webhook", "url") && yieldAll(yield, n.Webhook.Headers, "webhook", "headers")
+			if yieldSecret(yield, &n.Webhook.URL, "webhook", "url") {
+				yieldAll(yield, n.Webhook.Headers, "webhook", "headers")
+			}
 		case n.Ping != nil:
 			yieldSecret(yield, &n.Ping.URL, "ping", "url")
 		}

@@ -31,7 +31,7 @@ hit before
 r=0
 case $1 in
 running) if [ -e slow ]; then mv slow vm; fi; [ "$(cat vm)" = on ] || r=1;;
-stop) case $VM_STOP in never) ;; hangs) sleep 1000;; slowly) echo off >slow;; *) echo off >vm;; esac;;
+stop) case $VM_STOP in never) ;; hangs) sleep 1000;; refuses) r=4;; slowly) echo off >slow;; *) echo off >vm;; esac;;
 start) [ "$VM_START" = fails ] && r=3 || echo on >vm;;
 backup) if [ "$(cat vm)" = on ]; then echo 'imgbackup: it is in use' >&2; r=5; else echo '{"backed": "up"}'; fi;;
 esac
@@ -253,6 +253,32 @@ func TestShutsDownTooLate(t *testing.T) {
 	o.Now = func() time.Time { return time.Now().Add(slow + time.Hour) }
 	if steps := Recover(t.Context(), o); v.noted() || v.text("vm") != "on" {
 		t.Errorf("a day later: %+v, noted %v", steps, v.noted())
+	}
+}
+
+// A VM that can't be told to shut down stays on record where a run before may have told it, and only there.
+func TestCannotBeTold(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		before func(v *vm)
+		noted  bool
+	}{
+		"never told":  {func(*vm) {}, false},
+		"told before": {func(v *vm) { v.run("vms", "VM_STOP=never") }, true},
+		"told before, for all we know": {func(v *vm) {
+			v.run("vms", "VM_STOP=never")
+			v.put("state/stopped/web.json", "{")
+		}, true},
+	} {
+		v := newVM(t)
+		c.before(v)
+		if status, said := v.run("vms", "VM_STOP=refuses"); status != 1 || v.noted() != c.noted || strings.Contains(v.text("done"), "backup") {
+			t.Errorf("%s: status %d, noted %v, after %s: %s", name, status, v.noted(), v.text("done"), said)
+		}
+		v.put("vm", "off\n")
+		if v.run("none"); (v.text("vm") == "on") != c.noted {
+			t.Errorf("%s: then the VM goes off, and is %s", name, v.text("vm"))
+		}
 	}
 }
 

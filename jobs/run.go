@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os/exec"
 	"runtime"
@@ -387,7 +388,10 @@ func (r *runner) shutDown(ctx context.Context, domain string) (*stopped, error) 
 	}
 	r.Tell(d)
 	s := &stopped{Format: stoppedFormat, Domain: domain, Job: r.run.Job, Run: r.run.ID, Time: r.Now().UTC(), Shutdown: r.job.Shutdown}
-	before, _ := readStopped(r.stoppedPath(domain)) // by what it was told then it may still go off
+	before, unread := readStopped(r.stoppedPath(domain)) // by what it was told then it may still go off
+	if errors.Is(unread, fs.ErrNotExist) {
+		unread = nil
+	}
 	if err := r.remember(s); err != nil {
 		return end(nil, fmt.Errorf("%s is not shut down, since that it is to be started again can't be noted: %w", domain, err))
 	}
@@ -399,6 +403,8 @@ func (r *runner) shutDown(ctx context.Context, domain string) (*stopped, error) 
 		return end(s, nil)
 	case !told && before != nil:
 		return end(nil, errors.Join(err, r.remember(before)))
+	case !told && unread != nil:
+		return end(nil, errors.Join(err, unread)) // the new record stays: it may have been told before
 	case !told:
 		return end(nil, errors.Join(err, r.forgotten(domain)))
 	default:

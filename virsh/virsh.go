@@ -166,7 +166,7 @@ func (c Connection) run(ctx context.Context, args ...string) (string, error) {
 	defer cancel()
 	cmd := c.Command(ctx, args...)
 	cmd.WaitDelay = time.Second
-	out, said := &sys.Head{Most: maxSaid}, &sys.Head{Most: maxSaid}
+	out, said := &sys.Head{Most: maxSaid}, &sys.Head{} // of a complaint the beginning is enough
 	cmd.Stdout, cmd.Stderr = out, said
 	err := cmd.Run()
 	switch {
